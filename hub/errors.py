@@ -1,0 +1,65 @@
+"""The errors a user can meet. Each message says what happened, why, and what to do.
+
+Knows nothing of torch, HTTP or the terminal: `status` and `code` are what an HTTP room answers with,
+and a command prints the message and exits 1.
+"""
+
+
+class GraftError(Exception):
+    """Something the caller can mend. The message is written for that person."""
+
+    status = 400
+    code = "bad_request"
+
+
+class NotFoundError(GraftError):
+    """The named adapter, revision, task, base or file does not exist (or may not be seen)."""
+
+    status = 404
+    code = "not_found"
+
+
+class ConflictError(GraftError):
+    """The write would contradict what is stored (name taken, stale parent, ...)."""
+
+    status = 409
+    code = "conflict"
+
+
+class ForbiddenError(GraftError):
+    """The caller is known and may not do this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class ArtifactError(GraftError):
+    """The artifact is malformed, incomplete, hostile or without effect."""
+
+    status = 422
+    code = "bad_artifact"
+
+
+class UnsupportedMethodError(ArtifactError):
+    """The artifact is of a kind, or uses an option, that is not served per request."""
+
+    code = "unsupported_method"
+
+
+class BaseMismatchError(ArtifactError):
+    """The artifact was made for another base."""
+
+    status = 409
+    code = "base_mismatch"
+
+
+class BaseModelError(GraftError):
+    """The base folder can't be used: unknown family, missing parts, unreadable weights."""
+
+    code = "bad_base"
+
+
+class DataError(GraftError):
+    """A data set can't be used; the message names the file and the line."""
+
+    code = "bad_data"
