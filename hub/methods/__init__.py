@@ -1,0 +1,42 @@
+"""The table of PEFT methods: one file and one line each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from graft.hub.errors import GraftError, UnsupportedMethodError
+from graft.hub.methods.base import InitContext, Method
+from graft.hub.methods.bitfit import BitFit
+from graft.hub.methods.ia3 import Ia3
+from graft.hub.methods.lora import Lora
+from graft.hub.methods.parallel import Parallel
+from graft.hub.methods.prefix import Prefix
+from graft.hub.methods.prompt import Prompt
+from graft.hub.methods.ptuning import PTuning
+from graft.hub.methods.series import Series
+
+METHODS: dict[str, Method] = {
+    method.name: method for method in (Lora(), Series(), Parallel(), Prompt(), Prefix(), PTuning(), BitFit(), Ia3())
+}
+
+__all__ = ["METHODS", "InitContext", "Method", "get_method", "recognise"]
+
+
+def get_method(name: str) -> Method:
+    """The method called `name`. Raises GraftError listing the known ones."""
+    if name not in METHODS:
+        raise GraftError(f"Unknown method {name!r}. Known: {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def recognise(raw: Mapping[str, Any]) -> Method:
+    """The method of an adapter_config.json. Raises UnsupportedMethodError saying what it is instead."""
+    for method in METHODS.values():
+        if method.recognises(raw):
+            return method
+    nested = raw.get("config")
+    kind = raw.get("peft_type") or (nested.get("architecture") if isinstance(nested, dict) else None)
+    if kind is None:
+        raise UnsupportedMethodError(
+            "adapter_config.json names no method: neither PEFT's peft_type nor AdapterHub's config is there."
+        )
+    raise UnsupportedMethodError(f"The method {kind!r} is not served. Served are {', '.join(METHODS)}.")

@@ -1,0 +1,129 @@
+"""An artifact: what one training run leaves, and its way to and from a folder.
+
+A folder is `adapter_config.json`, `adapter_model.safetensors`, `README.md` (the card) and `graft.json`
+(provenance and probe). The LoRA family, prompts, prefixes and IA3 are valid HF PEFT directories.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from graft.hub.base import Base
+from graft.hub.errors import ArtifactError
+from graft.hub.forms import CacheRows, Form, InputRows, LowRank
+from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS, check_against, digest, parse
+from graft.hub.methods import Method
+from graft.hub.spec import BaseSpec
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A parsed and loaded adapter. `tensors` go by canonical name, on the CPU, in the file's dtypes."""
+
+    method: Method
+    config: Any
+    tensors: Mapping[str, Tensor]
+    digest: str
+    provenance: Mapping[str, Any]
+
+    @property
+    def probe(self) -> Mapping[str, Any] | None:
+        return self.provenance.get("probe")
+
+    @cached_property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def fold(self, base: Base) -> tuple[Form, ...]:
+        """The serving forms on `base`, in float32 on its device. Raises ArtifactError for a no-op adapter."""
+        with torch.no_grad():
+            tensors = {name: tensor.to(base.device, torch.float32) for name, tensor in self.tensors.items()}
+            forms = self.method.fold(self.config, tensors, base)
+        if all(_is_identity(form) for form in forms):
+            raise ArtifactError(
+                f"This {self.method.title} adapter changes nothing: every one of its detours is zero. It was saved "
+                f"before training, or its weights were lost on the way."
+            )
+        return forms
+
+
+def load_artifact(folder: str | Path, base: BaseSpec, *, allow_base_mismatch: bool = False) -> Artifact:
+    """Read a folder and check it against a base: every tensor used, none missing, shapes and fingerprint equal.
+
+    Raises ArtifactError, UnsupportedMethodError or BaseMismatchError. Nothing is ever unpickled.
+    """
+    parsed = parse(Path(folder))
+    check_against(parsed, base, allow_base_mismatch=allow_base_mismatch)
+    try:
+        with safe_open(parsed.weights, framework="pt") as file:
+            tensors = {name: file.get_tensor(own) for name, own in parsed.file_names.items()}
+    except SafetensorError as error:
+        raise ArtifactError(f"{parsed.weights.name} can't be read: {error}.") from None
+    return Artifact(parsed.method, parsed.config, tensors, digest(parsed), parsed.provenance)
+
+
+def save_artifact(
+    folder: str | Path,
+    method: Method,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    spec: BaseSpec,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    card: str | None = None,
+) -> None:
+    """Write a folder whole: the weights last, under their final name only once they are on disk.
+
+    Raises ArtifactError for tensors that are not finite or not what the config asks for on this base.
+    """
+    folder = Path(folder)
+    _require_sound(method, config, tensors, spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / CONFIG, json.dumps(method.write(config, spec), indent=2, sort_keys=True).encode())
+    if provenance is not None:
+        _write(folder / PROVENANCE, json.dumps(provenance, indent=2).encode())
+    if card is not None:
+        _write(folder / CARD, card.encode())
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    _write(folder / WEIGHTS[0], save(contiguous, metadata={"format": "pt"}))
+
+
+def _require_sound(method: Method, config: Any, tensors: Mapping[str, Tensor], spec: BaseSpec) -> None:
+    needed = method.shapes(config, spec)
+    have = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if have != needed:
+        differing = sorted(name for name in needed.keys() | have.keys() if needed.get(name) != have.get(name))
+        raise ArtifactError(f"{method.title}: {differing[0]} is not what the config asks for; nothing was saved.")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ArtifactError(f"{method.title}: {name} holds NaN or infinite values; nothing was saved.")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step, its bytes on disk first."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_identity(form: Form) -> bool:
+    if isinstance(form, (InputRows, CacheRows)):
+        return False
+    if isinstance(form, LowRank):
+        scale = form.scale if isinstance(form.scale, Tensor) else torch.tensor(form.scale)
+        return not scale.any() or (not form.B.any() and (form.b is None or not form.b.any()))
+    return (form.scale is None or bool((form.scale == 1).all())) and (form.bias is None or not form.bias.any())

@@ -1,0 +1,219 @@
+"""A loaded base: the frozen model, its tokenizer, its spec, and the one way to run it.
+
+Both rooms run a base through `Base.forward`: packed rows, explicit positions, an attention context and,
+where adapters take part, a `Step`.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from graft.hub.arch import Parts, family_parts
+from graft.hub.attach import Attachment
+from graft.hub.attention import ATTENTION, AttentionContext
+from graft.hub.detours import Step
+from graft.hub.errors import BaseModelError
+from graft.hub.identity import fingerprint
+from graft.hub.spec import BaseSpec, ModuleSpec
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+RECORD = "graft-base.json"  # beside the weights: the id given at import, and the manifest
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Base:
+    """A frozen causal language model, ready for adapters. Owned by the thread that runs it."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any | None, id: str | None = None):
+        """Freezes `model` and switches it to graft's attention.
+
+        Raises BaseModelError for an unknown family or one whose parts are not where hub/arch.py says.
+        """
+        model.requires_grad_(False)
+        model.eval()
+        model.set_attn_implementation(ATTENTION)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.spec = describe(model, tokenizer, id)
+        self.attachment = Attachment(model)
+        self._embed = model.get_input_embeddings()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def weight(self, module: str) -> Tensor:
+        """The weight of a linear as [out, in], whatever the family's storage (Conv1D keeps [in, out])."""
+        found = self.model.get_submodule(module)
+        return found.weight.T if isinstance(found, Conv1D) else found.weight
+
+    def bias(self, module: str) -> Tensor | None:
+        """The bias [out] of a linear or norm, None where the base has none."""
+        found = self.model.get_submodule(module)
+        return dict(found.named_parameters(recurse=False)).get("bias")
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [T] -> rows [T, H], the family's embedding scale applied."""
+        return self._embed(ids)
+
+    def forward(
+        self,
+        rows: Tensor,
+        positions: Tensor,
+        attention: AttentionContext,
+        step: Step | None = None,
+        logit_rows: Tensor | None = None,
+    ) -> Tensor:
+        """One pass over packed rows. rows [T, H], positions [T] -> logits [n, V].
+
+        `logit_rows` [n] picks the rows whose logits are wanted (None: all of them). In training, wrap the
+        call and the backward in `attachment.active(step)` and pass no step here.
+        """
+        if step is not None:
+            with self.attachment.active(step):
+                return self.forward(rows, positions, attention, None, logit_rows)
+        output = self.model(
+            inputs_embeds=rows[None],
+            position_ids=positions[None],
+            attention_mask=None,
+            past_key_values=None,
+            use_cache=False,
+            logits_to_keep=0 if logit_rows is None else logit_rows,
+            graft=attention,
+        )
+        return output.logits[0]
+
+
+def load_base(folder: str | Path, *, dtype: str | None = None, device: str | None = None) -> Base:
+    """Load a base from a folder of safetensors (or a hub id transformers can find).
+
+    Raises BaseModelError with the reason when the folder is missing, unreadable or of an unknown family.
+    """
+    source = str(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype is not None and dtype not in DTYPES:
+        raise BaseModelError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
+    if Path(source).exists() and not (Path(source) / "config.json").exists():
+        raise BaseModelError(
+            f"{source} is no base folder: it has no config.json. Import one with `graft base import SRC {source} --id ORG/NAME`."
+        )
+    try:
+        config = AutoConfig.from_pretrained(source)
+        family_parts(config.model_type)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=DTYPES[dtype] if dtype else default_dtype(device),
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"Can't load the base {source}: {_first_line(error)}") from error
+    return Base(model.to(device), tokenizer, recorded_id(source))
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """bf16 where the machine multiplies it fast, else fp32."""
+    if device.startswith("cuda"):
+        return torch.bfloat16
+    fast = torch.cpu._is_avx512_bf16_supported() if torch.backends.mkldnn.is_available() else False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def recorded_id(folder: str | Path) -> str | None:
+    """The id written beside the weights by `graft base import`, None where there is none."""
+    record = Path(folder) / RECORD
+    return json.loads(record.read_text())["id"] if record.exists() else None
+
+
+def record(folder: str | Path, spec: BaseSpec) -> None:
+    """Write id and manifest beside the weights."""
+    (Path(folder) / RECORD).write_text(spec.to_json())
+
+
+def recorded_spec(folder: str | Path) -> BaseSpec | None:
+    """The manifest beside the weights, None where there is none. Needs no weights."""
+    path = Path(folder) / RECORD
+    return BaseSpec.from_json(path.read_text()) if path.exists() else None
+
+
+def describe(model: PreTrainedModel, tokenizer: Any | None, id: str | None) -> BaseSpec:
+    """The manifest of a loaded model. Raises BaseModelError where a part of the family is missing."""
+    config = model.config
+    spec = BaseSpec(
+        id=id,
+        fingerprint=fingerprint(
+            config, model.named_parameters(), tokenizer.get_vocab() if tokenizer is not None else None
+        ),
+        model_type=config.model_type,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        max_positions=_max_positions(config),
+        learned_positions=config.model_type in ("gpt2", "opt"),
+        rotary=config.model_type not in ("gpt2", "opt"),
+        parallel_residual=getattr(config, "use_parallel_residual", False),
+        norm_first=getattr(config, "do_layer_norm_before", True),
+        parameters=sum(p.numel() for p in model.parameters()),
+        modules=_modules(model),
+    )
+    _require_parts(spec, spec.parts)
+    return spec
+
+
+def with_id(spec: BaseSpec, id: str) -> BaseSpec:
+    return replace(spec, id=id)
+
+
+def _modules(model: nn.Module) -> dict[str, ModuleSpec]:
+    found = {}
+    for name, module in model.named_modules():
+        names = dict(module.named_parameters(recurse=False))
+        if "weight" not in names:
+            continue
+        shape = tuple(names["weight"].shape)
+        bias = "bias" in names
+        if isinstance(module, nn.Embedding):
+            found[name] = ModuleSpec("embedding", shape[0], shape[1], bias)
+        elif isinstance(module, Conv1D):
+            found[name] = ModuleSpec("linear", shape[0], shape[1], bias)
+        elif isinstance(module, nn.Linear):
+            found[name] = ModuleSpec("linear", shape[1], shape[0], bias)
+        elif len(shape) == 1:
+            found[name] = ModuleSpec("norm", shape[0], shape[0], bias)
+    return found
+
+
+def _require_parts(spec: BaseSpec, parts: Parts) -> None:
+    layer = [spec.module(0, part) for part in (*parts.linears, *parts.norms)]
+    missing = [name for name in (*layer, parts.embed) if name not in spec.modules]
+    if missing:
+        raise BaseModelError(
+            f"This {spec.model_type} base lacks {', '.join(missing)}, which hub/arch.py expects of its "
+            f"family. Correct the family's line in FAMILIES there."
+        )
+
+
+def _max_positions(config: Any) -> int:
+    """Longest sequence whose rotary factors do not depend on the batch (longrope, dynamic: the original)."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    if original and rope.get("rope_type") in ("longrope", "dynamic"):
+        return original
+    return config.max_position_embeddings
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,228 @@
+"""What can be known of an artifact without torch and without its base's weights: the publish-time proof.
+
+An artifact is a folder of `adapter_config.json`, a safetensors file, and, where graft made it, `graft.json`
+and a model card. Inspection parses strictly, recognises the method, checks every tensor's name and shape
+against the base's manifest when it is known, and computes the digest that is the artifact's identity.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graft.hub.cards import split_card, task_of
+from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, UnsupportedMethodError
+from graft.hub.methods import Method, recognise
+from graft.hub.spec import BaseSpec
+from graft.hub.tensorfile import TensorEntry, read_header, require_finite, tensor_bytes
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # HF PEFT's and AdapterHub's names
+PROVENANCE = "graft.json"
+CARD = "README.md"
+MAX_JSON_BYTES = 4 << 20
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything known of an artifact without torch."""
+
+    method: str
+    variant: str
+    config: dict[str, Any]  # adapter_config.json
+    base_id: str | None
+    base_fingerprint: str | None
+    task: str  # "untasked" if the card names none
+    parameters: int
+    bytes: int  # of the weights file
+    max_rank: int | None
+    dtype: str
+    digest: str  # sha256 hex of canonical weights and load-relevant config
+    tensors: dict[str, dict[str, Any]]  # name in the file -> {"dtype", "shape"}
+    provenance: dict[str, Any]  # graft.json, {} without one
+    card: dict[str, Any]  # YAML front matter
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """An artifact's folder, read and checked in itself. `entries` go by canonical name."""
+
+    folder: Path
+    method: Method
+    config: Any
+    raw: dict[str, Any]
+    weights: Path
+    entries: dict[str, TensorEntry]
+    file_names: dict[str, str]  # canonical name -> name in the file
+    provenance: dict[str, Any]
+
+
+def parse(folder: Path) -> Parsed:
+    """Read an artifact's folder strictly. Raises ArtifactError or UnsupportedMethodError."""
+    raw = read_json(folder / CONFIG)
+    method = recognise(raw)
+    weights = find_weights(folder)
+    found, _ = read_header(weights)
+    if not found:
+        raise ArtifactError(f"{weights.name} holds no tensor at all: the adapter was saved empty.")
+    file_names = {method.canonical(raw, name): name for name in found}
+    if len(file_names) != len(found):
+        raise ArtifactError(f"{weights.name} holds two tensors that mean the same parameter.")
+    entries = {canonical: found[name] for canonical, name in file_names.items()}
+    require_finite(weights, entries)
+    config = _read_config(method, raw, {name: entry.shape for name, entry in entries.items()})
+    provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
+    return Parsed(folder, method, config, raw, weights, entries, file_names, provenance)
+
+
+def check_against(parsed: Parsed, spec: BaseSpec, *, allow_base_mismatch: bool = False) -> None:
+    """Every needed tensor present, no other, shapes as the base has them, fingerprint equal where recorded.
+
+    Raises BaseMismatchError or ArtifactError, naming the first offence.
+    """
+    made_for = fingerprint_of(parsed.provenance)
+    if made_for and made_for != spec.fingerprint and not allow_base_mismatch:
+        raise BaseMismatchError(
+            f"This adapter was made for the base {base_name(parsed.raw) or 'unknown'} (fingerprint {made_for[:12]}), "
+            f"not for {spec.id or 'this base'} ({spec.fingerprint[:12]}). Serve it on its own base, or pass "
+            f"--allow-base-mismatch if you know that the weights agree."
+        )
+    needed = parsed.method.shapes(parsed.config, spec)
+    have = {name: entry.shape for name, entry in parsed.entries.items()}
+    name = parsed.weights.name
+    if missing := sorted(needed.keys() - have.keys()):
+        raise ArtifactError(f"{name} lacks {_listed(missing)}, which its config asks for on {spec.id or 'this base'}.")
+    if extra := sorted(have.keys() - needed.keys()):
+        raise ArtifactError(
+            f"{name} holds {_listed(extra)}, which nothing of its config and {spec.id or 'this base'} uses: "
+            f"part of the adapter would silently have no effect."
+        )
+    for tensor, shape in needed.items():
+        if have[tensor] != shape:
+            raise BaseMismatchError(
+                f"{name}: {tensor} has the shape {list(have[tensor])}, but {spec.id or 'this base'} needs "
+                f"{list(shape)}. The adapter was made for another base or its config was changed."
+            )
+
+
+def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
+    """The publish-time proof: parse, check against `spec` when it is known, and describe.
+
+    Raises ArtifactError, UnsupportedMethodError or BaseMismatchError with what, why and what to do.
+    """
+    parsed = parse(folder)
+    warnings = []
+    if spec is None:
+        warnings.append("The base's manifest is not known here: tensor names and shapes were not checked against it.")
+    else:
+        check_against(parsed, spec)
+    card = split_card(read_text(folder / CARD))[0] if (folder / CARD).exists() else {}
+    if not card:
+        warnings.append("There is no model card with YAML front matter (README.md): nobody will find it by task.")
+    kinds = sorted({entry.dtype for entry in parsed.entries.values()})
+    ranks = [r for name, entry in parsed.entries.items() if (r := _rank(name, entry))]
+    return Inspection(
+        method=parsed.method.name,
+        variant=parsed.method.variant(parsed.config),
+        config=parsed.raw,
+        base_id=base_name(parsed.raw),
+        base_fingerprint=fingerprint_of(parsed.provenance),
+        task=task_of(card),
+        parameters=sum(entry.numel for entry in parsed.entries.values()),
+        bytes=parsed.weights.stat().st_size,
+        max_rank=max(ranks) if ranks else None,
+        dtype="/".join(kinds),
+        digest=digest(parsed),
+        tensors={
+            parsed.file_names[name]: {"dtype": entry.dtype, "shape": list(entry.shape)}
+            for name, entry in parsed.entries.items()
+        },
+        provenance=parsed.provenance,
+        card=card,
+        warnings=warnings,
+    )
+
+
+def digest(parsed: Parsed) -> str:
+    """sha256 hex over the load-relevant config and every tensor by canonical name, dtype, shape and bytes."""
+    total = hashlib.sha256()
+    identity = parsed.method.identity(parsed.config)
+    total.update(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode())
+    for name, entry in sorted(parsed.entries.items()):
+        total.update(f"\n{name} {entry.dtype} {list(entry.shape)} ".encode())
+        total.update(tensor_bytes(parsed.weights, entry))
+    return total.hexdigest()
+
+
+def find_weights(folder: Path) -> Path:
+    """The folder's safetensors file. Raises ArtifactError, saying what to do about a pickle."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES) if folder.is_dir() else []
+    if pickles:
+        raise ArtifactError(
+            f"{folder.name} holds its weights as a pickle ({pickles[0]}), and nothing is ever unpickled here: a pickle "
+            f"can run code. Save it again as safetensors (PEFT: save_pretrained(safe_serialization=True); "
+            f"AdapterHub: save_adapter(use_safetensors=True))."
+        )
+    raise ArtifactError(f"{folder} holds no weights: neither {WEIGHTS[0]} nor {WEIGHTS[1]} is there.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object. Raises ArtifactError naming the file."""
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path.name} is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path.name} must hold a JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def read_text(path: Path) -> str:
+    """A small UTF-8 file. Raises ArtifactError naming the file."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ArtifactError(f"{path.name} is larger than {MAX_JSON_BYTES >> 20} MiB.")
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ArtifactError(f"{path.parent} holds no {path.name}: it is not an adapter's folder.") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise ArtifactError(f"{path.name} can't be read as text: {error}.") from None
+
+
+def base_name(raw: Mapping[str, Any]) -> str | None:
+    """The base an adapter_config.json names (PEFT's key, then AdapterHub's)."""
+    name = raw.get("base_model_name_or_path") or raw.get("model_name")
+    return name if isinstance(name, str) and name else None
+
+
+def fingerprint_of(provenance: Mapping[str, Any]) -> str | None:
+    base = provenance.get("base")
+    found = base.get("fingerprint") if isinstance(base, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _read_config(method: Method, raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    try:
+        return method.read(raw, shapes)
+    except (ArtifactError, UnsupportedMethodError):
+        raise
+    except GraftError as error:  # a value that the method's own config refuses
+        raise ArtifactError(f"{CONFIG}: {error}") from None
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ArtifactError(f"{CONFIG} has a value of the wrong kind for {method.title}: {error}.") from None
+
+
+def _rank(name: str, entry: TensorEntry) -> int | None:
+    is_down = name.endswith(("lora_A.weight", "adapter_down.0.weight", "adapter_down.weight"))
+    return entry.shape[0] if is_down and len(entry.shape) == 2 else None
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"

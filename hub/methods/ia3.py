@@ -1,0 +1,99 @@
+"""IA3 (Liu et al. 2022, arXiv 2205.05638): learned vectors that scale keys, values and the MLP's inner state.
+
+y = l * (W x) for attention linears, y = W (l * x) for feed-forward ones. Format: HF PEFT's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from graft.hub.errors import ArtifactError
+from graft.hub.methods.base import PEFT_COMMON, Method, peft_header, refuse_options
+from graft.hub.methods.targets import match_modules, names_of
+from graft.hub.sites import Tap
+
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Ia3Config:
+    targets: str | tuple[str, ...] = ()  # empty: keys, values and the MLP's last linear
+    feedforward: str | tuple[str, ...] = ()  # those of the targets whose input is scaled
+    exclude: str | tuple[str, ...] = ()
+
+
+class Ia3(Method):
+    name = "ia3"
+    title = "IA3"
+    paper = "arXiv 2205.05638"
+    Config = Ia3Config
+    learning_rate = 1e-2
+
+    def recognises(self, raw):
+        return raw.get("peft_type") == "IA3"
+
+    def read(self, raw, shapes):
+        neutral = {
+            "target_modules",
+            "feedforward_modules",
+            "exclude_modules",
+            "fan_in_fan_out",
+            "init_ia3_weights",
+        }
+        refuse_options("IA3", raw, PEFT_COMMON | neutral)
+        return Ia3Config(
+            targets=names_of("target_modules", raw.get("target_modules")),
+            feedforward=names_of("feedforward_modules", raw.get("feedforward_modules")),
+            exclude=names_of("exclude_modules", raw.get("exclude_modules")),
+        )
+
+    def write(self, config, spec):
+        def listed(names):
+            return names if isinstance(names, str) else list(names)
+
+        return {
+            **peft_header("IA3", spec),
+            "target_modules": listed(config.targets),
+            "feedforward_modules": listed(config.feedforward),
+            "exclude_modules": listed(config.exclude),
+            "fan_in_fan_out": spec.model_type == "gpt2",
+            "init_ia3_weights": True,
+            "modules_to_save": None,
+        }
+
+    def resolve(self, config, spec):
+        if config.targets:
+            return config
+        parts = spec.parts
+        last = parts.mlp_out
+        return replace(config, targets=tuple(sorted({parts.keys, parts.values, last})), feedforward=(last,))
+
+    def shapes(self, config, spec):
+        shapes = {}
+        for name, feedforward in self._modules(config, spec).items():
+            module = spec.modules[name]
+            shape = (1, module.in_features) if feedforward else (module.out_features, 1)
+            shapes[f"{PREFIX}{name}.ia3_l"] = shape
+        return shapes
+
+    def init(self, config, context):
+        import torch
+
+        shapes = self.shapes(config, context.base.spec)
+        return {name: torch.ones(shape, device=context.base.device) for name, shape in shapes.items()}
+
+    def fold(self, config, tensors, base):
+        from graft.hub.forms import Vector
+
+        return tuple(
+            Vector(Tap(name, "in" if feedforward else "out"), scale=tensors[f"{PREFIX}{name}.ia3_l"].reshape(-1))
+            for name, feedforward in self._modules(config, base.spec).items()
+        )
+
+    def _modules(self, config, spec):
+        """Matched module -> whether its input (feed-forward) rather than its output is scaled."""
+        modules = match_modules("ia3", config.targets, spec, exclude=config.exclude)
+        inner = set(match_modules("ia3", config.feedforward, spec)) if config.feedforward else set()
+        if inner - set(modules):
+            raise ArtifactError("ia3: feedforward_modules must be among target_modules.")
+        return {name: name in inner for name in modules}

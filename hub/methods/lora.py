@@ -1,0 +1,246 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) and its kin: rsLoRA, DoRA, LoRA bias, PEFT's overwritten biases.
+
+y = W x + s B A x, s = alpha / r (rsLoRA: alpha / sqrt(r)). DoRA (Liu et al. 2024, arXiv 2402.09353):
+y = g (W x + s B A x) + bias, g = m / ||W + s B A|| by output row. Format: HF PEFT's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from graft.hub.errors import ArtifactError, UnsupportedMethodError
+from graft.hub.methods.base import (
+    PEFT_COMMON,
+    TRAINING_ONLY,
+    Method,
+    peft_header,
+    refuse_options,
+    require_positive,
+)
+from graft.hub.methods.targets import (
+    ALL_LINEAR,
+    layers_of,
+    match_modules,
+    names_of,
+    pattern_value,
+    spelled_out,
+)
+from graft.hub.sites import Tap
+
+PREFIX = "base_model.model."
+_READ = {
+    "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern",
+    "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias", "lora_dropout",
+}  # fmt: skip
+# Set by PEFT, without influence on what a loaded adapter computes.
+_NEUTRAL = {
+    "fan_in_fan_out", "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
+    "loftq_config", "ensure_weight_tying", "init_lora_weights",
+}  # fmt: skip
+# Initialisations that change the base itself: the saved A and B fit only that changed base.
+_BASE_CHANGING = ("pissa", "olora", "loftq", "corda", "lora_ga")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    r: int = 8
+    alpha: float = 16.0
+    targets: str | tuple[str, ...] = ALL_LINEAR
+    rslora: bool = False
+    dora: bool = False
+    lora_bias: bool = False  # a trained bias on B's output
+    bias: str = "none"  # "all" | "lora_only": the saved biases replace the base's
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
+    exclude: str | tuple[str, ...] = ()
+    dropout: float = field(default=0.0, metadata=TRAINING_ONLY)
+    init: str = field(default="kaiming", metadata=TRAINING_ONLY)  # | "gaussian"
+
+    def __post_init__(self) -> None:
+        require_positive("lora", r=self.r, alpha=self.alpha)
+        require_positive("lora", **{f"rank_pattern[{k}]": v for k, v in self.rank_pattern.items()})
+        if self.bias not in ("none", "all", "lora_only"):
+            raise ArtifactError(f"lora: bias must be none, all or lora_only, not {self.bias!r}.")
+        if not 0 <= self.dropout < 1:
+            raise ArtifactError(f"lora: dropout must lie in [0, 1), not {self.dropout!r}.")
+        if self.init not in ("kaiming", "gaussian"):
+            raise ArtifactError(f"lora: init must be kaiming or gaussian, not {self.init!r}.")
+        if self.dora and self.lora_bias:
+            raise UnsupportedMethodError("lora: dora and lora_bias exclude each other, as in PEFT.")
+
+    def rank(self, module: str) -> int:
+        return int(pattern_value(self.rank_pattern, module, self.r))
+
+    def scale(self, module: str) -> float:
+        rank = self.rank(module)
+        alpha = pattern_value(self.alpha_pattern, module, self.alpha)
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+class Lora(Method):
+    name = "lora"
+    title = "LoRA"
+    paper = "arXiv 2106.09685"
+    Config = LoraConfig
+    learning_rate = 5e-4
+
+    def recognises(self, raw):
+        return raw.get("peft_type") == "LORA"
+
+    def read(self, raw, shapes):
+        init = str(raw.get("init_lora_weights", True)).lower()
+        if any(init.startswith(name) for name in _BASE_CHANGING):
+            raise UnsupportedMethodError(
+                f"This LoRA was started with init_lora_weights={init!r}, which changes the base's own weights, "
+                f"so its A and B fit no shared base. Convert it with PEFT's path_initial_model_for_weight_conversion."
+            )
+        if raw.get("modules_to_save"):
+            raise UnsupportedMethodError(
+                f"This LoRA replaces whole modules (modules_to_save={raw['modules_to_save']}), which can't be "
+                f"done for one request of a batch. Train it without modules_to_save."
+            )
+        refuse_options("LoRA", raw, PEFT_COMMON | _READ | _NEUTRAL)
+        if raw.get("layers_pattern") and raw.get("layers_to_transform") is None:
+            raise ArtifactError("layers_pattern is set without layers_to_transform.")
+        return LoraConfig(
+            r=raw.get("r", 8),
+            alpha=raw.get("lora_alpha", 8),
+            targets=names_of("target_modules", raw.get("target_modules")),
+            rslora=bool(raw.get("use_rslora")),
+            dora=bool(raw.get("use_dora")),
+            lora_bias=bool(raw.get("lora_bias")),
+            bias=raw.get("bias", "none"),
+            rank_pattern=dict(raw.get("rank_pattern") or {}),
+            alpha_pattern=dict(raw.get("alpha_pattern") or {}),
+            layers=layers_of(raw.get("layers_to_transform")),
+            exclude=names_of("exclude_modules", raw.get("exclude_modules")),
+            dropout=raw.get("lora_dropout") or 0.0,
+        )
+
+    def write(self, config, spec):
+        return {
+            **peft_header("LORA", spec),
+            "r": config.r,
+            "lora_alpha": config.alpha if config.alpha % 1 else int(config.alpha),
+            "lora_dropout": config.dropout,
+            "target_modules": config.targets if isinstance(config.targets, str) else list(config.targets),
+            "exclude_modules": list(config.exclude) if isinstance(config.exclude, tuple) else config.exclude,
+            "layers_to_transform": None if config.layers is None else list(config.layers),
+            "layers_pattern": None,
+            "rank_pattern": config.rank_pattern,
+            "alpha_pattern": config.alpha_pattern,
+            "use_rslora": config.rslora,
+            "use_dora": config.dora,
+            "lora_bias": config.lora_bias,
+            "bias": config.bias,
+            "fan_in_fan_out": spec.model_type == "gpt2",
+            "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
+            "modules_to_save": None,
+        }
+
+    def resolve(self, config, spec):
+        return replace(config, targets=spelled_out(config.targets, spec))
+
+    def variant(self, config):
+        flags = [
+            ("DoRA", config.dora),
+            ("rsLoRA", config.rslora),
+            ("bias", config.lora_bias or config.bias != "none"),
+        ]
+        return " ".join(name for name, on in flags if on)
+
+    def shapes(self, config, spec):
+        shapes = {}
+        modules = self._modules(config, spec)
+        for name in modules:
+            module, r = spec.modules[name], config.rank(name)
+            shapes[f"{PREFIX}{name}.lora_A.weight"] = (r, module.in_features)
+            shapes[f"{PREFIX}{name}.lora_B.weight"] = (module.out_features, r)
+            if config.dora:
+                shapes[f"{PREFIX}{name}.lora_magnitude_vector"] = (module.out_features,)
+            if config.lora_bias:
+                shapes[f"{PREFIX}{name}.lora_B.bias"] = (module.out_features,)
+        for name in self._replaced_biases(config, spec, modules):
+            key = f"{PREFIX}{name}.base_layer.bias" if name in modules else f"{PREFIX}{name}.bias"
+            shapes[key] = (spec.modules[name].out_features,)
+        return shapes
+
+    def init(self, config, context):
+        import torch
+
+        base, spec = context.base, context.base.spec
+        modules = self._modules(config, spec)
+        parameters = {}
+        for key, shape in self.shapes(config, spec).items():
+            if key.endswith("lora_A.weight"):
+                r, size = shape
+                if config.init == "gaussian":
+                    value = torch.randn(shape, generator=context.generator) / r
+                else:  # kaiming uniform with a = sqrt(5): U(-1/sqrt(in), 1/sqrt(in))
+                    value = (torch.rand(shape, generator=context.generator) * 2 - 1) / math.sqrt(size)
+            elif key.endswith("lora_magnitude_vector"):
+                value = base.weight(key[len(PREFIX) :].rpartition(".")[0]).float().norm(dim=1)
+            else:
+                value = torch.zeros(shape)
+            parameters[key] = value
+        for name in self._replaced_biases(config, spec, modules):
+            infix = ".base_layer" if name in modules else ""
+            parameters[f"{PREFIX}{name}{infix}.bias"] = base.bias(name).float().clone()
+        return {key: value.to(base.device) for key, value in parameters.items()}
+
+    def fold(self, config, tensors, base):
+        from graft.hub.forms import LowRank, Vector
+
+        spec, forms = base.spec, []
+        modules = self._modules(config, spec)
+        gains = {}
+        for name in modules:
+            key = PREFIX + name
+            A, B = tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"].T
+            scale = config.scale(name)
+            if config.dora:
+                gains[name] = _gain(base.weight(name), A, B, scale, tensors[f"{key}.lora_magnitude_vector"])
+                B = B * gains[name]
+            forms.append(
+                LowRank(
+                    reads=(Tap(name, "in"),),
+                    adds_to=Tap(name, "out"),
+                    A=A,
+                    B=B,
+                    b=tensors[f"{key}.lora_B.bias"] if config.lora_bias else None,
+                    scale=scale,
+                    dropout=config.dropout,
+                )
+            )
+        replaced = self._replaced_biases(config, spec, modules)
+        for name in dict.fromkeys([*gains, *replaced]):
+            infix = ".base_layer" if name in modules else ""
+            old, gain = base.bias(name), gains.get(name)
+            new = tensors[f"{PREFIX}{name}{infix}.bias"] if name in replaced else old
+            forms.append(Vector(Tap(name, "out"), scale=gain, bias=_shift(new, old, gain)))
+        return tuple(forms)
+
+    def _modules(self, config, spec):
+        return match_modules("lora", config.targets, spec, layers=config.layers, exclude=config.exclude)
+
+    def _replaced_biases(self, config, spec, modules):
+        if config.bias == "none":
+            return []
+        names = modules if config.bias == "lora_only" else spec.modules
+        return [name for name in names if spec.modules[name].bias]
+
+
+def _gain(W, A, B, scale: float, magnitude) -> Any:
+    """g = m / ||W + s B A|| by output row, in float32; the norm takes no gradient (DoRA, section 4.3)."""
+    weight = W.float() + scale * (B.detach().float().T @ A.detach().float())
+    return magnitude / weight.norm(dim=1)
+
+
+def _shift(new, old, gain):
+    """What to add after the gain so that `new` is the bias of the result: new - gain * old."""
+    if new is None:
+        return None
+    return new - (old.float() if gain is None else gain * old.float())

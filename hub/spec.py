@@ -1,0 +1,60 @@
+"""What is known of a base without loading it: identity, sizes, and every module an adapter may touch.
+
+A `BaseSpec` is a base's manifest. It travels as JSON (beside the weights, in the registry's `bases` table)
+and lets the hub check an artifact's tensor names and shapes without torch.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from graft.hub.arch import Parts, family_parts
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """One module: a linear ([in_features] -> [out_features]) or a norm (in = out)."""
+
+    kind: str  # "linear" | "norm" | "embedding"
+    in_features: int
+    out_features: int
+    bias: bool
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """The manifest of a frozen base."""
+
+    id: str | None  # "ORG/NAME" once recorded; a name alone identifies nothing, see `fingerprint`
+    fingerprint: str  # hub/identity.py: equal for fp32 and bf16 copies and across transformers versions
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int  # longest sequence, virtual tokens included
+    learned_positions: bool
+    rotary: bool
+    parallel_residual: bool
+    norm_first: bool
+    parameters: int
+    modules: dict[str, ModuleSpec]  # by full dotted name
+
+    @cached_property
+    def parts(self) -> Parts:
+        return family_parts(self.model_type, parallel_residual=self.parallel_residual, norm_first=self.norm_first)
+
+    def module(self, layer: int, part: str) -> str:
+        """Full name of `part` in layer `layer`."""
+        return self.parts.in_layer(layer, part)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> "BaseSpec":
+        raw = json.loads(text)
+        modules = {name: ModuleSpec(**module) for name, module in raw.pop("modules").items()}
+        return BaseSpec(**raw, modules=modules)

@@ -1,0 +1,142 @@
+"""Reading safetensors files that nobody vouches for: our own strict header parser, torch-free.
+
+The library accepts duplicate keys, path-like names, NaN and 100,000 tensors; here they are refused before
+the library or torch sees the file. Layout: 8 bytes little-endian header length, a JSON object of
+`name -> {dtype, shape, data_offsets}`, then the data without gaps or overlaps.
+"""
+
+import json
+import math
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from graft.hub.errors import ArtifactError
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_TENSORS = 20_000
+MAX_DIMENSIONS = 8
+_NAME = re.compile(r"[\w.\-]+")
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_CHUNK = 1 << 22  # values checked at once
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies. `start` and `stop` are byte offsets in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises ArtifactError naming the file and what is wrong with it.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start[:4] == b"PK\x03\x04" or start[:2] == b"\x80\x02":
+            raise ArtifactError(
+                f"{path.name} is a pickle or zip file under a safetensors name. Nothing is ever unpickled "
+                f"here: save the adapter with safe_serialization=True."
+            )
+        if len(start) < 8:
+            raise _broken(path, "it is shorter than 8 bytes; it was cut off")
+        (length,) = struct.unpack("<Q", start)
+        if length > MAX_HEADER_BYTES:
+            raise _broken(path, f"its header claims {length} bytes; at most {MAX_HEADER_BYTES} are taken")
+        text = file.read(length)
+    if len(text) < length:
+        raise _broken(path, "it ends within its header; it was cut off")
+    if not text.startswith(b"{"):
+        raise _broken(path, "its header does not begin with {")
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise _broken(path, f"its header is not valid JSON ({error})") from None
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _broken(path, "its __metadata__ is not a table of strings")
+    if len(header) > MAX_TENSORS:
+        raise _broken(path, f"it holds {len(header)} tensors; at most {MAX_TENSORS} are taken")
+    entries = {name: _entry(path, name, raw, 8 + length) for name, raw in header.items()}
+    _require_gapless(path, entries, 8 + length, size)
+    return entries, metadata
+
+
+def require_finite(path: Path, entries: dict[str, TensorEntry]) -> None:
+    """Raise ArtifactError naming the first tensor that holds a NaN or an infinity."""
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    for name, entry in entries.items():
+        if entry.dtype in ("F64", "F32", "F16", "BF16") and not _finite(data[entry.start : entry.stop], entry.dtype):
+            raise ArtifactError(
+                f"{path.name}: tensor {name} holds NaN or infinite values, so the adapter would answer "
+                f"nonsense. Its training diverged or the file is damaged; train it again."
+            )
+
+
+def tensor_bytes(path: Path, entry: TensorEntry) -> memoryview:
+    """The raw little-endian bytes of one tensor, mapped, not copied."""
+    return memoryview(np.memmap(path, dtype=np.uint8, mode="r")[entry.start : entry.stop])
+
+
+def _entry(path: Path, name: str, raw: object, data_start: int) -> TensorEntry:
+    if not _NAME.fullmatch(name):
+        raise _broken(path, f"tensor name {name[:80]!r} has characters other than letters, digits, . _ -")
+    if not isinstance(raw, dict) or set(raw) != {"dtype", "shape", "data_offsets"}:
+        raise _broken(path, f"tensor {name} lacks dtype, shape or data_offsets, or has more than these")
+    dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BYTES:
+        raise _broken(path, f"tensor {name} has the dtype {dtype!r}; taken are {', '.join(_BYTES)}")
+    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _broken(path, f"tensor {name} has the shape {shape!r}")
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _broken(path, f"tensor {name} has the data_offsets {offsets!r}")
+    if offsets[1] - offsets[0] != math.prod(shape) * _BYTES[dtype]:
+        raise _broken(path, f"tensor {name}: {offsets[1] - offsets[0]} bytes do not make {dtype} {shape}")
+    return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _require_gapless(path: Path, entries: dict[str, TensorEntry], start: int, size: int) -> None:
+    position = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != position:
+            raise _broken(path, f"tensor {name} overlaps another or leaves a gap before it")
+        position = entry.stop
+    if position > size:
+        raise _broken(path, f"it has {size} bytes where its header promises {position}; it was cut off")
+    if position < size:
+        raise _broken(path, f"{size - position} bytes follow the last tensor")
+
+
+def _finite(raw: np.ndarray, dtype: str) -> bool:
+    if dtype == "BF16":  # numpy has no bf16: all exponent bits set means infinite or NaN
+        values = raw.view("<u2")
+        return all(not ((values[i : i + _CHUNK] & 0x7F80) == 0x7F80).any() for i in range(0, len(values), _CHUNK))
+    values = raw.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
+    return all(np.isfinite(values[i : i + _CHUNK]).all() for i in range(0, len(values), _CHUNK))
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 53 for n in value)
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key appears twice")
+    return table
+
+
+def _broken(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(f"{path.name} is not a sound safetensors file: {why}.")

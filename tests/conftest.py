@@ -1,0 +1,83 @@
+"""Tiny random bases of every family, built in memory: no downloads, a fraction of a second each."""
+
+import pytest
+import torch
+from graft.hub.base import Base
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+torch.set_num_threads(2)
+
+VOCAB = 300
+_LLAMA = dict(
+    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+)  # fmt: skip
+_NEOX = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
+# family -> config; windows shorter than the text, soft-caps and biases where the family has them
+FAMILIES = {
+    "llama": dict(model_type="llama", tie_word_embeddings=True, **_LLAMA),
+    "mistral": dict(model_type="mistral", sliding_window=6, **_LLAMA),
+    "qwen2": dict(model_type="qwen2", **_LLAMA),
+    "qwen3": dict(model_type="qwen3", head_dim=8, **_LLAMA),
+    "gemma2": dict(
+        model_type="gemma2", head_dim=8, sliding_window=6, query_pre_attn_scalar=8, attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0, **_LLAMA,
+    ),
+    "gemma3_text": dict(model_type="gemma3_text", head_dim=8, sliding_window=6, query_pre_attn_scalar=8, **_LLAMA),
+    "phi3": dict(model_type="phi3", **_LLAMA),
+    "gpt2": dict(
+        model_type="gpt2", vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=0,
+        eos_token_id=1,
+    ),
+    "gpt_neox": dict(model_type="gpt_neox", use_parallel_residual=True, **_NEOX),
+    "opt": dict(
+        model_type="opt", vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=32, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    ),
+}  # fmt: skip
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as tokens: ids 0 and 1 are <s> and </s>, the rest the byte alphabet."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1, **{letter: i + 2 for i, letter in enumerate(alphabet)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=256
+    )
+
+
+def tiny_model(family: str, seed: int = 0):
+    """A random model whose norms are not constant and whose biases are not zero; weights large enough to matter."""
+    config = dict(FAMILIES[family])
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
+                parameter.copy_(torch.randn_like(parameter) * (0.5 / parameter.shape[-1] ** 0.5))
+    return model.eval()
+
+
+def tiny_base(family: str, seed: int = 0) -> Base:
+    return Base(tiny_model(family, seed), tiny_tokenizer(), id=f"test/{family}")
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def base(family) -> Base:
+    return tiny_base(family)
+
+
+@pytest.fixture
+def llama() -> Base:
+    return tiny_base("llama")
