@@ -19,11 +19,50 @@ class NotFoundError(GraftError):
     code = "not_found"
 
 
+class RepoNotFoundError(NotFoundError):
+    """No such repo, or one the caller may not see: both look the same from outside."""
+
+    code = "repo_not_found"
+
+
+class RevisionNotFoundError(NotFoundError):
+    """The repo has no such commit, branch, tag or alias."""
+
+    code = "revision_not_found"
+
+
+class EntryNotFoundError(NotFoundError):
+    """The revision has no such file."""
+
+    code = "entry_not_found"
+
+
+class UnauthorizedError(GraftError):
+    """The caller is unknown and would have to sign in."""
+
+    status = 401
+    code = "unauthorized"
+
+
 class ConflictError(GraftError):
     """The write would contradict what is stored (name taken, stale parent, ...)."""
 
     status = 409
     code = "conflict"
+
+
+class StaleParentError(ConflictError):
+    """The branch has moved on since the caller read it."""
+
+    status = 412
+    code = "stale_parent"
+
+
+class TooLargeError(GraftError):
+    """More bytes, files or lines than the hub takes."""
+
+    status = 413
+    code = "too_large"
 
 
 class ForbiddenError(GraftError):

@@ -1,0 +1,91 @@
+"""The bases a registry knows by fingerprint, and the base an artifact folder names.
+
+A path on somebody's disk tells the next reader nothing, so publishing replaces it by the id recorded for the base's
+fingerprint. Knows neither torch nor HTTP.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graft.hub.clock import now
+from graft.hub.errors import ArtifactError
+from graft.hub.inspection import CONFIG, base_name, fingerprint_of
+from graft.hub.spec import BaseSpec
+from sqlite_utils import Database
+
+BASE_RECORD = "graft-base.json"  # what `graft base import` leaves beside the weights
+CONFIG_KEYS = ("base_model_name_or_path", "model_name")  # PEFT's key; AdapterHub's
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The base that an artifact says it is for: the key in its config, what stands there, a fingerprint if recorded."""
+
+    key: str
+    name: str
+    fingerprint: str | None
+
+    @property
+    def is_local(self) -> bool:
+        return bool(self.name) and (not HUB_ID.fullmatch(self.name) or Path(self.name).is_dir())
+
+
+def declared_base(config: dict[str, Any], provenance: dict[str, Any]) -> Declared:
+    """Read from a parsed adapter_config.json and graft.json."""
+    name = base_name(config) or ""
+    key = next((key for key in CONFIG_KEYS if config.get(key) == name), CONFIG_KEYS[0])
+    return Declared(key, name, fingerprint_of(provenance))
+
+
+def add_base(db: Database, spec: BaseSpec) -> None:
+    """Record a base's manifest under its fingerprint. Raises ArtifactError for one without an id."""
+    if not spec.id:
+        raise ArtifactError("This base has no id yet: give it one with `graft base import SRC DIR --id ORG/NAME`.")
+    db.execute(
+        "INSERT INTO bases (fingerprint, id, manifest, created_at) VALUES (?, ?, ?, ?) "
+        "ON CONFLICT (fingerprint) DO UPDATE SET id = excluded.id, manifest = excluded.manifest",
+        [spec.fingerprint, spec.id, spec.to_json(), now()],
+    )
+
+
+def find_base(db: Database, *, fingerprint: str | None = None, id: str | None = None) -> BaseSpec | None:
+    """The recorded manifest: by fingerprint where there is one, else by id if just one base bears it."""
+    column, value = ("fingerprint", fingerprint) if fingerprint else ("id", id)
+    rows = db.execute(f"SELECT manifest FROM bases WHERE {column} = ? LIMIT 2", [value]).fetchall()
+    return BaseSpec.from_json(rows[0]["manifest"]) if len(rows) == 1 else None
+
+
+def beside_weights(folder: Path) -> BaseSpec | None:
+    """The manifest that lies in a base's own folder, without reading its weights."""
+    record = folder / BASE_RECORD
+    return BaseSpec.from_json(record.read_text()) if record.is_file() else None
+
+
+def public_base_id(declared: Declared, lookup: Callable[[str], str | None]) -> str:
+    """What should stand in the config: the recorded id of the base's fingerprint, else a hub id as it is.
+
+    Raises ArtifactError for a local path of a base that nobody recorded.
+    """
+    recorded = lookup(declared.fingerprint) if declared.fingerprint else None
+    if recorded is None and declared.is_local:
+        raise ArtifactError(
+            f"{CONFIG} names its base by the local path {declared.name!r}, which means nothing elsewhere, and no base "
+            "with its fingerprint is recorded here. Give the base an id once with "
+            f"`graft base import {declared.name} DIR --id ORG/NAME`, or write the base's hub id into {declared.key!r}."
+        )
+    return recorded or declared.name
+
+
+def renamed_config(text: str, declared: Declared, id: str) -> str:
+    """adapter_config.json with the base's public id in place of the path."""
+    return json.dumps({**json.loads(text), declared.key: id}, indent=2, sort_keys=True) + "\n"
+
+
+def renamed_card(text: str, declared: Declared, id: str) -> str:
+    """README.md with every whole mention of the local path replaced."""
+    return re.sub(rf"(?<![\w/.-]){re.escape(declared.name)}(?![\w/-])", lambda _: id, text)

@@ -1,0 +1,213 @@
+"""Browsing: one flat, indexed row a repo, a full-text index, and the questions people ask of them.
+
+Functions over an open connection; `list_repo` and its kin are called inside the transaction that changes a repo, so the
+listing is never behind. Private repos are part of every answer to their owners and of none to others.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graft.hub import cards
+from graft.hub.access import Caller
+from graft.hub.errors import GraftError
+from sqlite_utils import Database
+
+MAX_PAGE = 1000
+MAX_INDEXED_CARD_CHARS = 20_000
+NO_METHOD = "none"
+FACETS = ("task", "base", "method", "license")
+
+# sort=... -> column, descending. A missing score sorts last either way.
+SORTS = {
+    "score": "score IS NULL, score DESC",
+    "downloads": "listing.downloads DESC",
+    "created": "listing.created_at DESC",
+    "updated": "listing.updated_at DESC",
+    "size": "bytes",
+    "name": "namespace, repos.name",
+}
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to look for. Empty fields ask nothing; `labels` must all be there."""
+
+    text: str = ""
+    task: str = ""
+    base: str = ""  # an id, or a fingerprint
+    method: str = ""
+    license: str = ""
+    author: str = ""
+    labels: tuple[str, ...] = ()
+    sort: str = "updated"
+    limit: int = 50
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A repo as browsing shows it: its main revision, flattened. `score` is on its task's present evaluation set."""
+
+    repo: str
+    revision_id: str
+    digest: str | None
+    private: bool
+    task: str
+    base: str
+    method: str
+    license: str
+    parameters: int | None
+    bytes: int
+    score: float | None
+    downloads: int
+    created_at: str
+    updated_at: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of the `total` repos that answer a query."""
+
+    entries: tuple[Entry, ...]
+    total: int
+
+
+def search(db: Database, query: Query, caller: Caller) -> Page:
+    """Raises GraftError for an unknown sort key."""
+    if query.sort not in SORTS:
+        raise GraftError(f"Can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
+    where, values = _conditions(db, query, caller)
+    total = db.execute(f"SELECT count(*) FROM listing WHERE {where}", values).fetchone()[0]
+    rows = db.execute(
+        f"SELECT {_ENTRY} FROM listing JOIN repos ON repos.id = repo_id WHERE {where} "
+        f"ORDER BY {SORTS[query.sort]}, repo_id LIMIT ? OFFSET ?",
+        [*values, min(query.limit, MAX_PAGE), query.offset],
+    )
+    return Page(tuple(_entry(row) for row in rows), total)
+
+
+def facets(db: Database, query: Query, caller: Caller) -> dict[str, list[tuple[str, int]]]:
+    """For each facet its values with counts, the most frequent first, each counted under the *other* chosen facets."""
+    found = {}
+    for facet in FACETS:
+        where, values = _conditions(db, query, caller, without=facet)
+        rows = db.execute(
+            f"SELECT {facet} AS value, count(*) AS n FROM listing WHERE {where} GROUP BY {facet} ORDER BY n DESC, value",
+            values,
+        )
+        found[facet] = [(row["value"], row["n"]) for row in rows]
+    return found
+
+
+def labels_of(db: Database, repo_id: int) -> list[str]:
+    return [row["label"] for row in db.execute("SELECT label FROM labels WHERE repo_id = ?", [repo_id])]
+
+
+def entry(db: Database, repo_id: int) -> Entry:
+    rows = db.execute(f"SELECT {_ENTRY} FROM listing JOIN repos ON repos.id = repo_id WHERE repo_id = ?", [repo_id])
+    return _entry(rows.fetchone())
+
+
+def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping[str, Any], body: str) -> None:
+    """Renew a repo's row, labels and indexed text from its new main revision (None: it is empty)."""
+    repo = db.execute("SELECT * FROM repos WHERE id = ?", [repo_id]).fetchone()
+    found = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
+    task = found["task"] if found else cards.task_of(card)
+    base = _base_name(db, found) if found else next(iter(cards.texts(card.get("base_model"))), "")
+    db["listing"].insert(
+        {
+            "repo_id": repo_id,
+            "revision_id": revision_id or "",
+            "digest": found["digest"] if found else None,
+            "private": repo["private"],
+            "namespace": repo["namespace"],
+            "task": task,
+            "base": base,
+            "method": found["method"] if found else NO_METHOD,
+            "license": next(iter(cards.texts(card.get("license"))), "unknown"),
+            "parameters": found["parameters"] if found else None,
+            "bytes": found["bytes"] if found else 0,
+            "score": None,
+            "downloads": repo["downloads"],
+            "created_at": repo["created_at"],
+            "updated_at": repo["updated_at"],
+        },
+        replace=True,
+    )
+    extra = [cards.TASK_PREFIX + task] if task != cards.UNTASKED else []
+    extra += [found["method"], f"base_model:{base}", f"base_model:adapter:{base}"] if found else []
+    labels = cards.labels(card, extra)
+    db.execute("DELETE FROM labels WHERE repo_id = ?", [repo_id])
+    db["labels"].insert_all({"label": label, "repo_id": repo_id} for label in labels)
+    _index(db, repo_id, f"{repo['namespace']}/{repo['name']}", " ".join(labels), body[:MAX_INDEXED_CARD_CHARS])
+    refresh_scores(db, task, repo_id=repo_id)
+
+
+def unlist_repo(db: Database, repo_id: int) -> None:
+    for table in ("listing", "labels"):
+        db.execute(f"DELETE FROM {table} WHERE repo_id = ?", [repo_id])
+    db.execute("DELETE FROM texts WHERE rowid = ?", [repo_id])
+
+
+def rename_repo(db: Database, repo_id: int, namespace: str, name: str) -> None:
+    db.execute("UPDATE listing SET namespace = ? WHERE repo_id = ?", [namespace, repo_id])
+    db.execute("UPDATE texts SET name = ? WHERE rowid = ?", [name, repo_id])
+
+
+def refresh_scores(db: Database, task: str, *, repo_id: int | None = None) -> None:
+    """Set `listing.score` to the latest score of a listed adapter on its task's present evaluation set."""
+    db.execute(
+        "UPDATE listing SET score = (SELECT value FROM evaluations e JOIN tasks ON tasks.slug = e.task "
+        "WHERE e.digest = listing.digest AND e.task = listing.task AND e.data_hash = tasks.data_hash "
+        "AND e.metric = tasks.metric AND e.source = 'graft' ORDER BY e.id DESC LIMIT 1) "
+        "WHERE task = ? AND (? IS NULL OR repo_id = ?)",
+        [task, repo_id, repo_id],
+    )
+
+
+_ENTRY = (
+    "listing.namespace || '/' || repos.name AS repo, listing.revision_id, listing.digest, listing.private, listing.task, "
+    "listing.base, listing.method, listing.license, listing.parameters, listing.bytes, listing.score, listing.downloads, "
+    "listing.created_at, listing.updated_at"
+)
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(**dict(row) | {"private": bool(row["private"])})
+
+
+def _base_name(db: Database, artifact: Any) -> str:
+    row = db.execute("SELECT id FROM bases WHERE fingerprint = ?", [artifact["base_fingerprint"]]).fetchone()
+    return row["id"] if row else artifact["base_id"] or ""
+
+
+def _index(db: Database, repo_id: int, name: str, labels: str, card: str) -> None:
+    db.execute("DELETE FROM texts WHERE rowid = ?", [repo_id])
+    db.execute("INSERT INTO texts (rowid, name, labels, card) VALUES (?, ?, ?, ?)", [repo_id, name, labels, card])
+
+
+def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -> tuple[str, list[Any]]:
+    """The WHERE clause over `listing` and its values."""
+    clauses, values = ["1"], []
+    if caller.namespaces is not None:
+        mine = json.dumps(sorted(caller.namespaces))
+        clauses.append("(private = 0 OR lower(listing.namespace) IN (SELECT value FROM json_each(?)))")
+        values.append(mine)
+    base = query.base and _base_name(db, {"base_fingerprint": query.base, "base_id": query.base})
+    wanted = {"task": query.task, "base": base, "method": query.method, "license": query.license}
+    for column, value in wanted.items():
+        if value and column != without:
+            clauses.append(f"listing.{column} = ?")
+            values.append(value)
+    if query.author:
+        clauses.append("listing.namespace = ?")
+        values.append(query.author)
+    for label in query.labels:
+        clauses.append("listing.repo_id IN (SELECT repo_id FROM labels WHERE label = ?)")
+        values.append(label)
+    if words := query.text.split():
+        clauses.append("listing.repo_id IN (SELECT rowid FROM texts WHERE texts MATCH ?)")
+        values.append(" ".join('"' + word.replace('"', '""') + '"*' for word in words))
+    return " AND ".join(clauses), values

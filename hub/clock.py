@@ -1,0 +1,7 @@
+"""The one spelling of a time: UTC, microseconds, a trailing Z, as Hugging Face clients parse it."""
+
+from datetime import UTC, datetime
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,65 @@
+"""The hub as one WSGI application: the Hugging Face protocol, graft's own API, and the pages, over one registry.
+
+Puts the parts together; each part is a blueprint in this folder. Starts without torch.
+"""
+
+from urllib.parse import quote, unquote
+
+from flask import Flask
+from graft.hub import access
+from graft.hub.registry import Registry
+from graft.hub.web import api, failures, pages, protocol, security, uploads
+from graft.hub.web.context import EXTENSION, Hub
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+MAX_REQUEST_BYTES = 1 << 30
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+
+def create_app(
+    registry: Registry,
+    *,
+    host: str = "127.0.0.1",
+    trusted_hosts: tuple[str, ...] = (),
+    inference_url: str | None = None,
+    behind_proxy: bool = False,
+) -> Flask:
+    """`host` is what the hub listens on: on loopback, a registry without users is everybody's own (single-user mode)."""
+    app = Flask(__name__)
+    on_loopback = host in ("127.0.0.1", "localhost", "::1")
+    app.config.update(
+        MAX_CONTENT_LENGTH=MAX_REQUEST_BYTES,
+        MAX_FORM_MEMORY_SIZE=MAX_REQUEST_BYTES,
+        SECRET_KEY=access.secret(registry.db, "session"),
+        SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_HTTPONLY=True,
+        # A page elsewhere that gets its name to point here must not reach a hub that trusts its own machine.
+        TRUSTED_HOSTS=list((*LOOPBACK_NAMES, *trusted_hosts)) if on_loopback or trusted_hosts else None,
+    )
+    app.json.sort_keys = False
+    app.extensions[EXTENSION] = Hub(registry, single_user=on_loopback, inference_url=inference_url)
+    app.wsgi_app = KeepQuotedSlashes(ProxyFix(app.wsgi_app) if behind_proxy else app.wsgi_app)
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    security.protect(app)
+    failures.install(app)
+    for part in (protocol, uploads, api, pages):
+        app.register_blueprint(part.blueprint)
+    return app
+
+
+class KeepQuotedSlashes:
+    """Lets `%2F` reach the routes as it came: clients quote the slash of a branch name, WSGI servers unquote it.
+
+    The views unquote what they take from the path (`context.unquoted`).
+    """
+
+    def __init__(self, app):
+        self.app = app
+
+    def __call__(self, environ, start_response):
+        raw = environ.get("REQUEST_URI") or environ.get("RAW_URI")
+        if raw and "%2f" in raw.lower():
+            path = raw.partition("?")[0].replace("%2F", "%252F").replace("%2f", "%252F")
+            environ["PATH_INFO"] = unquote(quote(path, safe="/%"), "latin-1")
+        return self.app(environ, start_response)

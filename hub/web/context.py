@@ -1,0 +1,60 @@
+"""What every view needs: the registry, who is calling, and the parts of a path."""
+
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from flask import current_app, g, request, session
+from graft.hub import access
+from graft.hub.access import OWNER, STRANGER, Caller
+from graft.hub.errors import UnauthorizedError
+from graft.hub.registry import Registry
+
+EXTENSION = "graft"
+
+
+@dataclass(frozen=True)
+class Hub:
+    """`single_user`: whoever reaches a hub without users is its owner. `inference_url`: the `graft serve` for the playground."""
+
+    registry: Registry
+    single_user: bool
+    inference_url: str | None
+
+
+def hub() -> Hub:
+    return current_app.extensions[EXTENSION]
+
+
+def registry() -> Registry:
+    return hub().registry
+
+
+def caller() -> Caller:
+    """Who asks, by bearer token, else by the sign-in cookie. Raises UnauthorizedError for a bad bearer token."""
+    if "caller" not in g:
+        g.caller = _find_caller()
+    return g.caller
+
+
+def _find_caller() -> Caller:
+    db = registry().db
+    if hub().single_user and not access.has_users(db):
+        return OWNER
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return access.caller_of(db, token.strip())
+    if signed_in := session.get("token_hash"):
+        try:
+            return access.caller_of_hash(db, signed_in)
+        except UnauthorizedError:
+            session.clear()
+    return STRANGER
+
+
+def endpoint() -> str:
+    """This hub's own address, as the client called it."""
+    return request.host_url.rstrip("/")
+
+
+def unquoted(part: str) -> str:
+    return unquote(part)

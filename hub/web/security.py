@@ -1,0 +1,92 @@
+"""Headers, cross-site writes and request rates: what stands before every view.
+
+A write without a bearer token rests on a cookie, or on being on this machine, and either can be abused by a page from
+elsewhere; browsers say where a request comes from (Sec-Fetch-Site, Origin), so such writes must come from our own pages.
+"""
+
+import threading
+import time
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, current_app, request
+from graft.hub.errors import ForbiddenError
+from graft.hub.web import failures
+from graft.hub.web.context import caller, hub
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CONTENT_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+
+WINDOW_S = 300
+MAX_TRACKED = 50_000
+
+
+def protect(app: Flask, *, requests_a_window: int = 30_000) -> None:
+    app.extensions["graft-rates"] = Rates(requests_a_window)
+    app.before_request(_refuse_cross_site_writes)
+    app.before_request(_limit_rate)
+    app.after_request(_add_headers)
+
+
+class Rates:
+    """Requests in the present window of WINDOW_S seconds, per caller. Everyone starts anew with each window."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self._window = 0
+        self._counts: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def count(self, who: str) -> tuple[int, int]:
+        """Note one request. Returns how many are left and the seconds until the window ends."""
+        window, into = divmod(time.time(), WINDOW_S)
+        with self._lock:
+            if window != self._window or len(self._counts) > MAX_TRACKED:
+                self._window, self._counts = int(window), {}
+            self._counts[who] = self._counts.get(who, 0) + 1
+            return self.limit - self._counts[who], int(WINDOW_S - into) + 1
+
+
+def _refuse_cross_site_writes() -> None:
+    if request.method in SAFE_METHODS or "Authorization" in request.headers:
+        return
+    origin = request.headers.get("Origin")
+    same_host = origin is None or urlsplit(origin).netloc == request.host
+    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none") or not same_host:
+        raise ForbiddenError("This write came from another site's page. Open the hub itself and repeat it there.")
+
+
+def _limit_rate() -> Response | None:
+    if hub().single_user:
+        return None
+    who = request.headers.get("Authorization") or request.remote_addr or ""
+    left, seconds = current_app.extensions["graft-rates"].count(who)
+    if left >= 0:
+        return None
+    response = failures.failure(429, f"Too many requests: wait {seconds} s.")
+    response.headers["Retry-After"] = str(seconds)
+    response.headers["RateLimit"] = f'"api";r=0;t={seconds}'
+    return response
+
+
+def _add_headers(response: Response) -> Response:
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    if caller_is_known(response):
+        response.headers.setdefault("Cache-Control", "private, no-cache")
+    return response
+
+
+def caller_is_known(response: Response) -> bool:
+    """Whether the answer may depend on who asked, so that no shared cache may keep it."""
+    return response.status_code < 400 and request.blueprint is not None and caller().scope is not None
