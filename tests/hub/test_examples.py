@@ -1,0 +1,99 @@
+"""Rows become examples, bad rows are named by file and line, and text becomes ids in one way."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from graft.hub.errors import DataError
+from graft.hub.examples import Example, cut_left, data_hash, encode, encode_prompt, labels_of, load_examples
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+def written(tmp_path, *rows):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+def test_both_schemas_mean_the_same_conversation(tmp_path):
+    user, assistant = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
+    path = written(
+        tmp_path,
+        {"messages": [user, assistant]},
+        "",
+        {"prompt": [user], "completion": [assistant], "id": 7},
+        {"prompt": "a", "completion": "b", "labels": ["b", "c"]},
+    )
+    first, second, third = load_examples(path)
+    assert first == second
+    assert third == Example("a", "b", ("b", "c"))
+    assert data_hash([first, third]) == data_hash([second, third]) != data_hash([third, first])
+    assert labels_of([third]) == ("b", "c") and labels_of([first, third]) == ()
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ("{", "not a line of JSON"),
+        ("[1]", "a JSON object is needed"),
+        ({"text": "x"}, 'no "prompt"'),
+        ({"prompt": "x"}, 'no "completion"'),
+        ({"prompt": "", "completion": "y"}, "prompt is empty"),
+        ({"prompt": "x", "completion": ""}, "completion is empty"),
+        ({"prompt": 3, "completion": "y"}, "must be text or a list of messages"),
+        ({"prompt": "x", "completion": [{"role": "assistant", "content": "y"}]}, "must be text too"),
+        ({"messages": [{"role": "user", "content": "x"}]}, 'role "assistant"'),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "a message is"),
+        ({"messages": [], "labels": None}, "must be text or a list of messages"),
+        ({"messages": [], "prompt": "x"}, "not both"),
+        ({"prompt": "x", "completion": "y", "labels": ["a", "b"]}, "not among the labels"),
+        ({"prompt": "x", "completion": "y", "labels": "y"}, "must be a list of texts"),
+        ({"prompt": "x", "completion": "y", "labels": ["y"]}, "at least two choices"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, words):
+    path = written(tmp_path, {"prompt": "x", "completion": "y"}, row)
+    with pytest.raises(DataError, match=r"data\.jsonl, line 2: .*" + words.replace("(", r"\(")):
+        load_examples(path)
+
+
+def test_missing_and_empty_files(tmp_path):
+    with pytest.raises(DataError, match="can't be read"):
+        load_examples(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="holds no example"):
+        load_examples(written(tmp_path, "", ""))
+
+
+def test_plain_text_stands_as_it_is_and_messages_take_the_template(llama):
+    tokenizer = llama.tokenizer
+    prompt, completion = encode(Example("ab", " c"), tokenizer)
+    assert tokenizer.decode(prompt + completion) == "ab c"
+    assert tokenizer.eos_token_id not in prompt + completion
+    chat = load_rows({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]})
+    with pytest.raises(DataError, match="no chat template"):
+        encode(chat, tokenizer)
+    tokenizer.chat_template = CHAT
+    prompt, completion = encode(chat, tokenizer)
+    assert tokenizer.decode(prompt) == "<user>hi</s><a>" and tokenizer.decode(completion) == "ho"
+    assert encode_prompt(chat.prompt, tokenizer) == prompt
+
+
+def load_rows(row):
+    from graft.hub.examples import parse_row
+
+    return parse_row(row, "here")
+
+
+def test_a_long_prompt_loses_its_beginning():
+    assert cut_left([1, 2, 3, 4], 2) == [3, 4]
+    assert cut_left([1, 2], 5) == [1, 2]
+    assert cut_left([1, 2], 0) == []
+
+
+def test_examples_and_metrics_need_no_torch():
+    code = "import sys, graft.hub.examples, graft.hub.metrics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
