@@ -57,7 +57,7 @@ def test_score_and_errors():
     assert (found.value, found.n) == (0.75, 4) and found.low < 0.75 < found.high
     with pytest.raises(GraftError, match="no example"):
         score(METRICS["accuracy"], [])
-    with pytest.raises(GraftError, match="Unknown metric 'rouge'.*accuracy"):
+    with pytest.raises(GraftError, match=r"Unknown metric .rouge.\..*accuracy"):
         get_metric("rouge")
     with pytest.raises(GraftError, match="same examples"):
         paired_p(METRICS["f1"], [1.0], [])

@@ -1,0 +1,202 @@
+"""Examples: what a task's data says, and the one way its text becomes token ids, in training and in evaluation.
+
+A line of a JSONL file is `{"messages": [...]}` (the last message is the assistant's) or `{"prompt": ...,
+"completion": ...}` (strings, or messages), TRL's schemas; `"labels": [...]` lists a classification's choices.
+Torch-free. Knows neither batches nor scores.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graft.hub.errors import DataError
+
+ROLES = ("system", "user", "assistant", "tool", "developer")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example. A prompt of messages goes through the base's chat template, a string stands as it is."""
+
+    prompt: str | tuple[Message, ...]
+    completion: str
+    labels: tuple[str, ...] = ()  # a classification's choices, the completion among them
+
+    def to_row(self) -> dict[str, Any]:
+        """The canonical JSONL row: equal for equal examples, whatever schema they came in."""
+        if isinstance(self.prompt, str):
+            prompt = self.prompt
+        else:
+            prompt = [{"role": message.role, "content": message.content} for message in self.prompt]
+        row = {"prompt": prompt, "completion": self.completion}
+        return {**row, "labels": list(self.labels)} if self.labels else row
+
+
+def load_examples(path: str | Path) -> list[Example]:
+    """The examples of a JSONL file. Raises DataError naming the file and the line."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"The data {path} can't be read: {error.strerror}.") from None
+    return parse_examples(data, str(path))
+
+
+def parse_examples(data: bytes, source: str) -> list[Example]:
+    """The examples of JSONL bytes; `source` names them in errors. Raises DataError with the line."""
+    examples = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{source}, line {number}"
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (UnicodeDecodeError, RecursionError, ValueError) as error:
+            raise DataError(f"{where}: not a line of JSON ({error}).") from None
+        examples.append(parse_row(row, where))
+    if not examples:
+        raise DataError(f"{source} holds no example: write one JSON object a line, with prompt and completion.")
+    return examples
+
+
+def parse_row(row: Any, where: str) -> Example:
+    """One row as an Example; keys of no meaning here are left aside. Raises DataError beginning with `where`."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a JSON object is needed, this is a {type(row).__name__}.")
+    if "messages" in row:
+        if "prompt" in row or "completion" in row:
+            raise DataError(f'{where}: give either "messages" or "prompt" and "completion", not both.')
+        *turns, last = _messages(row["messages"], where, "messages")
+        prompt, completion = tuple(turns), _answer([last], where, "messages")
+    else:
+        missing = [key for key in ("prompt", "completion") if key not in row]
+        if missing:
+            raise DataError(f'{where}: there is no "{missing[0]}" (nor "messages"); its keys are {_keys(row)}.')
+        prompt, completion = _prompt(row["prompt"], where), _completion(row, where)
+    if not prompt:
+        raise DataError(f"{where}: the prompt is empty; the first token needs something to follow.")
+    if not completion:
+        raise DataError(f"{where}: the completion is empty, so there is nothing to learn or to score.")
+    return Example(prompt, completion, _labels(row.get("labels"), completion, where))
+
+
+def data_hash(examples: Iterable[Example]) -> str:
+    """sha256 hex over the canonical rows in order: the identity of a data set."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(example.to_row(), sort_keys=True, separators=(",", ":")).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:
+    """All labels in order of first appearance; () unless every example lists some."""
+    if not all(example.labels for example in examples):
+        return ()
+    return tuple(dict.fromkeys(label for example in examples for label in example.labels))
+
+
+def encode(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """(prompt ids, completion ids), tokenised apart, so that every label of a prompt follows the same ids.
+
+    The completion has no end: training adds EOS (`end_of`), a label's score has none.
+    """
+    return encode_prompt(example.prompt, tokenizer), encode_completion(example.completion, tokenizer)
+
+
+def encode_prompt(prompt: str | Sequence[Message], tokenizer: Any) -> list[int]:
+    """A string as it stands, with what the tokenizer itself puts before a text (BOS); messages by the chat template."""
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt, add_special_tokens=True)
+        # A few tokenizers also close a text with EOS; a prompt goes on.
+        return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+    if not tokenizer.chat_template:
+        raise DataError(
+            "The data holds messages, but this base's tokenizer has no chat template. Use plain prompt and "
+            "completion strings, or a base that was trained to chat."
+        )
+    turns = [{"role": message.role, "content": message.content} for message in prompt]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def encode_completion(text: str, tokenizer: Any) -> list[int]:
+    """A completion's (or a label's) ids, without BOS or EOS."""
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def end_of(tokenizer: Any) -> int:
+    """The id that ends a completion. Raises DataError for a tokenizer without one."""
+    if tokenizer.eos_token_id is None:
+        raise DataError("This base's tokenizer has no EOS token, so a completion could never end. Set one first.")
+    return tokenizer.eos_token_id
+
+
+def cut_left(prompt_ids: Sequence[int], room: int) -> list[int]:
+    """The last `room` ids of a prompt: what is next to the completion stays."""
+    return list(prompt_ids[max(0, len(prompt_ids) - room) :])
+
+
+def _prompt(value: Any, where: str) -> str | tuple[Message, ...]:
+    return value if isinstance(value, str) else tuple(_messages(value, where, "prompt"))
+
+
+def _completion(row: dict[str, Any], where: str) -> str:
+    value = row["completion"]
+    if isinstance(value, str):
+        return value
+    if isinstance(row["prompt"], str):
+        raise DataError(f"{where}: the prompt is text, so the completion must be text too, not messages.")
+    return _answer(_messages(value, where, "completion"), where, "completion")
+
+
+def _answer(messages: Sequence[Message], where: str, key: str) -> str:
+    if len(messages) != 1 or messages[0].role != "assistant":
+        raise DataError(f'{where}: "{key}" must end in one message of the role "assistant", which is what is learned.')
+    return messages[0].content
+
+
+def _messages(value: Any, where: str, key: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise DataError(f'{where}: "{key}" must be text or a list of messages, not {_shown(value)}.')
+    messages = []
+    for item in value:
+        known = isinstance(item, dict) and isinstance(item.get("content"), str) and item.get("role") in ROLES
+        if not known:
+            raise DataError(
+                f'{where}: a message is {{"role": {"|".join(ROLES)}, "content": text}}, not {_shown(item)}.'
+            )
+        messages.append(Message(item["role"], item["content"]))
+    return messages
+
+
+def _labels(value: Any, completion: str, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(label, str) and label for label in value):
+        raise DataError(f'{where}: "labels" must be a list of texts, not {_shown(value)}.')
+    if len(set(value)) != len(value) or len(value) < 2:
+        raise DataError(f'{where}: "labels" must hold at least two choices, all different.')
+    if completion not in value:
+        raise DataError(f"{where}: the completion {_shown(completion)} is not among the labels {_shown(value)}.")
+    return tuple(value)
+
+
+def _keys(row: dict[str, Any]) -> str:
+    return ", ".join(sorted(row)) or "none"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
