@@ -1,0 +1,54 @@
+# Every target does all its set-up. See README.md for CPU and CUDA builds of torch.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export OMP_NUM_THREADS ?= $(shell nproc)
+
+.PHONY: setup demo test test-all check bench clean
+
+setup: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/graft demo $(ARGS)
+
+test: $(VENV)/.tested
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.tested
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.tested build/types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=build/types $(BIN)/mypy -p graft.hub -p graft.server -p graft.trainer
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+bench: $(VENV)/.benched
+	$(BIN)/python benchmarks/serving.py $(ARGS)
+
+# Torch first and by its exact name: a plain `torch`, or one pulled in by another package, may bring
+# gigabytes of CUDA where a CPU build is wanted.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graft needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q "$(TORCH)"
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e ".[test,check]"
+	touch $@
+
+$(VENV)/.benched: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e ".[bench]"
+	touch $@
+
+# Type checkers can't see setuptools' package-dir mapping: show them links.
+build/types:
+	mkdir -p build/types/graft
+	for room in hub server trainer; do ln -sfn ../../../$$room build/types/graft/$$room; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,95 @@
+"""The house keeps its shape: rooms, imports, packaging, README."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("hub", "server", "trainer")
+ALLOWED = {"hub": {"hub"}, "server": {"hub", "server"}, "trainer": {"hub", "trainer"}}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def modules(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room):
+    for path in modules(room):
+        for name in imports(path):
+            top, *rest = name.split(".")
+            assert top not in ROOMS, f"{path} imports {name}: a bare room makes a second copy of every class"
+            if top == "graft":
+                assert rest[0] in ALLOWED[room], f"{path} imports {name}"
+
+
+def test_every_package_is_shipped():
+    folders = {
+        "graft." + ".".join(init.parent.relative_to(ROOT).parts)
+        for room in ROOMS
+        for init in (ROOT / room).rglob("__init__.py")
+    }
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == folders
+
+
+def test_every_python_folder_is_a_package():
+    for room in ROOMS:
+        for path in modules(room):
+            assert (path.parent / "__init__.py").exists(), f"{path.parent} has no __init__.py: the wheel would lack it"
+
+
+def test_every_data_file_is_shipped():
+    data = PYPROJECT["tool"]["setuptools"]["package-data"]
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*"):
+            if path.is_dir() or path.suffix in (".py", ".pyc"):
+                continue
+            package = "graft." + ".".join(path.relative_to(ROOT).parts[:1])
+            candidates = [
+                (name, pattern) for name, patterns in data.items() if name.startswith(package) for pattern in patterns
+            ]
+            assert any(
+                path.relative_to(ROOT / Path(*name.split(".")[1:])).match(pattern)
+                for name, pattern in candidates
+                if path.is_relative_to(ROOT / Path(*name.split(".")[1:]))
+            ), f"{path} is in no package-data pattern: the wheel would lack it"
+
+
+@pytest.mark.parametrize("name", PYPROJECT["project"]["entry-points"]["graft.commands"])
+def test_every_command_exists_and_has_help(name):
+    (point,) = importlib.metadata.entry_points(group="graft.commands", name=name)
+    command = point.load()
+    assert command.help, f"graft {name} says nothing about itself"
+    assert command.name == name
+
+
+def test_readme_names_every_file_and_method():
+    readme = (ROOT / "README.md").read_text()
+    tree = readme.partition("## What is where")[2]
+    named = set(re.findall(r"[\w.-]+\.py\b", tree))
+    missing = {path.name for room in ROOMS for path in modules(room) if path.name != "__init__.py"} - named
+    assert not missing, f"README's file tree lacks {sorted(missing)}"
+
+
+def test_the_hub_starts_without_torch():
+    code = "import graft.hub.cli, graft.hub.registry, graft.hub.web.app, sys; print(*[m for m in ('torch', 'transformers') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == ""
