@@ -1,0 +1,138 @@
+// y = x W^T + bias with W packed once, for the few rows of decoding as well as for the many of prefill.
+// Every row is added up in the same order whatever the other rows are, so a row's result never depends on them.
+#pragma once
+#include <torch/extension.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "simd.h"
+
+namespace graft {
+
+constexpr int kVectors = 3;                 // vectors of columns in a panel
+constexpr int kPanel = kVectors * kLanes;   // columns whose weights lie together
+constexpr int kTile = 8;                    // rows whose sums fill the registers: 8 x 3 vectors
+constexpr int64_t kRowChunk = 128;          // rows of one piece of work; their inputs stay in the L2 cache
+constexpr int64_t kDepth = 1024;            // lanes of depth at once: a panel's part stays in the L2 cache too
+
+// Panels of [lanes of depth][48 columns]; columns and depth beyond the matrix are zero.
+template <class S>
+struct Linear {
+  int64_t in = 0, out = 0, panels = 0, lanes = 0;
+  torch::Tensor packed;      // int32 [panels, lanes, 48]
+  std::vector<float> bias;   // empty: none
+
+  Linear() = default;
+  Linear(const torch::Tensor& weight, const c10::optional<torch::Tensor>& offset);
+  const int32_t* panel(int64_t index) const { return packed.data_ptr<int32_t>() + index * lanes * kPanel; }
+};
+
+template <class S>
+Linear<S>::Linear(const torch::Tensor& weight, const c10::optional<torch::Tensor>& offset) {
+  constexpr int per = Packed<S>::per_lane;
+  const torch::Tensor rows = weight.contiguous();
+  out = rows.size(0), in = rows.size(1);
+  TORCH_CHECK(in % per == 0, "a bfloat16 linear needs an even number of inputs, not ", in);
+  lanes = in / per, panels = (out + kPanel - 1) / kPanel;
+  packed = torch::zeros({panels, lanes, kPanel}, torch::kInt32);
+  const int32_t* from = (const int32_t*)rows.data_ptr();
+  int32_t* to = packed.data_ptr<int32_t>();
+#pragma omp parallel for
+  for (int64_t p = 0; p < panels; p++)
+    for (int64_t k = 0; k < lanes; k++)
+      for (int64_t c = 0; c < std::min<int64_t>(kPanel, out - p * kPanel); c++)
+        to[(p * lanes + k) * kPanel + c] = from[(p * kPanel + c) * lanes + k];
+  if (offset) {
+    const torch::Tensor wide = offset->to(torch::kFloat).contiguous();
+    bias.assign(wide.data_ptr<float>(), wide.data_ptr<float>() + out);
+    bias.resize(panels * kPanel, 0.f);
+  }
+}
+
+// One matrix product of a phase: all of its inputs and outputs are rows with a stride.
+template <class S>
+struct Product {
+  const Linear<S>* weight;
+  const S* in;
+  int64_t in_stride;
+  S* out;
+  int64_t out_stride;
+
+  int64_t items(int64_t rows) const { return weight->panels * ((rows + kRowChunk - 1) / kRowChunk); }
+};
+
+template <class S, int M>
+inline void tile(const S* in, int64_t stride, const int32_t* panel, int64_t lanes, F (&total)[M][kVectors]) {
+  typedef Packed<S> P;
+  typedef typename P::V V;
+  for (int64_t k = 0; k < lanes; k++, panel += kPanel) {
+    const V w0 = load<V>(panel), w1 = load<V>(panel + kLanes), w2 = load<V>(panel + 2 * kLanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const V x = splat_lane(in + m * stride + k * P::per_lane);
+      total[m][0] = P::dp(total[m][0], x, w0);
+      total[m][1] = P::dp(total[m][1], x, w1);
+      total[m][2] = P::dp(total[m][2], x, w2);
+    }
+  }
+}
+
+// M rows of one panel over one part of the depth; sums of earlier parts wait in `waiting`.
+template <class S, int M>
+void tile_rows(const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_t k1, F* waiting) {
+  const Linear<S>& w = *job.weight;
+  F total[M][kVectors] = {};
+  if (k0 > 0) std::memcpy(total, waiting, sizeof total);
+  tile<S, M>(job.in + row * job.in_stride + k0 * Packed<S>::per_lane, job.in_stride, w.panel(p) + k0 * kPanel, k1 - k0,
+             total);
+  if (k1 < w.lanes) {
+    std::memcpy(waiting, total, sizeof total);
+    return;
+  }
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < kVectors; v++) {
+      const int64_t column = p * kPanel + v * kLanes;
+      const int left = (int)std::min<int64_t>(kLanes, w.out - column);
+      if (left <= 0) break;
+      const F offset = w.bias.empty() ? F{} : load<F>(w.bias.data() + column);
+      narrow(job.out + (row + m) * job.out_stride + column, total[m][v] + offset, left);
+    }
+}
+
+template <class S>
+void panel_rows(const Product<S>& job, int64_t p, int64_t row, int64_t stop) {
+  alignas(64) F waiting[kRowChunk / kTile][kTile * kVectors];
+  const int64_t lanes = job.weight->lanes;
+  for (int64_t k0 = 0; k0 < lanes; k0 += kDepth) {
+    const int64_t k1 = std::min(lanes, k0 + kDepth);
+    F(*kept)[kTile * kVectors] = waiting;
+    for (int64_t r = row; r < stop; r += kTile, kept++) switch (std::min<int64_t>(kTile, stop - r)) {
+        case 8: tile_rows<S, 8>(job, p, r, k0, k1, *kept); break;
+        case 7: tile_rows<S, 7>(job, p, r, k0, k1, *kept); break;
+        case 6: tile_rows<S, 6>(job, p, r, k0, k1, *kept); break;
+        case 5: tile_rows<S, 5>(job, p, r, k0, k1, *kept); break;
+        case 4: tile_rows<S, 4>(job, p, r, k0, k1, *kept); break;
+        case 3: tile_rows<S, 3>(job, p, r, k0, k1, *kept); break;
+        case 2: tile_rows<S, 2>(job, p, r, k0, k1, *kept); break;
+        default: tile_rows<S, 1>(job, p, r, k0, k1, *kept);
+      }
+  }
+}
+
+// All products of a phase over `rows` rows, shared out among the threads of the enclosing parallel region.
+template <class S>
+void multiply(const Product<S>* jobs, int count, int64_t rows) {
+  int64_t total = 0;
+  for (int j = 0; j < count; j++) total += jobs[j].items(rows);
+#pragma omp for schedule(dynamic)
+  for (int64_t item = 0; item < total; item++) {
+    int64_t rest = item;
+    const Product<S>* job = jobs;
+    while (rest >= job->items(rows)) rest -= job++->items(rows);
+    const int64_t row = rest / job->weight->panels * kRowChunk;
+    panel_rows(*job, rest % job->weight->panels, row, std::min(rows, row + kRowChunk));
+  }
+}
+
+}  // namespace graft
