@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlite_utils import Database
+
 from graft.hub.clock import now
 from graft.hub.errors import ArtifactError
 from graft.hub.inspection import CONFIG, base_name, fingerprint_of
 from graft.hub.spec import BaseSpec
-from sqlite_utils import Database
 
 BASE_RECORD = "graft-base.json"  # what `graft base import` leaves beside the weights
 CONFIG_KEYS = ("base_model_name_or_path", "model_name")  # PEFT's key; AdapterHub's

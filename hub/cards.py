@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
+
 from graft.hub.errors import ArtifactError
 
 MAX_CARD_CHARS = 1 << 20

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sqlite_utils import Database
+
 from graft.hub import cards
 from graft.hub.access import Caller
 from graft.hub.errors import GraftError
-from sqlite_utils import Database
 
 MAX_PAGE = 1000
 MAX_INDEXED_CARD_CHARS = 20_000
@@ -193,7 +194,7 @@ def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -
     clauses, values = ["1"], []
     if caller.namespaces is not None:
         mine = json.dumps(sorted(caller.namespaces))
-        clauses.append("(private = 0 OR lower(listing.namespace) IN (SELECT value FROM json_each(?)))")
+        clauses.append("(listing.private = 0 OR lower(listing.namespace) IN (SELECT value FROM json_each(?)))")
         values.append(mine)
     base = query.base and _base_name(db, {"base_fingerprint": query.base, "base_id": query.base})
     wanted = {"task": query.task, "base": base, "method": query.method, "license": query.license}

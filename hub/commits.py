@@ -70,22 +70,13 @@ class Put:
 
 
 @dataclass(frozen=True)
-class Copy:
-    """Write at `path` what lies in the same repo at `source`, in revision `revision` (None: the branch's head)."""
-
-    path: str
-    source: str
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
 class Delete:
     """Take away the file at `path`; with a trailing slash, the folder."""
 
     path: str
 
 
-Change = Put | Copy | Delete
+Change = Put | Delete
 
 
 def check_path(path: str) -> None:
@@ -139,23 +130,16 @@ def check_ref_name(name: str) -> str:
     return name
 
 
-def changed(
-    tree: Mapping[str, str], changes: Iterable[Change], other: Mapping[str, Mapping[str, str]] | None = None
-) -> Tree:
-    """The tree after `changes`. `other` holds the trees of the revisions that copies name.
+def changed(tree: Mapping[str, str], changes: Iterable[Change]) -> Tree:
+    """The tree after `changes`.
 
-    Raises EntryNotFoundError for a deletion or copy of what isn't there, TooLargeError for too many files.
+    Raises EntryNotFoundError for a deletion of what isn't there, TooLargeError for too many files.
     """
     result = dict(tree)
     for change in changes:
         match change:
             case Put(path, blob):
                 result[path] = blob.sha256
-            case Copy(path, source, revision):
-                origin = tree if revision is None else (other or {})[revision]
-                if source not in origin:
-                    raise EntryNotFoundError(f"{source} can't be copied: there is no such file.")
-                result[path] = origin[source]
             case Delete(path):
                 doomed = [name for name in result if name == path or (path.endswith("/") and name.startswith(path))]
                 if not doomed:

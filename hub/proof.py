@@ -8,14 +8,14 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sqlite_utils import Database
+
 from graft.hub import bases
 from graft.hub.cards import split_card
 from graft.hub.commits import Tree
 from graft.hub.errors import ArtifactError
 from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS, Inspection, inspect_artifact
 from graft.hub.store import Blob, BlobStore
-from sqlite_utils import Database
-
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlite_utils import Database
+
 from graft.hub import bases, catalog, refs, scores
 from graft.hub.access import OWNER, Caller, audit
 from graft.hub.clock import now
 from graft.hub.commits import (
     COMMIT_ID,
     Change,
-    Copy,
     Put,
     Tree,
     changed,
@@ -43,7 +44,6 @@ from graft.hub.proof import Proven, prove
 from graft.hub.schema import connect, migrate, writing
 from graft.hub.spec import BaseSpec
 from graft.hub.store import Blob, BlobStore
-from sqlite_utils import Database
 
 MAX_ATTEMPTS = 32  # of a commit without a parent, when others keep moving the branch
 IGNORED = frozenset((".git", ".cache", "__pycache__", ".DS_Store", ".ipynb_checkpoints"))
@@ -127,11 +127,20 @@ class Registry:
 
     # Bases
 
-    def add_base(self, spec: BaseSpec, *, user: str = OWNER.name) -> None:
-        """Record a base's manifest. Raises ArtifactError for a base without an id."""
+    def add_base(self, spec: BaseSpec, *, user: str = OWNER.name, replace: bool = True) -> None:
+        """Record a base's manifest; with `replace` false, one that is there stays as it is.
+
+        Raises ArtifactError for a base without an id.
+        """
         with writing(self.db):
-            bases.add_base(self.db, spec)
-            audit(self.db, user, "base.add", spec.id or "", spec.fingerprint)
+            if replace or bases.find_base(self.db, fingerprint=spec.fingerprint) is None:
+                bases.add_base(self.db, spec)
+                audit(self.db, user, "base.add", spec.id or "", spec.fingerprint)
+
+    def bases(self) -> list[dict[str, str]]:
+        """id and fingerprint of every recorded base."""
+        rows = self.db.execute("SELECT id, fingerprint, created_at FROM bases ORDER BY id")
+        return [dict(row) for row in rows]
 
     def base(self, id_or_fingerprint: str) -> BaseSpec:
         """Raises NotFoundError where none is recorded, or several bear the id."""
@@ -257,8 +266,8 @@ class Registry:
         raw = _json_or_empty(config)
         declared = bases.declared_base(raw, _json_or_empty(config.with_name(PROVENANCE)))
         spec = bases.beside_weights(Path(declared.name)) if declared.name else None
-        if spec is not None and spec.id and bases.find_base(self.db, fingerprint=spec.fingerprint) is None:
-            self.add_base(spec)
+        if spec is not None and spec.id:
+            self.add_base(spec, replace=False)
 
     def store_file(self, path: str, source: Path) -> Blob:
         """Put a file's bytes into the store as `path`. Raises ArtifactError for a kind that no repo may hold."""
@@ -294,7 +303,7 @@ class Registry:
             head = self._head(name, branch, create)
             if parent is not None and head != parent:
                 return self._repeated(name, head, parent, changes)
-            tree = changed({} if replace else self.tree(head), changes, self._copied_from(name, changes))
+            tree = changed({} if replace else self.tree(head), changes)
             proven = prove(self.db, self.blobs, tree)
             with writing(self.db):
                 if self._head(name, branch, create) != head:
@@ -311,26 +320,16 @@ class Registry:
             raise
         if repo.disabled:
             raise ForbiddenError(f"Access to this resource is disabled. {repo.disabled}")
-        return (
-            refs.target(self.db, repo.id, "branch", branch)
-            if branch == "main"
-            else refs.branch(self.db, repo.id, branch)
-        )
+        return self.branch_head(repo, branch)
 
     def _repeated(self, name: str, head: str | None, parent: str, changes: Sequence[Change]) -> Revision:
         """The answer to a commit whose parent isn't the head: the head, if it is this commit come a second time."""
         latest = self.revision(head) if head else None
         if latest and latest.parent == parent and COMMIT_ID.fullmatch(parent):
-            tree = prove(
-                self.db, self.blobs, changed(self.tree(parent), changes, self._copied_from(name, changes))
-            ).tree
+            tree = prove(self.db, self.blobs, changed(self.tree(parent), changes)).tree
             if tree == self.tree(head):
                 return latest
         raise StaleParentError(f"{name} has moved on from {parent} to {head}: read it again, then repeat your change.")
-
-    def _copied_from(self, name: str, changes: Iterable[Change]) -> dict[str, Tree]:
-        sources = {change.revision for change in changes if isinstance(change, Copy) and change.revision}
-        return {source: self.tree(self.resolve(f"{name}@{source}").id) for source in sources}
 
     def _record(
         self,
@@ -535,6 +534,14 @@ class Registry:
         with writing(self.db):
             refs.delete(self.db, repo.id, kind, ref, user)
             audit(self.db, user, f"{kind}.delete", f"{repo.name}@{ref}")
+
+    def branch_head(self, repo: Repo, branch: str) -> str | None:
+        """A branch's head; None for a branch main that has no commit yet. Raises RevisionNotFoundError."""
+        return (
+            refs.target(self.db, repo.id, "branch", branch)
+            if branch == "main"
+            else refs.branch(self.db, repo.id, branch)
+        )
 
     def all_refs(self, name: str) -> list[refs.Ref]:
         return refs.all_of(self.db, self.repo(name).id)

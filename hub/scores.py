@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlite_utils import Database
+
 from graft.hub import catalog
 from graft.hub.access import Caller, audit
 from graft.hub.cards import UNTASKED, reported_scores
@@ -18,7 +20,6 @@ from graft.hub.errors import DataError, GraftError, NotFoundError
 from graft.hub.inspection import Inspection
 from graft.hub.schema import writing
 from graft.hub.store import BlobStore
-from sqlite_utils import Database
 
 SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 LOWER_IS_BETTER = frozenset(("perplexity", "loss", "nll", "wer", "cer"))

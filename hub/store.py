@@ -99,6 +99,15 @@ class BlobStore:
         temporary.replace(target)
         _flush_folder(target.parent)
 
+    def describe(self, sha256: str) -> Blob:
+        """What a stored blob is known by, read anew from its bytes. Raises DamagedBlobError when it isn't there."""
+        size = self.path(sha256).stat().st_size if self.has(sha256) else 0
+        git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        with self.open(sha256) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                git.update(chunk)
+        return Blob(sha256, git.hexdigest(), size)
+
     def has(self, sha256: str) -> bool:
         return self.path(sha256).is_file()
 

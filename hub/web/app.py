@@ -6,11 +6,12 @@ Puts the parts together; each part is a blueprint in this folder. Starts without
 from urllib.parse import quote, unquote
 
 from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
+
 from graft.hub import access
 from graft.hub.registry import Registry
 from graft.hub.web import api, failures, pages, protocol, security, uploads
 from graft.hub.web.context import EXTENSION, Hub
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 MAX_REQUEST_BYTES = 1 << 30
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from flask import current_app, g, request, session
+
 from graft.hub import access
 from graft.hub.access import OWNER, STRANGER, Caller
 from graft.hub.errors import UnauthorizedError

@@ -5,13 +5,14 @@ import sqlite3
 import uuid
 
 from flask import Flask, Response, g, jsonify, render_template, request
+from werkzeug.exceptions import HTTPException
+
 from graft.hub.errors import (
     EntryNotFoundError,
     GraftError,
     RepoNotFoundError,
     RevisionNotFoundError,
 )
-from werkzeug.exceptions import HTTPException
 
 log = logging.getLogger("graft.hub")
 
@@ -23,12 +24,15 @@ ERROR_CODES: dict[type[GraftError], str] = {
 }
 HF_PATHS = ("/api/models/", "/api/datasets/", "/api/spaces/")
 MAX_HEADER_CHARS = 1000
+STORAGE_FAILURES = frozenset(
+    (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+)
 
 
 def install(app: Flask) -> None:
     app.register_error_handler(GraftError, _on_graft_error)
     app.register_error_handler(HTTPException, _on_http_error)
-    app.register_error_handler(sqlite3.OperationalError, _on_storage_error)
+    app.register_error_handler(sqlite3.OperationalError, _on_database_error)
     app.register_error_handler(OSError, _on_storage_error)
     app.register_error_handler(Exception, _on_bug)
     app.before_request(_name_request)
@@ -44,7 +48,9 @@ def failure(status: int, message: str, code: str | None = None) -> Response:
         response.status_code = status
     if code:
         response.headers["X-Error-Code"] = code
-    response.headers["X-Error-Message"] = message.encode("ascii", "replace").decode().replace("\n", " ")[:MAX_HEADER_CHARS]
+    response.headers["X-Error-Message"] = (
+        message.encode("ascii", "replace").decode().replace("\n", " ")[:MAX_HEADER_CHARS]
+    )
     return response
 
 
@@ -71,9 +77,16 @@ def _on_http_error(error: HTTPException) -> Response:
     return failure(status, error.description or error.name, code)
 
 
+def _on_database_error(error: sqlite3.OperationalError) -> Response:
+    # The extended code's low byte is the kind of failure; everything else is a bug of ours.
+    return _on_storage_error(error) if error.sqlite_errorcode & 0xFF in STORAGE_FAILURES else _on_bug(error)
+
+
 def _on_storage_error(error: Exception) -> Response:
     log.error("request %s: %s", g.get("request_id"), error)
-    return failure(507, f"The hub can't store or read this now ({error}). Nothing was changed; an operator has to look.")
+    return failure(
+        507, f"The hub can't store or read this now ({error}). Nothing was changed; an operator has to look."
+    )
 
 
 def _on_bug(error: Exception) -> Response:

@@ -9,6 +9,7 @@ import time
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, current_app, request
+
 from graft.hub.errors import ForbiddenError
 from graft.hub.web import failures
 from graft.hub.web.context import caller, hub

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from graft.hub.registry import Registry
 from graft.hub.spec import BaseSpec, ModuleSpec
-from safetensors.numpy import save_file
 
 HIDDEN, LAYERS, INNER, KV = 32, 2, 64, 16
 

@@ -1,0 +1,200 @@
+"""graft's own JSON API: tasks, leaderboards, scores, aliases, bases. Described at /openapi.json (openapi.py)."""
+
+from dataclasses import asdict
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from graft.hub import catalog, scores
+from graft.hub.catalog import Query
+from graft.hub.errors import GraftError
+from graft.hub.registry import Revision
+from graft.hub.scores import Standing, Task
+from graft.hub.spec import BaseSpec
+from graft.hub.web.context import caller, registry, unquoted
+from graft.hub.web.openapi import document
+from graft.hub.web.protocol import body, readable, text_field, writable
+
+blueprint = Blueprint("api", __name__)
+
+ADAPTER = "/api/adapters/<namespace>/<name>"
+MAX_REASON_CHARS = 1000
+
+
+@blueprint.get("/openapi.json")
+def openapi() -> Response:
+    return jsonify(document())
+
+
+@blueprint.get("/health")
+def health() -> Response:
+    registry().db.execute("SELECT 1 FROM repos LIMIT 1").fetchone()
+    return jsonify({"status": "ok"})
+
+
+# Browsing
+
+
+@blueprint.get("/api/adapters")
+def search() -> Response:
+    query = query_of(request.args)
+    found = registry().search(query, caller())
+    facets = catalog.facets(registry().db, query, caller())
+    return jsonify(
+        {
+            "total": found.total,
+            "adapters": [asdict(entry) for entry in found.entries],
+            "facets": {name: [{"value": v, "count": n} for v, n in counts] for name, counts in facets.items()},
+        }
+    )
+
+
+def query_of(args: Any) -> Query:
+    """The query that a URL's arguments spell. Raises GraftError for a number that is none."""
+    numbers = {"limit": 50, "offset": 0}
+    for key in numbers:
+        value = args.get(key, "")
+        if value and (not value.isdecimal() or len(value) > 9):
+            raise GraftError(f"{key} must be a whole number, not {value!r}.")
+        numbers[key] = int(value or numbers[key])
+    plain = {key: args.get(key, "") for key in ("task", "base", "method", "license", "author")}
+    return Query(
+        text=args.get("q", ""),
+        labels=tuple(args.getlist("label")),
+        sort=args.get("sort") or "updated",
+        limit=min(numbers["limit"], catalog.MAX_PAGE),
+        offset=numbers["offset"],
+        **plain,
+    )
+
+
+@blueprint.get(ADAPTER)
+@blueprint.get(f"{ADAPTER}/revision/<revision>")
+def adapter(namespace: str, name: str, revision: str = "main") -> Response:
+    """One revision with all that was found in it."""
+    repo = readable(namespace, name)
+    found = registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
+    inspection = registry().found(found.id)
+    details = asdict(inspection) if inspection else {}
+    return jsonify(asdict(found) | {"artifact": details, "files": [asdict(f) for f in registry().files(found.id)]})
+
+
+@blueprint.get("/api/resolve")
+def resolve() -> Response:
+    """`?name=ns/name@rev` or `?name=task:T&base=FINGERPRINT` -> the revision."""
+    name = request.args.get("name", "")
+    found = registry().resolve(name, base=request.args.get("base") or None, caller=caller())
+    return jsonify(asdict(found))
+
+
+# Names that move
+
+
+@blueprint.get(f"{ADAPTER}/history")
+def history(namespace: str, name: str) -> Response:
+    repo = readable(namespace, name)
+    return jsonify(
+        {
+            "revisions": [asdict(found) for found in _line(repo.name)],
+            "refs": [asdict(ref) for ref in registry().all_refs(repo.name)],
+            "moves": [asdict(move) for move in registry().history(repo.name)],
+        }
+    )
+
+
+def _line(name: str) -> list[Revision]:
+    return registry().revisions(name) if registry().all_refs(name) else []
+
+
+@blueprint.put(f"{ADAPTER}/aliases/<alias>")
+def promote(namespace: str, name: str, alias: str) -> Response:
+    repo, found = writable(namespace, name), body()
+    why = text_field(found, "why", "")[:MAX_REASON_CHARS]
+    ref = f"{repo.name}@{text_field(found, 'revision', 'main')}"
+    return jsonify(asdict(registry().promote(ref, unquoted(alias), who=caller().name, why=why)))
+
+
+@blueprint.post(f"{ADAPTER}/aliases/<alias>/rollback")
+def rollback(namespace: str, name: str, alias: str) -> Response:
+    repo = writable(namespace, name)
+    why = text_field(body(), "why", "")[:MAX_REASON_CHARS]
+    return jsonify(asdict(registry().rollback(repo.name, unquoted(alias), who=caller().name, why=why)))
+
+
+# Tasks and scores
+
+
+@blueprint.get("/api/tasks")
+def tasks() -> Response:
+    return jsonify({"tasks": [asdict(task) for task in registry().tasks()]})
+
+
+@blueprint.get("/api/tasks/<slug>")
+def task(slug: str) -> Response:
+    return jsonify(asdict(registry().task(slug)))
+
+
+@blueprint.put("/api/tasks/<slug>")
+def add_task(slug: str) -> Response:
+    """Body: {metric, description, data: JSONL text}. Tasks belong to everybody, so this takes an admin's token."""
+    caller().require("admin")
+    found = body()
+    metric, description = text_field(found, "metric"), text_field(found, "description", "")
+    made = registry().add_task(slug, metric, text_field(found, "data").encode(), description, user=caller().name)
+    return jsonify(asdict(made))
+
+
+@blueprint.get("/api/tasks/<slug>/data")
+def task_data(slug: str) -> Response:
+    return Response(registry().blobs.read(registry().task(slug).data_hash), mimetype="application/octet-stream")
+
+
+@blueprint.get("/api/tasks/<slug>/leaderboard")
+def leaderboard(slug: str) -> Response:
+    found = registry().leaderboard(slug, request.args.get("base") or None, caller())
+    return jsonify({"task": _task(registry().task(slug)), "standings": [_standing(row) for row in found]})
+
+
+@blueprint.get(f"{ADAPTER}/evaluations")
+def evaluations(namespace: str, name: str) -> Response:
+    return jsonify({"evaluations": [asdict(row) for row in registry().evaluations(readable(namespace, name).name)]})
+
+
+@blueprint.post("/api/evaluations")
+def add_evaluation() -> Response:
+    """Body: the fields of an evaluation. For an adapter its owner's token, for a bare base an admin's."""
+    found = body()
+    if "repo" in found:
+        writable(*text_field(found, "repo").partition("/")[::2])
+    else:
+        caller().require("admin")
+    registry().record_evaluation(user=caller().name, **scores.read_evaluation(found))
+    return jsonify({})
+
+
+# Bases
+
+
+@blueprint.get("/api/bases")
+def list_bases() -> Response:
+    return jsonify({"bases": registry().bases()})
+
+
+@blueprint.post("/api/bases")
+def add_base() -> Response:
+    """Body: a base's manifest, as it lies beside its weights. A recorded one is not changed from here."""
+    caller().require("write")
+    try:
+        spec = BaseSpec.from_json(request.get_data(as_text=True))
+    except (ValueError, KeyError, TypeError):
+        raise GraftError("The body is not a base's manifest (graft-base.json).") from None
+    registry().add_base(spec, user=caller().name, replace=False)
+    return jsonify({"id": spec.id, "fingerprint": spec.fingerprint})
+
+
+def _task(found: Task) -> dict[str, Any]:
+    return asdict(found) | {"lower_is_better": found.lower_is_better}
+
+
+def _standing(row: Standing) -> dict[str, Any]:
+    return asdict(row)

@@ -1,0 +1,239 @@
+"""The writing half of the Hugging Face Hub protocol: card check, preupload, commit, and LFS as the fallback path.
+
+Every file is asked for as "regular": its bytes come base64 inside the commit, so neither xet nor LFS nor their
+environment variables matter. LFS stays open for clients that insist on it. Whatever the way in, the bytes go through
+the store and one `Registry.commit`.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+from urllib.parse import urlencode
+
+from flask import Blueprint, Response, jsonify, request
+
+from graft.hub import access
+from graft.hub.cards import split_card, task_of, texts
+from graft.hub.commits import (
+    MAX_FILE_BYTES,
+    Change,
+    Delete,
+    Put,
+    check_path,
+    check_size,
+    check_start,
+)
+from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, TooLargeError
+from graft.hub.web.context import caller, endpoint, registry, unquoted
+from graft.hub.web.protocol import MODEL, body, text_field, writable
+
+blueprint = Blueprint("uploads", __name__)
+
+MAX_LINE_BYTES = MAX_FILE_BYTES * 4 // 3 + (64 << 10)
+MAX_LINES = 5000
+MAX_PREUPLOAD_FILES = 1000
+SIGNATURE_LIFE_S = 3600
+
+
+@blueprint.post("/api/validate-yaml")
+def validate_yaml() -> Response:
+    """What a client asks before it uploads a card: errors stop it there, warnings are printed."""
+    try:
+        card, _ = split_card(text_field(body(), "content"))
+    except GraftError as error:
+        response = jsonify({"errors": [{"message": str(error)}], "warnings": []})
+        response.status_code = 400
+        return response
+    advice = {
+        "Tag the adapter with its task (`tags: [task:SLUG]`), or nobody finds it by task.": task_of(card) == "untasked",
+        "Say which base it is for (`base_model: ORG/NAME`).": not texts(card.get("base_model")),
+        "Say under which licence it may be used (`license: ...`).": not texts(card.get("license")),
+    }
+    return jsonify({"errors": [], "warnings": [{"message": text} for text, holds in advice.items() if holds]})
+
+
+@blueprint.post(f"{MODEL}/preupload/<revision>")
+def preupload(namespace: str, name: str, revision: str) -> Response:
+    """Refuse what could not be committed before its bytes travel; name what is there already, so that it need not."""
+    repo, files = writable(namespace, name), body().get("files")
+    if not isinstance(files, list) or len(files) > MAX_PREUPLOAD_FILES:
+        raise GraftError(f"'files' must be a list of at most {MAX_PREUPLOAD_FILES} files.")
+    head = registry().branch_head(repo, unquoted(revision))
+    known = {file.path: file.git_oid for file in registry().files(head)} if head else {}
+    return jsonify({"files": [_preuploaded(file, known) for file in files]})
+
+
+def _preuploaded(file: Any, known: dict[str, str]) -> dict[str, Any]:
+    if not isinstance(file, dict):
+        raise GraftError("Each of 'files' must be an object with path, size and sample.")
+    path, size = text_field(file, "path"), file.get("size", 0)
+    check_path(path)
+    if isinstance(size, int):
+        check_size(path, size)
+    check_start(path, _decoded(path, text_field(file, "sample", "")))
+    found: dict[str, Any] = {"path": path, "uploadMode": "regular", "shouldIgnore": False}
+    return found | ({"oid": known[path]} if path in known else {})
+
+
+@blueprint.post(f"{MODEL}/commit/<revision>")
+def commit(namespace: str, name: str, revision: str) -> Response:
+    repo = writable(namespace, name)
+    if request.args.get("create_pr") in ("1", "true", "True"):
+        raise GraftError("This hub has no pull requests: commit to a branch instead (create_branch).")
+    header, changes = _read_commit(_lines(request.stream))
+    parent = header.get("parentCommit")
+    revision_made = registry().commit(
+        repo.name,
+        changes,
+        title=text_field(header, "summary", "") or "Upload",
+        message=text_field(header, "description", "") or "",
+        user=caller().name,
+        branch=unquoted(revision),
+        parent=parent if isinstance(parent, str) and parent else None,
+    )
+    url = f"{endpoint()}/{repo.name}/commit/{revision_made.id}"
+    return jsonify({"success": True, "commitOid": revision_made.id, "commitUrl": url, "hookOutput": ""})
+
+
+def _lines(stream: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The (key, value) pairs of an NDJSON body, one at a time: only one file is in memory."""
+    for number in range(1, MAX_LINES + 2):
+        line = stream.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            raise TooLargeError(f"Line {number} of the commit is longer than {MAX_LINE_BYTES:,} bytes.")
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+            key, value = found["key"], found["value"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise GraftError(f"Line {number} of the commit is not a JSON object with 'key' and 'value'.") from None
+        if not isinstance(key, str) or not isinstance(value, dict):
+            raise GraftError(f"Line {number} of the commit: 'key' must be a string and 'value' an object.")
+        yield key, value
+    raise TooLargeError(f"A commit may have at most {MAX_LINES} lines.")
+
+
+def _read_commit(lines: Iterator[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], list[Change]]:
+    """The header and the changes of a commit, files stored on the way. Raises GraftError for an unknown key."""
+    header: dict[str, Any] = {}
+    changes: list[Change] = []
+    for key, value in lines:
+        match key:
+            case "header":
+                header = value
+            case "file":
+                changes.append(_file(value))
+            case "lfsFile":
+                changes.append(_lfs_file(value))
+            case "deletedFile":
+                changes.append(Delete(text_field(value, "path")))
+            case "deletedFolder":
+                changes.append(Delete(text_field(value, "path").rstrip("/") + "/"))
+            case _:
+                raise GraftError(f"{key!r} is no part of a commit: header, file, lfsFile, deletedFile, deletedFolder.")
+    return header, changes
+
+
+def _path(value: dict[str, Any]) -> str:
+    path = text_field(value, "path")
+    check_path(path)
+    return path
+
+
+def _file(value: dict[str, Any]) -> Put:
+    path = _path(value)
+    encoding = text_field(value, "encoding", "utf-8")
+    content = text_field(value, "content", "")
+    data = _decoded(path, content) if encoding == "base64" else content.encode()
+    check_size(path, len(data))
+    check_start(path, data[:16])
+    return Put(path, registry().blobs.put_bytes(data))
+
+
+def _decoded(path: str, content: str) -> bytes:
+    try:
+        return base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError):
+        raise ArtifactError(f"{path}: the content is not base64.") from None
+
+
+# LFS, for clients that were told to use nothing else
+
+
+def _lfs_file(value: dict[str, Any]) -> Put:
+    """A file whose bytes came before, by LFS, or were in the repo all along."""
+    path, oid = _path(value), text_field(value, "oid")
+    if not registry().blobs.has(oid):
+        raise ArtifactError(f"{path}: its bytes ({oid}) were never uploaded.")
+    with registry().blobs.open(oid) as stream:
+        check_start(path, stream.read(16))
+    return Put(path, registry().blobs.describe(oid))
+
+
+@blueprint.post("/<namespace>/<name>.git/info/lfs/objects/batch")
+def lfs_batch(namespace: str, name: str) -> Response:
+    writable(namespace, name)
+    found = body()
+    if found.get("operation") != "upload" or not isinstance(found.get("objects"), list):
+        raise GraftError("Only LFS uploads are served here: downloads go through /resolve.")
+    return jsonify({"transfer": "basic", "objects": [_lfs_object(item, namespace, name) for item in found["objects"]]})
+
+
+def _lfs_object(item: Any, namespace: str, name: str) -> dict[str, Any]:
+    if not isinstance(item, dict) or not isinstance(item.get("size"), int):
+        raise GraftError("Each of 'objects' must be an object with oid and size.")
+    oid, size = text_field(item, "oid"), item["size"]
+    registry().blobs.path(oid)  # refuses what is no sha256
+    if size > MAX_FILE_BYTES:
+        return {
+            "oid": oid,
+            "size": size,
+            "error": {"code": 413, "message": f"At most {MAX_FILE_BYTES:,} bytes a file."},
+        }
+    if registry().blobs.has(oid):
+        return {"oid": oid, "size": size}
+    signed = _signed({"oid": oid, "size": str(size), "until": str(int(time.time()) + SIGNATURE_LIFE_S)})
+    verify = {"href": f"{endpoint()}/{namespace}/{name}.git/info/lfs/verify"}
+    return {
+        "oid": oid,
+        "size": size,
+        "authenticated": True,
+        "actions": {"upload": {"href": f"{endpoint()}/lfs/upload?{signed}", "header": {}}, "verify": verify},
+    }
+
+
+@blueprint.put("/lfs/upload")
+def lfs_upload() -> Response:
+    """Raw bytes under a link that is its own, short-lived permission: the client sends no token here."""
+    given = {key: request.args.get(key, "") for key in ("oid", "size", "until")}
+    if not hmac.compare_digest(_signed(given), urlencode(given | {"signature": request.args.get("signature", "")})):
+        raise ForbiddenError("This upload link is not one of ours: start the upload again.")
+    if int(given["until"]) < time.time():
+        raise ForbiddenError("This upload link has expired: start the upload again.")
+    registry().blobs.put(request.stream, int(given["size"]), expected_sha256=given["oid"])
+    return Response(status=200)
+
+
+@blueprint.post("/<namespace>/<name>.git/info/lfs/verify")
+def lfs_verify(namespace: str, name: str) -> Response:
+    writable(namespace, name)
+    found = body()
+    oid = text_field(found, "oid")
+    if not registry().blobs.has(oid) or registry().blobs.path(oid).stat().st_size != found.get("size"):
+        raise ArtifactError(f"{oid} did not arrive whole: upload it again.")
+    return jsonify({})
+
+
+def _signed(fields: dict[str, str]) -> str:
+    """The query string of `fields` with a signature over them."""
+    key = access.secret(registry().db, "lfs")
+    signature = hmac.new(key, urlencode(fields).encode(), hashlib.sha256).hexdigest()
+    return urlencode(fields | {"signature": signature})
