@@ -8,9 +8,10 @@ step runs as transformers wrote it.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import nn
+
 from graft.hub.detours import Step
 from graft.hub.sites import Tap
-from torch import nn
 
 
 class Attachment:
@@ -25,7 +26,7 @@ class Attachment:
     def active(self, step: Step | None) -> Iterator[None]:
         """Within the context every forward (and recomputation in a backward) of the base takes `step`."""
         if step is not None:
-            for tap in step.stack.taps - self._hooked:
+            for tap in step.taps - self._hooked:
                 self._hook(tap)
         self._step = step
         try:
@@ -46,7 +47,7 @@ class Attachment:
     def _before(self, tap: Tap):
         def hook(module, args):
             step = self._step
-            if step is None or tap not in step.stack.taps:
+            if step is None or tap not in step.taps:
                 return None
             return (step.visit(tap, args[0]), *args[1:])
 
@@ -55,7 +56,7 @@ class Attachment:
     def _after(self, tap: Tap):
         def hook(module, args, output):
             step = self._step
-            if step is None or tap not in step.stack.taps:
+            if step is None or tap not in step.taps:
                 return None
             return step.visit(tap, output)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from graft.hub.forms import Form, LowRank, Vector
 from graft.hub.sites import Tap
-from torch import Tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -123,8 +124,8 @@ class Vectors:
         self.scale = _stacked(scales, torch.ones_like, dtype, device)
         self.bias = _stacked(biases, torch.zeros_like, dtype, device)
 
-    def apply(self, value: Tensor, index: Tensor) -> Tensor:
-        """value [T, d], index [T] into the stacked rows -> [T, d]."""
+    def apply(self, value: Tensor, index: Tensor | int) -> Tensor:
+        """value [T, d], index [T] into the stacked rows (or one index for all of them) -> [T, d]."""
         if self.scale is not None:
             value = value * self.scale[index]
         if self.bias is not None:
@@ -188,6 +189,10 @@ class Step:
         self._row_owner: dict[bool, Tensor] = {}
         self._masks: dict[tuple, Tensor | None] = {}
 
+    @property
+    def taps(self) -> frozenset[Tap]:
+        return self.stack.taps
+
     def visit(self, tap: Tap, value: Tensor) -> Tensor:
         """The value of `tap` as this step's adapters leave it. value: [..., d], rows packed."""
         stack = self.stack
@@ -196,7 +201,8 @@ class Step:
         plan = self._rows[at_head]
         if tap in stack.vectors:
             vectors = stack.vectors[tap]
-            index = self._vector_index(at_head, vectors, rows.device)
+            # a step of one adapter needs no lookup by row, whose backward would scatter row by row
+            index = 1 if stack.adapters == 1 else self._vector_index(at_head, vectors, rows.device)
             rows = _replace(rows, plan.bare, vectors.apply(rows[plan.bare :], index))
         if tap in stack.channels:
             own = rows

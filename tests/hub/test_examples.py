@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from graft.hub.errors import DataError
 from graft.hub.examples import Example, cut_left, data_hash, encode, encode_prompt, labels_of, load_examples
 

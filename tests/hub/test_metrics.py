@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from graft.hub.errors import GraftError
 from graft.hub.examples import Example
 from graft.hub.metrics import (
