@@ -51,7 +51,7 @@ class Query:
 class Entry:
     """A repo as browsing shows it: its main revision, flattened. `score` is on its task's present evaluation set."""
 
-    repo: str
+    name: str
     revision_id: str
     digest: str | None
     private: bool
@@ -169,7 +169,7 @@ def refresh_scores(db: Database, task: str, *, repo_id: int | None = None) -> No
 
 
 _ENTRY = (
-    "listing.namespace || '/' || repos.name AS repo, listing.revision_id, listing.digest, listing.private, listing.task, "
+    "listing.namespace || '/' || repos.name AS name, listing.revision_id, listing.digest, listing.private, listing.task, "
     "listing.base, listing.method, listing.license, listing.parameters, listing.bytes, listing.score, listing.downloads, "
     "listing.created_at, listing.updated_at"
 )

@@ -7,6 +7,7 @@ one immediate transaction, and the proof of an artifact runs before the transact
 """
 
 import json
+import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from graft.hub.errors import (
     ConflictError,
     EntryNotFoundError,
     ForbiddenError,
+    GraftError,
     NotFoundError,
     RepoNotFoundError,
     StaleParentError,
@@ -104,14 +106,17 @@ class Registry:
     """An open registry. The file and the folder of blobs beside it are made when missing."""
 
     def __init__(self, path: str | Path = "registry.db", *, create: bool = True):
-        """Raises NotFoundError when the file is missing and `create` is false."""
+        """Raises NotFoundError when the file is missing and `create` is false, GraftError for a file of another kind."""
         self.path = Path(path)
         if not create and not self.path.is_file():
             raise NotFoundError(f"There is no registry at {self.path}: publish something first, or check --registry.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.blobs = BlobStore(self.path.with_suffix(".blobs"))
         self._local = threading.local()
-        migrate(self.db)
+        try:
+            migrate(self.db)
+        except sqlite3.DatabaseError as error:
+            raise GraftError(f"{self.path} is no registry, or can't be opened ({error}).") from None
 
     @property
     def db(self) -> Database:
@@ -244,7 +249,7 @@ class Registry:
         Raises ArtifactError and its kin with what to mend; nothing is left behind then.
         """
         check_repo_name(name)
-        paths = _files_of(Path(folder))
+        paths = publishable_files(Path(folder))
         if CONFIG not in paths:
             raise ArtifactError(f"{folder} holds no {CONFIG}: publish the folder that `graft train --out` wrote.")
         self._learn_base(paths[CONFIG])
@@ -562,6 +567,10 @@ class Registry:
         """Raises NotFoundError."""
         return scores.task(self.db, slug)
 
+    def task_data(self, slug: str) -> bytes:
+        """The task's present evaluation set, as it was added. Raises NotFoundError."""
+        return self.blobs.read(self.task(slug).data_hash)
+
     def tasks(self) -> list["scores.Task"]:
         return scores.tasks(self.db)
 
@@ -611,7 +620,7 @@ def _artifact_row(revision_id: str, found: Inspection) -> dict[str, Any]:
     return row | {key: json.dumps(row[key], default=str) for key in _JSON_COLUMNS}
 
 
-def _files_of(folder: Path) -> dict[str, Path]:
+def publishable_files(folder: Path) -> dict[str, Path]:
     """Repo path -> file, for all that is to be published. Raises ArtifactError for an absent folder or a link."""
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is no folder: give the one that holds {CONFIG}.")

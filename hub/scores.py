@@ -6,7 +6,9 @@ apart as 'self-reported'.
 """
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +18,8 @@ from graft.hub import catalog
 from graft.hub.access import Caller, audit
 from graft.hub.cards import UNTASKED, reported_scores
 from graft.hub.clock import now
-from graft.hub.errors import DataError, GraftError, NotFoundError
+from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.examples import parse_examples
 from graft.hub.inspection import Inspection
 from graft.hub.schema import writing
 from graft.hub.store import BlobStore
@@ -77,13 +80,38 @@ class Standing:
     bytes: int
 
 
+_TEXTS = ("task", "data_hash", "metric", "repo", "revision", "digest", "base_fingerprint", "engine")
+_FIELDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_TEXTS, (str,)),
+    **dict.fromkeys(("value", "low", "high", "seconds"), (int, float)),
+    "n": (int,),
+    "extra": (dict,),
+}
+_REQUIRED = ("task", "data_hash", "metric", "value", "n")
+
+
+def read_evaluation(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an Evaluation from a stranger's JSON. Raises GraftError naming the first that won't do."""
+    given = {key: value for key, value in raw.items() if value is not None}
+    for key in _REQUIRED:
+        if key not in given:
+            raise GraftError(f"The evaluation lacks {key!r}.")
+    for key, value in given.items():
+        if key not in _FIELDS:
+            raise GraftError(f"An evaluation has no field {key!r}: it has {', '.join(_FIELDS)}.")
+        wrong_kind = isinstance(value, bool) or not isinstance(value, _FIELDS[key])
+        if wrong_kind or (isinstance(value, float) and not math.isfinite(value)):
+            raise GraftError(f"{key!r} must be of kind {_FIELDS[key][-1].__name__}, not {value!r}.")
+    return given
+
+
 def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes, description: str, user: str) -> Task:
     """Raises GraftError for a bad slug, DataError (with the line) for a bad evaluation set."""
     if not SLUG.fullmatch(slug) or slug == UNTASKED:
         raise GraftError(f"{slug!r} can't name a task: use small letters, digits and '-', such as 'news-topic'.")
     if not re.fullmatch(r"[a-z0-9_-]{1,40}", metric):
         raise GraftError(f"{metric!r} can't name a metric: use small letters, digits, '_' and '-'.")
-    examples = _count_examples(data)
+    examples = len(parse_examples(data, "the evaluation set"))
     blob = blobs.put_bytes(data)
     at = now()
     with writing(db):
@@ -210,21 +238,3 @@ def _insert(db: Database, repo_id: int | None, evaluation: Evaluation, user: str
         "created_at": now(),
     }
     db["evaluations"].insert(plain)
-
-
-def _count_examples(data: bytes) -> int:
-    """The number of examples. Raises DataError naming the line that is none."""
-    count = 0
-    for number, line in enumerate(data.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            example = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"Line {number} of the evaluation set is not JSON: {error}") from None
-        if not isinstance(example, dict) or not ("messages" in example or {"prompt", "completion"} <= example.keys()):
-            raise DataError(f"Line {number} of the evaluation set needs 'messages', or 'prompt' and 'completion'.")
-        count += 1
-    if not count:
-        raise DataError("The evaluation set is empty: give a JSONL file with one example a line.")
-    return count

@@ -146,7 +146,7 @@ def add_task(slug: str) -> Response:
 
 @blueprint.get("/api/tasks/<slug>/data")
 def task_data(slug: str) -> Response:
-    return Response(registry().blobs.read(registry().task(slug).data_hash), mimetype="application/octet-stream")
+    return Response(registry().task_data(slug), mimetype="application/octet-stream")
 
 
 @blueprint.get("/api/tasks/<slug>/leaderboard")

@@ -203,8 +203,10 @@ def model_info(namespace: str, name: str, revision: str = "main") -> Response:
 @blueprint.get(f"{MODEL}/tree/<revision>")
 @blueprint.get(f"{MODEL}/tree/<revision>/<path:path>")
 def tree(namespace: str, name: str, revision: str, path: str = "") -> Response:
-    found = _revision(readable(namespace, name), revision)
-    files, prefix = registry().files(found.id), unquoted(path).strip("/")
+    repo, prefix = readable(namespace, name), unquoted(path).strip("/")
+    if _is_empty(repo, revision):
+        return jsonify([])
+    files = registry().files(_revision(repo, revision).id)
     inside = [file for file in files if not prefix or file.path.startswith(f"{prefix}/")]
     if prefix and not inside:
         raise EntryNotFoundError(f"There is no folder {prefix!r} in {namespace}/{name}@{revision}.")
@@ -332,6 +334,11 @@ def _revision(repo: Repo, revision: str) -> Revision:
     return registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
 
 
+def _is_empty(repo: Repo, revision: str) -> bool:
+    """Whether this asks for the main branch of a repo without commits, which clients expect to exist."""
+    return revision == "main" and registry().branch_head(repo, "main") is None
+
+
 def _number(key: str, default: int) -> int:
     value = request.args.get(key, str(default))
     if not value.isdecimal() or len(value) > 9:
@@ -342,8 +349,7 @@ def _number(key: str, default: int) -> int:
 def _info(repo: Repo, revision: str, *, siblings: bool, sizes: bool = False) -> dict[str, Any]:
     """A repo the way `model_info` parses it; `graft` adds what only we know, the digest above all."""
     db = registry().db
-    empty = revision == "main" and not registry().all_refs(repo.name)
-    found = None if empty else _revision(repo, revision)
+    found = None if _is_empty(repo, revision) else _revision(repo, revision)
     inspection = registry().found(found.id) if found else None
     card = inspection.card if inspection else {}
     info: dict[str, Any] = {
@@ -367,8 +373,19 @@ def _info(repo: Repo, revision: str, *, siblings: bool, sizes: bool = False) -> 
         "usedStorage": sum(file.size for file in registry().files(found.id)) if found else 0,
     }
     if found and found.digest:
-        keys = ("digest", "method", "variant", "task", "base_id", "base_fingerprint", "parameters", "max_rank", "dtype")
-        info["graft"] = {key: getattr(found, key) for key in keys}
+        keys = [
+            "digest",
+            "method",
+            "variant",
+            "task",
+            "base_id",
+            "base_fingerprint",
+            "parameters",
+            "bytes",
+            "max_rank",
+            "dtype",
+        ]
+        info["graft"] = {key: getattr(found, key) for key in keys} | {"score": catalog.entry(db, repo.id).score}
     if siblings:
         files = registry().files(found.id) if found else []
         info["siblings"] = [_sibling(file, sizes) for file in files]
@@ -377,12 +394,12 @@ def _info(repo: Repo, revision: str, *, siblings: bool, sizes: bool = False) -> 
 
 def _listed(entry: catalog.Entry, full: bool) -> dict[str, Any]:
     if full:
-        return _info(registry().repo(entry.repo, caller()), "main", siblings=True)
-    repo = registry().repo(entry.repo, caller())
+        return _info(registry().repo(entry.name, caller()), "main", siblings=True)
+    repo = registry().repo(entry.name, caller())
     return {
         "_id": str(repo.id),
-        "id": entry.repo,
-        "modelId": entry.repo,
+        "id": entry.name,
+        "modelId": entry.name,
         "author": repo.namespace,
         "lastModified": entry.updated_at,
         "createdAt": entry.created_at,

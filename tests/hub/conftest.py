@@ -1,11 +1,19 @@
 """A base's manifest, real adapter folders made without torch, and a registry to put them in."""
 
 import json
+import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from waitress.server import create_server
+
+from graft.hub.web.app import create_app
+
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from graft.hub.registry import Registry
 from graft.hub.spec import BaseSpec, ModuleSpec
@@ -119,3 +127,16 @@ def registry(tmp_path: Path, spec: BaseSpec) -> Registry:
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     return lora_folder(tmp_path / "news-lora")
+
+
+@pytest.fixture
+def hub(registry: Registry) -> Iterator[str]:
+    """The address of a running hub."""
+    server = create_server(create_app(registry), host="127.0.0.1", port=0, threads=8)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.effective_port}"
+    # In its own thread, so that it doesn't wait on a socket that has gone.
+    server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map, ignore_all=True))
+    thread.join(5)
+    assert not thread.is_alive()

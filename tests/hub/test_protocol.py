@@ -1,16 +1,10 @@
 """The unmodified Hugging Face client against the real server: a socket, a process of its own, no mocks."""
 
 import json
-import os
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
 import httpx
+import pytest
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationCopy,
@@ -28,24 +22,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from waitress.server import create_server
 
 from graft.hub.access import create_token, first_admin
 from graft.hub.registry import Registry
-from graft.hub.web.app import create_app
-
-
-@pytest.fixture
-def hub(registry: Registry) -> Iterator[str]:
-    """The address of a running hub."""
-    server = create_server(create_app(registry), host="127.0.0.1", port=0, threads=8)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.effective_port}"
-    # In its own thread, so that it doesn't wait on a socket that has gone.
-    server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map, ignore_all=True))
-    thread.join(5)
-    assert not thread.is_alive()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from graft.hub.errors import (
 )
 from graft.hub.registry import Registry
 
-EVAL_SET = b'{"prompt": "a", "completion": "b"}\n{"messages": []}\n'
+EVAL_SET = b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
 
 
 def test_publish_then_resolve_then_pull(registry: Registry, adapter: Path, tmp_path: Path) -> None:
@@ -68,7 +68,9 @@ def test_search_by_every_facet(registry: Registry, adapter: Path, tmp_path: Path
         "author": registry.search(author="ann"),
         "labels": registry.search(labels=("task:news-topic", "base_model:adapter:acme/tiny-llama")),
     }
-    assert {key: [entry.repo for entry in page.entries] for key, page in found.items()} == {key: ["ann/news"] for key in found}
+    assert {key: [entry.name for entry in page.entries] for key, page in found.items()} == {
+        key: ["ann/news"] for key in found
+    }
     assert registry.search(base="acme/tiny-llama").total == registry.search(base="f" * 64).total == 2
     assert registry.search(text='"; DROP TABLE repos --').total == 0
     with pytest.raises(GraftError, match="sort by 'best'"):
@@ -122,7 +124,7 @@ def test_a_moved_repo_answers_to_its_old_name(registry: Registry, adapter: Path)
     revision = registry.publish(adapter, "ann/news")
     registry.move_repo("ann/news", "team/headlines")
     assert registry.resolve("ann/news").id == registry.resolve("team/headlines").id == revision.id
-    assert [entry.repo for entry in registry.search(text="headlines").entries] == ["team/headlines"]
+    assert [entry.name for entry in registry.search(text="headlines").entries] == ["team/headlines"]
     with pytest.raises(ConflictError):
         registry.create_repo("ann/news")
 
@@ -147,9 +149,9 @@ def test_leaderboard_ranks_only_the_present_data(registry: Registry, adapter: Pa
 
 
 def test_a_task_needs_examples(registry: Registry) -> None:
-    with pytest.raises(DataError, match="Line 2"):
-        registry.add_task("t", "accuracy", b'{"messages": []}\n{"prompt": "x"}\n', "")
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="line 2"):
+        registry.add_task("t", "accuracy", b'{"prompt": "a", "completion": "b"}\n{"prompt": "x"}\n', "")
+    with pytest.raises(DataError, match="no example"):
         registry.add_task("t", "accuracy", b"\n", "")
     with pytest.raises(NotFoundError, match="there are: none yet"):
         registry.task("t")

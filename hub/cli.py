@@ -1,0 +1,61 @@
+"""The command `graft`: a thin group that finds each room's commands by name and imports only the one that is called.
+
+A GraftError ends as `error: ...` and exit code 1, wrong usage as exit code 2; a mistake of the user's never shows a
+traceback.
+"""
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import IO, Any
+
+import click
+
+from graft.hub.errors import GraftError
+
+GROUP = "graft.commands"
+
+
+class Failure(click.ClickException):
+    """A GraftError on its way to the terminal."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"error: {self.format_message()}", err=True)
+
+
+class Rooms(click.Group):
+    """Commands as pyproject.toml lists them in its `graft.commands`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_listed())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = _listed().get(cmd_name)
+        return found.load() if found else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `graft --help`: the module's first docstring line would need every room imported; names do."""
+        with formatter.section("Commands"):
+            formatter.write_text(", ".join(self.list_commands(ctx)))
+            formatter.write_paragraph()
+            formatter.write_text("`graft COMMAND --help` explains one.")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GraftError as error:
+            raise Failure(str(error)) from None
+
+
+def _listed() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+@click.command(cls=Rooms)
+@click.version_option(package_name="grafthub")
+def main() -> None:
+    """Train, publish, browse and serve PEFT adapters of every kind on one frozen base."""
+
+
+if __name__ == "__main__":
+    main(prog_name="graft")

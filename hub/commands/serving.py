@@ -1,0 +1,102 @@
+"""`graft hub`: the registry over HTTP, and who may write to it."""
+
+import logging
+from pathlib import Path
+
+import click
+
+from graft.hub import access
+from graft.hub.commands.shared import json_option, print_json, registry_option
+from graft.hub.errors import GraftError
+from graft.hub.registry import Registry
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+CONNECTIONS = 200
+SEND_BYTES = 1 << 18
+
+
+@click.group()
+def hub() -> None:
+    """The hub: pages, the Hugging Face protocol, users."""
+
+
+@hub.command()
+@registry_option
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=7860, show_default=True)
+@click.option("--threads", default=16, show_default=True, help="Requests answered at once.")
+@click.option("--trusted-host", "trusted_hosts", multiple=True, help="A name this hub is reached by. Repeatable.")
+@click.option("--inference", "inference_url", metavar="URL", help="A running `graft serve`, for the playground.")
+@click.option("--behind-proxy", is_flag=True, help="Believe the X-Forwarded-* headers of one proxy in front.")
+def serve(
+    registry_path: Path,
+    host: str,
+    port: int,
+    threads: int,
+    trusted_hosts: tuple[str, ...],
+    inference_url: str | None,
+    behind_proxy: bool,
+) -> None:
+    """Serve the registry. Without users and on loopback, whoever reaches it is its owner."""
+    import waitress
+
+    from graft.hub.web.app import MAX_REQUEST_BYTES, create_app
+
+    registry = Registry(registry_path)
+    if host not in LOOPBACK and not access.has_users(registry.db):
+        raise GraftError(
+            f"This registry has no users yet, so a hub on {host} could only be read. "
+            f"Make the first admin: graft hub init --registry {registry_path} --user NAME"
+        )
+    app = create_app(
+        registry,
+        host=host,
+        trusted_hosts=trusted_hosts,
+        inference_url=inference_url,
+        behind_proxy=behind_proxy,
+    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    click.echo(f"graft hub: http://{host}:{port}/  (registry {registry_path})", err=True)
+    try:
+        waitress.serve(
+            app,
+            host=host,
+            port=port,
+            threads=threads,
+            connection_limit=CONNECTIONS,
+            send_bytes=SEND_BYTES,
+            max_request_body_size=MAX_REQUEST_BYTES,
+            ident=None,
+            _quiet=True,
+        )
+    except OSError as error:
+        raise GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.") from None
+
+
+@hub.command()
+@registry_option
+@click.option("--user", required=True, help="The first admin's name; it is also their namespace.")
+@json_option
+def init(registry_path: Path, user: str, as_json: bool) -> None:
+    """Make the first admin and print their token, once."""
+    _show(user, access.first_admin(Registry(registry_path).db, user), as_json)
+
+
+@hub.command()
+@registry_option
+@click.option("--user", required=True)
+@click.option("--scope", required=True, type=click.Choice(access.SCOPES))
+@click.option("--namespace", "namespaces", multiple=True, help="One more namespace they may write to. Repeatable.")
+@json_option
+def token(registry_path: Path, user: str, scope: str, namespaces: tuple[str, ...], as_json: bool) -> None:
+    """One more token; the user is added where unknown."""
+    registry = Registry(registry_path, create=False)
+    _show(user, access.create_token(registry.db, user, scope, namespaces=namespaces), as_json)
+
+
+def _show(user: str, made: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"user": user, "token": made})
+        return
+    click.echo(made)
+    click.echo("This is the only time it is shown. Use it as HF_TOKEN, or with `hf auth login`.", err=True)

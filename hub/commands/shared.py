@@ -1,0 +1,90 @@
+"""What the hub's commands share: where the registry is, and the two ways to print, a table or one JSON document."""
+
+import getpass
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from graft.hub.registry import Registry
+
+if TYPE_CHECKING:
+    from graft.hub.remote import RemoteRegistry
+
+registry_option = click.option(
+    "--registry",
+    "registry_path",
+    default="registry.db",
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The registry on this machine.",
+)
+hub_option = click.option("--hub", "hub_url", metavar="URL", help="A hub instead (graft's own, or huggingface.co).")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def placed(command: Callable) -> Callable:
+    """Adds --registry, --hub and --json."""
+    return registry_option(hub_option(json_option(command)))
+
+
+def opened(registry_path: Path, hub_url: str | None, *, create: bool = False) -> "Registry | RemoteRegistry":
+    """The registry that the options name. Raises NotFoundError for a missing file unless `create`."""
+    if hub_url is None:
+        return Registry(registry_path, create=create)
+    from graft.hub.remote import RemoteRegistry  # the client takes its time to import
+
+    return RemoteRegistry(hub_url)
+
+
+def local_user() -> str:
+    """Who is written down for what is done straight on a registry file."""
+    return getpass.getuser()
+
+
+def print_json(found: Any) -> None:
+    """One JSON document; dataclasses as objects."""
+    click.echo(json.dumps(found, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form.")
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "nothing"
+) -> None:
+    """A table for people; a column whose name ends in ':' is set flush right. `empty` is said when there is no row."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column.rstrip(":"), justify="right" if column.endswith(":") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console().print(table if table.row_count else f"{title}: {empty}.")
+
+
+def short(revision: str | None) -> str:
+    """A commit id as people read it."""
+    return (revision or "")[:10]
+
+
+def day(at: str) -> str:
+    """A time to the minute."""
+    return at[:16].replace("T", " ")
+
+
+def amount(count: int | None) -> str:
+    """A count of parameters or bytes with its magnitude: 1.2M."""
+    value = float(count or 0)
+    for unit in ("", "k", "M"):
+        if value < 1000:
+            return f"{value:.0f}{unit}" if unit == "" else f"{value:.1f}{unit}"
+        value /= 1000
+    return f"{value:.1f}G"

@@ -1,0 +1,48 @@
+"""`graft task`: what adapters are for, with the metric and the data they are scored by."""
+
+from pathlib import Path
+
+import click
+
+from graft.hub.commands.shared import day, local_user, opened, placed, print_json, print_table
+from graft.hub.errors import DataError
+
+
+@click.group()
+def task() -> None:
+    """Tasks: a metric and an evaluation set each."""
+
+
+@task.command()
+@click.argument("slug", metavar="T")
+@click.option("--metric", required=True, help="What is measured: accuracy, rouge_l, ...")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="The evaluation set, JSONL.")
+@click.option("--description", default="", help="One sentence for people.")
+@placed
+def add(
+    slug: str, metric: str, data: Path, description: str, registry_path: Path, hub_url: str | None, as_json: bool
+) -> None:
+    """Add task T, or give it a new evaluation set (older scores stay and are not ranked with newer ones)."""
+    try:
+        examples = data.read_bytes()
+    except OSError as error:
+        raise DataError(f"{data} can't be read: {error.strerror}.") from None
+    registry = opened(registry_path, hub_url, create=True)
+    made = registry.add_task(slug, metric, examples, description, user=local_user())
+    if as_json:
+        print_json(made)
+    else:
+        click.echo(f"{made.slug}: {made.examples} examples, {made.metric}")
+
+
+@task.command("list")
+@placed
+def list_(registry_path: Path, hub_url: str | None, as_json: bool) -> None:
+    """Every task of the registry."""
+    found = opened(registry_path, hub_url, create=True).tasks()
+    if as_json:
+        print_json(found)
+        return
+    rows = [(t.slug, t.metric, t.examples, t.data_hash[:12], t.description, day(t.updated_at)) for t in found]
+    columns = ("task", "metric", "examples:", "data", "description", "updated")
+    print_table("Tasks", columns, rows, empty="none yet, `graft task add` adds one")

@@ -1,0 +1,333 @@
+"""A registry behind a URL: graft's own hub or huggingface.co, through the ordinary Hugging Face client.
+
+Answers to the same names as `Registry`, so that a command takes either. What the Hugging Face protocol has no word for
+(aliases, tasks, scores) goes to graft's own API, and is refused by name where the hub doesn't have it.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx2
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import errors as hf
+from huggingface_hub.hf_api import ModelInfo, RepoFile
+
+from graft.hub import bases
+from graft.hub.cards import TASK_PREFIX, UNTASKED
+from graft.hub.catalog import Entry, Page, Query
+from graft.hub.errors import (
+    ArtifactError,
+    ConflictError,
+    EntryNotFoundError,
+    ForbiddenError,
+    GraftError,
+    NotFoundError,
+    RepoNotFoundError,
+    RevisionNotFoundError,
+    UnauthorizedError,
+)
+from graft.hub.inspection import CARD, CONFIG, PROVENANCE, inspect_artifact, read_json
+from graft.hub.refs import Move, Ref
+from graft.hub.registry import Revision, publishable_files
+from graft.hub.scores import Evaluation, Standing, Task
+from graft.hub.spec import BaseSpec
+
+TIMEOUT_S = 60
+BASE_LABEL = "base_model:adapter:"
+# Query.sort -> what the protocol calls it. Hubs other than ours know no score.
+SORTS = {"updated": "last_modified", "created": "created_at", "downloads": "downloads", "score": "score"}
+BY_STATUS: dict[int, type[GraftError]] = {
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: ConflictError,
+    412: ConflictError,
+    422: ArtifactError,
+}
+BY_CODE: dict[str, type[GraftError]] = {
+    "RepoNotFound": RepoNotFoundError,
+    "RevisionNotFound": RevisionNotFoundError,
+    "EntryNotFound": EntryNotFoundError,
+}
+
+
+class RemoteRegistry:
+    """A hub at `url`. The token is the client's own (HF_TOKEN, or `hf auth login`) unless one is given."""
+
+    def __init__(self, url: str, token: str | None = None):
+        self.url = url.rstrip("/")
+        self.client = HfApi(endpoint=self.url, token=token)
+
+    # Adapters
+
+    def publish(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        tags: Sequence[str] = (),
+        private: bool = False,
+        user: str = "",
+        message: str = "",
+    ) -> Revision:
+        """As Registry.publish; who publishes is known by the token. The adapter is proven here before it travels."""
+        folder = Path(folder)
+        inspect_artifact(folder, None)
+        with _staged(folder) as (staged, spec), _answering(self.url):
+            self.client.create_repo(name, private=private, exist_ok=True)
+            if spec is not None:
+                self._offer_base(spec)
+            title, _, rest = message.partition("\n")
+            made = self.client.upload_folder(
+                repo_id=name,
+                folder_path=staged,
+                delete_patterns="*",
+                commit_message=title or f"Publish {folder.resolve().name}",
+                commit_description=rest.strip() or None,
+            )
+            for tag in tags:
+                self.client.create_tag(name, tag=tag, revision=made.oid)
+        return self.resolve(f"{name}@{made.oid}")
+
+    def _offer_base(self, spec: BaseSpec) -> None:
+        """A graft hub checks shapes by the manifest; another one has no place for it."""
+        with suppress(NotFoundError):
+            self._call("POST", "/api/bases", json.loads(spec.to_json()))
+
+    def resolve(self, name: str, *, base: str | None = None) -> Revision:
+        """As Registry.resolve."""
+        if name.startswith(TASK_PREFIX):
+            found = self._call("GET", f"/api/resolve?{_query(name=name, base=base)}")
+            return Revision(**found)
+        repo, _, ref = name.partition("@")
+        with _answering(self.url):
+            return _revision(self.client.model_info(repo, revision=ref or None))
+
+    def pull(self, name: str, folder: str | Path) -> Revision:
+        """As Registry.pull: every file's hash is compared with what the hub lists for that commit."""
+        revision = self.resolve(name)
+        with _answering(self.url):
+            local = Path(
+                snapshot_download(revision.repo, revision=revision.id, endpoint=self.url, token=self.client.token)
+            )
+            listed = self.client.list_repo_tree(revision.repo, revision=revision.id, recursive=True)
+            files = [entry for entry in listed if isinstance(entry, RepoFile)]
+        for file in files:
+            _require_intact(local / file.path, file)
+            target = Path(folder) / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(local / file.path, target)
+        return revision
+
+    def search(self, query: Query | None = None, **wanted: Any) -> Page:
+        """As Registry.search, by the client's own list_models. Raises GraftError for a sort that it can't do."""
+        query = query or Query(**wanted)
+        if query.sort not in SORTS:
+            raise GraftError(f"A hub can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
+        labels = [*query.labels, *([query.method] if query.method else [])]
+        labels += [TASK_PREFIX + query.task] if query.task else []
+        labels += [BASE_LABEL + query.base] if query.base else []
+        with _answering(self.url):
+            found = self.client.list_models(
+                filter=labels or None,
+                author=query.author or None,
+                search=query.text or None,
+                sort=SORTS[query.sort],
+                limit=query.offset + query.limit,
+                full=True,
+            )
+            entries = tuple(_entry(info) for info in found)[query.offset :]
+        return Page(entries, query.offset + len(entries))
+
+    # What only graft's own hub has
+
+    def promote(self, ref: str, alias: str, *, who: str = "", why: str = "") -> Revision:
+        repo, _, revision = ref.partition("@")
+        body = {"revision": revision or "main", "why": why}
+        return Revision(**self._call("PUT", f"/api/adapters/{repo}/aliases/{alias}", body))
+
+    def rollback(self, name: str, alias: str, *, who: str = "", why: str = "") -> Revision:
+        return Revision(**self._call("POST", f"/api/adapters/{name}/aliases/{alias}/rollback", {"why": why}))
+
+    def revisions(self, name: str) -> list[Revision]:
+        return [Revision(**row) for row in self._history(name)["revisions"]]
+
+    def all_refs(self, name: str) -> list[Ref]:
+        return [Ref(**row) for row in self._history(name)["refs"]]
+
+    def history(self, name: str) -> list[Move]:
+        return [Move(**row) for row in self._history(name)["moves"]]
+
+    def _history(self, name: str) -> dict[str, Any]:
+        return self._call("GET", f"/api/adapters/{name}/history")
+
+    def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = "") -> Task:
+        body = {"metric": metric, "description": description, "data": data.decode()}
+        return Task(**self._call("PUT", f"/api/tasks/{slug}", body))
+
+    def task(self, slug: str) -> Task:
+        return Task(**self._call("GET", f"/api/tasks/{slug}"))
+
+    def tasks(self) -> list[Task]:
+        return [Task(**row) for row in self._call("GET", "/api/tasks")["tasks"]]
+
+    def task_data(self, slug: str) -> bytes:
+        """The evaluation set. Raises ArtifactError when it does not hash to what the hub says."""
+        wanted, data = self.task(slug).data_hash, self._fetch("GET", f"/api/tasks/{slug}/data")
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise ArtifactError(f"The evaluation set of {slug} arrived damaged: try again.")
+        return data
+
+    def record_evaluation(self, **score: Any) -> None:
+        self._call("POST", "/api/evaluations", score)
+
+    def evaluations(self, name: str) -> list[Evaluation]:
+        return [Evaluation(**row) for row in self._call("GET", f"/api/adapters/{name}/evaluations")["evaluations"]]
+
+    def leaderboard(self, task: str, base: str | None = None) -> list[Standing]:
+        found = self._call("GET", f"/api/tasks/{task}/leaderboard?{_query(base=base)}")
+        return [Standing(**row | {"evaluation": Evaluation(**row["evaluation"])}) for row in found["standings"]]
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        return json.loads(self._fetch(method, path, body) or b"{}")
+
+    def _fetch(self, method: str, path: str, body: Any = None) -> bytes:
+        """One request to graft's own API. Raises the GraftError that the hub answered with."""
+        headers = self.client._build_hf_headers() | {"Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                return response.read()
+        except urllib.error.HTTPError as error:
+            raise _error_of(error.code, error.headers.get("X-Error-Code"), error.read()) from None
+        except OSError as error:
+            raise GraftError(f"No hub answers at {self.url} ({error}): is it running?") from None
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """The client's exceptions as ours."""
+    try:
+        yield
+    except hf.HfHubHTTPError as error:
+        response = error.response
+        raise _error_of(response.status_code, response.headers.get("X-Error-Code"), response.content) from None
+    except (httpx2.TransportError, hf.LocalEntryNotFoundError, hf.OfflineModeIsEnabled) as error:
+        raise GraftError(f"No hub answers at {url} ({type(error).__name__}): is it running?") from None
+    except ValueError as error:  # the client's own checks of names and cards
+        raise GraftError(str(error)) from None
+
+
+def _error_of(status: int, code: str | None, body: bytes) -> GraftError:
+    try:
+        said = json.loads(body)
+        message = said["error"] if isinstance(said["error"], str) else str(said)
+    except (ValueError, KeyError, TypeError):
+        message = f"The hub answered {status}."
+    return BY_CODE.get(code or "", BY_STATUS.get(status, GraftError))(message)
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[tuple[Path, BaseSpec | None]]:
+    """A copy of `folder` to send, a local base path replaced by its id, and the base's manifest if it is at hand."""
+    provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
+    declared = bases.declared_base(read_json(folder / CONFIG), provenance)
+    spec = bases.beside_weights(Path(declared.name)) if declared.name else None
+    known = {spec.fingerprint: spec.id} if spec else {}
+    recorded = provenance.get("base", {}).get("id") if isinstance(provenance.get("base"), dict) else None
+    if declared.fingerprint and isinstance(recorded, str) and bases.HUB_ID.fullmatch(recorded) and "/" in recorded:
+        known.setdefault(declared.fingerprint, recorded)
+    public = bases.public_base_id(declared, known.get)
+    with tempfile.TemporaryDirectory() as name:
+        staged = Path(name)
+        for path, source in publishable_files(folder).items():
+            (staged / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, staged / path)
+        if public != declared.name:
+            config, card = staged / CONFIG, staged / CARD
+            config.write_text(bases.renamed_config(config.read_text(), declared, public))
+            if card.exists():
+                card.write_text(bases.renamed_card(card.read_text(), declared, public))
+        yield staged, spec
+
+
+def _require_intact(path: Path, file: RepoFile) -> None:
+    """Clients don't compare what they downloaded with its hash. Raises ArtifactError where it differs."""
+    data = path.read_bytes()
+    if file.lfs is not None:
+        intact = hashlib.sha256(data).hexdigest() == file.lfs.sha256
+    else:
+        git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+        intact = git.hexdigest() == file.blob_id
+    if not intact:
+        raise ArtifactError(
+            f"{file.path} arrived damaged, or was changed in the download cache: delete {path} and pull again."
+        )
+
+
+def _revision(info: ModelInfo) -> Revision:
+    """A commit as its hub describes it; only graft's own hub tells the digest and its kin."""
+    found = vars(info).get("graft") or {}
+    keys = (
+        "digest",
+        "method",
+        "variant",
+        "task",
+        "base_id",
+        "base_fingerprint",
+        "parameters",
+        "max_rank",
+        "dtype",
+        "bytes",
+    )
+    if info.sha is None:
+        raise RevisionNotFoundError(f"{info.id} has no commit yet: publish something first.")
+    return Revision(
+        repo=info.id,
+        id=info.sha,
+        parent=None,
+        author=info.author or "",
+        title="",
+        message="",
+        created_at=info.last_modified.isoformat() if info.last_modified else "",
+        **{key: found.get(key) for key in keys},
+    )
+
+
+def _entry(info: ModelInfo) -> Entry:
+    """A list entry, read from the labels that every hub keeps."""
+    found, labels = vars(info).get("graft") or {}, info.tags or []
+    return Entry(
+        name=info.id,
+        revision_id=info.sha or "",
+        digest=found.get("digest"),
+        private=bool(info.private),
+        task=_labelled(labels, TASK_PREFIX) or UNTASKED,
+        base=_labelled(labels, BASE_LABEL),
+        method=found.get("method") or "",
+        license=_labelled(labels, "license:"),
+        parameters=found.get("parameters"),
+        bytes=found.get("bytes") or 0,
+        score=found.get("score"),
+        downloads=info.downloads or 0,
+        created_at=info.created_at.isoformat() if info.created_at else "",
+        updated_at=info.last_modified.isoformat() if info.last_modified else "",
+    )
+
+
+def _labelled(labels: Sequence[str], prefix: str) -> str:
+    return next((label.removeprefix(prefix) for label in labels if label.startswith(prefix)), "")
+
+
+def _query(**values: str | None) -> str:
+    return urlencode({key: value for key, value in values.items() if value})

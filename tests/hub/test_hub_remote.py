@@ -1,0 +1,100 @@
+"""The commands' other side: a registry behind a URL answers like the one in a file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, NotFoundError, RepoNotFoundError
+from graft.hub.registry import Registry
+from graft.hub.remote import RemoteRegistry
+
+EVAL_SET = b'{"prompt": "a", "completion": "b"}\n'
+
+
+@pytest.fixture
+def remote(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteRegistry:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return RemoteRegistry(hub)
+
+
+def test_publish_search_promote_pull(remote: RemoteRegistry, registry: Registry, adapter: Path, tmp_path: Path) -> None:
+    revision = remote.publish(adapter, "ann/news", tags=["v1"], message="First")
+    local = registry.resolve("ann/news@v1")
+    assert (revision.id, revision.digest, revision.method) == (local.id, local.digest, "lora")
+    for wanted in ({"task": "news-topic"}, {"base": "acme/tiny-llama"}, {"method": "lora"}, {"text": "headlines"}):
+        [found] = remote.search(**wanted).entries
+        assert found.name == "ann/news" and found.digest == local.digest and found.license == "apache-2.0"
+    assert remote.search(task="sentiment").entries == ()
+    remote.promote("ann/news@v1", "production", why="best")
+    assert remote.history("ann/news") == registry.history("ann/news")
+    assert remote.revisions("ann/news") == registry.revisions("ann/news")
+    assert remote.resolve("task:news-topic", base="f" * 64) == local
+    pulled = remote.pull("ann/news@production", tmp_path / "out")
+    assert pulled.id == local.id
+    assert (tmp_path / "out/graft.json").read_bytes() == (adapter / "graft.json").read_bytes()
+
+
+def test_tasks_and_scores(remote: RemoteRegistry, registry: Registry, adapter: Path) -> None:
+    task = remote.add_task("news-topic", "accuracy", EVAL_SET, "Which topic?")
+    assert remote.tasks() == registry.tasks() == [task] and remote.task_data("news-topic") == EVAL_SET
+    made = remote.publish(adapter, "ann/news")
+    score = {"task": task.slug, "data_hash": task.data_hash, "metric": "accuracy", "value": 0.9, "n": 1}
+    remote.record_evaluation(**score, repo="ann/news", revision=made.id, digest=made.digest, low=0.8, high=1.0)
+    remote.record_evaluation(**score | {"value": 0.5}, base_fingerprint="f" * 64)
+    board = remote.leaderboard("news-topic")
+    assert board == registry.leaderboard("news-topic") and [row.rank for row in board] == [1, 0]
+    assert remote.search(sort="score").entries[0].score == 0.9
+    with pytest.raises(GraftError, match="no field 'cheat'"):
+        remote.record_evaluation(**score, cheat=1)
+
+
+def test_a_base_beside_its_weights_travels_along(
+    remote: RemoteRegistry, registry: Registry, tmp_path, base_spec, lora_folder
+):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "graft-base.json").write_text(base_spec("acme/other", "a" * 64).to_json())
+    folder = lora_folder(tmp_path / "x", base=str(base), fingerprint="a" * 64)
+    revision = remote.publish(folder, "ann/news")
+    assert revision.base_id == "acme/other" and registry.base("acme/other")
+    assert str(base) in json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_refusals_keep_their_kind(remote: RemoteRegistry, registry: Registry, adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(RepoNotFoundError):
+        remote.pull("ann/nothing", tmp_path / "out")
+    (adapter / "x.bin").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match=r"x\.bin can't be published"):
+        remote.publish(adapter, "ann/news")
+    with pytest.raises(NotFoundError, match="no task"):
+        remote.leaderboard("nothing")
+    with pytest.raises(GraftError, match="No hub answers"):
+        RemoteRegistry("http://127.0.0.1:9").search()
+
+
+def test_damaged_bytes_are_not_taken(remote: RemoteRegistry, registry: Registry, adapter: Path, tmp_path: Path) -> None:
+    registry.publish(adapter, "ann/news")
+    blob = registry.blobs.path(registry.tree(registry.resolve("ann/news").id)["adapter_model.safetensors"])
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.chmod(0o600)
+    blob.write_bytes(data)
+    with pytest.raises(ArtifactError, match="arrived damaged"):
+        remote.pull("ann/news", tmp_path / "out")
+    with pytest.raises(GraftError, match="is damaged on disk"):
+        registry.pull("ann/news", tmp_path / "out2")
+
+
+def test_a_token_is_needed_where_there_are_users(
+    remote: RemoteRegistry, registry: Registry, hub: str, adapter: Path
+) -> None:
+    from graft.hub.access import create_token, first_admin
+
+    ann = RemoteRegistry(hub, token=first_admin(registry.db, "ann"))
+    bob = RemoteRegistry(hub, token=create_token(registry.db, "bob", "write"))
+    ann.publish(adapter, "ann/news")
+    with pytest.raises(ForbiddenError):
+        bob.promote("ann/news", "production")
+    with pytest.raises(ForbiddenError):
+        bob.add_task("news-topic", "accuracy", EVAL_SET, "")
