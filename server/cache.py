@@ -7,10 +7,10 @@ whom is blocks.py's business.
 from collections.abc import Sequence
 
 import torch
+
 from graft.hub.forms import CacheRows
 from graft.hub.spec import BaseSpec
 from graft.server.batch import BLOCK_ROWS
-from torch import Tensor
 
 
 def block_bytes(spec: BaseSpec, dtype: torch.dtype) -> int:

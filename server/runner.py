@@ -1,0 +1,149 @@
+"""What carries out a step. `Runner` is the interface; `EagerRunner` is the generic path, and the reference.
+
+The eager runner drives transformers' own model classes through `Base.forward`, with the step's adapters stacked
+side by side; it serves every family on every device. server/fast/ replaces it where a faster path exists and is
+tested equal to it. Knows steps and adapters' forms; no requests, no scheduling.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from graft.hub.base import Base
+from graft.hub.detours import Rows, Stack, Step
+from graft.hub.forms import Form, LowRank, Vector
+from graft.server.batch import Batch
+from graft.server.cache import KVCache
+from graft.server.paged import PagedAttention
+
+_KEPT_STACKS = 4
+
+
+class Prepared(Protocol):
+    """An adapter's detours in the shape a runner wants them, on its device."""
+
+    bytes: int
+
+
+class Runner(Protocol):
+    """Owns a base, a KV cache and the detours of the resident adapters."""
+
+    cache: KVCache
+
+    def prepare(self, forms: Sequence[Form]) -> Prepared:
+        """Detours (LowRank, Vector) as `add` takes them. Called by the loader's thread while steps run."""
+        ...
+
+    def add(self, digest: str, prepared: Any) -> None:
+        """Make an adapter resident under its digest. Cheap: called by the engine's thread between steps."""
+        ...
+
+    def remove(self, digest: str) -> None:
+        """Forget a resident adapter and free its memory."""
+        ...
+
+    def run(self, batch: Batch) -> Tensor:
+        """Carry out a step (batch.py says what is owed). Returns logits [n, V] in the order of the wanted rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Detours:
+    forms: tuple[Form, ...]
+    bytes: int
+
+
+class EagerRunner:
+    """The reference: eager torch, any family, any device."""
+
+    def __init__(self, base: Base, cache: KVCache):
+        self.cache = cache
+        self._base = base
+        self._adapters: dict[str, _Detours] = {}
+        self._stacks: OrderedDict[tuple[str, ...], Stack] = OrderedDict()
+
+    def prepare(self, forms: Sequence[Form]) -> _Detours:
+        ready = tuple(_at(form, self._base.dtype, self._base.device) for form in forms)
+        return _Detours(ready, sum(form_bytes(form) for form in ready))
+
+    def add(self, digest: str, prepared: _Detours) -> None:
+        self._adapters[digest] = prepared
+
+    def remove(self, digest: str) -> None:
+        del self._adapters[digest]
+        for active in [active for active in self._stacks if digest in active]:
+            del self._stacks[active]
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Tensor:
+        self.cache.copy(batch.copies)
+        rows, positions, wanted = self._rows(batch)
+        attention = PagedAttention(batch, self.cache)
+        return self._base.forward(rows, positions, attention, self._step(batch), wanted)
+
+    def _rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedded rows [T, H], positions [T], indices of the rows that want logits [n]."""
+        device, positions, wanted, pieces, pending = self._base.device, [], [], [], []
+        for run in batch.runs:
+            positions.extend(range(run.position, run.position + run.length))
+            wanted.extend(range(len(positions) - run.logits, len(positions)))
+            if run.virtual is None:
+                pending.extend(run.tokens)
+                continue
+            pieces += [self._embedded(pending), run.virtual.to(device, self._base.dtype)]
+            pending = []
+        pieces.append(self._embedded(pending))
+        rows = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        return rows, torch.tensor(positions, device=device), torch.tensor(wanted, dtype=torch.long, device=device)
+
+    def _embedded(self, tokens: list[int]) -> Tensor:
+        return self._base.embed(torch.tensor(tokens, dtype=torch.long, device=self._base.device))
+
+    def _step(self, batch: Batch) -> Step | None:
+        """Whose rows are whose; None where no active adapter has a detour, so that the base runs untouched."""
+        if not batch.adapters:
+            return None
+        active, stack = self._stack(batch.adapters)
+        if not stack.taps:
+            return None
+        place = {digest: i for i, digest in enumerate(batch.adapters, start=1)}
+        rows, logits = (
+            Rows(lengths[0], tuple(lengths[place[digest]] if digest in place else 0 for digest in active))
+            for lengths in (batch.lengths, batch.logit_lengths)
+        )
+        return Step(stack, rows, lm_head=self._base.spec.parts.lm_head, logit_rows=logits)
+
+    def _stack(self, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], Stack]:
+        """A stack that holds the wanted adapters, and whose they are: a recent one, where it is not much too large."""
+        for active in reversed(self._stacks):
+            if len(active) <= 2 * len(wanted) and set(wanted) <= set(active):
+                self._stacks.move_to_end(active)
+                return active, self._stacks[active]
+        stack = Stack([self._adapters[d].forms for d in wanted], self._base.dtype, self._base.device)
+        self._stacks[wanted] = stack
+        if len(self._stacks) > _KEPT_STACKS:
+            self._stacks.popitem(last=False)
+        return wanted, stack
+
+
+def form_bytes(form: Form) -> int:
+    """Bytes of a form's tensors."""
+    return sum(value.nbytes for value in _tensors(form).values())
+
+
+def detours(forms: Sequence[Form]) -> tuple[Form, ...]:
+    """The forms a runner takes: those at taps, not the rows in the cache."""
+    return tuple(form for form in forms if isinstance(form, (LowRank, Vector)))
+
+
+def _at(form: Form, dtype: torch.dtype, device: torch.device) -> Form:
+    return replace(form, **{name: value.to(device, dtype) for name, value in _tensors(form).items()})
+
+
+def _tensors(form: Form) -> dict[str, Tensor]:
+    values = {field.name: getattr(form, field.name) for field in fields(form)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
