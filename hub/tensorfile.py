@@ -20,6 +20,7 @@ MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 8
 _NAME = re.compile(r"[\w.\-]+")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, old and new
 _CHUNK = 1 << 22  # values checked at once
 
 
@@ -45,14 +46,14 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        if start[:4] == b"PK\x03\x04" or start[:2] == b"\x80\x02":
+        if len(start) < 8:
+            raise _broken(path, "it is shorter than 8 bytes; it was cut off")
+        (length,) = struct.unpack("<Q", start)
+        if length > MAX_HEADER_BYTES and start.startswith(_PICKLES):  # a length below may begin with such bytes
             raise ArtifactError(
                 f"{path.name} is a pickle or zip file under a safetensors name. Nothing is ever unpickled "
                 f"here: save the adapter with safe_serialization=True."
             )
-        if len(start) < 8:
-            raise _broken(path, "it is shorter than 8 bytes; it was cut off")
-        (length,) = struct.unpack("<Q", start)
         if length > MAX_HEADER_BYTES:
             raise _broken(path, f"its header claims {length} bytes; at most {MAX_HEADER_BYTES} are taken")
         text = file.read(length)

@@ -11,6 +11,7 @@ inside init, encode and fold.
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, ...]
+_NAMES = re.compile(r"[\w.]+(,[\w.]+)*")
 TRAINING_ONLY = {"training_only": True}  # field metadata: no part of what is served, so not in the digest
 
 
@@ -132,12 +134,13 @@ def _option_help(known: Mapping[str, Any]) -> list[str]:
 
 
 def _parse(owner: str, key: str, text: str, hint: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        options = [option for option in typing.get_args(hint) if option is not type(None)]
-        if text.lower() == "none" and len(options) < len(typing.get_args(hint)):
-            return None
-        hint = options[0]
     try:
+        if hint == str | tuple[str, ...]:  # module targets: a pattern, or names
+            return tuple(text.split(",")) if _NAMES.fullmatch(text) else text
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
+            if text.lower() == "none":
+                return None
         if hint is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
         if hint in (int, float, str):

@@ -39,7 +39,7 @@ class BitFit(Method):
         return {**peft_header("BITFIT", spec), "target_modules": targets}
 
     def resolve(self, config, spec):
-        if config.targets != "all":
+        if config.targets not in ("all", ("all",)):
             return config
         parts = spec.parts
         names = {part.rpartition(".")[2] for part in (*parts.linears, *parts.norms)}

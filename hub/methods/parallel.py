@@ -6,7 +6,7 @@ norm (reads=normed, the paper's figure). placement=linear (LLM-Adapters, 2304.01
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graft.hub.errors import GraftError, UnsupportedMethodError
 from graft.hub.methods import bottleneck as bn
@@ -22,7 +22,7 @@ class ParallelConfig:
     activation: str = "relu"
     reads: str = "normed"  # | "stream"
     scale: float = 4.0
-    learned_scale: bool = False
+    learned_scale: bool = False  # one number a layer, trained; it starts at `scale`
     targets: str | tuple[str, ...] = ()  # placement=linear only; empty: the MLP's linears
     leave_out: tuple[int, ...] = ()
     init: str = field(default="zero", metadata=TRAINING_ONLY)  # | "truncated"
@@ -105,10 +105,14 @@ class Parallel(Method):
         if config.placement != "linear" or config.targets:
             return config
         names = tuple(sorted(part.rpartition(".")[2] for part in spec.parts.mlp_linears))
-        return ParallelConfig(**{**config.__dict__, "targets": names})
+        return replace(config, targets=names)
 
     def variant(self, config):
         return "per linear" if config.placement == "linear" else f"{config.reads} input"
+
+    def identity(self, config):
+        # a learned scale is a tensor; the config's is only where it starts
+        return super().identity(replace(config, scale=1.0) if config.learned_scale else config)
 
     def shapes(self, config, spec):
         shapes = {}
@@ -130,8 +134,8 @@ class Parallel(Method):
         shapes = self.shapes(config, context.base.spec)
         start = bn.init_truncated if config.init == "truncated" else bn.init_up_zero
         parameters = start(shapes, context.generator)
-        ones = {name: torch.ones(1) for name in shapes if name.endswith("scaling")}
-        return {name: value.to(context.base.device) for name, value in {**parameters, **ones}.items()}
+        scales = {name: torch.full((1,), config.scale) for name in shapes if name.endswith("scaling")}
+        return {name: value.to(context.base.device) for name, value in {**parameters, **scales}.items()}
 
     def fold(self, config, tensors, base):
         spec = base.spec

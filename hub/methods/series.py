@@ -8,7 +8,7 @@ its last one. d is what the base adds to the stream, after a post-norm where the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graft.hub.errors import ArtifactError, GraftError
 from graft.hub.methods import bottleneck as bn
@@ -99,7 +99,7 @@ class Series(Method):
     def resolve(self, config, spec):
         if config.placement != "linear" or config.targets:
             return config
-        return SeriesConfig(**{**config.__dict__, "targets": (spec.parts.mlp_out.rpartition(".")[2],)})
+        return replace(config, targets=(spec.parts.mlp_out.rpartition(".")[2],))
 
     def variant(self, config):
         return config.placement + (" of the stream" if config.reads == "stream" else "")
