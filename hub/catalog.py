@@ -27,7 +27,7 @@ SORTS = {
     "created": "listing.created_at DESC",
     "updated": "listing.updated_at DESC",
     "size": "bytes",
-    "name": "namespace, repos.name",
+    "name": "listing.namespace, repos.name",
 }
 
 

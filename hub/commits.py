@@ -23,6 +23,23 @@ MAX_PATH_CHARS = 250
 
 REPO_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 REF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,98}[A-Za-z0-9_-])?")
+# First parts of the hub's own addresses.
+RESERVED = frozenset(
+    [
+        "api",
+        "tasks",
+        "compare",
+        "publish",
+        "playground",
+        "signin",
+        "signout",
+        "static",
+        "lfs",
+        "health",
+        "index.json",
+        "openapi.json",
+    ]
+)
 COMMIT_ID = re.compile(r"[0-9a-f]{40}")
 
 SUFFIXES = frozenset(
@@ -120,6 +137,8 @@ def check_repo_name(name: str) -> tuple[str, str]:
             f"{name!r} is no adapter name: write NAMESPACE/NAME, letters, digits, '.', '_' and '-', "
             "at most 96 characters each, starting and ending with a letter or digit."
         )
+    if namespace.lower() in RESERVED:
+        raise GraftError(f"{namespace!r} is a part of the hub's own addresses: choose another namespace.")
     return namespace, short
 
 

@@ -10,7 +10,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from graft.hub import access
 from graft.hub.registry import Registry
-from graft.hub.web import api, failures, pages, protocol, security, uploads
+from graft.hub.web import api, failures, forms, protocol, security, uploads
 from graft.hub.web.context import EXTENSION, Hub
 
 MAX_REQUEST_BYTES = 1 << 30
@@ -44,8 +44,8 @@ def create_app(
     app.url_map.merge_slashes = False
     security.protect(app)
     failures.install(app)
-    for part in (protocol, uploads, api, pages):
-        app.register_blueprint(part.blueprint)
+    for blueprint in (protocol.blueprint, uploads.blueprint, api.blueprint, forms.blueprint):
+        app.register_blueprint(blueprint)
     return app
 
 

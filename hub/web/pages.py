@@ -1,3 +1,307 @@
-from flask import Blueprint
+"""The pages that are read: browsing, an adapter, tasks with their leaderboards, comparing.
+
+Every page is whole without JavaScript, keeps its state in the URL, and has its data as JSON one link away.
+Pages that write something: forms.py.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flask import Blueprint, Response, redirect, render_template, request, url_for
+
+from graft.hub import catalog, scores
+from graft.hub.cards import split_card
+from graft.hub.commits import REPO_NAME
+from graft.hub.errors import GraftError, RepoNotFoundError
+from graft.hub.inspection import CARD, Inspection
+from graft.hub.registry import Repo, Revision
+from graft.hub.web import charts, present
+from graft.hub.web.api import query_of
+from graft.hub.web.context import caller, endpoint, hub, registry, unquoted
+from graft.hub.web.protocol import readable
 
 blueprint = Blueprint("pages", __name__)
+
+PAGE = 25
+TABS = ("card", "files", "versions", "evaluations", "use")
+FACETS = {"task": "Task", "base": "Base model", "method": "Method", "license": "Licence"}
+SORTS = {
+    "updated": "Recently updated",
+    "score": "Best score",
+    "downloads": "Most downloads",
+    "created": "Newest",
+    "size": "Smallest",
+    "name": "Name",
+}
+MAX_COMPARED = 6
+MAX_CURVE_POINTS = 2000
+
+
+@blueprint.record_once
+def _prepare(state: Any) -> None:
+    present.install(state.app)
+
+
+@blueprint.app_context_processor
+def _everywhere() -> dict[str, Any]:
+    """What the frame around every page shows."""
+    try:
+        return {"me": caller(), "inference": hub().inference_url, "single_user": hub().single_user}
+    except GraftError:
+        return {"me": None, "inference": None, "single_user": False}
+
+
+@blueprint.get("/")
+def browse() -> str:
+    query = query_of(request.args | {"limit": str(PAGE)} if "limit" not in request.args else request.args)
+    found = registry().search(query, caller())
+    facets = catalog.facets(registry().db, query, caller())
+    return render_template(
+        "browse.html", query=query, found=found, facets=facets, facet_names=FACETS, sorts=SORTS, args=request.args
+    )
+
+
+@blueprint.get("/index.json")
+def browse_json() -> Response:
+    return redirect(url_for("api.search", **request.args.to_dict(flat=False)))
+
+
+@blueprint.get("/<namespace>")
+def person(namespace: str) -> Response:
+    """Somebody's adapters."""
+    if not REPO_NAME.fullmatch(namespace):
+        raise RepoNotFoundError(f"There is no page {namespace!r}.")
+    return redirect(url_for("pages.browse", author=namespace))
+
+
+# One adapter
+
+
+@blueprint.get("/<namespace>/<name>")
+@blueprint.get("/<namespace>/<name>/tree/<revision>")
+@blueprint.get("/<namespace>/<name>/commit/<revision>")
+def adapter(namespace: str, name: str, revision: str = "main") -> str:
+    """The card and everything else known of an adapter, in tabs that are plain links."""
+    repo = readable(namespace, name)
+    tab = request.args.get("tab", "card")
+    if registry().branch_head(repo, "main") is None:
+        return render_template("empty.html", repo=repo, endpoint=endpoint())
+    found = registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
+    inspection = registry().found(found.id)
+    return render_template(
+        "adapter.html",
+        repo=repo,
+        revision=found,
+        pinned=revision if revision != "main" else None,
+        found=inspection,
+        tab=tab if tab in TABS else "card",
+        tabs=TABS,
+        names=_names(repo),
+        **_tab(tab, repo, found, inspection),
+    )
+
+
+def _tab(tab: str, repo: Repo, found: Revision, inspection: Inspection | None) -> dict[str, Any]:
+    """What only the chosen tab needs."""
+    match tab:
+        case "files":
+            return {"files": registry().files(found.id)}
+        case "versions":
+            return {
+                "revisions": registry().revisions(repo.name, limit=200),
+                "moves": registry().history(repo.name)[:200],
+                "aliases": [ref for ref in registry().all_refs(repo.name) if ref.kind == "alias"],
+                "may_write": caller().scope in ("write", "admin") and caller().owns(repo.namespace),
+            }
+        case "evaluations":
+            return {"evaluations": registry().evaluations(repo.name), "present": _present_data()}
+        case "use":
+            return {"snippets": _snippets(repo, found)}
+    return {"card": present.card_html(_body(found)), "curve": _curve(inspection)}
+
+
+def _names(repo: Repo) -> dict[str, list[catalog.Entry]]:
+    """commit -> the refs that point at it."""
+    names: dict[str, list[Any]] = {}
+    for ref in registry().all_refs(repo.name):
+        names.setdefault(ref.revision, []).append(ref)
+    return names
+
+
+def _body(found: Revision) -> str:
+    tree = registry().tree(found.id)
+    if CARD not in tree:
+        return "*This adapter has no model card.*"
+    return split_card(registry().blobs.read(tree[CARD]).decode())[1]
+
+
+def _present_data() -> dict[str, str]:
+    return {task.slug: task.data_hash for task in registry().tasks()}
+
+
+def _curve(inspection: Inspection | None) -> Any:
+    """The training loss that graft.json keeps as `curve`: [{"step", "loss"}]."""
+    rows = inspection.provenance.get("curve") if inspection else None
+    rows = rows if isinstance(rows, list) else []
+    values = [
+        (float(row["step"]), float(row["loss"]))
+        for row in rows[:MAX_CURVE_POINTS]
+        if isinstance(row, dict) and all(isinstance(row.get(key), (int, float)) for key in ("step", "loss"))
+    ]
+    return charts.curve(values, "Training loss by step", "step", "loss")
+
+
+def _snippets(repo: Repo, found: Revision) -> list[tuple[str, str]]:
+    """How to use just this version, each with its own tool."""
+    pinned, base, here = f"{repo.name}@{found.id}", found.base_id or "BASE", endpoint()
+    serving = hub().inference_url or "http://127.0.0.1:8000"
+    request_body = json.dumps({"model": pinned, "prompt": "...", "max_tokens": 32})
+    return [
+        (
+            "graft: served beside every other adapter of its base",
+            f"graft serve --base {base} --hub {here}\n\n"
+            f"curl {serving}/v1/completions -H 'Content-Type: application/json' \\\n  -d '{request_body}'",
+        ),
+        ("graft: on disk, every byte checked", f"graft pull {pinned} --hub {here}"),
+        (
+            "PEFT",
+            f"# HF_ENDPOINT={here}\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+            f'model = PeftModel.from_pretrained(base, "{repo.name}", revision="{found.id}")',
+        ),
+        (
+            "vLLM (LoRA only)",
+            f"HF_ENDPOINT={here} hf download {repo.name} --revision {found.id} --local-dir {repo.name.partition('/')[2]}\n"
+            f"vllm serve {base} --enable-lora --lora-modules {repo.name.partition('/')[2]}={repo.name.partition('/')[2]}",
+        ),
+        (
+            "huggingface_hub",
+            f'from huggingface_hub import snapshot_download\n\nsnapshot_download("{repo.name}", revision="{found.id}", '
+            f'endpoint="{here}")',
+        ),
+    ]
+
+
+# Tasks
+
+
+@blueprint.get("/tasks")
+def tasks() -> str:
+    counts = dict(catalog.facets(registry().db, catalog.Query(), caller())["task"])
+    return render_template("tasks.html", tasks=registry().tasks(), counts=counts)
+
+
+@blueprint.get("/tasks/<slug>.json")
+def task_json(slug: str) -> Response:
+    return redirect(url_for("api.leaderboard", slug=slug, **request.args.to_dict()))
+
+
+@blueprint.get("/tasks/<slug>")
+def task(slug: str) -> str:
+    """The leaderboard: adapters and bare bases on the task's present evaluation set."""
+    found, base = registry().task(slug), request.args.get("base") or None
+    everything = registry().leaderboard(slug, None, caller())
+    standings = [row for row in everything if base in (None, row.base)]
+    return render_template(
+        "task.html",
+        task=found,
+        standings=standings,
+        bases=sorted({row.base for row in everything if row.base}),
+        base=base,
+        chart=_scatter(found, standings),
+    )
+
+
+def _scatter(found: scores.Task, standings: Sequence[scores.Standing]) -> Any:
+    points = [
+        charts.Point(
+            x=float(row.parameters),
+            y=row.evaluation.value,
+            label=f"{row.evaluation.repo}: {row.evaluation.value:.3f} with {present.amount(row.parameters)} parameters",
+            kind=f"m-{row.method}",
+            low=row.evaluation.low,
+            high=row.evaluation.high,
+            href=url_for(
+                "pages.adapter",
+                namespace=row.evaluation.repo.partition("/")[0],
+                name=row.evaluation.repo.partition("/")[2],
+            ),
+        )
+        for row in standings
+        if row.rank and row.parameters and row.evaluation.repo
+    ]
+    bare = [row.evaluation.value for row in standings if not row.rank]
+    line = charts.Point(1, bare[0], "bare base") if len(bare) == 1 else None
+    return charts.scatter(points, f"{found.metric} against size", "trained parameters", found.metric, line)
+
+
+# Comparing
+
+
+@blueprint.get("/compare")
+def compare() -> str:
+    """Versions side by side: `?a=ns/name@rev&a=...`."""
+    names = [name for name in request.args.getlist("a") if name][:MAX_COMPARED]
+    revisions = [registry().resolve(name, caller=caller()) for name in names]
+    inspections = [registry().found(revision.id) for revision in revisions]
+    configs = [found.config if found else {} for found in inspections]
+    return render_template(
+        "compare.html",
+        names=names,
+        revisions=revisions,
+        facts=_facts(revisions),
+        config=_differing(configs),
+        metrics=_metrics(revisions),
+        tensors=_tensors(inspections),
+        choices=registry().search(catalog.Query(sort="name", limit=500), caller()).entries,
+        most=MAX_COMPARED,
+    )
+
+
+def _facts(revisions: Sequence[Revision]) -> list[tuple[str, list[str]]]:
+    shown = {
+        "method": lambda r: f"{r.method or ''} {r.variant if r.variant and r.variant != r.method else ''}".strip(),
+        "task": lambda r: r.task or "",
+        "base": lambda r: r.base_id or "",
+        "parameters": lambda r: present.amount(r.parameters),
+        "weights": lambda r: present.size(r.bytes),
+        "largest rank": lambda r: str(r.max_rank or "–"),
+        "kind of number": lambda r: r.dtype or "",
+        "digest": lambda r: (r.digest or "")[:16],
+        "published": lambda r: f"{r.created_at[:16].replace('T', ' ')} by {r.author}",
+    }
+    return [(name, [show(revision) for revision in revisions]) for name, show in shown.items()]
+
+
+def _differing(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The config keys whose values are not all equal."""
+    keys = sorted({key for config in configs for key in config})
+    rows = [(key, [json.dumps(config.get(key), sort_keys=True) for config in configs]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _metrics(revisions: Sequence[Revision]) -> list[tuple[str, list[scores.Evaluation | None]]]:
+    """Latest graft-run score of each, a row per task, data and metric, so that a row compares like with like."""
+    latest: dict[tuple[str, str, str], dict[int, scores.Evaluation]] = {}
+    for column, revision in enumerate(revisions):
+        for row in reversed(registry().evaluations(revision.repo)):
+            if row.digest == revision.digest and row.source == "graft":
+                latest.setdefault((row.task, row.metric, row.data_hash), {})[column] = row
+    columns = range(len(revisions))
+    return [
+        (f"{task} · {metric} · data {data_hash[:8]}", [found.get(column) for column in columns])
+        for (task, metric, data_hash), found in sorted(latest.items())
+    ]
+
+
+def _tensors(inspections: Sequence[Inspection | None]) -> list[tuple[str, list[str]]]:
+    """Tensors whose shape or kind of number differs, or that not all have."""
+    listed = [found.tensors if found else {} for found in inspections]
+    names = sorted({name for tensors in listed for name in tensors})
+    rows = [(name, [_shape(tensors.get(name)) for tensors in listed]) for name in names]
+    return [(name, shapes) for name, shapes in rows if len(set(shapes)) > 1]
+
+
+def _shape(tensor: Mapping[str, Any] | None) -> str:
+    return f"{tensor['dtype']} {'×'.join(map(str, tensor['shape']))}" if tensor else "–"

@@ -70,7 +70,7 @@ def test_refusals_keep_their_kind(remote: RemoteRegistry, registry: Registry, ad
     with pytest.raises(NotFoundError, match="no task"):
         remote.leaderboard("nothing")
     with pytest.raises(GraftError, match="No hub answers"):
-        RemoteRegistry("http://127.0.0.1:9").search()
+        RemoteRegistry("http://127.0.0.1:9").tasks()
 
 
 def test_damaged_bytes_are_not_taken(remote: RemoteRegistry, registry: Registry, adapter: Path, tmp_path: Path) -> None:
