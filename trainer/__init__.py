@@ -1,0 +1,22 @@
+"""The trainer: examples -> artifacts. One run trains one or many adapters on one frozen base.
+
+`train`, `AdapterPlan`, `TrainConfig` and `RunConfig` are the Python interface; they load torch when first used.
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "train": "graft.trainer.run",
+    "Outcome": "graft.trainer.run",
+    "AdapterPlan": "graft.trainer.plan",
+    "TrainConfig": "graft.trainer.config",
+    "RunConfig": "graft.trainer.config",
+}
+__all__ = ["AdapterPlan", "Outcome", "RunConfig", "TrainConfig", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"graft.trainer has no {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

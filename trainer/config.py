@@ -1,0 +1,64 @@
+"""What a training run is told: frozen, checked at construction, units in the names.
+
+`TrainConfig` is one adapter's recipe, `RunConfig` what the adapters of a run share. Torch-free.
+"""
+
+from dataclasses import dataclass
+
+from graft.hub.errors import GraftError
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One adapter's recipe. An optimiser step sees `batch_size` sequences of this adapter."""
+
+    epochs: float = 3.0  # passes over the training data; `steps` overrides it
+    steps: int | None = None  # optimiser steps
+    batch_size: int = 8  # sequences an optimiser step
+    learning_rate: float | None = None  # peak; None: the method's own
+    warmup: float = 0.06  # fraction of the steps with a rising rate
+    schedule: str = "cosine"  # after the warm-up: cosine or linear to zero, or constant
+    weight_decay: float = 0.0  # AdamW's, decoupled
+    max_grad_norm: float = 1.0  # of this adapter's gradient alone
+    max_length: int | None = None  # tokens of prompt and completion; None: what the base can take
+    seed: int = 0  # of initialisation, order and dropout
+    metric: str | None = None  # None: accuracy where the data lists labels, else chrf
+    eval_every: int | None = None  # optimiser steps between evaluations; None: only at the end
+    eval_limit: int | None = None  # examples; None: all of the evaluation data
+    patience: int | None = None  # evaluations without a better score before stopping; None: never
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "steps", "batch_size", "learning_rate", "max_grad_norm", "max_length", "eval_every"):
+            _require(key, getattr(self, key), lambda value: value > 0, "greater than 0")
+        for key in ("eval_limit", "patience"):
+            _require(key, getattr(self, key), lambda value: value >= 1, "at least 1")
+        _require("weight_decay", self.weight_decay, lambda value: value >= 0, "at least 0")
+        _require("warmup", self.warmup, lambda value: 0 <= value < 1, "at least 0 and less than 1")
+        if self.schedule not in SCHEDULES:
+            raise GraftError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}.")
+        if self.patience is not None and self.eval_every is None:
+            raise GraftError("patience counts evaluations, so it needs eval_every (and evaluation data).")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the adapters of one run share: the base is there once, and so is the memory of a pass."""
+
+    dtype: str | None = None  # of the base and the arithmetic; None: bfloat16 where it is fast
+    device: str | None = None
+    rows_per_pass: int = 4096  # tokens of one forward and backward; a larger step is done in several passes
+    checkpoint_layers: bool = False  # recompute each layer in the backward pass: less memory, a third more time
+    checkpoint_every: int | None = None  # optimiser steps between resumable checkpoints; None: only when interrupted
+
+    def __post_init__(self) -> None:
+        for key in ("rows_per_pass", "checkpoint_every"):
+            _require(key, getattr(self, key), lambda value: value >= 1, "at least 1")
+
+
+def _require(key: str, value: object, holds, words: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+        raise GraftError(f"{key} must be a number {words}, not {value!r}.")

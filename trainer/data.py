@@ -1,0 +1,187 @@
+"""Examples -> token sequences -> the packed rows of one pass.
+
+A `Sequence` knows which of its positions carry a loss: the completion's ids and EOS, told by position, never by
+id, so that EOS is learned although many bases pad with it. A `Pack` lays the sequences of several adapters one
+after another, sorted by adapter, as hub/detours.py asks. Knows nothing of optimisers or forwards.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graft.hub.errors import DataError
+from graft.hub.examples import Example, cut_left, encode, end_of
+from graft.hub.forms import CacheRows, Form, InputRows
+
+_POOL = 16  # batches whose sequences are sorted by length together
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Token ids, of which those from `answer_start` on are learned."""
+
+    ids: tuple[int, ...]
+    answer_start: int
+
+    @property
+    def learned(self) -> int:
+        return len(self.ids) - self.answer_start
+
+
+def sequences_of(examples: Iterable[Example], tokenizer: Any, limit: int) -> list[Sequence]:
+    """Examples as sequences of at most `limit` tokens: long prompts lose their beginning, completions stay whole.
+
+    Raises DataError for a completion that leaves no room for a single token of its prompt.
+    """
+    end = end_of(tokenizer)
+    made = []
+    for number, example in enumerate(examples, start=1):
+        prompt, completion = encode(example, tokenizer)
+        answer = [*completion, end]
+        if len(answer) >= limit:
+            raise DataError(
+                f"Example {number}: its completion has {len(answer)} tokens, which leaves no room for a prompt within "
+                f"{limit}. Raise --max-length, or shorten it."
+            )
+        prompt = cut_left(prompt, limit - len(answer))
+        made.append(Sequence((*prompt, *answer), len(prompt)))
+    return made
+
+
+def without_overlap(examples: list[Example], held_out: Iterable[Example]) -> list[Example]:
+    """The training examples whose prompt is not among the evaluation's. Raises DataError when none is left."""
+    taken = {example.prompt for example in held_out}
+    kept = [example for example in examples if example.prompt not in taken]
+    if not kept:
+        raise DataError("Every training prompt is in the evaluation data too: there is nothing left to train on.")
+    return kept
+
+
+class Order:
+    """An endless stream of batches: epochs in random order, sequences of like length together.
+
+    (Attention pads to the longest sequence of a pass, so like lengths waste the least.) Its place can be saved.
+    """
+
+    def __init__(self, sequences: list[Sequence], batch_size: int, seed: int):
+        self._sequences, self._batch_size = sequences, batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+        self._begin()
+
+    def next(self) -> list[Sequence]:
+        if self._drawn == len(self._groups):
+            self._begin()
+        self._drawn += 1
+        return [self._sequences[i] for i in self._groups[self._drawn - 1]]
+
+    def place(self) -> tuple[Tensor, int]:
+        """(generator state at the epoch's beginning, batches drawn since)."""
+        return self._epoch_start, self._drawn
+
+    def go_to(self, epoch_start: Tensor, drawn: int) -> None:
+        self._generator.set_state(epoch_start)
+        self._begin()
+        self._drawn = drawn
+
+    def _begin(self) -> None:
+        self._epoch_start, self._drawn = self._generator.get_state(), 0
+        order = torch.randperm(len(self._sequences), generator=self._generator).tolist()
+        pool, groups = self._batch_size * _POOL, []
+        for start in range(0, len(order), pool):
+            chunk = sorted(order[start : start + pool], key=lambda i: len(self._sequences[i].ids))
+            groups += [chunk[i : i + self._batch_size] for i in range(0, len(chunk), self._batch_size)]
+        shuffled = torch.randperm(len(groups), generator=self._generator).tolist()
+        self._groups = [groups[i] for i in shuffled]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The sequences of one pass by adapter: `owned[i]` belongs to adapter i of the pass."""
+
+    owned: tuple[tuple[Sequence, ...], ...]
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [sequence for own in self.owned for sequence in own]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A pack as the base takes it. n rows carry a loss.
+
+    rows [T, H], positions [T], lengths [B] (virtual input rows included), logit_rows [n], targets [n];
+    row_counts and logit_counts: of every adapter.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    lengths: list[int]
+    prefixes: list[CacheRows | None]
+    logit_rows: Tensor
+    targets: Tensor
+    row_counts: tuple[int, ...]
+    logit_counts: tuple[int, ...]
+
+
+def lay_out(pack: Pack, forms: list[tuple[Form, ...]], embed: Any, device: torch.device) -> Rows:
+    """Rows of a pack; input rows of a soft prompt stand right before each of its adapter's texts."""
+    pieces, positions, lengths, prefixes, wanted, targets = [], [], [], [], [], []
+    row_counts, logit_counts = [], []
+    rows = embed(torch.tensor([id for sequence in pack.sequences for id in sequence.ids[:-1]], device=device))
+    texts = iter(rows.split([len(sequence.ids) - 1 for sequence in pack.sequences]))
+    total = 0
+    for own, adapter in zip(pack.owned, forms, strict=True):
+        before = virtual_rows(adapter)
+        prefix = next((form for form in adapter if isinstance(form, CacheRows)), None)
+        start = prefix.text_start if prefix else 0
+        first_row, first_target = total, len(targets)
+        for sequence in own:
+            virtual = 0 if before is None else before.shape[0]
+            if before is not None:
+                pieces.append(before.to(rows.dtype))
+            pieces.append(next(texts))
+            length = virtual + len(sequence.ids) - 1  # nothing is predicted after the last token
+            positions.append(torch.arange(start, start + length))
+            wanted.append(torch.arange(total + virtual + sequence.answer_start - 1, total + length))
+            targets += sequence.ids[sequence.answer_start :]
+            lengths.append(length)
+            prefixes.append(prefix)
+            total += length
+        row_counts.append(total - first_row)
+        logit_counts.append(len(targets) - first_target)
+    return Rows(
+        rows if len(pieces) == len(lengths) else torch.cat(pieces),
+        torch.cat(positions).to(device),
+        lengths,
+        prefixes,
+        torch.cat(wanted).to(device),
+        torch.tensor(targets, device=device),
+        tuple(row_counts),
+        tuple(logit_counts),
+    )
+
+
+def virtual_rows(forms: tuple[Form, ...]) -> Tensor | None:
+    """The input rows of a soft prompt [P, H], None where there is none."""
+    return next((form.rows for form in forms if isinstance(form, InputRows)), None)
+
+
+def passes(owned: list[list[Sequence]], virtual: list[int], limit: int) -> list[list[list[Sequence]]]:
+    """A step's sequences by adapter, cut into passes of at most `limit` rows (one sequence at least).
+
+    `virtual[i]`: input rows that adapter i puts before each of its sequences.
+    """
+    made: list[list[list[Sequence]]] = []
+    room = 0
+    for owner, own in enumerate(owned):
+        for sequence in own:
+            need = len(sequence.ids) - 1 + virtual[owner]
+            if not made or need > room:
+                made.append([[] for _ in owned])
+                room = limit
+            made[-1][owner].append(sequence)
+            room -= need
+    return made

@@ -1,0 +1,58 @@
+"""One pass of packed sequences through the base with the detours of their adapters: for training and for scoring.
+
+Knows nothing of losses, optimisers or metrics.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from graft.hub.attention import PackedAttention, cache_rows
+from graft.hub.base import Base
+from graft.hub.detours import Rows as StepRows
+from graft.hub.detours import Stack, Step
+from graft.hub.forms import Form, InputRows
+from graft.trainer.data import Pack, Rows, lay_out
+from graft.trainer.segments import Segments
+
+
+@contextmanager
+def running(
+    base: Base,
+    pack: Pack,
+    forms: Sequence[tuple[Form, ...]],
+    generators: Sequence[torch.Generator] | None = None,
+) -> Iterator[tuple[Tensor, Rows]]:
+    """(logits [n, V] of the rows that carry a loss, the rows). Run the backward within the context."""
+    rows = lay_out(pack, list(forms), base.embed, base.device)
+    step = Segments(
+        forms,
+        rows.row_counts,
+        rows.logit_counts,
+        lm_head=base.spec.parts.lm_head,
+        dtype=base.dtype,
+        device=base.device,
+        generators=generators,
+    )
+    attention = PackedAttention(rows.lengths, rows.prefixes, base.device)
+    with base.attachment.active(step):
+        yield base.forward(rows.rows, rows.positions, attention, None, rows.logit_rows), rows
+
+
+def served(base: Base, forms: tuple[Form, ...]) -> tuple[Form, ...]:
+    """The forms as the server holds them: a soft prompt's rows run once through the base and are kept as cache."""
+    prompt = next((form for form in forms if isinstance(form, InputRows)), None)
+    if prompt is None:
+        return forms
+    count = prompt.rows.shape[0]
+    step = Step(
+        Stack([forms], base.dtype, base.device),
+        StepRows(0, (count,)),
+        lm_head=base.spec.parts.lm_head,
+        logit_rows=StepRows(0, (1,)),
+    )
+    with torch.no_grad():
+        cache = cache_rows(base, prompt.rows, step)
+    return (*(form for form in forms if form is not prompt), cache)

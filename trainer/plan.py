@@ -1,0 +1,138 @@
+"""What is to be trained: one `AdapterPlan` an adapter, from a command line or a TOML file. Torch-free.
+
+A plan file holds the run's keys (base, dtype, device, rows_per_pass, ...), a table [defaults], and one table
+[[adapter]] each with name, method, task, data, eval_data, out, set = {option = value}, and any key of TrainConfig.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from graft.hub.errors import GraftError
+from graft.hub.methods import METHODS, get_method
+from graft.hub.spec import BaseSpec
+from graft.trainer.config import RunConfig, TrainConfig
+
+BASELINES = ("full", "last-layers")  # trainer/baselines.py: they change the base itself and make no artifact
+_RECIPE = {f.name for f in fields(TrainConfig)}
+_RUN = {f.name for f in fields(RunConfig)}
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """One adapter to be trained."""
+
+    method: str
+    data: Path
+    out: Path
+    name: str = ""  # "": the output folder's
+    task: str = "untasked"
+    eval_data: Path | None = None
+    options: Mapping[str, str] = field(default_factory=dict)  # of the method, as `--set key=value` gives them
+    recipe: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def label(self) -> str:
+        return self.name or self.out.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run: one base, N adapters."""
+
+    base: str
+    adapters: tuple[AdapterPlan, ...]
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan file; its relative paths start at the working directory. Raises GraftError naming the file and the key."""
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise GraftError(f"The plan {path} can't be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise GraftError(f"{path} is not valid TOML: {error}.") from None
+    defaults, tables = raw.pop("defaults", {}), raw.pop("adapter", [])
+    base = raw.pop("base", None)
+    _refuse_unknown(path, "the plan", raw, _RUN | {"base", "defaults", "adapter"})
+    if not isinstance(base, str):
+        raise GraftError(f'{path} names no base: write base = "FOLDER" at its top.')
+    if not isinstance(tables, list) or not tables:
+        raise GraftError(f"{path} plans no adapter: write one table [[adapter]] each.")
+    adapters = tuple(_adapter(path, {**defaults, **table}) for table in tables)
+    return Plan(base), adapters, _made(path, RunConfig, raw)
+
+
+def check_plan(plan: Plan) -> None:
+    """What can be known before anything is loaded. Raises GraftError."""
+    outs = [adapter.out.resolve() for adapter in plan.adapters]
+    if twice := [out for out in outs if outs.count(out) > 1]:
+        raise GraftError(f"Two adapters of the plan would be written to {twice[0]}.")
+    for adapter in plan.adapters:
+        if adapter.method not in METHODS and adapter.method not in BASELINES:
+            raise GraftError(f"Unknown method {adapter.method!r}. Known: {', '.join([*METHODS, *BASELINES])}.")
+        if adapter.out.exists() and not adapter.out.is_dir():
+            raise GraftError(f"{adapter.out} is a file; an adapter is written to a folder.")
+        if adapter.recipe.eval_every and adapter.eval_data is None:
+            raise GraftError(f"{adapter.label}: eval_every needs evaluation data (--eval-data).")
+
+
+def check_against_spec(plan: Plan, spec: BaseSpec) -> None:
+    """Options, targets and sizes against the base's manifest, before its weights are loaded. Raises GraftError."""
+    for adapter in plan.adapters:
+        limit = adapter.recipe.max_length
+        if limit is not None and limit > spec.max_positions:
+            raise GraftError(
+                f"{adapter.label}: max_length={limit} is more than this base's {spec.max_positions} positions."
+            )
+        if adapter.method not in BASELINES:
+            method = get_method(adapter.method)
+            method.shapes(method.from_options(adapter.options, spec), spec)
+
+
+def _adapter(path: Path, table: Mapping[str, Any]) -> AdapterPlan:
+    own = {"name", "method", "task", "data", "eval_data", "out", "set"}
+    where = f"the adapter {table.get('name') or table.get('out') or '?'}"
+    _refuse_unknown(path, where, table, own | _RECIPE)
+    missing = [key for key in ("method", "data", "out") if not isinstance(table.get(key), str)]
+    if missing:
+        raise GraftError(f"{path}: {where} lacks {missing[0]}.")
+    options = table.get("set", {})
+    if not isinstance(options, dict):
+        raise GraftError(f"{path}: {where}: set must be a table, such as set = {{ r = 8 }}.")
+    return AdapterPlan(
+        method=table["method"],
+        data=Path(table["data"]),
+        out=Path(table["out"]),
+        name=table.get("name", ""),
+        task=table.get("task", "untasked"),
+        eval_data=Path(table["eval_data"]) if "eval_data" in table else None,
+        options={key: option_text(value) for key, value in options.items()},
+        recipe=_made(path, TrainConfig, {key: value for key, value in table.items() if key in _RECIPE}),
+    )
+
+
+def option_text(value: Any) -> str:
+    """A TOML value as `--set` would spell it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return ",".join(f"{key}:{item}" for key, item in value.items())
+    return str(value)
+
+
+def _made(path: Path, kind: type, values: Mapping[str, Any]) -> Any:
+    try:
+        return kind(**values)
+    except GraftError as error:
+        raise GraftError(f"{path}: {error}") from None
+
+
+def _refuse_unknown(path: Path, where: str, table: Mapping[str, Any], known: set[str]) -> None:
+    if unknown := sorted(table.keys() - known):
+        raise GraftError(f"{path}: {where} has an unknown key {unknown[0]!r}. Known: {', '.join(sorted(known))}.")

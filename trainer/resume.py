@@ -1,0 +1,116 @@
+"""Resumable checkpoints: what a training needs to continue bit for bit, beside the artifact and never in it.
+
+For an adapter that will be written to OUT they lie in OUT.training/: state.safetensors (parameters with their
+encoder, optimiser moments, generators) and state.json (progress, and what the training was told).
+"""
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from graft.hub.errors import GraftError
+from graft.hub.metrics import Score
+from graft.trainer.trainee import Trainee
+
+_TENSORS, _FACTS = "state.safetensors", "state.json"
+
+
+def training_folder(out: Path) -> Path:
+    return out.with_name(f"{out.name}.training")
+
+
+def save_checkpoint(trainee: Trainee, out: Path, data_hash: str) -> None:
+    """Write the state whole: into a new folder, which then takes the old one's place."""
+    folder = training_folder(out)
+    fresh = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    tensors, facts = trainee.state()
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, fresh / _TENSORS)
+    (fresh / _FACTS).write_text(json.dumps({**facts, "told": _told(trainee, data_hash)}))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def load_checkpoint(trainee: Trainee, out: Path, data_hash: str) -> bool:
+    """Continue from a checkpoint; False where there is none.
+
+    Raises GraftError where it belongs to another method, recipe or data, or can't be read.
+    """
+    folder = training_folder(out)
+    if not folder.exists():
+        return False
+    try:
+        facts = json.loads((folder / _FACTS).read_text())
+        with safe_open(folder / _TENSORS, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise GraftError(f"The checkpoint {folder} can't be read ({error}). Remove it to start again.") from None
+    now = json.loads(json.dumps(_told(trainee, data_hash)))
+    if different := sorted(key for key in now if now[key] != facts["told"].get(key)):
+        raise GraftError(
+            f"The checkpoint {folder} was made with another {different[0]} "
+            f"({facts['told'].get(different[0])!r}, now {now[different[0]]!r}). Train with the same, or remove it."
+        )
+    trainee.load_state(tensors, facts)
+    return True
+
+
+def drop_checkpoint(out: Path) -> None:
+    """The artifact is written: its training state has done its work."""
+    shutil.rmtree(training_folder(out), ignore_errors=True)
+
+
+def _told(trainee: Trainee, data_hash: str) -> dict:
+    return {
+        "method": trainee.method.name,
+        "options": asdict(trainee.config),
+        "data": data_hash,
+        **asdict(trainee.recipe),
+    }
+
+
+class Keeper:
+    """A watcher that saves all states every so many rounds, and when Ctrl-C asks the run to end.
+
+    Within its context the first Ctrl-C waits for the end of the round, the only moment from which a training
+    continues bit for bit; a second one ends at once, without saving.
+    """
+
+    def __init__(self, save: Callable[[], None], every: int | None):
+        self._save, self._every, self._rounds, self._asked = save, every, 0, False
+
+    def __enter__(self) -> "Keeper":
+        self._listening = threading.current_thread() is threading.main_thread()
+        if self._listening:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._listening:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def stepped(self, trainee: Trainee, seconds: float) -> None:
+        pass
+
+    def evaluated(self, trainee: Trainee, score: Score) -> None:
+        pass
+
+    def round_ended(self, trainees: list[Trainee]) -> None:
+        self._rounds += 1
+        if self._asked or (self._every and self._rounds % self._every == 0):
+            self._save()
+        if self._asked:
+            raise KeyboardInterrupt

@@ -1,0 +1,64 @@
+"""Several adapters in one pass, each alone with its own rows.
+
+The server lays the ranks of a batch side by side (hub/detours.py), which suits many adapters of few rows. A
+training pass is the opposite, a few adapters of many rows: here every adapter is a `Step` of its own over its
+segment of the batch. No arithmetic of one adapter ever sees another's rows, so one that diverges can't touch the
+others, and each is computed as if it were alone. Knows nothing of losses.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from graft.hub.detours import Rows, Stack, Step
+from graft.hub.forms import Form
+from graft.hub.sites import Tap
+
+
+class Segments:
+    """A step (hub/attach.py asks it at every tap) of adapters that own `row_counts[i]` rows one after another."""
+
+    def __init__(
+        self,
+        adapters: Sequence[tuple[Form, ...]],
+        row_counts: Sequence[int],
+        logit_counts: Sequence[int],
+        *,
+        lm_head: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        generators: Sequence[torch.Generator] | None = None,
+    ):
+        self._steps = [
+            Step(
+                Stack([forms], dtype, device),
+                Rows(0, (rows,)),
+                lm_head=lm_head,
+                logit_rows=Rows(0, (wanted,)),
+                generators=None if generators is None else [generators[i]],
+            )
+            for i, (forms, rows, wanted) in enumerate(zip(adapters, row_counts, logit_counts, strict=True))
+        ]
+        self._counts = {False: list(row_counts), True: list(logit_counts)}
+        self._lm_head = lm_head
+        self.taps = frozenset().union(*(step.taps for step in self._steps))
+
+    def visit(self, tap: Tap, value: Tensor) -> Tensor:
+        """The value of `tap` as the adapters leave it. value: [..., d], rows packed."""
+        if len(self._steps) == 1:
+            return self._steps[0].visit(tap, value)
+        rows = value.reshape(-1, value.shape[-1])
+        segments = rows.split(self._counts[tap.module == self._lm_head])
+        changed = [
+            step.visit(tap, segment) if tap in step.taps and len(segment) else segment
+            for step, segment in zip(self._steps, segments, strict=True)
+        ]
+        if all(new is old for new, old in zip(changed, segments, strict=True)):
+            return value  # a tap that is only read
+        return torch.cat(changed).view(value.shape)
+
+    def release(self) -> None:
+        """Forget the values kept for later taps."""
+        for step in self._steps:
+            step.release()
