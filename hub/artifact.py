@@ -7,21 +7,23 @@ A folder is `adapter_config.json`, `adapter_model.safetensors`, `README.md` (the
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from graft.hub.base import Base
-from graft.hub.errors import ArtifactError
-from graft.hub.forms import CacheRows, Form, InputRows, LowRank
-from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS, check_against, digest, parse
-from graft.hub.methods import Method
-from graft.hub.spec import BaseSpec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from graft.hub.base import Base
+from graft.hub.errors import ArtifactError, BaseMismatchError
+from graft.hub.forms import CacheRows, Form, InputRows, LowRank
+from graft.hub.identity import hash_of
+from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS, check_against, digest, parse
+from graft.hub.methods import Method
+from graft.hub.spec import BaseSpec
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Artifact:
     tensors: Mapping[str, Tensor]
     digest: str
     provenance: Mapping[str, Any]
+    frozen: Mapping[str, str] = field(default_factory=dict)  # module -> hash of its weight as saved beside the adapter
 
     @property
     def probe(self) -> Mapping[str, Any] | None:
@@ -43,7 +46,16 @@ class Artifact:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def fold(self, base: Base) -> tuple[Form, ...]:
-        """The serving forms on `base`, in float32 on its device. Raises ArtifactError for a no-op adapter."""
+        """The serving forms on `base`, in float32 on its device.
+
+        Raises ArtifactError for a no-op adapter, BaseMismatchError for a frozen weight that is not the base's.
+        """
+        for module, saved in self.frozen.items():
+            if hash_of(base.weight(module)) != saved:
+                raise BaseMismatchError(
+                    f"This adapter brings its own weight of {module}, which differs from {base.spec.id or 'this base'}'s: "
+                    f"its base had other or more embeddings. It can't be served per request on this one."
+                )
         with torch.no_grad():
             tensors = {name: tensor.to(base.device, torch.float32) for name, tensor in self.tensors.items()}
             forms = self.method.fold(self.config, tensors, base)
@@ -65,9 +77,10 @@ def load_artifact(folder: str | Path, base: BaseSpec, *, allow_base_mismatch: bo
     try:
         with safe_open(parsed.weights, framework="pt") as file:
             tensors = {name: file.get_tensor(own) for name, own in parsed.file_names.items()}
+            frozen = {module: hash_of(file.get_tensor(own)) for module, (own, _) in parsed.copies.items()}
     except SafetensorError as error:
         raise ArtifactError(f"{parsed.weights.name} can't be read: {error}.") from None
-    return Artifact(parsed.method, parsed.config, tensors, digest(parsed), parsed.provenance)
+    return Artifact(parsed.method, parsed.config, tensors, digest(parsed), parsed.provenance, frozen)
 
 
 def save_artifact(

@@ -56,6 +56,12 @@ def fingerprint(config: Any, parameters: Iterable[tuple[str, Tensor]], vocabular
     return digest.hexdigest()
 
 
+def hash_of(tensor: Tensor) -> str:
+    """sha256 hex of a whole tensor's values rounded to bf16: equal for fp32 and bf16 copies."""
+    values = tensor.detach().to("cpu", torch.bfloat16).contiguous()
+    return hashlib.sha256(values.view(torch.int16).numpy()).hexdigest()
+
+
 def _sampled(tensor: Tensor) -> bytes:
     flat = tensor.detach().reshape(-1)
     # Knuth's multiplicative hash spreads the fixed positions over the tensor.

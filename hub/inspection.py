@@ -58,6 +58,7 @@ class Parsed:
     weights: Path
     entries: dict[str, TensorEntry]
     file_names: dict[str, str]  # canonical name -> name in the file
+    copies: dict[str, tuple[str, TensorEntry]]  # module -> tensor in the file that claims to be its frozen weight
     provenance: dict[str, Any]
 
 
@@ -69,14 +70,15 @@ def parse(folder: Path) -> Parsed:
     found, _ = read_header(weights)
     if not found:
         raise ArtifactError(f"{weights.name} holds no tensor at all: the adapter was saved empty.")
-    file_names = {method.canonical(raw, name): name for name in found}
-    if len(file_names) != len(found):
+    require_finite(weights, found)
+    copies = {module: (name, found[name]) for name in found if (module := method.base_copy(name))}
+    file_names = {method.canonical(raw, name): name for name in found if not method.base_copy(name)}
+    if len(file_names) + len(copies) != len(found):
         raise ArtifactError(f"{weights.name} holds two tensors that mean the same parameter.")
     entries = {canonical: found[name] for canonical, name in file_names.items()}
-    require_finite(weights, entries)
     config = _read_config(method, raw, {name: entry.shape for name, entry in entries.items()})
     provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
-    return Parsed(folder, method, config, raw, weights, entries, file_names, provenance)
+    return Parsed(folder, method, config, raw, weights, entries, file_names, copies, provenance)
 
 
 def check_against(parsed: Parsed, spec: BaseSpec, *, allow_base_mismatch: bool = False) -> None:
@@ -96,7 +98,8 @@ def check_against(parsed: Parsed, spec: BaseSpec, *, allow_base_mismatch: bool =
     name = parsed.weights.name
     if missing := sorted(needed.keys() - have.keys()):
         raise ArtifactError(f"{name} lacks {_listed(missing)}, which its config asks for on {spec.id or 'this base'}.")
-    if extra := sorted(have.keys() - needed.keys()):
+    foreign = [own for module, (own, entry) in parsed.copies.items() if entry.shape != _weight_shape(spec, module)]
+    if extra := sorted([*(have.keys() - needed.keys()), *foreign]):
         raise ArtifactError(
             f"{name} holds {_listed(extra)}, which nothing of its config and {spec.id or 'this base'} uses: "
             f"part of the adapter would silently have no effect."
@@ -137,14 +140,25 @@ def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
         max_rank=max(ranks) if ranks else None,
         dtype="/".join(kinds),
         digest=digest(parsed),
-        tensors={
-            parsed.file_names[name]: {"dtype": entry.dtype, "shape": list(entry.shape)}
-            for name, entry in parsed.entries.items()
-        },
+        tensors={name: {"dtype": entry.dtype, "shape": list(entry.shape)} for name, entry in _in_file(parsed)},
         provenance=parsed.provenance,
         card=card,
         warnings=warnings,
     )
+
+
+def _weight_shape(spec: BaseSpec, module: str) -> tuple[int, int] | None:
+    """The shape of a weight that a peer may have saved beside the adapter: a linear's or the embedding's."""
+    found = spec.modules.get(module)
+    if found is None or found.kind == "norm":
+        return None
+    sizes = (found.out_features, found.in_features)
+    return sizes if found.kind == "linear" else sizes[::-1]
+
+
+def _in_file(parsed: Parsed) -> list[tuple[str, TensorEntry]]:
+    own = [(parsed.file_names[name], entry) for name, entry in parsed.entries.items()]
+    return sorted([*own, *parsed.copies.values()])
 
 
 def digest(parsed: Parsed) -> str:

@@ -24,9 +24,10 @@ from graft.hub.spec import BaseSpec
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
     from graft.hub.base import Base
     from graft.hub.forms import Form
-    from torch import Tensor
 
 Shape = tuple[int, ...]
 _NAMES = re.compile(r"[\w.]+(,[\w.]+)*")
@@ -89,6 +90,10 @@ class Method(ABC):
     def canonical(self, raw: Mapping[str, Any], name: str) -> str:
         """Canonical name of a tensor of the file (some formats put the adapter's own name into keys)."""
         return name
+
+    def base_copy(self, name: str) -> str | None:
+        """The module whose own frozen weight a tensor of the file claims to be; None for the adapter's tensors."""
+        return None
 
     def variant(self, config: Any) -> str:
         """A few words that tell this config from the method's plain form; "" for the plain form."""

@@ -7,6 +7,7 @@ y = g (W x + s B A x) + bias, g = m / ||W + s B A|| by output row. Format: HF PE
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from graft.hub.methods.targets import (
 from graft.hub.sites import Tap
 
 PREFIX = "base_model.model."
+_FROZEN = re.compile(re.escape(PREFIX) + r"(?P<module>[\w.]+?)(\.base_layer)?(?<!lora_[AB])\.weight")
 _READ = {
     "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern",
     "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias", "lora_dropout",
@@ -119,6 +121,11 @@ class Lora(Method):
             exclude=names_of("exclude_modules", raw.get("exclude_modules")),
             dropout=raw.get("lora_dropout") or 0.0,
         )
+
+    def base_copy(self, name):
+        # PEFT adds the embedding's and the output projection's own weights when one of them is a target.
+        found = _FROZEN.fullmatch(name)
+        return found["module"] if found else None
 
     def write(self, config, spec):
         return {

@@ -109,6 +109,7 @@ class Prefix(Method):
 def _real_activations(config, context):
     """Keys and values of the first P tokens of real text (random common tokens where there is none)."""
     import torch
+
     from graft.hub.attention import cache_rows
 
     base = context.base

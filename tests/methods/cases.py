@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import Tensor
+
 from graft.hub.attention import PackedAttention, cache_rows
 from graft.hub.base import Base
 from graft.hub.detours import Rows, Stack, Step
@@ -12,7 +14,6 @@ from graft.hub.forms import CacheRows, Form, InputRows
 from graft.hub.methods import METHODS, InitContext, Method
 from graft.hub.spec import BaseSpec
 from tests.conftest import tiny_base, tiny_model
-from torch import Tensor
 
 TEXTS = ((5, 17, 90, 33), (21, 8, 8, 140, 60, 7, 201, 11, 3, 45), (77, 76, 75, 74, 73, 72, 71))
 LONG = torch.tensor(TEXTS[1])  # longer than the windows of the tiny bases

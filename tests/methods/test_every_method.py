@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from graft.hub.artifact import load_artifact, save_artifact
 from graft.hub.inspection import inspect_artifact
 from graft.hub.methods import METHODS
