@@ -1,0 +1,168 @@
+"""The loop against plain torch, against itself alone, and with one adapter gone wrong."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from graft.hub.attention import PackedAttention
+from graft.hub.detours import Rows, Stack, Step
+from graft.hub.forms import InputRows
+from graft.hub.methods import METHODS
+from graft.trainer.config import RunConfig, TrainConfig
+from graft.trainer.loop import train_all, train_step
+from graft.trainer.plan import AdapterPlan
+from graft.trainer.run import prepare
+from graft.trainer.trainee import rate_factor
+
+RECIPE = TrainConfig(batch_size=3, steps=4, learning_rate=1e-2)
+ALL = {
+    "lora": {},
+    "series": {},
+    "parallel": {},
+    "prompt": {"tokens": "3"},
+    "prefix": {"tokens": "3"},
+    "ptuning": {"tokens": "3", "hidden": "8"},
+    "bitfit": {},
+    "ia3": {},
+}
+
+
+def trainee(base, data, method="lora", recipe=RECIPE, **options):
+    options = {**ALL.get(method, {}), **options}
+    return prepare(
+        base, AdapterPlan(method, data, Path("nowhere"), name=method, options=options, recipe=recipe)
+    ).trainee
+
+
+def nobody_evaluates(_):
+    return None
+
+
+def run(base, trainees, **settings):
+    train_all(base, trainees, RunConfig(**settings), [], nobody_evaluates)
+    return trainees
+
+
+def test_every_method_is_tried_here():
+    assert set(ALL) == set(METHODS)
+
+
+def reference_loss(base, adapter, batch):
+    """Mean completion loss, one sequence after another, logits for every row."""
+    forms = adapter.forms(base)
+    prompt = next((form.rows for form in forms if isinstance(form, InputRows)), None)
+    prefix = next((form for form in forms if hasattr(form, "text_start")), None)
+    losses = []
+    for sequence in batch:
+        rows = base.embed(torch.tensor(sequence.ids))
+        if prompt is not None:
+            rows = torch.cat([prompt, rows])
+        start = prefix.text_start if prefix else 0
+        positions = torch.arange(start, start + len(rows))
+        step = Step(Stack([forms], torch.float32, "cpu"), Rows(0, (len(rows),)), lm_head="lm_head")
+        attention = PackedAttention([len(rows)], [prefix], torch.device("cpu"))
+        with base.attachment.active(step):
+            logits = base.forward(rows, positions, attention)
+        text = logits[len(rows) - len(sequence.ids) :]
+        targets = torch.tensor(sequence.ids[sequence.answer_start :])
+        losses.append(F.cross_entropy(text[sequence.answer_start - 1 : -1], targets, reduction="sum"))
+    return torch.stack(losses).sum() / sum(sequence.learned for sequence in batch)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_loss_and_gradient_equal_plain_torch(llama, data, method):
+    ours, plain = trainee(llama, data, method), trainee(llama, data, method)
+    batch = plain.next_batch()
+    loss = reference_loss(llama, plain, batch)
+    loss.backward()
+    seen = {}
+    ours.update = lambda value, tokens: seen.update(loss=value, gradient=ours.flat.grad.clone())
+    train_step(llama, [ours], RunConfig())
+    assert seen["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    torch.testing.assert_close(seen["gradient"], plain.flat.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_cutting_a_step_into_passes_changes_nothing(llama, data):
+    (whole,), (cut,) = run(llama, [trainee(llama, data)]), run(llama, [trainee(llama, data)], rows_per_pass=5)
+    torch.testing.assert_close(whole.flat, cut.flat, rtol=1e-4, atol=1e-5)
+    assert whole.progress.history[0]["loss"] == pytest.approx(cut.progress.history[0]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_recomputing_layers_changes_nothing(llama, data, method):
+    dropout = {"dropout": "0.3"} if method == "lora" else {}
+    (kept,) = run(llama, [trainee(llama, data, method, **dropout)])
+    (recomputed,) = run(llama, [trainee(llama, data, method, **dropout)], checkpoint_layers=True)
+    torch.testing.assert_close(kept.flat, recomputed.flat, rtol=1e-4, atol=1e-5)
+
+
+def test_together_equals_alone(llama, data):
+    """Mixed kinds, ranks, rates, seeds and dropout in one pass; float32, tolerance 1e-4 relative to what moved."""
+
+    def make():
+        recipes = [replace(RECIPE, seed=i, steps=3 + i % 3, learning_rate=5e-3 * (1 + i)) for i in range(len(ALL))]
+        adapters = [trainee(llama, data, method, recipe) for method, recipe in zip(ALL, recipes, strict=True)]
+        return [*adapters, trainee(llama, data, "lora", replace(RECIPE, seed=9), r="3", dropout="0.4")]
+
+    together = run(llama, make())
+    for ours, start, alone in zip(together, make(), make(), strict=True):
+        run(llama, [alone])
+        moved = (alone.flat - start.flat).abs().max()
+        assert moved > 0
+        assert (ours.flat - alone.flat).abs().max() < 1e-3 * moved, ours.name
+        assert ours.progress.step == alone.progress.step == alone.total_steps
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+def test_one_that_diverges_is_stopped_alone(llama, data, poison):
+    calm = [trainee(llama, data, method) for method in ("lora", "prefix")]
+    wild = [trainee(llama, data, method) for method in ("lora", "series", "prefix", "bitfit", "prompt")]
+    for adapter in wild:
+        adapter.flat.data.fill_(poison)
+    run(llama, [calm[0], *wild, calm[1]])
+    for adapter in wild:
+        if poison != 1e30:  # a norm may tame a number that is only large
+            assert adapter.progress.diverged and "is not finite" in adapter.progress.stopped
+    for ours, method in zip(calm, ("lora", "prefix"), strict=True):
+        alone = run(llama, [trainee(llama, data, method)])[0]
+        assert ours.progress.step == 4 and not ours.progress.stopped
+        torch.testing.assert_close(ours.flat, alone.flat, rtol=1e-3, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(llama, data):
+    first, second, other = (run(llama, [trainee(llama, data, recipe=replace(RECIPE, seed=s))])[0] for s in (5, 5, 6))
+    assert torch.equal(first.flat, second.flat) and not torch.equal(first.flat, other.flat)
+
+
+def test_the_gradient_is_clipped_by_adapter(llama, data):
+    adapter = trainee(llama, data, recipe=replace(RECIPE, max_grad_norm=1e-3, steps=1))
+    adapter.flat.grad = torch.full_like(adapter.flat, 2.0)
+    scaled = adapter.flat.grad / adapter.flat.grad.norm() * 1e-3
+    adapter._optimizer.step = lambda: torch.testing.assert_close(adapter.flat.grad, scaled)
+    adapter.update(1.0, 1)
+    assert adapter.progress.history[0]["grad_norm"] == pytest.approx(2.0 * math.sqrt(adapter.flat.numel()), rel=1e-4)
+
+
+def test_the_schedule_warms_up_and_falls():
+    recipe = TrainConfig(warmup=0.2)
+    factors = [rate_factor(recipe, step, 10) for step in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0] and factors == sorted(factors[:2]) + sorted(factors[2:], reverse=True)
+    assert factors[-1] < 0.05
+    assert rate_factor(replace(recipe, schedule="linear"), 6, 10) == pytest.approx(0.5)
+    assert rate_factor(replace(recipe, schedule="constant"), 9, 10) == 1.0
+
+
+def test_eos_is_learned(llama, data):
+    adapter = trainee(llama, data, recipe=TrainConfig(steps=60, batch_size=6, learning_rate=2e-2))
+    run(llama, [adapter])
+    assert adapter.progress.history[-1]["loss"] < 0.5 * adapter.progress.history[0]["loss"]
+    from graft.trainer.generation import generate
+
+    prompts = [list(sequence.ids[: sequence.answer_start]) for sequence in adapter.sequences[:3]]
+    with torch.no_grad():
+        answers = generate(llama, adapter.forms(llama), prompts, 20, llama.tokenizer.eos_token_id)
+    assert all(len(answer) < 20 for answer in answers)
