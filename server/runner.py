@@ -15,6 +15,7 @@ from torch import Tensor
 
 from graft.hub.base import Base
 from graft.hub.detours import Rows, Stack, Step
+from graft.hub.errors import GraftError
 from graft.hub.forms import Form, LowRank, Vector
 from graft.server.batch import Batch
 from graft.server.cache import KVCache
@@ -67,7 +68,7 @@ class EagerRunner:
         self._stacks: OrderedDict[tuple[str, ...], Stack] = OrderedDict()
 
     def prepare(self, forms: Sequence[Form]) -> _Detours:
-        ready = tuple(_at(form, self._base.dtype, self._base.device) for form in forms)
+        ready = tuple(at(form, self._base.dtype, self._base.device) for form in forms)
         return _Detours(ready, sum(form_bytes(form) for form in ready))
 
     def add(self, digest: str, prepared: _Detours) -> None:
@@ -130,6 +131,16 @@ class EagerRunner:
         return wanted, stack
 
 
+def make_runner(name: str, base: Base, cache: KVCache) -> Runner:
+    """`name`: a key of RUNNERS."""
+    if name not in RUNNERS:
+        raise GraftError(f"Unknown runner {name!r}. Known: {', '.join(RUNNERS)}.")
+    return RUNNERS[name](base, cache)
+
+
+RUNNERS = {"auto": EagerRunner, "eager": EagerRunner}
+
+
 def form_bytes(form: Form) -> int:
     """Bytes of a form's tensors."""
     return sum(value.nbytes for value in _tensors(form).values())
@@ -140,8 +151,9 @@ def detours(forms: Sequence[Form]) -> tuple[Form, ...]:
     return tuple(form for form in forms if isinstance(form, (LowRank, Vector)))
 
 
-def _at(form: Form, dtype: torch.dtype, device: torch.device) -> Form:
-    return replace(form, **{name: value.to(device, dtype) for name, value in _tensors(form).items()})
+def at(form: Form, dtype: torch.dtype, device: torch.device | str, *, copy: bool = False) -> Form:
+    """The form with its tensors moved and cast; `copy`: into memory of their own even where nothing changes."""
+    return replace(form, **{name: value.to(device, dtype, copy=copy) for name, value in _tensors(form).items()})
 
 
 def _tensors(form: Form) -> dict[str, Tensor]:

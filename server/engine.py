@@ -1,0 +1,385 @@
+"""The engine: one thread that owns the base and turns requests into tokens, step by step.
+
+Messages (requests, cancellations, loaded adapters) come in through an inbox; tokens leave through streams. Each step
+is planned by the scheduler, carried out by the runner, and handed to whoever its rows belong to. A failing step costs
+its own requests an error, and nobody else anything.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as List
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graft.hub.base import Base
+from graft.hub.errors import GraftError
+from graft.hub.registry import Registry
+from graft.hub.remote import RemoteRegistry
+from graft.server.adapters import Adapters
+from graft.server.batch import BLOCK_ROWS, make_batch
+from graft.server.blocks import Blocks
+from graft.server.cache import KVCache
+from graft.server.fairness import Gate
+from graft.server.library import Library
+from graft.server.loader import Answer, Loaded, Loader
+from graft.server.metrics import Metrics
+from graft.server.options import Options, sizes
+from graft.server.requests import (
+    ClosedError,
+    EngineError,
+    Inbox,
+    Request,
+    RequestError,
+    Result,
+    Served,
+    Stream,
+)
+from graft.server.residency import VIRTUAL_SHARE, Residency, Resident
+from graft.server.runner import make_runner
+from graft.server.sampling import Draw, sample
+from graft.server.scheduler import Plan, Scheduler, Sequence
+from graft.server.work import Consumer, Generation, RowsJob, not_finite, probe_jobs
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Serves a base and any adapters of it. Start one a process; `close` it when done (or use it in a `with`)."""
+
+    def __init__(
+        self,
+        base: Base,
+        adapters: Mapping[str, str | Path] | None = None,
+        shelf: Registry | RemoteRegistry | None = None,
+        options: Options | None = None,
+    ):
+        """`adapters`: NAME -> folder. `shelf`: where other names are looked up. Loads nothing yet."""
+        self.base = base
+        self.options = options or Options()
+        self.sizes = sizes(self.options, base)
+        self.metrics = Metrics()
+        self.ends = _ends(base)
+        local = {name: Path(folder) for name, folder in (adapters or {}).items()}
+        self.library = Library(base.spec.fingerprint, local, shelf)
+        self.loader = Loader(
+            base,
+            self.library,
+            budget_bytes=self.sizes.host_bytes,
+            allow_base_mismatch=self.options.allow_base_mismatch,
+            on_load=self.metrics.loaded,
+        )
+        self.blocks = Blocks(self.sizes.blocks)
+        cache = KVCache(base.spec, self.sizes.blocks, base.dtype, base.device)
+        self.runner = make_runner(self.options.runner, base, cache)
+        self.scheduler = Scheduler(
+            self.blocks,
+            step_rows=self.sizes.step_rows,
+            max_running=self.options.max_running,
+            prefix_sharing=self.options.prefix_sharing,
+            gate=self._gate,
+            reclaim=self._reclaim,
+        )
+        self.residency = Residency(
+            self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes, pinned=self.loader.pinned
+        )
+        self.adapters = Adapters(self)
+        self.metrics.gauges(self._gauges())
+        self._consumers: dict[Sequence, Consumer] = {}
+        self._unplaced: set[Generation] = set()  # their adapters are being loaded
+        self._inbox = Inbox()
+        self._closing = False
+        self.steps = 0
+        self._thread = threading.Thread(target=self._live, name="graft-engine", daemon=True)
+        self._thread.start()
+
+    # For callers, on any thread
+
+    def submit(self, request: Request, sink: "SimpleQueue | None" = None) -> Stream:
+        """Queue a request. `sink`: a queue for the events of several streams (requests.Stream).
+
+        Raises RequestError where the request can't be served as it stands, ClosedError after `close`.
+        """
+        self._check(request)
+        if self._closing:
+            raise ClosedError("The server is shutting down.")
+        stream = Stream(request, lambda: self._inbox.put(lambda: self._cancel(generation)), sink or SimpleQueue())
+        generation = Generation(stream, self.ends, self.base.device, self.metrics)
+        self._inbox.put(lambda: self._unplaced.add(generation))
+        if request.model is None:
+            self._inbox.put(lambda: self._place(generation, None))
+        else:
+            self.loader.request(request.model, lambda answer: self._inbox.put(lambda: self._place(generation, answer)))
+        return stream
+
+    def generate(self, requests: List[Request]) -> list[Result]:
+        """Serve requests together and wait for all. Raises the first one's error, the others cancelled."""
+        streams: list[Stream] = []
+        try:
+            for request in requests:
+                streams.append(self.submit(request))
+            return [stream.result() for stream in streams]
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
+
+    @property
+    def max_model_len(self) -> int:
+        """Virtual tokens, prompt and new tokens of one request."""
+        return self.sizes.max_model_len
+
+    def stats(self) -> dict[str, float]:
+        """How queue, cache and adapters' memory are, by the names that /metrics uses."""
+        return {name.removeprefix("graft_"): read() for name, (_, read) in self._gauges().items()}
+
+    def call(self, question: Callable[[], Any]) -> Any:
+        """Ask something on the engine's thread, between steps, and wait for the answer."""
+        answered, box = threading.Event(), []
+
+        def ask() -> None:
+            box.append(question())
+            answered.set()
+
+        self._inbox.put(ask)
+        while not answered.wait(0.5):
+            if not self._thread.is_alive():
+                raise ClosedError("The server is shutting down.")
+        return box[0]
+
+    def close(self) -> None:
+        """End: requests under way get ClosedError. Idempotent."""
+        self._closing = True
+        self._inbox.put(lambda: None)
+        self._thread.join()
+        self.loader.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, request: Request) -> None:
+        if not request.prompt:
+            raise RequestError("The prompt is empty: the first token needs something to follow.")
+        vocabulary = self.base.spec.vocab_size
+        if not all(0 <= id < vocabulary for id in request.prompt):
+            raise RequestError(f"A prompt token lies outside the base's vocabulary of {vocabulary}.")
+        self._new_tokens(request, 0)
+
+    def _new_tokens(self, request: Request, virtual: int) -> int:
+        """How many tokens a request may get beside an adapter's virtual ones. Raises RequestError without room."""
+        usable = (self.blocks.count - 1) - (self.blocks.count - 1) // VIRTUAL_SHARE - 1
+        prompt = len(request.prompt)
+        room = min(self.sizes.max_model_len, usable * BLOCK_ROWS) - prompt - virtual
+        new = max(1, room) if request.max_tokens is None else request.max_tokens
+        total = prompt + new + virtual
+        beside = f" and the adapter's {virtual} virtual tokens" if virtual else ""
+        if total > self.sizes.max_model_len:
+            raise RequestError(
+                f"{prompt} prompt tokens{beside} and max_tokens={new} make {total}; "
+                f"this server takes up to {self.sizes.max_model_len}."
+            )
+        if total > usable * BLOCK_ROWS:
+            raise RequestError(f"{total} tokens don't fit into the KV cache ({usable * BLOCK_ROWS}; --kv-cache-bytes).")
+        return new
+
+    # What Residency asks (residency.Work)
+
+    def prepare(self, loaded: Loaded, done: Callable[[Any], None]) -> None:
+        def work() -> None:
+            try:
+                made = self.runner.prepare(loaded.detours)
+            except Exception as error:
+                log.exception("preparing %s failed", loaded.digest)
+                made = EngineError(f"The adapter can't be brought to the device: {type(error).__name__}: {error}")
+            self._inbox.put(lambda: done(made))
+
+        self.loader.later(work)
+
+    def take_blocks(self, n: int, digest: str) -> list[int]:
+        return self.scheduler.take(n, digest)
+
+    def run_rows(self, resident: Resident, done: Callable[[Any], None]) -> None:
+        self._start(RowsJob(resident, resident.loaded.rows.rows, done, self.scheduler.detach))
+
+    def run_probe(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
+        for job in probe_jobs(resident, self.base.dtype, done):
+            self._start(job)
+
+    def is_running(self, digest: str) -> bool:
+        return self.scheduler.is_running(digest)
+
+    def refused(self, digest: str, error: GraftError) -> None:
+        self.loader.refuse(digest, error)
+        self._inbox.put(lambda: self._fail_owner(digest, error))
+
+    # The engine's thread
+
+    def _live(self) -> None:
+        while not self._closing:
+            busy = self.scheduler.running or self.scheduler.waiting
+            for message in self._inbox.take(wait=not busy):
+                self._guarded(message)
+            plan = self.scheduler.plan()
+            if plan.chunks:
+                self._step(plan)
+            elif busy:  # an adapter is on its way in
+                for message in self._inbox.take(wait=True, timeout=0.05):
+                    self._guarded(message)
+        for message in self._inbox.take(wait=False):
+            self._guarded(message)
+        gone = ClosedError("The server is shutting down.")
+        for consumer in [*self._consumers.values(), *self._unplaced]:
+            if isinstance(consumer, Generation):
+                consumer.fail(gone)
+
+    def _guarded(self, message: Callable[[], None]) -> None:
+        try:
+            message()
+        except Exception:
+            log.exception("the engine could not handle a message")
+
+    def _place(self, generation: Generation, answer: Answer | None) -> None:
+        """The adapter is in host memory (or there is none, or an error): schedule the request."""
+        self._unplaced.discard(generation)
+        loaded, served = (None, Served()) if answer is None or isinstance(answer, GraftError) else answer
+        if generation.cancelled:
+            if loaded:
+                self.loader.release(loaded)
+            return
+        if isinstance(answer, GraftError):
+            generation.fail(answer)
+            return
+        try:
+            new = self._new_tokens(generation.stream.request, loaded.virtual_rows if loaded else 0)
+            if loaded:
+                self.residency.check(loaded)
+        except GraftError as error:
+            generation.fail(error)
+            if loaded:
+                self.loader.release(loaded)
+            return
+        sequence = generation.begin(loaded, served, new)
+        if sequence.remaining <= 0:
+            generation.finish()
+            if loaded:
+                self.loader.release(loaded)
+            return
+        self._start(generation)
+        if loaded:
+            self.residency.prefetch(loaded)
+
+    def _start(self, consumer: Consumer) -> None:
+        self._consumers[consumer.sequence] = consumer
+        self.scheduler.add(consumer.sequence)
+
+    def _end(self, consumer: Consumer) -> bool:
+        """Take a consumer's sequence out; False where it is out already."""
+        if self._consumers.pop(consumer.sequence, None) is None:
+            return False
+        if not isinstance(consumer, RowsJob):
+            self.scheduler.remove(consumer.sequence)
+        if consumer.loaded is not None:
+            self.loader.release(consumer.loaded)
+        return True
+
+    def _finish(self, consumer: Consumer) -> None:
+        if self._end(consumer):
+            consumer.finish()
+
+    def _fail(self, consumer: Consumer, error: GraftError) -> None:
+        if self._end(consumer):
+            if isinstance(consumer, RowsJob):
+                self.scheduler.remove(consumer.sequence)
+            consumer.fail(error)
+
+    def _fail_owner(self, digest: str, error: GraftError) -> None:
+        for consumer in [c for c in self._consumers.values() if c.loaded is not None and c.loaded.digest == digest]:
+            self._fail(consumer, error)
+
+    def _cancel(self, generation: Generation) -> None:
+        if generation in self._unplaced:
+            self._unplaced.discard(generation)
+            generation.cancel()
+        elif self._consumers.get(generation.sequence) is generation:
+            self._end(generation)
+            generation.cancel()
+
+    def _gate(self, sequence: Sequence) -> Gate:
+        loaded = self._consumers[sequence].loaded
+        if loaded is None:
+            return Gate.READY
+        gate, sequence.virtual = self.residency.gate(loaded)
+        return gate
+
+    def _reclaim(self, keep: str | None) -> bool:
+        return self.residency.reclaim(keep)
+
+    def _step(self, plan: Plan) -> None:
+        self.steps += 1
+        chunks = plan.chunks
+        try:
+            batch, order = make_batch([(chunk.sequence.owner, chunk.run()) for chunk in chunks], plan.copies)
+            logits = self.runner.run(batch)
+            self._deliver([(chunks[i], run.logits) for i, run in zip(order, batch.runs, strict=True)], logits)
+        except Exception as error:
+            log.exception("a step failed")
+            self.scheduler.withdraw(plan)
+            failure = error if isinstance(error, GraftError) else EngineError(f"A step failed: {error}")
+            for chunk in chunks:
+                if chunk.sequence in self._consumers:
+                    self._fail(self._consumers[chunk.sequence], failure)
+
+    def _deliver(self, parts: list, logits: Tensor) -> None:
+        """Hand each chunk its logits, draw what is asked for, and see who is done. parts: (chunk, its rows)."""
+        rows: list[int] = []
+        draws: list[tuple[Consumer, Draw]] = []
+        first = 0
+        for chunk, count in parts:
+            consumer = self._consumers[chunk.sequence]
+            draw = consumer.observe(chunk, logits[first : first + count])
+            first += count
+            if draw is not None:
+                draws.append((consumer, draw))
+                rows.append(first - 1)
+            elif chunk.sequence.remaining <= 0:
+                self._finish(consumer)
+        if not draws:
+            return
+        wanted = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+        for (consumer, _), token in zip(draws, sample(wanted, [draw for _, draw in draws]), strict=True):
+            if token is None:
+                self._fail(consumer, not_finite())
+            elif consumer.accept(token):
+                self._finish(consumer)
+
+    def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        blocks, scheduler, loader, residency = self.blocks, self.scheduler, self.loader, self.residency
+        return {
+            "graft_requests_running": ("Requests in the present step", lambda: scheduler.running),
+            "graft_requests_waiting": ("Requests not admitted yet", lambda: scheduler.waiting),
+            "graft_preemptions": ("Requests that gave up their blocks", lambda: scheduler.preemptions),
+            "graft_cache_blocks_used": ("KV cache blocks in use", lambda: blocks.used),
+            "graft_cache_blocks": ("KV cache blocks", lambda: blocks.count - 1),
+            "graft_prefix_blocks_found": ("Prompt blocks found in the cache", lambda: blocks.hits),
+            "graft_prefix_blocks_computed": ("Shareable prompt blocks computed", lambda: blocks.misses),
+            "graft_adapter_host_bytes": ("Adapters in host memory", lambda: loader.bytes),
+            "graft_adapter_device_bytes": ("Adapters on the device", lambda: residency.bytes),
+            "graft_adapter_hits": ("Requests whose adapter was in host memory", lambda: loader.stats.hits),
+            "graft_adapter_misses": ("Requests that began a load", lambda: loader.stats.misses),
+            "graft_adapter_load_failures": ("Loads that failed", lambda: loader.stats.failures),
+            "graft_adapter_evictions": ("Adapters dropped from the device", lambda: residency.evictions),
+        }
+
+
+def _ends(base: Base) -> frozenset[int]:
+    """The ids that end a text: the model's own list, and the tokenizer's EOS."""
+    configured = getattr(base.model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(id for id in [*ids, getattr(base.tokenizer, "eos_token_id", None)] if id is not None)

@@ -1,0 +1,119 @@
+"""From a name in a request to an adapter's folder: local folders, a registry, a hub. Torch-free.
+
+A name may move (a folder is trained again, an alias promoted): `locate` says which version it stands for now, cheaply;
+`fetch` brings that version's files. Knows nothing of loading or memory.
+"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.registry import Registry
+from graft.hub.remote import RemoteRegistry
+
+REMOTE_TTL_S = 10.0  # how long a hub's answer about a moving name is trusted
+
+
+@dataclass(frozen=True)
+class Location:
+    """A name's present version. `version` changes whenever its content may have."""
+
+    name: str
+    version: str
+    folder: Path | None = None  # local folders only
+    revision: str | None = None  # registries only
+    repo: str | None = None
+    digest: str | None = None  # where the registry knows it
+
+
+class Library:
+    """`local`: NAME -> folder. `shelf`: where "ns/name", "ns/name@rev" and "task:T" are looked up, if anywhere."""
+
+    def __init__(
+        self,
+        fingerprint: str,
+        local: Mapping[str, Path] | None = None,
+        shelf: Registry | RemoteRegistry | None = None,
+    ):
+        self._fingerprint = fingerprint
+        self._local = dict(local or {})
+        self._shelf = shelf
+        self._remote = isinstance(shelf, RemoteRegistry)
+        self._trusted: dict[str, tuple[float, Location | GraftError]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """Local names, known without asking anyone."""
+        with self._lock:
+            return sorted(self._local)
+
+    def add(self, name: str, folder: Path) -> None:
+        """Give a folder a name, in place of what had it."""
+        with self._lock:
+            self._local[name] = folder
+
+    def discard(self, name: str) -> bool:
+        with self._lock:
+            return self._local.pop(name, None) is not None
+
+    def is_quick(self, name: str) -> bool:
+        """Whether `locate` answers without a network."""
+        with self._lock:
+            known = name in self._local or not self._remote or name in self._fresh()
+        return known
+
+    def locate(self, name: str) -> Location:
+        """Raises NotFoundError where the name stands for nothing."""
+        with self._lock:
+            folder = self._local.get(name)
+            known = self._fresh().get(name)
+        if folder is not None:
+            return Location(name, _state_of(folder), folder=folder)
+        if known is None:
+            known = self._asked(name)
+            if self._remote:
+                with self._lock:
+                    self._trusted[name] = (time.monotonic() + REMOTE_TTL_S, known)
+        if isinstance(known, GraftError):
+            raise known
+        return known
+
+    @contextmanager
+    def fetch(self, location: Location) -> Iterator[Path]:
+        """The version's folder, for as long as the context lasts."""
+        if location.folder is not None:
+            yield location.folder
+            return
+        with tempfile.TemporaryDirectory(prefix="graft-adapter-") as folder:
+            self._shelf.pull(f"{location.repo}@{location.revision}", folder)
+            yield Path(folder)
+
+    def _asked(self, name: str) -> Location | GraftError:
+        if self._shelf is None or not ("/" in name or name.startswith("task:")):
+            places = f"Served here are {', '.join(self.names) or 'no adapters'} besides the base"
+            hint = "" if self._shelf else "; start the server with --registry or --hub for more"
+            return NotFoundError(f"There is no model {name!r}. {places}{hint}.")
+        try:
+            found = self._shelf.resolve(name, base=self._fingerprint)
+        except NotFoundError as error:
+            return error
+        return Location(name, found.id, revision=found.id, repo=found.repo, digest=found.digest)
+
+    def _fresh(self) -> dict[str, Location | GraftError]:
+        now = time.monotonic()
+        self._trusted = {name: kept for name, kept in self._trusted.items() if kept[0] > now}
+        return {name: found for name, (_, found) in self._trusted.items()}
+
+
+def _state_of(folder: Path) -> str:
+    """What `ls` would show of a folder: changes when a file is replaced. Raises NotFoundError without a folder."""
+    if not folder.is_dir():
+        raise NotFoundError(f"The adapter's folder {folder} is gone.")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)

@@ -1,0 +1,167 @@
+"""What a caller asks of the engine, and what it gets back: a request, its stream of events, its result.
+
+Knows neither HTTP nor torch. A `Stream` is the only thing that two threads share: the engine puts events in, the
+caller takes them out.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+from graft.hub.errors import GraftError
+from graft.server.sampling import Sampling, Token
+
+
+class RequestError(GraftError):
+    """A request that can't be served as it stands."""
+
+    code = "invalid_request"
+
+
+class EngineError(GraftError):
+    """The engine failed at a step; only the requests of that step are lost."""
+
+    status = 500
+    code = "engine_error"
+
+
+class BusyError(GraftError):
+    """Too much is waiting already."""
+
+    status = 429
+    code = "overloaded"
+
+
+class ClosedError(GraftError):
+    """The engine has been closed."""
+
+    status = 503
+    code = "closed"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue. `model`: an adapter's name, None for the bare base.
+
+    `max_tokens`: None for as many as there is room for. `score_from`: report the log-probability of every prompt
+    token from this index on (the first has none).
+    """
+
+    prompt: tuple[int, ...]
+    model: str | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_ids: tuple[int, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    score_from: int | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a request runs on. `digest` and the rest are None for the bare base."""
+
+    name: str | None = None
+    digest: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished request. `prompt`: scored prompt tokens from `score_from` on."""
+
+    tokens: tuple[Token, ...]
+    finish_reason: str  # "stop" | "length" | "cancelled"
+    served: Served
+    prompt: tuple[Token, ...] = ()
+    cached_tokens: int = 0
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request's first step is planned: its adapter is loaded and proven."""
+
+    served: Served
+    cached_tokens: int = 0  # prompt tokens whose keys and values were found, not computed
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The next scored prompt tokens."""
+
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: str
+    cached_tokens: int = 0  # prompt tokens whose keys and values were found, not computed
+
+
+Event = Started | Scored | Token | Finished
+
+
+@dataclass(eq=False)
+class Stream:
+    """The events of one request, in order, until Finished; iterating raises GraftError where the request failed.
+
+    Several streams may share one `sink`; whoever reads it then, tells them apart by the stream beside each event.
+    """
+
+    request: Request
+    cancel: Callable[[], None]
+    sink: "SimpleQueue[tuple[Stream, Event | GraftError]]" = field(default_factory=SimpleQueue)
+
+    def put(self, event: Event | GraftError) -> None:
+        self.sink.put((self, event))
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            _, event = self.sink.get()
+            if isinstance(event, GraftError):
+                raise event
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    def result(self) -> Result:
+        """Wait for the end."""
+        served, tokens, prompt = Served(), [], []
+        for event in self:
+            match event:
+                case Started():
+                    served = event.served
+                case Scored():
+                    prompt.extend(event.tokens)
+                case Token():
+                    tokens.append(event)
+                case Finished():
+                    return Result(tuple(tokens), event.reason, served, tuple(prompt), event.cached_tokens)
+        raise AssertionError("a stream ends with Finished")
+
+
+class Inbox:
+    """Messages to the engine's thread, which sleeps while there are none."""
+
+    def __init__(self) -> None:
+        self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._filled = threading.Event()
+
+    def put(self, message: Callable[[], None]) -> None:
+        self._messages.put(message)
+        self._filled.set()
+
+    def take(self, *, wait: bool, timeout: float | None = None) -> list[Callable[[], None]]:
+        """All messages so far; waits for one if asked to."""
+        if wait:
+            self._filled.wait(timeout)
+        self._filled.clear()
+        taken = []
+        while not self._messages.empty():
+            taken.append(self._messages.get())
+        return taken

@@ -1,0 +1,215 @@
+"""Whose rows a step computes: generations for callers, and the engine's own errands for adapters coming in.
+
+A `Consumer` owns one sequence. After each step that had rows of it, it observes their logits and may ask for a token
+to be drawn; the engine draws for all of them at once. Runs on the engine's thread.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from graft.hub.errors import ArtifactError, GraftError
+from graft.server.loader import Loaded
+from graft.server.metrics import Metrics
+from graft.server.probe import ProbeSequence, difference
+from graft.server.requests import EngineError, Finished, Request, Scored, Served, Started, Stream
+from graft.server.residency import Resident
+from graft.server.sampling import Draw, Token, generator_for, score
+from graft.server.scheduler import Chunk, Sequence
+
+LOADER = object()  # the tenant of everything the engine does for itself
+
+
+class Consumer(ABC):
+    """Owner of a sequence."""
+
+    sequence: Sequence | None = None  # None: not placed yet
+    loaded: Loaded | None = None  # the adapter it waits for; None: nothing to wait for
+
+    @abstractmethod
+    def observe(self, chunk: Chunk, logits: Tensor) -> Draw | None:
+        """The wanted logits [k, V] of a chunk's last k rows. A Draw: draw a token from the last one."""
+
+    def accept(self, token: Token) -> bool:
+        """Take a drawn token; True when it was the last one."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def finish(self) -> None:
+        """All is computed."""
+
+    @abstractmethod
+    def fail(self, error: GraftError) -> None: ...
+
+
+class Generation(Consumer):
+    """A caller's request under way."""
+
+    def __init__(self, stream: Stream, ends: frozenset[int], device: torch.device, metrics: Metrics):
+        self.stream = stream
+        self.cancelled = False
+        self.served = Served()
+        self._request = stream.request
+        self._ends = stop_ids(stream.request, ends)
+        self._generator = generator_for(self._request.sampling, device)
+        self._metrics = metrics
+        self._submitted = time.monotonic()
+        self._last: float | None = None  # when the latest token came
+        self._max_new = 0
+        self._generated = 0
+        self._begun = False
+        self._reason = "length"
+        self._cached = 0
+
+    def begin(self, loaded: Loaded | None, served: Served, max_new: int) -> Sequence:
+        """The sequence to schedule, now that the adapter is known, and with it how many tokens there is room for."""
+        request = self._request
+        self._max_new = max_new
+        self.loaded, self.served = loaded, served
+        first = len(request.prompt) - 1 if request.score_from is None else max(0, request.score_from - 1)
+        self.sequence = Sequence(
+            owner=loaded.digest if loaded else None,
+            tokens=list(request.prompt),
+            max_new=max_new,
+            logits_from=first,
+            tenant=loaded.digest if loaded else None,
+        )
+        return self.sequence
+
+    def observe(self, chunk, logits):
+        if not self._begun:
+            self._begun = True
+            self._cached = chunk.start
+            self.stream.put(Started(self.served, self._cached))
+        last = chunk.start + chunk.count - 1
+        if self._request.score_from is not None and logits.shape[0]:
+            self._score(last - logits.shape[0] + 1, logits)
+        if self.sequence.remaining or not self._max_new:
+            return None
+        banned = tuple(self._ends) if self._generated < self._request.min_tokens else ()
+        return Draw(self._request.sampling, self._generator, banned)
+
+    def accept(self, token):
+        now = time.monotonic()
+        self._metrics.token(
+            self.served, now - self._submitted if self._last is None else None, now - (self._last or now)
+        )
+        self._last = now
+        self._generated += 1
+        self.sequence.tokens.append(token.id)
+        self.stream.put(token)
+        if token.id in self._ends:
+            self._reason = "stop"
+            return True
+        self.sequence.max_new = self._max_new - self._generated
+        return self._generated == self._max_new
+
+    def finish(self):
+        if not self._begun:
+            self.stream.put(Started(self.served))
+        self._metrics.finished(self.served, self._reason, len(self._request.prompt), self._cached)
+        self.stream.put(Finished(self._reason, self._cached))
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self._reason = "cancelled"
+        self.finish()
+
+    def fail(self, error):
+        self._metrics.failed(self.served, error.code)
+        self.stream.put(error)
+
+    def _score(self, first: int, logits: Tensor) -> None:
+        """Row i of the text tells about token i + 1 of the prompt. `first`: the text's row of logits[0]."""
+        targets = self._request.prompt[first + 1 : first + 1 + logits.shape[0]]
+        if targets:
+            count = self._request.sampling.logprobs or 0
+            self.stream.put(Scored(tuple(score(logits[: len(targets)], targets, [count] * len(targets)))))
+
+
+class RowsJob(Consumer):
+    """Runs an adapter's soft prompt through the base with the adapter's own detours; the cache keeps its rows."""
+
+    def __init__(self, resident: Resident, rows: Tensor, done: Callable[[list[int] | GraftError], None], detach):
+        self._done, self._detach = done, detach
+        self.sequence = Sequence(
+            owner=resident.digest,
+            tokens=[0] * rows.shape[0],
+            max_new=0,
+            logits_from=rows.shape[0],
+            tenant=LOADER,
+            inputs=rows,
+        )
+
+    def observe(self, chunk, logits):
+        return None
+
+    def finish(self):
+        self._done(self._detach(self.sequence))
+
+    def fail(self, error):
+        self._done(error)
+
+
+class ProbeJob(Consumer):
+    """One sequence of an adapter's probe. `done` gets what is wrong, or None."""
+
+    def __init__(
+        self,
+        resident: Resident,
+        recorded: ProbeSequence,
+        tolerance: float,
+        done: Callable[[GraftError | None], None],
+    ):
+        self._recorded, self._tolerance, self._done = recorded, tolerance, done
+        self._wrong: GraftError | None = None
+        self.sequence = Sequence(
+            owner=resident.digest,
+            tokens=list(recorded.tokens),
+            max_new=1,
+            logits_from=len(recorded.tokens) - 1,
+            virtual=resident.virtual,
+            tenant=LOADER,
+        )
+
+    def observe(self, chunk, logits):
+        if not self.sequence.remaining:
+            worst = difference(self._recorded, logits[-1])
+            if not worst <= self._tolerance:
+                self._wrong = ArtifactError(
+                    f"This adapter does not do here what it did when it was trained: after its probe a token's "
+                    f"log-probability differs by {worst:.3g} (up to {self._tolerance:g} is rounding). Its base, "
+                    f"weights or config are not those of its training: publish or train it again."
+                )
+        return None
+
+    def finish(self):
+        self._done(self._wrong)
+
+    def fail(self, error):
+        self._done(error)
+
+
+def probe_jobs(resident: Resident, dtype: torch.dtype, done: Callable[[GraftError | None], None]) -> list[ProbeJob]:
+    """All sequences of an adapter's probe. `done` gets the first thing that is wrong, or None, once all are through."""
+    probe = resident.loaded.probe
+    found: list[GraftError | None] = []
+
+    def one_done(wrong: GraftError | None) -> None:
+        found.append(wrong)
+        if len(found) == len(probe.sequences):
+            done(next((wrong for wrong in found if wrong is not None), None))
+
+    return [ProbeJob(resident, one, probe.tolerance(dtype), one_done) for one in probe.sequences]
+
+
+def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:
+    """The ids that end this request."""
+    return frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else ends)
+
+
+def not_finite() -> EngineError:
+    return EngineError("The logits are not finite: this adapter overflows on this prompt. Train it at a lower rate.")

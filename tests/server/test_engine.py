@@ -1,0 +1,296 @@
+"""The engine from outside: requests in, tokens out, equal to each request alone; nothing leaks, nobody else is harmed."""
+
+import random
+import time
+
+import pytest
+import torch
+
+from graft.hub.attention import PackedAttention, cache_rows
+from graft.hub.detours import Rows, Stack, Step
+from graft.hub.errors import ArtifactError, NotFoundError
+from graft.hub.forms import CacheRows, InputRows
+from graft.server.cache import block_bytes
+from graft.server.engine import Engine
+from graft.server.options import Options
+from graft.server.requests import ClosedError, EngineError, Request, RequestError
+from graft.server.runner import detours
+from graft.server.sampling import Sampling
+
+KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")
+GREEDY = Sampling(temperature=0)
+
+
+def reference(base, forms, tokens):
+    """Log-probabilities [T, V] of one sequence run whole, alone, through the packed context."""
+    stack = Stack([detours(forms)], base.dtype, base.device)
+
+    def step(rows):
+        return Step(stack, Rows(0, (rows,)), lm_head=base.spec.parts.lm_head)
+
+    with torch.no_grad():
+        prefix = next((form for form in forms if isinstance(form, CacheRows)), None)
+        prompt = next((form for form in forms if isinstance(form, InputRows)), None)
+        if prompt is not None:
+            prefix = cache_rows(base, prompt.rows, step(len(prompt.rows)))
+        start = prefix.text_start if prefix else 0
+        positions = torch.arange(start, start + len(tokens))
+        attention = PackedAttention([len(tokens)], [prefix], base.device)
+        logits = base.forward(base.embed(torch.tensor(tokens)), positions, attention, step(len(tokens)))
+    return logits.log_softmax(-1)
+
+
+def prompts(count, seed=3, shortest=2, longest=40):
+    rng = random.Random(seed)
+    return [tuple(rng.randrange(2, 300) for _ in range(rng.randint(shortest, longest))) for _ in range(count)]
+
+
+def assert_greedy(base, forms, prompt, result):
+    """Every token is the most probable one after what came before (ties and rounding aside)."""
+    logprobs = reference(base, forms, [*prompt, *result.ids])
+    for i, token in enumerate(result.ids, start=len(prompt) - 1):
+        assert logprobs[i, token] >= logprobs[i].max() - 1e-4
+
+
+def assert_idle(engine):
+    """Nothing is held but what resident adapters hold."""
+    deadline = time.monotonic() + 5
+    while engine.call(lambda: len(engine._consumers) + engine.scheduler.running) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert engine.call(lambda: (engine.scheduler.running, engine.scheduler.waiting, len(engine._consumers))) == (
+        0,
+        0,
+        0,
+    )
+    held = engine.call(lambda: sum(len(r.virtual.blocks) for r in engine.residency.snapshot()))
+    assert engine.call(lambda: engine.blocks.used) == held
+    assert all(loaded.users == 0 for loaded in engine.loader.snapshot())
+    resident = {r.digest for r in engine.residency.snapshot()}
+    assert set(engine.runner._adapters) == resident
+
+
+@pytest.fixture
+def shelf(make_folder):
+    def make(base, kinds=KINDS):
+        return {kind: make_folder(kind, base, seed) for seed, kind in enumerate(kinds)}
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox"], indirect=True)
+def test_all_kinds_in_one_batch_equal_each_alone(base, make_forms, shelf):
+    names = [None, *KINDS] * 2
+    asked = [
+        Request(prompt, model=name, max_tokens=8, ignore_eos=True, sampling=GREEDY)
+        for name, prompt in zip(names, prompts(len(names)), strict=True)
+    ]
+    with Engine(base, shelf(base), options=Options(step_rows=64, max_running=16)) as engine:
+        results = engine.generate(asked)
+        assert_idle(engine)
+    for request, result in zip(asked, results, strict=True):
+        forms = make_forms(request.model, base, KINDS.index(request.model)) if request.model else ()
+        assert len(result.ids) == 8 and result.finish_reason == "length"
+        assert_greedy(base, forms, request.prompt, result)
+
+
+def test_prompt_scores_equal_the_reference(llama, make_forms, shelf):
+    with Engine(llama, shelf(llama, ["lora", "prompt"]), options=Options(step_rows=16, max_running=8)) as engine:
+        for name, start in ((None, 0), ("lora", 5), ("prompt", 1)):
+            prompt = prompts(1, seed=5, shortest=30)[0]
+            request = Request(prompt, name, max_tokens=0, score_from=start, sampling=Sampling(logprobs=3))
+            for _ in range(2):  # the second time with prefix hits, where scores allow
+                result = engine.generate([request])[0]
+                forms = make_forms(name, llama, ["lora", "prompt"].index(name)) if name else ()
+                want = reference(llama, forms, list(prompt))
+                first = max(1, start)
+                assert [token.id for token in result.prompt] == list(prompt[first:])
+                for i, token in enumerate(result.prompt, start=first):
+                    assert token.logprob == pytest.approx(want[i - 1, token.id].item(), abs=1e-4)
+                    assert [p for _, p in token.top] == pytest.approx(want[i - 1].topk(3).values.tolist(), abs=1e-4)
+        assert_idle(engine)
+
+
+def test_a_repeated_prompt_is_found_and_answers_the_same(llama, shelf):
+    prompt = prompts(1, shortest=40)[0]
+    with Engine(llama, shelf(llama, ["lora", "prefix"])) as engine:
+        for name, cached in ((None, 32), ("lora", 32), ("prefix", 30)):  # 18 virtual rows: 14 tokens fill the 2nd block
+            request = Request(prompt, name, max_tokens=5, ignore_eos=True, sampling=GREEDY)
+            first, second = engine.generate([request])[0], engine.generate([request])[0]
+            assert (first.cached_tokens, second.cached_tokens) == (0, cached)
+            assert first.ids == second.ids
+        assert_idle(engine)
+
+
+def test_equal_prompts_in_one_batch_share_while_they_are_computed(llama, make_forms, shelf):
+    prompt = prompts(1, shortest=40)[0]
+    asked = [Request((*prompt, 7 + i), "lora", max_tokens=3, ignore_eos=True, sampling=GREEDY) for i in range(4)]
+    with Engine(llama, shelf(llama, ["lora"])) as engine:
+        results = engine.generate(asked)
+    assert sum(result.cached_tokens > 0 for result in results) == 3
+    for request, result in zip(asked, results, strict=True):
+        assert_greedy(llama, make_forms("lora", llama, 0), request.prompt, result)
+
+
+def test_preemption_loses_nothing(llama, make_forms, shelf):
+    """A cache for about two sequences and ten of them: some give way, all answer as if alone."""
+    options = Options(cache_bytes=14 * block_bytes(llama.spec, llama.dtype), step_rows=32, max_running=10)
+    names = [None, "lora", "prefix", "prompt"]
+    asked = [
+        Request(prompt, names[i % 4], max_tokens=30, ignore_eos=True, sampling=GREEDY)
+        for i, prompt in enumerate(prompts(10, longest=30))
+    ]
+    kinds = names[1:]
+    with Engine(llama, shelf(llama, kinds), options=options) as engine:
+        results = engine.generate(asked)
+        assert engine.scheduler.preemptions > 0
+        assert_idle(engine)
+    for request, result in zip(asked, results, strict=True):
+        forms = make_forms(request.model, llama, kinds.index(request.model)) if request.model else ()
+        assert_greedy(llama, forms, request.prompt, result)
+
+
+def test_more_adapters_than_the_device_holds(llama, make_forms, shelf):
+    """A budget for about two adapters: the others take turns, all answer rightly."""
+    with Engine(llama, shelf(llama), options=Options(device_bytes=45_000, max_running=8)) as engine:
+        asked = [
+            Request(prompt, KINDS[i % len(KINDS)], max_tokens=4, ignore_eos=True, sampling=GREEDY)
+            for i, prompt in enumerate(prompts(2 * len(KINDS), longest=20))
+        ]
+        results = engine.generate(asked)
+        assert engine.residency.evictions > 0
+        assert engine.residency.bytes <= 45_000
+        assert_idle(engine)
+    for request, result in zip(asked, results, strict=True):
+        assert_greedy(llama, make_forms(request.model, llama, KINDS.index(request.model)), request.prompt, result)
+
+
+def test_cancelling_frees_everything(llama, shelf):
+    with Engine(llama, shelf(llama, ["lora", "prompt"]), options=Options(max_running=2, step_rows=16)) as engine:
+        streams = [
+            engine.submit(Request(prompt, name, max_tokens=200, ignore_eos=True))
+            for prompt, name in zip(prompts(6), [None, "lora", "prompt"] * 2, strict=True)
+        ]
+        next(iter(streams[0]))
+        for stream in streams:
+            stream.cancel()
+        assert all(stream.result().finish_reason == "cancelled" for stream in streams)
+        assert_idle(engine)
+
+
+def test_a_new_version_of_a_folder_serves_the_next_request(llama, make_folder, make_forms):
+    folder = make_folder("lora", llama, 1, name="mine")
+    prompt = prompts(1, shortest=20)[0]
+    with Engine(llama, {"mine": folder}) as engine:
+        ask = Request(prompt, "mine", max_tokens=6, ignore_eos=True, sampling=GREEDY)
+        old = engine.generate([ask])[0]
+        make_folder("lora", llama, 2, name="mine")
+        new = engine.generate([ask])[0]
+        assert old.served.digest != new.served.digest
+        assert_greedy(llama, make_forms("lora", llama, 1), prompt, old)
+        assert_greedy(llama, make_forms("lora", llama, 2), prompt, new)
+        assert_idle(engine)
+
+
+def test_a_failing_step_fails_only_its_requests(llama, monkeypatch):
+    with Engine(llama) as engine:
+        healthy = engine.runner.run
+        monkeypatch.setattr(engine.runner, "run", lambda batch: (_ for _ in ()).throw(RuntimeError("device lost")))
+        with pytest.raises(EngineError, match="device lost"):
+            engine.generate([Request((5, 6, 7), max_tokens=3)])
+        monkeypatch.setattr(engine.runner, "run", healthy)
+        assert len(engine.generate([Request((5, 6, 7), max_tokens=3, ignore_eos=True)])[0].ids) == 3
+        assert_idle(engine)
+
+
+def test_logits_that_are_not_finite_fail_their_request_alone(llama, make_folder, monkeypatch):
+    with Engine(llama, {"a": make_folder("lora", llama, 1)}) as engine:
+        healthy = engine.runner.run
+
+        def broken(batch):
+            logits = healthy(batch).clone()
+            logits[sum(batch.logit_lengths[:1]) :] = float("nan")
+            return logits
+
+        monkeypatch.setattr(engine.runner, "run", broken)
+        good = engine.submit(Request((5, 6, 7), max_tokens=20, ignore_eos=True))
+        with pytest.raises(EngineError, match="not finite"):
+            engine.generate([Request((5, 6, 7), "a", max_tokens=3)])
+        assert len(good.result().ids) == 20
+
+
+def test_broken_adapters_fail_while_others_go_on(llama, make_folder):
+    """A loader's fault is its requesters' alone, and says what is wrong."""
+    good, nan = make_folder("lora", llama, 1), make_folder("lora", llama, 2, name="cut")
+    weights = nan / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with Engine(llama, {"good": good, "cut": nan}) as engine:
+        running = engine.submit(Request((5, 6, 7), "good", max_tokens=60, ignore_eos=True))
+        for _ in range(2):  # the second time from memory
+            with pytest.raises(ArtifactError, match="cut off"):
+                engine.generate([Request((5, 6, 7), "cut")])
+        with pytest.raises(NotFoundError, match="no model 'absent'"):
+            engine.generate([Request((5, 6, 7), "absent")])
+        assert len(running.result().ids) == 60
+        assert_idle(engine)
+
+
+def test_a_probe_that_does_not_agree_is_refused(llama, make_folder, make_forms):
+    import json
+
+    folder = make_folder("prompt", llama, 1)
+    tokens = [5, 9, 11]
+    top = reference(llama, make_forms("prompt", llama, 1), tokens)[-1].topk(5)
+    provenance = json.loads((folder / "graft.json").read_text())
+
+    def write(logprobs):
+        sequence = {"tokens": tokens, "top_tokens": top.indices.tolist(), "top_logprobs": logprobs}
+        provenance["probe"] = {"dtype": "float32", "sequences": [sequence] * 3}
+        (folder / "graft.json").write_text(json.dumps(provenance))
+
+    with Engine(llama, {"a": folder}) as engine:
+        write([value + 0.5 for value in top.values.tolist()])
+        with pytest.raises(ArtifactError, match="does not do here what it did"):
+            engine.generate([Request((5, 6, 7), "a")])
+        write(top.values.tolist())
+        assert engine.generate([Request((5, 6, 7), "a", max_tokens=2, ignore_eos=True)])[0].ids
+        assert_idle(engine)
+
+
+def test_requests_that_can_not_be_served_are_refused_at_once(llama):
+    with Engine(llama) as engine:
+        for request, match in (
+            (Request(()), "empty"),
+            (Request((5, 300)), "vocabulary"),
+            (Request((5,) * 250, max_tokens=20), "takes up to 256"),
+        ):
+            with pytest.raises(RequestError, match=match):
+                engine.submit(request)
+
+
+def test_sampling_follows_its_rules(llama):
+    eos = llama.tokenizer.eos_token_id
+    with Engine(llama) as engine:
+
+        def ids(**options):
+            sampling = {key: options.pop(key) for key in ("temperature", "top_p", "top_k", "seed") if key in options}
+            request = Request((5, 6, 7), max_tokens=30, sampling=Sampling(**sampling), **options)
+            return engine.generate([request])[0].ids
+
+        assert ids(seed=4, ignore_eos=True) == ids(seed=4, ignore_eos=True) != ids(seed=5, ignore_eos=True)
+        greedy = ids(temperature=0, ignore_eos=True)
+        assert ids(top_k=1, ignore_eos=True) == ids(top_p=1e-9, ignore_eos=True) == greedy
+        stop = greedy[3]
+        assert ids(temperature=0, ignore_eos=True, stop_ids=(stop,)) == greedy[: greedy.index(stop) + 1]
+        late = ids(temperature=0, min_tokens=10, stop_ids=(stop, greedy[0]))
+        assert not {stop, greedy[0], eos} & set(late[:10])
+        assert engine.generate([Request((5, 6, 7), max_tokens=0)])[0].ids == []
+
+
+def test_closing_ends_requests_under_way(llama):
+    engine = Engine(llama)
+    stream = engine.submit(Request((5, 6, 7), max_tokens=240, ignore_eos=True))
+    next(iter(stream))
+    engine.close()
+    with pytest.raises(ClosedError, match="shutting down"):
+        stream.result()
+        engine.submit(Request((5,)))
