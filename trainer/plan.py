@@ -63,7 +63,7 @@ def read_plan(path: Path) -> Plan:
     if not isinstance(tables, list) or not tables:
         raise GraftError(f"{path} plans no adapter: write one table [[adapter]] each.")
     adapters = tuple(_adapter(path, {**defaults, **table}) for table in tables)
-    return Plan(base), adapters, _made(path, RunConfig, raw)
+    return Plan(base, adapters, _made(path, RunConfig, raw))
 
 
 def check_plan(plan: Plan) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,28 +13,8 @@ from graft.hub.forms import InputRows
 from graft.hub.methods import METHODS
 from graft.trainer.config import RunConfig, TrainConfig
 from graft.trainer.loop import train_all, train_step
-from graft.trainer.plan import AdapterPlan
-from graft.trainer.run import prepare
 from graft.trainer.trainee import rate_factor
-
-RECIPE = TrainConfig(batch_size=3, steps=4, learning_rate=1e-2)
-ALL = {
-    "lora": {},
-    "series": {},
-    "parallel": {},
-    "prompt": {"tokens": "3"},
-    "prefix": {"tokens": "3"},
-    "ptuning": {"tokens": "3", "hidden": "8"},
-    "bitfit": {},
-    "ia3": {},
-}
-
-
-def trainee(base, data, method="lora", recipe=RECIPE, **options):
-    options = {**ALL.get(method, {}), **options}
-    return prepare(
-        base, AdapterPlan(method, data, Path("nowhere"), name=method, options=options, recipe=recipe)
-    ).trainee
+from tests.trainer.cases import ALL, RECIPE, trainee
 
 
 def nobody_evaluates(_):
