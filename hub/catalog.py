@@ -20,14 +20,14 @@ MAX_INDEXED_CARD_CHARS = 20_000
 NO_METHOD = "none"
 FACETS = ("task", "base", "method", "license")
 
-# sort=... -> column, descending. A missing score sorts last either way.
+# sort=... -> ORDER BY, in the direction of an index. A missing score is the smallest, so it comes last.
 SORTS = {
-    "score": "score IS NULL, score DESC",
-    "downloads": "listing.downloads DESC",
-    "created": "listing.created_at DESC",
-    "updated": "listing.updated_at DESC",
-    "size": "bytes",
-    "name": "listing.namespace, repos.name",
+    "score": "score DESC, repo_id DESC",
+    "downloads": "downloads DESC, repo_id DESC",
+    "created": "created_at DESC, repo_id DESC",
+    "updated": "updated_at DESC, repo_id DESC",
+    "size": "bytes, repo_id",
+    "name": "namespace, listing.name",
 }
 
 
@@ -82,8 +82,7 @@ def search(db: Database, query: Query, caller: Caller) -> Page:
     where, values = _conditions(db, query, caller)
     total = db.execute(f"SELECT count(*) FROM listing WHERE {where}", values).fetchone()[0]
     rows = db.execute(
-        f"SELECT {_ENTRY} FROM listing JOIN repos ON repos.id = repo_id WHERE {where} "
-        f"ORDER BY {SORTS[query.sort]}, repo_id LIMIT ? OFFSET ?",
+        f"SELECT {_ENTRY} FROM listing WHERE {where} ORDER BY {SORTS[query.sort]} LIMIT ? OFFSET ?",
         [*values, min(query.limit, MAX_PAGE), query.offset],
     )
     return Page(tuple(_entry(row) for row in rows), total)
@@ -107,7 +106,7 @@ def labels_of(db: Database, repo_id: int) -> list[str]:
 
 
 def entry(db: Database, repo_id: int) -> Entry:
-    rows = db.execute(f"SELECT {_ENTRY} FROM listing JOIN repos ON repos.id = repo_id WHERE repo_id = ?", [repo_id])
+    rows = db.execute(f"SELECT {_ENTRY} FROM listing WHERE repo_id = ?", [repo_id])
     return _entry(rows.fetchone())
 
 
@@ -124,6 +123,7 @@ def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping
             "digest": found["digest"] if found else None,
             "private": repo["private"],
             "namespace": repo["namespace"],
+            "name": repo["name"],
             "task": task,
             "base": base,
             "method": found["method"] if found else NO_METHOD,
@@ -153,8 +153,8 @@ def unlist_repo(db: Database, repo_id: int) -> None:
 
 
 def rename_repo(db: Database, repo_id: int, namespace: str, name: str) -> None:
-    db.execute("UPDATE listing SET namespace = ? WHERE repo_id = ?", [namespace, repo_id])
-    db.execute("UPDATE texts SET name = ? WHERE rowid = ?", [name, repo_id])
+    db.execute("UPDATE listing SET namespace = ?, name = ? WHERE repo_id = ?", [namespace, name, repo_id])
+    db.execute("UPDATE texts SET name = ? WHERE rowid = ?", [f"{namespace}/{name}", repo_id])
 
 
 def refresh_scores(db: Database, task: str, *, repo_id: int | None = None) -> None:
@@ -169,9 +169,9 @@ def refresh_scores(db: Database, task: str, *, repo_id: int | None = None) -> No
 
 
 _ENTRY = (
-    "listing.namespace || '/' || repos.name AS name, listing.revision_id, listing.digest, listing.private, listing.task, "
-    "listing.base, listing.method, listing.license, listing.parameters, listing.bytes, listing.score, listing.downloads, "
-    "listing.created_at, listing.updated_at"
+    "namespace || '/' || listing.name AS name, revision_id, digest, private, task, "
+    "base, method, license, parameters, bytes, score, downloads, "
+    "created_at, updated_at"
 )
 
 
@@ -194,21 +194,21 @@ def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -
     clauses, values = ["1"], []
     if caller.namespaces is not None:
         mine = json.dumps(sorted(caller.namespaces))
-        clauses.append("(listing.private = 0 OR lower(listing.namespace) IN (SELECT value FROM json_each(?)))")
+        clauses.append("(private = 0 OR lower(namespace) IN (SELECT value FROM json_each(?)))")
         values.append(mine)
     base = query.base and _base_name(db, {"base_fingerprint": query.base, "base_id": query.base})
     wanted = {"task": query.task, "base": base, "method": query.method, "license": query.license}
     for column, value in wanted.items():
         if value and column != without:
-            clauses.append(f"listing.{column} = ?")
+            clauses.append(f"{column} = ?")
             values.append(value)
     if query.author:
-        clauses.append("listing.namespace = ?")
+        clauses.append("namespace = ?")
         values.append(query.author)
     for label in query.labels:
-        clauses.append("listing.repo_id IN (SELECT repo_id FROM labels WHERE label = ?)")
+        clauses.append("repo_id IN (SELECT repo_id FROM labels WHERE label = ?)")
         values.append(label)
     if words := query.text.split():
-        clauses.append("listing.repo_id IN (SELECT rowid FROM texts WHERE texts MATCH ?)")
+        clauses.append("repo_id IN (SELECT rowid FROM texts WHERE texts MATCH ?)")
         values.append(" ".join('"' + word.replace('"', '""') + '"*' for word in words))
     return " AND ".join(clauses), values

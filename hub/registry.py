@@ -219,7 +219,7 @@ class Registry:
                 "UPDATE repos SET namespace = ?, name = ?, deleted_at = ?, moved_to = ? WHERE id = ?",
                 [old_namespace, old_short, now(), repo.id, new_id],
             )
-            catalog.rename_repo(self.db, repo.id, namespace, new_name)
+            catalog.rename_repo(self.db, repo.id, namespace, short)
             audit(self.db, user, "repo.move", repo.name, new_name)
         return self.repo(new_name)
 

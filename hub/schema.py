@@ -124,6 +124,17 @@ def m004_tasks(db: Database) -> None:
     )
 
 
+@migrations()
+def m005_listed_names(db: Database) -> None:
+    """A repo's short name in its listing, so that a page of many is found without looking anything else up."""
+    _run(
+        db,
+        "ALTER TABLE listing ADD COLUMN name TEXT NOT NULL DEFAULT ''",
+        "UPDATE listing SET name = (SELECT name FROM repos WHERE repos.id = repo_id)",
+        "CREATE INDEX listing_name ON listing(namespace, name)",
+    )
+
+
 def _run(db: Database, *statements: str) -> None:
     for statement in statements:
         db.execute(statement)

@@ -35,6 +35,7 @@ SORTS = {
     "name": "Name",
 }
 MAX_COMPARED = 6
+MAX_SHOWN = 100
 MAX_CURVE_POINTS = 2000
 
 
@@ -203,13 +204,15 @@ def task(slug: str) -> str:
     found, base = registry().task(slug), request.args.get("base") or None
     everything = registry().leaderboard(slug, None, caller())
     standings = [row for row in everything if base in (None, row.base)]
+    shown = standings if "all" in request.args else standings[:MAX_SHOWN]
     return render_template(
         "task.html",
         task=found,
-        standings=standings,
+        standings=shown,
+        hidden=len(standings) - len(shown),
         bases=sorted({row.base for row in everything if row.base}),
         base=base,
-        chart=_scatter(found, standings),
+        chart=_scatter(found, shown),
     )
 
 

@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ blueprint = Blueprint("uploads", __name__)
 
 MAX_LINE_BYTES = MAX_FILE_BYTES * 4 // 3 + (64 << 10)
 MAX_LINES = 5000
+READ_BYTES = 1 << 20  # unbuffered, a line would be read byte by byte
 MAX_PREUPLOAD_FILES = 1000
 SIGNATURE_LIFE_S = 3600
 
@@ -85,7 +87,7 @@ def commit(namespace: str, name: str, revision: str) -> Response:
     repo = writable(namespace, name)
     if request.args.get("create_pr") in ("1", "true", "True"):
         raise GraftError("This hub has no pull requests: commit to a branch instead (create_branch).")
-    header, changes = _read_commit(_lines(request.stream))
+    header, changes = _read_commit(_lines(io.BufferedReader(request.stream, READ_BYTES)))
     parent = header.get("parentCommit")
     revision_made = registry().commit(
         repo.name,

@@ -129,14 +129,18 @@ def adapter(tmp_path: Path) -> Path:
     return lora_folder(tmp_path / "news-lora")
 
 
+@pytest.fixture(scope="session")
+def running() -> Iterator[dict]:
+    """One waitress server for all tests: it answers with the application under "app", at "url"."""
+    current: dict = {}
+    server = create_server(lambda *call: current["app"](*call), host="127.0.0.1", port=0, threads=16)
+    threading.Thread(target=server.run, daemon=True).start()
+    current["url"] = f"http://127.0.0.1:{server.effective_port}"
+    yield current
+
+
 @pytest.fixture
-def hub(registry: Registry) -> Iterator[str]:
-    """The address of a running hub."""
-    server = create_server(create_app(registry), host="127.0.0.1", port=0, threads=8)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.effective_port}"
-    # In its own thread, so that it doesn't wait on a socket that has gone.
-    server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map, ignore_all=True))
-    thread.join(5)
-    assert not thread.is_alive()
+def hub(running: dict, registry: Registry) -> str:
+    """The address of a running hub over the test's registry."""
+    running["app"] = create_app(registry)
+    return running["url"]

@@ -1,0 +1,290 @@
+"""How fast the hub is: browsing 10,000 adapters, publishing 5 MB, resolving, starting. Prints a table, writes JSON and a plot.
+
+    python benchmarks/hub.py --out .benchmarks/hub            everything (some minutes)
+    python benchmarks/hub.py --adapters 500 --publishes 10    a quick look
+
+Every number is measured over HTTP against `graft hub serve` in a process of its own; the clients share its cores. The
+browsed registry is filled straight through the registry's own tables, the published ones through the protocol.
+"""
+
+import base64
+import http.client
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import click
+import httpx
+import numpy as np
+import psutil
+from safetensors.numpy import save
+
+from graft.hub import catalog, upkeep
+from graft.hub.access import create_token
+from graft.hub.clock import now
+from graft.hub.registry import Registry
+from graft.hub.schema import writing
+
+VERSIONS, SCORES = 3, 5
+METHODS = ("lora", "series", "parallel", "prompt", "prefix", "ptuning", "bitfit", "ia3")
+TASKS = tuple(f"task-{number}" for number in range(40))
+BASES = tuple(f"org-{number}/base-{number}" for number in range(12))
+LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "unknown")
+WORDS = [
+    "news",
+    "headline",
+    "review",
+    "legal",
+    "medical",
+    "code",
+    "chat",
+    "french",
+    "german",
+    "poem",
+    "law",
+    "tweet",
+    "email",
+    "title",
+    "summary",
+]
+TARGETS = {"browse": 50, "publish alone": 150, "publish, 16 at once": 1000, "start": 1000}  # ms, p95
+
+
+def fill(registry: Registry, adapters: int) -> None:
+    """Rows as commits make them: repos, revisions, artifacts, refs, listing, labels, texts, scores."""
+    db, choose = registry.db, random.Random(1234)
+    blob = registry.blobs.put_bytes(b"{}")
+    data = registry.blobs.put_bytes(b'{"prompt": "a", "completion": "b"}\n')
+    with writing(db):
+        for each in (blob, data):
+            db["blobs"].insert({"sha256": each.sha256, "git_oid": each.git_oid, "size": each.size, "created_at": now()})
+        for slug in TASKS:
+            row = {"slug": slug, "metric": "accuracy", "description": f"About {slug}", "data_hash": data.sha256}
+            db["tasks"].insert(row | {"examples": 1, "created_at": now(), "updated_at": now()})
+    for start in range(0, adapters, 1000):
+        with writing(db):
+            for number in range(start, min(start + 1000, adapters)):
+                _fill_one(registry, number, choose, blob.sha256, data.sha256)
+    db.execute("ANALYZE")
+
+
+def _fill_one(registry: Registry, number: int, choose: random.Random, blob: str, data: str) -> None:
+    db = registry.db
+    task, base, method = choose.choice(TASKS), choose.choice(BASES), choose.choice(METHODS)
+    words = " ".join(choose.sample(WORDS, 3))
+    at = f"2026-{1 + number % 12:02}-{1 + number % 28:02}T10:00:00.{number % 1000000:06}Z"
+    place = {"namespace": f"user-{number % 300}", "name": f"{words.replace(' ', '-')}-{number}"}
+    repo_id = (
+        db["repos"].insert(place | {"created_at": at, "updated_at": at, "downloads": choose.randrange(5000)}).last_pk
+    )
+    card = {"license": choose.choice(LICENSES), "tags": [method, f"task:{task}"], "base_model": base}
+    shapes = {f"layers.{i}.{p}.weight": {"dtype": "F32", "shape": [8, 576]} for i in range(30) for p in ("q", "v")}
+    revision = parent = None
+    for version in range(VERSIONS):
+        revision = f"{number * VERSIONS + version:040x}"
+        row = {"id": revision, "repo_id": repo_id, "parent": parent, "author": "user", "title": f"Version {version}"}
+        db["revisions"].insert(row | {"message": "", "created_at": at})
+        db["files"].insert(
+            {"revision_id": revision, "path": "adapter_config.json", "sha256": blob, "changed_in": revision}
+        )
+        db["artifacts"].insert(
+            {
+                "revision_id": revision, "digest": f"{int(revision, 16):064x}", "method": method, "variant": method,
+                "task": task, "base_id": base, "base_fingerprint": None, "parameters": choose.randrange(10**4, 10**7),
+                "bytes": 5 << 20, "max_rank": 8, "dtype": "F32", "config": "{}", "tensors": json.dumps(shapes),
+                "provenance": "{}", "card": json.dumps(card), "warnings": "[]",
+            }
+        )  # fmt: skip
+        parent = revision
+    db["refs"].insert({"repo_id": repo_id, "kind": "branch", "name": "main", "revision_id": revision})
+    for score in range(SCORES):
+        db["evaluations"].insert(
+            {
+                "repo_id": repo_id, "revision_id": revision, "digest": f"{int(revision, 16):064x}", "task": task,
+                "data_hash": data if score else "0" * 64, "metric": "accuracy", "value": choose.random(), "n": 100,
+                "engine": "", "source": "graft", "extra": "{}", "who": "", "created_at": at,
+            }
+        )  # fmt: skip
+    catalog.list_repo(db, repo_id, revision, card, f"A card about {words}. " * 20)
+
+
+@contextmanager
+def serving(registry: Registry) -> Iterator[tuple[str, psutil.Process, float]]:
+    """A hub in its own process: its address, the process, and the milliseconds until it answered."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["hub", "serve", "--registry", str(registry.path), "--port", str(port)]
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "graft.hub.cli", *words], stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health")
+                break
+            except httpx.TransportError:
+                time.sleep(0.005)
+        yield f"http://127.0.0.1:{port}", psutil.Process(process.pid), (time.perf_counter() - started) * 1000
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Milliseconds."""
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1000
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    ordered = sorted(times)
+    return {
+        "p50_ms": round(statistics.median(ordered), 1),
+        "p95_ms": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))], 1),
+        "n": len(ordered),
+    }
+
+
+def browsing(url: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Page and API times by kind of question, arguments varied so that no answer is asked for twice in a row."""
+    choose = random.Random(99)
+    kinds: dict[str, Callable[[], str]] = {
+        "front page": lambda: "/",
+        "facets: task + base": lambda: f"/?task={choose.choice(TASKS)}&base={choose.choice(BASES)}",
+        "facets: method, by score": lambda: f"/?method={choose.choice(METHODS)}&sort=score",
+        "text": lambda: f"/?q={choose.choice(WORDS)}+{choose.choice(WORDS)}",
+        "text + task, by downloads": lambda: f"/?q={choose.choice(WORDS)}&task={choose.choice(TASKS)}&sort=downloads",
+        "page 100": lambda: f"/?offset=2500&sort={choose.choice(('updated', 'created', 'score'))}",
+        "API search": lambda: f"/api/adapters?task={choose.choice(TASKS)}&q={choose.choice(WORDS)}",
+        "list_models, 2 filters": lambda: (
+            f"/api/models?filter=task:{choose.choice(TASKS)}&filter={choose.choice(METHODS)}&limit=50"
+        ),
+        "leaderboard": lambda: f"/tasks/{choose.choice(TASKS)}",
+    }
+    found = {}
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for kind, path in kinds.items():
+            client.get(path())
+            found[kind] = spread([timed(partial(client.get, path())) for _ in range(repeats)])
+    return found
+
+
+def adapter_bytes(seed: int, megabytes: float) -> bytes:
+    rows = int(megabytes * 2**20 / 4 / 576 / 2)
+    values = np.random.default_rng(seed).standard_normal((rows * 2, 576), dtype=np.float32)
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    return save({f"{prefix}.lora_A.weight": values[:rows], f"{prefix}.lora_B.weight": values[rows:].T.copy()})
+
+
+def commit_body(seed: int, megabytes: float) -> bytes:
+    rows = int(megabytes * 2**20 / 4 / 576 / 2)
+    config = {"peft_type": "LORA", "base_model_name_or_path": "acme/base", "r": rows, "lora_alpha": 8}
+    config |= {"target_modules": ["q_proj"], "bias": "none", "task_type": "CAUSAL_LM"}
+    files = {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": adapter_bytes(seed, megabytes),
+        "README.md": b"---\ntags: [task:task-1]\nbase_model: acme/base\n---\n# A card\n",
+    }
+    lines = [{"key": "header", "value": {"summary": f"Publish {seed}"}}]
+    for path, content in files.items():
+        value = {"path": path, "content": base64.b64encode(content).decode(), "encoding": "base64"}
+        lines.append({"key": "file", "value": value})
+    return b"\n".join(json.dumps(line).encode() for line in lines)
+
+
+def publishing(url: str, token: str, count: int, workers: int) -> tuple[dict[str, float], list[str]]:
+    """Commit times of `count` 5 MB adapters by `workers` at once, bodies made beforehand; and the names acknowledged."""
+    bodies = [commit_body(workers * 1000 + seed, 5.0) for seed in range(min(count, 24))]
+    headers = {"Authorization": f"Bearer {token}"}
+    acknowledged, times, lock = [], [], threading.Lock()
+
+    def publish(number: int) -> None:
+        name = f"bench/w{workers}-{number}"
+        with httpx.Client(base_url=url, headers=headers, timeout=120) as client:
+            client.post("/api/repos/create", json={"name": name}).raise_for_status()
+            body = bodies[number % len(bodies)]
+            took = timed(lambda: client.post(f"/api/models/{name}/commit/main", content=body).raise_for_status())
+        with lock:
+            times.append(took)
+            acknowledged.append(name)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(publish, range(count)))
+    return spread(times), acknowledged
+
+
+def resolving(url: str, name: str) -> float:
+    """GB/s of reading a 5 MB file again and again over one connection, by a client that only reads."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    buffer, total, started = memoryview(bytearray(1 << 20)), 0, time.perf_counter()
+    for _ in range(100):
+        connection.request("GET", f"/{name}/resolve/main/adapter_model.safetensors")
+        reply = connection.getresponse()
+        while count := reply.readinto(buffer):
+            total += count
+    return total / (time.perf_counter() - started) / 1e9
+
+
+def plot(report: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = {**report["browse"], **{kind: report[kind] for kind in ("publish alone", "publish, 16 at once")}}
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    names = list(rows)[::-1]
+    axes.barh(names, [rows[name]["p95_ms"] for name in names], color="#9cc9b0", label="p95")
+    axes.barh(names, [rows[name]["p50_ms"] for name in names], color="#1f7a4c", label="p50", height=0.5)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"milliseconds ({report['adapters']:,} adapters x {VERSIONS} versions x {SCORES} scores)")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+@click.command()
+@click.option("--adapters", default=10_000, show_default=True)
+@click.option("--repeats", default=40, show_default=True, help="Of each browsing question.")
+@click.option("--publishes", default=64, show_default=True)
+@click.option("--out", default=".benchmarks/hub", show_default=True, type=click.Path(path_type=Path))
+def main(adapters: int, repeats: int, publishes: int, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    report: dict = {"adapters": adapters, "load_average": os.getloadavg()[0], "cores": os.cpu_count()}
+    with tempfile.TemporaryDirectory() as folder:
+        registry = Registry(Path(folder) / "registry.db")
+        started = time.perf_counter()
+        fill(registry, adapters)
+        report["fill_s"] = round(time.perf_counter() - started, 1)
+        token = create_token(registry.db, "bench", "write")
+        with serving(registry) as (url, process, start_ms):
+            report["start_ms"] = round(start_ms)
+            report["start_mb"] = round(process.memory_info().rss / 1e6)
+            report["browse"] = browsing(url, repeats)
+            report["publish alone"], alone = publishing(url, token, publishes, 1)
+            report["publish, 16 at once"], many = publishing(url, token, publishes, 16)
+            report["resolve_gb_s"] = round(resolving(url, alone[0]), 2)
+            report["busy_mb"] = round(process.memory_info().rss / 1e6)
+        found = {entry.name for entry in registry.search(author="bench", limit=1000).entries}
+        report["lost"] = len({*alone, *many} - found)
+        report["problems"] = len(upkeep.check(registry).problems)
+    (out / "hub.json").write_text(json.dumps(report, indent=2))
+    plot(report, out / "hub.png")
+    click.echo(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
