@@ -151,6 +151,11 @@ class Engine:
                 raise ClosedError("The server is shutting down.")
         return box[0]
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken."""
+        return self._thread.is_alive() and not self._closing
+
     def close(self) -> None:
         """End: requests under way get ClosedError. Idempotent."""
         self._closing = True
@@ -168,7 +173,7 @@ class Engine:
         if not request.prompt:
             raise RequestError("The prompt is empty: the first token needs something to follow.")
         vocabulary = self.base.spec.vocab_size
-        if not all(0 <= id < vocabulary for id in request.prompt):
+        if not all(0 <= id < vocabulary for id in (*request.prompt, *request.score_next)):
             raise RequestError(f"A prompt token lies outside the base's vocabulary of {vocabulary}.")
         self._new_tokens(request, 0)
 

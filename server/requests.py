@@ -56,6 +56,7 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     score_from: int | None = None
+    score_next: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished request. `prompt`: scored prompt tokens from `score_from` on."""
+    """A finished request. `prompt`: scored prompt tokens from `score_from` on, then those of `score_next`."""
 
     tokens: tuple[Token, ...]
     finish_reason: str  # "stop" | "length" | "cancelled"
@@ -92,7 +93,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The next scored prompt tokens."""
+    """The next scored prompt tokens; after the last of them, those of `score_next`."""
 
     tokens: tuple[Token, ...]
 

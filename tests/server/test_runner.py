@@ -1,4 +1,4 @@
-"""The generic runner against the packed reference: mixed equals alone, chunked equals whole, slot 0 untouched."""
+"""Both runners against the packed reference: mixed equals alone, chunked equals whole, slot 0 untouched."""
 
 import pytest
 import torch
@@ -8,7 +8,9 @@ from graft.hub.detours import Rows, Stack, Step
 from graft.hub.forms import CacheRows, InputRows
 from graft.server.batch import BLOCK_ROWS, Run, make_batch
 from graft.server.cache import KVCache
-from graft.server.runner import EagerRunner, detours
+from graft.server.fast.families import obstacle
+from graft.server.kernels.build import load
+from graft.server.runner import RUNNERS, detours
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")
 
@@ -36,9 +38,11 @@ def reference(base, forms, tokens):
 class Sequences:
     """A few sequences fed to a runner in whatever pieces a test wants."""
 
-    def __init__(self, base, blocks=64):
+    def __init__(self, kind, base, blocks=64):
+        if kind == "fast" and (obstacle(base) or load() is None):
+            pytest.skip(f"no fast path: {obstacle(base) or 'no compiler'}")
         self.base = base
-        self.runner = EagerRunner(base, KVCache(base.spec, blocks, base.dtype, base.device))
+        self.runner = RUNNERS[kind](base, KVCache(base.spec, blocks, base.dtype, base.device))
         self.free = iter(range(1, blocks))
         self.start, self.text_start, self.blocks, self.digest, self.rows = {}, {}, {}, {}, {}
 
@@ -91,6 +95,11 @@ class Sequences:
         return self.runner.run(batch), order, batch
 
 
+@pytest.fixture(params=["eager", "fast"])
+def kind(request):
+    return request.param
+
+
 @pytest.fixture
 def texts():
     generator = torch.Generator().manual_seed(7)
@@ -98,11 +107,11 @@ def texts():
     return [torch.randint(2, 300, (n,), generator=generator).tolist() for n in lengths]
 
 
-def test_mixed_batch_equals_each_alone(base, make_forms, texts):
+def test_mixed_batch_equals_each_alone(kind, base, make_forms, texts):
     """All kinds at once, prompts cut in chunks of unlike size, then decoding, on every family."""
-    owners = {"base": ()} | {kind: make_forms(kind, base, i) for i, kind in enumerate(KINDS)}
+    owners = {"base": ()} | {method: make_forms(method, base, i) for i, method in enumerate(KINDS)}
     tokens = dict(zip(owners, texts, strict=True))
-    sequences = Sequences(base, blocks=128)
+    sequences = Sequences(kind, base, blocks=128)
     for name, forms in owners.items():
         sequences.add(name, forms, len(tokens[name]))
     sequences.virtual()
@@ -124,20 +133,20 @@ def test_mixed_batch_equals_each_alone(base, make_forms, texts):
         torch.testing.assert_close(torch.cat(got[name]), reference(base, forms, tokens[name]), **TOLERANCE)
 
 
-def test_bare_rows_are_bit_equal_with_and_without_adapters_resident(llama, make_forms, texts):
+def test_bare_rows_are_bit_equal_with_and_without_adapters_resident(kind, llama, make_forms, texts):
     """Slot 0: the same batch shape gives the same bits, whoever is loaded."""
-    alone, beside = Sequences(llama), Sequences(llama)
+    alone, beside = Sequences(kind, llama), Sequences(kind, llama)
     alone.add("base", (), 40)
     beside.add("base", (), 40)
-    for i, kind in enumerate(KINDS):
-        beside.runner.add(kind, beside.runner.prepare(detours(make_forms(kind, llama, i))))
+    for i, method in enumerate(KINDS):
+        beside.runner.add(method, beside.runner.prepare(detours(make_forms(method, llama, i))))
     pieces = {"base": (texts[4], 0)}
     assert torch.equal(alone.feed(pieces)["base"], beside.feed(pieces)["base"])
 
 
-def test_bare_rows_are_bit_equal_beside_other_owners_rows(llama, make_forms, texts):
+def test_bare_rows_are_bit_equal_beside_other_owners_rows(kind, llama, make_forms, texts):
     """The same rows in the same places: a neighbour's adapter changes no bit of the bare base's rows."""
-    plain, mixed = Sequences(llama), Sequences(llama)
+    plain, mixed = Sequences(kind, llama), Sequences(kind, llama)
     plain.add("base", (), 40)
     plain.add("other", (), 40)
     mixed.add("base", (), 40)
@@ -146,8 +155,8 @@ def test_bare_rows_are_bit_equal_beside_other_owners_rows(llama, make_forms, tex
     assert torch.equal(plain.feed(pieces)["base"], mixed.feed(pieces)["base"])
 
 
-def test_a_run_reads_blocks_that_another_run_fills_in_the_same_step(llama, texts):
-    sequences = Sequences(llama)
+def test_a_run_reads_blocks_that_another_run_fills_in_the_same_step(kind, llama, texts):
+    sequences = Sequences(kind, llama)
     sequences.add("base", (), 40)
     blocks, text = sequences.blocks["base"], texts[4]
     first = Run(0, text[:32], 0, 0, blocks, 0)
@@ -156,8 +165,8 @@ def test_a_run_reads_blocks_that_another_run_fills_in_the_same_step(llama, texts
     torch.testing.assert_close(logits, reference(llama, (), text)[32:], **TOLERANCE)
 
 
-def test_a_copied_block_serves_as_the_original(llama, texts):
-    sequences = Sequences(llama)
+def test_a_copied_block_serves_as_the_original(kind, llama, texts):
+    sequences = Sequences(kind, llama)
     sequences.add("base", (), 16)
     text = texts[3]
     sequences.feed({"base": (text[:10], 0)})
@@ -165,8 +174,8 @@ def test_a_copied_block_serves_as_the_original(llama, texts):
     torch.testing.assert_close(sequences.runner.run(batch), reference(llama, (), text[:16])[10:], **TOLERANCE)
 
 
-def test_a_step_without_logits_returns_none(llama, make_forms, texts):
-    sequences = Sequences(llama)
+def test_a_step_without_logits_returns_none(kind, llama, make_forms, texts):
+    sequences = Sequences(kind, llama)
     sequences.add("a", make_forms("lora", llama), 40)
     logits, _, _ = sequences.step([("a", Run(0, texts[4], 0, 0, sequences.blocks["a"], 0))])
     assert logits.shape == (0, 300)

@@ -1,0 +1,48 @@
+"""The mixed run scores every system as the trainer scores it alone."""
+
+import random
+
+import pytest
+
+from graft.hub.examples import Example
+from graft.hub.metrics import METRICS
+from graft.server.engine import Engine
+from graft.server.evaluate import evaluate
+from graft.trainer.scoring import score_examples
+
+KINDS = ("lora", "houlsby", "prompt", "prefix")
+
+
+def examples(count=12):
+    rng = random.Random(5)
+    words = ["red", "green", "blue", "fast", "slow", "old"]
+    labels = (" no", " yes", " maybe so")  # one id each way differs last, one earlier
+    return [
+        Example(" ".join(rng.choices(words, k=rng.randint(2, 9))), rng.choice(labels), labels) for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "chrf"])
+def test_every_system_is_scored_as_if_alone(llama, make_folder, make_forms, metric):
+    folders = {kind: make_folder(kind, llama, seed) for seed, kind in enumerate(KINDS)}
+    seen = []
+    with Engine(llama, folders) as engine:
+        found = evaluate(engine, KINDS, examples(), METRICS[metric], progress=lambda *at: seen.append(at))
+    assert seen[-1][0] == seen[-1][1] > 0
+    assert [system.model for system in found.systems] == [None, *KINDS]
+    for system in found.systems:
+        forms = make_forms(system.model, llama, KINDS.index(system.model)) if system.model else ()
+        alone = score_examples(llama, forms, examples(), METRICS[metric], 200)
+        assert system.predictions == alone.predictions
+        assert system.score == alone.score
+        assert (system.p is None) == (system.model is None)
+
+
+def test_an_adapter_that_can_not_be_served_is_named_and_the_others_go_on(llama, make_folder):
+    good, cut = make_folder("lora", llama), make_folder("lora", llama, name="cut")
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with Engine(llama, {"good": good, "cut": cut}) as engine:
+        found = evaluate(engine, ["good", "cut"], examples(3), METRICS["accuracy"])
+    assert [system.model for system in found.systems] == [None, "good"]
+    assert "cut off" in found.failed["cut"]
