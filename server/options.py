@@ -27,7 +27,7 @@ class Options:
     device_bytes: int | None = None  # adapters in the runner
     max_model_len: int | None = None  # virtual tokens, prompt and new tokens of one sequence
     prefix_sharing: bool = True
-    runner: str = "auto"  # "auto" | "eager"
+    runner: str = "auto"  # "auto" | "fast" | "eager"
     allow_base_mismatch: bool = False
 
 

@@ -5,8 +5,9 @@ side by side; it serves every family on every device. server/fast/ replaces it w
 tested equal to it. Knows steps and adapters' forms; no requests, no scheduling.
 """
 
+import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from graft.hub.forms import Form, LowRank, Vector
 from graft.server.batch import Batch
 from graft.server.cache import KVCache
 from graft.server.paged import PagedAttention
+
+log = logging.getLogger(__name__)
 
 _KEPT_STACKS = 4
 
@@ -132,13 +135,27 @@ class EagerRunner:
 
 
 def make_runner(name: str, base: Base, cache: KVCache) -> Runner:
-    """`name`: a key of RUNNERS."""
+    """`name`: a key of RUNNERS. Raises GraftError for another name, or where "fast" can't run this base here."""
     if name not in RUNNERS:
         raise GraftError(f"Unknown runner {name!r}. Known: {', '.join(RUNNERS)}.")
     return RUNNERS[name](base, cache)
 
 
-RUNNERS = {"auto": EagerRunner, "eager": EagerRunner}
+def _fast(base: Base, cache: KVCache) -> Runner:
+    from graft.server.fast.runner import fast_runner  # it builds on the eager runner above
+
+    return fast_runner(base, cache)
+
+
+def _auto(base: Base, cache: KVCache) -> Runner:
+    try:
+        return _fast(base, cache)
+    except GraftError as reason:
+        log.info("serving with the eager runner: %s", reason)
+        return EagerRunner(base, cache)
+
+
+RUNNERS: dict[str, Callable[[Base, KVCache], Runner]] = {"auto": _auto, "fast": _fast, "eager": EagerRunner}
 
 
 def form_bytes(form: Form) -> int:

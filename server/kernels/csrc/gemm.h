@@ -1,9 +1,11 @@
 // y = x W^T + bias with W packed once, for the few rows of decoding as well as for the many of prefill.
 // Every row is added up in the same order whatever the other rows are, so a row's result never depends on them.
 #pragma once
-#include <torch/extension.h>
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "simd.h"
@@ -20,31 +22,31 @@ constexpr int64_t kDepth = 1024;            // lanes of depth at once: a panel's
 template <class S>
 struct Linear {
   int64_t in = 0, out = 0, panels = 0, lanes = 0;
-  torch::Tensor packed;      // int32 [panels, lanes, 48]
+  at::Tensor packed;      // int32 [panels, lanes, 48]
   std::vector<float> bias;   // empty: none
 
   Linear() = default;
-  Linear(const torch::Tensor& weight, const c10::optional<torch::Tensor>& offset);
+  Linear(const at::Tensor& weight, const std::optional<at::Tensor>& offset);
   const int32_t* panel(int64_t index) const { return packed.data_ptr<int32_t>() + index * lanes * kPanel; }
 };
 
 template <class S>
-Linear<S>::Linear(const torch::Tensor& weight, const c10::optional<torch::Tensor>& offset) {
+Linear<S>::Linear(const at::Tensor& weight, const std::optional<at::Tensor>& offset) {
   constexpr int per = Packed<S>::per_lane;
-  const torch::Tensor rows = weight.contiguous();
+  const at::Tensor rows = weight.contiguous();
   out = rows.size(0), in = rows.size(1);
   TORCH_CHECK(in % per == 0, "a bfloat16 linear needs an even number of inputs, not ", in);
   lanes = in / per, panels = (out + kPanel - 1) / kPanel;
-  packed = torch::zeros({panels, lanes, kPanel}, torch::kInt32);
+  packed = at::zeros({panels, lanes, kPanel}, at::kInt);
   const int32_t* from = (const int32_t*)rows.data_ptr();
   int32_t* to = packed.data_ptr<int32_t>();
-#pragma omp parallel for
+#pragma omp parallel for num_threads(at::get_num_threads())
   for (int64_t p = 0; p < panels; p++)
     for (int64_t k = 0; k < lanes; k++)
       for (int64_t c = 0; c < std::min<int64_t>(kPanel, out - p * kPanel); c++)
         to[(p * lanes + k) * kPanel + c] = from[(p * kPanel + c) * lanes + k];
   if (offset) {
-    const torch::Tensor wide = offset->to(torch::kFloat).contiguous();
+    const at::Tensor wide = offset->to(at::kFloat).contiguous();
     bias.assign(wide.data_ptr<float>(), wide.data_ptr<float>() + out);
     bias.resize(panels * kPanel, 0.f);
   }

@@ -1,0 +1,170 @@
+// Python's view of the kernels: a model, an adapter and argmax for each dtype, and each kernel by itself for tests.
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "model.h"
+
+namespace py = pybind11;
+using namespace graft;
+using at::Tensor;
+typedef std::optional<Tensor> Maybe;
+typedef std::pair<Tensor, Maybe> Weights;  // weight [out, in] and bias [out]
+
+template <class S>
+std::vector<Linear<S>> linears(const std::vector<Weights>& given) {
+  std::vector<Linear<S>> made;
+  for (const auto& [weight, bias] : given) made.emplace_back(weight, bias);
+  return made;
+}
+
+template <class S>
+void add_layer(Model<S>& model, const std::vector<Weights>& queries, const Weights& attn_out,
+               const std::vector<Weights>& mlp_in, const Weights& mlp_out, const Tensor& attn_norm,
+               const Maybe& attn_post, const Tensor& mlp_norm, const Maybe& mlp_post, const Maybe& query_norm,
+               const Maybe& key_norm, int64_t window, int64_t rotation) {
+  model.layers.push_back({linears<S>(queries), linears<S>(mlp_in), Linear<S>(attn_out.first, attn_out.second),
+                          Linear<S>(mlp_out.first, mlp_out.second), floats(attn_norm), floats(attn_post),
+                          floats(mlp_norm), floats(mlp_post), floats(query_norm), floats(key_norm), window, rotation});
+}
+
+template <class S>
+Tensor argmax_rows(const Tensor& logits) {
+  const Tensor rows = logits.contiguous();
+  Tensor best = at::empty({rows.size(0)}, at::kLong);
+  int64_t* to = best.data_ptr<int64_t>();
+#pragma omp parallel for num_threads(at::get_num_threads())
+  for (int64_t r = 0; r < rows.size(0); r++) to[r] = argmax((const S*)rows.data_ptr() + r * rows.size(1), rows.size(1));
+  return best;
+}
+
+// ---- single kernels, as the tests and benchmarks call them ---------------------------------------------------
+
+template <class S>
+Tensor linear(const Linear<S>& weight, const Tensor& x) {
+  Tensor y = at::empty({x.size(0), weight.out}, x.options());
+  const Product<S> job{&weight, (const S*)x.data_ptr(), weight.in, (S*)y.data_ptr(), weight.out};
+#pragma omp parallel num_threads(at::get_num_threads())
+  multiply(&job, 1, x.size(0));
+  return y;
+}
+
+// The taps in `values` are one layer's; the adapter's detour at `tap` is applied to blocks of `lengths` rows.
+template <class S>
+void detour(const std::vector<const Adapter<S>*>& adapters, std::vector<Tensor> values, int64_t tap,
+            const std::vector<int64_t>& lengths) {
+  std::vector<Span<S>> taps;
+  for (const Tensor& value : values) taps.push_back({(S*)value.data_ptr(), value.size(1), value.size(1)});
+  const std::vector<Block> blocks = blocks_of(lengths, at::get_num_threads());
+#pragma omp parallel num_threads(at::get_num_threads())
+  {
+    Scratch<S> scratch;
+#pragma omp for schedule(dynamic)
+    for (size_t i = 0; i < blocks.size(); i++)
+      if (blocks[i].owner >= 0)
+        if (const Detour<S>* found = adapters[blocks[i].owner]->find(tap))
+          visit(*found, taps.data(), (int)tap, blocks[i], scratch);
+  }
+}
+
+template <class S>
+Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& values,
+                       const std::vector<std::vector<int32_t>>& tables, const std::vector<int64_t>& slots, double scale,
+                       int64_t window, double softcap) {
+  const int64_t heads = query.size(1), dim = query.size(2), kv_heads = keys.size(2), group = heads / kv_heads * dim;
+  const AttentionShape shape{heads, kv_heads, dim, (float)scale, window, (float)softcap};
+  const Pages<S> k{(S*)keys.data_ptr(), kv_heads, dim}, v{(S*)values.data_ptr(), kv_heads, dim};
+  Tensor out = at::empty_like(query);
+#pragma omp parallel num_threads(at::get_num_threads())
+  {
+    Scratch<S> scratch;
+#pragma omp for schedule(dynamic)
+    for (int64_t item = 0; item < query.size(0) * kv_heads; item++) {
+      const int64_t row = item / kv_heads, head = item % kv_heads, at = row * heads * dim + head * group;
+      attend((const S*)query.data_ptr() + at, (S*)out.data_ptr() + at, k, v, head, tables[row].data(), slots[row], shape,
+             scratch);
+    }
+  }
+  return out;
+}
+
+template <class S>
+Tensor norm_rows(const Tensor& x, const Tensor& weight, double epsilon) {
+  Tensor y = at::empty_like(x);
+  const std::vector<float> wide = floats(weight);
+  for (int64_t r = 0; r < x.size(0); r++)
+    rms_norm((const S*)x.data_ptr() + r * x.size(1), (S*)y.data_ptr() + r * x.size(1), wide.data(), x.size(1), epsilon);
+  return y;
+}
+
+template <class S>
+void rotate_rows(Tensor heads, const Tensor& cosine, const Tensor& sine) {  // heads [T, heads, dim] in place
+  const int64_t count = heads.size(1), dim = heads.size(2), rotary = cosine.size(1);
+  for (int64_t i = 0; i < heads.size(0) * count; i++)
+    rotate((S*)heads.data_ptr() + i * dim, cosine.data_ptr<float>() + i / count * rotary,
+           sine.data_ptr<float>() + i / count * rotary, rotary / 2);
+}
+
+template <class S>
+Tensor gated_rows(const Tensor& gate, const Tensor& up, const std::string& activation) {
+  Tensor out = at::empty_like(gate);
+  gated((const S*)gate.data_ptr(), (const S*)up.data_ptr(), (S*)out.data_ptr(), gate.numel(), activation_of(activation));
+  return out;
+}
+
+template <class S>
+void bind(py::module_ m, const std::string& dtype) {
+  const auto free = py::call_guard<py::gil_scoped_release>();
+  py::class_<Linear<S>>(m, ("Linear_" + dtype).c_str())
+      .def(py::init<const Tensor&, const Maybe&>(), py::arg("weight"), py::arg("bias") = py::none())
+      .def("__call__", &linear<S>, free);
+  py::class_<Adapter<S>>(m, ("Adapter_" + dtype).c_str())
+      .def(py::init<int64_t>(), py::arg("taps"))
+      .def("add_vector", &Adapter<S>::add_vector)
+      .def("add_low_rank", &Adapter<S>::add_low_rank)
+      .def_property_readonly("bytes", &Adapter<S>::bytes);
+  py::class_<Model<S>>(m, ("Model_" + dtype).c_str())
+      .def(py::init<Shape>())
+      .def("add_layer", &add_layer<S>, py::kw_only(), py::arg("queries"), py::arg("attn_out"), py::arg("mlp_in"),
+           py::arg("mlp_out"), py::arg("attn_norm"), py::arg("attn_post"), py::arg("mlp_norm"), py::arg("mlp_post"),
+           py::arg("query_norm"), py::arg("key_norm"), py::arg("window"), py::arg("rotation"))
+      .def("set_head", [](Model<S>& model, const Tensor& norm, const Weights& head) {
+        model.final_norm = floats(norm), model.head = Linear<S>(head.first, head.second);
+      })
+      .def("set_rotations", [](Model<S>& model, const std::vector<std::pair<Tensor, Tensor>>& tables) {
+        model.rotations.clear();
+        for (const auto& [cosine, sine] : tables)
+          model.rotations.push_back({cosine.to(at::kFloat).contiguous(), sine.to(at::kFloat).contiguous()});
+      })
+      .def("step", &Model<S>::step, free);
+  m.def(("argmax_" + dtype).c_str(), &argmax_rows<S>, free);
+  m.def(("detour_" + dtype).c_str(), &detour<S>, free);
+  m.def(("attention_" + dtype).c_str(), &paged_attention<S>, free);
+  m.def(("rms_norm_" + dtype).c_str(), &norm_rows<S>, free);
+  m.def(("rotate_" + dtype).c_str(), &rotate_rows<S>, free);
+  m.def(("gated_" + dtype).c_str(), &gated_rows<S>, free);
+}
+
+PYBIND11_MODULE(graft_kernels, m) {
+  py::class_<Shape>(m, "Shape")
+      .def(py::init([](int64_t hidden, int64_t intermediate, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                       int64_t rotary, double epsilon, double scale, double softcap, double final_softcap,
+                       std::string activation) {
+             return Shape{hidden, intermediate, heads, kv_heads, head_dim, rotary,
+                          epsilon, scale, softcap, final_softcap, std::move(activation)};
+           }),
+           py::kw_only(), py::arg("hidden"), py::arg("intermediate"), py::arg("heads"), py::arg("kv_heads"),
+           py::arg("head_dim"), py::arg("rotary"), py::arg("epsilon"), py::arg("scale"), py::arg("softcap"),
+           py::arg("final_softcap"), py::arg("activation"));
+  py::class_<Run>(m, "Run").def(py::init([](int64_t owner, int64_t length, int64_t start, int64_t position,
+                                            int64_t logits) { return Run{owner, length, start, position, logits}; }));
+  m.attr("LAYER_TAPS") = (int)kLayerTaps;
+  m.attr("HEAD_TAPS") = (int)kHeadTaps;
+  m.attr("NATIVE_BF16") =
+#ifdef GRAFT_NATIVE_BF16
+      true;
+#else
+      false;
+#endif
+  bind<float>(m, "float32");
+  bind<bf16>(m, "bfloat16");
+}
