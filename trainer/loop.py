@@ -17,62 +17,62 @@ from graft.hub.metrics import Score
 from graft.trainer.checkpointing import recomputing
 from graft.trainer.config import RunConfig
 from graft.trainer.data import Pack, Sequence, passes
+from graft.trainer.learner import Learner
 from graft.trainer.passes import running
-from graft.trainer.trainee import Trainee
 
 
 class Watcher(Protocol):
     """Whoever wants to know: a progress bar, a log, a checkpoint writer."""
 
-    def stepped(self, trainee: Trainee, seconds: float) -> None: ...
+    def stepped(self, learner: Learner, seconds: float) -> None: ...
 
-    def evaluated(self, trainee: Trainee, score: Score) -> None: ...
+    def evaluated(self, learner: Learner, score: Score) -> None: ...
 
-    def round_ended(self, trainees: list[Trainee]) -> None:
+    def round_ended(self, learners: list[Learner]) -> None:
         """All adapters have made their step: a moment from which training can be continued."""
         ...
 
 
 def train_all(
     base: Base,
-    trainees: list[Trainee],
+    learners: list[Learner],
     run: RunConfig,
     watchers: list[Watcher],
-    evaluate: Callable[[Trainee], Score | None],
+    evaluate: Callable[[Learner], Score | None],
 ) -> None:
     """Train until every adapter is done. `evaluate` scores one as it stands (None: it has no evaluation data)."""
-    with recomputing(base, run.checkpoint_layers, [trainee.dropout for trainee in trainees]):
-        while active := [trainee for trainee in trainees if not trainee.done]:
+    with recomputing(base, run.checkpoint_layers, [learner.dropout for learner in learners]):
+        while active := [learner for learner in learners if not learner.done]:
             started = time.monotonic()
             train_step(base, active, run)
             seconds = time.monotonic() - started
-            for trainee in active:
+            for learner in active:
                 for watcher in watchers:
-                    watcher.stepped(trainee, seconds)
-                _maybe_evaluate(trainee, evaluate, watchers)
+                    watcher.stepped(learner, seconds)
+                _maybe_evaluate(learner, evaluate, watchers)
             for watcher in watchers:
-                watcher.round_ended(trainees)
+                watcher.round_ended(learners)
 
 
-def train_step(base: Base, trainees: list[Trainee], run: RunConfig) -> None:
+def train_step(base: Base, learners: list[Learner], run: RunConfig) -> None:
     """One optimiser step of every adapter."""
-    owned = [trainee.next_batch() for trainee in trainees]
+    owned = [learner.next_batch() for learner in learners]
     learned = [sum(sequence.learned for sequence in own) for own in owned]
-    losses = torch.zeros(len(trainees))
-    for part in passes(owned, [trainee.virtual for trainee in trainees], run.rows_per_pass):
-        _one_pass(base, trainees, part, learned, losses)
-    for trainee, own, loss in zip(trainees, owned, losses.tolist(), strict=True):
-        trainee.update(loss, sum(len(sequence.ids) for sequence in own))
+    losses = torch.zeros(len(learners))
+    for part in passes(owned, [learner.virtual for learner in learners], run.rows_per_pass):
+        _one_pass(base, learners, part, learned, losses)
+    for learner, own, loss in zip(learners, owned, losses.tolist(), strict=True):
+        learner.update(loss, sum(len(sequence.ids) for sequence in own))
 
 
 def _one_pass(
-    base: Base, trainees: list[Trainee], part: list[list[Sequence]], learned: list[int], losses: torch.Tensor
+    base: Base, learners: list[Learner], part: list[list[Sequence]], learned: list[int], losses: torch.Tensor
 ) -> None:
     """Add a pass's gradients to each adapter's own, and its losses to `losses`."""
     present = [i for i, own in enumerate(part) if own]
-    forms = [trainees[i].forms(base) for i in present]
+    forms = [learners[i].forms(base) for i in present]
     pack = Pack(tuple(tuple(part[i]) for i in present))
-    with running(base, pack, forms, [trainees[i].dropout for i in present]) as (logits, rows):
+    with running(base, pack, forms, [learners[i].dropout for i in present]) as (logits, rows):
         surprise = F.cross_entropy(logits.float(), rows.targets, reduction="none").split(rows.logit_counts)
         # the mean over an adapter's completion tokens of the whole step, whatever the passes
         shares = [values.sum() / learned[i] for i, values in zip(present, surprise, strict=True)]
@@ -80,12 +80,12 @@ def _one_pass(
     losses[present] += torch.stack(shares).detach().cpu()
 
 
-def _maybe_evaluate(trainee: Trainee, evaluate, watchers: list[Watcher]) -> None:
-    every = trainee.recipe.eval_every
-    if every is None or trainee.progress.stopped or trainee.progress.step % every:
+def _maybe_evaluate(learner: Learner, evaluate, watchers: list[Watcher]) -> None:
+    every = learner.recipe.eval_every
+    if every is None or learner.progress.stopped or learner.progress.step % every:
         return
-    found = evaluate(trainee)
+    found = evaluate(learner)
     if found is not None:
-        trainee.evaluated(found)
+        learner.evaluated(found)
         for watcher in watchers:
-            watcher.evaluated(trainee, found)
+            watcher.evaluated(learner, found)

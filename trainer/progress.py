@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from graft.hub.metrics import Score
-from graft.trainer.trainee import Trainee
+from graft.trainer.learner import Learner
 
 _SMOOTHING = 0.9  # of the loss that is shown
 
@@ -33,25 +33,25 @@ class Bars:
     def __exit__(self, *_) -> None:
         self._progress.stop()
 
-    def stepped(self, trainee: Trainee, seconds: float) -> None:
-        name, progress = trainee.name, trainee.progress
+    def stepped(self, learner: Learner, seconds: float) -> None:
+        name, progress = learner.name, learner.progress
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
         if progress.history:
             latest = progress.history[-1]["loss"]
             self._loss[name] = _SMOOTHING * self._loss.get(name, latest) + (1 - _SMOOTHING) * latest
-        self._show(trainee)
+        self._show(learner)
 
-    def evaluated(self, trainee: Trainee, score: Score) -> None:
-        self._score[trainee.name] = f"{score.metric} {score.value:.3f}"
-        self._show(trainee)
+    def evaluated(self, learner: Learner, score: Score) -> None:
+        self._score[learner.name] = f"{score.metric} {score.value:.3f}"
+        self._show(learner)
 
-    def round_ended(self, trainees: list[Trainee]) -> None:
+    def round_ended(self, learners: list[Learner]) -> None:
         pass
 
-    def _show(self, trainee: Trainee) -> None:
-        name, progress = trainee.name, trainee.progress
+    def _show(self, learner: Learner) -> None:
+        name, progress = learner.name, learner.progress
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=trainee.total_steps, facts="")
+            self._tasks[name] = self._progress.add_task(name, total=learner.total_steps, facts="")
         speed = progress.tokens / self._seconds[name] if self._seconds.get(name) else 0.0
         facts = [f"loss {self._loss.get(name, float('nan')):.3f}", f"{speed:,.0f} tok/s", self._score.get(name, "")]
         if progress.stopped:

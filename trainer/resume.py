@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from graft.hub.errors import GraftError
 from graft.hub.metrics import Score
-from graft.trainer.trainee import Trainee
+from graft.trainer.learner import Learner
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 
@@ -26,20 +26,20 @@ def training_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.training")
 
 
-def save_checkpoint(trainee: Trainee, out: Path, data_hash: str) -> None:
+def save_checkpoint(learner: Learner, out: Path, data_hash: str) -> None:
     """Write the state whole: into a new folder, which then takes the old one's place."""
     folder = training_folder(out)
     fresh = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    tensors, facts = trainee.state()
+    tensors, facts = learner.state()
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, fresh / _TENSORS)
-    (fresh / _FACTS).write_text(json.dumps({**facts, "told": _told(trainee, data_hash)}))
+    (fresh / _FACTS).write_text(json.dumps({**facts, "told": _told(learner, data_hash)}))
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 
 
-def load_checkpoint(trainee: Trainee, out: Path, data_hash: str) -> bool:
+def load_checkpoint(learner: Learner, out: Path, data_hash: str) -> bool:
     """Continue from a checkpoint; False where there is none.
 
     Raises GraftError where it belongs to another method, recipe or data, or can't be read.
@@ -53,13 +53,13 @@ def load_checkpoint(trainee: Trainee, out: Path, data_hash: str) -> bool:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, ValueError, SafetensorError) as error:
         raise GraftError(f"The checkpoint {folder} can't be read ({error}). Remove it to start again.") from None
-    now = json.loads(json.dumps(_told(trainee, data_hash)))
+    now = json.loads(json.dumps(_told(learner, data_hash)))
     if different := sorted(key for key in now if now[key] != facts["told"].get(key)):
         raise GraftError(
             f"The checkpoint {folder} was made with another {different[0]} "
             f"({facts['told'].get(different[0])!r}, now {now[different[0]]!r}). Train with the same, or remove it."
         )
-    trainee.load_state(tensors, facts)
+    learner.load_state(tensors, facts)
     return True
 
 
@@ -68,13 +68,8 @@ def drop_checkpoint(out: Path) -> None:
     shutil.rmtree(training_folder(out), ignore_errors=True)
 
 
-def _told(trainee: Trainee, data_hash: str) -> dict:
-    return {
-        "method": trainee.method.name,
-        "options": asdict(trainee.config),
-        "data": data_hash,
-        **asdict(trainee.recipe),
-    }
+def _told(learner: Learner, data_hash: str) -> dict:
+    return {**learner.described(), "data": data_hash, **asdict(learner.recipe)}
 
 
 class Keeper:
@@ -102,13 +97,13 @@ class Keeper:
             raise KeyboardInterrupt
         self._asked = True
 
-    def stepped(self, trainee: Trainee, seconds: float) -> None:
+    def stepped(self, learner: Learner, seconds: float) -> None:
         pass
 
-    def evaluated(self, trainee: Trainee, score: Score) -> None:
+    def evaluated(self, learner: Learner, score: Score) -> None:
         pass
 
-    def round_ended(self, trainees: list[Trainee]) -> None:
+    def round_ended(self, learners: list[Learner]) -> None:
         self._rounds += 1
         if self._asked or (self._every and self._rounds % self._every == 0):
             self._save()

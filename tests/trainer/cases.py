@@ -46,7 +46,7 @@ def trainee(base, data, method="lora", recipe=RECIPE, **options):
     options = {**ALL.get(method, {}), **options}
     return prepare(
         base, AdapterPlan(method, data, Path("nowhere"), name=method, options=options, recipe=recipe)
-    ).trainee
+    ).learner
 
 
 class Watching:

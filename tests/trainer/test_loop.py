@@ -12,8 +12,8 @@ from graft.hub.detours import Rows, Stack, Step
 from graft.hub.forms import InputRows
 from graft.hub.methods import METHODS
 from graft.trainer.config import RunConfig, TrainConfig
+from graft.trainer.learner import rate_factor
 from graft.trainer.loop import train_all, train_step
-from graft.trainer.trainee import rate_factor
 from tests.trainer.cases import ALL, RECIPE, trainee
 
 

@@ -19,7 +19,7 @@ from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
 from graft.trainer.data import Pack
 from graft.trainer.passes import running, served
 from graft.trainer.resume import training_folder
-from graft.trainer.run import prepare
+from graft.trainer.run import read_data
 from tests.trainer.cases import ALL, RECIPE, ROWS, Watching, plan, write_rows
 
 
@@ -190,9 +190,9 @@ def test_a_full_disk_leaves_no_broken_artifact(llama, data, tmp_path, monkeypatc
 def test_the_evaluation_is_kept_out_of_the_training(llama, tmp_path):
     both = write_rows(tmp_path / "both.jsonl", ROWS)
     some = write_rows(tmp_path / "some.jsonl", ROWS[:5])
-    ready = prepare(llama, plan(both, tmp_path / "out", eval_data=some))
+    found = read_data(llama, plan(both, tmp_path / "out", eval_data=some))
     seen = {row["prompt"] for row in ROWS[:5]}
-    assert ready.train and not seen & {example.prompt for example in ready.train}
+    assert found.train and not seen & {example.prompt for example in found.train}
 
 
 def test_rows_per_pass_does_not_change_the_artifact(llama, data, tmp_path):

@@ -1,0 +1,116 @@
+"""Full fine-tuning and last-k-layers: what PEFT is compared with. They change the base itself.
+
+`method=full` trains every weight, `method=last-layers` the last k decoder layers and the final norm (the cheap
+idea that PEFT replaces). Masters, gradients and both Adam moments are float32, as the literature counts them. What
+they leave is a base folder of its own, as large as the base: it can be served, never mixed with others.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from graft.hub.base import Base, describe, record
+from graft.hub.errors import GraftError
+from graft.hub.forms import Form
+from graft.trainer.config import RunConfig
+from graft.trainer.data import sequences_of
+from graft.trainer.learner import Learner
+from graft.trainer.loop import Watcher
+from graft.trainer.plan import BASELINES, AdapterPlan
+from graft.trainer.provenance import provenance_of
+from graft.trainer.run import Job, Outcome, read_data, run_jobs
+
+LEARNING_RATES = {"full": 2e-5, "last-layers": 1e-4}
+_LAST_LAYERS = 2
+
+
+class Baseline(Learner):
+    """The base's own weights as what learns. Where the base computes in bf16, float32 masters stand behind it."""
+
+    def __init__(self, plan: AdapterPlan, layers: int | None, sequences, base: Base):
+        self.method, self.layers = plan.method, layers
+        self._own = trained_weights(base, layers)
+        for weight in self._own:
+            weight.requires_grad_(True)
+        masters = [
+            weight if weight.dtype == torch.float32 else weight.detach().float().requires_grad_()
+            for weight in self._own
+        ]
+        rate = plan.recipe.learning_rate or LEARNING_RATES[plan.method]
+        super().__init__(plan.label, plan.recipe, rate, masters, sequences, base.device)
+
+    def forms(self, base: Base) -> tuple[Form, ...]:
+        return ()
+
+    def described(self) -> dict[str, Any]:
+        return {"method": self.method, "variant": "", "config": {"layers": self.layers}}
+
+    def gather_gradients(self) -> None:
+        for master, weight in zip(self.weights, self._own, strict=True):
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad = None
+            master.grad = gradient.float()
+
+    def weights_changed(self) -> None:
+        with torch.no_grad():
+            for master, weight in zip(self.weights, self._own, strict=True):
+                if master is not weight:
+                    weight.copy_(master)
+
+
+def trained_weights(base: Base, layers: int | None) -> list[nn.Parameter]:
+    """All of the base's parameters, or those of its last `layers` layers and final norm."""
+    if layers is None:
+        return list(base.model.parameters())
+    parts = base.spec.parts
+    stack = base.model.get_submodule(parts.layers)
+    chosen = [*list(stack)[-layers:], base.model.get_submodule(parts.final_norm)]
+    return [weight for module in chosen for weight in module.parameters()]
+
+
+def train_baseline(
+    base: Base,
+    plan: AdapterPlan,
+    run: RunConfig | None = None,
+    *,
+    watchers: Sequence[Watcher] = (),
+    resume: bool = False,
+) -> Outcome:
+    """Train `base` itself (it is no longer the base it was) and write it to the plan's folder.
+
+    Raises GraftError for options that the baseline does not have.
+    """
+    if plan.method not in BASELINES:
+        raise GraftError(f"{plan.method} is no baseline; those are {', '.join(BASELINES)}.")
+    layers = _layers(plan.method, plan.options, base)
+    data = read_data(base, plan)
+    limit = min(plan.recipe.max_length or base.spec.max_positions, base.spec.max_positions)
+    learner = Baseline(plan, layers, sequences_of(data.train, base.tokenizer, limit), base)
+    (outcome,) = run_jobs(base, [Job(plan, learner, data, limit)], run or RunConfig(), watchers, resume, _save)
+    return outcome
+
+
+def _layers(method: str, options: Mapping[str, str], base: Base) -> int | None:
+    known = {"full": (), "last-layers": ("layers",)}[method]
+    if unknown := sorted(options.keys() - set(known)):
+        raise GraftError(f"{method} has no option {unknown[0]!r}. Its options: {', '.join(known) or 'none'}.")
+    if method == "full":
+        return None
+    text = options.get("layers", str(_LAST_LAYERS))
+    if not text.isdigit() or not 1 <= int(text) <= base.spec.num_layers:
+        raise GraftError(f"last-layers: layers must lie in 1..{base.spec.num_layers}, not {text!r}.")
+    return int(text)
+
+
+def _save(base: Base, job: Job, outcome: Outcome) -> None:
+    """Write the changed base as a base folder; it is another base now, under a fingerprint of its own."""
+    out = job.plan.out
+    out.mkdir(parents=True, exist_ok=True)
+    provenance = provenance_of(base, job.plan, job.learner, job.data, outcome)
+    (out / "graft.json").write_text(json.dumps(provenance, indent=2))
+    base.model.save_pretrained(out)
+    base.tokenizer.save_pretrained(out)
+    record(out, describe(base.model, base.tokenizer, None))
