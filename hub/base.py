@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
 from graft.hub.arch import Parts, family_parts
 from graft.hub.attach import Attachment
 from graft.hub.attention import ATTENTION, AttentionContext
@@ -17,9 +21,6 @@ from graft.hub.detours import Step
 from graft.hub.errors import BaseModelError
 from graft.hub.identity import fingerprint
 from graft.hub.spec import BaseSpec, ModuleSpec
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 RECORD = "graft-base.json"  # beside the weights: the id given at import, and the manifest
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -98,7 +99,7 @@ def load_base(folder: str | Path, *, dtype: str | None = None, device: str | Non
     Raises BaseModelError with the reason when the folder is missing, unreadable or of an unknown family.
     """
     source = str(folder)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _usable_device(device)
     if dtype is not None and dtype not in DTYPES:
         raise BaseModelError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
     if Path(source).exists() and not (Path(source) / "config.json").exists():
@@ -119,6 +120,20 @@ def load_base(folder: str | Path, *, dtype: str | None = None, device: str | Non
     except (OSError, ValueError) as error:
         raise BaseModelError(f"Can't load the base {source}: {_first_line(error)}") from error
     return Base(model.to(device), tokenizer, recorded_id(source))
+
+
+def _usable_device(name: str | None) -> str:
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise BaseModelError(
+            f"There is no device {name!r}. Use cpu, cuda, or one GPU of several such as cuda:1."
+        ) from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BaseModelError(f"The device {name!r} was asked for, but this torch sees no CUDA GPU. Use cpu.")
+    return name
 
 
 def default_dtype(device: str) -> torch.dtype:

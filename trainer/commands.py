@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from graft.hub.errors import GraftError
 from graft.trainer.config import SCHEDULES, RunConfig, TrainConfig
-from graft.trainer.plan import AdapterPlan, Plan, check_against_spec, check_plan, read_plan
+from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, read_plan
 
 console = Console(stderr=True)
 _RECIPE_FLAGS = {f.name for f in fields(TrainConfig)}
@@ -108,25 +109,34 @@ def _check_early(plan: Plan) -> None:
     spec = recorded_spec(plan.base)
     if spec is not None:
         check_against_spec(plan, spec)
-    for adapter in plan.adapters:
-        load_examples(adapter.data)
-        if adapter.eval_data:
-            load_examples(adapter.eval_data)
+    for path in {path for adapter in plan.adapters for path in (adapter.data, adapter.eval_data) if path}:
+        load_examples(path)
 
 
-def _run(plan: Plan, resume: bool, quiet: bool):
-    from contextlib import nullcontext
-
+def _run(plan: Plan, resume: bool, quiet: bool) -> list:
+    """All PEFT adapters in one batched run, then each baseline on a base of its own, which it changes."""
     from graft.hub.base import load_base
+    from graft.trainer.baselines import train_baseline
     from graft.trainer.progress import Bars
     from graft.trainer.run import train as train_adapters
 
-    base = load_base(plan.base, dtype=plan.run.dtype, device=plan.run.device)
+    def fresh_base():
+        return load_base(plan.base, dtype=plan.run.dtype, device=plan.run.device)
+
+    base = fresh_base()
+    check_against_spec(plan, base.spec)
+    adapters = [adapter for adapter in plan.adapters if adapter.method not in BASELINES]
+    baselines = [adapter for adapter in plan.adapters if adapter.method in BASELINES]
     with nullcontext() if quiet else Bars(console) as bars:
+        watchers = [bars] if bars else []
         try:
-            return train_adapters(base, plan.adapters, plan.run, watchers=[bars] if bars else [], resume=resume)
+            done = train_adapters(base, adapters, plan.run, watchers=watchers, resume=resume) if adapters else []
+            for i, baseline in enumerate(baselines):
+                own = base if i == 0 else fresh_base()  # the first takes the loaded one: nobody needs it any more
+                done.append(train_baseline(own, baseline, plan.run, watchers=watchers, resume=resume))
         except KeyboardInterrupt:
             raise GraftError("Interrupted. Continue with the same command and --resume.") from None
+    return done
 
 
 def _print(outcomes) -> None:

@@ -1,0 +1,137 @@
+"""`graft train` as a user types it: artifacts, JSON, plans, and every mistake answered in one line."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from graft.hub.artifact import load_artifact
+from graft.hub.base import load_base
+from graft.hub.cli import main
+from tests.trainer.cases import write_rows
+
+FAST = ["--steps", "2", "--batch-size", "3", "--dtype", "float32"]
+
+
+def graft(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_one_adapter_from_flags(base_folder, data, held_out, tmp_path):
+    out = tmp_path / "out"
+    flags = ["--base", base_folder, "--method", "lora", "--task", "letters", "--data", data, "--eval-data", held_out]
+    done = graft("train", *flags, "--out", out, "--set", "r=4", "--set", "dora=true", "--json", *FAST)
+    assert done.exit_code == 0, done.output
+    (outcome,) = json.loads(done.stdout)
+    assert outcome["folder"] == str(out) and outcome["score"]["n"] == 3 and outcome["steps"] == 2
+    artifact = load_artifact(out, load_base(base_folder, dtype="float32", device="cpu").spec)
+    assert artifact.config.r == 4 and artifact.config.dora
+
+
+def test_a_table_for_people(base_folder, data, tmp_path):
+    done = graft("train", "--base", base_folder, "--method", "ia3", "--data", data, "--out", tmp_path / "out", *FAST)
+    assert done.exit_code == 0 and "Trained" in done.stdout and "ia3" in done.stdout
+
+
+def test_a_plan_trains_many_and_a_baseline(base_folder, data, held_out, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        f"""
+base = "{base_folder}"
+dtype = "float32"
+[defaults]
+task = "letters"
+data = "{data}"
+steps = 2
+batch_size = 3
+[[adapter]]
+method = "lora"
+out = "{tmp_path}/a"
+set = {{ r = 2, rslora = true, targets = ["q_proj", "v_proj"] }}
+[[adapter]]
+name = "soft"
+method = "prompt"
+out = "{tmp_path}/b"
+eval_data = "{held_out}"
+learning_rate = 0.1
+set = {{ tokens = 3 }}
+[[adapter]]
+method = "last-layers"
+out = "{tmp_path}/c"
+set = {{ layers = 1 }}
+"""
+    )
+    done = graft("train", "--plan", plan, "--json")
+    assert done.exit_code == 0, done.output
+    _, second, third = json.loads(done.stdout)
+    assert (second["name"], third["method"]) == ("soft", "last-layers")
+    spec = load_base(base_folder, device="cpu").spec
+    artifact = load_artifact(tmp_path / "a", spec)
+    assert artifact.config.targets == ("q_proj", "v_proj") and artifact.provenance["task"] == "letters"
+    assert load_artifact(tmp_path / "b", spec).provenance["learning_rate"] == 0.1
+    assert load_base(tmp_path / "c", device="cpu").spec.parameters == spec.parameters
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (("--method", "lorra"), "Unknown method 'lorra'"),
+        (("--set", "rank=8"), "no option 'rank'"),
+        (("--set", "r=0"), "r must be a number greater than 0"),
+        (("--set", "targets=nope"), "nope"),
+        (("--data", "/nowhere.jsonl"), "can't be read"),
+        (("--base", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("--max-length", "100000"), "256 positions"),
+        (("--steps", "0"), "steps must be a number greater than 0"),
+        (("--eval-every", "1"), "needs evaluation data"),
+        (("--device", "abacus"), "abacus"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_exit_1(base_folder, data, tmp_path, change, words):
+    flags = {"--base": base_folder, "--method": "lora", "--data": data, "--out": tmp_path / "out", "--steps": "2"}
+    flags[change[0]] = change[1]
+    done = graft("train", *[part for pair in flags.items() for part in pair])
+    assert done.exit_code == 1 and words in done.stderr and "Traceback" not in done.output
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_usage_exits_2(base_folder, data, tmp_path):
+    assert graft("train", "--method", "lora").exit_code == 2
+    assert graft("train", "--no-such-flag").exit_code == 2
+    plan = tmp_path / "plan.toml"
+    plan.write_text("base = 'x'")
+    clash = graft("train", "--plan", plan, "--method", "lora")
+    assert clash.exit_code == 2 and "exclude each other" in clash.stderr
+    flags = ["--base", base_folder, "--method", "lora", "--data", data, "--out", tmp_path / "out", "--set", "r"]
+    assert graft("train", *flags).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("base = ", "not valid TOML"),
+        ("x = 1\nbase = 'b'", "unknown key 'x'"),
+        ("base = 'b'", "plans no adapter"),
+        ("[[adapter]]\nmethod = 'lora'", "names no base"),
+        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'", "lacks out"),
+        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nlr = 1", "unknown key 'lr'"),
+        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nsteps = 'x'", "steps must be a number"),
+        (
+            "base = 'b'\n[defaults]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\n[[adapter]]\n[[adapter]]",
+            "Two adapters of the plan",
+        ),
+    ],
+)
+def test_bad_plans_are_named(tmp_path, text, words):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(text)
+    done = graft("train", "--plan", plan)
+    assert done.exit_code == 1 and words in done.stderr
+
+
+def test_a_bad_line_is_named_before_the_base_is_loaded(base_folder, tmp_path):
+    data = write_rows(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a"}])
+    done = graft("train", "--base", base_folder, "--method", "lora", "--data", data, "--out", tmp_path / "out")
+    assert done.exit_code == 1 and 'd.jsonl, line 2: there is no "completion"' in done.stderr
+    assert "Loading" not in done.output
