@@ -1,0 +1,85 @@
+"""Adapters for the benchmarks: every kind at benchmark sizes, random weights from fixed seeds.
+
+Random weights measure speed and memory, not quality. The folders are what `graft train` would leave, so PEFT and
+vLLM load the LoRAs as they are. They are made once and kept in a cache folder.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graft.hub.artifact import save_artifact
+from graft.hub.base import load_base, recorded_spec
+from graft.hub.methods import get_method
+from graft.hub.spec import BaseSpec
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One kind of adapter at one size."""
+
+    name: str
+    method: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+# Bottlenecks are sized to come close to the LoRA r=16 (on SmolLM2-135M 8.9 of 9.8 MB in bf16), and not above it.
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        *(Recipe(f"lora-r{r}", "lora", {"r": str(r), "alpha": str(2 * r)}) for r in (4, 8, 16, 32, 64)),
+        Recipe("dora-r16", "lora", {"r": "16", "alpha": "32", "dora": "true"}),
+        Recipe("series", "series", {"placement": "houlsby", "bottleneck": "64"}),
+        Recipe("pfeiffer", "series", {"placement": "pfeiffer", "bottleneck": "128"}),
+        Recipe("parallel", "parallel", {"bottleneck": "128"}),
+        Recipe("prompt", "prompt", {"tokens": "20"}),
+        Recipe("ptuning", "ptuning", {"tokens": "20"}),
+        Recipe("prefix", "prefix", {"tokens": "20"}),
+        Recipe("ia3", "ia3"),
+        Recipe("bitfit", "bitfit"),
+    )
+}
+SIX_KINDS = ("lora-r16", "series", "parallel", "prefix", "prompt", "ia3")
+SOFT_PROMPTS = ("prompt", "ptuning", "prefix")
+
+# What a tensor's name says of its values: (pattern, mean, standard deviation). The first match counts.
+_VALUES = (
+    (r"lora_A", 0.0, 0.04),
+    (r"magnitude", 1.0, 0.02),
+    (r"ia3_l", 1.0, 0.02),
+    (r"prompt_embeddings", 0.0, 0.1),
+    (r"", 0.0, 0.02),
+)
+
+
+def make(kinds: Sequence[str], count: int, base: Path, cache: Path) -> list[Path]:
+    """`count` distinct adapters, the i-th of kind i mod len(kinds); their folders, made where missing."""
+    spec = recorded_spec(base) or load_base(base).spec
+    return [_one(RECIPES[kinds[i % len(kinds)]], i, spec, cache / "adapters") for i in range(count)]
+
+
+def largest_bytes(folders: Sequence[Path]) -> int:
+    """Bytes of the largest weights file."""
+    return max(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+
+
+def _one(recipe: Recipe, number: int, spec: BaseSpec, cache: Path) -> Path:
+    made_of = sha256(repr((recipe, _VALUES)).encode()).hexdigest()[:8]
+    folder = cache / spec.fingerprint[:12] / f"{recipe.name}-{made_of}-{number:03d}"
+    if not any(folder.glob("*.safetensors")):
+        method = get_method(recipe.method)
+        config = method.from_options(recipe.options, spec)
+        draw = torch.Generator().manual_seed(1000 + number)
+        tensors = {name: _value(name, shape, draw) for name, shape in method.shapes(config, spec).items()}
+        save_artifact(folder, method, config, tensors, spec)
+    return folder
+
+
+def _value(name: str, shape: tuple[int, ...], draw: torch.Generator) -> Any:
+    mean, deviation = next((mean, deviation) for pattern, mean, deviation in _VALUES if re.search(pattern, name))
+    return (mean + deviation * torch.randn(shape, generator=draw)).to(torch.bfloat16)

@@ -1,0 +1,53 @@
+"""Pictures of results, made from their JSON: SVG, no styling beyond what helps to read them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import median_of
+from matplotlib import pyplot, rcParams
+
+rcParams["svg.hashsalt"] = "graft"  # the same figures give the same file
+_COLOURS = {"graft": "#1b7f5c", "transformers": "#b08d2f", "peft": "#b5502e", "vllm": "#4660a8"}
+_METADATA = {"Date": None}
+
+
+def bars(result: Mapping[str, Any], path: Path, key: str = "tokens_per_s", label: str = "output tokens / s") -> None:
+    """One horizontal bar a row."""
+    values = {row: median_of(samples, key) for row, samples in result["samples"].items()}
+    rows = {row: value for row, value in values.items() if value is not None}
+    figure, axes = pyplot.subplots(figsize=(8, 0.34 * len(rows) + 1.0))
+    drawn = axes.barh(list(rows), list(rows.values()), color=[_colour(row) for row in rows])
+    axes.bar_label(drawn, fmt="%.0f", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    _finish(figure, axes, path)
+
+
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, float]]], path: Path, *, x: str, y: str, logarithmic: bool = True
+) -> None:
+    """One line a name, [(x, y), ...]."""
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name, color=_colour(name))
+    if logarithmic:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({point[0] for points in lines.values() for point in points}))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False)
+    _finish(figure, axes, path)
+
+
+def _colour(name: str) -> str | None:
+    return _COLOURS.get(name.split()[0])
+
+
+def _finish(figure: Any, axes: Any, path: Path) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata=_METADATA)
+    pyplot.close(figure)

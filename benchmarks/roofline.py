@@ -1,0 +1,97 @@
+"""What the machine allows: memory bandwidth and matrix rates at the base's shapes, and the workload's time from them.
+
+Prints JSON: the rates, and output tokens a second for the base alone and with distinct adapters. "realistic" adds up
+arithmetic at the rate a product of that batch reaches and the bytes of keys, values and adapters; "ideal" lets
+arithmetic at full rate and all memory traffic overlap perfectly. Nothing is assumed to stay in a cache between steps.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Load, Workload, emit
+
+from graft.hub.base import load_base, recorded_spec
+from graft.hub.spec import BaseSpec
+
+_GIGA = 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", required=True, type=Path)
+    parser.add_argument("--workload", default="{}", help="JSON of common.Workload")
+    parser.add_argument("--adapter-bytes", type=float, default=0.0, help="bytes of all adapters together")
+    options = parser.parse_args()
+    spec = recorded_spec(options.base) or load_base(options.base).spec
+    workload = Workload.from_json(options.workload)
+    load = Load()
+    rates = measured_rates(spec, workload.requests)
+    kinds = {"base": 0.0, "adapters": options.adapter_bytes}
+    limits = {name: limits_of(spec, workload, rates, extra) for name, extra in kinds.items()}
+    emit({"rates": rates, **limits, **load.cores()})
+
+
+def measured_rates(spec: BaseSpec, batch: int) -> dict[str, float]:
+    """GB/s of reading memory; GFLOP/s in bf16 of an MLP product with `batch` rows and with 512 rows."""
+    wide = max(module.out_features for name, module in spec.modules.items() if "layers" in name)
+    weight = torch.randn(wide, spec.hidden_size, dtype=torch.bfloat16)
+    large = torch.ones(128_000_000)
+    return {
+        "read_gb_s": large.nbytes / best_seconds(large.sum) / _GIGA,
+        "step_gflops": _product_rate(weight, batch),
+        "prompt_gflops": _product_rate(weight, 512),
+    }
+
+
+def limits_of(spec: BaseSpec, workload: Workload, rates: dict[str, float], adapter_bytes: float) -> dict[str, Any]:
+    """{"ideal", "realistic"}: output tokens a second of the whole workload."""
+    body = sum(m.in_features * m.out_features for m in spec.modules.values() if m.kind == "linear")
+    head = spec.vocab_size * spec.hidden_size
+    body -= head if "lm_head" in spec.modules else 0
+    requests, steps = workload.requests, workload.new_tokens - 1
+    context = workload.prompt_tokens + workload.new_tokens / 2
+    adapter_flops = 2 * adapter_bytes / 2  # bf16: two bytes a parameter, each used once by its own request
+    cache_bytes = requests * context * 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * 2
+    step_flops = 2 * requests * (body + head) + adapter_flops
+    prompt_flops = 2 * requests * (workload.prompt_tokens * body + head) + adapter_flops * workload.prompt_tokens
+    prompt = prompt_flops / rates["prompt_gflops"] / _GIGA
+    moved = cache_bytes + adapter_bytes
+    bandwidth, full = rates["read_gb_s"] * _GIGA, rates["prompt_gflops"] * _GIGA
+    realistic = step_flops / rates["step_gflops"] / _GIGA + moved / bandwidth
+    ideal = max(step_flops / full, (2 * (body + head) + moved) / bandwidth)
+    tokens = workload.output_tokens
+    return {
+        "ideal": round(tokens / (prompt + steps * ideal), 1),
+        "realistic": round(tokens / (prompt + steps * realistic), 1),
+    }
+
+
+def best_seconds(work: Callable[[], Any], repeats: int = 7) -> float:
+    """The fastest of several runs, warmed up: limits, unlike results, are about the undisturbed best."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _product_rate(weight: torch.Tensor, rows: int) -> float:
+    x = torch.randn(rows, weight.shape[1], dtype=weight.dtype)
+    flops = 2 * rows * weight.numel()
+    count = max(5, int(4e9 / flops))
+
+    def work() -> None:
+        for _ in range(count):
+            torch.nn.functional.linear(x, weight)
+
+    return flops * count / best_seconds(work) / _GIGA
+
+
+if __name__ == "__main__":
+    main()

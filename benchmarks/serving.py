@@ -1,0 +1,138 @@
+"""The serving table: one workload without adapters and with every mixture of them, graft and its peers in one run.
+
+    python benchmarks/serving.py --base DIR                                  graft, transformers, PEFT
+    python benchmarks/serving.py --base DIR --peers transformers,peft,vllm   and vLLM in a venv of its own
+
+Writes results/serving.json, results/serving.md and results/serving.svg.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import adapters
+import harness
+import plots
+import report
+import systems
+from common import Workload
+from harness import BENCHMARKS, CACHE, Ratio, System
+
+W = Workload()
+ALONE = Workload(requests=1)
+
+RATIOS = (
+    Ratio("base only vs vLLM base only", "graft base", "vllm base", 1.0, 1.25),
+    Ratio("base only vs transformers base only", "graft base", "transformers base"),
+    Ratio("one LoRA for all 32 vs own base only", "graft 1 LoRA", "graft base", 0.85, 0.95),
+    Ratio("32 distinct LoRAs vs own base only", "graft 32 LoRAs", "graft base", 0.55, 0.75),
+    Ratio("one request alone, base, vs transformers", "graft base, alone", "transformers base, alone", 2.0, 2.7),
+    Ratio("32 distinct LoRAs vs vLLM the same", "graft 32 LoRAs", "vllm 32 LoRAs", 3.5, 5.0),
+    Ratio("one LoRA for all 32 vs vLLM the same", "graft 1 LoRA", "vllm 1 LoRA"),
+    Ratio("32 distinct LoRAs vs PEFT mixed batch", "graft 32 LoRAs", "peft 32 LoRAs", 10.0, 15.0),
+    Ratio("32 adapters of 6 kinds vs 32 LoRAs", "graft 6 kinds", "graft 32 LoRAs", 0.9, 1.0),
+    Ratio("soft prompts (20 virtual tokens) vs own base only", "graft soft prompts", "graft base", 0.95, 1.0),
+    Ratio("adapters loaded but unused vs plain base", "graft unused", "graft base", 0.97),
+    Ratio("vLLM: 32 distinct LoRAs vs its base only", "vllm 32 LoRAs", "vllm base"),
+    Ratio("PEFT: 32 distinct LoRAs vs transformers base only", "peft 32 LoRAs", "transformers base"),
+)
+ROOFS = (
+    ("base only", "graft base", "base", 0.55, 0.75),
+    ("32 distinct LoRAs", "graft 32 LoRAs", "adapters", 0.55, 0.75),
+)
+
+
+def main() -> None:
+    options = arguments()
+    rows = harness.chosen(all_rows(options), options.only)
+    before = harness.earlier(options, "serving")
+    for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
+        result = report.envelope("serving", options, workload=asdict(W), samples=samples)
+        report.write(options.out, result, markdown(result))
+        plots.bars(result, options.out / "serving.svg")
+    print((options.out / "serving.md").read_text())
+
+
+def all_rows(options: argparse.Namespace) -> list[System]:
+    base, peers = options.base, systems.peers_of(options.peers)
+    loras = adapters.make(["lora-r16"], W.requests, Path(base), CACHE)
+    bytes_of_all = sum(adapters.largest_bytes([folder]) for folder in loras)
+    six = adapters.make(adapters.SIX_KINDS, W.requests, Path(base), CACHE)
+    soft = adapters.make(adapters.SOFT_PROMPTS, W.requests, Path(base), CACHE)
+    assert adapters.largest_bytes(six) <= adapters.largest_bytes(loras)
+    limit = (sys.executable, str(BENCHMARKS / "roofline.py"), "--base", base, "--adapter-bytes", str(bytes_of_all))
+    rows = [
+        System("roofline", limit),
+        systems.graft("graft base", base, W),
+        systems.graft("graft unused", base, W, loras, distinct=0),
+        systems.graft("graft 1 LoRA", base, W, loras[:1]),
+        systems.graft("graft 32 LoRAs", base, W, loras),
+        systems.graft("graft 6 kinds", base, W, six),
+        systems.graft("graft soft prompts", base, W, soft),
+        systems.graft("graft base, alone", base, ALONE),
+    ]
+    if "transformers" in peers:
+        rows.append(systems.transformers("transformers base", base, W))
+        rows.append(systems.transformers("transformers base, alone", base, ALONE))
+    if "peft" in peers:
+        rows.append(systems.transformers("peft 1 LoRA", base, W, loras[:1]))
+        rows.append(systems.transformers("peft 32 LoRAs", base, W, loras, repeats=1))
+    if "vllm" in peers:
+        rows.append(systems.vllm("vllm base", base, W, threads=options.threads))
+        rows.append(systems.vllm("vllm 1 LoRA", base, W, loras[:1], threads=options.threads))
+        rows.append(systems.vllm("vllm 32 LoRAs", base, W, loras, threads=options.threads))
+        rows.append(systems.vllm("vllm base, alone", base, ALONE, threads=options.threads))
+    return rows
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Made from the JSON alone."""
+    samples = dict(result["samples"])
+    roofs = [sample for sample in samples.pop("roofline", []) if "rates" in sample]
+    parts = [
+        report.heading(result, "Serving: adapters mixed in one batch"),
+        f"Workload: {W.requests} requests at once, {W.prompt_tokens} random prompt tokens and {W.new_tokens} greedy "
+        "tokens each, bf16; output tokens over wall time, prompts included, loading and warm-up excluded. Each row is "
+        "a process of its own; rows take turns, round after round. LoRAs have r=16 on all linear projections; the six "
+        f"kinds are {', '.join(adapters.SIX_KINDS)}, soft prompts {', '.join(adapters.SOFT_PROMPTS)}, none larger "
+        'than the LoRA. "other cores" is the most CPU that everything else on the machine used during a run.',
+        "",
+        report.serving_table(samples),
+        "## Ratios (of runs in the same round)",
+        "",
+        report.ratio_table(samples, RATIOS),
+        "## Against the machine's limits",
+        "",
+        roofline_table(samples, roofs),
+    ]
+    return "\n".join(parts)
+
+
+def roofline_table(samples: harness.Samples, roofs: list[dict[str, Any]]) -> str:
+    """Share of what benchmarks/roofline.py says the machine allows."""
+    if not roofs:
+        return "Not measured.\n"
+    lines = []
+    for title, row, limit, bar, goal in ROOFS:
+        realistic, ideal = (harness.median_of(roofs, f"{limit}.{kind}") for kind in ("realistic", "ideal"))
+        speed = harness.median_of(samples.get(row, []), "tokens_per_s")
+        share = "-" if speed is None else f"**{speed / realistic:.2f}**"
+        lines.append([title, report.figure(realistic), report.figure(ideal), report.figure(speed), share, bar, goal])
+    rates = ", ".join(
+        f"{name} {report.figure(harness.median_of(roofs, f'rates.{name}'))}" for name in roofs[0]["rates"]
+    )
+    header = ["workload", "realistic limit", "ideal limit", "measured", "share of realistic", "bar", "goal"]
+    return f"{report.table(header, lines)}\nMeasured rates: {rates}.\n"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    harness.add_arguments(parser)
+    parser.add_argument("--peers", default=systems.DEFAULT_PEERS, help=f"of {', '.join(systems.PEERS)}")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

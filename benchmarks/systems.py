@@ -1,0 +1,51 @@
+"""The command lines of the measured systems: graft, transformers, PEFT, vLLM.
+
+Every function returns a System for one workload and set of adapters; tables put them together.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import venvs
+from common import Workload
+from harness import BENCHMARKS, CACHE, System
+
+PEERS = ("transformers", "peft", "vllm")
+DEFAULT_PEERS = "transformers,peft"
+
+
+def peers_of(text: str) -> set[str]:
+    """Names of a comma-separated list. Raises SystemExit for an unknown one."""
+    names = {name for name in text.split(",") if name}
+    if names - set(PEERS):
+        raise SystemExit(f"error: no peer {sorted(names - set(PEERS))}; peers: {', '.join(PEERS)}")
+    return names
+
+
+def graft(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), distinct: int | None = None) -> System:
+    """`graft bench`; request i on adapter i mod `distinct` (default: all of them; 0: loaded, unused)."""
+    command = [str(Path(sys.executable).parent / "graft"), "bench", "--base", base, "--dtype", "bfloat16", "--json"]
+    command += ["--requests", str(work.requests)]
+    command += ["--prompt-tokens", str(work.prompt_tokens), "--new-tokens", str(work.new_tokens)]
+    if adapters:
+        distinct = len(adapters) if distinct is None else distinct
+        command += ["--adapters", ",".join(map(str, adapters)), "--distinct", str(distinct)]
+    return System(name, tuple(command))
+
+
+def transformers(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *, repeats: int = 3) -> System:
+    """transformers' generate with its best attention and cache, with PEFT where there are adapters."""
+    return System(name, (sys.executable, *_script("peer_transformers.py", base, work, adapters, repeats)))
+
+
+def vllm(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *, threads: int = 2) -> System:
+    """vLLM in its own venv, with the settings it is fastest with."""
+    python = str(venvs.vllm_python(CACHE))
+    command = _script("peer_vllm.py", base, work, adapters, 3)
+    return System(name, (python, *command), venvs.vllm_environment(CACHE, threads))
+
+
+def _script(file: str, base: str, work: Workload, adapters: Sequence[Path], repeats: int) -> tuple[str, ...]:
+    command = [str(BENCHMARKS / file), "--base", base, "--workload", work.to_json(), "--repeats", str(repeats)]
+    return (*command, *(["--adapters", *map(str, adapters)] if adapters else []))
