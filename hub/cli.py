@@ -4,6 +4,7 @@ A GraftError ends as `error: ...` and exit code 1, wrong usage as exit code 2; a
 traceback.
 """
 
+import sqlite3
 from importlib.metadata import EntryPoint, entry_points
 from typing import IO, Any
 
@@ -45,6 +46,8 @@ class Rooms(click.Group):
             return super().invoke(ctx)
         except GraftError as error:
             raise Failure(str(error)) from None
+        except (OSError, sqlite3.OperationalError) as error:  # a full disk, a missing right, a locked file
+            raise Failure(f"{error}. Nothing half-done was left behind.") from None
 
 
 def _listed() -> dict[str, EntryPoint]:

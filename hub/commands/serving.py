@@ -12,7 +12,7 @@ from graft.hub.registry import Registry
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CONNECTIONS = 200
-SEND_BYTES = 1 << 18
+BUFFER_BYTES = 1 << 18
 
 
 @click.group()
@@ -64,7 +64,8 @@ def serve(
             port=port,
             threads=threads,
             connection_limit=CONNECTIONS,
-            send_bytes=SEND_BYTES,
+            send_bytes=BUFFER_BYTES,
+            recv_bytes=BUFFER_BYTES,
             max_request_body_size=MAX_REQUEST_BYTES,
             ident=None,
             _quiet=True,

@@ -1,7 +1,100 @@
-"""The description of graft's own API, from which clients and the fuzz tests are made."""
+"""The description of graft's own API, from which clients and the fuzz tests are made.
+
+The Hugging Face protocol is described by its own clients' documentation and is not repeated here.
+"""
 
 from typing import Any
 
+TEXT: dict[str, Any] = {"type": "string"}
+NAME: dict[str, Any] = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$", "maxLength": 96}
+SLUG: dict[str, Any] = {"type": "string", "pattern": r"^[a-z0-9][a-z0-9-]*$", "maxLength": 64}
+COUNT: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+NUMBER: dict[str, Any] = {"type": "number"}
+
+ADAPTER = "/api/adapters/{namespace}/{name}"
+PATH_PARTS = {"namespace": NAME, "name": NAME, "revision": TEXT, "alias": NAME, "slug": SLUG}
+
+SEARCH = {
+    **dict.fromkeys(("q", "task", "base", "method", "license", "author"), TEXT),
+    "label": {"type": "array", "items": TEXT},
+    "sort": {"enum": ["score", "downloads", "created", "updated", "size", "name"]},
+    "limit": COUNT,
+    "offset": COUNT,
+}
+PROMOTION = {"revision": TEXT, "why": TEXT}
+TASK = {"metric": {"type": "string", "pattern": "^[a-z0-9_-]{1,40}$"}, "description": TEXT, "data": TEXT}
+EVALUATION = {
+    **dict.fromkeys(("task", "data_hash", "metric", "repo", "revision", "digest", "base_fingerprint", "engine"), TEXT),
+    **dict.fromkeys(("value", "low", "high", "seconds"), NUMBER),
+    "n": COUNT,
+    "extra": {"type": "object"},
+}
+
+# (method, path, what it does, query arguments, body fields, required body fields)
+OPERATIONS: tuple[tuple[str, str, str, dict[str, Any], dict[str, Any] | None, tuple[str, ...]], ...] = (
+    ("get", "/health", "Whether the hub works", {}, None, ()),
+    ("get", "/api/adapters", "Search, with facet counts", SEARCH, None, ()),
+    ("get", ADAPTER, "The main revision and what was found in it", {}, None, ()),
+    ("get", f"{ADAPTER}/revision/{{revision}}", "A commit, branch, tag or alias", {}, None, ()),
+    ("get", f"{ADAPTER}/history", "Revisions, refs, and every move of a ref", {}, None, ()),
+    ("get", f"{ADAPTER}/evaluations", "Scores of all its revisions", {}, None, ()),
+    ("put", f"{ADAPTER}/aliases/{{alias}}", "Promote a revision", {}, PROMOTION, ()),
+    ("post", f"{ADAPTER}/aliases/{{alias}}/rollback", "Undo an alias's last move", {}, {"why": TEXT}, ()),
+    ("get", "/api/resolve", "A name, or task:T, as a revision", {"name": TEXT, "base": TEXT}, None, ()),
+    ("get", "/api/tasks", "Every task", {}, None, ()),
+    ("get", "/api/tasks/{slug}", "One task", {}, None, ()),
+    ("put", "/api/tasks/{slug}", "Add a task, or renew its evaluation set (admin)", {}, TASK, ("metric", "data")),
+    ("get", "/api/tasks/{slug}/data", "The evaluation set, JSONL", {}, None, ()),
+    ("get", "/api/tasks/{slug}/leaderboard", "Ranked scores on the present data", {"base": TEXT}, None, ()),
+    ("post", "/api/evaluations", "Record a score", {}, EVALUATION, ("task", "data_hash", "metric", "value", "n")),
+    ("get", "/api/bases", "Recorded bases", {}, None, ()),
+    ("post", "/api/bases", "Record a base's manifest", {}, {"id": TEXT, "fingerprint": TEXT}, ("id", "fingerprint")),
+)
+FAILURES = {
+    "400": "The request can't be understood",
+    "401": "Sign in first",
+    "403": "Not yours to do",
+    "404": "No such thing, or not for you to see",
+    "409": "Contradicts what is stored",
+    "413": "Too large",
+    "422": "The artifact is not sound",
+    "429": "Too many requests",
+}
+ERROR = {"type": "object", "required": ["error"], "properties": {"error": TEXT}}
+
 
 def document() -> dict[str, Any]:
-    return {"openapi": "3.1.0", "info": {"title": "graft hub", "version": "1"}, "paths": {}}
+    """OpenAPI 3.1."""
+    paths: dict[str, Any] = {}
+    for method, path, summary, query, fields, required in OPERATIONS:
+        paths.setdefault(path, {})[method] = _operation(path, summary, query, fields, required)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "graft hub",
+            "version": "1",
+            "description": "Adapters by task and base, scored and versioned.",
+        },
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": {"Error": ERROR},
+        },
+        "paths": paths,
+    }
+
+
+def _operation(
+    path: str, summary: str, query: dict[str, Any], fields: dict[str, Any] | None, required: tuple[str, ...]
+) -> dict[str, Any]:
+    parts = [name for name in PATH_PARTS if f"{{{name}}}" in path]
+    parameters = [{"name": name, "in": "path", "required": True, "schema": PATH_PARTS[name]} for name in parts]
+    parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
+    failure = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    responses: dict[str, Any] = {"200": {"description": "Done"}}
+    responses |= {status: {"description": text, "content": failure} for status, text in FAILURES.items()}
+    found: dict[str, Any] = {"summary": summary, "parameters": parameters, "responses": responses}
+    if fields is not None:
+        schema = {"type": "object", "properties": fields, "required": list(required)}
+        found |= {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+        found |= {"security": [{"token": []}]}
+    return found
