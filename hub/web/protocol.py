@@ -293,6 +293,8 @@ def delete_ref(namespace: str, name: str, kind: str, ref: str) -> Response:
 def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
     """A file, always as an attachment; HEAD carries its true length, for a client takes 0 for an empty file."""
     repo = readable(namespace, name)
+    if _is_empty(repo, revision):
+        raise EntryNotFoundError(f"{repo.name} holds no file yet.")
     found = _revision(repo, revision)
     try:
         file = registry().file(found.id, unquoted(path))

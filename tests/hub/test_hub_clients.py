@@ -1,0 +1,109 @@
+"""Other clients than the installed one: older huggingface_hub versions, the `hf` command, PEFT, and raw LFS.
+
+Old versions are installed once, each into an environment of its own under build/clients.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from graft.hub.access import first_admin
+from graft.hub.registry import Registry
+
+CALLS = Path(__file__).with_name("client_calls.py")
+CLIENTS = Path(__file__).parents[2] / "build" / "clients"
+
+
+def environment(hub: str, token: str, home: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return kept | {"HF_ENDPOINT": hub, "HF_TOKEN": token, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def run(python: str, hub: str, token: str, adapter: Path, home: Path) -> None:
+    done = subprocess.run(
+        [python, str(CALLS), str(adapter)], env=environment(hub, token, home), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_installed_client(hub: str, registry: Registry, adapter: Path, tmp_path: Path) -> None:
+    run(sys.executable, hub, first_admin(registry.db, "ann"), adapter, tmp_path / "home")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["1.2.0", "0.36.0"])
+def test_an_older_client(version: str, hub: str, registry: Registry, adapter: Path, tmp_path: Path) -> None:
+    python = CLIENTS / version / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", CLIENTS / version], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", f"huggingface_hub=={version}"], check=True)
+    run(str(python), hub, first_admin(registry.db, "ann"), adapter, tmp_path / "home")
+
+
+def test_the_hf_command(hub: str, registry: Registry, adapter: Path, tmp_path: Path) -> None:
+    env = environment(hub, first_admin(registry.db, "ann"), tmp_path / "home")
+    hf = Path(sys.executable).with_name("hf")
+    for words in (
+        ["auth", "whoami"],
+        ["upload", "ann/news", str(adapter)],
+        ["download", "ann/news", "--local-dir", str(tmp_path / "out")],
+    ):
+        done = subprocess.run([hf, *words], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() == (adapter / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_peft_pushes_and_loads(hub: str, registry: Registry, tmp_path: Path) -> None:
+    """In a process of its own, since PEFT reads the endpoint when it is imported."""
+    code = (
+        "import torch\nfrom peft import LoraConfig, PeftModel, get_peft_model\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "shape = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,\n"
+        "                    num_key_value_heads=2, vocab_size=100)\n"
+        "model = LlamaForCausalLM(shape)\nmodel.config._name_or_path = 'acme/other'\n"
+        "tuned = get_peft_model(model, LoraConfig(target_modules=['q_proj'], init_lora_weights=False))\n"
+        "ids = torch.arange(9)[None]\nwanted = tuned(ids).logits\ntuned.push_to_hub('ann/peft')\n"
+        "plain = tuned.unload()\nloaded = PeftModel.from_pretrained(plain, 'ann/peft')\n"
+        "assert torch.allclose(loaded(ids).logits, wanted, atol=1e-5)\n"
+    )
+    env = environment(hub, first_admin(registry.db, "ann"), tmp_path / "home")
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert registry.resolve("ann/peft").method == "lora"
+
+
+def test_lfs_is_there_for_those_who_insist(hub: str, registry: Registry, adapter: Path) -> None:
+    token = first_admin(registry.db, "ann")
+    client = httpx.Client(base_url=hub, headers={"Authorization": f"Bearer {token}"})
+    client.post("/api/repos/create", json={"name": "news"}).raise_for_status()
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    oid = hashlib.sha256(weights).hexdigest()
+    asked = {
+        "operation": "upload",
+        "transfers": ["basic", "multipart"],
+        "objects": [{"oid": oid, "size": len(weights)}],
+    }
+    [item] = client.post("/ann/news.git/info/lfs/objects/batch", json=asked).json()["objects"]
+    upload, verify = item["actions"]["upload"]["href"], item["actions"]["verify"]["href"]
+    assert httpx.put(upload.replace(oid, "0" * 64), content=weights).status_code == 403
+    assert httpx.put(upload, content=weights[:-1]).status_code == 409
+    assert httpx.put(upload, content=b"x" * len(weights)).status_code == 409
+    assert client.post(verify, json={"oid": oid, "size": len(weights)}).status_code == 422
+    assert httpx.put(upload, content=weights).status_code == 200
+    assert client.post(verify, json={"oid": oid, "size": len(weights)}).status_code == 200
+    assert "actions" not in client.post("/ann/news.git/info/lfs/objects/batch", json=asked).json()["objects"][0]
+    lines = [
+        {"key": "header", "value": {"summary": "By LFS"}},
+        {"key": "lfsFile", "value": {"path": "adapter_model.safetensors", "algo": "sha256", "oid": oid}},
+    ]
+    body = "\n".join(map(json.dumps, lines))
+    client.post("/api/models/ann/news/commit/main", content=body).raise_for_status()
+    assert client.get("/ann/news/resolve/main/adapter_model.safetensors").content == weights
