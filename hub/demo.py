@@ -113,7 +113,7 @@ def fetch(folder: Path, base: Path) -> None:
 
 def register_tasks(folder: Path, registry: list[str]) -> None:
     heading("Tasks: a metric and an evaluation set each")
-    known = {task["slug"] for task in graft_json("task", "list", *registry)}
+    known = {task["slug"] for task in graft_json("task", "list", *registry)} if Path(registry[1]).exists() else set()
     for task in TASKS:
         if task.slug not in known:
             data = str(folder / "data" / f"{task.slug}.test.jsonl")
@@ -210,7 +210,16 @@ def show_answers(answers: list[dict]) -> None:
 def evaluate(task: Task, base: Path, registry: list[str]) -> list[dict]:
     """Scores of every stored adapter of the task and of the bare base, from one mixed run."""
     heading(f"Evaluating every adapter of {task.slug}")
-    return graft_json("eval", "--task", task.slug, "--base", str(base), "--adapters", "all", *registry, show=True)
+    board = graft_json("eval", "--task", task.slug, "--base", str(base), "--adapters", "all", *registry, show=True)
+    table = Table(title=f"{task.slug}: {task.metric} on {board[0]['n']} examples", title_justify="left")
+    for column in ("adapter", task.metric, "95 % interval", "p against the base"):
+        table.add_column(column)
+    for row in board:
+        p = row["extra"].get("p_vs_base")
+        interval = f"{row['low']:.3f} .. {row['high']:.3f}"
+        table.add_row(row["name"] or "(bare base)", f"{row['value']:.3f}", interval, "" if p is None else f"{p:.2g}")
+    console.print(table)
+    return board
 
 
 def promote(board: list[dict], registry: list[str]) -> dict:

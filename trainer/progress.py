@@ -1,4 +1,9 @@
-"""Progress on the terminal: a bar an adapter, with loss, tokens/s, time left and its latest score."""
+"""Progress on the terminal: a bar an adapter, with loss, tokens/s, time left and its latest score.
+
+Where the output is no terminal (a log, CI), a line every few seconds says the same.
+"""
+
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -7,6 +12,7 @@ from graft.hub.metrics import Score
 from graft.trainer.learner import Learner
 
 _SMOOTHING = 0.9  # of the loss that is shown
+_LINE_EVERY_S = 15.0  # without a terminal
 
 
 class Bars:
@@ -21,6 +27,8 @@ class Bars:
             TextColumn("{task.fields[facts]}"),
             console=console,
         )
+        self._console = console
+        self._told = time.monotonic()
         self._tasks: dict[str, int] = {}
         self._loss: dict[str, float] = {}
         self._score: dict[str, str] = {}
@@ -59,3 +67,8 @@ class Bars:
         self._progress.update(
             self._tasks[name], completed=progress.step, facts="  ".join(fact for fact in facts if fact)
         )
+        if not self._console.is_terminal and time.monotonic() - self._told > _LINE_EVERY_S:
+            self._told = time.monotonic()
+            for task in self._progress.tasks:
+                line = f"{task.description}  step {task.completed:.0f}/{task.total:.0f}  {task.fields['facts']}"
+                self._console.print(line, highlight=False, soft_wrap=True)
