@@ -6,7 +6,8 @@ they leave is a base folder of its own, as large as the base: it can be served, 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence as Listed
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from graft.hub.base import Base, describe, record
 from graft.hub.errors import GraftError
 from graft.hub.forms import Form
 from graft.trainer.config import RunConfig
-from graft.trainer.data import sequences_of
+from graft.trainer.data import Sequence, sequences_of
 from graft.trainer.learner import Learner
 from graft.trainer.loop import Watcher
 from graft.trainer.plan import BASELINES, AdapterPlan
@@ -30,7 +31,7 @@ _LAST_LAYERS = 2
 class Baseline(Learner):
     """The base's own weights as what learns. Where the base computes in bf16, float32 masters stand behind it."""
 
-    def __init__(self, plan: AdapterPlan, layers: int | None, sequences, base: Base):
+    def __init__(self, plan: AdapterPlan, layers: int | None, sequences: list[Sequence], base: Base):
         self.method, self.layers = plan.method, layers
         self._own = trained_weights(base, layers)
         for weight in self._own:
@@ -76,21 +77,25 @@ def train_baseline(
     plan: AdapterPlan,
     run: RunConfig | None = None,
     *,
-    watchers: Sequence[Watcher] = (),
+    watchers: Listed[Watcher] = (),
     resume: bool = False,
 ) -> Outcome:
     """Train `base` itself (it is no longer the base it was) and write it to the plan's folder.
 
     Raises GraftError for options that the baseline does not have.
     """
-    if plan.method not in BASELINES:
-        raise GraftError(f"{plan.method} is no baseline; those are {', '.join(BASELINES)}.")
-    layers = _layers(plan.method, plan.options, base)
     data = read_data(base, plan)
     limit = min(plan.recipe.max_length or base.spec.max_positions, base.spec.max_positions)
-    learner = Baseline(plan, layers, sequences_of(data.train, base.tokenizer, limit), base)
+    learner = make_baseline(base, plan, sequences_of(data.train, base.tokenizer, limit))
     (outcome,) = run_jobs(base, [Job(plan, learner, data, limit)], run or RunConfig(), watchers, resume, _save)
     return outcome
+
+
+def make_baseline(base: Base, plan: AdapterPlan, sequences: list[Sequence]) -> Baseline:
+    """The learner of a plan. Raises GraftError for what is no baseline, and for options it does not have."""
+    if plan.method not in BASELINES:
+        raise GraftError(f"{plan.method} is no baseline; those are {', '.join(BASELINES)}.")
+    return Baseline(plan, _layers(plan.method, plan.options, base), sequences, base)
 
 
 def _layers(method: str, options: Mapping[str, str], base: Base) -> int | None:

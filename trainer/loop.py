@@ -55,8 +55,12 @@ def train_all(
 
 
 def train_step(base: Base, learners: list[Learner], run: RunConfig) -> None:
-    """One optimiser step of every adapter."""
-    owned = [learner.next_batch() for learner in learners]
+    """One optimiser step of every learner on its next batch."""
+    step_on(base, learners, [learner.next_batch() for learner in learners], run)
+
+
+def step_on(base: Base, learners: list[Learner], owned: list[list[Sequence]], run: RunConfig) -> None:
+    """One optimiser step of every learner on its own sequences `owned[i]`, in as few passes as `run` allows."""
     learned = [sum(sequence.learned for sequence in own) for own in owned]
     losses = torch.zeros(len(learners))
     for part in passes(owned, [learner.virtual for learner in learners], run.rows_per_pass):

@@ -77,7 +77,7 @@ set = {{ layers = 1 }}
     [
         (("--method", "lorra"), "Unknown method 'lorra'"),
         (("--set", "rank=8"), "no option 'rank'"),
-        (("--set", "r=0"), "r must be a number greater than 0"),
+        (("--set", "r=0"), "greater than 0"),
         (("--set", "targets=nope"), "nope"),
         (("--data", "/nowhere.jsonl"), "can't be read"),
         (("--base", "/nowhere/at/all"), "/nowhere/at/all"),

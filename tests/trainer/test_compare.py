@@ -1,0 +1,66 @@
+"""`graft compare` and `graft estimate` as a user types them, and the numbers behind them."""
+
+import json
+
+import pytest
+
+from graft.hub.artifact import load_artifact
+from graft.hub.base import load_base
+from graft.trainer.config import RunConfig, TrainConfig
+from graft.trainer.estimate import estimate, full_fine_tuning, lengths_of
+from graft.trainer.plan import AdapterPlan
+from tests.trainer.cases import ALL
+from tests.trainer.test_commands import FAST, graft
+
+
+def test_the_table_of_the_literature(base_folder, data, held_out, tmp_path):
+    out = tmp_path / "table"
+    flags = ["--base", base_folder, "--task", "letters", "--data", data, "--eval-data", held_out, "--out", out]
+    done = graft("compare", *flags, "--methods", "lora,prompt,full,last-layers", *FAST)
+    assert done.exit_code == 0, done.output
+    found = json.loads((out / "compare.json").read_text())
+    by_method = {line["method"]: line for line in found["lines"]}
+    assert list(by_method) == ["none", "lora", "prompt", "full", "last-layers"]
+    spec = load_base(base_folder, device="cpu").spec
+    assert by_method["full"]["parameters"] == spec.parameters and by_method["none"]["p"] is None
+    assert load_artifact(out / "lora", spec).bytes < by_method["lora"]["artifact_bytes"] < spec.parameters * 4
+    assert 0 < by_method["last-layers"]["share"] < 1 and 0 <= by_method["lora"]["p"] <= 1
+    table = (out / "compare.md").read_text()
+    assert "| LoRA |" in table and "| bare base |" in table and table in done.stdout
+    assert (out / "compare.png").stat().st_size > 1000
+
+
+def test_a_comparison_refuses_what_it_cannot_train(base_folder, data, held_out, tmp_path):
+    flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "t"]
+    done = graft("compare", *flags, "--methods", "lora,lorra", *FAST)
+    assert done.exit_code == 1 and "Unknown method 'lorra'" in done.stderr
+
+
+def test_the_cost_before_it_is_paid(base_folder, data):
+    done = graft("estimate", "--base", base_folder, "--method", "lora,prefix,full", "--data", data, "--json", *FAST)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    lora, prefix, full = told["costs"]
+    spec = load_base(base_folder, device="cpu").spec
+    assert full["trained_parameters"] == spec.parameters and full["share"] == 1
+    assert lora["optimizer_bytes"] == 8 * lora["trained_parameters"]
+    assert prefix["peak_bytes"] > 0 and lora["steps"] == 2
+    assert told["full_fine_tuning"]["moments_bytes"] == 8 * spec.parameters
+    shown = graft("estimate", "--base", base_folder, "--method", "lora", *FAST)
+    assert shown.exit_code == 0 and "Full fine-tuning in float32" in shown.stdout
+
+
+def test_lengths_are_those_of_the_longest_batch(llama, data):
+    tokens, learned, examples = lengths_of(data, llama, 256, 3)
+    assert (tokens, learned, examples) == (12, 4, 12)  # "abababx?", " xx" and EOS, in bytes
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_every_method_has_a_cost(llama, tmp_path, method):
+    plan = AdapterPlan(method, tmp_path, tmp_path, options=ALL[method], recipe=TrainConfig(batch_size=4))
+    cost = estimate(llama, plan, RunConfig(), length=20, learned=3, steps=10)
+    assert cost.trained_parameters > 0 and cost.artifact_bytes > 0 and cost.seconds == 10 * cost.seconds_per_step
+
+
+def test_the_arithmetic_of_full_fine_tuning():
+    assert full_fine_tuning(10).total_bytes == 160

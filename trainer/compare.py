@@ -1,0 +1,176 @@
+"""The literature's table for your own data: every method under one budget, beside the bare base.
+
+Each method is trained alone, so that its time and memory are its own, on the same examples, steps and seed;
+baselines get a base of their own. Knows nothing of the terminal.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from graft.hub.artifact import load_artifact
+from graft.hub.base import Base
+from graft.hub.errors import GraftError
+from graft.hub.inspection import WEIGHTS
+from graft.hub.methods import METHODS
+from graft.hub.metrics import Score, paired_p
+from graft.trainer.baselines import train_baseline
+from graft.trainer.config import RunConfig
+from graft.trainer.loop import Watcher
+from graft.trainer.plan import BASELINES, AdapterPlan
+from graft.trainer.run import Outcome, read_data, train
+from graft.trainer.scoring import Scored, score_examples
+
+BARE = "none"  # the row of the base without any training
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table. `p`: two-sided, paired, against the bare base on the same examples."""
+
+    method: str
+    title: str
+    parameters: int  # trained
+    share: float  # of the base's parameters
+    artifact_bytes: int
+    peak_memory_bytes: int
+    seconds: float
+    tokens_per_s: float
+    score: Score
+    p: float | None
+    folder: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison."""
+
+    base: str
+    task: str
+    data: str
+    examples: int
+    steps: int
+    seed: int
+    lines: tuple[Line, ...]
+
+
+def compare(
+    load: Callable[[], Base],
+    methods: Sequence[str],
+    template: AdapterPlan,
+    run: RunConfig,
+    *,
+    watchers: Sequence[Watcher] = (),
+) -> Comparison:
+    """Train and score `methods` (METHODS and baselines) as `template` says, into folders below its `out`.
+
+    `load` gives a fresh base: baselines change theirs. Raises GraftError for an unknown method or data without an
+    evaluation set.
+    """
+    known = [*METHODS, *BASELINES]
+    if unknown := [method for method in methods if method not in known]:
+        raise GraftError(f"Unknown method {unknown[0]!r}. Known: {', '.join(known)}.")
+    if template.eval_data is None:
+        raise GraftError("A comparison needs held-out data: give --eval-data.")
+    base = load()
+    data, limit = read_data(base, template), base.spec.max_positions
+    bare = score_examples(base, (), data.held_out, data.metric, limit)
+    lines = [Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, bare.score, None, None)]
+    steps = 0
+    for method in methods:
+        plan = replace(template, method=method, out=template.out / method, name=method)
+        if method in BASELINES:
+            own = load()
+            outcome = train_baseline(own, plan, run, watchers=watchers)
+            scored = score_examples(own, (), data.held_out, data.metric, limit) if outcome.folder else None
+        else:
+            (outcome,) = train(base, [plan], run, watchers=watchers)
+            scored = _scored_as_served(base, outcome, data, limit) if outcome.folder else None
+        if scored is None:
+            raise GraftError(f"{method}: {outcome.stopped}.")
+        steps = outcome.steps
+        lines.append(_line(base, outcome, scored, paired_p(data.metric, scored.values, bare.values)))
+    name = base.spec.id or "base"
+    return Comparison(name, template.task, data.hash, len(data.train), steps, template.recipe.seed, tuple(lines))
+
+
+def _scored_as_served(base: Base, outcome: Outcome, data, limit: int) -> Scored:
+    forms = load_artifact(outcome.folder, base.spec).fold(base)
+    return score_examples(base, forms, data.held_out, data.metric, limit)
+
+
+def _line(base: Base, outcome: Outcome, scored: Scored, p: float) -> Line:
+    weights = outcome.folder / WEIGHTS[0]
+    if outcome.method in BASELINES:  # what has to be kept apart from the base
+        title, size = outcome.method.replace("-", " "), outcome.parameters * base.model.dtype.itemsize
+    else:
+        title, size = METHODS[outcome.method].title, weights.stat().st_size
+    return Line(
+        method=outcome.method,
+        title=title,
+        parameters=outcome.parameters,
+        share=outcome.parameters / base.spec.parameters,
+        artifact_bytes=size,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        seconds=outcome.seconds,
+        tokens_per_s=outcome.tokens / outcome.seconds,
+        score=scored.score,
+        p=p,
+        folder=str(outcome.folder),
+    )
+
+
+def as_json(found: Comparison) -> str:
+    return json.dumps(asdict(found), indent=2)
+
+
+def as_markdown(found: Comparison) -> str:
+    """The table, best score first."""
+    head = "| method | trained | of the base | artifact | peak memory | seconds | tok/s | score (95 % interval) | p |"
+    lines = [
+        f"# {found.task} on {found.base}",
+        "",
+        f"{found.examples} training examples, {found.steps} steps each, seed {found.seed}; {found.lines[0].score.metric} "
+        f"on {found.lines[0].score.n} held-out examples; p against the bare base, paired. Trained are the parameters "
+        f"in training, which for P-tuning and projected prefixes include an encoder that the artifact leaves behind.",
+        "",
+        head,
+        "|---" + "|--:" * 8 + "|",
+    ]
+    for line in sorted(found.lines, key=lambda line: -line.score.value):
+        score = line.score
+        cells = [line.title, f"{line.parameters:,}", f"{line.share:.3%}", bytes_text(line.artifact_bytes)]
+        cells += [bytes_text(line.peak_memory_bytes), f"{line.seconds:.1f}", f"{line.tokens_per_s:,.0f}"]
+        cells += [f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]", "" if line.p is None else f"{line.p:.2g}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(found: Comparison, path: Path) -> bool:
+    """Score against trained parameters, as a picture; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    trained = [line for line in found.lines if line.parameters]
+    for line in trained:
+        score = line.score
+        spread = [[score.value - score.low], [score.high - score.value]]
+        axes.errorbar(line.parameters, score.value, yerr=spread, fmt="o", capsize=3)
+        axes.annotate(line.title, (line.parameters, score.value), xytext=(5, 5), textcoords="offset points")
+    axes.axhline(found.lines[0].score.value, linestyle="--", linewidth=1, label="bare base")
+    axes.set(xscale="log", xlabel="trained parameters", ylabel=found.lines[0].score.metric, title=found.task)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def bytes_text(count: int) -> str:
+    """A size for people: "" for none."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count) if count else ""
