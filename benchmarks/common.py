@@ -77,6 +77,15 @@ def measure(run: Callable[[], Any], tokens: int, repeats: int) -> dict[str, Any]
     }
 
 
+def training_figures(seconds: Sequence[float], tokens: int, steps: int) -> dict[str, Any]:
+    """Figures of training runs of `steps` steps one after another, `tokens` a step; each run's first step is warm-up.
+
+    Returns tokens_per_s (by the median step) and seconds (every step).
+    """
+    warm = [value for number, value in enumerate(seconds) if number % steps]
+    return {"tokens_per_s": round(tokens / statistics.median(warm), 2), "seconds": [round(s, 4) for s in seconds]}
+
+
 def seconds_of(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()

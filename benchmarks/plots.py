@@ -12,10 +12,16 @@ _COLOURS = {"graft": "#1b7f5c", "transformers": "#b08d2f", "peft": "#b5502e", "v
 _METADATA = {"Date": None}
 
 
-def bars(result: Mapping[str, Any], path: Path, key: str = "tokens_per_s", label: str = "output tokens / s") -> None:
-    """One horizontal bar a row."""
+def bars(
+    result: Mapping[str, Any],
+    path: Path,
+    key: str = "tokens_per_s",
+    label: str = "output tokens / s",
+    unit: float = 1.0,
+) -> None:
+    """One horizontal bar a row: its median, in `unit`s."""
     values = {row: median_of(samples, key) for row, samples in result["samples"].items()}
-    rows = {row: value for row, value in values.items() if value is not None}
+    rows = {row: value / unit for row, value in values.items() if value is not None}
     figure, axes = pyplot.subplots(figsize=(8, 0.34 * len(rows) + 1.0))
     drawn = axes.barh(list(rows), list(rows.values()), color=[_colour(row) for row in rows])
     axes.bar_label(drawn, fmt="%.0f", padding=3)

@@ -103,11 +103,11 @@ def serving_table(samples: Samples) -> str:
     return table(header, lines)
 
 
-def ratio_table(samples: Samples, ratios: Sequence[Ratio]) -> str:
+def ratio_table(samples: Samples, ratios: Sequence[Ratio], key: str = "tokens_per_s") -> str:
     """Ratios of rows of the same round: median and spread, against bar and goal."""
     lines = []
     for ratio in ratios:
-        values = paired(samples, ratio)
+        values = paired(samples, ratio, key)
         if values:
             middle = statistics.median(values)
             spread = f"{min(values):.2f} to {max(values):.2f} (n={len(values)})"
@@ -121,7 +121,7 @@ def _targets(ratio: Ratio, value: float) -> list[str]:
         return ["-", "-", "-"]
     steps = (("goal", ratio.goal), ("bar", ratio.bar))
     reached = next((step for step, least in steps if least is not None and value >= least), "no")
-    return [f"{ratio.bar:g}", "-" if ratio.goal is None else f"{ratio.goal:g}", reached]
+    return [f"{ratio.bar:.3g}", "-" if ratio.goal is None else f"{ratio.goal:.3g}", reached]
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
