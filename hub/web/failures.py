@@ -41,7 +41,8 @@ def install(app: Flask) -> None:
 
 def failure(status: int, message: str, code: str | None = None) -> Response:
     """The one error response. `code` goes into X-Error-Code."""
-    if request.blueprint == "pages" or (request.blueprint is None and request.accept_mimetypes.best == "text/html"):
+    for_people = request.accept_mimetypes.best_match(("application/json", "text/html")) == "text/html"
+    if for_people and not request.path.startswith("/api/"):
         response = Response(render_template("error.html", status=status, message=message), status)
     else:
         response = jsonify({"error": message})

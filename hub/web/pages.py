@@ -142,8 +142,8 @@ def _present_data() -> dict[str, str]:
 
 
 def _curve(inspection: Inspection | None) -> Any:
-    """The training loss that graft.json keeps as `curve`: [{"step", "loss"}]."""
-    rows = inspection.provenance.get("curve") if inspection else None
+    """The training loss that graft.json keeps as `history`: [{"step", "loss", ...}]."""
+    rows = inspection.provenance.get("history") if inspection else None
     rows = rows if isinstance(rows, list) else []
     values = [
         (float(row["step"]), float(row["loss"]))

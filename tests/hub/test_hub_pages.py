@@ -1,0 +1,296 @@
+"""The pages as a reader without JavaScript gets them, and once each in a real browser."""
+
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from werkzeug.test import Client
+
+from graft.hub.access import create_token, first_admin
+from graft.hub.registry import Registry
+from graft.hub.web.app import create_app
+
+EVAL_SET = b'{"prompt": "a", "completion": "b"}\n'
+HOSTILE = """---
+tags: [lora, "task:news-topic"]
+license: mit
+base_model: acme/tiny-llama
+---
+# Title <script>alert(1)</script>
+
+<img src=x onerror=alert(1)> [link](javascript:alert(1)) ![pixel](http://evil.example/x.png)
+"""
+
+
+@pytest.fixture
+def filled(registry: Registry, tmp_path: Path, lora_folder) -> Registry:
+    """Two adapters with scores, one promoted twice, one private."""
+    task = registry.add_task("news-topic", "accuracy", EVAL_SET, "Which topic?")
+    registry.add_task("sentiment", "accuracy", EVAL_SET, "Good or bad?")
+    first = registry.publish(lora_folder(tmp_path / "a", card=HOSTILE), "ann/news", tags=["v1"], message="First")
+    registry.promote("ann/news", "production", who="ann", why="first")
+    second = registry.publish(lora_folder(tmp_path / "b", seed=1, rank=8), "ann/news", message="Second")
+    registry.promote("ann/news", "production", who="ann", why="better")
+    registry.publish(lora_folder(tmp_path / "c", seed=2, task="sentiment"), "bob/mood")
+    registry.publish(lora_folder(tmp_path / "d", seed=3), "bob/secret", private=True)
+    shared = {"task": "news-topic", "data_hash": task.data_hash, "metric": "accuracy", "n": 1}
+    for revision, value in ((first, 0.7), (second, 0.9)):
+        ours = {"repo": "ann/news", "revision": revision.id, "digest": revision.digest, "base_fingerprint": "f" * 64}
+        registry.record_evaluation(**shared, **ours, value=value, low=value - 0.1, high=value + 0.05)
+    registry.record_evaluation(**shared, base_fingerprint="f" * 64, value=0.5)
+    return registry
+
+
+@pytest.fixture
+def client(filled: Registry) -> Client:
+    """A stranger at a hub that has users."""
+    first_admin(filled.db, "ann")
+    return create_app(filled).test_client()
+
+
+def paths(registry: Registry) -> list[str]:
+    first = registry.resolve("ann/news@v1").id
+    return [
+        "/",
+        "/?q=headlines&task=news-topic&sort=score",
+        "/?method=lora&license=mit&offset=25",
+        "/ann/news",
+        f"/ann/news/tree/{first}",
+        "/ann/news?tab=files",
+        "/ann/news?tab=versions",
+        "/ann/news?tab=evaluations",
+        "/ann/news?tab=use",
+        "/tasks",
+        "/tasks/news-topic",
+        "/tasks/sentiment",
+        f"/compare?a=ann/news@{first}&a=ann/news&a=bob/mood",
+        "/compare",
+        "/publish",
+        "/playground",
+        "/signin",
+    ]
+
+
+class Links(HTMLParser):
+    """Collects local links, labels without an input, and what the policy would refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.forbidden: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag == "a" and (found.get("href") or "").startswith("/"):
+            self.links.add(found["href"] or "")
+        if (
+            "style" in found
+            or any(name.startswith("on") for name in found)
+            or (tag == "script" and not found.get("src"))
+        ):
+            self.forbidden.append(f"{tag} {attrs}")
+
+
+def test_every_page_and_every_link_on_it_works(client: Client, filled: Registry) -> None:
+    seen: set[str] = set()
+    for path in paths(filled):
+        reply = client.get(path)
+        assert reply.status_code == 200, path
+        page = Links()
+        page.feed(reply.text)
+        assert page.forbidden == [], path
+        seen |= page.links
+    assert len(seen) > 20
+    for link in sorted(seen):
+        assert client.get(link, follow_redirects=True).status_code == 200, link
+
+
+def test_cards_are_harmless(client: Client, filled: Registry) -> None:
+    page = client.get(f"/ann/news/tree/{filled.resolve('ann/news@v1').id}")
+    article = page.text.partition('<article class="prose">')[2].partition("</article>")[0]
+    assert "<script" not in article and "<img src=x" not in article
+    assert not re.search(r"<[^>]*(onerror|javascript:)", article)
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "img-src 'self' data:" in policy and "unsafe" not in policy
+    assert page.headers["X-Content-Type-Options"] == "nosniff" and page.headers["X-Frame-Options"] == "DENY"
+
+
+def test_private_adapters_are_on_no_page_of_a_stranger(client: Client) -> None:
+    for path in ("/", "/?author=bob", "/api/adapters", "/api/models", "/index.json", "/compare"):
+        assert "secret" not in client.get(path, follow_redirects=True).text, path
+    for path in (
+        "/bob/secret",
+        "/api/adapters/bob/secret",
+        "/bob/secret/resolve/main/README.md",
+        "/compare?a=bob/secret",
+    ):
+        assert client.get(path).status_code == 404, path
+
+
+def test_the_leaderboard_ranks_and_draws(client: Client) -> None:
+    page = client.get("/tasks/news-topic").text
+    assert page.index("0.900") < page.index("0.700") < page.index("bare base")
+    assert page.count("<circle") == 2 and page.count('class="whisker') == 2 and 'class="level"' in page
+    assert "Nothing measured" in client.get("/tasks/sentiment").text
+
+
+def test_a_page_that_is_not_there_says_so_as_a_page(client: Client) -> None:
+    for path in ("/ann/nothing", "/tasks/nothing", "/ann/news/tree/nothing", "/a/b/c/d", "/?limit=x"):
+        reply = client.get(path, headers={"Accept": "text/html"})
+        assert reply.status_code in (400, 404) and "<title>" in reply.text, path
+    assert client.get("/api/nothing").json["error"]
+
+
+def test_signing_in_and_out(client: Client, filled: Registry) -> None:
+    assert client.post("/signin", data={"token": "wrong"}).status_code == 401
+    token = create_token(filled.db, "bob", "write")
+    reply = client.post("/signin", data={"token": token})
+    cookie = reply.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and token not in cookie
+    assert "bob/secret" in client.get("/?author=bob").text.replace("<wbr>", "").replace(
+        '<span class="ns">', ""
+    ).replace("</span>", "")
+    client.post("/signout")
+    assert client.get("/bob/secret").status_code == 404
+
+
+def test_writes_from_elsewhere_are_refused_even_with_the_cookie(client: Client, filled: Registry) -> None:
+    client.post("/signin", data={"token": create_token(filled.db, "ann", "write")})
+    form = {"alias": "production", "rollback": "1"}
+    for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://evil.example"}):
+        assert client.post("/ann/news/promote", data=form, headers=headers).status_code == 403
+    assert client.post("/ann/news/promote", data=form, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 302
+    assert filled.resolve("ann/news@production").title == "First"
+
+
+def test_promoting_from_the_page(client: Client, filled: Registry) -> None:
+    form = {"alias": "staging", "revision": filled.resolve("ann/news@v1").id, "why": "try it"}
+    assert client.post("/ann/news/promote", data=form).status_code == 401
+    client.post("/signin", data={"token": create_token(filled.db, "bob", "write")})
+    assert client.post("/ann/news/promote", data=form).status_code == 403
+    client.post("/signin", data={"token": create_token(filled.db, "ann", "write")})
+    assert client.post("/ann/news/promote", data=form).status_code == 302
+    assert "try it" in client.get("/ann/news?tab=versions").text
+
+
+def test_publishing_from_the_page(client: Client, filled: Registry, tmp_path: Path, lora_folder) -> None:
+    folder = lora_folder(tmp_path / "up", seed=9)
+
+    def files() -> list:
+        return [(path.open("rb"), f"up/{path.name}") for path in folder.iterdir()]
+
+    assert client.post("/publish", data={"name": "ann/up", "files": files()}).status_code == 401
+    client.post("/signin", data={"token": create_token(filled.db, "ann", "write")})
+    checked = client.post("/publish/check", data={"files": files()}).json
+    assert checked["method"] == "lora" and checked["task"] == "news-topic"
+    refused = client.post("/publish", data={"name": "bob/up", "files": files()})
+    assert refused.status_code == 403 and "may not write" in refused.text
+    assert client.post("/publish", data={"name": "ann/up", "tag": "v1", "files": files()}).status_code == 302
+    assert filled.resolve("ann/up@v1").message == ""
+    (folder / "adapter_model.safetensors").write_bytes(b"broken")
+    spoilt = client.post("/publish", data={"name": "ann/bad", "files": files()})
+    assert spoilt.status_code == 422 and "adapter_model.safetensors" in spoilt.text
+    assert client.post("/publish/check", data={"files": files()}).json["error"]
+    assert client.get("/ann/bad").status_code == 404
+
+
+def test_too_many_requests_are_slowed(client: Client, filled: Registry) -> None:
+    client.application.extensions["graft-rates"].limit = 3
+    client.application.extensions["graft"] = type(client.application.extensions["graft"])(filled, False, None)
+    replies = [client.get("/api/tasks") for _ in range(5)]
+    assert [reply.status_code for reply in replies] == [200, 200, 200, 429, 429]
+    assert int(replies[-1].headers["Retry-After"]) > 0
+
+
+class Upstream(http.server.BaseHTTPRequestHandler):
+    """Speaks the completions protocol, to see what the playground passes on."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if asked["model"] == "bad/one":
+            self.reply(404, json.dumps({"error": {"message": "no such adapter"}}).encode(), "application/json")
+        elif asked["stream"]:
+            pieces = [{"choices": [{"text": text}]} for text in ("good", " news")]
+            events = "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n"
+            self.reply(200, events.encode(), "text/event-stream")
+        else:
+            self.reply(200, json.dumps({"choices": [{"text": "good <news>"}]}).encode(), "application/json")
+
+    def reply(self, status: int, data: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def upstream() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_the_playground_passes_answers_on(filled: Registry, upstream: str) -> None:
+    client = create_app(filled, inference_url=upstream).test_client()
+    form = {"model": ["ann/news", "bad/one"], "prompt": "Hello", "base": "acme/tiny-llama"}
+    page = client.post("/playground", data=form).text
+    assert "good &lt;news&gt;" in page and "no such adapter" in page
+    streamed = client.post("/playground/stream", json={"model": "ann/news", "prompt": "Hello", "max_tokens": 5})
+    assert streamed.mimetype == "text/event-stream" and streamed.text.endswith("data: [DONE]\n\n")
+    assert (
+        client.post("/playground/stream", json={"model": "bad/one", "prompt": "x"}).json["error"] == "no such adapter"
+    )
+    assert client.post("/playground/stream", json={"model": "ann/news", "prompt": ""}).status_code == 400
+    silent = create_app(filled, inference_url="http://127.0.0.1:9").test_client()
+    assert (
+        "is `graft serve` running"
+        in silent.post("/playground/stream", json={"model": "a", "prompt": "x"}).json["error"]
+    )
+
+
+def browser() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--log-level=0",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser() is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [420, 1280])
+def test_a_browser_shows_every_page_without_complaint(filled: Registry, hub: str, tmp_path: Path, width: int) -> None:
+    for number, path in enumerate(paths(filled)):
+        picture, profile = tmp_path / f"{number}.png", tmp_path / f"profile-{number}"
+        words = [
+            browser(),
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            f"--window-size={width},900",
+            f"--screenshot={picture}",
+        ]
+        done = subprocess.run([*words, hub + path], capture_output=True, text=True, timeout=60)
+        assert picture.stat().st_size > 5000, path
+        assert "CONSOLE" not in done.stderr, done.stderr  # neither a script's error nor a refusal by the policy
