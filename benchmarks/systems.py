@@ -23,7 +23,9 @@ def peers_of(text: str) -> set[str]:
     return names
 
 
-def graft(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), distinct: int | None = None) -> System:
+def graft(
+    name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *more: str, distinct: int | None = None
+) -> System:
     """`graft bench`; request i on adapter i mod `distinct` (default: all of them; 0: loaded, unused)."""
     command = [str(Path(sys.executable).parent / "graft"), "bench", "--base", base, "--dtype", "bfloat16", "--json"]
     command += ["--requests", str(work.requests)]
@@ -31,7 +33,7 @@ def graft(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), d
     if adapters:
         distinct = len(adapters) if distinct is None else distinct
         command += ["--adapters", ",".join(map(str, adapters)), "--distinct", str(distinct)]
-    return System(name, tuple(command))
+    return System(name, (*command, *more))
 
 
 def transformers(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *, repeats: int = 3) -> System:
