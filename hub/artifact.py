@@ -100,12 +100,13 @@ def save_artifact(
     folder = Path(folder)
     _require_sound(method, config, tensors, spec)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / CONFIG, json.dumps(method.write(config, spec), indent=2, sort_keys=True).encode())
+    _write(folder / CONFIG, json.dumps(_sorted(method.write(config, spec)), indent=2).encode())
     if provenance is not None:
         _write(folder / PROVENANCE, json.dumps(provenance, indent=2).encode())
     if card is not None:
         _write(folder / CARD, card.encode())
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    names = {name: method.file_name(config, spec, name) for name in sorted(tensors)}
+    contiguous = {own: tensors[name].detach().cpu().contiguous() for name, own in names.items()}
     _write(folder / WEIGHTS[0], save(contiguous, metadata={"format": "pt"}))
 
 
@@ -118,6 +119,11 @@ def _require_sound(method: Method, config: Any, tensors: Mapping[str, Tensor], s
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ArtifactError(f"{method.title}: {name} holds NaN or infinite values; nothing was saved.")
+
+
+def _sorted(config: dict[str, Any]) -> dict[str, Any]:
+    """By key, but not within a value: of rank and alpha patterns the first that matches counts."""
+    return dict(sorted(config.items()))
 
 
 def _write(path: Path, content: bytes) -> None:

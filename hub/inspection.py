@@ -16,7 +16,7 @@ from graft.hub.cards import split_card, task_of
 from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, UnsupportedMethodError
 from graft.hub.methods import Method, recognise
 from graft.hub.spec import BaseSpec
-from graft.hub.tensorfile import TensorEntry, read_header, require_finite, tensor_bytes
+from graft.hub.tensorfile import TensorEntry, holds_only, read_header, require_finite, tensor_bytes
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # HF PEFT's and AdapterHub's names
@@ -77,6 +77,7 @@ def parse(folder: Path) -> Parsed:
         raise ArtifactError(f"{weights.name} holds two tensors that mean the same parameter.")
     entries = {canonical: found[name] for canonical, name in file_names.items()}
     config = _read_config(method, raw, {name: entry.shape for name, entry in entries.items()})
+    _require_effect(method, config, weights, entries)
     provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
     return Parsed(folder, method, config, raw, weights, entries, file_names, copies, provenance)
 
@@ -190,12 +191,16 @@ def find_weights(folder: Path) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object. Raises ArtifactError naming the file."""
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(read_text(path), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path.name} is not valid JSON: {error}.") from None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path.name} must hold a JSON object, not a {type(value).__name__}.")
     return value
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def read_text(path: Path) -> str:
@@ -231,6 +236,17 @@ def _read_config(method: Method, raw: dict[str, Any], shapes: Mapping[str, tuple
         raise ArtifactError(f"{CONFIG}: {error}") from None
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ArtifactError(f"{CONFIG} has a value of the wrong kind for {method.title}: {error}.") from None
+
+
+def _require_effect(method: Method, config: Any, weights: Path, entries: Mapping[str, TensorEntry]) -> None:
+    """Refuse an adapter whose every effective tensor is neutral, as far as the tensors alone can tell."""
+    neutral = method.neutral(config)
+    found = [(entry, value) for name, entry in entries.items() for end, value in neutral.items() if name.endswith(end)]
+    if found and all(holds_only(weights, entry, value) for entry, value in found):
+        raise ArtifactError(
+            f"This {method.title} adapter changes nothing: all its {' and '.join(neutral)} tensors are "
+            f"{next(iter(neutral.values())):g}. It was saved before training, or its weights were lost on the way."
+        )
 
 
 def _rank(name: str, entry: TensorEntry) -> int | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from graft.hub.errors import ArtifactError
 
 MAX_HEADER_BYTES = 1 << 20
@@ -20,6 +21,7 @@ MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 8
 _NAME = re.compile(r"[\w.\-]+")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, old and new
 _CHUNK = 1 << 22  # values checked at once
 
@@ -86,6 +88,16 @@ def require_finite(path: Path, entries: dict[str, TensorEntry]) -> None:
             )
 
 
+def holds_only(path: Path, entry: TensorEntry, value: float) -> bool:
+    """Whether every element of a floating-point tensor is `value`."""
+    raw = np.memmap(path, dtype=np.uint8, mode="r")[entry.start : entry.stop]
+    if entry.dtype == "BF16":  # the upper half of a float32
+        values, wanted = raw.view("<u2"), np.float32(value).view(np.uint32) >> 16
+        signless = (values & 0x7FFF) if value == 0 else values
+        return bool((signless == wanted).all())
+    return entry.dtype in _NUMPY and bool((raw.view(_NUMPY[entry.dtype]) == value).all())
+
+
 def tensor_bytes(path: Path, entry: TensorEntry) -> memoryview:
     """The raw little-endian bytes of one tensor, mapped, not copied."""
     return memoryview(np.memmap(path, dtype=np.uint8, mode="r")[entry.start : entry.stop])
@@ -124,7 +136,7 @@ def _finite(raw: np.ndarray, dtype: str) -> bool:
     if dtype == "BF16":  # numpy has no bf16: all exponent bits set means infinite or NaN
         values = raw.view("<u2")
         return all(not ((values[i : i + _CHUNK] & 0x7F80) == 0x7F80).any() for i in range(0, len(values), _CHUNK))
-    values = raw.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
+    values = raw.view(_NUMPY[dtype])
     return all(np.isfinite(values[i : i + _CHUNK]).all() for i in range(0, len(values), _CHUNK))
 
 

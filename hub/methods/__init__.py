@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from graft.hub.errors import GraftError, UnsupportedMethodError
+from graft.hub.methods import adapterhub
 from graft.hub.methods.base import InitContext, Method
 from graft.hub.methods.bitfit import BitFit
 from graft.hub.methods.ia3 import Ia3
@@ -33,10 +34,9 @@ def recognise(raw: Mapping[str, Any]) -> Method:
     for method in METHODS.values():
         if method.recognises(raw):
             return method
-    nested = raw.get("config")
-    kind = raw.get("peft_type") or (nested.get("architecture") if isinstance(nested, dict) else None)
+    kind = raw.get("peft_type") or adapterhub.config_of(raw).get("architecture")
     if kind is None:
         raise UnsupportedMethodError(
             "adapter_config.json names no method: neither PEFT's peft_type nor AdapterHub's config is there."
         )
-    raise UnsupportedMethodError(f"The method {kind!r} is not served. Served are {', '.join(METHODS)}.")
+    raise UnsupportedMethodError(f"The method {str(kind)[:80]!r} is not served. Served are {', '.join(METHODS)}.")

@@ -11,6 +11,7 @@ inside init, encode and fold.
 
 from __future__ import annotations
 
+import math
 import re
 import types
 import typing
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graft.hub.errors import GraftError, UnsupportedMethodError
+from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
 from graft.hub.spec import BaseSpec
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 _NAMES = re.compile(r"[\w.]+(,[\w.]+)*")
+PEFT_PREFIX = "base_model.model."  # of every tensor name in a PEFT directory
 TRAINING_ONLY = {"training_only": True}  # field metadata: no part of what is served, so not in the digest
 
 
@@ -91,6 +93,17 @@ class Method(ABC):
         """Canonical name of a tensor of the file (some formats put the adapter's own name into keys)."""
         return name
 
+    def file_name(self, config: Any, spec: BaseSpec, name: str) -> str:
+        """The name under which `canonical` finds a tensor again: what is written into the file."""
+        return name
+
+    def neutral(self, config: Any) -> dict[str, float]:
+        """Endings of tensor names with the value at which they change nothing; {}: can't be told from tensors alone.
+
+        If every tensor with such an ending holds only that value, the adapter is a no-op.
+        """
+        return {}
+
     def base_copy(self, name: str) -> str | None:
         """The module whose own frozen weight a tensor of the file claims to be; None for the adapter's tensors."""
         return None
@@ -115,7 +128,7 @@ class Method(ABC):
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _canonical(value[key]) for key in sorted(value)}
+        return [[key, _canonical(item)] for key, item in value.items()]  # of patterns, the first that matches counts
     if isinstance(value, (list, tuple)):
         items = [_canonical(item) for item in value]
         return sorted(items) if all(isinstance(item, str) for item in items) else items
@@ -161,11 +174,40 @@ def _parse(owner: str, key: str, text: str, hint: Any) -> Any:
     raise GraftError(f"{owner}: {key} can't be set from the command line.")
 
 
+def option(raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    """A value of a stranger's config, of exactly this kind (a float may be written as an int, and is finite).
+
+    Absent or null: the default. Raises ArtifactError naming the key.
+    """
+    value = raw.get(key)
+    if value is None:
+        return default
+    if kind is float and type(value) is int and abs(value) < 1 << 53:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise ArtifactError(f"{key} must be of the kind {kind.__name__}, not {str(value)[:80]!r}.")
+    return value
+
+
+def numbers_by_name(raw: Mapping[str, Any], key: str, kind: type) -> dict[str, Any]:
+    """A table of names and numbers of a stranger's config. Raises ArtifactError naming the key."""
+    table = option(raw, key, dict, {})
+    return {name: option(table, name, kind, None) for name in table}
+
+
+def whole_numbers(raw: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """A list of whole numbers of a stranger's config. Raises ArtifactError naming the key."""
+    numbers = option(raw, key, list, [])
+    if not all(type(number) is int for number in numbers):
+        raise ArtifactError(f"{key} must be a list of whole numbers, not {str(numbers)[:80]!r}.")
+    return tuple(numbers)
+
+
 def require_positive(owner: str, **numbers: int | float) -> None:
     """Raises GraftError unless every number is greater than zero."""
     for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise GraftError(f"{owner}: {key} must be a number greater than 0, not {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1 << 53:
+            raise GraftError(f"{owner}: {key} must be a finite number greater than 0, not {str(value)[:80]}.")
 
 
 def refuse_options(owner: str, raw: Mapping[str, Any], neutral: Mapping[str, Any] | set[str]) -> None:
@@ -176,7 +218,7 @@ def refuse_options(owner: str, raw: Mapping[str, Any], neutral: Mapping[str, Any
     for key, value in raw.items():
         if key not in neutral and value not in (None, False, "", [], {}, ()):
             raise UnsupportedMethodError(
-                f"This {owner} adapter sets {key}={value!r}, which graft does not serve per request. "
+                f"This {owner} adapter sets {key}={str(value)[:80]}, which graft does not serve per request. "
                 f"Train it without {key}, or merge it into its own copy of the base."
             )
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graft.hub.methods.base import PEFT_COMMON, Method, peft_header, refuse_options
-from graft.hub.methods.targets import match_modules, names_of
+from graft.hub.methods.base import PEFT_COMMON, PEFT_PREFIX, Method, peft_header, refuse_options
+from graft.hub.methods.targets import Targets, match_modules, names_of
 from graft.hub.sites import Tap
 
-_KEY = "base_model.model.{}.bitfit_bias"
+_KEY = PEFT_PREFIX + "{}.bitfit_bias"
 
 
 @dataclass(frozen=True)
 class BitFitConfig:
-    targets: str | tuple[str, ...] = "all"  # every linear and norm but the output projection
+    targets: Targets = "all"  # every linear and norm but the output projection
 
 
 class BitFit(Method):
@@ -33,6 +33,9 @@ class BitFit(Method):
     def read(self, raw, shapes):
         refuse_options("BitFit", raw, PEFT_COMMON | {"target_modules"})
         return BitFitConfig(targets=names_of("target_modules", raw.get("target_modules")))
+
+    def neutral(self, config):
+        return {"bitfit_bias": 0.0}
 
     def write(self, config, spec):
         targets = config.targets if isinstance(config.targets, str) else list(config.targets)

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from graft.hub.errors import ArtifactError, UnsupportedMethodError
-from graft.hub.methods.base import PEFT_COMMON, Shape
+from graft.hub.methods import adapterhub
+from graft.hub.methods.base import PEFT_COMMON, PEFT_PREFIX, Shape, option, refuse_options
+from graft.hub.methods.targets import names_of
 from graft.hub.spec import BaseSpec
 
-NAME = "graft"  # the adapter's own name within AdapterHub keys
-PREFIX = "base_model.model."
+NEUTRAL = {"adapter_up.weight": 0.0, "adapter_up.bias": 0.0}
 ACTIVATION_NAMES = ("relu", "silu", "swish", "gelu", "gelu_new", "tanh", "sigmoid", "leakyrelu")
 _BLOCKS = {"attention": "attention_adapters", "mlp": "output_adapters"}
 # AdapterHub options that would change what is computed, with the value that does not.
@@ -29,13 +30,18 @@ _ADAPTERHUB_PLAIN = {
     "use_gating": False,
     "adapter_residual_before_ln": False,
     "stochastic_depth": 0.0,
+    "residual_before_ln": True,
+    "original_ln_after": True,
 }
+_LLM_ADAPTERS_READ = PEFT_COMMON | {
+    "bottleneck_size", "non_linearity", "adapter_dropout", "scaling", "use_parallel_adapter", "use_adapterp",
+    "target_modules", "init_weights", "bias", "fan_in_fan_out", "enable_lora",
+}  # fmt: skip
 
 
 def is_adapterhub(raw: Mapping[str, Any]) -> bool:
-    """AdapterHub's bottleneck config: a nested `config` without PEFT's `peft_type`."""
-    nested = raw.get("config")
-    return "peft_type" not in raw and isinstance(nested, dict) and "reduction_factor" in nested
+    """AdapterHub's bottleneck config."""
+    return "reduction_factor" in adapterhub.config_of(raw)
 
 
 def is_llm_adapters(raw: Mapping[str, Any]) -> bool:
@@ -43,16 +49,33 @@ def is_llm_adapters(raw: Mapping[str, Any]) -> bool:
 
 
 def read_adapterhub(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested config, after refusing what is not served. Raises UnsupportedMethodError by option name."""
-    config = raw["config"]
-    for key, plain in _ADAPTERHUB_PLAIN.items():
-        if config.get(key, plain) != plain:
-            raise UnsupportedMethodError(
-                f"This AdapterHub adapter sets {key}={config[key]!r}, which graft does not serve per request."
-            )
-    if config.get("residual_before_ln") is False or config.get("original_ln_after") is False:
-        raise UnsupportedMethodError("AdapterHub's residual_before_ln/original_ln_after=false are not served.")
+    """The method's config, after refusing what is not served. Raises UnsupportedMethodError by option name."""
+    config = adapterhub.config_of(raw)
+    option(config, "is_parallel", bool, False)
+    adapterhub.refuse_unless_plain(config, _ADAPTERHUB_PLAIN)
     return config
+
+
+def read_llm_adapters(raw: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Fields of a config with placement="linear". Raises UnsupportedMethodError by option name."""
+    refuse_options("LLM-Adapters", raw, _LLM_ADAPTERS_READ)
+    option(raw, "use_parallel_adapter", bool, False)
+    if option(raw, "bias", str, "none") != "none":
+        raise UnsupportedMethodError(f"This LLM-Adapters adapter trains biases (bias={raw['bias']}): not served.")
+    return {
+        "placement": "linear",
+        "bottleneck": bottleneck_size("LLM-Adapters", shapes),
+        "activation": option(raw, "non_linearity", str, "tanh"),
+        "scale": constant_scale(raw),
+        "targets": names_of("target_modules", raw.get("target_modules")),
+    }
+
+
+def constant_scale(config: Mapping[str, Any]) -> float:
+    """`scaling`, where it is a number. Raises UnsupportedMethodError for a scale by channel or per linear."""
+    if isinstance(config.get("scaling"), str):
+        raise UnsupportedMethodError(f"Bottleneck adapters with scaling={config['scaling'][:80]!r} are not served.")
+    return option(config, "scaling", float, 1.0)
 
 
 def known_activation(owner: str, name: str) -> str:
@@ -71,12 +94,13 @@ def bottleneck_size(owner: str, shapes: Mapping[str, Shape]) -> int:
 
 def canonical_name(raw: Mapping[str, Any], name: str) -> str:
     """AdapterHub keys carry the adapter's own name; the canonical one is NAME."""
-    own = raw.get("name")
-    return name.replace(f".adapters.{own}.", f".adapters.{NAME}.", 1) if isinstance(own, str) and own else name
+    if not is_adapterhub(raw):
+        return name
+    return name.replace(f".adapters.{adapterhub.own_name(raw)}.", f".adapters.{adapterhub.NAME}.", 1)
 
 
 def block_key(spec: BaseSpec, layer: int, sublayer: str) -> str:
-    return f"{spec.module(layer, _BLOCKS[sublayer])}.adapters.{NAME}."
+    return f"{spec.module(layer, _BLOCKS[sublayer])}.adapters.{adapterhub.NAME}."
 
 
 def block_shapes(key: str, size: int, hidden: int) -> dict[str, Shape]:
@@ -89,43 +113,34 @@ def block_shapes(key: str, size: int, hidden: int) -> dict[str, Shape]:
 
 
 def linear_shapes(module: str, size: int, reads: int, adds: int) -> dict[str, Shape]:
-    key = f"{PREFIX}{module}."
+    key = f"{PEFT_PREFIX}{module}."
     return {f"{key}adapter_down.weight": (size, reads), f"{key}adapter_up.weight": (adds, size)}
 
 
 def adapterhub_config(spec: BaseSpec, size: int, **settings: Any) -> dict[str, Any]:
     """adapter_config.json as AdapterHub 1.x reads it."""
-    return {
-        "config": {
-            **_ADAPTERHUB_PLAIN,
-            "dropout": 0.0,
-            "factorized_phm_W": True,
-            "factorized_phm_rule": False,
-            "hypercomplex_nonlinearity": "glorot-uniform",
-            "init_weights": "bert",
-            "init_weights_seed": None,
-            "inv_adapter_reduction_factor": None,
-            "learn_phm": True,
-            "leave_out": [],
-            "original_ln_after": True,
-            "output_adapter": True,
-            "phm_bias": True,
-            "phm_c_init": "normal",
-            "phm_dim": 4,
-            "phm_init_range": 0.0001,
-            "phm_rank": 1,
-            "residual_before_ln": True,
-            "shared_phm_rule": True,
-            "reduction_factor": _reduction_factor(spec.hidden_size, size),
-            **settings,
-        },
-        "hidden_size": spec.hidden_size,
-        "model_class": None,
-        "model_name": spec.id or "",
-        "model_type": spec.model_type,
-        "name": NAME,
-        "version": "adapters.1.3.0",
+    config = {
+        **_ADAPTERHUB_PLAIN,
+        "dropout": 0.0,
+        "factorized_phm_W": True,
+        "factorized_phm_rule": False,
+        "hypercomplex_nonlinearity": "glorot-uniform",
+        "init_weights": "bert",
+        "init_weights_seed": None,
+        "inv_adapter_reduction_factor": None,
+        "learn_phm": True,
+        "leave_out": [],
+        "output_adapter": True,
+        "phm_bias": True,
+        "phm_c_init": "normal",
+        "phm_dim": 4,
+        "phm_init_range": 0.0001,
+        "phm_rank": 1,
+        "shared_phm_rule": True,
+        "reduction_factor": _reduction_factor(spec.hidden_size, size),
+        **settings,
     }
+    return adapterhub.envelope(config, spec)
 
 
 def llm_adapters_config(
@@ -144,12 +159,6 @@ def llm_adapters_config(
         "init_weights": "bert",
         "bias": "none",
     }  # fmt: skip
-
-
-LLM_ADAPTERS_KEYS = PEFT_COMMON | {
-    "bottleneck_size", "non_linearity", "adapter_dropout", "scaling", "use_parallel_adapter", "use_adapterp",
-    "target_modules", "init_weights", "bias", "fan_in_fan_out", "enable_lora",
-}  # fmt: skip
 
 
 def low_rank(tensors: Mapping[str, Any], key: str, *, infix: str, reads, adds_to, activation, scale):

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graft.hub.errors import ArtifactError
-from graft.hub.methods.base import PEFT_COMMON, Method, peft_header, refuse_options
-from graft.hub.methods.targets import match_modules, names_of
+from graft.hub.errors import UnsupportedMethodError
+from graft.hub.methods import adapterhub
+from graft.hub.methods.base import PEFT_COMMON, PEFT_PREFIX, Method, option, peft_header, refuse_options
+from graft.hub.methods.targets import Targets, full_matches, match_modules, names_of
 from graft.hub.sites import Tap
-
-PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class Ia3Config:
-    targets: str | tuple[str, ...] = ()  # empty: keys, values and the MLP's last linear
-    feedforward: str | tuple[str, ...] = ()  # those of the targets whose input is scaled
-    exclude: str | tuple[str, ...] = ()
+    targets: Targets = ()  # empty: keys, values and the MLP's last linear
+    feedforward: Targets = ()  # those of the targets whose input is scaled
+    exclude: Targets = ()
 
 
 class Ia3(Method):
@@ -30,9 +29,14 @@ class Ia3(Method):
     learning_rate = 1e-2
 
     def recognises(self, raw):
-        return raw.get("peft_type") == "IA3"
+        return raw.get("peft_type") == "IA3" or adapterhub.is_lora(raw, "scale")
 
     def read(self, raw, shapes):
+        if adapterhub.is_lora(raw, "scale"):  # there all vectors scale outputs
+            config, targets, exclude = adapterhub.read_lora(raw, shapes)
+            if option(config, "alpha", float, 1.0) != 1:
+                raise UnsupportedMethodError("This AdapterHub IA3 adapter sets alpha to something else than 1.")
+            return Ia3Config(targets=targets, exclude=exclude)
         neutral = {
             "target_modules",
             "feedforward_modules",
@@ -46,6 +50,12 @@ class Ia3(Method):
             feedforward=names_of("feedforward_modules", raw.get("feedforward_modules")),
             exclude=names_of("exclude_modules", raw.get("exclude_modules")),
         )
+
+    def canonical(self, raw, name):
+        return adapterhub.lora_name(raw, name)
+
+    def neutral(self, config):
+        return {"ia3_l": 1.0}
 
     def write(self, config, spec):
         def listed(names):
@@ -73,7 +83,7 @@ class Ia3(Method):
         for name, feedforward in self._modules(config, spec).items():
             module = spec.modules[name]
             shape = (1, module.in_features) if feedforward else (module.out_features, 1)
-            shapes[f"{PREFIX}{name}.ia3_l"] = shape
+            shapes[f"{PEFT_PREFIX}{name}.ia3_l"] = shape
         return shapes
 
     def init(self, config, context):
@@ -86,14 +96,15 @@ class Ia3(Method):
         from graft.hub.forms import Vector
 
         return tuple(
-            Vector(Tap(name, "in" if feedforward else "out"), scale=tensors[f"{PREFIX}{name}.ia3_l"].reshape(-1))
+            Vector(Tap(name, "in" if feedforward else "out"), scale=tensors[f"{PEFT_PREFIX}{name}.ia3_l"].reshape(-1))
             for name, feedforward in self._modules(config, base.spec).items()
         )
 
     def _modules(self, config, spec):
         """Matched module -> whether its input (feed-forward) rather than its output is scaled."""
         modules = match_modules("ia3", config.targets, spec, exclude=config.exclude)
-        inner = set(match_modules("ia3", config.feedforward, spec)) if config.feedforward else set()
-        if inner - set(modules):
-            raise ArtifactError("ia3: feedforward_modules must be among target_modules.")
+        if isinstance(config.feedforward, str):
+            inner = full_matches(config.feedforward, modules) if config.feedforward else set()
+        else:  # as PEFT: a name's end, and no dot is asked for before it
+            inner = {name for name in modules if name.endswith(config.feedforward)} if config.feedforward else set()
         return {name: name in inner for name in modules}

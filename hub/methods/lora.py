@@ -12,33 +12,37 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graft.hub.errors import ArtifactError, UnsupportedMethodError
+from graft.hub.methods import adapterhub
 from graft.hub.methods.base import (
     PEFT_COMMON,
     TRAINING_ONLY,
     Method,
+    numbers_by_name,
+    option,
     peft_header,
     refuse_options,
     require_positive,
 )
+from graft.hub.methods.base import PEFT_PREFIX as PREFIX
 from graft.hub.methods.targets import (
     ALL_LINEAR,
+    Targets,
     layers_of,
     match_modules,
     names_of,
-    pattern_value,
+    pattern_values,
     spelled_out,
 )
 from graft.hub.sites import Tap
 
-PREFIX = "base_model.model."
 _FROZEN = re.compile(re.escape(PREFIX) + r"(?P<module>[\w.]+?)(\.base_layer)?(?<!lora_[AB])\.weight")
 _READ = {
-    "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern",
+    "r", "lora_alpha", "layers_pattern", "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern",
     "alpha_pattern", "use_rslora", "use_dora", "lora_bias", "bias", "lora_dropout",
 }  # fmt: skip
 # Set by PEFT, without influence on what a loaded adapter computes.
 _NEUTRAL = {
-    "fan_in_fan_out", "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
+    "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config",
     "loftq_config", "ensure_weight_tying", "init_lora_weights",
 }  # fmt: skip
 # Initialisations that change the base itself: the saved A and B fit only that changed base.
@@ -49,7 +53,7 @@ _BASE_CHANGING = ("pissa", "olora", "loftq", "corda", "lora_ga")
 class LoraConfig:
     r: int = 8
     alpha: float = 16.0
-    targets: str | tuple[str, ...] = ALL_LINEAR
+    targets: Targets = ALL_LINEAR
     rslora: bool = False
     dora: bool = False
     lora_bias: bool = False  # a trained bias on B's output
@@ -57,13 +61,14 @@ class LoraConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
-    exclude: str | tuple[str, ...] = ()
+    exclude: Targets = ()
     dropout: float = field(default=0.0, metadata=TRAINING_ONLY)
     init: str = field(default="kaiming", metadata=TRAINING_ONLY)  # | "gaussian"
 
     def __post_init__(self) -> None:
         require_positive("lora", r=self.r, alpha=self.alpha)
         require_positive("lora", **{f"rank_pattern[{k}]": v for k, v in self.rank_pattern.items()})
+        require_positive("lora", **{f"alpha_pattern[{k}]": v for k, v in self.alpha_pattern.items()})
         if self.bias not in ("none", "all", "lora_only"):
             raise ArtifactError(f"lora: bias must be none, all or lora_only, not {self.bias!r}.")
         if not 0 <= self.dropout < 1:
@@ -73,13 +78,13 @@ class LoraConfig:
         if self.dora and self.lora_bias:
             raise UnsupportedMethodError("lora: dora and lora_bias exclude each other, as in PEFT.")
 
-    def rank(self, module: str) -> int:
-        return int(pattern_value(self.rank_pattern, module, self.r))
+    def ranks(self, modules: list[str]) -> dict[str, int]:
+        return pattern_values(self.rank_pattern, modules, self.r)
 
-    def scale(self, module: str) -> float:
-        rank = self.rank(module)
-        alpha = pattern_value(self.alpha_pattern, module, self.alpha)
-        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+    def scales(self, modules: list[str]) -> dict[str, float]:
+        alphas = pattern_values(self.alpha_pattern, modules, self.alpha)
+        ranks = self.ranks(modules)
+        return {name: alphas[name] / (math.sqrt(ranks[name]) if self.rslora else ranks[name]) for name in modules}
 
 
 class Lora(Method):
@@ -90,9 +95,13 @@ class Lora(Method):
     learning_rate = 5e-4
 
     def recognises(self, raw):
-        return raw.get("peft_type") == "LORA"
+        return raw.get("peft_type") == "LORA" or adapterhub.is_lora(raw, "add")
 
     def read(self, raw, shapes):
+        if adapterhub.is_lora(raw, "add"):
+            config, targets, exclude = adapterhub.read_lora(raw, shapes)
+            r = option(config, "r", int, 8)
+            return LoraConfig(r=r, alpha=option(config, "alpha", float, 8.0), targets=targets, exclude=exclude)
         init = str(raw.get("init_lora_weights", True)).lower()
         if any(init.startswith(name) for name in _BASE_CHANGING):
             raise UnsupportedMethodError(
@@ -105,22 +114,27 @@ class Lora(Method):
                 f"done for one request of a batch. Train it without modules_to_save."
             )
         refuse_options("LoRA", raw, PEFT_COMMON | _READ | _NEUTRAL)
-        if raw.get("layers_pattern") and raw.get("layers_to_transform") is None:
-            raise ArtifactError("layers_pattern is set without layers_to_transform.")
         return LoraConfig(
-            r=raw.get("r", 8),
-            alpha=raw.get("lora_alpha", 8),
+            r=option(raw, "r", int, 8),
+            alpha=option(raw, "lora_alpha", float, 8.0),
             targets=names_of("target_modules", raw.get("target_modules")),
-            rslora=bool(raw.get("use_rslora")),
-            dora=bool(raw.get("use_dora")),
-            lora_bias=bool(raw.get("lora_bias")),
-            bias=raw.get("bias", "none"),
-            rank_pattern=dict(raw.get("rank_pattern") or {}),
-            alpha_pattern=dict(raw.get("alpha_pattern") or {}),
+            rslora=option(raw, "use_rslora", bool, False),
+            dora=option(raw, "use_dora", bool, False),
+            lora_bias=option(raw, "lora_bias", bool, False),
+            bias=option(raw, "bias", str, "none"),
+            rank_pattern=numbers_by_name(raw, "rank_pattern", int),
+            alpha_pattern=numbers_by_name(raw, "alpha_pattern", float),
             layers=layers_of(raw.get("layers_to_transform")),
             exclude=names_of("exclude_modules", raw.get("exclude_modules")),
-            dropout=raw.get("lora_dropout") or 0.0,
+            dropout=option(raw, "lora_dropout", float, 0.0),
         )
+
+    def canonical(self, raw, name):
+        return adapterhub.lora_name(raw, name)
+
+    def neutral(self, config):
+        # A gain or a replaced bias acts on its own: only with the base's weights can it be told.
+        return {} if config.dora or config.bias != "none" else {"lora_B.weight": 0.0, "lora_B.bias": 0.0}
 
     def base_copy(self, name):
         # PEFT adds the embedding's and the output projection's own weights when one of them is a target.
@@ -131,14 +145,14 @@ class Lora(Method):
         return {
             **peft_header("LORA", spec),
             "r": config.r,
-            "lora_alpha": config.alpha if config.alpha % 1 else int(config.alpha),
+            "lora_alpha": _plain(config.alpha),
             "lora_dropout": config.dropout,
             "target_modules": config.targets if isinstance(config.targets, str) else list(config.targets),
             "exclude_modules": list(config.exclude) if isinstance(config.exclude, tuple) else config.exclude,
             "layers_to_transform": None if config.layers is None else list(config.layers),
             "layers_pattern": None,
             "rank_pattern": config.rank_pattern,
-            "alpha_pattern": config.alpha_pattern,
+            "alpha_pattern": {name: _plain(alpha) for name, alpha in config.alpha_pattern.items()},
             "use_rslora": config.rslora,
             "use_dora": config.dora,
             "lora_bias": config.lora_bias,
@@ -162,8 +176,9 @@ class Lora(Method):
     def shapes(self, config, spec):
         shapes = {}
         modules = self._modules(config, spec)
+        ranks = config.ranks(modules)
         for name in modules:
-            module, r = spec.modules[name], config.rank(name)
+            module, r = spec.modules[name], ranks[name]
             shapes[f"{PREFIX}{name}.lora_A.weight"] = (r, module.in_features)
             shapes[f"{PREFIX}{name}.lora_B.weight"] = (module.out_features, r)
             if config.dora:
@@ -203,11 +218,11 @@ class Lora(Method):
 
         spec, forms = base.spec, []
         modules = self._modules(config, spec)
-        gains = {}
+        scales, gains = config.scales(modules), {}
         for name in modules:
             key = PREFIX + name
             A, B = tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"].T
-            scale = config.scale(name)
+            scale = scales[name]
             if config.dora:
                 gains[name] = _gain(base.weight(name), A, B, scale, tensors[f"{key}.lora_magnitude_vector"])
                 B = B * gains[name]
@@ -238,6 +253,11 @@ class Lora(Method):
             return []
         names = modules if config.bias == "lora_only" else spec.modules
         return [name for name in names if spec.modules[name].bias]
+
+
+def _plain(number: float) -> float | int:
+    """As an int where it is one, as PEFT writes alphas."""
+    return int(number) if number == int(number) else number
 
 
 def _gain(W, A, B, scale: float, magnitude) -> Any:

@@ -9,9 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from graft.hub.errors import GraftError, UnsupportedMethodError
+from graft.hub.methods import adapterhub
 from graft.hub.methods import bottleneck as bn
-from graft.hub.methods.base import TRAINING_ONLY, Method, peft_header, refuse_options, require_positive
-from graft.hub.methods.targets import match_modules, names_of
+from graft.hub.methods.base import (
+    PEFT_PREFIX,
+    TRAINING_ONLY,
+    Method,
+    option,
+    peft_header,
+    require_positive,
+    whole_numbers,
+)
+from graft.hub.methods.targets import Targets, match_modules
 from graft.hub.sites import Tap, added, normed_in, stream_in
 
 
@@ -23,7 +32,7 @@ class ParallelConfig:
     reads: str = "normed"  # | "stream"
     scale: float = 4.0
     learned_scale: bool = False  # one number a layer, trained; it starts at `scale`
-    targets: str | tuple[str, ...] = ()  # placement=linear only; empty: the MLP's linears
+    targets: Targets = ()  # placement=linear only; empty: the MLP's linears
     leave_out: tuple[int, ...] = ()
     init: str = field(default="zero", metadata=TRAINING_ONLY)  # | "truncated"
 
@@ -49,38 +58,33 @@ class Parallel(Method):
 
     def recognises(self, raw):
         if bn.is_adapterhub(raw):
-            return bool(raw["config"].get("is_parallel"))
-        return bn.is_llm_adapters(raw) and bool(raw.get("use_parallel_adapter"))
+            return adapterhub.config_of(raw).get("is_parallel") is True
+        return bn.is_llm_adapters(raw) and raw.get("use_parallel_adapter") is True
 
     def read(self, raw, shapes):
-        size = bn.bottleneck_size("parallel", shapes)
         if bn.is_llm_adapters(raw):
-            refuse_options("LLM-Adapters", raw, bn.LLM_ADAPTERS_KEYS)
-            return ParallelConfig(
-                placement="linear",
-                bottleneck=size,
-                activation=raw.get("non_linearity", "tanh"),
-                scale=float(raw.get("scaling", 1.0)),
-                targets=names_of("target_modules", raw.get("target_modules")),
-            )
+            return ParallelConfig(**bn.read_llm_adapters(raw, shapes))
         config = bn.read_adapterhub(raw)
-        if config.get("mh_adapter"):
+        if option(config, "mh_adapter", bool, False):
             raise UnsupportedMethodError(
                 "AdapterHub's parallel adapter beside the attention (mh_adapter) is not served."
             )
         learned = config.get("scaling") == "learned"
         return ParallelConfig(
-            bottleneck=size,
-            activation=config.get("non_linearity", "relu").lower(),
+            bottleneck=bn.bottleneck_size("AdapterHub", shapes),
+            activation=option(config, "non_linearity", str, "relu").lower(),
             # AdapterHub reads the un-normed stream; ours says so in its own key, which AdapterHub ignores.
-            reads=raw.get("graft", {}).get("reads", "stream"),
-            scale=1.0 if learned else float(config.get("scaling", 1.0)),
+            reads=option(option(raw, "graft", dict, {}), "reads", str, "stream"),
+            scale=1.0 if learned else bn.constant_scale(config),
             learned_scale=learned,
-            leave_out=tuple(config.get("leave_out") or ()),
+            leave_out=whole_numbers(config, "leave_out"),
         )
 
     def canonical(self, raw, name):
         return bn.canonical_name(raw, name)
+
+    def neutral(self, config):
+        return bn.NEUTRAL
 
     def write(self, config, spec):
         if config.placement == "linear":
@@ -143,7 +147,7 @@ class Parallel(Method):
             return tuple(
                 bn.low_rank(
                     tensors,
-                    f"{bn.PREFIX}{name}.",
+                    f"{PEFT_PREFIX}{name}.",
                     infix="",
                     reads=(Tap(name, "in"),),
                     adds_to=Tap(name, "out"),

@@ -3,20 +3,25 @@
 projection=true: P' -> Linear(H, hidden) -> tanh -> Linear(2 L K D), the paper's reparameterisation, folded
 away when saved; flat otherwise. init=real starts from the keys and values of real text (the paper: decisive
 with little data; with a projection, the network is first fitted to them). Format: HF PEFT's
-`prompt_embeddings` [P, L * 2 * K * D], key then value within a layer, keys as the cache holds them.
-AdapterHub's prefixes do not shift the text's positions: `text_start` 0.
+`prompt_embeddings` [P, L * 2 * K * D], key then value within a layer, keys as the cache holds them. A prefix that
+does not shift the text's positions (`text_start` 0) is AdapterHub's, and goes in its format: the same numbers, flat.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from graft.hub.errors import ArtifactError, GraftError
-from graft.hub.methods import rows
-from graft.hub.methods.base import TRAINING_ONLY, Method, refuse_options
+from graft.hub.errors import GraftError
+from graft.hub.methods import adapterhub, rows
+from graft.hub.methods.base import TRAINING_ONLY, Method, option, refuse_options
 
 _FIT_STEPS = 500  # Li & Liang's code fits the network to real activations by 500 steps of MSE, Adam 1e-4
 _FIT_RATE = 1e-3
+_ADAPTERHUB_KEY = "prefix_tuning.prefix_tunings.{}.self_prefix.control_trans"
+_ADAPTERHUB_FLAT = {
+    "flat": True, "cross_prefix": True, "encoder_prefix": True, "dropout": 0.0, "init_weights_seed": None,
+    "leave_out": [], "non_linearity": "tanh", "shared_gating": True, "use_gating": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,35 +48,51 @@ class Prefix(Method):
     learning_rate = 5e-3
 
     def recognises(self, raw):
-        return raw.get("peft_type") in ("PREFIX_TUNING", "CARTRIDGE")
+        return raw.get("peft_type") in ("PREFIX_TUNING", "CARTRIDGE") or _is_adapterhub(raw)
 
     def read(self, raw, shapes):
+        if _is_adapterhub(raw):
+            config = adapterhub.config_of(raw)
+            adapterhub.refuse_unless_plain(config, {"flat": True, "use_gating": False, "leave_out": []})
+            return PrefixConfig(tokens=option(config, "prefix_length", int, 30), shifts_text=False)
         neutral = {"encoder_hidden_size", "prefix_projection", "init_weights", "num_frozen_tokens"}
         refuse_options("prefix tuning", raw, rows.COMMON | neutral)
-        shifts = raw.get("graft", {}).get("shifts_text", True)
-        if not isinstance(shifts, bool):
-            raise ArtifactError(f"graft.shifts_text must be true or false, not {shifts!r}.")
-        return PrefixConfig(tokens=rows.tokens_of(raw, shapes), shifts_text=shifts)
+        return PrefixConfig(tokens=rows.tokens_of(raw, shapes))
+
+    def canonical(self, raw, name):
+        if _is_adapterhub(raw) and name.endswith(_ADAPTERHUB_KEY.format(adapterhub.own_name(raw))):
+            return rows.KEY
+        return name
+
+    def file_name(self, config, spec, name):
+        if config.shifts_text:
+            return name
+        stem = spec.parts.layers.rpartition(".")[0]
+        return f"{stem}.{_ADAPTERHUB_KEY.format(adapterhub.NAME)}"
 
     def write(self, config, spec):
+        if not config.shifts_text:
+            own = {"architecture": "prefix_tuning", "prefix_length": config.tokens, "bottleneck_size": config.hidden}
+            return adapterhub.envelope({**_ADAPTERHUB_FLAT, **own}, spec)
         dim = spec.num_kv_heads * spec.head_dim
         header = rows.peft_rows_header("PREFIX_TUNING", config.tokens, dim, spec.num_kv_heads, spec)
-        own = {} if config.shifts_text else {"graft": {"shifts_text": False}}
         # The saved rows are flat whatever made them: PEFT must not run a projection over them again.
-        return {**header, "encoder_hidden_size": config.hidden, "prefix_projection": False, **own}
+        return {**header, "encoder_hidden_size": config.hidden, "prefix_projection": False}
 
     def variant(self, config):
         return "MLP" if config.projection else ""
 
     def shapes(self, config, spec):
         rows.require_room("prefix", config.tokens, spec)
-        return {rows.KEY: (config.tokens, spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim)}
+        width = _width(spec)
+        return {rows.KEY: (config.tokens, width) if config.shifts_text else (config.tokens * width,)}
 
     def init(self, config, context):
         import torch
 
         base = context.base
-        (width,) = {shape[1] for shape in self.shapes(config, base.spec).values()}
+        self.shapes(config, base.spec)  # refuses what leaves no room for text
+        width = _width(base.spec)
         if config.init == "real":
             target = _real_activations(config, context)
         else:
@@ -92,10 +113,12 @@ class Prefix(Method):
     def encode(self, config, parameters):
         import torch.nn.functional as F
 
-        if not config.projection:
-            return parameters
-        inner = F.linear(parameters["embedding"], parameters["in.weight"], parameters["in.bias"]).tanh()
-        return {rows.KEY: F.linear(inner, parameters["out.weight"], parameters["out.bias"])}
+        if config.projection:
+            inner = F.linear(parameters["embedding"], parameters["in.weight"], parameters["in.bias"]).tanh()
+            made = F.linear(inner, parameters["out.weight"], parameters["out.bias"])
+        else:
+            made = parameters[rows.KEY]
+        return {rows.KEY: made if config.shifts_text else made.reshape(-1)}
 
     def fold(self, config, tensors, base):
         from graft.hub.forms import CacheRows
@@ -104,6 +127,15 @@ class Prefix(Method):
         shape = (config.tokens, spec.num_layers, 2, spec.num_kv_heads, spec.head_dim)
         keys, values = tensors[rows.KEY].view(shape).permute(2, 1, 0, 3, 4)
         return (CacheRows(keys, values, text_start=config.tokens if config.shifts_text else 0),)
+
+
+def _is_adapterhub(raw) -> bool:
+    return adapterhub.config_of(raw).get("architecture") == "prefix_tuning"
+
+
+def _width(spec) -> int:
+    """Numbers of one virtual token: a key and a value in every layer."""
+    return spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim
 
 
 def _real_activations(config, context):

@@ -19,7 +19,7 @@ _FREQUENT = 5000  # Lester et al. draw from the 5,000 commonest tokens; vocabula
 def tokens_of(raw: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int:
     """num_virtual_tokens, which must agree with the rows in the file. Raises ArtifactError."""
     tokens = raw.get("num_virtual_tokens")
-    if not isinstance(tokens, int) or tokens < 1:
+    if type(tokens) is not int or tokens < 1:
         raise ArtifactError(f"num_virtual_tokens must be a whole number above 0, not {tokens!r}.")
     if raw.get("num_transformer_submodules") not in (None, 1):
         raise ArtifactError("num_transformer_submodules other than 1 is for encoder-decoders, not for this base.")

@@ -11,9 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from graft.hub.errors import ArtifactError, GraftError
+from graft.hub.methods import adapterhub
 from graft.hub.methods import bottleneck as bn
-from graft.hub.methods.base import TRAINING_ONLY, Method, peft_header, refuse_options, require_positive
-from graft.hub.methods.targets import match_modules, names_of
+from graft.hub.methods.base import (
+    PEFT_PREFIX,
+    TRAINING_ONLY,
+    Method,
+    option,
+    peft_header,
+    require_positive,
+    whole_numbers,
+)
+from graft.hub.methods.targets import Targets, match_modules
 from graft.hub.sites import Tap, added, stream_out
 
 _SUBLAYERS = {"houlsby": ("attention", "mlp"), "pfeiffer": ("mlp",)}
@@ -26,7 +35,7 @@ class SeriesConfig:
     activation: str = "swish"
     reads: str = "sublayer"  # | "stream": x + d
     scale: float = 1.0
-    targets: str | tuple[str, ...] = ()  # placement=linear only; empty: the MLP's last linear
+    targets: Targets = ()  # placement=linear only; empty: the MLP's last linear
     leave_out: tuple[int, ...] = ()  # layers without an adapter
     init: str = field(default="truncated", metadata=TRAINING_ONLY)  # | "zero": exactly the identity
 
@@ -50,34 +59,29 @@ class Series(Method):
 
     def recognises(self, raw):
         if bn.is_adapterhub(raw):
-            return not raw["config"].get("is_parallel")
-        return bn.is_llm_adapters(raw) and not raw.get("use_parallel_adapter")
+            return adapterhub.config_of(raw).get("is_parallel") is not True
+        return bn.is_llm_adapters(raw) and raw.get("use_parallel_adapter") is not True
 
     def read(self, raw, shapes):
-        size = bn.bottleneck_size("series", shapes)
         if bn.is_llm_adapters(raw):
-            refuse_options("LLM-Adapters", raw, bn.LLM_ADAPTERS_KEYS)
-            return SeriesConfig(
-                placement="linear",
-                bottleneck=size,
-                activation=raw.get("non_linearity", "tanh"),
-                scale=float(raw.get("scaling", 1.0)),
-                targets=names_of("target_modules", raw.get("target_modules")),
-            )
+            return SeriesConfig(**bn.read_llm_adapters(raw, shapes))
         config = bn.read_adapterhub(raw)
-        if not config.get("output_adapter", True):
+        if not option(config, "output_adapter", bool, True):
             raise ArtifactError("AdapterHub adapters after the attention only (output_adapter=false) are not served.")
         return SeriesConfig(
-            placement="houlsby" if config.get("mh_adapter") else "pfeiffer",
-            bottleneck=size,
-            activation=config.get("non_linearity", "relu").lower(),
-            reads="stream" if config.get("original_ln_before") else "sublayer",
-            scale=float(config.get("scaling", 1.0)),
-            leave_out=tuple(config.get("leave_out") or ()),
+            placement="houlsby" if option(config, "mh_adapter", bool, False) else "pfeiffer",
+            bottleneck=bn.bottleneck_size("AdapterHub", shapes),
+            activation=option(config, "non_linearity", str, "relu").lower(),
+            reads="stream" if option(config, "original_ln_before", bool, False) else "sublayer",
+            scale=bn.constant_scale(config),
+            leave_out=whole_numbers(config, "leave_out"),
         )
 
     def canonical(self, raw, name):
         return bn.canonical_name(raw, name)
+
+    def neutral(self, config):
+        return bn.NEUTRAL
 
     def write(self, config, spec):
         if config.placement == "linear":
@@ -126,7 +130,7 @@ class Series(Method):
             forms = []
             for name in match_modules("series", config.targets, spec):
                 tap = Tap(name, "in" if _at_input(spec, name) else "out")
-                key = f"{bn.PREFIX}{name}."
+                key = f"{PEFT_PREFIX}{name}."
                 forms.append(bn.low_rank(tensors, key, infix="", reads=(tap,), adds_to=tap, **common))
             return tuple(forms)
         return tuple(
