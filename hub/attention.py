@@ -8,6 +8,7 @@ context), never by transformers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -67,15 +68,23 @@ AttentionInterface.register(ATTENTION, _attention)
 class PackedAttention:
     """Causal attention within each packed sequence; no cache. Differentiable: the trainer's context.
 
-    `prefixes[i]` are key/value rows before sequence i in every layer (prefix tuning), or None.
+    `prefixes[i]` are key/value rows before sequence i in every layer (prefix tuning), or None. `leaders[i]` is
+    another sequence of the pack that sequence i follows and looks back on (a soft prompt before many texts), or None.
     """
 
-    def __init__(self, lengths: Sequence[int], prefixes: Sequence[CacheRows | None] | None, device: torch.device):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        prefixes: Sequence[CacheRows | None] | None,
+        device: torch.device,
+        leaders: Sequence[int | None] | None = None,
+    ):
         self._lengths = list(lengths)
         self._longest = max(lengths)
         self._equal = all(length == self._longest for length in lengths)
         self._prefixes = _Prefixes(prefixes, device) if prefixes and any(p is not None for p in prefixes) else None
-        self._before = self._prefixes.longest if self._prefixes else 0
+        self._leaders = _Leaders(lengths, leaders, device) if leaders and any(i is not None for i in leaders) else None
+        self._before = max((group.longest for group in (self._prefixes, self._leaders) if group), default=0)
         self._device = torch.device(device)
         self._masks: dict[int | None, Tensor | None] = {}
         self._biases: dict[int | None, Tensor] = {}
@@ -86,9 +95,9 @@ class PackedAttention:
 
     def attend(self, layer, query, key, value, *, scaling, window, softcap):
         q, k, v = (self._padded(x) for x in (query, key, value))  # [B, heads, T, D]
-        if self._prefixes is not None:
-            k = torch.cat([self._prefixes.rows("keys", layer, k.dtype), k], dim=2)
-            v = torch.cat([self._prefixes.rows("values", layer, v.dtype), v], dim=2)
+        if self._before:
+            k = torch.cat([self._rows_before("keys", layer, key), k], dim=2)
+            v = torch.cat([self._rows_before("values", layer, value), v], dim=2)
         # torch's fused kernel knows no soft-cap, and on a CPU loses to plain products until memory decides
         if softcap is not None or (self._device.type == "cpu" and k.shape[2] <= _PLAIN_KEYS):
             out = _attend_plain(q, k, v, self._bias(window, q.dtype), scaling, softcap)
@@ -96,6 +105,18 @@ class PackedAttention:
             out = _attend_fused(q, k, v, self._mask(window), scaling)
         out = out.transpose(1, 2).reshape(-1, *query.shape[1:])  # [B * T, heads, D]
         return out if self._equal else out[self._scatter]
+
+    def _rows_before(self, which: str, layer: int, packed: Tensor) -> Tensor:
+        """[B, kv_heads, before, D], each sequence's next to its text; packed [T, kv_heads, D] of this layer."""
+        found = None
+        if self._prefixes is not None:
+            found = self._prefixes.rows(which, layer, packed.dtype)
+            found = F.pad(found, (0, 0, self._before - found.shape[2], 0))
+        if self._leaders is not None:
+            led = self._leaders.rows(packed)
+            led = F.pad(led, (0, 0, self._before - led.shape[2], 0))
+            found = led if found is None else torch.where(self._leaders.led, led, found)
+        return found
 
     def _padded(self, x: Tensor) -> Tensor:
         shape = (len(self._lengths), self._longest, *x.shape[1:])
@@ -106,7 +127,7 @@ class PackedAttention:
 
     def _mask(self, window: int | None) -> Tensor | None:
         """[B or 1, 1, T, before + T], True where a query may look; None where plain causality is enough."""
-        if self._prefixes is None and (window is None or window >= self._longest):
+        if not self._before and (window is None or window >= self._longest):
             return None
         return self._allowed(window)
 
@@ -118,8 +139,12 @@ class PackedAttention:
             if window is not None:
                 allowed &= here - there < window
             allowed = allowed[None]
-            if self._prefixes is not None:
-                allowed = allowed & self._prefixes.present(self._longest)[:, None, :]
+            if self._before:
+                counts = torch.zeros(len(self._lengths), dtype=torch.long)
+                for group in (self._prefixes, self._leaders):
+                    counts += group.counts if group else 0
+                filled = there[0] >= self._before - counts[:, None]  # [B, before + T]
+                allowed = allowed & filled[:, None, :]
             self._masks[window] = allowed[:, None].to(self._device)
         return self._masks[window]
 
@@ -147,20 +172,37 @@ class _Prefixes:
             "keys": self._stacked([prefix.keys for prefix in distinct.values()]),
             "values": self._stacked([prefix.values for prefix in distinct.values()]),
         }  # [1 + distinct, L, kv_heads, longest, D]
-        steps = torch.arange(self.longest)
-        self._present = steps[None, :] >= self.longest - torch.tensor(counts)[:, None]  # [B, longest]
+        self.counts = torch.tensor(counts)
 
     def rows(self, which: str, layer: int, dtype: torch.dtype) -> Tensor:
         """[B, kv_heads, longest, D]"""
         return self._rows[which][:, layer].to(dtype).index_select(0, self._index)
 
-    def present(self, text: int) -> Tensor:
-        """[B, longest + text], False at the columns that no row of the sequence's own prefix fills."""
-        return F.pad(self._present, (0, text), value=True)
-
     def _stacked(self, prefixes: list[Tensor]) -> Tensor:
         aligned = [F.pad(rows.transpose(1, 2), (0, 0, self.longest - rows.shape[1], 0)) for rows in prefixes]
         return torch.stack([torch.zeros_like(aligned[0]), *aligned])
+
+
+class _Leaders:
+    """Sequences of the pack that others follow: their rows of this very pass, next to each follower's text."""
+
+    def __init__(self, lengths: Sequence[int], leaders: Sequence[int | None], device: torch.device):
+        starts = [0, *itertools.accumulate(lengths)]
+        counts = [0 if leader is None else lengths[leader] for leader in leaders]
+        self.longest, self.counts = max(counts), torch.tensor(counts)
+        self.led = torch.tensor([leader is not None for leader in leaders], device=device)[:, None, None, None]
+        index = []
+        for i, leader in enumerate(leaders):
+            own = [] if leader is None else list(range(starts[leader], starts[leader + 1]))
+            # the columns that are masked take a row of the sequence's own: never a neighbour's NaN
+            filler = starts[i] if leader is None else starts[leader]
+            index += [filler] * (self.longest - len(own)) + own
+        self._index = torch.tensor(index, device=device)
+
+    def rows(self, packed: Tensor) -> Tensor:
+        """packed [T, kv_heads, D] -> [B, kv_heads, longest, D]"""
+        found = packed.index_select(0, self._index)
+        return found.view(-1, self.longest, *packed.shape[1:]).transpose(1, 2)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

@@ -20,7 +20,6 @@ from graft.hub.base import Base
 from graft.hub.errors import GraftError
 from graft.hub.registry import Registry
 from graft.hub.remote import RemoteRegistry
-from graft.server.adapters import Adapters
 from graft.server.batch import BLOCK_ROWS, make_batch
 from graft.server.blocks import Blocks
 from graft.server.cache import KVCache
@@ -30,8 +29,8 @@ from graft.server.loader import Answer, Loaded, Loader
 from graft.server.metrics import Metrics
 from graft.server.options import Options, sizes
 from graft.server.requests import (
+    BrokenError,
     ClosedError,
-    EngineError,
     Inbox,
     Request,
     RequestError,
@@ -87,7 +86,6 @@ class Engine:
         self.residency = Residency(
             self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes, pinned=self.loader.pinned
         )
-        self.adapters = Adapters(self)
         self.metrics.gauges(self._gauges())
         self._consumers: dict[Sequence, Consumer] = {}
         self._unplaced: set[Generation] = set()  # their adapters are being loaded
@@ -127,15 +125,6 @@ class Engine:
             for stream in streams:
                 stream.cancel()
             raise
-
-    @property
-    def max_model_len(self) -> int:
-        """Virtual tokens, prompt and new tokens of one request."""
-        return self.sizes.max_model_len
-
-    def stats(self) -> dict[str, float]:
-        """How queue, cache and adapters' memory are, by the names that /metrics uses."""
-        return {name.removeprefix("graft_"): read() for name, (_, read) in self._gauges().items()}
 
     def call(self, question: Callable[[], Any]) -> Any:
         """Ask something on the engine's thread, between steps, and wait for the answer."""
@@ -191,7 +180,7 @@ class Engine:
                 f"this server takes up to {self.sizes.max_model_len}."
             )
         if total > usable * BLOCK_ROWS:
-            raise RequestError(f"{total} tokens don't fit into the KV cache ({usable * BLOCK_ROWS}; --kv-cache-bytes).")
+            raise RequestError(f"{total} tokens don't fit into the KV cache ({usable * BLOCK_ROWS}; --kv-bytes).")
         return new
 
     # What Residency asks (residency.Work)
@@ -202,7 +191,7 @@ class Engine:
                 made = self.runner.prepare(loaded.detours)
             except Exception as error:
                 log.exception("preparing %s failed", loaded.digest)
-                made = EngineError(f"The adapter can't be brought to the device: {type(error).__name__}: {error}")
+                made = BrokenError(f"The adapter can't be brought to the device: {type(error).__name__}: {error}")
             self._inbox.put(lambda: done(made))
 
         self.loader.later(work)
@@ -336,7 +325,7 @@ class Engine:
         except Exception as error:
             log.exception("a step failed")
             self.scheduler.withdraw(plan)
-            failure = error if isinstance(error, GraftError) else EngineError(f"A step failed: {error}")
+            failure = error if isinstance(error, GraftError) else BrokenError(f"A step failed: {error}")
             for chunk in chunks:
                 if chunk.sequence in self._consumers:
                     self._fail(self._consumers[chunk.sequence], failure)

@@ -42,7 +42,7 @@ class Library:
     ):
         self._fingerprint = fingerprint
         self._local = dict(local or {})
-        self._shelf = shelf
+        self.shelf = shelf
         self._remote = isinstance(shelf, RemoteRegistry)
         self._trusted: dict[str, tuple[float, Location | GraftError]] = {}
         self._lock = threading.Lock()
@@ -91,16 +91,16 @@ class Library:
             yield location.folder
             return
         with tempfile.TemporaryDirectory(prefix="graft-adapter-") as folder:
-            self._shelf.pull(f"{location.repo}@{location.revision}", folder)
+            self.shelf.pull(f"{location.repo}@{location.revision}", folder)
             yield Path(folder)
 
     def _asked(self, name: str) -> Location | GraftError:
-        if self._shelf is None or not ("/" in name or name.startswith("task:")):
+        if self.shelf is None or not ("/" in name or name.startswith("task:")):
             places = f"Served here are {', '.join(self.names) or 'no adapters'} besides the base"
-            hint = "" if self._shelf else "; start the server with --registry or --hub for more"
+            hint = "" if self.shelf else "; start the server with --registry or --hub for more"
             return NotFoundError(f"There is no model {name!r}. {places}{hint}.")
         try:
-            found = self._shelf.resolve(name, base=self._fingerprint)
+            found = self.shelf.resolve(name, base=self._fingerprint)
         except NotFoundError as error:
             return error
         return Location(name, found.id, revision=found.id, repo=found.repo, digest=found.digest)

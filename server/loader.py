@@ -22,7 +22,7 @@ from graft.hub.forms import CacheRows, Form, InputRows, LowRank
 from graft.hub.inspection import CARD, read_text
 from graft.server.library import Library, Location
 from graft.server.probe import Probe, read_probe
-from graft.server.requests import ClosedError, EngineError, Served
+from graft.server.requests import BrokenError, CapacityError, ClosedError, Served
 from graft.server.runner import at, detours, form_bytes
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,13 @@ class Loader:
         """What each name stood for when it was last loaded, by name."""
         with self._lock:
             return {name: served for (name, _), served in self._served.items()}
+
+    def find(self, location: Location) -> Loaded | None:
+        """A version that is in memory already, None where it isn't."""
+        with self._lock:
+            served = self._served.get((location.name, location.version))
+            digest = served.digest if served else location.digest
+            return self._loaded.get(digest) if digest else None
 
     def request(self, name: str, done: Callable[[Answer], None]) -> None:
         """Call `done` with the adapter, held for one user, or with why there is none: now or from a loader's thread."""
@@ -189,7 +196,7 @@ class Loader:
             fresh = error
         except Exception as error:
             log.exception("loading %s failed", location.name)
-            fresh = EngineError(f"Loading {location.name} failed: {type(error).__name__}: {error}")
+            fresh = BrokenError(f"Loading {location.name} failed: {type(error).__name__}: {error}")
         with self._lock:
             waiting = self._waiting.pop(key)
             answers: list[Answer] = []
@@ -214,7 +221,7 @@ class Loader:
         rows = [form for form in forms if isinstance(form, (InputRows, CacheRows))]
         size = sum(form_bytes(form) for form in forms)
         if size > self.budget_bytes:
-            raise EngineError(
+            raise CapacityError(
                 f"{location.name} needs {size} bytes of host memory, all adapters together may take "
                 f"{self.budget_bytes} (--adapter-host-bytes)."
             )

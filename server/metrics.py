@@ -27,6 +27,9 @@ class Metrics:
             "graft_requests", "Requests by outcome", labelnames=("adapter", "outcome"), registry=self._registry
         )
         self._loads = Histogram("graft_adapter_load_seconds", "Disk to host memory", buckets=_SECONDS, **by_adapter)
+        self._answers = Counter(
+            "graft_http_answers", "HTTP answers", labelnames=("route", "status"), registry=self._registry
+        )
         self._children: dict[str, tuple] = {}
 
     def gauges(self, read: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
@@ -53,6 +56,9 @@ class Metrics:
 
     def failed(self, served: Served, code: str) -> None:
         self._requests.labels(served.name or BASE, code).inc()
+
+    def answered(self, route: str, status: int) -> None:
+        self._answers.labels(route, str(status)).inc()
 
     def loaded(self, name: str, seconds: float) -> None:
         self._loads.labels(name).observe(seconds)

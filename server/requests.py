@@ -26,6 +26,19 @@ class EngineError(GraftError):
     code = "engine_error"
 
 
+class BrokenError(EngineError):
+    """Something failed that should not have. Its message is for the log: it may tell of internals."""
+
+    code = "internal_error"
+
+
+class CapacityError(EngineError):
+    """The adapter does not fit into the memory that this server was given."""
+
+    status = 422
+    code = "no_capacity"
+
+
 class BusyError(GraftError):
     """Too much is waiting already."""
 

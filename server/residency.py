@@ -6,7 +6,7 @@ adapter makes room. All but `prepare` happens on the engine's thread.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from graft.server.batch import BLOCK_ROWS
 from graft.server.blocks import Blocks
 from graft.server.fairness import Gate
 from graft.server.loader import Loaded
-from graft.server.requests import EngineError
+from graft.server.requests import CapacityError
 from graft.server.runner import Runner
 from graft.server.scheduler import NO_ROWS, VirtualRows
 
@@ -98,17 +98,21 @@ class Residency:
     def snapshot(self) -> list[Resident]:
         return list(self._residents.values())
 
+    def blocks_of(self, adapters: Iterable[Loaded]) -> int:
+        """Cache blocks that their virtual rows take."""
+        return sum(_blocks_of(loaded) for loaded in adapters)
+
     def check(self, loaded: Loaded) -> None:
-        """Raises EngineError for an adapter that could never come in."""
+        """Raises CapacityError for an adapter that could never come in."""
         if loaded.bytes > self.budget_bytes:
-            raise EngineError(
+            raise CapacityError(
                 f"This adapter takes {loaded.bytes} bytes, all adapters on the device together may take "
                 f"{self.budget_bytes} (--adapter-device-bytes)."
             )
-        if _blocks_of(loaded) > self._virtual_limit:
-            raise EngineError(
+        if _blocks_of(loaded) > self.virtual_limit:
+            raise CapacityError(
                 f"This adapter's {loaded.virtual_rows} virtual tokens are too many for a KV cache of "
-                f"{self._blocks.count * BLOCK_ROWS} rows (--kv-cache-bytes)."
+                f"{self._blocks.count * BLOCK_ROWS} rows (--kv-bytes)."
             )
 
     def gate(self, loaded: Loaded) -> tuple[Gate, VirtualRows]:
@@ -147,7 +151,7 @@ class Residency:
         return True
 
     @property
-    def _virtual_limit(self) -> int:
+    def virtual_limit(self) -> int:
         return max(1, (self._blocks.count - 1) // VIRTUAL_SHARE)
 
     def _idle(self, resident: Resident) -> bool:
@@ -164,7 +168,7 @@ class Residency:
         victims = []
         idle = iter([r for r in self._residents.values() if self._idle(r) and not (only_unwanted and r.loaded.users)])
         size, blocks = self.bytes + loaded.bytes, self.virtual_blocks + rows
-        while size > self.budget_bytes or blocks > self._virtual_limit:
+        while size > self.budget_bytes or blocks > self.virtual_limit:
             victim = next(idle, None)
             if victim is None:
                 if not only_unwanted:
@@ -183,7 +187,7 @@ class Residency:
         """Where only pinned adapters, idle ones, are left, waiting would never end."""
         if all(r.state is State.READY and not self._work.is_running(r.digest) for r in self._residents.values()):
             message = "Pinned adapters fill the device: unpin one, or raise --adapter-device-bytes."
-            self._work.refused(loaded.digest, EngineError(message))
+            self._work.refused(loaded.digest, CapacityError(message))
 
     def _prepared(self, resident: Resident, made: Any) -> None:
         if isinstance(made, GraftError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+COLDEST = 1e-4  # temperatures below are greedy: dividing logits by them could overflow
 _ROWS_AT_ONCE = 128  # of prompt log-probabilities: bounds the float32 copy of their logits
 
 
@@ -24,7 +25,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature < COLDEST or self.top_k == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,5 +103,6 @@ def _drawn(row: Tensor, draw: Draw) -> int:
     if sampling.top_p < 1:
         ordered, order = row.softmax(-1).sort(descending=True)
         beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # what comes after enough mass is reached
+        beyond[0] = False  # top_p = 0 leaves the most probable token
         row = row.index_fill(0, order[beyond], float("-inf"))
     return int(torch.multinomial(row.softmax(-1), 1, generator=draw.generator))

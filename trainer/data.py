@@ -7,6 +7,7 @@ after another, sorted by adapter, as hub/detours.py asks. Knows nothing of optim
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -112,14 +113,16 @@ class Pack:
 class Rows:
     """A pack as the base takes it. n rows carry a loss.
 
-    rows [T, H], positions [T], lengths [B] (virtual input rows included), logit_rows [n], targets [n];
-    row_counts and logit_counts: of every adapter.
+    rows [T, H], positions [T], logit_rows [n], targets [n]; row_counts and logit_counts: of every adapter.
+    lengths, prefixes, leaders [B]: of the sequences as the attention takes them. A soft prompt is a sequence of its
+    own, which all texts of its adapter follow: its rows run once a pass, not once a text.
     """
 
     rows: Tensor
     positions: Tensor
     lengths: list[int]
     prefixes: list[CacheRows | None]
+    leaders: list[int | None]
     logit_rows: Tensor
     targets: Tensor
     row_counts: tuple[int, ...]
@@ -127,41 +130,60 @@ class Rows:
 
 
 def lay_out(pack: Pack, forms: list[tuple[Form, ...]], embed: Any, device: torch.device) -> Rows:
-    """Rows of a pack; input rows of a soft prompt stand right before each of its adapter's texts."""
-    pieces, positions, lengths, prefixes, wanted, targets = [], [], [], [], [], []
-    row_counts, logit_counts = [], []
-    rows = embed(torch.tensor([id for sequence in pack.sequences for id in sequence.ids[:-1]], device=device))
-    texts = iter(rows.split([len(sequence.ids) - 1 for sequence in pack.sequences]))
-    total = 0
+    """The rows of a pack whose adapters have these forms."""
+    ids = [id for sequence in pack.sequences for id in sequence.ids[:-1]]  # nothing is predicted after the last
+    embedded = embed(torch.tensor(ids, device=device))
+    texts = iter(embedded.split([len(sequence.ids) - 1 for sequence in pack.sequences]))
+    layout = _Layout()
     for own, adapter in zip(pack.owned, forms, strict=True):
-        before = virtual_rows(adapter)
+        prompt = virtual_rows(adapter)
         prefix = next((form for form in adapter if isinstance(form, CacheRows)), None)
-        start = prefix.text_start if prefix else 0
-        first_row, first_target = total, len(targets)
+        start, leader = prefix.text_start if prefix else 0, None
+        if prompt is not None:
+            start, leader = prompt.shape[0], len(layout.lengths)
+            layout.add(prompt.to(embedded.dtype), 0, None, None)
         for sequence in own:
-            virtual = 0 if before is None else before.shape[0]
-            if before is not None:
-                pieces.append(before.to(rows.dtype))
-            pieces.append(next(texts))
-            length = virtual + len(sequence.ids) - 1  # nothing is predicted after the last token
-            positions.append(torch.arange(start, start + length))
-            wanted.append(torch.arange(total + virtual + sequence.answer_start - 1, total + length))
-            targets += sequence.ids[sequence.answer_start :]
-            lengths.append(length)
-            prefixes.append(prefix)
-            total += length
-        row_counts.append(total - first_row)
-        logit_counts.append(len(targets) - first_target)
-    return Rows(
-        rows if len(pieces) == len(lengths) else torch.cat(pieces),
-        torch.cat(positions).to(device),
-        lengths,
-        prefixes,
-        torch.cat(wanted).to(device),
-        torch.tensor(targets, device=device),
-        tuple(row_counts),
-        tuple(logit_counts),
-    )
+            row = layout.add(next(texts), start, prefix, leader)
+            layout.wanted.append(torch.arange(row + sequence.answer_start - 1, layout.total))
+            layout.targets += sequence.ids[sequence.answer_start :]
+        layout.end_adapter()
+    return layout.rows(device)
+
+
+class _Layout:
+    """Rows as they are laid one after another."""
+
+    def __init__(self) -> None:
+        self.total, self.lengths, self.targets, self.wanted = 0, [], [], []
+        self._pieces, self._positions, self._prefixes, self._leaders = [], [], [], []
+        self._row_ends, self._target_ends = [0], [0]
+
+    def add(self, piece: Tensor, start: int, prefix: CacheRows | None, leader: int | None) -> int:
+        """One sequence of rows [n, H] whose positions begin at `start`; the index of its first row."""
+        self._pieces.append(piece)
+        self._positions.append(torch.arange(start, start + len(piece)))
+        self._prefixes.append(prefix)
+        self._leaders.append(leader)
+        self.lengths.append(len(piece))
+        self.total += len(piece)
+        return self.total - len(piece)
+
+    def end_adapter(self) -> None:
+        self._row_ends.append(self.total)
+        self._target_ends.append(len(self.targets))
+
+    def rows(self, device: torch.device) -> Rows:
+        return Rows(
+            torch.cat(self._pieces),
+            torch.cat(self._positions).to(device),
+            self.lengths,
+            self._prefixes,
+            self._leaders,
+            torch.cat(self.wanted).to(device),
+            torch.tensor(self.targets, device=device),
+            tuple(stop - start for start, stop in pairwise(self._row_ends)),
+            tuple(stop - start for start, stop in pairwise(self._target_ends)),
+        )
 
 
 def virtual_rows(forms: tuple[Form, ...]) -> Tensor | None:
@@ -172,16 +194,16 @@ def virtual_rows(forms: tuple[Form, ...]) -> Tensor | None:
 def passes(owned: list[list[Sequence]], virtual: list[int], limit: int) -> list[list[list[Sequence]]]:
     """A step's sequences by adapter, cut into passes of at most `limit` rows (one sequence at least).
 
-    `virtual[i]`: input rows that adapter i puts before each of its sequences.
+    `virtual[i]`: input rows that adapter i adds once to a pass with sequences of its own.
     """
     made: list[list[list[Sequence]]] = []
     room = 0
     for owner, own in enumerate(owned):
         for sequence in own:
-            need = len(sequence.ids) - 1 + virtual[owner]
-            if not made or need > room:
+            text = len(sequence.ids) - 1
+            if not made or text + (0 if made[-1][owner] else virtual[owner]) > room:
                 made.append([[] for _ in owned])
                 room = limit
+            room -= text + (0 if made[-1][owner] else virtual[owner])
             made[-1][owner].append(sequence)
-            room -= need
     return made

@@ -70,9 +70,8 @@ def estimate(base: Base, plan: AdapterPlan, run: RunConfig, *, length: int, lear
     """
     sequence = Sequence(tuple(1 + i % 100 for i in range(length)), length - learned)
     learner = _learner(base, plan, sequence)
-    rows = length - 1 + learner.virtual
     full = plan.recipe.batch_size
-    per_pass = max(1, min(full, run.rows_per_pass // rows))
+    per_pass = max(1, min(full, (run.rows_per_pass - learner.virtual) // (length - 1)))
     restart_peak(base.device)
     points = [_calibrate(base, learner, sequence, count, run) for count in _SMALL]
     (few, low_peak, low_seconds), (more, high_peak, high_seconds) = points

@@ -35,7 +35,7 @@ class Progress:
 
 
 class Learner(ABC):
-    """`weights`: float32 leaves that AdamW steps. `virtual`: input rows before each of its sequences."""
+    """`weights`: float32 leaves that AdamW steps. `virtual`: rows of a soft prompt."""
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ def running(
         device=base.device,
         generators=generators,
     )
-    attention = PackedAttention(rows.lengths, rows.prefixes, base.device)
+    attention = PackedAttention(rows.lengths, rows.prefixes, base.device, rows.leaders)
     with base.attachment.active(step):
         yield base.forward(rows.rows, rows.positions, attention, None, rows.logit_rows), rows
 

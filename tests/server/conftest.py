@@ -39,6 +39,14 @@ def _random_tensors(kind: str, base: Base, seed: int):
     return method, config, tensors
 
 
+def write_folder(folder: Path, kind: str, base: Base, seed: int = 0) -> Path:
+    """A random adapter's folder."""
+    method, config, tensors = _random_tensors(kind, base, seed)
+    provenance = {"format": 1, "base": {"id": base.spec.id, "fingerprint": base.spec.fingerprint}}
+    save_artifact(folder, method, config, tensors, base.spec, provenance=provenance)
+    return folder
+
+
 @pytest.fixture
 def make_forms():
     """make_forms(kind, base, seed=0) -> the serving forms of a random adapter."""
@@ -55,10 +63,6 @@ def make_folder(tmp_path):
     """make_folder(kind, base, seed=0, name=None) -> the folder of a random adapter."""
 
     def make(kind: str, base: Base, seed: int = 0, name: str | None = None) -> Path:
-        folder = tmp_path / (name or f"{kind}-{seed}")
-        method, config, tensors = _random_tensors(kind, base, seed)
-        provenance = {"format": 1, "base": {"id": base.spec.id, "fingerprint": base.spec.fingerprint}}
-        save_artifact(folder, method, config, tensors, base.spec, provenance=provenance)
-        return folder
+        return write_folder(tmp_path / (name or f"{kind}-{seed}"), kind, base, seed)
 
     return make

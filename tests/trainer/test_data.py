@@ -62,19 +62,21 @@ def test_rows_of_every_kind_stand_where_they_belong(llama):
     cache = CacheRows(torch.zeros(2, 3, 2, 8), torch.zeros(2, 3, 2, 8), text_start=3)
     pack = Pack(((first,), (second, first), (second,)))
     rows = lay_out(pack, [(), (prompt,), (cache,)], llama.embed, torch.device("cpu"))
-    assert rows.lengths == [3, 4, 5, 2] and rows.row_counts == (3, 9, 2) and rows.logit_counts == (2, 4, 2)
-    assert rows.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4, 3, 4]
+    assert rows.lengths == [3, 2, 2, 3, 2] and rows.row_counts == (3, 7, 2) and rows.logit_counts == (2, 4, 2)
+    assert rows.leaders == [None, None, 1, 1, None]  # both texts of the soft prompt follow it
+    assert rows.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 2, 3, 4, 3, 4]
     # a logit row is the row before its target
-    assert rows.logit_rows.tolist() == [1, 2, 5, 6, 10, 11, 12, 13]
+    assert rows.logit_rows.tolist() == [1, 2, 5, 6, 8, 9, 10, 11]
     assert rows.targets.tolist() == [7, 1, 9, 1, 7, 1, 9, 1]
-    assert rows.prefixes == [None, None, None, cache]
+    assert rows.prefixes == [None, None, None, None, cache]
     embedded = llama.embed(torch.tensor([8, 9]))
     assert torch.equal(rows.rows[3:7], torch.cat([prompt.rows, embedded]))
-    assert torch.equal(rows.rows[12:], embedded)
+    assert torch.equal(rows.rows[10:], embedded)
 
 
 def test_passes_hold_the_limit_and_every_sequence_once():
     short, long = Sequence((1, 2, 3), 1), Sequence(tuple(range(11)), 1)
     made = passes([[short, short], [long, short]], [0, 4], limit=10)
     assert made == [[[short, short], []], [[], [long]], [[], [short]]]
+    assert passes([[short, short, short]], [4], limit=8) == [[[short, short]], [[short]]]
     assert passes([[short], [short]], [0, 0], limit=100) == [[[short], [short]]]

@@ -1,0 +1,200 @@
+"""`graft serve`: a base and its adapters over HTTP, until SIGINT or SIGTERM."""
+
+import logging
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from graft.hub.errors import GraftError
+
+if TYPE_CHECKING:
+    from waitress.server import BaseWSGIServer, MultiSocketServer
+
+    from graft.hub.base import Base
+    from graft.hub.registry import Registry
+    from graft.hub.remote import RemoteRegistry
+    from graft.server.engine import Engine
+
+SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
+CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DEFAULT_REGISTRY = Path("registry.db")
+
+
+class _Size(click.ParamType):
+    """Bytes: a number, or one with K, M, G (powers of 1024)."""
+
+    name = "bytes"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, int):
+            return value
+        number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+        factor = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
+        try:
+            size = int(float(number) * (factor or 0))
+        except (ValueError, OverflowError):
+            size = 0
+        if size <= 0:
+            self.fail(f"{value!r} is no size: write bytes, or 512M, 4G.", param, ctx)
+        return size
+
+
+@click.command()
+@click.option("--base", "base_name", required=True, metavar="DIR|ID", help="The base: a folder, or a hub id.")
+@click.option(
+    "--registry",
+    "registry_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=f"Where NS/NAME and task:T are looked up.  [default: {DEFAULT_REGISTRY}, if it is there]",
+)
+@click.option("--hub", "hub_url", metavar="URL", help="A hub instead (graft's own, or huggingface.co).")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="A folder by a name. Repeatable.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: what is fast here]")
+@click.option("--runner", type=click.Choice(["auto", "fast", "eager"]), default="auto", show_default=True)
+@click.option("--max-requests", default=256, show_default=True, type=click.IntRange(1, 4096), help="Answered at once.")
+@click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
+@click.option("--max-batch-rows", type=click.IntRange(1), help="Rows in a step.")
+@click.option("--max-model-len", type=click.IntRange(1), help="Tokens of one sequence, virtual ones included.")
+@click.option("--kv-bytes", type=_Size(), help="Memory of the KV cache.")
+@click.option("--adapter-host-bytes", type=_Size(), help="Host memory of all adapters.")
+@click.option("--adapter-device-bytes", type=_Size(), help="Device memory of all adapters.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Serve adapters that were made for another base.")
+def serve(
+    base_name: str,
+    registry_path: Path | None,
+    hub_url: str | None,
+    adapters: tuple[str, ...],
+    host: str,
+    port: int,
+    device: str | None,
+    dtype: str | None,
+    runner: str,
+    max_requests: int,
+    max_running: int,
+    max_batch_rows: int | None,
+    max_model_len: int | None,
+    kv_bytes: int | None,
+    adapter_host_bytes: int | None,
+    adapter_device_bytes: int | None,
+    allow_base_mismatch: bool,
+) -> None:
+    """Serve a base; the adapter is chosen per request, by `model`."""
+    local = dict(_named_folder(given) for given in adapters)
+    if registry_path is not None and hub_url is not None:
+        raise click.UsageError("Give --registry or --hub, not both.")
+    shelf = _shelf(registry_path, hub_url)
+
+    from graft.hub.base import load_base
+    from graft.server.app import create_app
+    from graft.server.engine import Engine
+    from graft.server.options import Options
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    options = Options(
+        max_running=max_running,
+        step_rows=max_batch_rows,
+        cache_bytes=kv_bytes,
+        host_bytes=adapter_host_bytes,
+        device_bytes=adapter_device_bytes,
+        max_model_len=max_model_len,
+        runner=runner,
+        allow_base_mismatch=allow_base_mismatch,
+    )
+    ending = _Ending()
+    try:
+        base = load_base(base_name, dtype=dtype, device=device)
+        with Engine(base, local, shelf, options) as engine:
+            ending.engine = engine
+            name = base.spec.id or Path(base_name).name
+            app = create_app(engine, base_name=name, max_at_once=max_requests)
+            _answer(http_server(app, host, port, max_requests), base, name, host)
+    except KeyboardInterrupt:
+        pass
+    click.echo("graft serve: ended", err=True)
+
+
+def http_server(app, host: str, port: int, max_requests: int) -> "BaseWSGIServer | MultiSocketServer":
+    """A listening server; its `run` answers. Raises GraftError where the port can't be had."""
+    import waitress
+
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # each request of a burst would be a warning
+    threads = max_requests + SPARE_THREADS
+    try:
+        return waitress.create_server(
+            app,
+            host=host,
+            port=port,
+            threads=threads,
+            connection_limit=threads * CONNECTIONS_PER_THREAD,
+            backlog=1024,
+            asyncore_use_poll=True,  # select() ends at 1024 connections
+            channel_request_lookahead=1,  # reads on while a request is answered, which is how a hang-up is noticed
+            send_bytes=1,  # a token leaves when it is there
+            ident=None,
+        )
+    except OSError as error:
+        raise GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.") from None
+
+
+def port_of(server: "BaseWSGIServer | MultiSocketServer") -> int:
+    """A name may stand for several addresses, and each has a socket then."""
+    from waitress.server import MultiSocketServer
+
+    return server.effective_listen[0][1] if isinstance(server, MultiSocketServer) else server.effective_port
+
+
+def _answer(server: "BaseWSGIServer | MultiSocketServer", base: "Base", name: str, host: str) -> None:
+    """Say so, and answer until a signal comes."""
+    shown = f"[{host}]" if ":" in host else host
+    if host not in LOOPBACK:
+        click.echo("graft serve: whoever reaches this address may use it; put a proxy with a login in front.", err=True)
+    click.echo(
+        f"graft serve: ready at http://{shown}:{port_of(server)}/v1  "
+        f"({name}, {str(base.dtype).removeprefix('torch.')} on {base.device})",
+        err=True,
+    )
+    server.run()
+
+
+class _Ending:
+    """What the first SIGINT or SIGTERM ends: the start, or the engine, by which every stream ends with an error."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        for number in self.SIGNALS:
+            signal.signal(number, self._end)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        for each in self.SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        if self.engine is not None:
+            self.engine.close()
+        raise KeyboardInterrupt
+
+
+def _named_folder(given: str) -> tuple[str, Path]:
+    name, equals, folder = given.partition("=")
+    if not equals or not name or not folder:
+        raise click.UsageError(f"--adapter must be NAME=DIR, not {given!r}.")
+    if not Path(folder).is_dir():
+        raise click.UsageError(f"--adapter {name}: there is no folder {folder}.")
+    return name, Path(folder)
+
+
+def _shelf(registry_path: Path | None, hub_url: str | None) -> "Registry | RemoteRegistry | None":
+    """Raises NotFoundError for a registry that was asked for and isn't there."""
+    if registry_path is None and hub_url is None and not DEFAULT_REGISTRY.is_file():
+        return None
+    from graft.hub.commands.shared import opened
+
+    return opened(registry_path or DEFAULT_REGISTRY, hub_url)

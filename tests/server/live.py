@@ -1,0 +1,101 @@
+"""A live server on loopback with a tiny base, for the tests of the HTTP interface: the real WSGI server and its settings."""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graft.hub.base import Base
+from graft.server.app import create_app
+from graft.server.engine import Engine
+from graft.server.options import Options
+from graft.server.serve_command import http_server, port_of
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+)
+OPTIONS = Options(cache_bytes=1 << 21, max_running=16, step_rows=64)
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running server and what it runs on."""
+
+    url: str
+    port: int
+    engine: Engine
+
+    def get(self, path: str) -> "Reply":
+        return self.send(urllib.request.Request(self.url + path))
+
+    def post(self, path: str, body: Any, headers: Mapping[str, str] = {}) -> "Reply":
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **headers}
+        return self.send(urllib.request.Request(self.url + path, data, headers))
+
+    def send(self, request: urllib.request.Request) -> "Reply":
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return Reply(response.status, dict(response.headers), response.read())
+        except urllib.error.HTTPError as error:
+            return Reply(error.code, dict(error.headers), error.read())
+
+    def idle(self) -> bool:
+        """Whether nothing is under way and no cache block is in use but those of soft prompts in memory."""
+        engine = self.engine
+        return engine.call(
+            lambda: (
+                not engine.scheduler.running
+                and not engine.scheduler.waiting
+                and engine.blocks.used == sum(len(one.virtual.blocks) for one in engine.residency.snapshot())
+                and not any(one.users for one in engine.loader.snapshot())
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: dict[str, str]
+    data: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        assert self.json.keys() == {"error"}
+        assert self.json["error"].keys() == {"message", "type", "code", "param"}
+        assert self.headers["X-Request-Id"]
+        return self.json["error"]
+
+    @property
+    def events(self) -> list[Any]:
+        """The events of a stream; the last one as it stands if it is no JSON."""
+        blocks = self.data.decode().split("\n\n")
+        assert blocks.pop() == ""
+        texts = [block.removeprefix("data: ") for block in blocks]
+        return [text if text == "[DONE]" else json.loads(text) for text in texts]
+
+
+@contextmanager
+def serving(
+    base: Base, adapters: Mapping[str, Path], *, shelf=None, options: Options = OPTIONS, max_requests: int = 32
+) -> Iterator[Live]:
+    with Engine(base, adapters, shelf, options) as engine:
+        app = create_app(engine, max_at_once=max_requests)
+        server = http_server(app, "127.0.0.1", 0, max_requests)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        try:
+            port = port_of(server)
+            yield Live(f"http://127.0.0.1:{port}", port, engine)
+        finally:
+            server.close()
+            thread.join(10)

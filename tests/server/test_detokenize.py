@@ -1,0 +1,63 @@
+"""Text as it comes equals the text at the end: no broken characters, no stop string, nothing lost."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graft.server.detokenize import Detokenizer, Names, StopStrings, decode
+from tests.conftest import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+IDS = st.lists(st.integers(0, 257), max_size=60)
+TEXTS = st.text("aé€😀\n x", max_size=40)
+
+
+@given(IDS | TEXTS.map(lambda text: TOKENIZER.encode(text)))
+@settings(max_examples=300, deadline=None)
+def test_pieces_together_are_the_whole(ids):
+    detokenizer = Detokenizer(TOKENIZER)
+    assert "".join([*map(detokenizer.push, ids), detokenizer.flush()]) == decode(TOKENIZER, ids)
+
+
+@given(TEXTS, st.integers(0, 60))
+@settings(max_examples=200, deadline=None)
+def test_a_valid_text_never_shows_a_replacement_character(text, split):
+    ids = TOKENIZER.encode(text)
+    detokenizer = Detokenizer(TOKENIZER, ids[:split])
+    pieces = [detokenizer.push(id) for id in ids[split:]]
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    assert text.endswith("".join(pieces))
+
+
+@given(
+    st.lists(st.text("ab", max_size=5), max_size=20),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+)
+@settings(max_examples=500, deadline=None)
+def test_text_ends_before_the_first_stop_string(pieces, stops):
+    checker = StopStrings(stops)
+    given_out, whole = "", ""
+    for piece in pieces:
+        whole += piece
+        given_out += checker.feed(piece)
+        assert not any(stop in given_out for stop in stops)
+        if checker.matched:
+            break
+    given_out += checker.flush()
+    found = [whole.find(stop) for stop in stops if stop in whole]
+    assert checker.matched == bool(found)
+    assert given_out == (whole[: min(found)] if found else whole)
+
+
+def test_only_what_may_become_a_stop_string_is_held_back():
+    checker = StopStrings(["\n\nQ:"])
+    assert checker.feed("yes\n") == "yes"
+    assert checker.feed("no\n\nQ") == "\nno"
+    assert checker.feed(".") == "\n\nQ."
+
+
+def test_names_of_tokens():
+    names = Names(TOKENIZER)
+    assert names.name(1) == ("</s>", b"</s>")
+    e, acute = TOKENIZER.encode("é")
+    assert names.name(e)[1] + names.name(acute)[1] == "é".encode()
+    assert [names.name(id)[0] for id in TOKENIZER.encode(" a")] == [" ", "a"]
