@@ -66,8 +66,9 @@ def test_an_answer_is_what_the_engine_generates(live, client, base, model):
 
 
 def test_a_stream_is_the_same_text_in_pieces(client):
-    whole = complete(client, "lora", logprobs=2, **GREEDY)
-    chunks = list(complete(client, "lora", logprobs=2, stream=True, stream_options={"include_usage": True}, **GREEDY))
+    asked = {**GREEDY, "max_tokens": 100, "logprobs": 2}
+    whole = complete(client, "lora", **asked)
+    chunks = list(complete(client, "lora", stream=True, stream_options={"include_usage": True}, **asked))
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens and not chunks[-1].choices
     pieces = [chunk.choices[0] for chunk in chunks[:-1]]
     assert "".join(piece.text for piece in pieces) == whole.choices[0].text
@@ -76,7 +77,7 @@ def test_a_stream_is_the_same_text_in_pieces(client):
         parts = [value for piece in pieces if piece.logprobs for value in getattr(piece.logprobs, key)]
         wanted = getattr(whole.choices[0].logprobs, key)
         assert parts == (pytest.approx(wanted, abs=1e-4) if key == "token_logprobs" else wanted)
-    assert len(pieces) > 3
+    assert len(pieces) > 1
 
 
 def test_prompts_come_as_text_ids_or_lists_of_either(client, base):
