@@ -37,7 +37,7 @@ class Entry:
 
     method: str
     task: Task
-    epochs: int
+    epochs: float
     settings: str = ""  # inline TOML of the method's options
 
     @property
@@ -46,15 +46,15 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("lora", TOPICS, 3),
-    Entry("series", TOPICS, 3),
-    Entry("parallel", TOPICS, 3),
-    Entry("prompt", TOPICS, 3, 'init = "labels"'),
-    Entry("prefix", TOPICS, 3),
-    Entry("ptuning", TOPICS, 3),
-    Entry("lora", SENTIMENT, 2),
-    Entry("bitfit", SENTIMENT, 2),
-    Entry("lora", HEADLINES, 2),
+    Entry("lora", TOPICS, 1.5),
+    Entry("series", TOPICS, 1.5),
+    Entry("parallel", TOPICS, 1.5),
+    Entry("prompt", TOPICS, 1.5, 'init = "labels"'),
+    Entry("prefix", TOPICS, 1.5),
+    Entry("ptuning", TOPICS, 1.5),
+    Entry("lora", SENTIMENT, 1),
+    Entry("bitfit", SENTIMENT, 1),
+    Entry("lora", HEADLINES, 1.5),
 )
 # What the mixed batch asks, a prompt a task, none of it in the training data.
 QUESTIONS = {

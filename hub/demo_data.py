@@ -52,13 +52,13 @@ class Task:
 
 
 TOPICS = Task("news-topic", "accuracy", "Name the topic of a BBC News article from its first words.", 240, 200)
-HEADLINES = Task("headline", "chrf", "Write the headline of a BBC News article from its first words.", 240, 40)
-SENTIMENT = Task("sentiment", "accuracy", "Tell whether a movie-review sentence is positive or negative.", 480, 200)
+HEADLINES = Task("headline", "chrf", "Write the headline of a BBC News article from its first words.", 120, 40)
+SENTIMENT = Task("sentiment", "accuracy", "Tell whether a movie-review sentence is positive or negative.", 240, 200)
 TASKS = (TOPICS, HEADLINES, SENTIMENT)
 
 TOPIC_LABELS = ("business", "entertainment", "politics", "sports", "tech")
 SENTIMENT_LABELS = ("negative", "positive")
-_ARTICLE_WORDS = 45  # about 64 tokens with the frame
+_ARTICLE_WORDS = 30  # about 50 tokens with headline and frame
 _CLEAR_RATING = 1.0  # ratings run from -4 to 4; those nearer to zero are neither positive nor negative
 
 
