@@ -96,7 +96,7 @@ def _loaded(engine: Engine, models: Sequence[str]) -> tuple[dict[str, Served], d
 
 def _room(engine: Engine) -> int:
     """Tokens that every system can take: the longest sequence less the longest virtual prompt."""
-    return engine.max_model_len - max((one.virtual_rows for one in engine.loader.snapshot()), default=0)
+    return engine.sizes.max_model_len - max((one.virtual_rows for one in engine.loader.snapshot()), default=0)
 
 
 def _label_jobs(engine: Engine, systems: Sequence[str | None], examples: Sequence[Example]) -> list[_Job]:

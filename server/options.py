@@ -59,7 +59,7 @@ def sizes(options: Options, base: Base) -> Sizes:
     enough = options.max_running * -(-longest // BLOCK_ROWS) * 4 // 3 + 2  # all requests at full length
     blocks = min(wanted // per_block, enough)
     if blocks < 8:
-        raise GraftError(f"The KV cache needs at least {8 * per_block} bytes for 8 blocks (--kv-cache-bytes).")
+        raise GraftError(f"The KV cache needs at least {8 * per_block} bytes for 8 blocks (--kv-bytes).")
     return Sizes(
         step_rows=step_rows,
         blocks=blocks,

@@ -6,6 +6,7 @@ tested equal to it. Knows steps and adapters' forms; no requests, no scheduling.
 """
 
 import logging
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,6 +25,7 @@ from graft.server.paged import PagedAttention
 
 log = logging.getLogger(__name__)
 
+log = logging.getLogger(__name__)
 _KEPT_STACKS = 4
 
 
@@ -134,28 +136,26 @@ class EagerRunner:
         return wanted, stack
 
 
+RUNNERS = ("auto", "fast", "eager")
+
+
 def make_runner(name: str, base: Base, cache: KVCache) -> Runner:
-    """`name`: a key of RUNNERS. Raises GraftError for another name, or where "fast" can't run this base here."""
+    """`name`: one of RUNNERS; "auto" is the fast one where this base and machine have it.
+
+    Raises GraftError for an unknown name, or where "fast" is asked for and there is none.
+    """
     if name not in RUNNERS:
         raise GraftError(f"Unknown runner {name!r}. Known: {', '.join(RUNNERS)}.")
-    return RUNNERS[name](base, cache)
+    if name != "eager":
+        from graft.server.fast.runner import FastPathError, fast_runner  # may compile, the first time
 
-
-def _fast(base: Base, cache: KVCache) -> Runner:
-    from graft.server.fast.runner import fast_runner  # it builds on the eager runner above
-
-    return fast_runner(base, cache)
-
-
-def _auto(base: Base, cache: KVCache) -> Runner:
-    try:
-        return _fast(base, cache)
-    except GraftError as reason:
-        log.info("serving with the eager runner: %s", reason)
-        return EagerRunner(base, cache)
-
-
-RUNNERS: dict[str, Callable[[Base, KVCache], Runner]] = {"auto": _auto, "fast": _fast, "eager": EagerRunner}
+        try:
+            return fast_runner(base, cache)
+        except FastPathError as reason:
+            if name == "fast":
+                raise
+            log.info("Serving on the generic path. %s", reason)
+    return EagerRunner(base, cache)
 
 
 def form_bytes(form: Form) -> int:

@@ -37,7 +37,7 @@ _SHARED = (
         "--dtype", type=click.Choice(("float32", "bfloat16")), help="Of the base (default: what is fast here)."
     ),
     click.option("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)."),
-    click.option("--rows-per-pass", type=int, default=4096, show_default=True, help="Tokens in memory at once."),
+    click.option("--rows-per-pass", type=int, default=2048, show_default=True, help="Tokens in memory at once."),
     click.option("--checkpoint-layers", is_flag=True, help="Recompute layers in the backward pass: less memory."),
     click.option("--checkpoint-every", type=int, help="Steps between resumable checkpoints (always on Ctrl-C)."),
 )

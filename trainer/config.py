@@ -48,7 +48,7 @@ class RunConfig:
 
     dtype: str | None = None  # of the base and the arithmetic; None: bfloat16 where it is fast
     device: str | None = None
-    rows_per_pass: int = 4096  # tokens of one forward and backward; a larger step is done in several passes
+    rows_per_pass: int = 2048  # tokens of one forward and backward; a larger step is done in several passes
     checkpoint_layers: bool = False  # recompute each layer in the backward pass: less memory, a third more time
     checkpoint_every: int | None = None  # optimiser steps between resumable checkpoints; None: only when interrupted
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from graft.hub.base import Base
 from graft.hub.metrics import Score
@@ -19,6 +18,7 @@ from graft.trainer.config import RunConfig
 from graft.trainer.data import Pack, Sequence, passes
 from graft.trainer.learner import Learner
 from graft.trainer.passes import running
+from graft.trainer.surprise import surprise
 
 
 class Watcher(Protocol):
@@ -77,9 +77,9 @@ def _one_pass(
     forms = [learners[i].forms(base) for i in present]
     pack = Pack(tuple(tuple(part[i]) for i in present))
     with running(base, pack, forms, [learners[i].dropout for i in present]) as (logits, rows):
-        surprise = F.cross_entropy(logits.float(), rows.targets, reduction="none").split(rows.logit_counts)
+        values = surprise(logits, rows.targets).split(rows.logit_counts)
         # the mean over an adapter's completion tokens of the whole step, whatever the passes
-        shares = [values.sum() / learned[i] for i, values in zip(present, surprise, strict=True)]
+        shares = [own.sum() / learned[i] for i, own in zip(present, values, strict=True)]
         torch.stack(shares).sum().backward()
     losses[present] += torch.stack(shares).detach().cpu()
 

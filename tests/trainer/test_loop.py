@@ -65,6 +65,17 @@ def test_loss_and_gradient_equal_plain_torch(llama, data, method):
     torch.testing.assert_close(seen["gradient"], plain.flat.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+def test_every_family_equals_plain_torch(base, data, method):
+    ours, plain = trainee(base, data, method), trainee(base, data, method)
+    batch = plain.next_batch()
+    reference_loss(base, plain, batch).backward()
+    seen = {}
+    ours.update = lambda value, tokens: seen.update(gradient=ours.flat.grad.clone())
+    train_step(base, [ours], RunConfig())
+    torch.testing.assert_close(seen["gradient"], plain.flat.grad, rtol=1e-3, atol=1e-6)
+
+
 def test_cutting_a_step_into_passes_changes_nothing(llama, data):
     (whole,), (cut,) = run(llama, [trainee(llama, data)]), run(llama, [trainee(llama, data)], rows_per_pass=5)
     torch.testing.assert_close(whole.flat, cut.flat, rtol=1e-4, atol=1e-5)

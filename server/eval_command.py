@@ -1,4 +1,4 @@
-"""`graft eval` and `graft bench`: an engine in this process, put to work and measured.
+"""`graft eval`: a task's whole shelf through an engine in this process.
 
 Torch and the base are imported when a command runs, so that `--help` is quick.
 """
