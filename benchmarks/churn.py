@@ -1,6 +1,6 @@
 """The churn table: many more adapters than fit, and cold adapters arriving while others' tokens flow.
 
-    python benchmarks/churn.py --base DIR
+    python benchmarks/churn.py
 
 Makes 1,000 adapters (10 GB) in the cache folder. Writes results/churn.json, results/churn.md and results/churn.svg.
 """
@@ -37,6 +37,7 @@ def main() -> None:
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
         result = report.envelope("churn", options, samples=samples)
         report.write(options.out, result, markdown(result))
+        report.into_docs(options.out, result["name"], summary(result))
         plots.bars(result, options.out / "churn.svg", "itl_ms.p99", "p99 inter-token latency, ms")
     print((options.out / "churn.md").read_text())
 
@@ -52,6 +53,12 @@ def all_rows(base: str) -> list[System]:
         systems.graft("none loading", base, W, resident),
         systems.graft("5 cold a second", base, W, resident, "--cold-rate", str(RATE), "--cold", cold),
     ]
+
+
+def summary(result: dict[str, Any]) -> str:
+    """What docs/performance.md shows."""
+    samples = result["samples"]
+    return report.ratio_table(samples, SPEED) + "\n" + report.ratio_table(samples, LATENCY, "itl_ms.p99")
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -75,7 +82,7 @@ def markdown(result: dict[str, Any]) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
-    return parser.parse_args()
+    return harness.parsed(parser)
 
 
 if __name__ == "__main__":

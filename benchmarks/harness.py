@@ -58,7 +58,7 @@ class Conditions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options every table has."""
     lock = os.environ.get("GRAFT_BENCH_LOCK")
-    parser.add_argument("--base", required=True, help="folder of the base (safetensors)")
+    parser.add_argument("--base", help="folder of the base, safetensors (default: the demo's, fetched once)")
     parser.add_argument("--rounds", type=int, default=3, help="times that every row is measured, in turns")
     parser.add_argument("--append", action="store_true", help="add rounds to the results that are there")
     parser.add_argument("--only", help="comma-separated rows to measure (default: all)")
@@ -68,6 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for a quiet machine")
     parser.add_argument("--lock", type=Path, default=Path(lock) if lock else None, help="flock this file per run")
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results", help="folder of the results")
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options, the standard base in place of none."""
+    options = parser.parse_args()
+    if options.base is None:
+        from standard_base import standard_base  # needs graft, which peers' environments lack
+
+        options.base = str(standard_base())
+    return options
 
 
 def conditions(options: argparse.Namespace) -> Conditions:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import Ratio, Samples, commit, median_of, paired
+from harness import BENCHMARKS, Ratio, Samples, commit, median_of, paired
 
+RESULTS = BENCHMARKS / "results"
+DOCS = BENCHMARKS.parent / "docs" / "performance.md"
 PACKAGES = ("torch", "transformers", "peft", "numpy", "safetensors")
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "sve", "bf16")
 _MB = 1e6
@@ -60,6 +62,16 @@ def write(out: Path, result: dict[str, Any], markdown: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{result['name']}.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / f"{result['name']}.md").write_text(markdown)
+
+
+def into_docs(out: Path, name: str, text: str) -> None:
+    """Put a result's summary between its markers in docs/performance.md; only what is kept in `results` goes there."""
+    if out.resolve() != RESULTS or not DOCS.exists():
+        return
+    begin, end = f"<!-- {name}: written by benchmarks/{name}.py -->\n", f"<!-- end of {name} -->\n"
+    before, found, rest = DOCS.read_text().partition(begin)
+    if found:
+        DOCS.write_text(before + begin + "\n" + text + "\n" + end + rest.partition(end)[2])
 
 
 def heading(result: dict[str, Any], title: str) -> str:

@@ -1,6 +1,6 @@
 """The scale curves: tokens a second over distinct adapters, batch, rank and context, and the cost of every kind.
 
-    python benchmarks/scaling.py --base DIR [--peers peft,vllm]
+    python benchmarks/scaling.py [--peers peft,vllm]
 
 Writes results/scaling.json, results/scaling.md, and one SVG a curve and one of the kinds.
 """
@@ -41,6 +41,7 @@ def main() -> None:
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
         result = report.envelope("scaling", options, samples=samples)
         report.write(options.out, result, markdown(result))
+        report.into_docs(options.out, result["name"], summary(result))
         draw(result, options.out)
     print((options.out / "scaling.md").read_text())
 
@@ -95,6 +96,21 @@ def draw(result: dict[str, Any], out: Path) -> None:
         plots.bars({"samples": kinds}, out / "scaling-kinds.svg", label="output tokens / s, 32 distinct adapters")
 
 
+def summary(result: dict[str, Any]) -> str:
+    """What docs/performance.md shows."""
+    return curve_tables(result["samples"])
+
+
+def curve_tables(samples: harness.Samples) -> str:
+    parts = []
+    for curve, label in CURVES.items():
+        if lines := lines_of(samples, curve):
+            xs = sorted({x for points in lines.values() for x, _ in points})
+            cells = [[name, *(report.figure(dict(points).get(x)) for x in xs)] for name, points in lines.items()]
+            parts += [f"Output tokens a second over {label}:", "", report.table(["", *(f"{x:g}" for x in xs)], cells)]
+    return "\n".join(parts)
+
+
 def markdown(result: dict[str, Any]) -> str:
     samples = result["samples"]
     parts = [
@@ -103,12 +119,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{W.new_tokens} new tokens, bf16, LoRA r=16 on all projections. Figures are output tokens a second.",
         "",
     ]
-    for curve, label in CURVES.items():
-        lines = lines_of(samples, curve)
-        if lines:
-            xs = sorted({x for points in lines.values() for x, _ in points})
-            cells = [[name, *(report.figure(dict(points).get(x)) for x in xs)] for name, points in lines.items()]
-            parts += [f"## {label}", "", report.table(["", *(f"{x:g}" for x in xs)], cells)]
+    parts.append(curve_tables(samples))
     kinds = kinds_of(samples)
     if kinds:
         ratios = [harness.Ratio(f"{kind} vs none", kind, "none") for kind in kinds if kind != "none"]
@@ -125,7 +136,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
     parser.add_argument("--peers", default="", help="of peft, vllm")
-    return parser.parse_args()
+    return harness.parsed(parser)
 
 
 if __name__ == "__main__":

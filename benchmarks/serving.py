@@ -1,7 +1,7 @@
 """The serving table: one workload without adapters and with every mixture of them, graft and its peers in one run.
 
-    python benchmarks/serving.py --base DIR                                  graft, transformers, PEFT
-    python benchmarks/serving.py --base DIR --peers transformers,peft,vllm   and vLLM in a venv of its own
+    python benchmarks/serving.py                                  graft, transformers, PEFT
+    python benchmarks/serving.py --peers transformers,peft,vllm   and vLLM in a venv of its own
 
 Writes results/serving.json, results/serving.md and results/serving.svg.
 """
@@ -51,6 +51,7 @@ def main() -> None:
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
         result = report.envelope("serving", options, workload=asdict(W), samples=samples)
         report.write(options.out, result, markdown(result))
+        report.into_docs(options.out, result["name"], summary(result))
         plots.bars(result, options.out / "serving.svg")
     print((options.out / "serving.md").read_text())
 
@@ -110,6 +111,11 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def summary(result: dict[str, Any]) -> str:
+    """What docs/performance.md shows."""
+    return report.ratio_table(result["samples"], RATIOS)
+
+
 def roofline_table(samples: harness.Samples, roofs: list[dict[str, Any]]) -> str:
     """Share of what benchmarks/roofline.py says the machine allows."""
     if not roofs:
@@ -131,7 +137,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
     parser.add_argument("--peers", default=systems.DEFAULT_PEERS, help=f"of {', '.join(systems.PEERS)}")
-    return parser.parse_args()
+    return harness.parsed(parser)
 
 
 if __name__ == "__main__":

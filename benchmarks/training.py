@@ -1,6 +1,6 @@
 """The training table: tokens a second and peak memory of graft and PEFT on the same examples, one and many adapters.
 
-    python benchmarks/training.py --base DIR
+    python benchmarks/training.py
 
 Writes results/training.json, results/training.md and two plots, training.svg and training-memory.svg.
 """
@@ -56,6 +56,7 @@ def main() -> None:
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
         result = report.envelope("training", options, samples=samples)
         report.write(options.out, result, markdown(result))
+        report.into_docs(options.out, result["name"], summary(result))
         plots.bars(result, options.out / "training.svg", label="tokens / s")
         plots.bars(result, options.out / "training-memory.svg", "peak_bytes", "peak resident MB", unit=1e6)
     print((options.out / "training.md").read_text())
@@ -93,6 +94,12 @@ def single_tokens(tokenizer: Any) -> list[str]:
     return [word for word in plain if len(tokenizer.encode(f" {word}", add_special_tokens=False)) == 1]
 
 
+def summary(result: dict[str, Any]) -> str:
+    """What docs/performance.md shows."""
+    samples = result["samples"]
+    return report.ratio_table(samples, SPEED) + "\n" + report.ratio_table(samples, MEMORY, "peak_bytes")
+
+
 def markdown(result: dict[str, Any]) -> str:
     samples = result["samples"]
     lines = []
@@ -127,7 +134,7 @@ def markdown(result: dict[str, Any]) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
-    return parser.parse_args()
+    return harness.parsed(parser)
 
 
 if __name__ == "__main__":

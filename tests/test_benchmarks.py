@@ -1,0 +1,135 @@
+"""The benchmarks' own arithmetic, and their driver with a system that is a line of Python."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_percentiles_are_nearest_rank_in_milliseconds():
+    from common import percentiles
+
+    assert percentiles([i / 1000 for i in range(1, 101)]) == {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
+    assert percentiles([0.002]) == {"p50": 2.0, "p90": 2.0, "p99": 2.0, "max": 2.0}
+
+
+def test_latencies_are_per_request():
+    from common import latencies
+
+    found = latencies([[1.0, 1.1, 1.3], [2.0, 2.5, 2.6]], start=0.5)
+    assert found["ttft_ms"] == {"p50": 500.0, "p90": 1500.0, "p99": 1500.0, "max": 1500.0}
+    assert found["itl_ms"]["max"] == 500.0 and found["itl_ms"]["p50"] == 100.0
+
+
+def test_prompts_are_the_same_every_time_and_distinct():
+    from common import Workload
+
+    work = Workload(requests=8, prompt_tokens=16)
+    assert work.prompts() == Workload.from_json(work.to_json()).prompts()
+    assert len({tuple(prompt) for prompt in work.prompts()}) == 8
+
+
+def test_first_steps_of_every_training_run_are_warm_up():
+    from common import training_figures
+
+    assert training_figures([9.0, 1.0, 1.0, 9.0, 2.0, 1.0], tokens=100, steps=3)["tokens_per_s"] == 100.0
+
+
+def test_ratios_pair_runs_of_the_same_round():
+    from harness import Ratio, paired
+
+    samples = {
+        "a": [{"round": 1, "tokens_per_s": 10.0}, {"round": 2, "tokens_per_s": 30.0}],
+        "b": [{"round": 2, "tokens_per_s": 10.0}, {"round": 3, "tokens_per_s": 1.0}],
+        "failed": [{"round": 1, "error": "no"}, {"round": 2, "error": "no"}],
+    }
+    assert paired(samples, Ratio("", "a", "b")) == [3.0]
+    assert paired(samples, Ratio("", "a", "failed")) == []
+
+
+def _system(name: str, code: str):
+    from harness import System
+
+    return System(name, (sys.executable, "-c", code))
+
+
+def test_systems_take_turns_and_failures_are_reported(tmp_path):
+    from harness import Conditions, in_turns
+
+    log = tmp_path / "log"
+    line = f"open({str(log)!r}, 'a').write('%s'); print('noise'); print('{{\"tokens_per_s\": 1, \"other_cores\": 0}}')"
+    systems = [_system("a", line % "a"), _system("b", line % "b"), _system("c", "raise SystemExit('gone wrong')")]
+    given = Conditions(rounds=2, patience_s=0.0, lock=tmp_path / "lock")
+    *_, samples = in_turns(systems, given, threads=1)
+    assert log.read_text() == "abab"
+    assert [sample["round"] for sample in samples["a"]] == [1, 2]
+    assert samples["c"][0]["error"] == "gone wrong"
+
+
+def test_a_disturbed_run_is_repeated_and_the_least_disturbed_kept(tmp_path):
+    from harness import Conditions, undisturbed
+
+    count = tmp_path / "count"
+    code = (
+        f"import pathlib, json; p = pathlib.Path({str(count)!r}); n = int(p.read_text()) if p.exists() else 0; "
+        "p.write_text(str(n + 1)); print(json.dumps({'tokens_per_s': n, 'other_cores': [0.9, 0.5, 0.7][n]}))"
+    )
+    sample = undisturbed(_system("a", code), Conditions(attempts=3, patience_s=0.0), threads=1)
+    assert sample["tokens_per_s"] == 1 and count.read_text() == "3"
+
+
+def test_peers_need_nothing_of_graft():
+    for script in ("common.py", "peer_transformers.py", "peer_vllm.py", "peer_training.py"):
+        lines = (BENCHMARKS / script).read_text().splitlines()
+        assert not [line for line in lines if line.strip().startswith(("import graft", "from graft"))], script
+
+
+def test_summaries_go_between_their_markers(tmp_path, monkeypatch):
+    import report
+
+    monkeypatch.setattr(report, "DOCS", tmp_path / "performance.md")
+    begin, end = "<!-- serving: written by benchmarks/serving.py -->\n", "<!-- end of serving -->\n"
+    report.DOCS.write_text(f"before\n{begin}old\n{end}after\n")
+    report.into_docs(report.RESULTS, "serving", "new\n")
+    assert report.DOCS.read_text() == f"before\n{begin}\nnew\n\n{end}after\n"
+    report.into_docs(tmp_path, "serving", "elsewhere\n")
+    assert "elsewhere" not in report.DOCS.read_text()
+
+
+def test_ratio_table_says_which_target_is_reached():
+    import report
+    from harness import Ratio
+
+    samples = {"a": [{"round": 1, "tokens_per_s": 9.0}], "b": [{"round": 1, "tokens_per_s": 10.0}]}
+    targets = [Ratio("goal", "a", "b", 0.5, 0.9), Ratio("bar", "a", "b", 0.9, 1.0), Ratio("no", "a", "b", 1.0)]
+    lines = report.ratio_table(samples, targets).splitlines()[2:]
+    reached = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in lines}
+    assert reached == {"goal": "goal", "bar": "bar", "no": "no"}
+
+
+@pytest.mark.parametrize("kind", ["lora-r4", "prompt", "ia3"])
+def test_made_adapters_load(kind, tmp_path, llama):
+    import adapters
+
+    from graft.hub.artifact import load_artifact
+    from graft.hub.base import record
+
+    record(tmp_path, llama.spec)
+    first, second = adapters.make([kind], 2, tmp_path, tmp_path)
+    found = [load_artifact(folder, llama.spec) for folder in (first, second)]
+    assert found[0].digest != found[1].digest
+    assert found[0].fold(llama)
+    assert adapters.make([kind], 1, tmp_path, tmp_path) == [first]
+
+
+def test_options_are_documented():
+    done = subprocess.run([sys.executable, BENCHMARKS / "serving.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--peers" in done.stdout
