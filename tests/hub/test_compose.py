@@ -112,7 +112,7 @@ def test_the_command_merges(base_folder, tmp_path):
     artifact = saved(tmp_path / "adapter", "llama", "DoRA")
     result = run(tmp_path / "adapter", "--base", base_folder, "--merge", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
-    said = json.loads(result.output.splitlines()[-1])
+    said = json.loads(result.stdout)
     assert said["difference"] < 1e-3 and said["digest"] == artifact.digest
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     logits = model(LONG[None]).logits[0]
