@@ -35,9 +35,10 @@ from graft.hub.errors import (
     RevisionNotFoundError,
     UnauthorizedError,
 )
+from graft.hub.folder import base_at_hand, publishable_files
 from graft.hub.inspection import CARD, CONFIG, PROVENANCE, inspect_artifact, read_json
+from graft.hub.records import Revision
 from graft.hub.refs import Move, Ref
-from graft.hub.registry import Revision, publishable_files
 from graft.hub.scores import Evaluation, Standing, Task
 from graft.hub.spec import BaseSpec
 
@@ -243,7 +244,7 @@ def _staged(folder: Path) -> Iterator[tuple[Path, BaseSpec | None]]:
     """A copy of `folder` to send, a local base path replaced by its id, and the base's manifest if it is at hand."""
     provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
     declared = bases.declared_base(read_json(folder / CONFIG), provenance)
-    spec = bases.beside_weights(Path(declared.name)) if declared.name else None
+    spec = base_at_hand(folder)
     known = {spec.fingerprint: spec.id} if spec else {}
     recorded = provenance.get("base", {}).get("id") if isinstance(provenance.get("base"), dict) else None
     if declared.fingerprint and isinstance(recorded, str) and bases.HUB_ID.fullmatch(recorded) and "/" in recorded:

@@ -8,7 +8,7 @@ from flask import Blueprint, Response, jsonify, request
 from graft.hub import catalog, scores
 from graft.hub.catalog import Query
 from graft.hub.errors import GraftError
-from graft.hub.registry import Revision
+from graft.hub.records import Revision
 from graft.hub.scores import Standing, Task
 from graft.hub.spec import BaseSpec
 from graft.hub.web.context import caller, registry, unquoted

@@ -15,7 +15,7 @@ from graft.hub.cards import split_card
 from graft.hub.commits import REPO_NAME
 from graft.hub.errors import GraftError, RepoNotFoundError
 from graft.hub.inspection import CARD, Inspection
-from graft.hub.registry import Repo, Revision
+from graft.hub.records import Repo, Revision
 from graft.hub.web import charts, present
 from graft.hub.web.api import query_of
 from graft.hub.web.context import caller, endpoint, hub, registry, unquoted

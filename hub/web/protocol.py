@@ -23,7 +23,7 @@ from graft.hub.errors import (
     RepoNotFoundError,
     UnauthorizedError,
 )
-from graft.hub.registry import File, Repo, Revision
+from graft.hub.records import File, Repo, Revision
 from graft.hub.web.context import caller, endpoint, registry, unquoted
 from graft.hub.web.failures import ERROR_CODES
 

@@ -1,0 +1,151 @@
+"""What a registry's rows mean: repos, revisions, files, and how each is read.
+
+Functions over an open connection; nothing is written here.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlite_utils import Database
+
+from graft.hub import refs
+from graft.hub.access import Caller
+from graft.hub.commits import Tree
+from graft.hub.errors import EntryNotFoundError, RepoNotFoundError
+from graft.hub.inspection import Inspection
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repo's row. `disabled` says why an operator withdrew it."""
+
+    id: int
+    name: str  # "namespace/name"
+    private: bool
+    disabled: str | None
+    created_at: str
+    updated_at: str
+    downloads: int
+
+    @property
+    def namespace(self) -> str:
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One commit, and what was found in its adapter (None, where it holds no complete adapter)."""
+
+    repo: str
+    id: str
+    parent: str | None
+    author: str
+    title: str
+    message: str
+    created_at: str
+    digest: str | None
+    method: str | None
+    variant: str | None
+    task: str | None
+    base_id: str | None
+    base_fingerprint: str | None
+    parameters: int | None
+    bytes: int | None
+    max_rank: int | None
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a revision. `changed_in`: the commit that last wrote it."""
+
+    path: str
+    sha256: str
+    git_oid: str
+    size: int
+    changed_in: str
+
+
+def repo(db: Database, name: str, caller: Caller) -> Repo:
+    """Raises RepoNotFoundError when there is none, it was deleted, or `caller` may not see it."""
+    namespace, _, short = name.partition("/")
+    row = db.execute("SELECT * FROM repos WHERE namespace = ? AND name = ?", [namespace, short]).fetchone()
+    if row is not None and row["moved_to"] is not None:
+        row = db.execute("SELECT * FROM repos WHERE id = ?", [row["moved_to"]]).fetchone()
+    if row is None or row["deleted_at"] or (row["private"] and not caller.owns(row["namespace"])):
+        raise RepoNotFoundError(f"There is no adapter {name!r} here, or it is private and you are not signed in.")
+    return Repo(
+        id=row["id"],
+        name=f"{row['namespace']}/{row['name']}",
+        private=bool(row["private"]),
+        disabled=row["disabled"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        downloads=row["downloads"],
+    )
+
+
+def branch_head(db: Database, repo: Repo, branch: str) -> str | None:
+    """A branch's head; None for a branch main that has no commit yet. Raises RevisionNotFoundError."""
+    return refs.target(db, repo.id, "branch", branch) if branch == "main" else refs.branch(db, repo.id, branch)
+
+
+def revision(db: Database, id: str) -> Revision:
+    return Revision(**dict(db.execute(f"{_REVISION} WHERE revisions.id = ?", [id]).fetchone()))
+
+
+def line(db: Database, start: str, limit: int) -> list[Revision]:
+    """From revision `start` back to the first, following parents."""
+    rows = db.execute(
+        "WITH RECURSIVE line(id, depth) AS (SELECT ?, 0 UNION ALL SELECT revisions.parent, depth + 1 FROM line "
+        "JOIN revisions ON revisions.id = line.id WHERE revisions.parent IS NOT NULL AND depth < ?) "
+        f"{_REVISION} JOIN line ON line.id = revisions.id ORDER BY depth",
+        [start, limit - 1],
+    )
+    return [Revision(**dict(row)) for row in rows]
+
+
+def tree(db: Database, revision_id: str | None) -> Tree:
+    """path -> sha256; empty for None."""
+    rows = db.execute("SELECT path, sha256 FROM files WHERE revision_id = ?", [revision_id])
+    return {row["path"]: row["sha256"] for row in rows}
+
+
+def files(db: Database, revision_id: str | None) -> list[File]:
+    return [File(**dict(row)) for row in db.execute(f"{_FILE} ORDER BY path", [revision_id])]
+
+
+def file(db: Database, revision_id: str, path: str) -> File:
+    """Raises EntryNotFoundError."""
+    row = db.execute(f"{_FILE} AND path = ?", [revision_id, path]).fetchone()
+    if row is None:
+        raise EntryNotFoundError(f"There is no file {path!r} in revision {revision_id}.")
+    return File(**dict(row))
+
+
+def found(db: Database, revision_id: str) -> Inspection | None:
+    """What was found in the revision's adapter when it was published."""
+    row = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
+    if row is None:
+        return None
+    plain = {name: row[name] for name in Inspection.__dataclass_fields__ if name not in _JSON_COLUMNS}
+    return Inspection(**plain, **{name: json.loads(row[name]) for name in _JSON_COLUMNS})
+
+
+def artifact_row(revision_id: str, found: Inspection) -> dict[str, Any]:
+    """The row that `found` reads back."""
+    row = {name: getattr(found, name) for name in Inspection.__dataclass_fields__}
+    as_json = {name: json.dumps(row[name], default=str) for name in _JSON_COLUMNS}
+    return {"revision_id": revision_id} | row | as_json
+
+
+_JSON_COLUMNS = ("config", "tensors", "provenance", "card", "warnings")
+_REVISION = (
+    "SELECT repos.namespace || '/' || repos.name AS repo, revisions.id, parent, author, title, message, "
+    "revisions.created_at, digest, method, variant, task, base_id, base_fingerprint, parameters, bytes, max_rank, dtype "
+    "FROM revisions JOIN repos ON repos.id = repo_id LEFT JOIN artifacts ON artifacts.revision_id = revisions.id"
+)
+_FILE = (
+    "SELECT path, blobs.sha256, git_oid, size, changed_in FROM files JOIN blobs USING (sha256) WHERE revision_id = ?"
+)
