@@ -9,8 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from graft.hub.base import Base
 from torch import Tensor
+
+from graft.hub.base import Base
 
 
 @dataclass(frozen=True)

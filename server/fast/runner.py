@@ -23,7 +23,6 @@ from graft.server.fast.taps import Place, count, places
 from graft.server.kernels.build import load
 from graft.server.runner import EagerRunner
 
-
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative, of all logits of one step
 
 

@@ -90,6 +90,12 @@ void mix(const float* weights, int64_t weight_stride, const float* totals, const
   }
 }
 
+template <class S>
+inline void ask_page(const Pages<S>& pages, int64_t kv_head, const int32_t* table, int64_t slot) {
+  const S* from = pages.token(table, slot) + kv_head * pages.head_dim;
+  for (int64_t t = 0; t < kPage; t++, from += pages.kv_heads * pages.head_dim) ask(from, pages.head_dim * sizeof(S));
+}
+
 // G query heads (query, out: [G, head_dim]) of the token in cache slot `slot` over slots 0..slot.
 template <class S, int G>
 void attend_heads(const S* query, S* out, const Pages<S>& keys, const Pages<S>& values, int64_t kv_head,
@@ -98,8 +104,11 @@ void attend_heads(const S* query, S* out, const Pages<S>& keys, const Pages<S>& 
   const int64_t first = low / kPage, pages = (high + kPage - 1) / kPage - first, row = pages * kPage;
   float* scores = Scratch<S>::room(scratch.wide, G * row);
   float totals[G];
+  ask_page(keys, kv_head, table, first * kPage);
   for (int64_t p = 0; p < pages; p++) {
     const int64_t start = (first + p) * kPage;
+    if (p + 1 < pages) ask_page(keys, kv_head, table, start + kPage);
+    ask_page(values, kv_head, table, start);
     const S* page = keys.token(table, start) + kv_head * shape.head_dim;
     for (int g = 0; g < G; g++) {
       const F score = page_scores(query + g * shape.head_dim, page, shape.kv_heads * shape.head_dim, shape, low - start,

@@ -32,8 +32,9 @@ Tensor argmax_rows(const Tensor& logits) {
   const Tensor rows = logits.contiguous();
   Tensor best = at::empty({rows.size(0)}, at::kLong);
   int64_t* to = best.data_ptr<int64_t>();
-#pragma omp parallel for num_threads(at::get_num_threads())
-  for (int64_t r = 0; r < rows.size(0); r++) to[r] = argmax((const S*)rows.data_ptr() + r * rows.size(1), rows.size(1));
+  at::parallel_for(0, rows.size(0), 1, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++) to[r] = argmax((const S*)rows.data_ptr() + r * rows.size(1), rows.size(1));
+  });
   return best;
 }
 
@@ -43,8 +44,7 @@ template <class S>
 Tensor linear(const Linear<S>& weight, const Tensor& x) {
   Tensor y = at::empty({x.size(0), weight.out}, x.options());
   const Product<S> job{&weight, (const S*)x.data_ptr(), weight.in, (S*)y.data_ptr(), weight.out};
-#pragma omp parallel num_threads(at::get_num_threads())
-  multiply(&job, 1, x.size(0));
+  Team::run([&](Team& team) { multiply(team, &job, 1, x.size(0)); });
   return y;
 }
 
@@ -55,15 +55,14 @@ void detour(const std::vector<const Adapter<S>*>& adapters, std::vector<Tensor> 
   std::vector<Span<S>> taps;
   for (const Tensor& value : values) taps.push_back({(S*)value.data_ptr(), value.size(1), value.size(1)});
   const std::vector<Block> blocks = blocks_of(lengths, at::get_num_threads());
-#pragma omp parallel num_threads(at::get_num_threads())
-  {
+  Team::run([&](Team& team) {
     Scratch<S> scratch;
-#pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < blocks.size(); i++)
-      if (blocks[i].owner >= 0)
-        if (const Detour<S>* found = adapters[blocks[i].owner]->find(tap))
-          visit(*found, taps.data(), (int)tap, blocks[i], scratch);
-  }
+    team.share(blocks.size(), [&](int64_t i) {
+      if (blocks[i].owner < 0) return;
+      if (const Detour<S>* found = adapters[blocks[i].owner]->find(tap))
+        visit(*found, taps.data(), (int)tap, blocks[i], scratch);
+    });
+  });
 }
 
 template <class S>
@@ -74,16 +73,14 @@ Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& va
   const AttentionShape shape{heads, kv_heads, dim, (float)scale, window, (float)softcap};
   const Pages<S> k{(S*)keys.data_ptr(), kv_heads, dim}, v{(S*)values.data_ptr(), kv_heads, dim};
   Tensor out = at::empty_like(query);
-#pragma omp parallel num_threads(at::get_num_threads())
-  {
+  Team::run([&](Team& team) {
     Scratch<S> scratch;
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < query.size(0) * kv_heads; item++) {
+    team.share(query.size(0) * kv_heads, [&](int64_t item) {
       const int64_t row = item / kv_heads, head = item % kv_heads, at = row * heads * dim + head * group;
       attend((const S*)query.data_ptr() + at, (S*)out.data_ptr() + at, k, v, head, tables[row].data(), slots[row], shape,
              scratch);
-    }
-  }
+    });
+  });
   return out;
 }
 

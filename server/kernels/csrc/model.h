@@ -2,10 +2,6 @@
 // Phases that follow each other are separated by the barrier at the end of their `omp for`. Matrix products are
 // shared out by panels of columns, everything else by blocks of rows that belong to one adapter.
 #pragma once
-#include <omp.h>
-
-#include <functional>
-
 #include "attention.h"
 #include "gemm.h"
 
@@ -74,6 +70,7 @@ struct Buffers {
 // What one call of `step` works on.
 template <class S>
 struct Step {
+  Team* team = nullptr;
   int64_t rows = 0, logit_rows = 0;
   std::vector<Block> blocks, head_blocks;
   std::vector<const Adapter<S>*> adapters;
@@ -125,11 +122,11 @@ class Model {
     scratch_.resize(at::get_num_threads());
     std::memcpy(buffers_.stream, rows.data_ptr(), rows.nbytes());
     const int64_t layer_bytes = keys.stride(0);
-#pragma omp parallel num_threads(at::get_num_threads())
-    {
+    Team::run([&](Team& team) {
       Step<S> mine = step;  // taps and pages move from layer to layer; every thread moves its own
+      mine.team = &team;
       walk(mine, scratch_[omp_get_thread_num()], layer_bytes);
-    }
+    });
     return logits;
   }
 
@@ -161,31 +158,30 @@ class Model {
     for (size_t l = 0; l < layers.size(); l++) {
       const Layer<S>& layer = layers[l];
       set_taps(step, layer, l);
-      each(step.blocks, [&](const Block& b) { enter(step, layer, l, b, scratch); });
+      each(step, step.blocks, [&](const Block& b) { enter(step, layer, l, b, scratch); });
       project(step, layer.queries, kQueryIn, kQueryOut);
-      each(step.blocks, [&](const Block& b) { write_keys(step, layer, l, b, scratch); });
+      each(step, step.blocks, [&](const Block& b) { write_keys(step, layer, l, b, scratch); });
       attention(step, layer, scratch);
       each_if(step, l, kAttended, [&](const Block& b) { visit_tap(step, l, kAttended, b, scratch); });
       project(step, layer.attn_out, kAttended, kAttnOut);
-      each(step.blocks, [&](const Block& b) { leave_attention(step, layer, l, b, scratch); });
+      each(step, step.blocks, [&](const Block& b) { leave_attention(step, layer, l, b, scratch); });
       project(step, layer.mlp_in, kMlpIn, kMlpInOut);
-      each(step.blocks, [&](const Block& b) { gate(step, layer, l, b, scratch); });
+      each(step, step.blocks, [&](const Block& b) { gate(step, layer, l, b, scratch); });
       project(step, layer.mlp_out, kGated, kMlpOut);
-      each(step.blocks, [&](const Block& b) { leave(step, layer, l, b, scratch); });
+      each(step, step.blocks, [&](const Block& b) { leave(step, layer, l, b, scratch); });
       step.keys.data += layer_stride, step.values.data += layer_stride;
     }
     output(step, scratch);
   }
 
   template <class Work>
-  static void each(const std::vector<Block>& blocks, Work work) {
-#pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < blocks.size(); i++) work(blocks[i]);
+  static void each(const Step<S>& step, const std::vector<Block>& blocks, Work work) {
+    step.team->share(blocks.size(), [&](int64_t i) { work(blocks[i]); });
   }
 
   template <class Work>
   void each_if(const Step<S>& step, size_t layer, int tap, Work work) {
-    if (touched(step, layer, tap)) each(step.blocks, work);
+    if (touched(step, layer, tap)) each(step, step.blocks, work);
   }
 
   static bool touched(const Step<S>& step, size_t layer, int tap) {
@@ -238,12 +234,12 @@ class Model {
       const Span<S>&x = step.taps[in + n], &y = step.taps[out + n];
       jobs[n] = {&linears[n], x.data, x.stride, y.data, y.stride};
     }
-    multiply(jobs, (int)linears.size(), step.rows);
+    multiply(*step.team, jobs, (int)linears.size(), step.rows);
   }
 
   void project(Step<S>& step, const Linear<S>& linear, int in, int out) {
     const Product<S> job{&linear, step.taps[in].data, step.taps[in].stride, step.taps[out].data, step.taps[out].stride};
-    multiply(&job, 1, step.rows);
+    multiply(*step.team, &job, 1, step.rows);
   }
 
   void norm(const Step<S>& step, int from, int to, const std::vector<float>& weight, const Block& block) {
@@ -289,12 +285,11 @@ class Model {
     const AttentionShape shape{shape_.heads, shape_.kv_heads, shape_.head_dim, (float)shape_.scale, layer.window,
                                (float)shape_.softcap};
     const int64_t group = shape_.heads / shape_.kv_heads * shape_.head_dim;
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < step.rows * shape_.kv_heads; item++) {
+    step.team->share(step.rows * shape_.kv_heads, [&](int64_t item) {
       const int64_t row = item / shape_.kv_heads, kv_head = item % shape_.kv_heads;
       attend(buffers_.fused + row * shape_.fused_width() + kv_head * group, step.taps[kAttended].row(row) + kv_head * group,
              step.keys, step.values, kv_head, step.table[row], step.slot[row], shape, scratch);
-    }
+    });
   }
 
   void leave_attention(Step<S>& step, const Layer<S>& layer, size_t l, const Block& block, Scratch<S>& scratch) {
@@ -315,6 +310,8 @@ class Model {
     const int64_t width = shape_.intermediate;
     for (int64_t r = block.row; r < block.stop; r++) {
       const S* row = buffers_.gates + r * 2 * width;
+      if (r == block.row) ask(row, 2 * width * sizeof(S));
+      if (r + 1 < block.stop) ask(row + 2 * width, 2 * width * sizeof(S));
       gated(row, row + width, step.taps[kGated].row(r), width, activation_);
     }
     visit_tap(step, l, kGated, block, scratch);
@@ -336,7 +333,7 @@ class Model {
     step.head_taps[kFinalNormed] = {b.final_normed, h, h};
     step.head_taps[kHeadIn] = {b.head_in, h, h};
     step.head_taps[kLogits] = {step.logits, head.out, head.out};
-    each(step.head_blocks, [&](const Block& block) {
+    each(step, step.head_blocks, [&](const Block& block) {
       for (int64_t r = block.row; r < block.stop; r++)
         rms_norm(b.stream + step.logit_row[r] * h, b.final_normed + r * h, final_norm.data(), h, shape_.epsilon);
       visit_head(step, kFinalNormed, block, scratch);
@@ -344,8 +341,8 @@ class Model {
       visit_head(step, kHeadIn, block, scratch);
     });
     const Product<S> job{&head, b.head_in, h, step.logits, head.out};
-    multiply(&job, 1, step.logit_rows);
-    each(step.head_blocks, [&](const Block& block) {
+    multiply(*step.team, &job, 1, step.logit_rows);
+    each(step, step.head_blocks, [&](const Block& block) {
       visit_head(step, kLogits, block, scratch);
       if (shape_.final_softcap > 0)
         for (int64_t r = block.row; r < block.stop; r++) soft_cap(step.logits + r * head.out, head.out, shape_.final_softcap);

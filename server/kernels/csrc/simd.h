@@ -37,6 +37,11 @@ inline V load_part(const void* from, int64_t bytes) {
   return v;
 }
 
+// Asks for memory that is needed soon.
+inline void ask(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i);
+}
+
 inline F splat(float x) { return x - F{}; }
 inline F choose(I mask, F yes, F no) { return (F)((mask & (I)yes) | (~mask & (I)no)); }
 inline F vmax(F a, F b) { return choose(a > b, a, b); }
