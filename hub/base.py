@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
 
 from graft.hub.arch import Parts, family_parts
 from graft.hub.attach import Attachment
@@ -106,6 +107,7 @@ def load_base(folder: str | Path, *, dtype: str | None = None, device: str | Non
         raise BaseModelError(
             f"{source} is no base folder: it has no config.json. Import one with `graft base import SRC {source} --id ORG/NAME`."
         )
+    transformers_logging.disable_progress_bar()  # a second long, and graft shows its own
     try:
         config = AutoConfig.from_pretrained(source)
         family_parts(config.model_type)
