@@ -7,6 +7,7 @@ concurrency fails at once with "database is locked", whatever the busy timeout.
 """
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from sqlite_utils import Database, Migrations
 
 BUSY_TIMEOUT_S = 30.0
+
+_TURN = threading.RLock()
 
 migrations = Migrations("graft")
 
@@ -153,15 +156,19 @@ def connect(path: Path) -> Database:
 
 @contextmanager
 def writing(db: Database) -> Iterator[None]:
-    """One write transaction that takes its lock at the start; rolled back when the body raises."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        if db.conn.in_transaction:  # a full disk makes SQLite roll back by itself
-            db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
+    """One write transaction that takes its lock at the start; rolled back when the body raises.
+
+    Threads of one process take turns before they ask SQLite, which lets the loser of a race sleep ever longer.
+    """
+    with _TURN:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if db.conn.in_transaction:  # a full disk makes SQLite roll back by itself
+                db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
 
 
 def migrate(db: Database) -> None:

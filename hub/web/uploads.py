@@ -110,7 +110,7 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
             return
         if len(line) > MAX_LINE_BYTES:
             raise TooLargeError(f"Line {number} of the commit is longer than {MAX_LINE_BYTES:,} bytes.")
-        if not line.strip():
+        if line.isspace():
             continue
         try:
             found = json.loads(line)
