@@ -40,6 +40,8 @@ _ARCHITECTURE_KEYS = (
     "do_layer_norm_before",
     "rope_parameters",
 )
+# Keys of single families, hashed only where the family has them: a new one here changes no other's fingerprint.
+_FAMILY_KEYS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")  # GPT-2
 _SAMPLES = 64  # values taken from each tensor
 
 
@@ -47,6 +49,7 @@ def fingerprint(config: Any, parameters: Iterable[tuple[str, Tensor]], vocabular
     """sha256 hex of a base. `parameters`: name and tensor, tied tensors once."""
     digest = hashlib.sha256()
     architecture = {key: getattr(config, key, None) for key in _ARCHITECTURE_KEYS}
+    architecture |= {key: value for key in _FAMILY_KEYS if (value := getattr(config, key, None)) is not None}
     digest.update(json.dumps(architecture, sort_keys=True, default=str).encode())
     for name, tensor in sorted(parameters):
         digest.update(f"\n{name} {tuple(tensor.shape)} ".encode())

@@ -151,7 +151,7 @@ def _block_bottleneck(config, parameters, layer, sublayer):
     own = {k.split(".adapters.graft.")[1]: v for k, v in parameters.items() if f".{layer}.{place}.adapters." in k}
     if not own:
         return None
-    scale = own["scaling"] if "scaling" in own else config.scale
+    scale = own.get("scaling", config.scale)
     D, d = own["adapter_down.0.weight"], own["adapter_down.0.bias"]
     U, u = own["adapter_up.weight"], own["adapter_up.bias"]
     return _by_row(_bottleneck_row(D, d, U, u, ACTIVATIONS[config.activation], scale))
@@ -204,9 +204,7 @@ def _layer_forward(config, layer, names, index, adapt):
         normed = norm1(x) if norm_first else x
         d = post1(attention(normed, **kwargs)[0])
         d = attention_added = d + adapt("attention", index, x, normed, d, x + d)
-        if side_by_side:
-            x = h
-        else:
+        if not side_by_side:
             x = x + d if norm_first else norm1(x + d)
         normed = norm2(x) if norm_first else x
         d = post2(mlp(normed))
