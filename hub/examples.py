@@ -1,11 +1,14 @@
 """Examples: what a task's data says, and the one way its text becomes token ids, in training and in evaluation.
 
 A line of a JSONL file is `{"messages": [...]}` (the last message is the assistant's) or `{"prompt": ...,
-"completion": ...}` (strings, or messages), TRL's schemas; `"labels": [...]` lists a classification's choices.
+"completion": ...}` (strings, or messages), TRL's schemas; `"labels": [...]` lists a classification's choices. CSV files
+have the columns prompt, completion and labels (with | between them); Parquet files (with pyarrow) either's columns.
 Torch-free. Knows neither batches nor scores.
 """
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,13 +47,13 @@ class Example:
 
 
 def load_examples(path: str | Path) -> list[Example]:
-    """The examples of a JSONL file. Raises DataError naming the file and the line."""
+    """The examples of a .jsonl (or .json), .csv or .parquet file. Raises DataError naming the file and the line."""
     path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"The data {path} can't be read: {error.strerror}.") from None
-    return parse_examples(data, str(path))
+    return _PARSERS.get(path.suffix.lower(), parse_examples)(data, str(path))
 
 
 def parse_examples(data: bytes, source: str) -> list[Example]:
@@ -65,8 +68,44 @@ def parse_examples(data: bytes, source: str) -> list[Example]:
         except (UnicodeDecodeError, RecursionError, ValueError) as error:
             raise DataError(f"{where}: not a line of JSON ({error}).") from None
         examples.append(parse_row(row, where))
+    return _some(examples, source)
+
+
+def _parse_csv(data: bytes, source: str) -> list[Example]:
+    try:
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{source} is not a CSV file in UTF-8: {error}.") from None
+    examples = []
+    for number, row in rows:
+        where = f"{source}, line {number}"
+        if None in row or None in row.values():
+            raise DataError(f"{where}: it has more or fewer cells than the header {', '.join(reader.fieldnames)}.")
+        labels = row.pop("labels", "")
+        examples.append(parse_row({**row, **({"labels": labels.split("|")} if labels else {})}, where))
+    return _some(examples, source)
+
+
+def _parse_parquet(data: bytes, source: str) -> list[Example]:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise DataError(f"{source}: reading Parquet needs pyarrow (pip install pyarrow), or use JSONL.") from None
+    try:
+        rows = parquet.read_table(io.BytesIO(data)).to_pylist()
+    except arrow.ArrowException as error:
+        raise DataError(f"{source} is not a Parquet file: {error}.") from None
+    return _some([parse_row(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)], source)
+
+
+_PARSERS = {".csv": _parse_csv, ".parquet": _parse_parquet}
+
+
+def _some(examples: list[Example], source: str) -> list[Example]:
     if not examples:
-        raise DataError(f"{source} holds no example: write one JSON object a line, with prompt and completion.")
+        raise DataError(f"{source} holds no example: every line needs a prompt and a completion.")
     return examples
 
 

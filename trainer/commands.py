@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from graft.hub.commands.shared import hub_option, local_user, opened, registry_option
 from graft.hub.errors import GraftError
 from graft.trainer.config import SCHEDULES, RunConfig, TrainConfig
 from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, read_plan
@@ -61,20 +61,36 @@ def recipe_options(command):
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A TOML file with many adapters.")
 @click.option("--name", default="", help="The adapter's name on its card (default: the folder's).")
 @recipe_options
+@click.option("--publish", default="", metavar="NS/NAME", help="Publish the artifact at the end.")
+@registry_option
+@hub_option
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint beside the output folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def train(plan_file: Path | None, resume: bool, as_json: bool, **flags) -> None:
+def train(
+    plan_file: Path | None, resume: bool, registry_path: Path, hub_url: str | None, as_json: bool, **flags
+) -> None:
     """Train adapters on a frozen base and write an artifact folder each."""
     plan = _plan_of_file(plan_file, flags) if plan_file else _plan_of_flags(flags)
     check_plan(plan)
     _check_early(plan)
-    outcomes = _run(plan, resume, quiet=as_json or not sys.stderr.isatty())
+    registry = opened(registry_path, hub_url, create=True) if any(a.publish for a in plan.adapters) else None
+    outcomes = _run(plan, resume, quiet=as_json)
+    if registry:
+        _publish(plan, outcomes, registry)
     if as_json:
         click.echo(json.dumps([{**asdict(outcome), "folder": _text(outcome.folder)} for outcome in outcomes]))
     else:
         _print(outcomes)
     if failed := [outcome for outcome in outcomes if outcome.folder is None]:
         raise GraftError("; ".join(f"{outcome.name}: {outcome.stopped}" for outcome in failed) + ".")
+
+
+def _publish(plan: Plan, outcomes: list, registry) -> None:
+    wanted = {adapter.out: adapter.publish for adapter in plan.adapters if adapter.publish}
+    for outcome in outcomes:
+        if outcome.folder in wanted:
+            revision = registry.publish(outcome.folder, wanted[outcome.folder], user=local_user())
+            console.print(f"Published {wanted[outcome.folder]}@{revision.id}")
 
 
 def _plan_of_file(path: Path, flags: dict) -> Plan:
@@ -95,6 +111,7 @@ def _plan_of_flags(flags: dict) -> Plan:
         data=flags["data"],
         out=flags["out"],
         name=flags["name"],
+        publish=flags["publish"],
         task=flags["task"],
         eval_data=flags["eval_data"],
         options=parse_settings(flags["options"]),
@@ -196,7 +213,7 @@ def compare(base: str, task: str, data: Path, eval_data: Path, methods: str, out
     _check_early(Plan(base, plans, run))
     from graft.trainer import compare as comparing
 
-    with nullcontext() if as_json or not sys.stderr.isatty() else _bars() as bars:
+    with nullcontext() if as_json else _bars() as bars:
         found = comparing.compare(_loader(base, run), names, template, run, watchers=[bars] if bars else [])
     table = comparing.as_markdown(found)
     (out / "compare.md").write_text(table)

@@ -1,7 +1,7 @@
 """What is to be trained: one `AdapterPlan` an adapter, from a command line or a TOML file. Torch-free.
 
 A plan file holds the run's keys (base, dtype, device, rows_per_pass, ...), a table [defaults], and one table
-[[adapter]] each with name, method, task, data, eval_data, out, set = {option = value}, and any key of TrainConfig.
+[[adapter]] each with name, method, task, data, eval_data, out, publish, set = {option = value}, and any key of TrainConfig.
 """
 
 import tomllib
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from graft.hub.commits import check_repo_name
 from graft.hub.errors import GraftError
 from graft.hub.methods import METHODS, get_method
 from graft.hub.spec import BaseSpec
@@ -31,6 +32,7 @@ class AdapterPlan:
     task: str = "untasked"
     eval_data: Path | None = None
     options: Mapping[str, str] = field(default_factory=dict)  # of the method, as `--set key=value` gives them
+    publish: str = ""  # NS/NAME in the registry or hub, "": not published
     recipe: TrainConfig = field(default_factory=TrainConfig)
 
     @property
@@ -76,6 +78,12 @@ def check_plan(plan: Plan) -> None:
             raise GraftError(f"Unknown method {adapter.method!r}. Known: {', '.join([*METHODS, *BASELINES])}.")
         if adapter.out.exists() and not adapter.out.is_dir():
             raise GraftError(f"{adapter.out} is a file; an adapter is written to a folder.")
+        if adapter.publish:
+            check_repo_name(adapter.publish)
+        if adapter.publish and adapter.method in BASELINES:
+            raise GraftError(
+                f"{adapter.label}: {adapter.method} leaves a base, not an adapter that could be published."
+            )
         if adapter.recipe.eval_every and adapter.eval_data is None:
             raise GraftError(f"{adapter.label}: eval_every needs evaluation data (--eval-data).")
 
@@ -94,7 +102,7 @@ def check_against_spec(plan: Plan, spec: BaseSpec) -> None:
 
 
 def _adapter(path: Path, table: Mapping[str, Any]) -> AdapterPlan:
-    own = {"name", "method", "task", "data", "eval_data", "out", "set"}
+    own = {"name", "method", "task", "data", "eval_data", "out", "set", "publish"}
     where = f"the adapter {table.get('name') or table.get('out') or '?'}"
     _refuse_unknown(path, where, table, own | _RECIPE)
     missing = [key for key in ("method", "data", "out") if not isinstance(table.get(key), str)]
@@ -110,6 +118,7 @@ def _adapter(path: Path, table: Mapping[str, Any]) -> AdapterPlan:
         name=table.get("name", ""),
         task=table.get("task", "untasked"),
         eval_data=Path(table["eval_data"]) if "eval_data" in table else None,
+        publish=table.get("publish", ""),
         options={key: option_text(value) for key, value in options.items()},
         recipe=_made(path, TrainConfig, {key: value for key, value in table.items() if key in _RECIPE}),
     )

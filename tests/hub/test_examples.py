@@ -98,3 +98,35 @@ def test_a_long_prompt_loses_its_beginning():
 def test_examples_and_metrics_need_no_torch():
     code = "import sys, graft.hub.examples, graft.hub.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_csv_says_the_same_as_jsonl(tmp_path):
+    jsonl = written(tmp_path, {"prompt": 'say "a,b"', "completion": " x", "labels": [" x", " y"]})
+    path = tmp_path / "data.csv"
+    path.write_text('prompt,completion,labels\n"say ""a,b"""," x"," x| y"\n')
+    assert load_examples(path) == load_examples(jsonl)
+    path.write_text("prompt,completion\na,b\nc\n")
+    with pytest.raises(DataError, match=r"data\.csv, line 3: it has more or fewer cells"):
+        load_examples(path)
+    path.write_text("text,label\na,b\n")
+    with pytest.raises(DataError, match=r'data\.csv, line 2: there is no "prompt"'):
+        load_examples(path)
+    path.write_text("prompt,completion\n")
+    with pytest.raises(DataError, match="holds no example"):
+        load_examples(path)
+
+
+def test_parquet_says_the_same_as_jsonl(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    rows = [{"prompt": "a", "completion": " x", "labels": [" x", " y"]}]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "data.parquet")
+    assert load_examples(tmp_path / "data.parquet") == load_examples(written(tmp_path, *rows))
+
+
+def test_parquet_without_its_library_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "data.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="needs pyarrow"):
+        load_examples(tmp_path / "data.parquet")

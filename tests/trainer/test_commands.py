@@ -135,3 +135,15 @@ def test_a_bad_line_is_named_before_the_base_is_loaded(base_folder, tmp_path):
     done = graft("train", "--base", base_folder, "--method", "lora", "--data", data, "--out", tmp_path / "out")
     assert done.exit_code == 1 and 'd.jsonl, line 2: there is no "completion"' in done.stderr
     assert "Loading" not in done.output
+
+
+def test_what_is_trained_can_be_published_at_once(base_folder, data, tmp_path):
+    registry = tmp_path / "registry.db"
+    flags = ["--base", base_folder, "--method", "lora", "--task", "letters", "--data", data]
+    flags += ["--out", tmp_path / "out", "--registry", registry, *FAST]
+    refused = graft("train", *flags, "--publish", "no slash")
+    assert refused.exit_code == 1 and not (tmp_path / "out").exists()
+    done = graft("train", *flags, "--publish", "me/letters")
+    assert done.exit_code == 0, done.output
+    found = json.loads(graft("search", "--task", "letters", "--registry", registry, "--json").stdout)
+    assert [row["name"] for row in found] == ["me/letters"]
