@@ -269,7 +269,8 @@ def _as_known(name: str) -> Served:
             location = library.locate(name)
         except GraftError:
             return Served()
-        return Served(name, location.digest, location.revision)
+        loaded = service().engine.loader.find(location)
+        return Served(name, loaded.digest if loaded else location.digest, location.revision)
     return Served()
 
 

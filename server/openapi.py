@@ -79,7 +79,7 @@ def _operation(path: str, method: str) -> dict[str, Any]:
 def _answer(path: str) -> dict[str, Any]:
     answer = _json({"type": "object"})
     if path.endswith("/completions"):
-        return answer | {"text/event-stream": {"schema": {"type": "string"}}}
+        return answer | {"text/event-stream": {}}
     return {"text/plain": {"schema": {"type": "string"}}} if path == "/metrics" else answer
 
 

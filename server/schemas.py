@@ -12,8 +12,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     FiniteFloat,
+    Tag,
     ValidationError,
     WithJsonSchema,
     model_validator,
@@ -184,7 +186,10 @@ class MessageBody(Body):
     """One turn. `content` may come in parts of text, which are put together."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] = ""
+    content: Annotated[
+        Annotated[Text, Tag("(text)")] | Annotated[list[TextPart], Tag("(parts)")],
+        Discriminator(lambda given: "(parts)" if isinstance(given, list) else "(text)"),
+    ] = ""
 
     @model_validator(mode="before")
     @classmethod

@@ -19,7 +19,7 @@ from graft.server.serve_command import http_server, port_of
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
 )
-OPTIONS = Options(cache_bytes=1 << 21, max_running=16, step_rows=64)
+OPTIONS = Options(cache_bytes=1 << 21, max_running=16, step_rows=64, runner="eager")
 
 
 @dataclass(frozen=True)
