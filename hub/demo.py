@@ -81,7 +81,7 @@ def demo(port: int, keep_serving: bool, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     registry = ["--registry", str(folder / "registry.db")]
     base = folder / "base"
-    fetch(folder, base)
+    fetch(folder, base, registry)
     register_tasks(folder, registry)
     train(folder, base)
     publish(folder, registry)
@@ -100,7 +100,7 @@ def demo(port: int, keep_serving: bool, folder: Path) -> None:
                 signal.pause()
 
 
-def fetch(folder: Path, base: Path) -> None:
+def fetch(folder: Path, base: Path, registry: list[str]) -> None:
     """Base and data, downloaded once."""
     heading("Base and data")
     cache = folder / "cache"
@@ -108,7 +108,7 @@ def fetch(folder: Path, base: Path) -> None:
     demo_data.write_tasks(cache, folder / "data")
     if not base.exists():
         source = demo_data.model_file(demo_data.fetch(demo_data.MODEL, cache), cache)
-        graft("base", "import", str(source), str(base), "--id", BASE_ID)
+        graft("base", "import", str(source), str(base), "--id", BASE_ID, *registry)
 
 
 def register_tasks(folder: Path, registry: list[str]) -> None:

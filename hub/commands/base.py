@@ -7,7 +7,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from graft.hub.commands.shared import json_option, opened
 from graft.hub.errors import BaseModelError, GraftError
+from graft.hub.spec import BaseSpec
+
+_recorded_in = click.option(
+    "--registry",
+    "registry_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also note the base in this registry, which then checks adapters for it when they are published.",
+)
 
 
 @click.group()
@@ -21,8 +30,17 @@ def base() -> None:
 @click.option("--id", "base_id", required=True, help="The name it is known by, ORG/NAME.")
 @click.option("--gguf-file", help="A GGUF file within SOURCE (default: the only one there).")
 @click.option("--dtype", default="bfloat16", show_default=True, help="Of the written weights.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def import_(source: str, folder: Path, base_id: str, gguf_file: str | None, dtype: str, as_json: bool) -> None:
+@_recorded_in
+@json_option
+def import_(
+    source: str,
+    folder: Path,
+    base_id: str,
+    gguf_file: str | None,
+    dtype: str,
+    registry_path: Path | None,
+    as_json: bool,
+) -> None:
     """Convert SOURCE (a GGUF file, a folder, or a hub id) into FOLDER, with its id and fingerprint beside it."""
     from graft.hub.importing import import_base
 
@@ -31,13 +49,15 @@ def import_(source: str, folder: Path, base_id: str, gguf_file: str | None, dtyp
     console = Console(stderr=True)
     with console.status(f"Importing {source} ..."):
         spec = import_base(source, folder, base_id, gguf_file=gguf_file, dtype=dtype)
+    _record(spec, registry_path)
     _print(spec, folder, as_json)
 
 
 @base.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def info(folder: Path, as_json: bool) -> None:
+@_recorded_in
+@json_option
+def info(folder: Path, registry_path: Path | None, as_json: bool) -> None:
     """Show a base's id, fingerprint, parts and sizes (computed from its weights, never taken from its name)."""
     from graft.hub.base import load_base, recorded_spec
 
@@ -50,10 +70,16 @@ def info(folder: Path, as_json: bool) -> None:
             f"The weights in {folder} are not those that were imported as {noted.id}: their fingerprint is "
             f"{spec.fingerprint[:12]}, recorded is {noted.fingerprint[:12]}. Import the base again."
         )
+    _record(spec, registry_path)
     _print(spec, folder, as_json)
 
 
-def _print(spec, folder: Path, as_json: bool) -> None:
+def _record(spec: BaseSpec, registry_path: Path | None) -> None:
+    if registry_path is not None:
+        opened(registry_path, None, create=True).add_base(spec)
+
+
+def _print(spec: BaseSpec, folder: Path, as_json: bool) -> None:
     parts = spec.parts
     facts = {
         "id": spec.id,
