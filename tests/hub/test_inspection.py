@@ -242,20 +242,20 @@ def test_every_field_fuzzed(variant, data, sources, tmp_path_factory):
      "(?:.{0,50}){0,50}[a-z]", "(a|aa)+$", "(?:(?:(?:.?){90}){90}){90}", r"(.*)(.*)(.*)\1\2\3[a-z]"],
 )  # fmt: skip
 def test_patterns_run_in_bounded_time(pattern):
-    start = time.monotonic()
+    start = time.process_time()
     try:
         full_matches(pattern, SPEC.modules)
     except ArtifactError as error:
         assert "too complex" in str(error)
-    assert time.monotonic() - start < 6
+    assert time.process_time() - start < 6
 
 
 def test_a_pattern_that_takes_too_long_is_stopped(monkeypatch):
     monkeypatch.setattr("graft.hub.methods.targets._SECONDS", 0.2)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ArtifactError, match="too complex"):
         full_matches(r"(?:(a|a|aa|aaa)+c?)+[bc]d", ["a" * 400 + "bb"])
-    assert time.monotonic() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_broken_patterns(tmp_path):

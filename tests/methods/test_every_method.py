@@ -1,5 +1,7 @@
 """Every method and variant on every family: against the reference, against itself served, alone and mixed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -114,3 +116,10 @@ def test_bare_rows_are_the_base_bit_for_bit(family):
     mixed = served_logits(base, requests)
     for i in (0, 1):
         assert torch.equal(mixed[i], without[i])
+
+
+def test_the_page_on_methods_names_each_with_its_learning_rate():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    for name, method in METHODS.items():
+        assert f"(`{name}`)" in page
+        assert f"{method.learning_rate:.0e}".replace("e-0", "e-") in page, name
