@@ -194,45 +194,47 @@ class Scheduler:
         for sequence in [s for s in self._running if s.remaining == 1]:
             if sequence in self._running:  # not preempted meanwhile
                 self._schedule(plan, sequence, 1)
-        self._prefill(plan)
-        while plan.rows < self.step_rows and self._admit(plan):
+        shares = self._shares(plan)
+        rows = sum(shares.values())
+        blocks = sum(s.blocks_for(s.computed + n) - len(s.blocks) for s, n in shares.items())
+        while plan.rows + rows < self.step_rows and self._admit(plan, rows, blocks):
             pass
+        for sequence, share in shares.items():
+            rows -= share
+            count = min(sequence.remaining, self.step_rows - plan.rows - rows)
+            if count > 0 and sequence in self._running:  # not preempted meanwhile
+                self._schedule(plan, sequence, count)
         return plan
 
     def withdraw(self, plan: Plan) -> None:
         """The step failed: what it promised to compute can't be found any more."""
         self.blocks.withdraw(plan.published)
 
-    def _prefill(self, plan: Plan) -> None:
-        """Split what the decoding rows left over tenants with prompts under way, then give the rest in order."""
-        scheduled = {id(chunk.sequence) for chunk in plan.chunks}
-        prompts = [s for s in self._running if s.remaining > 1 and id(s) not in scheduled]
-        tenants = {s.tenant for s in prompts}
-        if not tenants:
-            return
-        share = max(1, (self.step_rows - plan.rows) // len(tenants))
-        wants: dict[int, int] = {}
-        left = dict.fromkeys(tenants, share)
-        spare = self.step_rows - plan.rows
-        for limits in (left, None):
-            for sequence in prompts:
-                room = spare if limits is None else min(spare, limits[sequence.tenant])
-                more = min(sequence.remaining - wants.get(id(sequence), 0), room)
-                wants[id(sequence)] = wants.get(id(sequence), 0) + more
-                spare -= more
-                if limits is not None:
-                    limits[sequence.tenant] -= more
-        for sequence in prompts:
-            if wants[id(sequence)] and sequence in self._running:
-                self._schedule(plan, sequence, wants[id(sequence)])
+    def _shares(self, plan: Plan) -> dict[Sequence, int]:
+        """Rows for each prompt under way: what decoding left, split over their tenants and those who wait to start.
 
-    def _admit(self, plan: Plan) -> bool:
-        """Start the next waiting sequence if it fits; False when none does."""
+        What a tenant can't use, or nobody starts with, is given out in the order of admission afterwards.
+        """
+        scheduled = {chunk.sequence for chunk in plan.chunks}
+        prompts = [s for s in self._running if s.remaining > 1 and s not in scheduled]
+        tenants = {s.tenant for s in prompts}
+        parts = len(tenants) + (self.waiting > 0 and len(self._running) < self.max_running)
+        left = dict.fromkeys(tenants, max(1, (self.step_rows - plan.rows) // max(1, parts)))
+        spare = self.step_rows - plan.rows
+        shares: dict[Sequence, int] = {}
+        for sequence in prompts:
+            shares[sequence] = min(sequence.remaining, left[sequence.tenant], spare)
+            left[sequence.tenant] -= shares[sequence]
+            spare -= shares[sequence]
+        return shares
+
+    def _admit(self, plan: Plan, rows: int, blocks: int) -> bool:
+        """Start the next waiting sequence if it fits beside the `rows` and `blocks` promised to others; False if not."""
         if len(self._running) >= self.max_running or (sequence := self._next()) is None:
             return False
         findable = sequence.hashes(self._shareable(sequence))
         fresh = sequence.blocks_for(sequence.needed) - self.blocks.peek(findable)
-        while self._running and self.blocks.available < fresh + 1:
+        while self._running and self.blocks.available < fresh + blocks + 1:
             if not self._reclaim(sequence.owner):
                 return False
         if sequence in self._returning:
@@ -241,7 +243,7 @@ class Scheduler:
             self._waiting.pop()
         self._running.append(sequence)
         self._share(sequence, findable)
-        return self._schedule(plan, sequence, min(sequence.remaining, self.step_rows - plan.rows))
+        return self._schedule(plan, sequence, min(sequence.remaining, self.step_rows - plan.rows - rows))
 
     def _next(self) -> Sequence | None:
         full = False

@@ -1,0 +1,145 @@
+"""The scheduler against a pretended engine: everything ends, nobody starves, no block is lost."""
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graft.server.batch import BLOCK_ROWS
+from graft.server.blocks import Blocks
+from graft.server.fairness import FairQueue, Gate
+from graft.server.scheduler import Scheduler, Sequence, VirtualRows
+
+
+def run(scheduler, lengths, limit=3000, cancel=lambda step: ()):
+    """Carry out plans until nothing is left; returns the order in which sequences ended. lengths: sequence -> new."""
+    ended, left = [], dict(lengths)
+    for step in range(limit):
+        for sequence in cancel(step):
+            if left.pop(sequence, None) is not None:
+                scheduler.remove(sequence)
+        plan = scheduler.plan()
+        assert plan.rows == sum(chunk.count for chunk in plan.chunks) <= scheduler.step_rows
+        seen = set()
+        for chunk in plan.chunks:
+            sequence, stop = chunk.sequence, chunk.start + chunk.count
+            assert sequence not in seen and chunk.count > 0
+            seen.add(sequence)
+            table = chunk.run().blocks
+            assert len(set(table)) == len(table) >= -(-(sequence.virtual.count + stop) // BLOCK_ROWS)
+        owned = [block for sequence in scheduler._running for block in sequence.blocks]
+        assert scheduler.blocks.used == len(set(owned))
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            if sequence.remaining == 0:
+                left[sequence] -= 1
+                sequence.tokens.append(step % 7)
+                if left[sequence] == 0:
+                    ended.append(sequence)
+                    del left[sequence]
+                    scheduler.remove(sequence)
+        if not left:
+            return ended
+        assert plan.chunks, "nothing runs and something is left"
+    raise AssertionError(f"{len(left)} sequences never ended")
+
+
+def sequence(prompt, new, owner=None, virtual=0):
+    blocks = tuple(range(1000, 1000 + -(-virtual // BLOCK_ROWS)))
+    return Sequence(
+        owner=owner,
+        tokens=[(7 * i) % 11 for i in range(prompt)],
+        max_new=new,
+        logits_from=prompt - 1,
+        virtual=VirtualRows(virtual, virtual, blocks),
+        tenant=owner,
+    )
+
+
+asked = st.tuples(st.integers(1, 60), st.integers(1, 40), st.sampled_from([None, "a", "b", "c"]), st.sampled_from([0, 5, 16, 21]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(asked, min_size=1, max_size=25), st.integers(8, 40), st.integers(2, 12), st.integers(16, 64), st.randoms())
+def test_everything_ends_and_no_block_is_lost(requests, count, running, rows, rng):
+    scheduler = Scheduler(Blocks(count), step_rows=rows, max_running=running)
+    lengths = {sequence(*one): one[1] for one in requests}
+    lengths = {s: new for s, new in lengths.items() if s.blocks_for(s.cost) <= count - 1}
+    doomed = [s for s in lengths if rng.random() < 0.2]
+    for one in lengths:
+        scheduler.add(one)
+    run(scheduler, lengths, cancel=lambda step: [s for s in doomed if rng.random() < 0.1]) if lengths else None
+    assert scheduler.blocks.used == 0 and (scheduler.running, scheduler.waiting) == (0, 0)
+
+
+def test_a_small_tenant_does_not_wait_behind_a_large_one():
+    scheduler = Scheduler(Blocks(2000), step_rows=64, max_running=4)
+    flood = [sequence(40, 10, "flood") for _ in range(100)]
+    small = [sequence(10, 5, "small") for _ in range(3)]
+    for one in (*flood, *small):
+        scheduler.add(one)
+    order = run(scheduler, {s: s.max_new for s in (*flood, *small)})
+    assert max(order.index(one) for one in small) < 15
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_worked_through():
+    scheduler = Scheduler(Blocks(2000), step_rows=32, max_running=8)
+    talker, reader = sequence(4, 50, "talker"), sequence(400, 1, "reader")
+    scheduler.add(talker)
+    scheduler.plan()
+    talker.tokens.append(1)
+    scheduler.add(reader)
+    for _ in range(8):
+        counts = {chunk.sequence: chunk.count for chunk in scheduler.plan().chunks}
+        assert counts == {talker: 1, reader: 31}
+        talker.tokens.append(1)
+
+
+def test_two_prompts_of_two_tenants_share_the_step():
+    """A long prompt under way does not keep another tenant's from starting."""
+    scheduler = Scheduler(Blocks(2000), step_rows=32, max_running=8, prefix_sharing=False)
+    first, second = sequence(400, 1, "a"), sequence(400, 1, "b")
+    scheduler.add(first)
+    assert {c.sequence: c.count for c in scheduler.plan().chunks} == {first: 32}
+    scheduler.add(second)
+    for _ in range(3):
+        assert {c.sequence: c.count for c in scheduler.plan().chunks} == {first: 16, second: 16}
+    scheduler.remove(second)
+    assert {c.sequence: c.count for c in scheduler.plan().chunks} == {first: 32}
+
+
+def test_a_tenant_whose_adapter_is_on_its_way_is_passed_over_and_then_first():
+    queue = FairQueue(quantum=10)
+    gates = {"slow": Gate.SOON, "a": Gate.READY, "b": Gate.READY}
+    for name in gates:
+        queue.push(name, name, 5)
+        queue.push(name, name, 5)
+    assert queue.peek(gates.get) == "a"
+    assert queue.pop() == "a"
+    gates["slow"] = Gate.READY
+    assert queue.peek(gates.get) == "slow"
+
+
+def test_a_full_gate_holds_the_others_back():
+    queue = FairQueue(quantum=10)
+    gates = {"large": Gate.FULL, "a": Gate.READY}
+    for name in gates:
+        queue.push(name, name, 5)
+    assert queue.peek(gates.get) is None
+    gates["large"] = Gate.READY
+    assert queue.peek(gates.get) == "large"
+
+
+def test_shares_follow_costs():
+    """Deficit round robin: equal tokens, not equal requests."""
+    queue, rng = FairQueue(quantum=50), random.Random(1)
+    spent = {"long": 0, "short": 0}
+    for _ in range(400):
+        queue.push("long", "long", 100)
+        queue.push("short", "short", rng.randint(5, 15))
+    costs = {"long": 100, "short": 10}
+    while spent["short"] < 3000:
+        name = queue.peek(lambda item: Gate.READY)
+        queue.pop()
+        spent[name] += costs[name]
+    assert 0.8 < spent["long"] / spent["short"] < 1.25
