@@ -49,6 +49,7 @@ class Sequence:
     logits_from: int  # first token whose logits are (still) wanted
     virtual: VirtualRows = NO_ROWS
     tenant: Hashable = None
+    runs_last: bool = False  # the last token too where no new one is wanted: what follows it is asked about
     inputs: Any = None  # rows [P, H] in place of tokens: an adapter's soft prompt on its way into the cache
     blocks: list[int] = field(default_factory=list)  # its own, after the shared ones of `virtual`
     computed: int = 0
@@ -58,7 +59,7 @@ class Sequence:
     @property
     def needed(self) -> int:
         """Tokens to compute before the next one can be drawn (or, if none is wanted, before all is known)."""
-        return len(self.tokens) - (self.max_new == 0 and self.inputs is None)
+        return len(self.tokens) - (self.max_new == 0 and self.inputs is None and not self.runs_last)
 
     @property
     def remaining(self) -> int:

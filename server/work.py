@@ -76,6 +76,7 @@ class Generation(Consumer):
             max_new=max_new,
             logits_from=first,
             tenant=loaded.digest if loaded else None,
+            runs_last=bool(request.score_next),
         )
         return self.sequence
 
@@ -87,6 +88,8 @@ class Generation(Consumer):
         last = chunk.start + chunk.count - 1
         if self._request.score_from is not None and logits.shape[0]:
             self._score(last - logits.shape[0] + 1, logits)
+        if self._request.score_next and last == len(self._request.prompt) - 1:
+            self._score_next(logits[-1:])
         if self.sequence.remaining or not self._max_new:
             return None
         banned = tuple(self._ends) if self._generated < self._request.min_tokens else ()
@@ -128,6 +131,12 @@ class Generation(Consumer):
         if targets:
             count = self._request.sampling.logprobs or 0
             self.stream.put(Scored(tuple(score(logits[: len(targets)], targets, [count] * len(targets)))))
+
+    def _score_next(self, logits: Tensor) -> None:
+        """How likely each of `score_next` is after the whole prompt. logits: its last row, [1, V]."""
+        ids = self._request.score_next
+        count = self._request.sampling.logprobs or 0
+        self.stream.put(Scored(tuple(score(logits.expand(len(ids), -1), ids, [count] * len(ids)))))
 
 
 class RowsJob(Consumer):
