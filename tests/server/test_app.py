@@ -209,7 +209,7 @@ def test_a_chat_stream_begins_with_the_role(client):
 
 def test_without_max_tokens_a_chat_takes_what_room_there_is(client, live):
     answer = chat(client, "prefix", temperature=0, extra_body={"ignore_eos": True})
-    room = live.engine.max_model_len - 18  # the prefix's virtual tokens
+    room = live.engine.sizes.max_model_len - 18  # the prefix's virtual tokens
     assert answer.usage.total_tokens == room and answer.choices[0].finish_reason == "length"
 
 

@@ -1,0 +1,81 @@
+"""/openapi.json is a valid description, and the server keeps to it."""
+
+from collections import Counter
+
+import pytest
+import schemathesis
+from flask import Flask
+from hypothesis import HealthCheck, given, settings
+from jsonschema_rs import validator_for
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance
+
+from graft.server import openapi
+from graft.server.app import create_app
+from graft.server.engine import Engine
+from tests.conftest import tiny_base
+from tests.server.conftest import write_folder
+from tests.server.live import CHAT_TEMPLATE, OPTIONS
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    base = tiny_base("llama")
+    base.tokenizer.chat_template = CHAT_TEMPLATE
+    folder = write_folder(tmp_path_factory.mktemp("adapters") / "lora", "lora", base)
+    with Engine(base, {"lora": folder}, None, OPTIONS) as engine:
+        yield create_app(engine)
+
+
+@pytest.fixture(scope="module")
+def described(app):
+    return schemathesis.openapi.from_wsgi("/openapi.json", app)
+
+
+def test_every_route_is_described(app: Flask):
+    routes = {rule.rule.replace("<path:name>", "{model}") for rule in app.url_map.iter_rules()}
+    assert routes == openapi.document("base")["paths"].keys()
+
+
+def test_the_bodies_are_valid_json_schema():
+    document = openapi.document("base")
+    schemas = document["components"]["schemas"]
+    bodies = {
+        "CompletionBody": (
+            {"model": "a", "prompt": [[1, 2]], "stop": None, "user": "me"},
+            {"model": "a", "prompt": []},
+        ),
+        "ChatBody": ({"model": "a", "messages": [{"role": "user", "content": "a"}]}, {"model": "a", "messages": []}),
+        "PinBody": ({"model": "a", "pinned": False}, {"model": "a", "pinned": "yes"}),
+    }
+    for name, (good, bad) in bodies.items():
+        check = validator_for({"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}})
+        assert check.is_valid(good) and not check.is_valid(bad)
+
+
+@pytest.mark.slow
+def test_generated_requests_get_documented_answers(described):
+    """Random valid requests to every operation: a described answer, never a 5xx; many of them are served."""
+    found = {}
+    for result in described.include(path_regex="^/(v1|health|ready)").get_all_operations():
+        operation = result.ok()
+        found[operation.path] = answers_of(operation)
+    assert found["/v1/completions"][200] > 5 and found["/v1/chat/completions"][200] > 5, found
+
+
+def answers_of(operation) -> Counter:
+    """Statuses of the answers to random requests, each checked against the description."""
+    statuses: Counter = Counter()
+
+    @given(case=operation.as_strategy())
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    def check(case):
+        if isinstance(case.body, dict):
+            case.body["model"] = "lora"
+            short = {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 0, "n": 2, "top_logprobs": None}
+            case.body.update({key: value for key, value in short.items() if key in case.body})
+        response = case.call_and_validate(checks=[not_a_server_error, response_schema_conformance])
+        statuses[response.status_code] += 1
+
+    check()
+    return statuses

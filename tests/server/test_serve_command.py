@@ -1,0 +1,96 @@
+"""`graft serve` as a process: it says when it is ready, serves, and ends on a signal."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+
+from tests.conftest import tiny_base
+from tests.server.conftest import write_folder
+
+GRAFT = [sys.executable, "-m", "graft.hub.cli", "serve"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a base and an adapter, and no registry.db."""
+    top = tmp_path_factory.mktemp("serve")
+    base = tiny_base("llama")
+    base.model.save_pretrained(top / "base")
+    base.tokenizer.save_pretrained(top / "base")
+    write_folder(top / "lora", "lora", base)
+    return top
+
+
+@contextmanager
+def process(place, *options):
+    words = [*GRAFT, "--base", "base", "--device", "cpu", "--dtype", "float32", "--runner", "eager", *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(words, cwd=place, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+
+
+def url_of(started) -> str:
+    for line in started.stderr:
+        if found := re.search(r"ready at (http://\S+)/v1", line):
+            return found[1]
+    raise AssertionError("it ended without being ready")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_and_ends_on_a_signal_with_a_stream_under_way(place, number):
+    with process(place, "--port", "0", "--adapter", "mine=lora", "--kv-bytes", "2M") as started:
+        url = url_of(started)
+        listed = json.load(urllib.request.urlopen(f"{url}/v1/models", timeout=30))
+        assert [model["id"] for model in listed["data"]] == ["base", "mine"]
+        body = {"model": "mine", "prompt": "a", "max_tokens": 250, "ignore_eos": True, "stream": True, "n": 8}
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=30) as stream:
+            stream.readline()
+            started.send_signal(number)
+            rest = stream.read()
+        assert b'"code": "closed"' in rest or rest.endswith(b"data: [DONE]\n\n")
+        assert started.wait(20) == 0
+        left = started.stderr.read()
+        assert "ended" in left and "Traceback" not in left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--adapter", "mine"], 2, "NAME=DIR"),
+        (["--adapter", "mine=nowhere"], 2, "no folder"),
+        (["--kv-bytes", "much"], 2, "no size"),
+        (["--registry", "a.db", "--hub", "http://x"], 2, "not both"),
+        (["--registry", "absent.db"], 1, "no registry at absent.db"),
+        (["--base", "nowhere/at/all"], 1, "nowhere/at/all"),
+        (["--max-model-len", "9999"], 1, "256 positions"),
+    ],
+)
+def test_a_mistake_ends_with_one_line(place, options, code, says):
+    with process(place, *options) as started:
+        assert started.wait(90) == code
+        text = started.stderr.read()
+        assert says in text and "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_a_port_in_use_is_said(place):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with process(place, "--port", str(port)) as started:
+            assert started.wait(90) == 1
+            assert f"Can't listen on 127.0.0.1:{port}" in started.stderr.read()
