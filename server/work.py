@@ -20,6 +20,7 @@ from graft.server.residency import Resident
 from graft.server.sampling import Draw, Token, generator_for, score
 from graft.server.scheduler import Chunk, Sequence
 
+UNPLACED = Served("(not loaded)")  # in the numbers: names that stand for nothing, or for nothing that loads
 LOADER = object()  # the tenant of everything the engine does for itself
 
 
@@ -122,7 +123,8 @@ class Generation(Consumer):
         self.finish()
 
     def fail(self, error):
-        self._metrics.failed(self.served, error.code)
+        not_placed = self._request.model is not None and self.served.name is None
+        self._metrics.failed(UNPLACED if not_placed else self.served, error.code)
         self.stream.put(error)
 
     def _score(self, first: int, logits: Tensor) -> None:
