@@ -63,7 +63,7 @@ class Base:
         return dict(found.named_parameters(recurse=False)).get("bias")
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids [T] -> rows [T, H], the family's embedding scale applied."""
+        """Token ids [T] -> rows [T, H] (narrower on OPT-350m), the family's embedding scale applied."""
         return self._embed(ids)
 
     def forward(

@@ -25,7 +25,7 @@ class BitFit(Method):
     title = "BitFit"
     paper = "arXiv 2106.10199"
     Config = BitFitConfig
-    learning_rate = 5e-3
+    learning_rate = 1e-3
 
     def recognises(self, raw):
         return raw.get("peft_type") == "BITFIT"

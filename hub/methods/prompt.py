@@ -47,19 +47,19 @@ class Prompt(Method):
         return PromptConfig(tokens=rows.tokens_of(raw, shapes))
 
     def write(self, config, spec):
-        header = rows.peft_rows_header("PROMPT_TUNING", config.tokens, spec.hidden_size, spec.num_heads, spec)
+        header = rows.peft_rows_header("PROMPT_TUNING", config.tokens, rows.width(spec), spec.num_heads, spec)
         return {**header, "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
 
     def shapes(self, config, spec):
         rows.require_room("prompt", config.tokens, spec)
-        return {rows.KEY: (config.tokens, spec.hidden_size)}
+        return {rows.KEY: (config.tokens, rows.width(spec))}
 
     def init(self, config, context):
         import torch
 
         base = context.base
         if config.init == "random":  # U(-0.5, 0.5), as in the paper
-            start = torch.rand(config.tokens, base.spec.hidden_size, generator=context.generator) - 0.5
+            start = torch.rand(config.tokens, rows.width(base.spec), generator=context.generator) - 0.5
             return {rows.KEY: start.to(base.device)}
         ids = torch.as_tensor(self._start_ids(config, context), device=base.device)
         with torch.no_grad():

@@ -52,7 +52,7 @@ class PTuning(Method):
         return PTuningConfig(tokens=rows.tokens_of(raw, shapes))
 
     def write(self, config, spec):
-        header = rows.peft_rows_header("P_TUNING", config.tokens, spec.hidden_size, spec.num_heads, spec)
+        header = rows.peft_rows_header("P_TUNING", config.tokens, rows.width(spec), spec.num_heads, spec)
         return {
             **header,
             "encoder_reparameterization_type": config.encoder.upper(),
@@ -66,7 +66,7 @@ class PTuning(Method):
 
     def shapes(self, config, spec):
         rows.require_room("ptuning", config.tokens, spec)
-        return {rows.KEY: (config.tokens, spec.hidden_size)}
+        return {rows.KEY: (config.tokens, rows.width(spec))}
 
     def init(self, config, context):
         import torch
@@ -75,7 +75,7 @@ class PTuning(Method):
         # Layers draw from torch's global generator: fork it, so that this adapter's alone decides.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=context.generator)))
-            encoder = _encoder(config, base.spec.hidden_size)
+            encoder = _encoder(config, rows.width(base.spec))
         ids = rows.frequent_ids(config.tokens, base.spec.vocab_size, context.generator).to(base.device)
         with torch.no_grad():
             parameters = {_EMBEDDING: base.embed(ids).float().clone()}

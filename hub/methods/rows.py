@@ -26,6 +26,11 @@ def tokens_of(raw: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int:
     return tokens
 
 
+def width(spec: BaseSpec) -> int:
+    """Of a row at the base's input: the embedding's, which OPT-350m keeps narrower than its layers."""
+    return spec.modules[spec.parts.embed].out_features
+
+
 def require_room(owner: str, tokens: int, spec: BaseSpec) -> None:
     if tokens >= spec.max_positions:
         raise GraftError(

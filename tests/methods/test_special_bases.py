@@ -68,8 +68,6 @@ def made(base, method, options):
 @pytest.mark.parametrize("variant", VARIED)
 def test_special_bases_equal_the_reference(name, variant):
     model, base = special(name)
-    if name == "opt narrow embeddings" and variant == "prompt":
-        pytest.skip("a prompt's rows lie in the narrow embedding space: see the test below")
     method, config, parameters = made(base, *VARIED[variant])
     expected = reference_logits(model, method.name, config, parameters, LONG)
     forms = method.fold(config, method.encode(config, parameters), base)
