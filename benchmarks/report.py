@@ -103,7 +103,7 @@ def serving_table(samples: Samples) -> str:
         lines.append(
             [
                 name,
-                good[-1].get("setting", ""),
+                good[-1].get("setting") or good[-1].get("runner", ""),
                 f"**{figure(median_of(good, 'tokens_per_s'))}**",
                 f"{figure(min(speeds))} to {figure(max(speeds))} (n={len(good)})",
                 figure(median_of(good, "ttft_ms.p50")),
