@@ -10,7 +10,7 @@ from graft.server.batch import BLOCK_ROWS, Run, make_batch
 from graft.server.cache import KVCache
 from graft.server.fast.families import obstacle
 from graft.server.kernels.build import load
-from graft.server.runner import RUNNERS, detours
+from graft.server.runner import detours, make_runner
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")
 
@@ -42,7 +42,7 @@ class Sequences:
         if kind == "fast" and (obstacle(base) or load() is None):
             pytest.skip(f"no fast path: {obstacle(base) or 'no compiler'}")
         self.base = base
-        self.runner = RUNNERS[kind](base, KVCache(base.spec, blocks, base.dtype, base.device))
+        self.runner = make_runner(kind, base, KVCache(base.spec, blocks, base.dtype, base.device))
         self.free = iter(range(1, blocks))
         self.start, self.text_start, self.blocks, self.digest, self.rows = {}, {}, {}, {}, {}
 

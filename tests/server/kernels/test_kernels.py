@@ -1,0 +1,205 @@
+"""Each C++ kernel against plain torch in float32, odd sizes included.
+
+Tolerances: float32 kernels differ by the order of additions (1e-5 relative to the largest value); bfloat16 kernels
+add up in float32 and round once, so they stay within one rounding of the exact result (2^-8 of the largest value).
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from graft.hub.detours import ACTIVATIONS
+from graft.server.kernels.build import load
+
+DTYPES = {"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2**-8)}
+BLOCK = 16
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    found = load()
+    if found is None:
+        pytest.skip("no compiler")
+    return found
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    return request.param
+
+
+def rand(dtype, *shape, seed=0, scale=1.0):
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(DTYPES[dtype][0])
+
+
+def close(got, expected, dtype):
+    error = (got.float() - expected.float()).abs().max() / expected.abs().max()
+    assert error <= DTYPES[dtype][1], f"relative error {error:.2g}"
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 33, 130])
+@pytest.mark.parametrize(("width", "out"), [(32, 10), (48, 96), (34, 100), (4130, 50)])
+def test_linear(kernels, dtype, rows, width, out):
+    x, weight, bias = rand(dtype, rows, width), rand(dtype, out, width, seed=1), rand(dtype, out, seed=2)
+    packed = getattr(kernels, f"Linear_{dtype}")
+    close(packed(weight, bias)(x), F.linear(x.float(), weight.float(), bias.float()), dtype)
+    close(packed(weight)(x), F.linear(x.float(), weight.float()), dtype)
+
+
+def test_a_rows_product_does_not_depend_on_other_rows(kernels, dtype):
+    x, weight = rand(dtype, 200, 64), rand(dtype, 100, 64, seed=1)
+    packed = getattr(kernels, f"Linear_{dtype}")(weight)
+    whole = packed(x)
+    for rows in (slice(0, 1), slice(3, 11), slice(150, 200)):
+        assert torch.equal(packed(x[rows].contiguous()), whole[rows])
+
+
+@pytest.mark.parametrize("width", [8, 30, 64])
+def test_norm_rotation_and_gate(kernels, dtype, width):
+    x, y = rand(dtype, 5, width), rand(dtype, 5, width, seed=1)
+    weight = rand("float32", width, seed=2)
+    normed = getattr(kernels, f"rms_norm_{dtype}")(x, weight, 1e-6)
+    close(normed, F.rms_norm(x.float(), (width,), weight, 1e-6), dtype)
+
+    angles = rand("float32", 5, width // 2, seed=3)
+    cosine, sine = (f(torch.cat([angles, angles], dim=1)) for f in (torch.cos, torch.sin))
+    heads = torch.stack([x, y], dim=1)
+    half = torch.cat([-heads[..., width // 2 :], heads[..., : width // 2]], dim=-1).float()
+    expected = heads.float() * cosine[:, None] + half * sine[:, None]
+    getattr(kernels, f"rotate_{dtype}")(heads, cosine, sine)
+    close(heads, expected, dtype)
+
+    for name, function in {"silu": F.silu, "gelu_pytorch_tanh": ACTIVATIONS["gelu_new"], "gelu": F.gelu}.items():
+        close(getattr(kernels, f"gated_{dtype}")(x, y, name), function(x.float()) * y.float(), dtype)
+
+
+def test_gate_of_extreme_values_is_finite(kernels, dtype):
+    x = torch.tensor([[-1e4, -100.0, -88.0, 0.0, 88.0, 100.0, 1e4, 1.0]], dtype=DTYPES[dtype][0])
+    close(getattr(kernels, f"gated_{dtype}")(x, torch.ones_like(x), "silu"), F.silu(x.float()), dtype)
+
+
+def attention_reference(query, keys, values, scale, window, softcap):
+    """One row [heads, D] over its keys and values [S, kv_heads, D], the last of which is its own."""
+    group = query.shape[0] // keys.shape[1]
+    k, v = (x.float().repeat_interleave(group, dim=1) for x in (keys, values))
+    scores = torch.einsum("hd,shd->hs", query.float(), k) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if window:
+        scores[:, : max(0, len(keys) - window)] = float("-inf")
+    return torch.einsum("hs,shd->hd", scores.softmax(dim=-1), v)
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (20, 0.0), (0, 2.0), (3, 2.0)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 8), (10, 2, 80), (5, 1, 128)])
+def test_paged_attention(kernels, dtype, heads, kv_heads, dim, window, softcap):
+    lengths = [1, 15, 16, 17, 90]
+    keys, values = (rand(dtype, 24, BLOCK, kv_heads, dim, seed=i) for i in (1, 2))
+    values[0] = keys[0] = float("nan")  # nobody's block
+    query, scale = rand(dtype, len(lengths), heads, dim), dim**-0.5
+    shuffled = (torch.randperm(23, generator=torch.Generator().manual_seed(3)) + 1).tolist()
+    tables = [shuffled[i : i + 6] for i in range(len(lengths))]
+    slots = [length - 1 for length in lengths]
+    got = getattr(kernels, f"attention_{dtype}")(query, keys, values, tables, slots, scale, window, softcap)
+    for row, (table, length) in enumerate(zip(tables, lengths, strict=True)):
+        k, v = (x[table].flatten(0, 1)[:length] for x in (keys, values))
+        close(got[row], attention_reference(query[row], k, v, scale, window, softcap), dtype)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("lengths", [(2, 1, 1), (0, 3, 21), (1, 40, 5)])
+def test_detours_of_adapters_of_unlike_rank(kernels, dtype, activation, lengths):
+    """Adapter 0: a Vector and a LowRank that reads the tap itself; adapter 1: two channels, one reads two taps."""
+    width, out, total = 50, 37, sum(lengths)
+    first, second, target = (
+        rand(dtype, total, width),
+        rand(dtype, total, width, seed=1),
+        rand(dtype, total, out, seed=2),
+    )
+    scale, shift = rand("float32", out, seed=3), rand("float32", out, seed=4)
+    forms = {
+        0: [((2,), 5, out)],
+        1: [((0,), 16, width), ((0, 1), 21, width)],
+    }
+    adapters, tensors = [], {}
+    for owner, channels in forms.items():
+        adapter = getattr(kernels, f"Adapter_{dtype}")(3)
+        for i, (reads, rank, size) in enumerate(channels):
+            A = rand(dtype, rank, size, seed=10 + i, scale=size**-0.5)
+            B = rand(dtype, rank, out, seed=20 + i, scale=rank**-0.5)
+            a, b = rand("float32", rank, seed=30 + i), rand("float32", out, seed=40 + i)
+            adapter.add_low_rank(2, list(reads), A, B, a, b, activation)
+            tensors[owner, i] = (A.float(), B.float(), a, b)
+        adapters.append(adapter)
+    adapters[0].add_vector(2, scale, shift)
+    expected = target.float().clone()
+    rows = [slice(lengths[0], lengths[0] + lengths[1]), slice(lengths[0] + lengths[1], total)]
+    own = (expected[rows[0]] * scale + shift).to(target.dtype).float()
+    taps = {(2,): own, (0,): first[rows[1]].float(), (0, 1): (first + second)[rows[1]].float()}
+    expected[rows[0]] = own
+    for owner, channels in forms.items():
+        for i, (reads, _, _) in enumerate(channels):
+            A, B, a, b = tensors[owner, i]
+            hidden = ACTIVATIONS[activation](F.linear(taps[reads], A, a)).to(target.dtype).float()
+            expected[rows[owner]] += hidden @ B + b
+    bare = target[: lengths[0]].clone()
+    getattr(kernels, f"detour_{dtype}")(adapters, [first, second, target], 2, list(lengths))
+    assert torch.equal(target[: lengths[0]], bare)
+    close(target, expected, dtype)
+
+
+def test_argmax_takes_the_first_of_equals(kernels, dtype):
+    logits = rand(dtype, 40, 333)
+    logits[3, [5, 70, 332]] = 100.0
+    logits[4] = 1.0
+    logits[5] = float("-inf")
+    assert torch.equal(getattr(kernels, f"argmax_{dtype}")(logits), logits.float().argmax(dim=-1))
+
+
+def test_an_unknown_activation_is_refused(kernels, dtype):
+    adapter = getattr(kernels, f"Adapter_{dtype}")(1)
+    with pytest.raises(ValueError, match="unknown activation"):
+        adapter.add_low_rank(0, [0], rand(dtype, 2, 4), rand(dtype, 2, 4), None, None, "mish")
+
+
+def test_a_block_table_too_short_is_refused(kernels, dtype):
+    """A wrong step raises in Python instead of writing elsewhere."""
+    from graft.server.batch import Batch, Run
+    from graft.server.cache import KVCache
+    from graft.server.fast.runner import FastRunner
+    from tests.conftest import tiny_base
+
+    base = tiny_base("llama")
+    runner = FastRunner(base, KVCache(base.spec, 4, base.dtype, base.device), load())
+    with pytest.raises(RuntimeError, match="lacks blocks"):
+        runner.run(Batch((Run(0, list(range(2, 22)), 0, 0, [1], 1),)))
+
+
+def test_without_a_compiler_there_are_none(monkeypatch, caplog, tmp_path):
+    from graft.server.kernels import build
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("GRAFT_KERNELS", str(tmp_path))
+    build._load.cache_clear()
+    try:
+        assert build.load() is None
+        assert "no-such-compiler was not found" in caplog.text
+    finally:
+        build._load.cache_clear()
+
+
+def test_a_failed_build_leaves_nothing_and_says_why(monkeypatch, caplog, tmp_path):
+    from graft.server.kernels import build
+
+    sources = tmp_path / "csrc"
+    sources.mkdir()
+    (sources / "bindings.cpp").write_text("#error on purpose\n")
+    monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setenv("GRAFT_KERNELS", str(tmp_path / "built"))
+    build._load.cache_clear()
+    try:
+        assert build.load() is None
+        assert "on purpose" in caplog.text
+        assert not list((tmp_path / "built").rglob("*.so"))
+    finally:
+        build._load.cache_clear()
