@@ -69,10 +69,12 @@ def fill(registry: Registry, adapters: int) -> None:
     data = registry.blobs.put_bytes(b'{"prompt": "a", "completion": "b"}\n')
     with writing(db):
         for each in (blob, data):
-            db["blobs"].insert({"sha256": each.sha256, "git_oid": each.git_oid, "size": each.size, "created_at": now()})
+            db.table("blobs").insert(
+                {"sha256": each.sha256, "git_oid": each.git_oid, "size": each.size, "created_at": now()}
+            )
         for slug in TASKS:
             row = {"slug": slug, "metric": "accuracy", "description": f"About {slug}", "data_hash": data.sha256}
-            db["tasks"].insert(row | {"examples": 1, "created_at": now(), "updated_at": now()})
+            db.table("tasks").insert(row | {"examples": 1, "created_at": now(), "updated_at": now()})
     for start in range(0, adapters, 1000):
         with writing(db):
             for number in range(start, min(start + 1000, adapters)):
@@ -87,7 +89,9 @@ def _fill_one(registry: Registry, number: int, choose: random.Random, blob: str,
     at = f"2026-{1 + number % 12:02}-{1 + number % 28:02}T10:00:00.{number % 1000000:06}Z"
     place = {"namespace": f"user-{number % 300}", "name": f"{words.replace(' ', '-')}-{number}"}
     repo_id = (
-        db["repos"].insert(place | {"created_at": at, "updated_at": at, "downloads": choose.randrange(5000)}).last_pk
+        db.table("repos")
+        .insert(place | {"created_at": at, "updated_at": at, "downloads": choose.randrange(5000)})
+        .last_pk
     )
     card = {"license": choose.choice(LICENSES), "tags": [method, f"task:{task}"], "base_model": base}
     shapes = {f"layers.{i}.{p}.weight": {"dtype": "F32", "shape": [8, 576]} for i in range(30) for p in ("q", "v")}
@@ -95,11 +99,11 @@ def _fill_one(registry: Registry, number: int, choose: random.Random, blob: str,
     for version in range(VERSIONS):
         revision = f"{number * VERSIONS + version:040x}"
         row = {"id": revision, "repo_id": repo_id, "parent": parent, "author": "user", "title": f"Version {version}"}
-        db["revisions"].insert(row | {"message": "", "created_at": at})
-        db["files"].insert(
+        db.table("revisions").insert(row | {"message": "", "created_at": at})
+        db.table("files").insert(
             {"revision_id": revision, "path": "adapter_config.json", "sha256": blob, "changed_in": revision}
         )
-        db["artifacts"].insert(
+        db.table("artifacts").insert(
             {
                 "revision_id": revision, "digest": f"{int(revision, 16):064x}", "method": method, "variant": method,
                 "task": task, "base_id": base, "base_fingerprint": None, "parameters": choose.randrange(10**4, 10**7),
@@ -108,9 +112,9 @@ def _fill_one(registry: Registry, number: int, choose: random.Random, blob: str,
             }
         )  # fmt: skip
         parent = revision
-    db["refs"].insert({"repo_id": repo_id, "kind": "branch", "name": "main", "revision_id": revision})
+    db.table("refs").insert({"repo_id": repo_id, "kind": "branch", "name": "main", "revision_id": revision})
     for score in range(SCORES):
-        db["evaluations"].insert(
+        db.table("evaluations").insert(
             {
                 "repo_id": repo_id, "revision_id": revision, "digest": f"{int(revision, 16):064x}", "task": task,
                 "data_hash": data if score else "0" * 64, "metric": "accuracy", "value": choose.random(), "n": 100,

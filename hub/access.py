@@ -72,7 +72,7 @@ def create_token(db: Database, user: str, scope: str, *, name: str = "token", na
         user_id = db.execute("SELECT id FROM users WHERE name = ?", [user]).fetchone()["id"]
         for namespace in (user, *namespaces):
             db.execute("INSERT OR IGNORE INTO members (namespace, user_id) VALUES (?, ?)", [namespace, user_id])
-        db["tokens"].insert(
+        db.table("tokens").insert(
             {"user_id": user_id, "name": name, "hash": token_hash(token), "scope": scope, "created_at": now()}
         )
         audit(db, "owner", "token.create", user, scope)

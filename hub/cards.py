@@ -61,7 +61,7 @@ def reported_scores(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the card's `model-index` claims: rows of task, dataset, revision, metric, value. Malformed parts are skipped."""
     rows = []
     for result in (r for model in _mappings(card.get("model-index")) for r in _mappings(model.get("results"))):
-        task, dataset = (result.get(key) if isinstance(result.get(key), dict) else {} for key in ("task", "dataset"))
+        task, dataset = _mapping(result.get("task")), _mapping(result.get("dataset"))
         for metric in _mappings(result.get("metrics")):
             value = metric.get("value")
             if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -75,6 +75,10 @@ def reported_scores(card: Mapping[str, Any]) -> list[dict[str, Any]]:
                     }
                 )
     return rows
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _mappings(value: object) -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping
     found = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
     task = found["task"] if found else cards.task_of(card)
     base = _base_name(db, found) if found else next(iter(cards.texts(card.get("base_model"))), "")
-    db["listing"].insert(
+    db.table("listing").insert(
         {
             "repo_id": repo_id,
             "revision_id": revision_id or "",
@@ -141,7 +141,7 @@ def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping
     extra += [found["method"], f"base_model:{base}", f"base_model:adapter:{base}"] if found else []
     labels = cards.labels(card, extra)
     db.execute("DELETE FROM labels WHERE repo_id = ?", [repo_id])
-    db["labels"].insert_all({"label": label, "repo_id": repo_id} for label in labels)
+    db.table("labels").insert_all({"label": label, "repo_id": repo_id} for label in labels)
     _index(db, repo_id, f"{repo['namespace']}/{repo['name']}", " ".join(labels), body[:MAX_INDEXED_CARD_CHARS])
     refresh_scores(db, task, repo_id=repo_id)
 

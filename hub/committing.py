@@ -111,9 +111,9 @@ def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: st
     id = commit_id(repo.id, head, proven.tree, intent.user, intent.title, at)
     _insert_blobs(db, blobs, [*(c.blob for c in intent.changes if isinstance(c, Put)), *proven.rewritten], at)
     row = {"id": id, "repo_id": repo.id, "parent": head, "author": intent.user, "title": intent.title}
-    db["revisions"].insert(row | {"message": intent.message, "created_at": at})
+    db.table("revisions").insert(row | {"message": intent.message, "created_at": at})
     before = {file.path: file for file in records.files(db, head)}
-    db["files"].insert_all(
+    db.table("files").insert_all(
         {
             "revision_id": id,
             "path": path,
@@ -124,7 +124,7 @@ def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: st
     )
     db.execute("UPDATE repos SET updated_at = ? WHERE id = ?", [at, repo.id])
     if proven.found is not None:
-        db["artifacts"].insert(records.artifact_row(id, proven.found))
+        db.table("artifacts").insert(records.artifact_row(id, proven.found))
         scores.record_reported(db, repo.id, id, proven.found, intent.user)
     return id
 

@@ -76,9 +76,9 @@ def move(db: Database, repo_id: int, kind: str, name: str, new: str | None, who:
     if new is None:
         db.execute("DELETE FROM refs WHERE repo_id = ? AND kind = ? AND name = ?", [repo_id, kind, name])
     else:
-        db["refs"].insert({"repo_id": repo_id, "kind": kind, "name": name, "revision_id": new}, replace=True)
+        db.table("refs").insert({"repo_id": repo_id, "kind": kind, "name": name, "revision_id": new}, replace=True)
     row = {"repo_id": repo_id, "kind": kind, "name": name, "old": old, "new": new, "who": who, "why": why, "at": now()}
-    db["ref_moves"].insert(row)
+    db.table("ref_moves").insert(row)
 
 
 def require_free(db: Database, repo_id: int, name: str, *, but: str | None = None) -> None:

@@ -45,7 +45,12 @@ from graft.hub.spec import BaseSpec
 TIMEOUT_S = 60
 BASE_LABEL = "base_model:adapter:"
 # Query.sort -> what the protocol calls it. Hubs other than ours know no score.
-SORTS = {"updated": "last_modified", "created": "created_at", "downloads": "downloads", "score": "score"}
+SORTS: dict[str, Any] = {
+    "updated": "last_modified",
+    "created": "created_at",
+    "downloads": "downloads",
+    "score": "score",
+}
 BY_STATUS: dict[int, type[GraftError]] = {
     401: UnauthorizedError,
     403: ForbiddenError,

@@ -21,8 +21,10 @@ def insert(db: Database, name: str, private: bool, user: str) -> int:
         why = "was used before; names are not issued twice" if row["deleted_at"] else "exists already"
         raise ConflictError(f"{name} {why}: choose another name.")
     at = now()
-    found = {"namespace": namespace, "name": short, "private": private, "created_at": at, "updated_at": at}
-    repo_id = db["repos"].insert(found).last_pk
+    repo_id: int = db.execute(
+        "INSERT INTO repos (namespace, name, private, created_at, updated_at) VALUES (?, ?, ?, ?, ?) RETURNING id",
+        [namespace, short, private, at, at],
+    ).fetchone()["id"]
     catalog.list_repo(db, repo_id, None, {}, "")
     audit(db, user, "repo.create", name, "private" if private else "")
     return repo_id

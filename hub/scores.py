@@ -237,4 +237,4 @@ def _insert(db: Database, repo_id: int | None, evaluation: Evaluation, user: str
         "who": user,
         "created_at": now(),
     }
-    db["evaluations"].insert(plain)
+    db.table("evaluations").insert(plain)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 
@@ -54,7 +54,7 @@ class BlobStore:
             raise NotFoundError(f"{sha256!r} is not a sha256.")
         return self.folder / sha256[:2] / sha256
 
-    def put(self, stream: BinaryIO, size: int, expected_sha256: str | None = None) -> Blob:
+    def put(self, stream: IO[bytes], size: int, expected_sha256: str | None = None) -> Blob:
         """Store exactly `size` bytes of `stream`; return what they are known by.
 
         Raises ConflictError when the stream ends early, goes on, or does not hash to `expected_sha256`;

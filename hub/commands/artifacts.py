@@ -15,6 +15,7 @@ from graft.hub.commands.shared import (
     print_table,
     short,
 )
+from graft.hub.registry import Registry
 
 
 @click.command()
@@ -37,7 +38,7 @@ def publish(
     """Publish the adapter in FOLDER as a new version of NS/NAME."""
     registry = opened(registry_path, hub_url, create=True)
     revision = registry.publish(folder, name, tags=tags, private=private, user=local_user(), message=message)
-    found = registry.found(revision.id) if hub_url is None else None
+    found = registry.found(revision.id) if isinstance(registry, Registry) else None
     if as_json:
         print_json(revision)
         return
@@ -145,7 +146,7 @@ def history(name: str, registry_path: Path, hub_url: str | None, as_json: bool) 
         for found in revisions
     ]
     print_table(f"Versions of {name}", ("revision", "names", "title", "who", "when"), rows)
-    rows = [
+    moved = [
         (move.kind, move.name, short(move.old), short(move.new), move.who, move.why, day(move.at)) for move in moves
     ]
-    print_table("Moves, newest first", ("kind", "name", "from", "to", "who", "why", "when"), rows)
+    print_table("Moves, newest first", ("kind", "name", "from", "to", "who", "why", "when"), moved)

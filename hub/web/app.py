@@ -6,6 +6,7 @@ Puts the parts together; each part is a blueprint in this folder. Starts without
 from urllib.parse import quote, unquote
 
 from flask import Flask
+from flask.json.provider import DefaultJSONProvider
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from graft.hub import access
@@ -37,9 +38,9 @@ def create_app(
         # A page elsewhere that gets its name to point here must not reach a hub that trusts its own machine.
         TRUSTED_HOSTS=list((*LOOPBACK_NAMES, *trusted_hosts)) if on_loopback or trusted_hosts else None,
     )
-    app.json.sort_keys = False
+    app.json = _InOrder(app)
     app.extensions[EXTENSION] = Hub(registry, single_user=on_loopback, inference_url=inference_url)
-    app.wsgi_app = KeepQuotedSlashes(ProxyFix(app.wsgi_app) if behind_proxy else app.wsgi_app)
+    app.wsgi_app = KeepQuotedSlashes(ProxyFix(app.wsgi_app) if behind_proxy else app.wsgi_app)  # type: ignore[method-assign]
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     security.protect(app)
@@ -47,6 +48,12 @@ def create_app(
     for blueprint in (protocol.blueprint, uploads.blueprint, api.blueprint, forms.blueprint):
         app.register_blueprint(blueprint)
     return app
+
+
+class _InOrder(DefaultJSONProvider):
+    """JSON objects keep the order in which they were made."""
+
+    sort_keys = False
 
 
 class KeepQuotedSlashes:

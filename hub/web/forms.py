@@ -10,8 +10,9 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Response, jsonify, redirect, render_template, request, session, stream_with_context, url_for
+from flask import jsonify, redirect, render_template, request, session, stream_with_context, url_for
 from werkzeug.datastructures import FileStorage
+from werkzeug.wrappers import Response
 
 from graft.hub import access, catalog
 from graft.hub.commits import Put, changed, check_path, check_repo_name, check_size, check_start

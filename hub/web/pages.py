@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flask import Blueprint, Response, redirect, render_template, request, url_for
+from flask import Blueprint, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response
 
 from graft.hub import catalog, scores
 from graft.hub.cards import split_card
@@ -65,7 +66,7 @@ def browse() -> str:
 
 @blueprint.get("/index.json")
 def browse_json() -> Response:
-    return redirect(url_for("api.search", **request.args.to_dict(flat=False)))
+    return redirect(f"{url_for('api.search')}?{request.query_string.decode()}")
 
 
 @blueprint.get("/<namespace>")
@@ -195,7 +196,7 @@ def tasks() -> str:
 
 @blueprint.get("/tasks/<slug>.json")
 def task_json(slug: str) -> Response:
-    return redirect(url_for("api.leaderboard", slug=slug, **request.args.to_dict()))
+    return redirect(f"{url_for('api.leaderboard', slug=slug)}?{request.query_string.decode()}")
 
 
 @blueprint.get("/tasks/<slug>")

@@ -13,7 +13,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, request
@@ -87,7 +87,7 @@ def commit(namespace: str, name: str, revision: str) -> Response:
     repo = writable(namespace, name)
     if request.args.get("create_pr") in ("1", "true", "True"):
         raise GraftError("This hub has no pull requests: commit to a branch instead (create_branch).")
-    header, changes = _read_commit(_lines(io.BufferedReader(request.stream, READ_BYTES)))
+    header, changes = _read_commit(_lines(io.BufferedReader(cast(io.RawIOBase, request.stream), READ_BYTES)))
     parent = header.get("parentCommit")
     revision_made = registry().commit(
         repo.name,
