@@ -1,0 +1,111 @@
+"""Each CPU kernel against the best torch has for the same work, in pairs in one process: medians and ratios as JSON.
+
+Shapes are SmolLM2-135M's with 32 rows or one. Usage: python benchmarks/kernels.py [--repeats N]
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from graft.server.kernels.build import load
+
+BF16 = torch.bfloat16
+COPIES = 30  # of weights and cache, as many as layers, so that they come from memory as in a real step
+Pair = tuple[str, Callable[[int], object], Callable[[int], object]]  # name, ours(copy), torch's(copy)
+
+
+def linears(kernels) -> Iterator[Pair]:
+    for rows in (1, 32, 512):
+        for width, out in ((576, 3072), (1536, 576)):
+            x = torch.randn(rows, width).to(BF16)
+            weights = [torch.randn(out, width).to(BF16) for _ in range(COPIES)]
+            ours = [kernels.Linear_bfloat16(weight) for weight in weights]
+            theirs = [torch.ops.mkldnn._reorder_linear_weight(weight, rows) for weight in weights]
+
+            def packed(i, x=x, theirs=theirs):
+                return torch.ops.mkldnn._linear_pointwise(x, theirs[i], None, "none", [], "")
+
+            yield f"linear {rows}x{width}->{out} vs oneDNN packed", lambda i, x=x, ours=ours: ours[i](x), packed
+
+
+def attention(kernels) -> Iterator[Pair]:
+    heads, kv_heads, dim, context, batch = 9, 3, 64, 96, 32
+    pages = context // 16
+    query = torch.randn(batch, heads, dim).to(BF16)
+    cache = [torch.randn(2, batch * pages, 16, kv_heads, dim).to(BF16) for _ in range(COPIES)]
+    tables = [list(range(i * pages, (i + 1) * pages)) for i in range(batch)]
+    slots = [context - 1] * batch
+
+    def grouped(i):
+        """Two batched products over query heads grouped by kv head: the best of torch's ways (pages contiguous)."""
+        k, v = (x.view(batch, context, kv_heads, dim).transpose(1, 2) for x in cache[i])
+        scores = query.view(batch, kv_heads, heads // kv_heads, dim) @ k.transpose(2, 3) * dim**-0.5
+        return scores.float().softmax(dim=-1).to(BF16) @ v
+
+    yield (
+        "decode attention, 32 rows, context 96 vs grouped bmm",
+        lambda i: kernels.attention_bfloat16(query, *cache[i], tables, slots, dim**-0.5, 0, 0.0),
+        grouped,
+    )
+
+
+def adapters(kernels) -> Iterator[Pair]:
+    rank, width, out, count = 16, 576, 1536, 32
+    x, y = torch.randn(count, width).to(BF16), torch.zeros(count, out, dtype=BF16)
+    A = [torch.randn(count, rank, width).to(BF16) * 0.02 for _ in range(COPIES)]
+    B = [torch.randn(count, rank, out).to(BF16) * 0.02 for _ in range(COPIES)]
+    packed = []
+    for copy in range(COPIES):
+        packed.append([kernels.Adapter_bfloat16(2) for _ in range(count)])
+        for i, adapter in enumerate(packed[-1]):
+            adapter.add_low_rank(1, [0], A[copy][i], B[copy][i], None, None, "none")
+
+    def products(i):
+        return torch.baddbmm(y[:, None], torch.bmm(x[:, None], A[i].transpose(1, 2)), B[i])
+
+    lengths = [0] + [1] * count
+    yield (
+        "32 distinct LoRAs r=16, 576->1536 vs two bmm",
+        lambda i: kernels.detour_bfloat16(packed[i], [x, y], 1, lengths),
+        products,
+    )
+
+
+def greedy(kernels) -> Iterator[Pair]:
+    logits = torch.randn(32, 49152).to(BF16)
+    yield "argmax 32x49152 vs torch", lambda i: kernels.argmax_bfloat16(logits), lambda i: logits.argmax(dim=-1)
+
+
+def seconds(work: Callable[[int], object]) -> float:
+    """Mean time of one call over all copies."""
+    start = time.perf_counter()
+    for copy in range(COPIES):
+        work(copy)
+    return (time.perf_counter() - start) / COPIES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=11)
+    repeats = parser.parse_args().repeats
+    kernels = load()
+    if kernels is None:
+        raise SystemExit("error: there are no CPU kernels on this machine (the log says why)")
+    for group in (linears, attention, adapters, greedy):
+        for name, ours, theirs in group(kernels):
+            pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats + 1)][1:]  # the first warms up
+            mine, other = (statistics.median(times) * 1e6 for times in zip(*pairs, strict=True))
+            ratio = statistics.median(b / a for a, b in pairs)
+            print(
+                json.dumps(
+                    {"kernel": name, "us": round(mine, 1), "torch_us": round(other, 1), "ratio": round(ratio, 2)}
+                )
+            )
+
+
+if __name__ == "__main__":
+    main()
