@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -112,20 +113,21 @@ def measure(
     target.run(draw.round(), at_once)
     warm_up = time.perf_counter() - began
     load, stop = Load(), threading.Event()
-    other = threading.Thread(target=beside, args=(stop,)) if beside else None
-    if other:
-        other.start()
     timings, seconds = [], []
-    for _ in range(repeats):
-        jobs = draw.round()
-        began = time.perf_counter()
-        found = target.run(jobs, at_once)
-        seconds.append(max(timing.tokens[-1] for timing in found) - began)
-        timings += found
-    cores = load.cores()
-    stop.set()
-    if other:
-        other.join()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(beside, stop) if beside else None
+        try:
+            for _ in range(repeats):
+                jobs = draw.round()
+                began = time.perf_counter()
+                found = target.run(jobs, at_once)
+                seconds.append(max(timing.tokens[-1] for timing in found) - began)
+                timings += found
+            cores = load.cores()
+        finally:
+            stop.set()
+        if other:
+            other.result()
     return {
         "tokens_per_s": round(work.output_tokens / statistics.median(seconds), 2),
         "seconds": [round(value, 4) for value in seconds],

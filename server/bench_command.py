@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -174,13 +175,15 @@ def _once(engine: Engine, name: str) -> None:
 
 
 def _colder(plan: Plan, once: Callable[[str], None]) -> Callable[[threading.Event], None]:
-    """What runs beside a measurement: cold adapters in turn, each on a thread of its own."""
+    """What runs beside a measurement: cold adapters in turn. An error of theirs is raised at the end."""
 
     def beside(stop: threading.Event) -> None:
-        turn = 0
-        while not stop.wait(1 / plan.cold_rate):
-            threading.Thread(target=once, args=(plan.cold[turn % len(plan.cold)],)).start()
-            turn += 1
+        with ThreadPoolExecutor(len(plan.cold)) as pool:
+            asked = []
+            while not stop.wait(1 / plan.cold_rate):
+                asked.append(pool.submit(once, plan.cold[len(asked) % len(plan.cold)]))
+        for answer in asked:
+            answer.result()
 
     return beside
 
