@@ -39,6 +39,7 @@ class Entry:
     task: Task
     epochs: float
     settings: str = ""  # inline TOML of the method's options
+    learning_rate: float | None = None  # None: the method's own
 
     @property
     def name(self) -> str:
@@ -52,7 +53,7 @@ ENTRIES = (
     Entry("prompt", TOPICS, 1.5, 'init = "labels"'),
     Entry("prefix", TOPICS, 1.5),
     Entry("ptuning", TOPICS, 1.5),
-    Entry("lora", SENTIMENT, 1),
+    Entry("lora", SENTIMENT, 1, learning_rate=2e-4),  # the base knows much of this task: take small steps
     Entry("bitfit", SENTIMENT, 1),
     Entry("lora", HEADLINES, 1.5),
 )
@@ -156,6 +157,8 @@ def plan_lines(folder: Path, base: Path, entries: list[Entry]) -> Iterator[str]:
         }.items():
             yield f"{key} = {json.dumps(value)}"
         yield f"epochs = {entry.epochs}"
+        if entry.learning_rate is not None:
+            yield f"learning_rate = {entry.learning_rate}"
         yield f"set = {{ {entry.settings} }}"
 
 

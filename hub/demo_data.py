@@ -53,7 +53,7 @@ class Task:
 
 TOPICS = Task("news-topic", "accuracy", "Name the topic of a BBC News article from its first words.", 240, 200)
 HEADLINES = Task("headline", "chrf", "Write the headline of a BBC News article from its first words.", 120, 40)
-SENTIMENT = Task("sentiment", "accuracy", "Tell whether a movie-review sentence is positive or negative.", 240, 200)
+SENTIMENT = Task("sentiment", "accuracy", "Tell whether a movie-review sentence is positive or negative.", 480, 200)
 TASKS = (TOPICS, HEADLINES, SENTIMENT)
 
 TOPIC_LABELS = ("business", "entertainment", "politics", "sports", "tech")

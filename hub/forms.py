@@ -7,8 +7,9 @@ was trained. Order at one tap: the base's value, then `Vector`, then the sum of 
 
 from dataclasses import dataclass, field
 
-from graft.hub.sites import Tap
 from torch import Tensor
+
+from graft.hub.sites import Tap
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+
 from graft.hub.errors import GraftError
 from graft.hub.examples import Example
 

@@ -6,9 +6,8 @@ tested equal to it. Knows steps and adapters' forms; no requests, no scheduling.
 """
 
 import logging
-import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 

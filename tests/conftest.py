@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from graft.hub.base import Base
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from graft.hub.base import Base
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 

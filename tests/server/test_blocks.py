@@ -19,7 +19,9 @@ def hashes(owner, tokens):
 
 
 # few different tokens and owners, so that equal prefixes are common
-texts = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(lambda bits: [b for b in bits for _ in range(BLOCK_ROWS)])
+texts = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(
+    lambda bits: [b for b in bits for _ in range(BLOCK_ROWS)]
+)
 steps = st.lists(st.tuples(st.sampled_from(OWNERS), texts, st.integers(0, 3)), max_size=40)
 
 
