@@ -38,6 +38,7 @@ class Example:
 
     def to_row(self) -> dict[str, Any]:
         """The canonical JSONL row: equal for equal examples, whatever schema they came in."""
+        prompt: str | list[dict[str, str]]
         if isinstance(self.prompt, str):
             prompt = self.prompt
         else:
@@ -122,7 +123,7 @@ def parse_row(row: Any, where: str) -> Example:
         missing = [key for key in ("prompt", "completion") if key not in row]
         if missing:
             raise DataError(f'{where}: there is no "{missing[0]}" (nor "messages"); its keys are {_keys(row)}.')
-        prompt, completion = _prompt(row["prompt"], where), _completion(row, where)
+        prompt, completion = _prompt(row["prompt"], where), _completion(row, where)  # type: ignore[assignment]
     if not prompt:
         raise DataError(f"{where}: the prompt is empty; the first token needs something to follow.")
     if not completion:

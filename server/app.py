@@ -53,7 +53,7 @@ def create_app(engine: Engine, *, base_name: str | None = None, max_at_once: int
     way; more are told to come again, so that threads remain for everything else."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.json.sort_keys = False
+    app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.strict_slashes = False
     app.extensions[EXTENSION] = Service(engine, base_name or engine.base.spec.id or "base", max_at_once)
     app.register_blueprint(blueprint)

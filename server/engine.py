@@ -188,7 +188,7 @@ class Engine:
     def prepare(self, loaded: Loaded, done: Callable[[Any], None]) -> None:
         def work() -> None:
             try:
-                made = self.runner.prepare(loaded.detours)
+                made: Any = self.runner.prepare(loaded.detours)
             except Exception as error:
                 log.exception("preparing %s failed", loaded.digest)
                 made = BrokenError(f"The adapter can't be brought to the device: {type(error).__name__}: {error}")

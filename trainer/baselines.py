@@ -68,7 +68,7 @@ def trained_weights(base: Base, layers: int | None) -> list[nn.Parameter]:
         return list(base.model.parameters())
     parts = base.spec.parts
     stack = base.model.get_submodule(parts.layers)
-    chosen = [*list(stack)[-layers:], base.model.get_submodule(parts.final_norm)]
+    chosen = [*list(stack.children())[-layers:], base.model.get_submodule(parts.final_norm)]
     return [weight for module in chosen for weight in module.parameters()]
 
 

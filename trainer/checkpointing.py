@@ -17,7 +17,7 @@ from graft.hub.base import Base
 @contextmanager
 def recomputing(base: Base, on: bool, generators: Sequence[torch.Generator]) -> Iterator[None]:
     """Within the context the base's decoder layers are recomputed in the backward pass (if `on`)."""
-    layers = list(base.model.get_submodule(base.spec.parts.layers)) if on else []
+    layers = list(base.model.get_submodule(base.spec.parts.layers).children()) if on else []
     for layer in layers:
         same_draws = partial(_same_draws, generators)
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=same_draws)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -205,7 +205,7 @@ def _finish(base: Base, job: Job, seconds: float, peak: int, watchers, save) -> 
 
 def _save(base: Base, job: Job, outcome: Outcome) -> None:
     """Write an adapter's folder."""
-    trainee, plan = job.learner, job.plan
+    trainee, plan = cast(Trainee, job.learner), job.plan
     tensors = trainee.tensors()
     forms = Artifact(trainee.method, trainee.config, tensors, "", {}).fold(base)  # refuses one without effect
     provenance = provenance_of(base, plan, trainee, job.data, outcome)

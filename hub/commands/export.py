@@ -50,7 +50,7 @@ def export(
         load_artifact(path, base.spec, allow_base_mismatch=allow_base_mismatch)
         for path in (folder, *(path for path, _ in others))
     )
-    said = {"out": str(out), "digest": artifact.digest}
+    said: dict[str, object] = {"out": str(out), "digest": artifact.digest}
     if merged:
         said["difference"] = _merged(artifact, base, base_folder, out)
     elif plus:

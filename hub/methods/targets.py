@@ -65,7 +65,7 @@ def pattern_values(patterns: Mapping[str, float], names: Iterable[str], default:
     names = list(names)
     found = dict.fromkeys(names, default)
     deadline = time.monotonic() + _SECONDS
-    for key, value in reversed(patterns.items()):
+    for key, value in reversed(list(patterns.items())):
         for name in full_matches(rf"(.*\.)?({key})", names, deadline):
             found[name] = value
     return found

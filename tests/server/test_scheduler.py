@@ -56,11 +56,15 @@ def sequence(prompt, new, owner=None, virtual=0):
     )
 
 
-asked = st.tuples(st.integers(1, 60), st.integers(1, 40), st.sampled_from([None, "a", "b", "c"]), st.sampled_from([0, 5, 16, 21]))
+asked = st.tuples(
+    st.integers(1, 60), st.integers(1, 40), st.sampled_from([None, "a", "b", "c"]), st.sampled_from([0, 5, 16, 21])
+)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(asked, min_size=1, max_size=25), st.integers(8, 40), st.integers(2, 12), st.integers(16, 64), st.randoms())
+@given(
+    st.lists(asked, min_size=1, max_size=25), st.integers(8, 40), st.integers(2, 12), st.integers(16, 64), st.randoms()
+)
 def test_everything_ends_and_no_block_is_lost(requests, count, running, rows, rng):
     scheduler = Scheduler(Blocks(count), step_rows=rows, max_running=running)
     lengths = {sequence(*one): one[1] for one in requests}

@@ -40,12 +40,10 @@ Linear<S>::Linear(const at::Tensor& weight, const std::optional<at::Tensor>& off
   packed = at::zeros({panels, lanes, kPanel}, at::kInt);
   const int32_t* from = (const int32_t*)rows.data_ptr();
   int32_t* to = packed.data_ptr<int32_t>();
-  at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
-    for (int64_t p = first; p < last; p++)
-      for (int64_t k = 0; k < lanes; k++)
-        for (int64_t c = 0; c < std::min<int64_t>(kPanel, out - p * kPanel); c++)
-          to[(p * lanes + k) * kPanel + c] = from[(p * kPanel + c) * lanes + k];
-  });
+  for (int64_t p = 0; p < panels; p++)
+    for (int64_t k = 0; k < lanes; k++)
+      for (int64_t c = 0; c < std::min<int64_t>(kPanel, out - p * kPanel); c++)
+        to[(p * lanes + k) * kPanel + c] = from[(p * kPanel + c) * lanes + k];
   if (offset) {
     const at::Tensor wide = offset->to(at::kFloat).contiguous();
     bias.assign(wide.data_ptr<float>(), wide.data_ptr<float>() + out);
