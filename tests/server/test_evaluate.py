@@ -3,11 +3,14 @@
 import random
 
 import pytest
+import torch
 
+from graft.hub.attention import PackedAttention
 from graft.hub.examples import Example
 from graft.hub.metrics import METRICS
 from graft.server.engine import Engine
 from graft.server.evaluate import evaluate
+from graft.server.requests import Request
 from graft.trainer.scoring import score_examples
 
 KINDS = ("lora", "houlsby", "prompt", "prefix")
@@ -46,3 +49,15 @@ def test_an_adapter_that_can_not_be_served_is_named_and_the_others_go_on(llama, 
         found = evaluate(engine, ["good", "cut"], examples(3), METRICS["accuracy"])
     assert [system.model for system in found.systems] == [None, "good"]
     assert "cut off" in found.failed["cut"]
+
+
+def test_what_follows_the_prompt_is_scored_for_every_asked_id(llama):
+    prompt, asked = tuple(range(5, 15)), (7, 30, 99)
+    attention = PackedAttention([len(prompt)], None, llama.device)
+    rows = llama.embed(torch.tensor(prompt))
+    logits = llama.forward(rows, torch.arange(len(prompt)), attention)[-1].detach()
+    with Engine(llama, {}) as engine:
+        found = engine.submit(Request(prompt=prompt, max_tokens=0, score_next=asked)).result()
+    assert [token.id for token in found.prompt] == list(asked)
+    expected = logits.float().log_softmax(-1)[list(asked)].tolist()
+    assert [token.logprob for token in found.prompt] == pytest.approx(expected, abs=1e-4)
