@@ -1,5 +1,12 @@
 """Tiny random bases of every family, built in memory: no downloads, a fraction of a second each."""
 
+import os
+
+# Before anything reads them: no test reaches a model hub, and none depends on the settings of who runs it.
+for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
+    os.environ.pop(_name, None)
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
