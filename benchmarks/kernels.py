@@ -58,11 +58,12 @@ def adapters(kernels) -> Iterator[Pair]:
     x, y = torch.randn(count, width).to(BF16), torch.zeros(count, out, dtype=BF16)
     A = [torch.randn(count, rank, width).to(BF16) * 0.02 for _ in range(COPIES)]
     B = [torch.randn(count, rank, out).to(BF16) * 0.02 for _ in range(COPIES)]
-    packed = []
-    for copy in range(COPIES):
-        packed.append([kernels.Adapter_bfloat16(2) for _ in range(count)])
-        for i, adapter in enumerate(packed[-1]):
-            adapter.add_low_rank(1, [0], A[copy][i], B[copy][i], None, None, "none")
+
+    def adapter(a, b):
+        form = kernels.LowRank(tap=1, reads=[0], A=a, B=b, a=None, b=None, activation="none")
+        return kernels.Adapter_bfloat16(taps=2, vectors=[], low_ranks=[form])
+
+    packed = [[adapter(A[copy][i], B[copy][i]) for i in range(count)] for copy in range(COPIES)]
 
     def products(i):
         return torch.baddbmm(y[:, None], torch.bmm(x[:, None], A[i].transpose(1, 2)), B[i])

@@ -23,8 +23,6 @@ from graft.server.cache import KVCache
 from graft.server.paged import PagedAttention
 
 log = logging.getLogger(__name__)
-
-log = logging.getLogger(__name__)
 _KEPT_STACKS = 4
 
 

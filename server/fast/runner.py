@@ -73,12 +73,11 @@ class FastRunner:
         if not all(_fits(form, self._places) for form in forms):
             eager = self._eager.prepare(forms)
             return _Packed(None, eager, eager.bytes)
-        adapter = getattr(self._kernels, f"Adapter_{self._dtype}")(count(self._base.spec))
-        for form in forms:
-            if isinstance(form, LowRank):
-                self._add_low_rank(adapter, form)
-            else:
-                adapter.add_vector(self._places[form.tap].number, form.scale, form.bias)
+        adapter = getattr(self._kernels, f"Adapter_{self._dtype}")(
+            taps=count(self._base.spec),
+            vectors=[self._vector(form) for form in forms if isinstance(form, Vector)],
+            low_ranks=[self._low_rank(form) for form in forms if isinstance(form, LowRank)],
+        )
         return _Packed(adapter, None, adapter.bytes)
 
     def add(self, digest: str, prepared: _Packed) -> None:
@@ -144,11 +143,19 @@ class FastRunner:
             start += run.length
         return rows
 
-    def _add_low_rank(self, adapter: Any, form: LowRank) -> None:
-        reads = [self._places[tap].index for tap in form.reads]
-        A, B = form.A.to(self._base.dtype), (form.B * form.scale).to(self._base.dtype)
-        b = None if form.b is None else form.b * form.scale
-        adapter.add_low_rank(self._places[form.adds_to].number, reads, A, B, form.a, b, form.activation)
+    def _vector(self, form: Vector) -> Any:
+        return self._kernels.Vector(tap=self._places[form.tap].number, scale=form.scale, bias=form.bias)
+
+    def _low_rank(self, form: LowRank) -> Any:
+        return self._kernels.LowRank(
+            tap=self._places[form.adds_to].number,
+            reads=[self._places[tap].index for tap in form.reads],
+            A=form.A.to(self._base.dtype),
+            B=(form.B * form.scale).to(self._base.dtype),
+            a=form.a,
+            b=None if form.b is None else form.b * form.scale,
+            activation=form.activation,
+        )
 
 
 def _fits(form: Form, known: dict[Any, Place]) -> bool:

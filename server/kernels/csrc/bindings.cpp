@@ -115,9 +115,8 @@ void bind(py::module_ m, const std::string& dtype) {
       .def(py::init<const Tensor&, const Maybe&>(), py::arg("weight"), py::arg("bias") = py::none())
       .def("__call__", &linear<S>, free);
   py::class_<Adapter<S>>(m, ("Adapter_" + dtype).c_str())
-      .def(py::init<int64_t>(), py::arg("taps"))
-      .def("add_vector", &Adapter<S>::add_vector)
-      .def("add_low_rank", &Adapter<S>::add_low_rank)
+      .def(py::init<int64_t, std::vector<GivenVector>, std::vector<GivenLowRank>>(), py::kw_only(), py::arg("taps"),
+           py::arg("vectors"), py::arg("low_ranks"))
       .def_property_readonly("bytes", &Adapter<S>::bytes);
   py::class_<Model<S>>(m, ("Model_" + dtype).c_str())
       .def(py::init<Shape>())
@@ -154,6 +153,15 @@ PYBIND11_MODULE(graft_kernels, m) {
            py::arg("final_softcap"), py::arg("activation"));
   py::class_<Run>(m, "Run").def(py::init([](int64_t owner, int64_t length, int64_t start, int64_t position,
                                             int64_t logits) { return Run{owner, length, start, position, logits}; }));
+  py::class_<GivenVector>(m, "Vector")
+      .def(py::init([](int64_t tap, Maybe scale, Maybe bias) { return GivenVector{tap, scale, bias}; }), py::kw_only(),
+           py::arg("tap"), py::arg("scale"), py::arg("bias"));
+  py::class_<GivenLowRank>(m, "LowRank")
+      .def(py::init([](int64_t tap, std::vector<int> reads, Tensor A, Tensor B, Maybe a, Maybe b, std::string activation) {
+             return GivenLowRank{tap, std::move(reads), A, B, a, b, std::move(activation)};
+           }),
+           py::kw_only(), py::arg("tap"), py::arg("reads"), py::arg("A"), py::arg("B"), py::arg("a"), py::arg("b"),
+           py::arg("activation"));
   m.attr("LAYER_TAPS") = (int)kLayerTaps;
   m.attr("HEAD_TAPS") = (int)kHeadTaps;
   m.attr("NATIVE_BF16") =

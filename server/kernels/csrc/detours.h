@@ -3,16 +3,19 @@
 #pragma once
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "memory.h"
 #include "simd.h"
 
 namespace graft {
 
-constexpr int64_t kBlock = 16;  // most rows of one adapter that are handled together
+constexpr int64_t kBlock = 16;     // most rows of one adapter that are handled together
+constexpr int64_t kAhead = 4096;   // bytes of weights that are asked for before they are needed
 
 // The rows of one tap; rows of neighbouring taps may share a line of memory (q, k, v), hence the stride.
 template <class S>
@@ -56,15 +59,18 @@ inline F activate(F x, Activation kind) {
   }
 }
 
+constexpr int64_t kColumns = 4 * kLanes;  // columns of B that lie together
+
 // delta = act(x A^T + a) B + b, x the sum of the taps `reads`; the scale is folded into B and b.
+// A and B lie in the order in which they are read, one after the other, in the adapter's one piece of memory.
 template <class S>
 struct LowRank {
   std::vector<int> reads;
   Activation activation;
-  int64_t rank, in, lanes;  // lanes of the rank: pairs of ranks in bfloat16
-  at::Tensor A;          // S [rank, in]
-  at::Tensor B;          // S [lanes, out, values a lane]
-  std::vector<float> a, b;  // empty: none
+  int64_t rank, depth, lanes;  // vectors of the input; lanes of the rank: pairs of ranks in bfloat16
+  std::vector<float> a, b;     // empty: none
+  const int32_t* A = nullptr;  // by groups of up to 16 ranks: [depth, ranks of the group, vector]
+  const int32_t* B = nullptr;  // [columns / 64, lanes, 64]
 };
 
 template <class S>
@@ -80,32 +86,63 @@ inline std::vector<float> floats(const std::optional<at::Tensor>& given) {
   return {wide.data_ptr<float>(), wide.data_ptr<float>() + wide.numel()};
 }
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// As Python hands them over: A [rank, in] and B [rank, out] in the base's dtype, a [rank], b [out].
+struct GivenVector {
+  int64_t tap;
+  std::optional<at::Tensor> scale, bias;
+};
+struct GivenLowRank {
+  int64_t tap;
+  std::vector<int> reads;
+  at::Tensor A, B;
+  std::optional<at::Tensor> a, b;
+  std::string activation;
+};
+
+template <class S>
+at::Tensor packed_A(const at::Tensor& A) {
+  const int64_t rank = A.size(0), step = kLanes * Packed<S>::per_lane, depth = divide_up(A.size(1), step);
+  const at::Tensor even = at::constant_pad_nd(A, {0, depth * step - A.size(1)});
+  std::vector<at::Tensor> groups;
+  for (int64_t first = 0; first < rank; first += kLanes) {
+    const int64_t count = std::min<int64_t>(kLanes, rank - first);
+    groups.push_back(even.narrow(0, first, count).view({count, depth, step}).transpose(0, 1).reshape({-1}));
+  }
+  return at::cat(groups);
+}
+
+template <class S>
+at::Tensor packed_B(const at::Tensor& B) {
+  constexpr int per = Packed<S>::per_lane;
+  const int64_t lanes = divide_up(B.size(0), per), chunks = divide_up(B.size(1), kColumns);
+  const at::Tensor even = at::constant_pad_nd(B, {0, chunks * kColumns - B.size(1), 0, lanes * per - B.size(0)});
+  return even.view({lanes, per, chunks, kColumns}).permute({2, 0, 3, 1}).reshape({-1});
+}
+
 template <class S>
 class Adapter {
  public:
-  explicit Adapter(int64_t taps) : taps_(taps) {}
-
-  void add_vector(int64_t tap, const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& bias) {
-    Detour<S>& detour = at(tap);
-    TORCH_CHECK(detour.scale.empty() && detour.bias.empty(), "two Vectors at one tap");
-    detour.scale = floats(scale), detour.bias = floats(bias);
-    bytes_ += (detour.scale.size() + detour.bias.size()) * sizeof(float);
-  }
-
-  // A [rank, in] and B [rank, out] in the base's dtype, a [rank], b [out].
-  void add_low_rank(int64_t tap, std::vector<int> reads, const at::Tensor& A, const at::Tensor& B,
-                    const std::optional<at::Tensor>& a, const std::optional<at::Tensor>& b,
-                    const std::string& activation) {
-    constexpr int per = Packed<S>::per_lane;
-    const int64_t rank = A.size(0), lanes = (rank + per - 1) / per, out = B.size(1);
-    at::Tensor even = at::zeros({lanes * per, out}, B.options());
-    even.narrow(0, 0, rank).copy_(B);
-    const at::Tensor paired = even.view({lanes, per, out}).transpose(1, 2).contiguous();
-    Detour<S>& detour = at(tap);
-    detour.channels.push_back({std::move(reads), activation_of(activation), rank, A.size(1), lanes,
-                               A.contiguous().clone(), paired, floats(a), floats(b)});
-    detour.lanes += lanes;
-    bytes_ += (A.numel() + paired.numel()) * sizeof(S);
+  Adapter(int64_t taps, const std::vector<GivenVector>& vectors, std::vector<GivenLowRank> low_ranks) : taps_(taps) {
+    for (const GivenVector& given : vectors) {
+      Detour<S>& detour = at(given.tap);
+      TORCH_CHECK(detour.scale.empty() && detour.bias.empty(), "two Vectors at one tap");
+      detour.scale = floats(given.scale), detour.bias = floats(given.bias);
+      bytes_ += (detour.scale.size() + detour.bias.size()) * sizeof(float);
+    }
+    std::stable_sort(low_ranks.begin(), low_ranks.end(), [](const auto& x, const auto& y) { return x.tap < y.tap; });
+    std::vector<at::Tensor> packed;
+    for (const GivenLowRank& given : low_ranks) {
+      packed.push_back(packed_A<S>(given.A)), packed.push_back(packed_B<S>(given.B));
+      Detour<S>& detour = at(given.tap);
+      const int64_t lanes = divide_up(given.A.size(0), Packed<S>::per_lane);
+      detour.channels.push_back({given.reads, activation_of(given.activation), given.A.size(0),
+                                 divide_up(given.A.size(1), kLanes * Packed<S>::per_lane), lanes, floats(given.a),
+                                 floats(given.b)});
+      detour.lanes += lanes;
+    }
+    place(low_ranks, packed);
   }
 
   const Detour<S>* find(int64_t tap) const { return taps_[tap].get(); }
@@ -117,7 +154,28 @@ class Adapter {
     return *taps_[tap];
   }
 
+  // Copies the packed A and B of every LowRank into one piece of memory, in the order in which a step visits them.
+  void place(const std::vector<GivenLowRank>& low_ranks, const std::vector<at::Tensor>& packed) {
+    int64_t total = 0;
+    for (const at::Tensor& part : packed) total += part.nbytes();
+    memory_ = Memory(total);
+    bytes_ += total;
+    char* next = memory_.data();
+    const auto put = [&](const at::Tensor& part) {
+      std::memcpy(next, part.data_ptr(), part.nbytes());
+      next += part.nbytes();
+      return (const int32_t*)(next - part.nbytes());
+    };
+    std::vector<size_t> placed(taps_.size());
+    for (size_t i = 0; i < low_ranks.size(); i++) {
+      const int64_t tap = low_ranks[i].tap;
+      LowRank<S>& form = taps_[tap]->channels[placed[tap]++];
+      form.A = put(packed[2 * i]), form.B = put(packed[2 * i + 1]);
+    }
+  }
+
   std::vector<std::unique_ptr<Detour<S>>> taps_;
+  Memory memory_;
   int64_t bytes_ = 0;
 };
 
@@ -141,18 +199,19 @@ void dots(const LowRank<S>& form, const Span<S>& x, int64_t row, int64_t rows, f
   const S* inputs[M];
   for (int m = 0; m < M; m++) inputs[m] = x.row(row + std::min<int64_t>(m, rows - 1));
   for (int64_t first = 0; first < form.rank; first += R) {
-    const S* weights[R];
-    for (int r = 0; r < R; r++)
-      weights[r] = (const S*)form.A.data_ptr() + std::min<int64_t>(first + r, form.rank - 1) * form.in;
+    const int64_t group = first / kLanes * kLanes, count = std::min<int64_t>(kLanes, form.rank - group);
+    const int32_t* weights = form.A + (group * form.depth + first - group) * kLanes;
+    int64_t at[R];
+    for (int r = 0; r < R; r++) at[r] = std::min<int64_t>(r, form.rank - first - 1) * kLanes;
     F total[kLanes] = {};
-    for (int64_t k = 0; k < form.in; k += step) {
-      const int64_t bytes = (form.in - k) * (int64_t)sizeof(S);
+    for (int64_t k = 0; k < form.depth; k++, weights += count * kLanes) {
       V in[M];
 #pragma GCC unroll 4
-      for (int m = 0; m < M; m++) in[m] = load_part<V>(inputs[m] + k, bytes);
+      for (int m = 0; m < M; m++) in[m] = load_part<V>(inputs[m] + k * step, (x.width - k * step) * (int64_t)sizeof(S));
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
-        const V w = load_part<V>(weights[r] + k, bytes);
+        __builtin_prefetch((const char*)(weights + at[r]) + kAhead);
+        const V w = load<V>(weights + at[r]);
 #pragma GCC unroll 4
         for (int m = 0; m < M; m++) total[m * R + r] = Packed<S>::dp(total[m * R + r], in[m], w);
       }
@@ -189,8 +248,8 @@ void shrink(const LowRank<S>& form, const Span<S>& x, const Block& block, S* h, 
 template <class S, int M>
 void expand(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>& y, int64_t row) {
   typedef typename Packed<S>::V V;
-  constexpr int per = Packed<S>::per_lane, vectors = 4;
-  for (int64_t column = 0; column < y.width; column += vectors * kLanes) {
+  constexpr int per = Packed<S>::per_lane, vectors = kColumns / kLanes;
+  for (int64_t column = 0; column < y.width; column += kColumns) {
     int left[vectors];
     F total[M][vectors];
     for (int v = 0; v < vectors; v++) {
@@ -199,11 +258,14 @@ void expand(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>
     }
     const S* from = h;
     for (const LowRank<S>& form : detour.channels) {
-      const int32_t* B = (const int32_t*)form.B.data_ptr() + column;
-      for (int64_t lane = 0; lane < form.lanes; lane++, B += y.width) {
+      const int32_t* B = form.B + column * form.lanes;
+      for (int64_t lane = 0; lane < form.lanes; lane++, B += kColumns) {
         V w[vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) w[v] = left[v] ? load_part<V>(B + v * kLanes, left[v] * 4) : V{};
+        for (int v = 0; v < vectors; v++) {
+          __builtin_prefetch((const char*)(B + v * kLanes) + kAhead);
+          w[v] = load<V>(B + v * kLanes);
+        }
 #pragma GCC unroll 4
         for (int m = 0; m < M; m++) {
           const V x = splat_lane(from + m * h_stride + lane * per);

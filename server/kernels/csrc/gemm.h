@@ -4,9 +4,11 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <vector>
 
+#include "memory.h"
 #include "simd.h"
 #include "team.h"
 
@@ -22,12 +24,12 @@ constexpr int64_t kDepth = 1024;            // lanes of depth at once: a panel's
 template <class S>
 struct Linear {
   int64_t in = 0, out = 0, panels = 0, lanes = 0;
-  at::Tensor packed;      // int32 [panels, lanes, 48]
+  std::shared_ptr<Memory> packed;  // int32 [panels, lanes, 48]
   std::vector<float> bias;   // empty: none
 
   Linear() = default;
   Linear(const at::Tensor& weight, const std::optional<at::Tensor>& offset);
-  const int32_t* panel(int64_t index) const { return packed.data_ptr<int32_t>() + index * lanes * kPanel; }
+  const int32_t* panel(int64_t index) const { return (const int32_t*)packed->data() + index * lanes * kPanel; }
 };
 
 template <class S>
@@ -37,9 +39,11 @@ Linear<S>::Linear(const at::Tensor& weight, const std::optional<at::Tensor>& off
   out = rows.size(0), in = rows.size(1);
   TORCH_CHECK(in % per == 0, "a bfloat16 linear needs an even number of inputs, not ", in);
   lanes = in / per, panels = (out + kPanel - 1) / kPanel;
-  packed = at::zeros({panels, lanes, kPanel}, at::kInt);
+  const int64_t bytes = panels * lanes * kPanel * (int64_t)sizeof(int32_t);
+  packed = std::make_shared<Memory>(bytes);
   const int32_t* from = (const int32_t*)rows.data_ptr();
-  int32_t* to = packed.data_ptr<int32_t>();
+  int32_t* to = (int32_t*)packed->data();
+  std::memset(to, 0, bytes);
   for (int64_t p = 0; p < panels; p++)
     for (int64_t k = 0; k < lanes; k++)
       for (int64_t c = 0; c < std::min<int64_t>(kPanel, out - p * kPanel); c++)

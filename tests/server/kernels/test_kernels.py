@@ -123,15 +123,15 @@ def test_detours_of_adapters_of_unlike_rank(kernels, dtype, activation, lengths)
     }
     adapters, tensors = [], {}
     for owner, channels in forms.items():
-        adapter = getattr(kernels, f"Adapter_{dtype}")(3)
+        low_ranks = []
         for i, (reads, rank, size) in enumerate(channels):
             A = rand(dtype, rank, size, seed=10 + i, scale=size**-0.5)
             B = rand(dtype, rank, out, seed=20 + i, scale=rank**-0.5)
             a, b = rand("float32", rank, seed=30 + i), rand("float32", out, seed=40 + i)
-            adapter.add_low_rank(2, list(reads), A, B, a, b, activation)
+            low_ranks.append(kernels.LowRank(tap=2, reads=list(reads), A=A, B=B, a=a, b=b, activation=activation))
             tensors[owner, i] = (A.float(), B.float(), a, b)
-        adapters.append(adapter)
-    adapters[0].add_vector(2, scale, shift)
+        vectors = [kernels.Vector(tap=2, scale=scale, bias=shift)] if owner == 0 else []
+        adapters.append(getattr(kernels, f"Adapter_{dtype}")(taps=3, vectors=vectors, low_ranks=low_ranks))
     expected = target.float().clone()
     rows = [slice(lengths[0], lengths[0] + lengths[1]), slice(lengths[0] + lengths[1], total)]
     own = (expected[rows[0]] * scale + shift).to(target.dtype).float()
@@ -157,9 +157,10 @@ def test_argmax_takes_the_first_of_equals(kernels, dtype):
 
 
 def test_an_unknown_activation_is_refused(kernels, dtype):
-    adapter = getattr(kernels, f"Adapter_{dtype}")(1)
+    A, B = rand(dtype, 2, 4), rand(dtype, 2, 4)
+    form = kernels.LowRank(tap=0, reads=[0], A=A, B=B, a=None, b=None, activation="mish")
     with pytest.raises(ValueError, match="unknown activation"):
-        adapter.add_low_rank(0, [0], rand(dtype, 2, 4), rand(dtype, 2, 4), None, None, "mish")
+        getattr(kernels, f"Adapter_{dtype}")(taps=1, vectors=[], low_ranks=[form])
 
 
 def test_a_block_table_too_short_is_refused(kernels, dtype):
