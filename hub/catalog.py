@@ -158,10 +158,13 @@ def rename_repo(db: Database, repo_id: int, namespace: str, name: str) -> None:
 
 
 def refresh_scores(db: Database, task: str, *, repo_id: int | None = None) -> None:
-    """Set `listing.score` to the latest score of a listed adapter on its task's present evaluation set."""
+    """Set `listing.score` to the latest score of a listed adapter on its task's present evaluation set.
+
+    Only scores recorded for the repo itself count: whoever copies an adapter can't score the original by its digest.
+    """
     db.execute(
         "UPDATE listing SET score = (SELECT value FROM evaluations e JOIN tasks ON tasks.slug = e.task "
-        "WHERE e.digest = listing.digest AND e.task = listing.task AND e.data_hash = tasks.data_hash "
+        "WHERE e.repo_id = listing.repo_id AND e.digest = listing.digest AND e.task = listing.task AND e.data_hash = tasks.data_hash "
         "AND e.metric = tasks.metric AND e.source = 'graft' ORDER BY e.id DESC LIMIT 1) "
         "WHERE task = ? AND (? IS NULL OR repo_id = ?)",
         [task, repo_id, repo_id],

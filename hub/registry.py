@@ -315,13 +315,17 @@ class Registry:
         return scores.tasks(self.db)
 
     def record_evaluation(self, *, user: str = OWNER.name, **score: Any) -> None:
-        """Note a score (scores.Evaluation's fields) of an adapter's revision, or of the bare base (no `repo`).
+        """Note a score (scores.Evaluation's fields) of an adapter's revision (default: main), or of the bare base (no `repo`).
 
-        Raises RepoNotFoundError for an unknown repo, TypeError for a field that there isn't.
+        Digest and base are the stored artifact's. Raises NotFoundError for an unknown repo or revision, ConflictError
+        where the score says that it is of other weights or another base, TypeError for a field that there isn't.
         """
         evaluation = scores.Evaluation(**score)
-        repo_id = self.repo(evaluation.repo).id if evaluation.repo else None
-        scores.record(self.db, repo_id, evaluation, user)
+        if evaluation.repo is None:
+            scores.record(self.db, None, evaluation, user)
+            return
+        revision = self.resolve(f"{evaluation.repo}@{evaluation.revision or 'main'}")
+        scores.record(self.db, self.repo(revision.repo).id, scores.of_revision(evaluation, revision), user)
 
     def evaluations(self, name: str) -> list["scores.Evaluation"]:
         return scores.of_repo(self.db, self.repo(name).id)

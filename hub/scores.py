@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlite_utils import Database
@@ -18,9 +18,10 @@ from graft.hub import catalog
 from graft.hub.access import Caller, audit
 from graft.hub.cards import UNTASKED, reported_scores
 from graft.hub.clock import now
-from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.errors import ArtifactError, ConflictError, GraftError, NotFoundError
 from graft.hub.examples import parse_examples
 from graft.hub.inspection import Inspection
+from graft.hub.records import Revision
 from graft.hub.schema import writing
 from graft.hub.store import BlobStore
 
@@ -141,6 +142,27 @@ def task(db: Database, slug: str) -> Task:
 
 def tasks(db: Database) -> list[Task]:
     return [Task(**dict(row)) for row in db.execute("SELECT * FROM tasks ORDER BY slug")]
+
+
+def of_revision(evaluation: Evaluation, revision: Revision) -> Evaluation:
+    """The evaluation with the revision's own id, digest and base.
+
+    Raises ArtifactError for a revision without an adapter, ConflictError where the evaluation names others.
+    """
+    if revision.digest is None:
+        raise ArtifactError(f"{revision.repo}@{revision.id} holds no complete adapter, so it can't have a score.")
+    if evaluation.digest not in (None, revision.digest):
+        raise ConflictError(
+            f"The score is of the weights {evaluation.digest}, and {revision.repo}@{revision.id} holds "
+            f"{revision.digest}: name the revision that was measured."
+        )
+    measured_on, made_for = evaluation.base_fingerprint, revision.base_fingerprint
+    if made_for and measured_on not in (None, made_for):
+        raise ConflictError(
+            f"The score was measured on the base {measured_on}, and {revision.repo} is for {made_for}: "
+            "scores on another base are not kept."
+        )
+    return replace(evaluation, revision=revision.id, digest=revision.digest, base_fingerprint=made_for or measured_on)
 
 
 def record(db: Database, repo_id: int | None, evaluation: Evaluation, user: str) -> None:

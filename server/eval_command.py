@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graft.hub.commands.shared import local_user, opened, placed, print_json, print_table
-from graft.hub.errors import GraftError
+from graft.hub.errors import ForbiddenError, GraftError
 
 if TYPE_CHECKING:
     from graft.hub.metrics import Metric
@@ -70,13 +70,14 @@ def evaluate(
     options = Options(step_rows=_EVAL_STEP_ROWS, max_running=_EVAL_RUNNING)
     with Engine(base, shelf=registry, options=options) as engine, _progress(f"Scoring {len(models)} adapters") as seen:
         found = run(engine, models, examples, metric, progress=seen)
-    board = _recorded(registry, found, task.slug, digest, metric, base)
+    scores = _scores(found, task.slug, digest, metric, base)
     if as_json:
-        print_json(board)
+        print_json([score | {"name": score["repo"]} for score in scores])
     else:
-        _print_board(board, task, found)
-    if found.failed:
-        raise GraftError("; ".join(f"{name}: {why}" for name, why in found.failed.items()))
+        _print_board(scores, task, found)
+    failed = [*found.failed.items(), *_recorded(registry, scores)]
+    if failed:
+        raise GraftError("; ".join(f"{name}: {why}" for name, why in failed))
 
 
 def _of_task(registry: Any, slug: str, spec: Any) -> list[str]:
@@ -90,16 +91,13 @@ def _of_task(registry: Any, slug: str, spec: Any) -> list[str]:
     return found
 
 
-def _recorded(
-    registry: Any, found: Evaluation, task: str, digest: str, metric: Metric, base: Any
-) -> list[dict[str, Any]]:
-    """Write every score to the registry; returns the leaderboard's rows, best first."""
+def _scores(found: Evaluation, task: str, digest: str, metric: Metric, base: Any) -> list[dict[str, Any]]:
+    """What the registry records of each system, best first; `repo` None is the bare base."""
     from importlib.metadata import version
 
-    board = []
+    scores = []
     engine = f"graft {version('grafthub')} {base.device.type} {str(base.dtype).removeprefix('torch.')}"
     for system in found.systems:
-        name, _, revision = (system.model or "").partition("@")
         score = {
             "task": task,
             "data_hash": digest,
@@ -108,7 +106,7 @@ def _recorded(
             "low": system.score.low,
             "high": system.score.high,
             "n": system.score.n,
-            "repo": name or None,
+            "repo": system.model.partition("@")[0] if system.model else None,
             "revision": system.served.revision,
             "digest": system.served.digest,
             "base_fingerprint": base.spec.fingerprint,
@@ -116,23 +114,39 @@ def _recorded(
             "engine": engine,
             "extra": {"systems": len(found.systems), **({} if system.p is None else {"p_vs_base": system.p})},
         }
-        registry.record_evaluation(user=local_user(), **score)
-        board.append({**score, "name": name or None, "revision": system.served.revision or revision or None})
-    return sorted(board, key=lambda row: -row["value"])
+        scores.append(score)
+    return sorted(scores, key=lambda row: -row["value"])
 
 
-def _print_board(board: list[dict[str, Any]], task: Any, found: Evaluation) -> None:
+def _recorded(registry: Any, scores: list[dict[str, Any]]) -> list[tuple[str, GraftError]]:
+    """Write every score to the registry; returns what it refused, and why. One refusal costs no other score.
+
+    On a hub the bare base's row takes an admin's token: without one it is left out with a note, which is no failure.
+    """
+    refused = []
+    for score in scores:
+        try:
+            registry.record_evaluation(user=local_user(), **score)
+        except GraftError as error:
+            if isinstance(error, ForbiddenError) and score["repo"] is None:
+                click.echo(f"note: the bare base's score was not recorded: {error}", err=True)
+            else:
+                refused.append((score["repo"] or "(bare base)", error))
+    return refused
+
+
+def _print_board(scores: list[dict[str, Any]], task: Any, found: Evaluation) -> None:
     rows = []
     rank = 0
-    for row in board:
-        rank += row["name"] is not None
+    for row in scores:
+        rank += row["repo"] is not None
         p = row["extra"].get("p_vs_base")
         interval = f"{row['low']:.3f} .. {row['high']:.3f}"
         against = "" if p is None else f"{p:.2g}"
         rows.append(
-            (rank if row["name"] else "", row["name"] or "(bare base)", f"{row['value']:.3f}", interval, against)
+            (rank if row["repo"] else "", row["repo"] or "(bare base)", f"{row['value']:.3f}", interval, against)
         )
-    n = board[0]["n"]
+    n = scores[0]["n"]
     title = f"{task.slug}: {task.metric} on {n} examples, one mixed run of {found.seconds:.0f} s"
     print_table(title, ("rank:", "adapter", f"{task.metric}:", "95 % interval", "p vs base:"), rows)
 

@@ -164,7 +164,7 @@ def evaluations(namespace: str, name: str) -> Response:
 def add_evaluation() -> Response:
     """Body: the fields of an evaluation. For an adapter its owner's token, for a bare base an admin's."""
     found = body()
-    if "repo" in found:
+    if found.get("repo") is not None:
         writable(*text_field(found, "repo").partition("/")[::2])
     else:
         caller().require("admin")

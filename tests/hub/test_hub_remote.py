@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, NotFoundError, RepoNotFoundError
+from graft.hub.errors import (
+    ArtifactError,
+    ConflictError,
+    ForbiddenError,
+    GraftError,
+    NotFoundError,
+    RepoNotFoundError,
+)
 from graft.hub.registry import Registry
 from graft.hub.remote import RemoteRegistry
 
@@ -98,3 +105,62 @@ def test_a_token_is_needed_where_there_are_users(
         bob.promote("ann/news", "production")
     with pytest.raises(ForbiddenError):
         bob.add_task("news-topic", "accuracy", EVAL_SET, "")
+
+
+def test_the_bare_base_is_scored_with_its_repo_spelled_as_none(remote: RemoteRegistry, registry: Registry) -> None:
+    task = remote.add_task("news-topic", "accuracy", EVAL_SET, "")
+    score = {"task": task.slug, "data_hash": task.data_hash, "metric": "accuracy", "value": 0.5, "n": 1}
+    remote.record_evaluation(**score, repo=None, revision=None, digest=None, base_fingerprint="f" * 64)
+    [row] = registry.leaderboard("news-topic")
+    assert row.evaluation.repo is None and row.rank == 0
+
+
+def test_a_score_is_of_the_stored_revision(
+    remote: RemoteRegistry, registry: Registry, adapter: Path, tmp_path: Path, lora_folder
+) -> None:
+    """Nobody scores weights that the named revision doesn't hold, nor another's adapter by its digest."""
+    task = remote.add_task("news-topic", "accuracy", EVAL_SET, "")
+    first = remote.publish(adapter, "ann/news", tags=["v1"])
+    second = remote.publish(lora_folder(tmp_path / "b", seed=1), "ann/news")
+    other = remote.publish(lora_folder(tmp_path / "c", seed=2), "bob/news")
+    score = {"task": task.slug, "data_hash": task.data_hash, "metric": "accuracy", "value": 0.9, "n": 1}
+    for wrong, said in (
+        ({"digest": other.digest}, "name the revision that was measured"),
+        ({"base_fingerprint": "e" * 64}, "another base"),
+    ):
+        with pytest.raises(ConflictError, match=said):
+            remote.record_evaluation(**score, repo="ann/news", **wrong)
+    with pytest.raises(NotFoundError, match="no revision"):
+        remote.record_evaluation(**score, repo="ann/news", revision=other.id)
+    assert registry.evaluations("ann/news") == []
+    remote.record_evaluation(**score, repo="ann/news", revision="v1")
+    [row] = registry.evaluations("ann/news")
+    assert (row.revision, row.digest, row.base_fingerprint) == (first.id, first.digest, "f" * 64)
+    copy = remote.publish(tmp_path / "c", "ann/copy")
+    assert copy.digest == other.digest
+    remote.record_evaluation(**score | {"value": 0.1}, repo="ann/copy")
+    remote.record_evaluation(**score | {"value": 0.7}, repo="ann/news", revision=second.id)
+    listed = {entry.name: entry.score for entry in registry.search().entries}
+    assert listed == {"ann/news": 0.7, "ann/copy": 0.1, "bob/news": None}
+
+
+def test_what_a_hub_refuses_of_a_run_costs_no_other_score(
+    hub: str, registry: Registry, adapter: Path, tmp_path: Path, lora_folder, capsys
+) -> None:
+    """`graft eval --hub` by somebody who is no admin: their adapters' scores are kept, the base's is left out."""
+    from graft.hub.access import create_token, first_admin
+    from graft.server.eval_command import _recorded
+
+    first_admin(registry.db, "root")
+    task = registry.add_task("news-topic", "accuracy", EVAL_SET, "")
+    registry.publish(adapter, "ann/news")
+    registry.publish(lora_folder(tmp_path / "b", seed=1), "bob/news")
+    shared = {"task": task.slug, "data_hash": task.data_hash, "metric": "accuracy", "n": 1}
+    of_base = {"repo": None, "revision": None, "digest": None, "base_fingerprint": "f" * 64}
+    scores = [{**shared, **of_base, "value": 0.5}]
+    scores += [{**shared, "repo": name, "value": value} for name, value in (("bob/news", 0.6), ("ann/news", 0.9))]
+    ann = RemoteRegistry(hub, token=create_token(registry.db, "ann", "write"))
+    [(refused, why)] = _recorded(ann, scores)
+    assert refused == "bob/news" and "may not write" in str(why)
+    assert "bare base's score was not recorded" in capsys.readouterr().err
+    assert [row.evaluation.repo for row in registry.leaderboard("news-topic")] == ["ann/news"]
