@@ -294,7 +294,7 @@ def main(adapters: int, repeats: int, publishes: int, out: Path) -> None:
             report["publish, 16 at once"], many = publishing(url, process, token, publishes, 16)
             report["resolve_gb_s"] = round(resolving(url, alone[0]), 2)
             report["busy_mb"] = round(process.memory_info().rss / 1e6)
-        found = {entry.name for entry in registry.search(author="bench", limit=1000).entries}
+        found = {entry.name for entry in registry.search(catalog.Query(author="bench", limit=1000)).entries}
         report["lost"] = len({*alone, *many} - found)
         report["problems"] = len(upkeep.check(registry).problems)
     (out / "hub.json").write_text(json.dumps(report, indent=2))

@@ -211,7 +211,7 @@ def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -
     for label in query.labels:
         clauses.append("repo_id IN (SELECT repo_id FROM labels WHERE label = ?)")
         values.append(label)
-    if words := query.text.split():
+    if words := query.text.replace("\0", " ").split():  # an index's query ends at a NUL
         clauses.append("repo_id IN (SELECT rowid FROM texts WHERE texts MATCH ?)")
         values.append(" ".join('"' + word.replace('"', '""') + '"*' for word in words))
     return " AND ".join(clauses), values

@@ -9,10 +9,13 @@ from typing import Any
 
 from graft.hub import bases
 from graft.hub.errors import ArtifactError
-from graft.hub.inspection import CONFIG, PROVENANCE
-from graft.hub.spec import BaseSpec
+from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS
+from graft.hub.spec import BaseSpec, recorded_spec
 
 IGNORED = frozenset((".git", ".cache", "__pycache__", ".DS_Store", ".ipynb_checkpoints"))
+
+# What an adapter is, and under which terms: all that is fetched from a hub.
+PULLED = frozenset((CONFIG, *WEIGHTS, PROVENANCE, CARD, "LICENSE", "NOTICE"))
 
 
 def publishable_files(folder: Path) -> dict[str, Path]:
@@ -36,7 +39,7 @@ def publishable_files(folder: Path) -> dict[str, Path]:
 def base_at_hand(folder: Path) -> BaseSpec | None:
     """The manifest of the base that the adapter names, if that is a folder on this machine with its manifest in it."""
     declared = bases.declared_base(_json_or_empty(folder / CONFIG), _json_or_empty(folder / PROVENANCE))
-    return bases.beside_weights(Path(declared.name)) if declared.name else None
+    return recorded_spec(declared.name) if declared.name else None
 
 
 def _json_or_empty(path: Path) -> dict[str, Any]:

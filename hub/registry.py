@@ -242,9 +242,9 @@ class Registry:
             self.db.execute("UPDATE repos SET downloads = downloads + 1 WHERE id = ?", [repo.id])
             self.db.execute("UPDATE listing SET downloads = downloads + 1 WHERE repo_id = ?", [repo.id])
 
-    def search(self, query: "catalog.Query | None" = None, caller: Caller = OWNER, **wanted: Any) -> "catalog.Page":
-        """A page of repos: `search(text="news", task="topic", sort="score")`; the fields are catalog.Query's."""
-        return catalog.search(self.db, query or catalog.Query(**wanted), caller)
+    def search(self, query: catalog.Query, caller: Caller = OWNER) -> catalog.Page:
+        """A page of repos: `search(Query(text="news", task="topic", sort="score"))`."""
+        return catalog.search(self.db, query, caller)
 
     # Names that move
 
@@ -297,13 +297,11 @@ class Registry:
 
     # Tasks and scores
 
-    def add_task(
-        self, slug: str, metric: str, data: bytes, description: str, *, user: str = OWNER.name
-    ) -> "scores.Task":
+    def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = OWNER.name) -> scores.Task:
         """Add a task, or give it a new evaluation set (scores on the old one stay, and are not ranked with the new)."""
         return scores.add_task(self.db, self.blobs, slug, metric, data, description, user)
 
-    def task(self, slug: str) -> "scores.Task":
+    def task(self, slug: str) -> scores.Task:
         """Raises NotFoundError."""
         return scores.task(self.db, slug)
 
@@ -311,7 +309,7 @@ class Registry:
         """The task's present evaluation set, as it was added. Raises NotFoundError."""
         return self.blobs.read(self.task(slug).data_hash)
 
-    def tasks(self) -> list["scores.Task"]:
+    def tasks(self) -> list[scores.Task]:
         return scores.tasks(self.db)
 
     def record_evaluation(self, *, user: str = OWNER.name, **score: Any) -> None:
@@ -327,9 +325,9 @@ class Registry:
         revision = self.resolve(f"{evaluation.repo}@{evaluation.revision or 'main'}")
         scores.record(self.db, self.repo(revision.repo).id, scores.of_revision(evaluation, revision), user)
 
-    def evaluations(self, name: str) -> list["scores.Evaluation"]:
+    def evaluations(self, name: str) -> list[scores.Evaluation]:
         return scores.of_repo(self.db, self.repo(name).id)
 
-    def leaderboard(self, task: str, base: str | None = None, caller: Caller = OWNER) -> list["scores.Standing"]:
+    def leaderboard(self, task: str, base: str | None = None, caller: Caller = OWNER) -> list[scores.Standing]:
         """The task's adapters and bare bases, best first, all on its present evaluation set; `base` is a fingerprint or id."""
         return scores.leaderboard(self.db, self.task(task), base, caller)

@@ -5,18 +5,18 @@ Answers to the same names as `Registry`, so that a command takes either. What th
 """
 
 import hashlib
+import http.client
 import json
 import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-import httpx2
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub import errors as hf
 from huggingface_hub.hf_api import ModelInfo, RepoFile
@@ -33,16 +33,20 @@ from graft.hub.errors import (
     NotFoundError,
     RepoNotFoundError,
     RevisionNotFoundError,
+    TooLargeError,
     UnauthorizedError,
 )
-from graft.hub.folder import base_at_hand, publishable_files
+from graft.hub.folder import PULLED, base_at_hand, publishable_files
 from graft.hub.inspection import CARD, CONFIG, PROVENANCE, inspect_artifact, read_json
 from graft.hub.records import Revision
 from graft.hub.refs import Move, Ref
 from graft.hub.scores import Evaluation, Standing, Task
 from graft.hub.spec import BaseSpec
 
+T = TypeVar("T")
+
 TIMEOUT_S = 60
+MAX_PULL_BYTES = 2 << 30  # far above any adapter, far below a base
 BASE_LABEL = "base_model:adapter:"
 # Query.sort -> what the protocol calls it. Hubs other than ours know no score.
 SORTS: dict[str, Any] = {
@@ -70,6 +74,8 @@ class RemoteRegistry:
     """A hub at `url`. The token is the client's own (HF_TOKEN, or `hf auth login`) unless one is given."""
 
     def __init__(self, url: str, token: str | None = None):
+        if not url.startswith(("http://", "https://")):
+            raise GraftError(f"{url!r} is no URL of a hub: it starts with http:// or https://.")
         self.url = url.rstrip("/")
         self.client = HfApi(endpoint=self.url, token=token)
 
@@ -107,36 +113,45 @@ class RemoteRegistry:
     def _offer_base(self, spec: BaseSpec) -> None:
         """A graft hub checks shapes by the manifest; another one has no place for it."""
         with suppress(NotFoundError):
-            self._call("POST", "/api/bases", json.loads(spec.to_json()))
+            self._call("POST", "/api/bases", _anything, json.loads(spec.to_json()))
 
     def resolve(self, name: str, *, base: str | None = None) -> Revision:
         """As Registry.resolve."""
         if name.startswith(TASK_PREFIX):
-            found = self._call("GET", f"/api/resolve?{_query(name=name, base=base)}")
-            return Revision(**found)
+            return self._call("GET", f"/api/resolve?{_query(name=name, base=base)}", _one(Revision))
         repo, _, ref = name.partition("@")
         with _answering(self.url):
             return _revision(self.client.model_info(repo, revision=ref or None))
 
     def pull(self, name: str, folder: str | Path) -> Revision:
-        """As Registry.pull: every file's hash is compared with what the hub lists for that commit."""
+        """The files of an adapter (folder.PULLED) and no others, for a repo may hold whole bases and checkpoints.
+
+        Every file's hash is compared with what the hub lists for that commit. Raises TooLargeError, before a byte
+        travels, above MAX_PULL_BYTES in all, ArtifactError for a repo without an adapter.
+        """
         revision = self.resolve(name)
         with _answering(self.url):
+            # Nothing else is asked for or written, so a hub's own spelling of a path leads nowhere.
+            listed = self.client.list_repo_tree(revision.repo, revision=revision.id)
+            files = [entry for entry in listed if isinstance(entry, RepoFile) and entry.path in PULLED]
+            _require_an_adapter(name, files)
             local = Path(
-                snapshot_download(revision.repo, revision=revision.id, endpoint=self.url, token=self.client.token)
+                snapshot_download(
+                    revision.repo,
+                    revision=revision.id,
+                    endpoint=self.url,
+                    token=self.client.token,
+                    allow_patterns=[file.path for file in files],
+                )
             )
-            listed = self.client.list_repo_tree(revision.repo, revision=revision.id, recursive=True)
-            files = [entry for entry in listed if isinstance(entry, RepoFile)]
+        Path(folder).mkdir(parents=True, exist_ok=True)
         for file in files:
             _require_intact(local / file.path, file)
-            target = Path(folder) / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(local / file.path, target)
+            shutil.copyfile(local / file.path, Path(folder) / file.path)
         return revision
 
-    def search(self, query: Query | None = None, **wanted: Any) -> Page:
+    def search(self, query: Query) -> Page:
         """As Registry.search, by the client's own list_models. Raises GraftError for a sort that it can't do."""
-        query = query or Query(**wanted)
         if query.sort not in SORTS:
             raise GraftError(f"A hub can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
         labels = [*query.labels, *([query.method] if query.method else [])]
@@ -159,32 +174,29 @@ class RemoteRegistry:
     def promote(self, ref: str, alias: str, *, who: str = "", why: str = "") -> Revision:
         repo, _, revision = ref.partition("@")
         body = {"revision": revision or "main", "why": why}
-        return Revision(**self._call("PUT", f"/api/adapters/{repo}/aliases/{alias}", body))
+        return self._call("PUT", f"/api/adapters/{repo}/aliases/{alias}", _one(Revision), body)
 
     def rollback(self, name: str, alias: str, *, who: str = "", why: str = "") -> Revision:
-        return Revision(**self._call("POST", f"/api/adapters/{name}/aliases/{alias}/rollback", {"why": why}))
+        return self._call("POST", f"/api/adapters/{name}/aliases/{alias}/rollback", _one(Revision), {"why": why})
 
     def revisions(self, name: str) -> list[Revision]:
-        return [Revision(**row) for row in self._history(name)["revisions"]]
+        return self._call("GET", f"/api/adapters/{name}/history", _many(Revision, "revisions"))
 
     def all_refs(self, name: str) -> list[Ref]:
-        return [Ref(**row) for row in self._history(name)["refs"]]
+        return self._call("GET", f"/api/adapters/{name}/history", _many(Ref, "refs"))
 
     def history(self, name: str) -> list[Move]:
-        return [Move(**row) for row in self._history(name)["moves"]]
-
-    def _history(self, name: str) -> dict[str, Any]:
-        return self._call("GET", f"/api/adapters/{name}/history")
+        return self._call("GET", f"/api/adapters/{name}/history", _many(Move, "moves"))
 
     def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = "") -> Task:
         body = {"metric": metric, "description": description, "data": data.decode()}
-        return Task(**self._call("PUT", f"/api/tasks/{slug}", body))
+        return self._call("PUT", f"/api/tasks/{slug}", _one(Task), body)
 
     def task(self, slug: str) -> Task:
-        return Task(**self._call("GET", f"/api/tasks/{slug}"))
+        return self._call("GET", f"/api/tasks/{slug}", _one(Task))
 
     def tasks(self) -> list[Task]:
-        return [Task(**row) for row in self._call("GET", "/api/tasks")["tasks"]]
+        return self._call("GET", "/api/tasks", _many(Task, "tasks"))
 
     def task_data(self, slug: str) -> bytes:
         """The evaluation set. Raises ArtifactError when it does not hash to what the hub says."""
@@ -195,17 +207,23 @@ class RemoteRegistry:
 
     def record_evaluation(self, *, user: str = "", **score: Any) -> None:
         """As Registry.record_evaluation; who measured is known by the token."""
-        self._call("POST", "/api/evaluations", score)
+        self._call("POST", "/api/evaluations", _anything, score)
 
     def evaluations(self, name: str) -> list[Evaluation]:
-        return [Evaluation(**row) for row in self._call("GET", f"/api/adapters/{name}/evaluations")["evaluations"]]
+        return self._call("GET", f"/api/adapters/{name}/evaluations", _many(Evaluation, "evaluations"))
 
     def leaderboard(self, task: str, base: str | None = None) -> list[Standing]:
-        found = self._call("GET", f"/api/tasks/{task}/leaderboard?{_query(base=base)}")
-        return [Standing(**row | {"evaluation": Evaluation(**row["evaluation"])}) for row in found["standings"]]
+        return self._call("GET", f"/api/tasks/{task}/leaderboard?{_query(base=base)}", _many(_standing, "standings"))
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
-        return json.loads(self._fetch(method, path, body) or b"{}")
+    def _call(self, method: str, path: str, read: Callable[[Any], T], body: Any = None) -> T:
+        """What `read` makes of the answer's JSON. Raises GraftError where it is no such JSON."""
+        answer = self._fetch(method, path, body)
+        try:
+            return read(json.loads(answer))
+        except (ValueError, KeyError, TypeError):
+            raise GraftError(
+                f"{self.url}{path} answers, and not as a graft hub of this version does: check the URL of --hub."
+            ) from None
 
     def _fetch(self, method: str, path: str, body: Any = None) -> bytes:
         """One request to graft's own API. Raises the GraftError that the hub answered with."""
@@ -217,7 +235,7 @@ class RemoteRegistry:
                 return response.read()
         except urllib.error.HTTPError as error:
             raise _error_of(error.code, error.headers.get("X-Error-Code"), error.read()) from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise GraftError(f"No hub answers at {self.url} ({error}): is it running?") from None
 
 
@@ -229,7 +247,8 @@ def _answering(url: str) -> Iterator[None]:
     except hf.HfHubHTTPError as error:
         response = error.response
         raise _error_of(response.status_code, response.headers.get("X-Error-Code"), response.content) from None
-    except (httpx2.TransportError, hf.LocalEntryNotFoundError, hf.OfflineModeIsEnabled) as error:
+    # HTTPError is the base of whichever transport this version of the client has.
+    except (hf.HTTPError, hf.LocalEntryNotFoundError, hf.OfflineModeIsEnabled) as error:
         raise GraftError(f"No hub answers at {url} ({type(error).__name__}): is it running?") from None
     except ValueError as error:  # the client's own checks of names and cards
         raise GraftError(str(error)) from None
@@ -266,6 +285,16 @@ def _staged(folder: Path) -> Iterator[tuple[Path, BaseSpec | None]]:
             if card.exists():
                 card.write_text(bases.renamed_card(card.read_text(), declared, public))
         yield staged, spec
+
+
+def _require_an_adapter(name: str, files: Sequence[RepoFile]) -> None:
+    if CONFIG not in {file.path for file in files}:
+        raise ArtifactError(f"{name} holds no {CONFIG}: it is no adapter.")
+    if (size := sum(file.size for file in files)) > MAX_PULL_BYTES:
+        raise TooLargeError(
+            f"The adapter files of {name} have {size:,} bytes and at most {MAX_PULL_BYTES:,} are pulled: "
+            "check that it is an adapter, and not a whole model."
+        )
 
 
 def _require_intact(path: Path, file: RepoFile) -> None:
@@ -330,6 +359,22 @@ def _entry(info: ModelInfo) -> Entry:
         created_at=info.created_at.isoformat() if info.created_at else "",
         updated_at=info.last_modified.isoformat() if info.last_modified else "",
     )
+
+
+def _one(kind: Callable[..., T]) -> Callable[[Any], T]:
+    return lambda found: kind(**found)
+
+
+def _many(kind: Callable[..., T], key: str) -> Callable[[Any], list[T]]:
+    return lambda found: [kind(**row) for row in found[key]]
+
+
+def _anything(found: Any) -> None:
+    """What the hub says to a write that is answered by nothing but its success."""
+
+
+def _standing(evaluation: Mapping[str, Any], **row: Any) -> Standing:
+    return Standing(evaluation=Evaluation(**evaluation), **row)
 
 
 def _labelled(labels: Sequence[str], prefix: str) -> str:

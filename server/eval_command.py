@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graft.hub.catalog import Query
 from graft.hub.commands.shared import local_user, opened, placed, print_json, print_table
 from graft.hub.errors import ForbiddenError, GraftError
 
@@ -84,7 +85,7 @@ def _of_task(registry: Any, slug: str, spec: Any) -> list[str]:
     """Every adapter of the task on this base, pinned to its present revision."""
     found: list[str] = []
     for wanted in dict.fromkeys((spec.fingerprint, spec.id or spec.fingerprint)):
-        while page := registry.search(task=slug, base=wanted, limit=_PAGE, offset=len(found)).entries:
+        while page := registry.search(Query(task=slug, base=wanted, limit=_PAGE, offset=len(found))).entries:
             found += [f"{entry.name}@{entry.revision_id}" for entry in page]
         if found:
             return found

@@ -46,6 +46,29 @@ def test_an_older_client(version: str, hub: str, registry: Registry, adapter: Pa
     run(str(python), hub, first_admin(registry.db, "ann"), adapter, tmp_path / "home")
 
 
+@pytest.mark.slow
+def test_our_own_remote_runs_on_the_oldest_client_that_we_allow(hub: str, adapter: Path, tmp_path: Path) -> None:
+    """1.x has another HTTP library than 2.x, and its exceptions are other classes."""
+    library = CLIENTS / "1.5.0-library"
+    if not library.exists():
+        words = ["-q", "--no-deps", "--target", str(library), "huggingface_hub==1.5.0"]
+        subprocess.run([sys.executable, "-m", "pip", "install", *words], check=True)
+    code = (
+        "import sys, huggingface_hub\nfrom graft.hub.catalog import Query\nfrom graft.hub.errors import GraftError\n"
+        "from graft.hub.remote import RemoteRegistry\n"
+        "assert huggingface_hub.__version__ == '1.5.0'\nurl, adapter, out = sys.argv[1:]\n"
+        "remote = RemoteRegistry(url)\nmade = remote.publish(adapter, 'ann/news')\n"
+        "assert remote.pull('ann/news', out) == remote.resolve(f'ann/news@{made.id}')\n"
+        "assert len(remote.search(Query(sort='score')).entries) == 1\n"
+        "try:\n    RemoteRegistry('http://127.0.0.1:9').resolve('ann/news')\n"
+        "except GraftError as error:\n    assert 'No hub answers' in str(error)\nelse:\n    raise AssertionError\n"
+    )
+    env = environment(hub, "hf_unused", tmp_path / "home") | {"PYTHONPATH": str(library)}
+    words = [sys.executable, "-c", code, hub, str(adapter), str(tmp_path / "out")]
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_the_hf_command(hub: str, registry: Registry, adapter: Path, tmp_path: Path) -> None:
     env = environment(hub, first_admin(registry.db, "ann"), tmp_path / "home")
     hf = Path(sys.executable).with_name("hf")

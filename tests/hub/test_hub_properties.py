@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from graft.hub import upkeep
+from graft.hub.catalog import Query
 from graft.hub.commits import Delete, Put, check_path
 from graft.hub.errors import ArtifactError, ConflictError, GraftError, RepoNotFoundError
 from graft.hub.registry import Registry
@@ -123,7 +124,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def agrees(self) -> None:
         if not hasattr(self, "registry"):
             return
-        listed = {entry.name: entry.revision_id or None for entry in self.registry.search(limit=100).entries}
+        listed = {entry.name: entry.revision_id or None for entry in self.registry.search(Query(limit=100)).entries}
         assert listed == self.heads
         for name, head in self.heads.items():
             if head is not None:

@@ -1,10 +1,15 @@
 """The commands' other side: a registry behind a URL answers like the one in a file."""
 
+import http.server
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from graft.hub.catalog import Query
+from graft.hub.commits import Put
 from graft.hub.errors import (
     ArtifactError,
     ConflictError,
@@ -12,6 +17,7 @@ from graft.hub.errors import (
     GraftError,
     NotFoundError,
     RepoNotFoundError,
+    TooLargeError,
 )
 from graft.hub.registry import Registry
 from graft.hub.remote import RemoteRegistry
@@ -30,9 +36,9 @@ def test_publish_search_promote_pull(remote: RemoteRegistry, registry: Registry,
     local = registry.resolve("ann/news@v1")
     assert (revision.id, revision.digest, revision.method) == (local.id, local.digest, "lora")
     for wanted in ({"task": "news-topic"}, {"base": "acme/tiny-llama"}, {"method": "lora"}, {"text": "headlines"}):
-        [found] = remote.search(**wanted).entries
+        [found] = remote.search(Query(**wanted)).entries
         assert found.name == "ann/news" and found.digest == local.digest and found.license == "apache-2.0"
-    assert remote.search(task="sentiment").entries == ()
+    assert remote.search(Query(task="sentiment")).entries == ()
     remote.promote("ann/news@v1", "production", why="best")
     assert remote.history("ann/news") == registry.history("ann/news")
     assert remote.revisions("ann/news") == registry.revisions("ann/news")
@@ -51,7 +57,7 @@ def test_tasks_and_scores(remote: RemoteRegistry, registry: Registry, adapter: P
     remote.record_evaluation(**score | {"value": 0.5}, base_fingerprint="f" * 64)
     board = remote.leaderboard("news-topic")
     assert board == registry.leaderboard("news-topic") and [row.rank for row in board] == [1, 0]
-    assert remote.search(sort="score").entries[0].score == 0.9
+    assert remote.search(Query(sort="score")).entries[0].score == 0.9
     with pytest.raises(GraftError, match="no field 'cheat'"):
         remote.record_evaluation(**score, cheat=1)
 
@@ -140,7 +146,7 @@ def test_a_score_is_of_the_stored_revision(
     assert copy.digest == other.digest
     remote.record_evaluation(**score | {"value": 0.1}, repo="ann/copy")
     remote.record_evaluation(**score | {"value": 0.7}, repo="ann/news", revision=second.id)
-    listed = {entry.name: entry.score for entry in registry.search().entries}
+    listed = {entry.name: entry.score for entry in registry.search(Query()).entries}
     assert listed == {"ann/news": 0.7, "ann/copy": 0.1, "bob/news": None}
 
 
@@ -164,3 +170,67 @@ def test_what_a_hub_refuses_of_a_run_costs_no_other_score(
     assert refused == "bob/news" and "may not write" in str(why)
     assert "bare base's score was not recorded" in capsys.readouterr().err
     assert [row.evaluation.repo for row in registry.leaderboard("news-topic")] == ["ann/news"]
+
+
+@pytest.fixture
+def another_server() -> Iterator[str]:
+    """The address of a web server that answers everything with the same page."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<!DOCTYPE html><title>Welcome</title>")
+
+        do_PUT = do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_an_address_that_is_no_hub_is_named(another_server: str, adapter: Path) -> None:
+    stranger = RemoteRegistry(another_server)
+    for ask in (
+        stranger.tasks,
+        lambda: stranger.task("news"),
+        lambda: stranger.promote("a/b", "production"),
+        lambda: stranger.resolve("task:news"),
+    ):
+        with pytest.raises(GraftError, match="not as a graft hub"):
+            ask()
+    for ask in (lambda: stranger.resolve("ann/news"), lambda: stranger.search(Query())):
+        with pytest.raises(GraftError):
+            ask()
+    with pytest.raises(GraftError, match="no URL of a hub"):
+        RemoteRegistry("hub.example")
+
+
+def test_no_more_than_an_adapter_is_pulled(
+    remote: RemoteRegistry, registry: Registry, adapter: Path, tmp_path: Path, monkeypatch
+) -> None:
+    (adapter / "checkpoint").mkdir()
+    (adapter / "checkpoint/extra.safetensors").write_bytes(b"x" * 4096)
+    (adapter / "LICENSE").write_text("as is")
+    registry.publish(adapter, "ann/news")
+    remote.pull("ann/news", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+        "graft.json",
+        "LICENSE",
+    }
+    cached = {path.name for path in (tmp_path / "cache").rglob("*")}
+    assert "adapter_model.safetensors" in cached and "extra.safetensors" not in cached
+    monkeypatch.setattr("graft.hub.remote.MAX_PULL_BYTES", 1000)
+    with pytest.raises(TooLargeError, match=r"at most 1,000 are pulled"):
+        remote.pull("ann/news", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    registry.commit("ann/notes", [Put("a.txt", registry.blobs.put_bytes(b"a"))], title="x", create=True)
+    with pytest.raises(ArtifactError, match="no adapter"):
+        remote.pull("ann/notes", tmp_path / "again")

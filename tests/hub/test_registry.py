@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from graft.hub.catalog import Query
 from graft.hub.commits import Put
 from graft.hub.errors import (
     ArtifactError,
@@ -62,19 +63,20 @@ def test_search_by_every_facet(registry: Registry, adapter: Path, tmp_path: Path
     registry.publish(adapter, "ann/news")
     registry.publish(lora_folder(tmp_path / "b", seed=1, task="sentiment", license="mit"), "bob/mood")
     found = {
-        "text": registry.search(text="headl", task="news-topic"),
-        "task": registry.search(task="news-topic"),
-        "license": registry.search(license="apache-2.0"),
-        "author": registry.search(author="ann"),
-        "labels": registry.search(labels=("task:news-topic", "base_model:adapter:acme/tiny-llama")),
+        "text": registry.search(Query(text="headl", task="news-topic")),
+        "task": registry.search(Query(task="news-topic")),
+        "license": registry.search(Query(license="apache-2.0")),
+        "author": registry.search(Query(author="ann")),
+        "labels": registry.search(Query(labels=("task:news-topic", "base_model:adapter:acme/tiny-llama"))),
     }
     assert {key: [entry.name for entry in page.entries] for key, page in found.items()} == {
         key: ["ann/news"] for key in found
     }
-    assert registry.search(base="acme/tiny-llama").total == registry.search(base="f" * 64).total == 2
-    assert registry.search(text='"; DROP TABLE repos --').total == 0
+    assert registry.search(Query(base="acme/tiny-llama")).total == registry.search(Query(base="f" * 64)).total == 2
+    assert registry.search(Query(text='"; DROP TABLE repos --')).total == 0
+    assert registry.search(Query(text="ann\0news")).total == 1
     with pytest.raises(GraftError, match="sort by 'best'"):
-        registry.search(sort="best")
+        registry.search(Query(sort="best"))
 
 
 def test_promote_history_and_rollback(registry: Registry, adapter: Path, tmp_path: Path, lora_folder) -> None:
@@ -124,7 +126,7 @@ def test_a_moved_repo_answers_to_its_old_name(registry: Registry, adapter: Path)
     revision = registry.publish(adapter, "ann/news")
     registry.move_repo("ann/news", "team/headlines")
     assert registry.resolve("ann/news").id == registry.resolve("team/headlines").id == revision.id
-    assert [entry.name for entry in registry.search(text="headlines").entries] == ["team/headlines"]
+    assert [entry.name for entry in registry.search(Query(text="headlines")).entries] == ["team/headlines"]
     with pytest.raises(ConflictError):
         registry.create_repo("ann/news")
 
@@ -142,9 +144,9 @@ def test_leaderboard_ranks_only_the_present_data(registry: Registry, adapter: Pa
         (1, "ann/news", 0.9),
         (0, None, 0.5),
     ]
-    assert registry.search(sort="score").entries[0].score == 0.9
+    assert registry.search(Query(sort="score")).entries[0].score == 0.9
     registry.add_task("news-topic", "accuracy", EVAL_SET + EVAL_SET, "Which topic?")
-    assert registry.leaderboard("news-topic") == [] and registry.search().entries[0].score is None
+    assert registry.leaderboard("news-topic") == [] and registry.search(Query()).entries[0].score is None
     assert registry.evaluations("ann/news")[0].extra == {"seed": 1}
 
 
@@ -221,7 +223,7 @@ def test_a_bad_publish_leaves_nothing_behind(
         registry.publish(adapter, "ann/news")
     with pytest.raises(RepoNotFoundError):
         registry.repo("ann/news")
-    assert registry.search().total == 0 and not list(registry.blobs.incoming.iterdir())
+    assert registry.search(Query()).total == 0 and not list(registry.blobs.incoming.iterdir())
 
 
 def test_shapes_are_checked_against_the_recorded_base(registry: Registry, adapter: Path, spec) -> None:
