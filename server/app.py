@@ -7,7 +7,6 @@ error has OpenAI's one shape, and no internals in it. Each request is served by 
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain
@@ -18,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.exceptions import HTTPException
 
 from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.http import request_id
 from graft.server import openapi
 from graft.server.answers import CHAT, COMPLETION, Shape, Writer, broken_message, error_body, public_message
 from graft.server.completions import Answer, Asked, Disconnected, asked_chat, asked_completion
@@ -280,8 +280,7 @@ class _UnsupportedMediaError(GraftError):
 
 
 def _begin() -> None:
-    given = request.headers.get("X-Request-Id", "")
-    g.request_id = given if given.isascii() and given.isprintable() and 0 < len(given) <= 100 else uuid.uuid4().hex
+    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
     g.served = Served()
 
 

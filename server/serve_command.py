@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from graft.hub.errors import GraftError
+from graft.hub.http import LOOPBACK
 
 if TYPE_CHECKING:
     from waitress.server import BaseWSGIServer, MultiSocketServer
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
 CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_REGISTRY = Path("registry.db")
 
 

@@ -8,9 +8,9 @@ import click
 from graft.hub import access
 from graft.hub.commands.shared import json_option, print_json, registry_option
 from graft.hub.errors import GraftError
+from graft.hub.http import LOOPBACK
 from graft.hub.registry import Registry
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CONNECTIONS = 200
 BUFFER_BYTES = 1 << 18
 
@@ -40,12 +40,14 @@ def serve(
     """Serve the registry. Without users and on loopback, whoever reaches it is its owner."""
     import waitress
 
-    from graft.hub.web.app import MAX_REQUEST_BYTES, create_app
+    from graft.hub.web.app import create_app
+    from graft.hub.web.context import MAX_UPLOAD_BYTES
 
     registry = Registry(registry_path)
-    if host not in LOOPBACK and not access.has_users(registry.db):
+    if (behind_proxy or host not in LOOPBACK) and not access.has_users(registry.db):
         raise GraftError(
-            f"This registry has no users yet, so a hub on {host} could only be read. "
+            f"This registry has no users yet, so a hub {'behind a proxy' if behind_proxy else f'on {host}'} could only "
+            f"be read. "
             f"Make the first admin: graft hub init --registry {registry_path} --user NAME"
         )
     app = create_app(
@@ -66,7 +68,7 @@ def serve(
             connection_limit=CONNECTIONS,
             send_bytes=BUFFER_BYTES,
             recv_bytes=BUFFER_BYTES,
-            max_request_body_size=MAX_REQUEST_BYTES,
+            max_request_body_size=MAX_UPLOAD_BYTES,
             ident=None,
             _quiet=True,
         )

@@ -11,7 +11,7 @@ from graft.hub.errors import GraftError
 from graft.hub.records import Revision
 from graft.hub.scores import Standing, Task
 from graft.hub.spec import BaseSpec
-from graft.hub.web.context import caller, registry, unquoted
+from graft.hub.web.context import caller, expect_files, registry, unquoted
 from graft.hub.web.openapi import document
 from graft.hub.web.protocol import body, readable, text_field, writable
 
@@ -138,6 +138,7 @@ def task(slug: str) -> Response:
 def add_task(slug: str) -> Response:
     """Body: {metric, description, data: JSONL text}. Tasks belong to everybody, so this takes an admin's token."""
     caller().require("admin")
+    expect_files()
     found = body()
     metric, description = text_field(found, "metric"), text_field(found, "description", "")
     made = registry().add_task(slug, metric, text_field(found, "data").encode(), description, user=caller().name)

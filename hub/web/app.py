@@ -10,12 +10,13 @@ from flask.json.provider import DefaultJSONProvider
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from graft.hub import access
+from graft.hub.http import LOOPBACK
 from graft.hub.registry import Registry
 from graft.hub.web import api, failures, forms, protocol, security, uploads
 from graft.hub.web.context import EXTENSION, Hub
 
-MAX_REQUEST_BYTES = 1 << 30
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+MAX_REQUEST_BYTES = 4 << 20  # the few views that take files ask for MAX_UPLOAD_BYTES (uploads.py)
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")  # as a Host header has them
 
 
 def create_app(
@@ -26,9 +27,12 @@ def create_app(
     inference_url: str | None = None,
     behind_proxy: bool = False,
 ) -> Flask:
-    """`host` is what the hub listens on: on loopback, a registry without users is everybody's own (single-user mode)."""
+    """`host` is what the hub listens on: on loopback, a registry without users is everybody's own (single-user mode).
+
+    Behind a proxy it never is: then loopback is where the whole world comes from.
+    """
     app = Flask(__name__)
-    on_loopback = host in ("127.0.0.1", "localhost", "::1")
+    single_user = host in LOOPBACK and not behind_proxy
     app.config.update(
         MAX_CONTENT_LENGTH=MAX_REQUEST_BYTES,
         MAX_FORM_MEMORY_SIZE=MAX_REQUEST_BYTES,
@@ -36,15 +40,15 @@ def create_app(
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_HTTPONLY=True,
         # A page elsewhere that gets its name to point here must not reach a hub that trusts its own machine.
-        TRUSTED_HOSTS=list((*LOOPBACK_NAMES, *trusted_hosts)) if on_loopback or trusted_hosts else None,
+        TRUSTED_HOSTS=list((*LOOPBACK_NAMES, *trusted_hosts)) if single_user or trusted_hosts else None,
     )
     app.json = _InOrder(app)
-    app.extensions[EXTENSION] = Hub(registry, single_user=on_loopback, inference_url=inference_url)
+    app.extensions[EXTENSION] = Hub(registry, single_user=single_user, inference_url=inference_url)
     app.wsgi_app = KeepQuotedSlashes(ProxyFix(app.wsgi_app) if behind_proxy else app.wsgi_app)  # type: ignore[method-assign]
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    security.protect(app)
     failures.install(app)
+    security.protect(app)
     for blueprint in (protocol.blueprint, uploads.blueprint, api.blueprint, forms.blueprint):
         app.register_blueprint(blueprint)
     return app

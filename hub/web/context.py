@@ -11,6 +11,7 @@ from graft.hub.errors import UnauthorizedError
 from graft.hub.registry import Registry
 
 EXTENSION = "graft"
+MAX_UPLOAD_BYTES = 1 << 30  # of a request that brings files
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ def _find_caller() -> Caller:
         except UnauthorizedError:
             session.clear()
     return STRANGER
+
+
+def expect_files() -> None:
+    """Let this request be as large as an upload. Called once it is known that its caller may write."""
+    request.max_content_length = MAX_UPLOAD_BYTES
 
 
 def endpoint() -> str:

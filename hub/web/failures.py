@@ -2,7 +2,6 @@
 
 import logging
 import sqlite3
-import uuid
 
 from flask import Flask, Response, g, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
@@ -13,6 +12,7 @@ from graft.hub.errors import (
     RepoNotFoundError,
     RevisionNotFoundError,
 )
+from graft.hub.http import request_id
 
 log = logging.getLogger("graft.hub")
 
@@ -56,8 +56,7 @@ def failure(status: int, message: str, code: str | None = None) -> Response:
 
 
 def _name_request() -> None:
-    given = request.headers.get("X-Request-Id", "")
-    g.request_id = given if given.isascii() and given.isprintable() and 0 < len(given) <= 100 else uuid.uuid4().hex
+    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
 
 
 def _echo_request_id(response: Response) -> Response:

@@ -18,7 +18,7 @@ from graft.hub import access, catalog
 from graft.hub.commits import Put, changed, check_path, check_repo_name, check_size, check_start
 from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, UnauthorizedError
 from graft.hub.proof import holds_adapter, prove
-from graft.hub.web.context import caller, hub, registry
+from graft.hub.web.context import caller, expect_files, hub, registry
 from graft.hub.web.pages import blueprint
 from graft.hub.web.protocol import body, text_field, writable
 
@@ -66,8 +66,11 @@ def publish() -> str:
 
 @blueprint.post("/publish")
 def published() -> Response | tuple[str, int]:
-    name, tag = request.form.get("name", "").strip(), request.form.get("tag", "").strip()
+    name = ""
     try:
+        caller().require("write")
+        expect_files()
+        name, tag = request.form.get("name", "").strip(), request.form.get("tag", "").strip()
         caller().require_namespace(check_repo_name(name)[0])
         revision = registry().commit(
             name,
@@ -89,6 +92,7 @@ def published() -> Response | tuple[str, int]:
 def check_publish() -> Response:
     """What publishing these files would find; nothing is committed."""
     caller().require("write")
+    expect_files()
     puts = _received(request.files.getlist("files"))
     tree = changed({}, puts)
     if not holds_adapter(tree):

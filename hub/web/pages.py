@@ -49,9 +49,9 @@ def _prepare(state: Any) -> None:
 def _everywhere() -> dict[str, Any]:
     """What the frame around every page shows."""
     try:
-        return {"me": caller(), "inference": hub().inference_url, "single_user": hub().single_user}
+        return {"me": caller(), "inference": hub().inference_url}
     except GraftError:
-        return {"me": None, "inference": None, "single_user": False}
+        return {"me": None, "inference": None}
 
 
 @blueprint.get("/")

@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, current_app, request
 
+from graft.hub.access import OWNER
 from graft.hub.errors import ForbiddenError
 from graft.hub.web import failures
-from graft.hub.web.context import caller, hub
+from graft.hub.web.context import caller
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 CONTENT_POLICY = (
@@ -30,17 +31,22 @@ HEADERS = {
 
 WINDOW_S = 300
 MAX_TRACKED = 50_000
+THE_REST = ""
 
 
 def protect(app: Flask, *, requests_a_window: int = 30_000) -> None:
     app.extensions["graft-rates"] = Rates(requests_a_window)
     app.before_request(_refuse_cross_site_writes)
+    app.before_request(_know_caller)
     app.before_request(_limit_rate)
     app.after_request(_add_headers)
 
 
 class Rates:
-    """Requests in the present window of WINDOW_S seconds, per caller. Everyone starts anew with each window."""
+    """Requests in the present window of WINDOW_S seconds, per caller. Everyone starts anew with each window.
+
+    Callers beyond the first MAX_TRACKED of a window are counted together.
+    """
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -52,8 +58,10 @@ class Rates:
         """Note one request. Returns how many are left and the seconds until the window ends."""
         window, into = divmod(time.time(), WINDOW_S)
         with self._lock:
-            if window != self._window or len(self._counts) > MAX_TRACKED:
+            if window != self._window:
                 self._window, self._counts = int(window), {}
+            if who not in self._counts and len(self._counts) >= MAX_TRACKED:
+                who = THE_REST
             self._counts[who] = self._counts.get(who, 0) + 1
             return self.limit - self._counts[who], int(WINDOW_S - into) + 1
 
@@ -67,10 +75,17 @@ def _refuse_cross_site_writes() -> None:
         raise ForbiddenError("This write came from another site's page. Open the hub itself and repeat it there.")
 
 
+def _know_caller() -> None:
+    """A stale token ends here, with 401, whatever was asked for: nothing after this meets an unknown caller."""
+    caller()
+
+
 def _limit_rate() -> Response | None:
-    if hub().single_user:
+    me = caller()
+    if me is OWNER:  # alone with their own registry
         return None
-    who = request.headers.get("Authorization") or request.remote_addr or ""
+    # By who they proved to be: whatever else a request says of its sender can be made up anew for each.
+    who = f"user {me.name}" if me.scope else f"address {request.remote_addr}"
     left, seconds = current_app.extensions["graft-rates"].count(who)
     if left >= 0:
         return None

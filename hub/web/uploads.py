@@ -30,7 +30,7 @@ from graft.hub.commits import (
     check_start,
 )
 from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, TooLargeError
-from graft.hub.web.context import caller, endpoint, registry, unquoted
+from graft.hub.web.context import caller, endpoint, expect_files, registry, unquoted
 from graft.hub.web.protocol import MODEL, body, text_field, writable
 
 blueprint = Blueprint("uploads", __name__)
@@ -87,6 +87,7 @@ def commit(namespace: str, name: str, revision: str) -> Response:
     repo = writable(namespace, name)
     if request.args.get("create_pr") in ("1", "true", "True"):
         raise GraftError("This hub has no pull requests: commit to a branch instead (create_branch).")
+    expect_files()
     header, changes = _read_commit(_lines(io.BufferedReader(cast(io.RawIOBase, request.stream), READ_BYTES)))
     parent = header.get("parentCommit")
     revision_made = registry().commit(
@@ -220,6 +221,7 @@ def lfs_upload() -> Response:
         raise ForbiddenError("This upload link is not one of ours: start the upload again.")
     if int(given["until"]) < time.time():
         raise ForbiddenError("This upload link has expired: start the upload again.")
+    expect_files()
     registry().blobs.put(request.stream, int(given["size"]), expected_sha256=given["oid"])
     return Response(status=200)
 

@@ -1,0 +1,77 @@
+"""What stands before every view: who calls, how often, how much, from where."""
+
+import pytest
+from click.testing import CliRunner
+from werkzeug.test import Client
+
+from graft.hub.access import create_token, first_admin
+from graft.hub.cli import main
+from graft.hub.registry import Registry
+from graft.hub.web import security
+from graft.hub.web.app import create_app
+
+
+def bearing(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def client(registry: Registry) -> Client:
+    """A hub with the user ann."""
+    first_admin(registry.db, "ann")
+    return create_app(registry).test_client()
+
+
+@pytest.mark.parametrize("path", ["/health", "/openapi.json", "/api/tasks", "/", "/tasks", "/api/models"])
+def test_a_stale_token_is_refused_everywhere(client: Client, path: str) -> None:
+    reply = client.get(path, headers=bearing("hf_stale"))
+    assert reply.status_code == 401 and "revoked" in reply.json["error"] and reply.headers["X-Request-Id"]
+    assert client.get(path, headers=bearing("hf_stale") | {"Accept": "text/html"}).status_code == 401
+
+
+def test_nobody_owns_a_hub_behind_a_proxy(registry: Registry) -> None:
+    """Its proxy is on loopback too, so everyone would."""
+    behind = create_app(registry, behind_proxy=True).test_client()
+    forwarded = {"X-Forwarded-For": "203.0.113.9"}
+    assert behind.post("/api/repos/create", json={"name": "ann/x"}, headers=forwarded).status_code == 401
+    assert create_app(registry).test_client().post("/api/repos/create", json={"name": "ann/x"}).status_code == 200
+    refused = CliRunner().invoke(main, ["hub", "serve", "--registry", str(registry.path), "--behind-proxy"])
+    assert refused.exit_code == 1 and "behind a proxy could only be read" in refused.output
+
+
+def test_rates_count_people_and_not_what_they_say_of_themselves(client: Client, registry: Registry) -> None:
+    client.application.extensions["graft-rates"].limit = 3
+    tokens = [create_token(registry.db, "ann", "read") for _ in range(4)]
+    assert [client.get("/api/tasks", headers=bearing(token)).status_code for token in tokens] == [200, 200, 200, 429]
+    made_up = [client.get("/api/tasks", headers={"Authorization": f"Basic {number}"}) for number in range(4)]
+    assert [reply.status_code for reply in made_up] == [200, 200, 200, 429]
+
+
+def test_a_hub_with_users_counts_on_loopback_too(registry: Registry) -> None:
+    alone = create_app(registry).test_client()
+    alone.application.extensions["graft-rates"].limit = 2
+    assert {alone.get("/api/tasks").status_code for _ in range(4)} == {200}
+    first_admin(registry.db, "ann")
+    assert [alone.get("/api/tasks").status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_many_strangers_do_not_clear_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "MAX_TRACKED", 3)
+    monkeypatch.setattr(security.time, "time", lambda: 1000.0)
+    rates = security.Rates(10)
+    assert rates.count("ann")[0] == 9
+    assert [rates.count(f"stranger {number}")[0] for number in range(5)] == [9, 9, 9, 8, 7]
+    assert rates.count("ann")[0] == 8
+
+
+def test_only_uploads_may_be_large(client: Client, registry: Registry) -> None:
+    large = b'{"name": "' + b"x" * (5 << 20) + b'"}'
+    token = bearing(create_token(registry.db, "ann", "admin"))
+    for method, path in (("POST", "/api/repos/create"), ("POST", "/api/evaluations"), ("POST", "/api/validate-yaml")):
+        assert client.open(path, method=method, data=large, headers=token).status_code == 413, path
+    client.post("/api/repos/create", json={"name": "ann/x"}, headers=token).get_data()
+    note = b'{"key": "file", "value": {"path": "a.txt", "content": "' + b"x" * (5 << 20) + b'"}}'
+    assert client.post("/api/models/ann/x/commit/main", data=note, headers=token).status_code == 200
+    task = {"metric": "accuracy", "data": '{"prompt": "a", "completion": "b"}\n' * 150_000}
+    assert client.put("/api/tasks/big", json=task, headers=token).status_code == 200
+    assert client.put("/api/tasks/big", json=task).status_code == 401
