@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from graft.hub.artifact import save_artifact
-from graft.hub.base import load_base, recorded_spec
+from graft.hub.base import load_base
 from graft.hub.methods import get_method
-from graft.hub.spec import BaseSpec
+from graft.hub.spec import BaseSpec, recorded_spec
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from common import Load, Workload, emit
 
-from graft.hub.base import load_base, recorded_spec
-from graft.hub.spec import BaseSpec
+from graft.hub.base import load_base
+from graft.hub.spec import BaseSpec, recorded_spec
 
 _GIGA = 1e9
 

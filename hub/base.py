@@ -4,7 +4,6 @@ Both rooms run a base through `Base.forward`: packed rows, explicit positions, a
 where adapters take part, a `Step`.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from graft.hub.attention import ATTENTION, AttentionContext
 from graft.hub.detours import Step
 from graft.hub.errors import BaseModelError
 from graft.hub.identity import fingerprint
-from graft.hub.spec import BaseSpec, ModuleSpec
+from graft.hub.spec import BaseSpec, ModuleSpec, recorded_spec
 
-RECORD = "graft-base.json"  # beside the weights: the id given at import, and the manifest
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -121,7 +119,8 @@ def load_base(folder: str | Path, *, dtype: str | None = None, device: str | Non
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise BaseModelError(f"Can't load the base {source}: {_first_line(error)}") from error
-    return Base(model.to(device), tokenizer, recorded_id(source))
+    recorded = recorded_spec(source)
+    return Base(model.to(device), tokenizer, recorded.id if recorded else None)
 
 
 def _usable_device(name: str | None) -> str:
@@ -144,23 +143,6 @@ def default_dtype(device: str) -> torch.dtype:
         return torch.bfloat16
     fast = torch.cpu._is_avx512_bf16_supported() if torch.backends.mkldnn.is_available() else False
     return torch.bfloat16 if fast else torch.float32
-
-
-def recorded_id(folder: str | Path) -> str | None:
-    """The id written beside the weights by `graft base import`, None where there is none."""
-    record = Path(folder) / RECORD
-    return json.loads(record.read_text())["id"] if record.exists() else None
-
-
-def record(folder: str | Path, spec: BaseSpec) -> None:
-    """Write id and manifest beside the weights."""
-    (Path(folder) / RECORD).write_text(spec.to_json())
-
-
-def recorded_spec(folder: str | Path) -> BaseSpec | None:
-    """The manifest beside the weights, None where there is none. Needs no weights."""
-    path = Path(folder) / RECORD
-    return BaseSpec.from_json(path.read_text()) if path.exists() else None
 
 
 def describe(model: PreTrainedModel, tokenizer: Any | None, id: str | None) -> BaseSpec:

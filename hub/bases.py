@@ -18,7 +18,6 @@ from graft.hub.errors import ArtifactError
 from graft.hub.inspection import CONFIG, base_name, fingerprint_of
 from graft.hub.spec import BaseSpec
 
-BASE_RECORD = "graft-base.json"  # what `graft base import` leaves beside the weights
 CONFIG_KEYS = ("base_model_name_or_path", "model_name")  # PEFT's key; AdapterHub's
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -59,12 +58,6 @@ def find_base(db: Database, *, fingerprint: str | None = None, id: str | None = 
     column, value = ("fingerprint", fingerprint) if fingerprint else ("id", id)
     rows = db.execute(f"SELECT manifest FROM bases WHERE {column} = ? LIMIT 2", [value]).fetchall()
     return BaseSpec.from_json(rows[0]["manifest"]) if len(rows) == 1 else None
-
-
-def beside_weights(folder: Path) -> BaseSpec | None:
-    """The manifest that lies in a base's own folder, without reading its weights."""
-    record = folder / BASE_RECORD
-    return BaseSpec.from_json(record.read_text()) if record.is_file() else None
 
 
 def public_base_id(declared: Declared, lookup: Callable[[str], str | None]) -> str:

@@ -25,6 +25,7 @@ from graft.hub.methods.rows import KEY
 from graft.hub.sites import Tap
 
 _CHECK_TOKENS = 24
+_LIBRARIES = {"peft": "peft", "adapterhub": "adapters"}  # a format's name on the command line, on a card
 _TOLERANCE = 1e-3  # of log-probabilities in float32
 
 
@@ -175,21 +176,18 @@ def convert(artifact: Artifact, base: Base, to: str, folder: str | Path) -> None
     config, tensors = artifact.config, dict(artifact.tensors)
     if artifact.method.name == "prefix":
         config, tensors = _moved_prefix(config, tensors, base, shifts_text=to == "peft")
-    written = artifact.method.write(config, base.spec)
-    _require_format(artifact, config, "peft" if "peft_type" in written else "adapterhub", to)
+    _require_format(artifact, config, to)
     provenance = {"format": 1, "base": artifact.provenance.get("base", {}), "parents": [{"digest": artifact.digest}]}
     save_artifact(folder, artifact.method, config, tensors, base.spec, provenance=provenance)
     if to == "adapterhub":  # the name that `adapters` looks for
         (Path(folder) / "adapter_model.safetensors").rename(Path(folder) / "adapter.safetensors")
 
 
-def _require_format(artifact: Artifact, config: Any, written: str, to: str) -> None:
-    title = artifact.method.title
-    foreign = written == "peft" and artifact.method.name in ("bitfit", "series", "parallel")
-    normed = artifact.method.name == "parallel" and config.reads == "normed"
-    if written != to or foreign or normed:
-        reason = "its parallel adapters read the un-normed stream only" if normed else "it has no place for this kind"
-        raise UnsupportedMethodError(f"{title} can't be written for {to}: {reason}.")
+def _require_format(artifact: Artifact, config: Any, to: str) -> None:
+    method = artifact.method
+    if method.library(config) != _LIBRARIES[to]:
+        kind = f"{method.title} {method.variant(config)}".strip()
+        raise UnsupportedMethodError(f"{kind} can't be written for {to}: it has no place for this kind.")
 
 
 def _moved_prefix(config: Any, tensors: Mapping[str, Tensor], base: Base, *, shifts_text: bool):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from graft.hub.base import DTYPES, load_base, record, with_id
+from graft.hub.base import DTYPES, load_base, with_id
 from graft.hub.errors import BaseModelError
-from graft.hub.spec import BaseSpec
+from graft.hub.spec import BaseSpec, record
 
 
 def import_base(

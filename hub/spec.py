@@ -7,8 +7,11 @@ and lets the hub check an artifact's tensor names and shapes without torch.
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 
 from graft.hub.arch import Parts, family_parts
+
+RECORD = "graft-base.json"  # the manifest beside the weights, left by `graft base import`
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,14 @@ class BaseSpec:
         raw = json.loads(text)
         modules = {name: ModuleSpec(**module) for name, module in raw.pop("modules").items()}
         return BaseSpec(**raw, modules=modules)
+
+
+def record(folder: str | Path, spec: BaseSpec) -> None:
+    """Write the manifest beside the weights."""
+    (Path(folder) / RECORD).write_text(spec.to_json())
+
+
+def recorded_spec(folder: str | Path) -> BaseSpec | None:
+    """The manifest beside the weights, None where there is none. Needs no weights."""
+    path = Path(folder) / RECORD
+    return BaseSpec.from_json(path.read_text()) if path.is_file() else None

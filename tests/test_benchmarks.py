@@ -120,7 +120,7 @@ def test_made_adapters_load(kind, tmp_path, llama):
     import adapters
 
     from graft.hub.artifact import load_artifact
-    from graft.hub.base import record
+    from graft.hub.spec import record
 
     record(tmp_path, llama.spec)
     first, second = adapters.make([kind], 2, tmp_path, tmp_path)

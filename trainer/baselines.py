@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from graft.hub.base import Base, describe, record
+from graft.hub.base import Base, describe
 from graft.hub.errors import GraftError
 from graft.hub.forms import Form
+from graft.hub.spec import record
 from graft.trainer.config import RunConfig
 from graft.trainer.data import Sequence, sequences_of
 from graft.trainer.learner import Learner
@@ -85,7 +86,7 @@ def train_baseline(
     Raises GraftError for options that the baseline does not have.
     """
     data = read_data(base, plan)
-    limit = min(plan.recipe.max_length or base.spec.max_positions, base.spec.max_positions)
+    limit = plan.recipe.text_limit(base.spec.max_positions)
     learner = make_baseline(base, plan, sequences_of(data.train, base.tokenizer, limit))
     (outcome,) = run_jobs(base, [Job(plan, learner, data, limit)], run or RunConfig(), watchers, resume, _save)
     return outcome

@@ -8,20 +8,20 @@ import yaml
 from graft.hub.methods import Method
 from graft.hub.spec import BaseSpec
 
-_ADAPTERHUB_KINDS = ("series", "parallel")  # their library is `adapters`; all others are PEFT's
-
 
 def model_card(name: str, method: Method, config: Any, task: str, provenance: Mapping[str, Any], spec: BaseSpec) -> str:
     """README.md of an artifact with the given provenance (graft.json)."""
-    front = yaml.safe_dump(_front_matter(name, method, task, provenance, spec), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(
+        _front_matter(name, method, config, task, provenance, spec), sort_keys=False, allow_unicode=True
+    )
     return f"---\n{front}---\n\n{_text(name, method, config, task, provenance, spec)}"
 
 
-def _front_matter(name, method, task, provenance, spec) -> dict[str, Any]:
+def _front_matter(name, method, config, task, provenance, spec) -> dict[str, Any]:
     front: dict[str, Any] = {
         "base_model": spec.id or provenance["base"]["id"],
         "base_model_relation": "adapter",
-        "library_name": "adapters" if method.name in _ADAPTERHUB_KINDS else "peft",
+        "library_name": method.library(config),
         "pipeline_tag": "text-generation",
         "tags": ["graft", method.name, f"task:{task}"],
         "datasets": [task],

@@ -96,7 +96,7 @@ def _publish(plan: Plan, outcomes: list, registry) -> None:
 def _plan_of_file(path: Path, flags: dict) -> Plan:
     given = click.get_current_context().get_parameter_source
     for name in flags:
-        if name not in ("base",) and given(name) is click.core.ParameterSource.COMMANDLINE:
+        if given(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} and --plan exclude each other: write it into the plan.")
     return read_plan(path)
 
@@ -138,8 +138,8 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
 
 def _check_early(plan: Plan) -> None:
     """Refuse bad options and bad data before torch and the weights are loaded."""
-    from graft.hub.base import recorded_spec
     from graft.hub.examples import load_examples
+    from graft.hub.spec import recorded_spec
 
     spec = recorded_spec(plan.base)
     if spec is not None:

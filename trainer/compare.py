@@ -19,7 +19,7 @@ from graft.trainer.baselines import train_baseline
 from graft.trainer.config import RunConfig
 from graft.trainer.loop import Watcher
 from graft.trainer.plan import BASELINES, AdapterPlan
-from graft.trainer.run import Outcome, read_data, train
+from graft.trainer.run import Data, Outcome, read_data, train
 from graft.trainer.scoring import Scored, score_examples
 
 BARE = "none"  # the row of the base without any training
@@ -74,7 +74,8 @@ def compare(
     if template.eval_data is None:
         raise GraftError("A comparison needs held-out data: give --eval-data.")
     base = load()
-    data, limit = read_data(base, template), base.spec.max_positions
+    data = read_data(base, template)
+    limit = template.recipe.text_limit(base.spec.max_positions)
     bare = score_examples(base, (), data.held_out, data.metric, limit)
     lines = [Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, bare.score, None, None)]
     steps = 0
@@ -83,10 +84,10 @@ def compare(
         if method in BASELINES:
             own = load()
             outcome = train_baseline(own, plan, run, watchers=watchers)
-            scored = score_examples(own, (), data.held_out, data.metric, limit) if outcome.folder else None
+            scored = score_examples(own, (), data.held_out, data.metric, outcome.limit) if outcome.folder else None
         else:
             (outcome,) = train(base, [plan], run, watchers=watchers)
-            scored = _scored_as_served(base, outcome, data, limit) if outcome.folder else None
+            scored = _scored_as_served(base, outcome, data) if outcome.folder else None
         if scored is None:
             raise GraftError(f"{method}: {outcome.stopped}.")
         steps = outcome.steps
@@ -95,9 +96,9 @@ def compare(
     return Comparison(name, template.task, data.hash, len(data.train), steps, template.recipe.seed, tuple(lines))
 
 
-def _scored_as_served(base: Base, outcome: Outcome, data, limit: int) -> Scored:
+def _scored_as_served(base: Base, outcome: Outcome, data: Data) -> Scored:
     forms = load_artifact(outcome.folder, base.spec).fold(base)
-    return score_examples(base, forms, data.held_out, data.metric, limit)
+    return score_examples(base, forms, data.held_out, data.metric, outcome.limit)
 
 
 def _line(base: Base, outcome: Outcome, scored: Scored, p: float) -> Line:

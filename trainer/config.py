@@ -41,6 +41,10 @@ class TrainConfig:
         if self.patience is not None and self.eval_every is None:
             raise GraftError("patience counts evaluations, so it needs eval_every (and evaluation data).")
 
+    def text_limit(self, room: int) -> int:
+        """Tokens of prompt and completion, where the base has `room` positions for them."""
+        return min(self.max_length or room, room)
+
 
 @dataclass(frozen=True)
 class RunConfig:

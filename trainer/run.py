@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -70,6 +70,7 @@ class Outcome:
     seconds: float  # of the training, which adapters of a run share
     tokens: int
     peak_memory_bytes: int  # of the whole run
+    limit: int  # tokens of a text, in training and in its score
     stopped: str | None
 
 
@@ -151,15 +152,9 @@ def prepare(base: Base, plan: AdapterPlan) -> Job:
     method = get_method(plan.method)
     config = method.from_options(plan.options, base.spec)
     data = read_data(base, plan)
-    room = base.spec.max_positions - _virtual(config)
-    limit = min(plan.recipe.max_length or room, room)
+    limit = plan.recipe.text_limit(base.spec.max_positions - method.virtual_tokens(config))
     sequences = sequences_of(data.train, base.tokenizer, limit)
     return Job(plan, Trainee(plan.label, method, config, plan.recipe, sequences, data.train, base), data, limit)
-
-
-def _virtual(config: Any) -> int:
-    """Positions that a soft prompt or prefix takes."""
-    return getattr(config, "tokens", 0)
 
 
 def _score(base: Base, job: Job) -> Score | None:
@@ -191,6 +186,7 @@ def _finish(base: Base, job: Job, seconds: float, peak: int, watchers, save) -> 
         seconds=seconds,
         tokens=progress.tokens,
         peak_memory_bytes=peak,
+        limit=job.limit,
         stopped=progress.stopped,
     )
     if failure:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from graft.hub.commands.shared import json_option, opened
 from graft.hub.errors import BaseModelError, GraftError
-from graft.hub.spec import BaseSpec
+from graft.hub.spec import BaseSpec, recorded_spec
 
 _recorded_in = click.option(
     "--registry",
@@ -59,7 +59,7 @@ def import_(
 @json_option
 def info(folder: Path, registry_path: Path | None, as_json: bool) -> None:
     """Show a base's id, fingerprint, parts and sizes (computed from its weights, never taken from its name)."""
-    from graft.hub.base import load_base, recorded_spec
+    from graft.hub.base import load_base
 
     if not folder.exists():
         raise BaseModelError(f"There is no folder {folder}.")

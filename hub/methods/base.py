@@ -108,6 +108,14 @@ class Method(ABC):
         """The module whose own frozen weight a tensor of the file claims to be; None for the adapter's tensors."""
         return None
 
+    def virtual_tokens(self, config: Any) -> int:
+        """Positions that the adapter takes before the text."""
+        return 0
+
+    def library(self, config: Any) -> str:
+        """Whose format `write` gives, as model cards name it: peft, adapters, or graft where no other reads it."""
+        return "peft"
+
     def variant(self, config: Any) -> str:
         """A few words that tell this config from the method's plain form; "" for the plain form."""
         return ""

@@ -37,6 +37,9 @@ class BitFit(Method):
     def neutral(self, config):
         return {"bitfit_bias": 0.0}
 
+    def library(self, config):
+        return "graft"
+
     def write(self, config, spec):
         targets = config.targets if isinstance(config.targets, str) else list(config.targets)
         return {**peft_header("BITFIT", spec), "target_modules": targets}

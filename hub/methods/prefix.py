@@ -79,8 +79,14 @@ class Prefix(Method):
         # The saved rows are flat whatever made them: PEFT must not run a projection over them again.
         return {**header, "encoder_hidden_size": config.hidden, "prefix_projection": False}
 
+    def library(self, config):
+        return "peft" if config.shifts_text else "adapters"
+
     def variant(self, config):
         return "MLP" if config.projection else ""
+
+    def virtual_tokens(self, config):
+        return config.tokens
 
     def shapes(self, config, spec):
         rows.require_room("prefix", config.tokens, spec)

@@ -50,6 +50,9 @@ class Prompt(Method):
         header = rows.peft_rows_header("PROMPT_TUNING", config.tokens, rows.width(spec), spec.num_heads, spec)
         return {**header, "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
 
+    def virtual_tokens(self, config):
+        return config.tokens
+
     def shapes(self, config, spec):
         rows.require_room("prompt", config.tokens, spec)
         return {rows.KEY: (config.tokens, rows.width(spec))}

@@ -64,6 +64,9 @@ class PTuning(Method):
     def variant(self, config):
         return config.encoder.upper()
 
+    def virtual_tokens(self, config):
+        return config.tokens
+
     def shapes(self, config, spec):
         rows.require_room("ptuning", config.tokens, spec)
         return {rows.KEY: (config.tokens, rows.width(spec))}

@@ -8,21 +8,12 @@ its last one. d is what the base adds to the stream, after a post-norm where the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from graft.hub.errors import ArtifactError, GraftError
-from graft.hub.methods import adapterhub
+from graft.hub.errors import ArtifactError
 from graft.hub.methods import bottleneck as bn
-from graft.hub.methods.base import (
-    PEFT_PREFIX,
-    TRAINING_ONLY,
-    Method,
-    option,
-    peft_header,
-    require_positive,
-    whole_numbers,
-)
-from graft.hub.methods.targets import Targets, match_modules
+from graft.hub.methods.base import TRAINING_ONLY, option, whole_numbers
+from graft.hub.methods.targets import Targets
 from graft.hub.sites import Tap, added, stream_out
 
 _SUBLAYERS = {"houlsby": ("attention", "mlp"), "pfeiffer": ("mlp",)}
@@ -40,32 +31,18 @@ class SeriesConfig:
     init: str = field(default="truncated", metadata=TRAINING_ONLY)  # | "zero": exactly the identity
 
     def __post_init__(self) -> None:
-        require_positive("series", bottleneck=self.bottleneck)
-        bn.known_activation("series", self.activation)
-        if self.placement not in (*_SUBLAYERS, "linear"):
-            raise GraftError(f"series: placement must be houlsby, pfeiffer or linear, not {self.placement!r}.")
-        if self.reads not in ("sublayer", "stream"):
-            raise GraftError(f"series: reads must be sublayer or stream, not {self.reads!r}.")
-        if self.init not in ("truncated", "zero"):
-            raise GraftError(f"series: init must be truncated or zero, not {self.init!r}.")
+        bn.check_config("series", self, (*_SUBLAYERS, "linear"), ("sublayer", "stream"))
 
 
-class Series(Method):
+class Series(bn.Bottleneck):
     name = "series"
     title = "Series adapter"
     paper = "arXiv 1902.00751"
     Config = SeriesConfig
     learning_rate = 1e-3
+    parallel = False
 
-    def recognises(self, raw):
-        if bn.is_adapterhub(raw):
-            return adapterhub.config_of(raw).get("is_parallel") is not True
-        return bn.is_llm_adapters(raw) and raw.get("use_parallel_adapter") is not True
-
-    def read(self, raw, shapes):
-        if bn.is_llm_adapters(raw):
-            return SeriesConfig(**bn.read_llm_adapters(raw, shapes))
-        config = bn.read_adapterhub(raw)
+    def read_blocks(self, config, raw, shapes):
         if not option(config, "output_adapter", bool, True):
             raise ArtifactError("AdapterHub adapters after the attention only (output_adapter=false) are not served.")
         return SeriesConfig(
@@ -77,18 +54,7 @@ class Series(Method):
             leave_out=whole_numbers(config, "leave_out"),
         )
 
-    def canonical(self, raw, name):
-        return bn.canonical_name(raw, name)
-
-    def neutral(self, config):
-        return bn.NEUTRAL
-
-    def write(self, config, spec):
-        if config.placement == "linear":
-            header = peft_header("BOTTLENECK", spec)
-            return bn.llm_adapters_config(
-                header, config.bottleneck, config.activation, config.scale, config.targets, parallel=False
-            )
+    def write_blocks(self, config, spec):
         return bn.adapterhub_config(
             spec,
             config.bottleneck,
@@ -101,58 +67,20 @@ class Series(Method):
         )
 
     def resolve(self, config, spec):
-        if config.placement != "linear" or config.targets:
-            return config
-        return replace(config, targets=(spec.parts.mlp_out.rpartition(".")[2],))
+        return bn.with_targets(config, (spec.parts.mlp_out,))
 
     def variant(self, config):
         return config.placement + (" of the stream" if config.reads == "stream" else "")
 
-    def shapes(self, config, spec):
-        shapes = {}
-        if config.placement == "linear":
-            for name in match_modules("series", config.targets, spec):
-                size = spec.modules[name].in_features if _at_input(spec, name) else spec.modules[name].out_features
-                shapes.update(bn.linear_shapes(name, config.bottleneck, size, size))
-            return shapes
-        for layer, sublayer in self._blocks(config, spec):
-            shapes.update(bn.block_shapes(bn.block_key(spec, layer, sublayer), config.bottleneck, spec.hidden_size))
-        return shapes
+    def linear_taps(self, spec, module):
+        """LLM-Adapters' rule: linears that read a sublayer's input are adapted there, its last one at its output."""
+        part = module.removeprefix(spec.parts.layers + ".").partition(".")[2]
+        tap = Tap(module, "in" if part in (*spec.parts.queries, *spec.parts.mlp_in) else "out")
+        return tap, tap
 
-    def init(self, config, context):
-        shapes = self.shapes(config, context.base.spec)
-        start = bn.init_truncated if config.init == "truncated" else bn.init_up_zero
-        return {name: value.to(context.base.device) for name, value in start(shapes, context.generator).items()}
-
-    def fold(self, config, tensors, base):
-        spec, common = base.spec, {"activation": config.activation, "scale": config.scale}
-        if config.placement == "linear":
-            forms = []
-            for name in match_modules("series", config.targets, spec):
-                tap = Tap(name, "in" if _at_input(spec, name) else "out")
-                key = f"{PEFT_PREFIX}{name}."
-                forms.append(bn.low_rank(tensors, key, infix="", reads=(tap,), adds_to=tap, **common))
-            return tuple(forms)
-        return tuple(
-            bn.low_rank(
-                tensors,
-                bn.block_key(spec, layer, sublayer),
-                infix=".0",
-                reads=stream_out(spec, layer, sublayer)
-                if config.reads == "stream"
-                else (added(spec, layer, sublayer),),
-                adds_to=added(spec, layer, sublayer),
-                **common,
-            )
-            for layer, sublayer in self._blocks(config, spec)
-        )
-
-    def _blocks(self, config, spec):
-        layers = [layer for layer in range(spec.num_layers) if layer not in config.leave_out]
-        return [(layer, sublayer) for layer in layers for sublayer in _SUBLAYERS[config.placement]]
-
-
-def _at_input(spec, module: str) -> bool:
-    """LLM-Adapters' rule: linears that read a sublayer's input are adapted there, its last one at its output."""
-    part = module.removeprefix(spec.parts.layers + ".").partition(".")[2]
-    return part in (*spec.parts.queries, *spec.parts.mlp_in)
+    def blocks(self, config, spec):
+        for layer in bn.layers_with(config, spec):
+            for sublayer in _SUBLAYERS[config.placement]:
+                stream = config.reads == "stream"
+                reads = stream_out(spec, layer, sublayer) if stream else (added(spec, layer, sublayer),)
+                yield bn.block_place(spec, layer, sublayer, reads)

@@ -123,3 +123,21 @@ def test_the_page_on_methods_names_each_with_its_learning_rate():
     for name, method in METHODS.items():
         assert f"(`{name}`)" in page
         assert f"{method.learning_rate:.0e}".replace("e-0", "e-") in page, name
+
+
+@pytest.mark.parametrize(
+    "variant, library, tokens",
+    [
+        ("lora", "peft", 0),
+        ("houlsby", "adapters", 0),
+        ("series after one linear", "graft", 0),
+        ("parallel", "graft", 0),  # reads the normed stream, which `adapters` does not
+        ("bitfit", "graft", 0),
+        ("prefix", "peft", 6),
+        ("prefix beside the text", "adapters", 2),
+    ],
+)
+def test_the_library_that_reads_it_and_the_positions_it_takes(variant, library, tokens):
+    c = case("llama", variant)
+    assert c.method.library(c.config) == library
+    assert c.method.virtual_tokens(c.config) == tokens

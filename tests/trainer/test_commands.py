@@ -101,8 +101,9 @@ def test_wrong_usage_exits_2(base_folder, data, tmp_path):
     assert graft("train", "--no-such-flag").exit_code == 2
     plan = tmp_path / "plan.toml"
     plan.write_text("base = 'x'")
-    clash = graft("train", "--plan", plan, "--method", "lora")
-    assert clash.exit_code == 2 and "exclude each other" in clash.stderr
+    for flag in ("--method", "--base"):
+        clash = graft("train", "--plan", plan, flag, "lora")
+        assert clash.exit_code == 2 and f"{flag} and --plan exclude each other" in clash.stderr
     flags = ["--base", base_folder, "--method", "lora", "--data", data, "--out", tmp_path / "out", "--set", "r"]
     assert graft("train", *flags).exit_code == 2
 

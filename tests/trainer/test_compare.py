@@ -6,9 +6,11 @@ import pytest
 
 from graft.hub.artifact import load_artifact
 from graft.hub.base import load_base
+from graft.trainer.compare import compare
 from graft.trainer.config import RunConfig, TrainConfig
 from graft.trainer.estimate import estimate, full_fine_tuning, lengths_of
 from graft.trainer.plan import AdapterPlan
+from graft.trainer.scoring import score_examples
 from tests.trainer.cases import ALL
 from tests.trainer.test_commands import FAST, graft
 
@@ -28,6 +30,23 @@ def test_the_table_of_the_literature(base_folder, data, held_out, tmp_path):
     table = (out / "compare.md").read_text()
     assert "| LoRA |" in table and "| bare base |" in table and table in done.stdout
     assert (out / "compare.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("max_length, limits", [(None, [256, 256, 236, 256]), (100, [100, 100, 100, 100])])
+def test_every_method_is_scored_with_the_length_it_was_trained_with(
+    base_folder, data, held_out, tmp_path, monkeypatch, max_length, limits
+):
+    seen = []
+
+    def scoring(base, forms, examples, metric, limit):
+        seen.append(limit)
+        return score_examples(base, forms, examples, metric, limit)
+
+    monkeypatch.setattr("graft.trainer.compare.score_examples", scoring)
+    recipe = TrainConfig(steps=1, max_length=max_length)
+    template = AdapterPlan("", data, tmp_path / "out", eval_data=held_out, recipe=recipe)
+    compare(lambda: load_base(base_folder, device="cpu"), ["lora", "prompt", "last-layers"], template, RunConfig())
+    assert seen == limits  # the bare base first; a prompt's 20 virtual tokens take room
 
 
 def test_a_comparison_refuses_what_it_cannot_train(base_folder, data, held_out, tmp_path):
