@@ -121,14 +121,13 @@ def audit(db: Database, who: str, action: str, subject: str, detail: str = "") -
 
 def secret(db: Database, purpose: str) -> bytes:
     """A random key that stays the registry's own (signed uploads, sessions); made when first asked for."""
-    with writing(db):
-        db.execute(
-            "INSERT OR IGNORE INTO settings (key, value) VALUES (?, ?)",
-            [f"secret.{purpose}", secrets.token_hex(32)],
-        )
-    return bytes.fromhex(
-        db.execute("SELECT value FROM settings WHERE key = ?", [f"secret.{purpose}"]).fetchone()["value"]
-    )
+    key = f"secret.{purpose}"
+    row = db.execute("SELECT value FROM settings WHERE key = ?", [key]).fetchone()
+    if row is None:
+        with writing(db):
+            db.execute("INSERT OR IGNORE INTO settings (key, value) VALUES (?, ?)", [key, secrets.token_hex(32)])
+        row = db.execute("SELECT value FROM settings WHERE key = ?", [key]).fetchone()
+    return bytes.fromhex(row["value"])
 
 
 def token_hash(token: str) -> str:

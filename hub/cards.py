@@ -11,8 +11,18 @@ import yaml
 from graft.hub.errors import ArtifactError
 
 MAX_CARD_CHARS = 1 << 20
+MAX_FRONT_MATTER_CHARS = 1 << 16
 TASK_PREFIX = "task:"
 UNTASKED = "untasked"
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases: ten lines of them can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read, write the value out")
+        return super().compose_node(parent, index)
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:
@@ -25,9 +35,14 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
     head, dashes, body = text[4:].partition("\n---")
     if not dashes:
         raise ArtifactError("README.md opens its front matter with '---' and never closes it: add a second '---' line.")
+    if len(head) > MAX_FRONT_MATTER_CHARS:
+        raise ArtifactError(
+            f"README.md's front matter has {len(head):,} characters; at most {MAX_FRONT_MATTER_CHARS:,} are read: "
+            "move what is long below it."
+        )
     try:
-        found = yaml.safe_load(head)
-    except yaml.YAMLError as error:
+        found = yaml.load(head, _Plain)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ArtifactError(f"README.md's front matter is not valid YAML: {error}") from None
     if found is not None and not isinstance(found, dict):
         raise ArtifactError("README.md's front matter must be a YAML mapping, such as `license: apache-2.0`.")

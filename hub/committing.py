@@ -11,7 +11,7 @@ from sqlite_utils import Database
 from graft.hub import catalog, records, refs, repos, scores
 from graft.hub.access import OWNER, audit
 from graft.hub.clock import now
-from graft.hub.commits import Change, Put, changed, commit_id
+from graft.hub.commits import Change, Put, Tree, changed, commit_id
 from graft.hub.errors import ConflictError, ForbiddenError, RepoNotFoundError, StaleParentError
 from graft.hub.proof import Proven, prove
 from graft.hub.records import Repo, Revision
@@ -48,8 +48,7 @@ def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
         head = _head(db, intent)
         if intent.parent is not None and head != intent.parent:
             return _repeated(db, blobs, intent, head)
-        tree = changed({} if intent.replace else records.tree(db, head), intent.changes)
-        proven = prove(db, blobs, tree)
+        proven = prove(db, blobs, _tree(db, intent, head))
         with writing(db):
             if _head(db, intent) == head:
                 return _record(db, blobs, intent, head, proven)
@@ -75,11 +74,16 @@ def _head(db: Database, intent: Intent) -> str | None:
     return records.branch_head(db, repo, intent.branch)
 
 
+def _tree(db: Database, intent: Intent, parent: str | None) -> Tree:
+    """What the commit makes of `parent`'s files."""
+    return changed({} if intent.replace else records.tree(db, parent), intent.changes)
+
+
 def _repeated(db: Database, blobs: BlobStore, intent: Intent, head: str | None) -> Revision:
     """The answer to a commit whose parent isn't the head: the head, if it is this commit come a second time."""
     latest = records.revision(db, head) if head else None
     if latest is not None and latest.parent == intent.parent:
-        tree = prove(db, blobs, changed(records.tree(db, intent.parent), intent.changes)).tree
+        tree = prove(db, blobs, _tree(db, intent, intent.parent)).tree
         if tree == records.tree(db, head):
             return latest
     raise StaleParentError(

@@ -164,11 +164,11 @@ def writing(db: Database) -> Iterator[None]:
         db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            db.execute("COMMIT")
         except BaseException:
             if db.conn.in_transaction:  # a full disk makes SQLite roll back by itself
                 db.execute("ROLLBACK")
             raise
-        db.execute("COMMIT")
 
 
 def migrate(db: Database) -> None:

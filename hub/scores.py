@@ -6,7 +6,6 @@ apart as 'self-reported'.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from graft.hub.schema import writing
 from graft.hub.store import BlobStore
 
 SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
+MAX_NUMBER = 2**53  # whole numbers up to here are the same in JSON, in a double and in SQLite
 LOWER_IS_BETTER = frozenset(("perplexity", "loss", "nll", "wer", "cer"))
 
 
@@ -101,8 +101,8 @@ def read_evaluation(raw: Mapping[str, Any]) -> dict[str, Any]:
         if key not in _FIELDS:
             raise GraftError(f"An evaluation has no field {key!r}: it has {', '.join(_FIELDS)}.")
         wrong_kind = isinstance(value, bool) or not isinstance(value, _FIELDS[key])
-        if wrong_kind or (isinstance(value, float) and not math.isfinite(value)):
-            raise GraftError(f"{key!r} must be of kind {_FIELDS[key][-1].__name__}, not {value!r}.")
+        if wrong_kind or (not isinstance(value, (str, dict)) and not abs(value) < MAX_NUMBER):
+            raise GraftError(f"{key!r} must be a finite {_FIELDS[key][-1].__name__}, not {value!r}.")
     return given
 
 

@@ -116,7 +116,10 @@ class BlobStore:
         try:
             return self.path(sha256).open("rb")
         except FileNotFoundError:
-            raise DamagedBlobError(f"Blob {sha256} is missing from {self.folder}: restore it from a backup.") from None
+            raise self._missing(sha256) from None
+
+    def _missing(self, sha256: str) -> DamagedBlobError:
+        return DamagedBlobError(f"Blob {sha256} is missing from {self.folder}: restore it from a backup.")
 
     def read(self, sha256: str) -> bytes:
         with self.open(sha256) as stream:
@@ -175,7 +178,10 @@ class BlobStore:
             for path, sha256 in tree.items():
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(self.path(sha256), target)
+                try:
+                    os.link(self.path(sha256), target)
+                except FileNotFoundError:
+                    raise self._missing(sha256) from None
             yield folder
 
 

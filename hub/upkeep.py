@@ -90,6 +90,9 @@ def collect(registry: Registry, grace_s: float = GRACE_S) -> Collected:
     with writing(db):
         revisions = _forget_deleted(registry, before)
         db.execute(f"DELETE FROM blobs WHERE created_at <= ? AND sha256 NOT IN ({REFERRED})", [before])
+    # Only once that is on disk may files go: a crash here leaves garbage, before it a row without its blob. The lock is
+    # taken anew, and the names read anew, since a publisher may have come between with some of the same bytes.
+    with writing(db):
         known = {row["sha256"] for row in db.execute("SELECT sha256 FROM blobs")}
         doomed = [name for name in blobs.names() if name not in known and blobs.age_s(name) >= grace_s]
         freed = sum(blobs.remove(name) for name in doomed)

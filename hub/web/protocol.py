@@ -69,11 +69,24 @@ def body() -> dict[str, Any]:
     return found
 
 
+def body_if_any() -> dict[str, Any]:
+    """As `body`, for a request that may come without one."""
+    return body() if request.get_data() else {}
+
+
 def text_field(found: dict[str, Any], key: str, default: str | None = None) -> str:
     """A string of a JSON body. Raises GraftError when it is missing or of another kind."""
     value = found.get(key, default)
     if not isinstance(value, str):
         raise GraftError(f"The field {key!r} must be a string.")
+    return value
+
+
+def count_field(found: dict[str, Any], key: str) -> int:
+    """A whole number of a JSON body, 0 or more. Raises GraftError when it is missing or of another kind."""
+    value = found.get(key)
+    if type(value) is not int or value < 0:
+        raise GraftError(f"The field {key!r} must be a whole number, 0 or more.")
     return value
 
 
@@ -222,7 +235,7 @@ def tree(namespace: str, name: str, revision: str, path: str = "") -> Response:
 @blueprint.post(f"{MODEL}/paths-info/<revision>")
 def paths_info(namespace: str, name: str, revision: str) -> Response:
     files = registry().files(_revision(readable(namespace, name), revision).id)
-    given = request.form if request.form else request.get_json(silent=True) or {}
+    given = request.form or body_if_any()
     paths = request.form.getlist("paths") if request.form else texts(given.get("paths"))
     wanted, expand = {path.strip("/") for path in paths}, str(given.get("expand", "")).lower() in ("true", "1")
     folders = [folder for folder in _folders(files, "") if folder["path"] in wanted]
@@ -273,8 +286,7 @@ def create_tag(namespace: str, name: str, revision: str) -> Response:
 @blueprint.post(f"{MODEL}/branch/<branch>")
 def create_branch(namespace: str, name: str, branch: str) -> Response:
     repo = writable(namespace, name)
-    found = request.get_json(silent=True, force=True) or {}
-    start = text_field(found, "startingPoint", "main")
+    start = text_field(body_if_any(), "startingPoint", "main")
     registry().create_ref(repo.name, "branch", unquoted(branch), start, user=caller().name)
     return jsonify({})
 

@@ -31,7 +31,7 @@ from graft.hub.commits import (
 )
 from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, TooLargeError
 from graft.hub.web.context import caller, endpoint, expect_files, registry, unquoted
-from graft.hub.web.protocol import MODEL, body, text_field, writable
+from graft.hub.web.protocol import MODEL, body, count_field, text_field, writable
 
 blueprint = Blueprint("uploads", __name__)
 
@@ -73,10 +73,9 @@ def preupload(namespace: str, name: str, revision: str) -> Response:
 def _preuploaded(file: Any, known: dict[str, str]) -> dict[str, Any]:
     if not isinstance(file, dict):
         raise GraftError("Each of 'files' must be an object with path, size and sample.")
-    path, size = text_field(file, "path"), file.get("size", 0)
+    path, size = text_field(file, "path"), count_field(file, "size")
     check_path(path)
-    if isinstance(size, int):
-        check_size(path, size)
+    check_size(path, size)
     check_start(path, _decoded(path, text_field(file, "sample", "")))
     found: dict[str, Any] = {"path": path, "uploadMode": "regular", "shouldIgnore": False}
     return found | ({"oid": known[path]} if path in known else {})
@@ -191,9 +190,9 @@ def lfs_batch(namespace: str, name: str) -> Response:
 
 
 def _lfs_object(item: Any, namespace: str, name: str) -> dict[str, Any]:
-    if not isinstance(item, dict) or not isinstance(item.get("size"), int):
+    if not isinstance(item, dict):
         raise GraftError("Each of 'objects' must be an object with oid and size.")
-    oid, size = text_field(item, "oid"), item["size"]
+    oid, size = text_field(item, "oid"), count_field(item, "size")
     registry().blobs.path(oid)  # refuses what is no sha256
     if size > MAX_FILE_BYTES:
         return {

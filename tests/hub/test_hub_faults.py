@@ -6,6 +6,7 @@ The promise each time: what was acknowledged is there, what wasn't is not half t
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,10 +18,11 @@ import httpx
 import pytest
 
 from graft.hub import upkeep
-from graft.hub.access import create_token
+from graft.hub.access import create_token, secret
 from graft.hub.commits import Put
 from graft.hub.errors import ConflictError
 from graft.hub.registry import Registry
+from graft.hub.schema import writing
 
 WRITER = """
 import sys
@@ -232,3 +234,38 @@ def test_broken_commit_lines_are_refused(hub: str, registry: Registry, adapter: 
     registry.publish(adapter, "ann/news")
     reply = httpx.post(f"{hub}/api/models/ann/news/commit/main", content=bad)
     assert reply.status_code == 400 and reply.json()["error"]
+
+
+def test_files_go_only_after_their_rows(registry: Registry, adapter: Path, monkeypatch) -> None:
+    """A crash between the two leaves garbage, never a row whose bytes are gone."""
+    registry.publish(adapter, "ann/news")
+    registry.delete_repo("ann/news")
+
+    def crash(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr("graft.hub.store.BlobStore.remove", crash)
+    with pytest.raises(RuntimeError):
+        upkeep.collect(registry, grace_s=0)
+    monkeypatch.undo()
+    assert registry.db.execute("SELECT count(*) FROM blobs").fetchone()[0] == 0
+    require_sound(registry)
+
+
+def test_a_commit_that_fails_leaves_no_transaction_open(registry: Registry) -> None:
+    """What is deferred to the commit fails there: an open transaction would lock every other writer out."""
+    registry.db.execute("CREATE TABLE one (id INTEGER PRIMARY KEY)")
+    registry.db.execute("CREATE TABLE two (id INTEGER REFERENCES one(id) DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(sqlite3.IntegrityError), writing(registry.db):
+        registry.db.execute("INSERT INTO two VALUES (1)")
+    assert not registry.db.conn.in_transaction
+    registry.create_repo("ann/news")
+
+
+def test_reading_a_secret_takes_no_lock(registry: Registry) -> None:
+    made = secret(registry.db, "lfs")
+    other = sqlite3.connect(registry.path, timeout=0)
+    other.execute("BEGIN IMMEDIATE")
+    registry.db.execute("PRAGMA busy_timeout = 0")
+    assert secret(registry.db, "lfs") == made
+    other.rollback()

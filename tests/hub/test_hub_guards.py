@@ -6,6 +6,7 @@ from werkzeug.test import Client
 
 from graft.hub.access import create_token, first_admin
 from graft.hub.cli import main
+from graft.hub.commits import Put
 from graft.hub.registry import Registry
 from graft.hub.web import security
 from graft.hub.web.app import create_app
@@ -75,3 +76,23 @@ def test_only_uploads_may_be_large(client: Client, registry: Registry) -> None:
     task = {"metric": "accuracy", "data": '{"prompt": "a", "completion": "b"}\n' * 150_000}
     assert client.put("/api/tasks/big", json=task, headers=token).status_code == 200
     assert client.put("/api/tasks/big", json=task).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/api/models/ann/x/paths-info/main", ["a"]),
+        ("/api/models/ann/x/branch/b", ["a"]),
+        ("/api/evaluations", {"task": "t", "data_hash": "0", "metric": "accuracy", "value": 10**30, "n": 1}),
+        ("/api/evaluations", {"task": "t", "data_hash": "0", "metric": "accuracy", "value": 1, "n": 2**63}),
+        ("/ann/x.git/info/lfs/objects/batch", {"operation": "upload", "objects": [{"oid": "0" * 64, "size": -1}]}),
+        ("/ann/x.git/info/lfs/objects/batch", {"operation": "upload", "objects": [{"oid": "0" * 64, "size": True}]}),
+        ("/api/models/ann/x/preupload/main", {"files": [{"path": "a.txt", "size": -1}]}),
+    ],
+)
+def test_bodies_of_the_wrong_kind_are_the_callers_mistake(registry: Registry, path: str, sent: object) -> None:
+    client = create_app(registry).test_client()
+    note = Put("a.txt", registry.blobs.put_bytes(b"a"))
+    registry.commit("ann/x", [note], title="x", create=True)
+    reply = client.post(path, json=sent)
+    assert reply.status_code == 400 and reply.json["error"], reply.text

@@ -1,5 +1,6 @@
 """The registry from its Python side: publishing, finding, promoting, ranking, and what it refuses."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from graft.hub.errors import (
 )
 from graft.hub.registry import Registry
 
+LAUGHS = (
+    "---\na: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefgh")) + "---\n"
+)
 EVAL_SET = b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
 
 
@@ -107,6 +111,9 @@ def test_a_stale_parent_is_refused_and_a_repeated_commit_is_not(
     change = [Put("note.txt", registry.store_file("note.txt", note))]
     second = registry.commit("ann/news", change, title="note", parent=first.id)
     assert registry.commit("ann/news", change, title="note", parent=first.id) == second
+    third = registry.commit("ann/news", change, title="only that", parent=second.id, replace=True)
+    assert registry.commit("ann/news", change, title="only that", parent=second.id, replace=True) == third
+    assert list(registry.tree(third.id)) == ["note.txt"]
     note.write_text("two")
     other = [Put("note.txt", registry.store_file("note.txt", note))]
     with pytest.raises(StaleParentError, match="moved on"):
@@ -200,11 +207,21 @@ def test_a_base_beside_its_weights_is_recorded_on_the_way(tmp_path: Path, lora_f
         (lambda f, make: (f / "extra.bin").write_bytes(b"x"), ArtifactError, "extra.bin can't be published"),
         (lambda f, make: (f / "a.json").write_bytes(b"\x80\x04x"), ArtifactError, "pickle"),
         (lambda f, make: (f / "link.txt").symlink_to("/etc/passwd"), ArtifactError, "symbolic link"),
-        (lambda f, make: (f / "adapter_config.json").write_text("{"), ArtifactError, "not JSON"),
+        (lambda f, make: (f / "adapter_config.json").write_text("{"), ArtifactError, "not valid JSON"),
         (lambda f, make: (f / "adapter_config.json").unlink(), ArtifactError, "holds no adapter_config.json"),
         (lambda f, make: (f / "README.md").write_text("---\na: ["), ArtifactError, "never closes"),
         (lambda f, make: (f / "README.md").write_text("---\na: [\n---\n"), ArtifactError, "not valid YAML"),
-        (lambda f, make: (f / "README.md").write_bytes(b"\xff\xfe"), ArtifactError, "UTF-8"),
+        (lambda f, make: (f / "README.md").write_bytes(b"\xff\xfe"), ArtifactError, "can't be read as text"),
+        (lambda f, make: (f / "README.md").write_text(LAUGHS), ArtifactError, "aliases"),
+        (lambda f, make: (f / "README.md").write_text(f"---\na: {'[' * 9999}\n---\n"), ArtifactError, "not valid YAML"),
+        (
+            lambda f, make: (f / "README.md").write_text(f"---\na: {'x' * 99999}\n---\n"),
+            ArtifactError,
+            "at most 65,536",
+        ),
+        (lambda f, make: (f / "README.md").write_bytes(b" " * (5 << 20)), ArtifactError, "larger than 4 MiB"),
+        (lambda f, make: (f / "adapter_config.json").write_bytes(b" " * (5 << 20)), ArtifactError, "larger than 4 MiB"),
+        (lambda f, make: (f / "graft.json").write_bytes(b" " * (5 << 20)), ArtifactError, "larger than 4 MiB"),
         (lambda f, make: make(f, fingerprint="e" * 64, base="/nowhere"), ArtifactError, "graft base import"),
         (
             lambda f, make: (f / "adapter_model.safetensors").write_bytes(
