@@ -225,22 +225,26 @@ def _attend_plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scaling: float,
     return (weights.view(B, kv_heads, -1, S) @ v).view(B, heads, T, D)
 
 
-class _Recording(PackedAttention):
-    """Attention over one sequence that keeps every layer's keys and values."""
+class RecordingAttention(PackedAttention):
+    """Packed attention that keeps every layer's new keys and values."""
 
-    def __init__(self, length: int, device: torch.device):
-        super().__init__([length], None, device)
-        self.layers: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, lengths: Sequence[int], prefixes: Sequence[CacheRows | None] | None, device: torch.device):
+        super().__init__(lengths, prefixes, device)
+        self._layers: list[tuple[Tensor, Tensor]] = []
 
     def attend(self, layer, query, key, value, *, scaling, window, softcap):
-        self.layers.append((key, value))
+        self._layers.append((key, value))
         return super().attend(layer, query, key, value, scaling=scaling, window=window, softcap=softcap)
+
+    def recorded(self) -> tuple[Tensor, Tensor]:
+        """(keys, values) of all rows of the pass, each [L, T, kv_heads, D]."""
+        keys, values = (torch.stack(layers) for layers in zip(*self._layers, strict=True))
+        return keys, values
 
 
 def cache_rows(base: Base, rows: Tensor, step: Step | None = None) -> CacheRows:
     """What a cache holds after `rows` [P, H] have run through `base` alone, from position 0."""
-    recording = _Recording(rows.shape[0], rows.device)
+    recording = RecordingAttention([rows.shape[0]], None, rows.device)
     positions = torch.arange(rows.shape[0], device=rows.device)
     base.forward(rows.to(base.dtype), positions, recording, step, positions[-1:])
-    keys, values = (torch.stack(layers) for layers in zip(*recording.layers, strict=True))
-    return CacheRows(keys, values, text_start=rows.shape[0])
+    return CacheRows(*recording.recorded(), text_start=rows.shape[0])

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
-from graft.hub.errors import DataError, GraftError
-from graft.hub.examples import Example, cut_left, encode_completion, encode_prompt
+from graft.hub.errors import GraftError
+from graft.hub.examples import Example
 from graft.hub.metrics import Metric, Score, paired_p, score
+from graft.hub.scoring import label_groups, named, text_of, text_prompts
 from graft.server.engine import Engine
 from graft.server.requests import Finished, Request, Scored, Served, Started, Stream
 from graft.server.sampling import Sampling, Token
 
-_LONGER = 1.5  # a generation may be so much longer than the longest reference
 _AHEAD = 512  # requests submitted and not answered yet
 
 
@@ -62,7 +62,7 @@ def evaluate(
 ) -> Evaluation:
     """Score `models` and the bare base. `progress(done, total)` counts requests.
 
-    Raises DataError where the metric needs labels and an example has none.
+    Raises DataError naming an example that lacks labels the metric needs, or has no room for its prompt.
     """
     began = time.monotonic()
     served, failed = _loaded(engine, models)
@@ -101,37 +101,25 @@ def _room(engine: Engine) -> int:
 
 def _label_jobs(engine: Engine, systems: Sequence[str | None], examples: Sequence[Example]) -> list[_Job]:
     """Labels that differ in their last id only are one request: the ids before it, then all the last ones."""
-    tokenizer, room, jobs = engine.base.tokenizer, _room(engine), []
+    room, jobs = _room(engine), []
     for index, example in enumerate(examples):
-        if not example.labels:
-            raise DataError(f'Evaluation example {index + 1} has no "labels", which the metric chooses from.')
-        encoded = {label: encode_completion(label, tokenizer) for label in example.labels}
-        # all labels of an example follow the same prompt, cut for the longest and for the EOS that training adds
-        prompt = cut_left(encode_prompt(example.prompt, tokenizer), room - 1 - max(map(len, encoded.values())))
-        groups: dict[tuple[int, ...], list[tuple[str, int]]] = {}
-        for label, ids in encoded.items():
-            groups.setdefault(tuple(ids[:-1]), []).append((label, ids[-1]))
-        for before, labels in groups.items():
+        for group in label_groups(example, engine.base.tokenizer, room, named(index)):
             request = Request(
-                prompt=(*prompt, *before),
+                prompt=(*group.prompt, *group.before),
                 max_tokens=0,
-                score_from=len(prompt) if before else None,
-                score_next=tuple(id for _, id in labels),
+                score_from=len(group.prompt) if group.before else None,
+                score_next=tuple(group.last.values()),
             )
-            places = tuple((label, place) for place, (label, _) in enumerate(labels))
+            places = tuple((label, place) for place, label in enumerate(group.last))
             jobs += [_Job(model, index, replace(request, model=model), places) for model in systems]
     return jobs
 
 
 def _text_jobs(engine: Engine, systems: Sequence[str | None], examples: Sequence[Example]) -> list[_Job]:
-    """Greedy completions up to EOS, at most half as long again as the longest reference."""
-    tokenizer, room = engine.base.tokenizer, _room(engine)
-    longest = max(len(encode_completion(example.completion, tokenizer)) for example in examples)
-    new = min(int(longest * _LONGER) + 1, room - 1)
+    prompts, new_tokens = text_prompts(examples, engine.base.tokenizer, _room(engine))
     jobs = []
-    for index, example in enumerate(examples):
-        prompt = cut_left(encode_prompt(example.prompt, tokenizer), room - new)
-        request = Request(prompt=tuple(prompt), max_tokens=new, sampling=Sampling(temperature=0))
+    for index, prompt in enumerate(prompts):
+        request = Request(prompt=prompt, max_tokens=new_tokens, sampling=Sampling(temperature=0))
         jobs += [_Job(model, index, replace(request, model=model)) for model in systems]
     return jobs
 
@@ -193,4 +181,4 @@ def _best_label(jobs: Sequence[_Job]) -> str:
 def _text(engine: Engine, jobs: Sequence[_Job]) -> str:
     (job,) = jobs
     ids = [token.id for token in job.drawn if token.id not in engine.ends]
-    return engine.base.tokenizer.decode(ids, skip_special_tokens=True)
+    return text_of(ids, engine.base.tokenizer)

@@ -20,8 +20,8 @@ from graft.hub.cards import UNTASKED, split_card, task_of
 from graft.hub.errors import GraftError
 from graft.hub.forms import CacheRows, Form, InputRows, LowRank
 from graft.hub.inspection import CARD, read_text
+from graft.hub.probe import Probe
 from graft.server.library import Library, Location
-from graft.server.probe import Probe, read_probe
 from graft.server.requests import BrokenError, CapacityError, ClosedError, Served
 from graft.server.runner import at, detours, form_bytes
 
@@ -232,7 +232,7 @@ class Loader:
             task=task,
             detours=detours(forms),
             rows=rows[0] if rows else None,
-            probe=read_probe(artifact.probe, self._base.spec.vocab_size),
+            probe=Probe.from_json(artifact.probe, self._base.spec.vocab_size) if artifact.probe is not None else None,
             bytes=size,
             seconds=time.monotonic() - began,
         )

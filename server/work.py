@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from graft.hub.errors import ArtifactError, GraftError
+from graft.hub.probe import ProbeSequence
 from graft.server.loader import Loaded
 from graft.server.metrics import Metrics
-from graft.server.probe import ProbeSequence, difference
+from graft.server.probe import difference, tolerance
 from graft.server.requests import EngineError, Finished, Request, Scored, Served, Started, Stream
 from graft.server.residency import Resident
 from graft.server.sampling import Draw, Token, generator_for, score
@@ -214,7 +215,7 @@ def probe_jobs(resident: Resident, dtype: torch.dtype, done: Callable[[GraftErro
         if len(found) == len(probe.sequences):
             done(next((wrong for wrong in found if wrong is not None), None))
 
-    return [ProbeJob(resident, one, probe.tolerance(dtype), one_done) for one in probe.sequences]
+    return [ProbeJob(resident, one, tolerance(probe, dtype), one_done) for one in probe.sequences]
 
 
 def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:

@@ -4,10 +4,11 @@ Built from the packed attention's own parts (what was seen so far is a prefix), 
 The server generates for requests; this only answers evaluation prompts.
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
-from graft.hub.attention import PackedAttention
+import torch
+
+from graft.hub.attention import RecordingAttention
 from graft.hub.base import Base
 from graft.hub.detours import Rows, Stack, Step
 from graft.hub.forms import CacheRows, Form
@@ -16,7 +17,7 @@ _BATCH = 64  # sequences generated together
 
 
 def generate(
-    base: Base, forms: tuple[Form, ...], prompts: list[list[int]], new_tokens: int, end: int
+    base: Base, forms: tuple[Form, ...], prompts: Sequence[Sequence[int]], new_tokens: int, end: int
 ) -> list[list[int]]:
     """Greedy continuations without `end`, at most `new_tokens` each. `forms` as served: no input rows."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -60,29 +61,18 @@ def _advance(base, stack: Stack, inputs, positions, seen) -> tuple[list[int], li
         lm_head=base.spec.parts.lm_head,
         logit_rows=Rows(0, (len(inputs),)),
     )
-    attention = _Recording(lengths, seen, device)
+    attention = RecordingAttention(lengths, seen, device)
     logits = base.forward(rows, at.to(device), attention, step, last.to(device))
-    return logits.argmax(dim=-1).tolist(), attention.grown(seen, lengths)
+    return logits.argmax(dim=-1).tolist(), _grown(attention, seen, lengths)
 
 
-class _Recording(PackedAttention):
-    """Packed attention that keeps every layer's new keys and values."""
-
-    def __init__(self, lengths, prefixes, device):
-        super().__init__(lengths, prefixes, device)
-        self._layers: list[tuple[Tensor, Tensor]] = []
-
-    def attend(self, layer, query, key, value, **options):
-        self._layers.append((key, value))
-        return super().attend(layer, query, key, value, **options)
-
-    def grown(self, seen: list[CacheRows | None], lengths: list[int]) -> list[CacheRows]:
-        """What each sequence had seen, and the new rows behind it."""
-        keys, values = (torch.stack(layers) for layers in zip(*self._layers, strict=True))  # [L, T, kv_heads, D]
-        made = []
-        for old, key, value in zip(seen, keys.split(lengths, dim=1), values.split(lengths, dim=1), strict=True):
-            if old is not None:
-                key = torch.cat([old.keys.to(key.dtype), key], dim=1)
-                value = torch.cat([old.values.to(value.dtype), value], dim=1)
-            made.append(CacheRows(key, value, text_start=0))
-        return made
+def _grown(attention: RecordingAttention, seen: list[CacheRows | None], lengths: list[int]) -> list[CacheRows]:
+    """What each sequence had seen, and the new rows behind it."""
+    keys, values = attention.recorded()
+    made = []
+    for old, key, value in zip(seen, keys.split(lengths, dim=1), values.split(lengths, dim=1), strict=True):
+        if old is not None:
+            key = torch.cat([old.keys.to(key.dtype), key], dim=1)
+            value = torch.cat([old.values.to(value.dtype), value], dim=1)
+        made.append(CacheRows(key, value, text_start=0))
+    return made

@@ -15,10 +15,10 @@ from graft.hub.base import Base
 from graft.hub.metrics import Score
 from graft.trainer.checkpointing import recomputing
 from graft.trainer.config import RunConfig
+from graft.trainer.cross_entropy import cross_entropy
 from graft.trainer.data import Pack, Sequence, passes
 from graft.trainer.learner import Learner
 from graft.trainer.passes import running
-from graft.trainer.surprise import surprise
 
 
 class Watcher(Protocol):
@@ -77,7 +77,7 @@ def _one_pass(
     forms = [learners[i].forms(base) for i in present]
     pack = Pack(tuple(tuple(part[i]) for i in present))
     with running(base, pack, forms, [learners[i].dropout for i in present]) as (logits, rows):
-        values = surprise(logits, rows.targets).split(rows.logit_counts)
+        values = cross_entropy(logits, rows.targets).split(rows.logit_counts)
         # the mean over an adapter's completion tokens of the whole step, whatever the passes
         shares = [own.sum() / learned[i] for i, own in zip(present, values, strict=True)]
         torch.stack(shares).sum().backward()

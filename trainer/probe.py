@@ -3,12 +3,11 @@
 Sequences are drawn from the vocabulary, so that no training text leaves the house with an artifact.
 """
 
-from typing import Any
-
 import torch
 
 from graft.hub.base import DTYPES, Base
 from graft.hub.forms import Form
+from graft.hub.probe import Probe, ProbeSequence
 from graft.trainer.data import Pack, Sequence
 from graft.trainer.passes import running, served
 
@@ -17,7 +16,7 @@ _TOP = 5
 _SEED = 1234
 
 
-def make_probe(base: Base, forms: tuple[Form, ...]) -> dict[str, Any]:
+def make_probe(base: Base, forms: tuple[Form, ...]) -> Probe:
     """Top log-probabilities after the last token of each sequence, in the base's dtype, as the adapter is served."""
     generator = torch.Generator().manual_seed(_SEED)
     texts = [torch.randint(base.spec.vocab_size, (length,), generator=generator).tolist() for length in _LENGTHS]
@@ -26,10 +25,5 @@ def make_probe(base: Base, forms: tuple[Form, ...]) -> dict[str, Any]:
     with torch.no_grad(), running(base, pack, [served(base, forms)]) as (logits, _):
         top = logits.float().log_softmax(dim=-1).topk(_TOP, dim=-1)
     (dtype,) = [name for name, kind in DTYPES.items() if kind == base.dtype]
-    return {
-        "dtype": dtype,
-        "sequences": [
-            {"tokens": tokens, "top_tokens": ids, "top_logprobs": values}
-            for tokens, ids, values in zip(texts, top.indices.tolist(), top.values.tolist(), strict=True)
-        ],
-    }
+    found = zip(texts, top.indices.tolist(), top.values.tolist(), strict=True)
+    return Probe(dtype, tuple(ProbeSequence(tuple(ids), tuple(best), tuple(values)) for ids, best, values in found))

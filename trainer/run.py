@@ -206,7 +206,7 @@ def _save(base: Base, job: Job, outcome: Outcome) -> None:
     forms = Artifact(trainee.method, trainee.config, tensors, "", {}).fold(base)  # refuses one without effect
     provenance = provenance_of(base, plan, trainee, job.data, outcome)
     provenance["parameters"] = sum(tensor.numel() for tensor in tensors.values())
-    provenance["probe"] = make_probe(base, forms)
+    provenance["probe"] = make_probe(base, forms).to_json()
     card = model_card(plan.label, trainee.method, trainee.config, plan.task, provenance, base.spec)
     save_artifact(plan.out, trainee.method, trainee.config, tensors, base.spec, provenance=provenance, card=card)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from graft.hub.attention import PackedAttention
+from graft.hub.errors import DataError
 from graft.hub.examples import Example
 from graft.hub.metrics import METRICS
 from graft.server.engine import Engine
@@ -49,6 +50,14 @@ def test_an_adapter_that_can_not_be_served_is_named_and_the_others_go_on(llama, 
         found = evaluate(engine, ["good", "cut"], examples(3), METRICS["accuracy"])
     assert [system.model for system in found.systems] == [None, "good"]
     assert "cut off" in found.failed["cut"]
+
+
+def test_an_example_without_room_for_its_prompt_is_named_before_anything_runs(llama):
+    crowded = Example("short", " yes", (" yes", " " + "o" * 300))
+    asked = []
+    with Engine(llama, {}) as engine, pytest.raises(DataError, match="Evaluation example 2: .* no room for a prompt"):
+        evaluate(engine, [], [*examples(1), crowded], METRICS["accuracy"], progress=lambda *at: asked.append(at))
+    assert not asked
 
 
 def test_what_follows_the_prompt_is_scored_for_every_asked_id(llama):

@@ -10,12 +10,12 @@ from torch import Tensor
 _BLOCK_VALUES = 1 << 21  # logits that are widened to float32 at once
 
 
-def surprise(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-log p of each row's target. logits [n, V] (spent by the backward), targets [n] -> [n] in float32."""
-    return _Surprise.apply(logits, targets)
+    return _CrossEntropy.apply(logits, targets)
 
 
-class _Surprise(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
         totals = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
