@@ -20,6 +20,7 @@ Tree = dict[str, str]
 MAX_FILE_BYTES = 100 << 20
 MAX_TREE_FILES = 1000
 MAX_PATH_CHARS = 250
+START_BYTES = 16  # what `check_start` looks at
 
 REPO_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 REF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,98}[A-Za-z0-9_-])?")

@@ -16,7 +16,7 @@ from sqlite_utils import Database
 
 from graft.hub import bases, catalog, committing, records, refs, repos, scores
 from graft.hub.access import OWNER, Caller, audit
-from graft.hub.commits import Change, Put, Tree, check_path, check_repo_name, check_size, check_start
+from graft.hub.commits import START_BYTES, Change, Put, Tree, check_path, check_repo_name, check_size, check_start
 from graft.hub.committing import Intent
 from graft.hub.errors import ArtifactError, GraftError, NotFoundError
 from graft.hub.folder import base_at_hand, publishable_files
@@ -24,7 +24,13 @@ from graft.hub.inspection import Inspection
 from graft.hub.records import File, Repo, Revision
 from graft.hub.schema import connect, migrate, writing
 from graft.hub.spec import BaseSpec
-from graft.hub.store import Blob, BlobStore
+from graft.hub.store import Blob, BlobStore, Seekable
+
+
+class _Thread(threading.local):
+    """What each thread has of its own."""
+
+    db: Database | None = None
 
 
 class Registry:
@@ -37,7 +43,7 @@ class Registry:
             raise NotFoundError(f"There is no registry at {self.path}: publish something first, or check --registry.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.blobs = BlobStore(self.path.with_suffix(".blobs"))
-        self._local = threading.local()
+        self._thread = _Thread()
         try:
             migrate(self.db)
         except sqlite3.DatabaseError as error:
@@ -46,14 +52,15 @@ class Registry:
     @property
     def db(self) -> Database:
         """This thread's connection."""
-        if not hasattr(self._local, "db"):
-            self._local.db = connect(self.path)
-        return self._local.db
+        if self._thread.db is None:
+            self._thread.db = connect(self.path)
+        return self._thread.db
 
     def close(self) -> None:
         """Close this thread's connection; the next use opens another."""
-        self.db.close()
-        del self._local.db
+        if self._thread.db is not None:
+            self._thread.db.close()
+            self._thread.db = None
 
     # Bases
 
@@ -145,13 +152,20 @@ class Registry:
         )
 
     def store_file(self, path: str, source: Path) -> Blob:
-        """Put a file's bytes into the store as `path`. Raises ArtifactError for a kind that no repo may hold."""
-        check_path(path)
-        check_size(path, source.stat().st_size)
+        """As `store`, of a file on this disk."""
         with source.open("rb") as stream:
-            check_start(path, stream.read(16))
-            stream.seek(0)
-            return self.blobs.put(stream, source.stat().st_size)
+            return self.store(path, stream, source.stat().st_size)
+
+    def store(self, path: str, stream: Seekable, size: int) -> Blob:
+        """Put `size` bytes into the store, to be committed as `path`.
+
+        Raises ArtifactError and its kin for what no repo may hold, by name, by size or by how it starts.
+        """
+        check_path(path)
+        check_size(path, size)
+        check_start(path, stream.read(START_BYTES))
+        stream.seek(0)
+        return self.blobs.put(stream, size)
 
     def commit(
         self,

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 
@@ -31,6 +31,16 @@ class Blob:
     sha256: str
     git_oid: str
     size: int
+
+
+class Readable(Protocol):
+    def read(self, count: int, /) -> bytes:
+        """At least one byte and about `count`; none at the end."""
+        ...
+
+
+class Seekable(Readable, Protocol):
+    def seek(self, at: int, /) -> Any: ...
 
 
 class DamagedBlobError(GraftError):
@@ -54,7 +64,7 @@ class BlobStore:
             raise NotFoundError(f"{sha256!r} is not a sha256.")
         return self.folder / sha256[:2] / sha256
 
-    def put(self, stream: IO[bytes], size: int, expected_sha256: str | None = None) -> Blob:
+    def put(self, stream: Readable, size: int, expected_sha256: str | None = None) -> Blob:
         """Store exactly `size` bytes of `stream`; return what they are known by.
 
         Raises ConflictError when the stream ends early, goes on, or does not hash to `expected_sha256`;

@@ -15,7 +15,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response
 
 from graft.hub import access, catalog
-from graft.hub.commits import Put, changed, check_path, check_repo_name, check_size, check_start
+from graft.hub.commits import Put, changed, check_repo_name
 from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, UnauthorizedError
 from graft.hub.proof import holds_adapter, prove
 from graft.hub.web.context import caller, expect_files, hub, registry
@@ -112,13 +112,9 @@ def _received(files: list[FileStorage]) -> list[Put]:
     puts = []
     for path, file in given:
         path = path.removeprefix(strip)
-        check_path(path)
         size = file.stream.seek(0, 2)
-        check_size(path, size)
         file.stream.seek(0)
-        check_start(path, file.stream.read(16))
-        file.stream.seek(0)
-        puts.append(Put(path, registry().blobs.put(file.stream, size)))
+        puts.append(Put(path, registry().store(path, file.stream, size)))
     return puts
 
 

@@ -10,10 +10,9 @@ import binascii
 import hashlib
 import hmac
 import io
-import json
 import time
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, cast
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, request
@@ -29,14 +28,14 @@ from graft.hub.commits import (
     check_size,
     check_start,
 )
-from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, TooLargeError
+from graft.hub.errors import ArtifactError, ForbiddenError, GraftError
+from graft.hub.web import ndjson
 from graft.hub.web.context import caller, endpoint, expect_files, registry, unquoted
 from graft.hub.web.protocol import MODEL, body, count_field, text_field, writable
 
 blueprint = Blueprint("uploads", __name__)
 
-MAX_LINE_BYTES = MAX_FILE_BYTES * 4 // 3 + (64 << 10)
-MAX_LINES = 5000
+MAX_CONTENT_CHARS = MAX_FILE_BYTES // 3 * 4 + 4
 READ_BYTES = 1 << 20  # unbuffered, a line would be read byte by byte
 MAX_PREUPLOAD_FILES = 1000
 SIGNATURE_LIFE_S = 3600
@@ -87,7 +86,8 @@ def commit(namespace: str, name: str, revision: str) -> Response:
     if request.args.get("create_pr") in ("1", "true", "True"):
         raise GraftError("This hub has no pull requests: commit to a branch instead (create_branch).")
     expect_files()
-    header, changes = _read_commit(_lines(io.BufferedReader(cast(io.RawIOBase, request.stream), READ_BYTES)))
+    stream = io.BufferedReader(cast(io.RawIOBase, request.stream), READ_BYTES)
+    header, changes = _read_commit(ndjson.lines(stream, MAX_CONTENT_CHARS, registry().blobs.incoming))
     parent = header.get("parentCommit")
     revision_made = registry().commit(
         repo.name,
@@ -102,37 +102,16 @@ def commit(namespace: str, name: str, revision: str) -> Response:
     return jsonify({"success": True, "commitOid": revision_made.id, "commitUrl": url, "hookOutput": ""})
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The (key, value) pairs of an NDJSON body, one at a time: only one file is in memory."""
-    for number in range(1, MAX_LINES + 2):
-        line = stream.readline(MAX_LINE_BYTES + 1)
-        if not line:
-            return
-        if len(line) > MAX_LINE_BYTES:
-            raise TooLargeError(f"Line {number} of the commit is longer than {MAX_LINE_BYTES:,} bytes.")
-        if line.isspace():
-            continue
-        try:
-            found = json.loads(line)
-            key, value = found["key"], found["value"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise GraftError(f"Line {number} of the commit is not a JSON object with 'key' and 'value'.") from None
-        if not isinstance(key, str) or not isinstance(value, dict):
-            raise GraftError(f"Line {number} of the commit: 'key' must be a string and 'value' an object.")
-        yield key, value
-    raise TooLargeError(f"A commit may have at most {MAX_LINES} lines.")
-
-
-def _read_commit(lines: Iterator[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], list[Change]]:
+def _read_commit(lines: Iterator[tuple[str, dict[str, Any], IO[bytes] | None]]) -> tuple[dict[str, Any], list[Change]]:
     """The header and the changes of a commit, files stored on the way. Raises GraftError for an unknown key."""
     header: dict[str, Any] = {}
     changes: list[Change] = []
-    for key, value in lines:
+    for key, value, content in lines:
         match key:
             case "header":
                 header = value
             case "file":
-                changes.append(_file(value))
+                changes.append(_file(value, content))
             case "lfsFile":
                 changes.append(_lfs_file(value))
             case "deletedFile":
@@ -144,20 +123,18 @@ def _read_commit(lines: Iterator[tuple[str, dict[str, Any]]]) -> tuple[dict[str,
     return header, changes
 
 
-def _path(value: dict[str, Any]) -> str:
-    path = text_field(value, "path")
-    check_path(path)
-    return path
-
-
-def _file(value: dict[str, Any]) -> Put:
-    path = _path(value)
-    encoding = text_field(value, "encoding", "utf-8")
-    content = text_field(value, "content", "")
-    data = _decoded(path, content) if encoding == "base64" else content.encode()
-    check_size(path, len(data))
-    check_start(path, data[:16])
-    return Put(path, registry().blobs.put_bytes(data))
+def _file(value: dict[str, Any], content: IO[bytes] | None) -> Put:
+    """`content`: where the value's own is only the sign that it was moved there."""
+    path, text = text_field(value, "path"), text_field(value, "content", "").encode()
+    if text_field(value, "encoding", "utf-8") == "base64":
+        try:
+            data = ndjson.Base64(content or io.BytesIO(text))
+            return Put(path, registry().store(path, data, data.size))
+        except binascii.Error:
+            raise ArtifactError(f"{path}: the content is not base64.") from None
+    if content is not None:
+        raise GraftError(f"{path}: a content as long as this must come as base64.")
+    return Put(path, registry().store(path, io.BytesIO(text), len(text)))
 
 
 def _decoded(path: str, content: str) -> bytes:
@@ -172,7 +149,8 @@ def _decoded(path: str, content: str) -> bytes:
 
 def _lfs_file(value: dict[str, Any]) -> Put:
     """A file whose bytes came before, by LFS, or were in the repo all along."""
-    path, oid = _path(value), text_field(value, "oid")
+    path, oid = text_field(value, "path"), text_field(value, "oid")
+    check_path(path)
     if not registry().blobs.has(oid):
         raise ArtifactError(f"{path}: its bytes ({oid}) were never uploaded.")
     with registry().blobs.open(oid) as stream:

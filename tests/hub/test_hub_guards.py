@@ -1,5 +1,9 @@
 """What stands before every view: who calls, how often, how much, from where."""
 
+import base64
+import json
+
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from werkzeug.test import Client
@@ -71,7 +75,9 @@ def test_only_uploads_may_be_large(client: Client, registry: Registry) -> None:
     for method, path in (("POST", "/api/repos/create"), ("POST", "/api/evaluations"), ("POST", "/api/validate-yaml")):
         assert client.open(path, method=method, data=large, headers=token).status_code == 413, path
     client.post("/api/repos/create", json={"name": "ann/x"}, headers=token).get_data()
-    note = b'{"key": "file", "value": {"path": "a.txt", "content": "' + b"x" * (5 << 20) + b'"}}'
+    note = (
+        b'{"key": "file", "value": {"content": "' + b"eHh4" * (2 << 20) + b'", "path": "a.txt", "encoding": "base64"}}'
+    )
     assert client.post("/api/models/ann/x/commit/main", data=note, headers=token).status_code == 200
     task = {"metric": "accuracy", "data": '{"prompt": "a", "completion": "b"}\n' * 150_000}
     assert client.put("/api/tasks/big", json=task, headers=token).status_code == 200
@@ -96,3 +102,43 @@ def test_bodies_of_the_wrong_kind_are_the_callers_mistake(registry: Registry, pa
     registry.commit("ann/x", [note], title="x", create=True)
     reply = client.post(path, json=sent)
     assert reply.status_code == 400 and reply.json["error"], reply.text
+
+
+def commit_of(content: bytes, **more: str) -> bytes:
+    value = {"content": base64.b64encode(content).decode(), "path": "a.txt", "encoding": "base64"} | more
+    return json.dumps({"key": "file", "value": value}).encode() + b"\n"
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 786_431, 786_432, 786_433, 3_000_001])
+def test_contents_of_every_length_arrive_whole(registry: Registry, size: int) -> None:
+    """Around the length from which they go through a temporary file, and with lines after them."""
+    client = create_app(registry).test_client()
+    client.post("/api/repos/create", json={"name": "ann/x"})
+    content = np.random.default_rng(size).bytes(size)
+    body = commit_of(content) + commit_of(b"last", path="b.txt")
+    assert client.post("/api/models/ann/x/commit/main", data=body).status_code == 200
+    assert client.get("/ann/x/resolve/main/a.txt").data == content
+    assert client.get("/ann/x/resolve/main/b.txt").data == b"last"
+    assert not list(registry.blobs.incoming.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "status"),
+    [
+        (lambda body: body.replace(b'"encoding": "base64"', b'"encoding": "utf-8"'), 400),
+        (lambda body: body[:-40], 400),
+        (lambda body: body[:2_000_000], 400),
+        (lambda body: body[:1_500_000] + b"!" + body[1_500_001:], 422),
+        (lambda body: body[:1_500_000] + b"\n" + body[1_500_000:], 422),
+        (lambda body: body.replace(b'"content"', b'"stuff"'), 413),
+        (lambda body: body.replace(b'"path": "a.txt"', b'"path": "a.bin"'), 422),
+        (lambda body: commit_of(b"x" * (101 << 20)), 413),
+    ],
+)
+def test_large_lines_that_are_spoilt_are_refused(registry: Registry, spoil, status: int) -> None:
+    client = create_app(registry).test_client()
+    client.post("/api/repos/create", json={"name": "ann/x"})
+    body = spoil(commit_of(np.random.default_rng(0).bytes(3_000_000)))
+    reply = client.post("/api/models/ann/x/commit/main", data=body)
+    assert reply.status_code == status and reply.json["error"], reply.text
+    assert not list(registry.blobs.incoming.iterdir())
