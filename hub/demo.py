@@ -61,7 +61,7 @@ ENTRIES = (
 QUESTIONS = {
     TOPICS: "Article: Chipmaker unveils a faster phone processor. The company said its new chip doubles battery life "
     "and runs neural networks on the device.\nTopic:",
-    SENTIMENT: "Review: A warm, funny film that I did not want to end.\nSentiment:",
+    SENTIMENT: "Review: A warm, funny film with a wonderful cast.\nSentiment:",
     HEADLINES: "Article: The central bank has cut interest rates for the first time in two years, citing weak growth "
     "and falling inflation. Analysts expect two more cuts before the summer.\nHeadline:",
 }

@@ -64,11 +64,6 @@ class Batch:
     def rows(self) -> int:
         return sum(self.lengths)
 
-    @cached_property
-    def is_decode(self) -> bool:
-        """Whether every run is one row that wants logits: a step whose shape is known beforehand."""
-        return all(run.virtual is None and len(run.tokens) == 1 == run.logits for run in self.runs)
-
     def _by_owner(self, count) -> tuple[int, ...]:
         totals = [0] * (len(self.adapters) + 1)
         for run in self.runs:

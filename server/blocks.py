@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from graft.server.batch import BLOCK_ROWS, TRASH_BLOCK
+from graft.server.batch import TRASH_BLOCK
 
 
 def root_hash(owner: str | None) -> bytes:
@@ -111,16 +111,3 @@ class Blocks:
         block, _ = self._idle.popitem(last=False)
         del self._found[self._hash.pop(block)]
         return block
-
-
-def full_hashes(root: bytes, tokens: Sequence[int], first: int) -> list[bytes]:
-    """Hashes of the full blocks that `tokens` fill, the first of which has room for `first` (1..BLOCK_ROWS) tokens.
-
-    (Virtual rows before the text may have taken the rest of that block; the owner's root stands for them.)
-    """
-    hashes, start, stop = [], 0, first
-    while stop <= len(tokens):
-        root = chain_hash(root, tokens[start:stop])
-        hashes.append(root)
-        start, stop = stop, stop + BLOCK_ROWS
-    return hashes

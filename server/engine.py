@@ -9,6 +9,8 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -105,7 +107,12 @@ class Engine:
         self._check(request)
         if self._closing:
             raise ClosedError("The server is shutting down.")
-        stream = Stream(request, lambda: self._inbox.put(lambda: self._cancel(generation)), sink or SimpleQueue())
+
+        def cancel() -> None:
+            with suppress(ClosedError):  # then it has ended anyway
+                self._inbox.put(lambda: self._cancel(generation))
+
+        stream = Stream(request, cancel, sink or SimpleQueue())
         generation = Generation(stream, self.ends, self.base.device, self.metrics)
         self._inbox.put(lambda: self._unplaced.add(generation))
         if request.model is None:
@@ -127,18 +134,20 @@ class Engine:
             raise
 
     def call(self, question: Callable[[], Any]) -> Any:
-        """Ask something on the engine's thread, between steps, and wait for the answer."""
-        answered, box = threading.Event(), []
+        """Ask something on the engine's thread, between steps, and wait for the answer.
+
+        Raises what the question raises, ClosedError after `close`.
+        """
+        answer: Future[Any] = Future()
 
         def ask() -> None:
-            box.append(question())
-            answered.set()
+            try:
+                answer.set_result(question())
+            except Exception as error:
+                answer.set_exception(error)
 
         self._inbox.put(ask)
-        while not answered.wait(0.5):
-            if not self._thread.is_alive():
-                raise ClosedError("The server is shutting down.")
-        return box[0]
+        return answer.result()
 
     @property
     def alive(self) -> bool:
@@ -147,8 +156,9 @@ class Engine:
 
     def close(self) -> None:
         """End: requests under way get ClosedError. Idempotent."""
-        self._closing = True
-        self._inbox.put(lambda: None)
+        if not self._closing:
+            self._closing = True
+            self._inbox.put(lambda: None)  # wakes the thread
         self._thread.join()
         self.loader.close()
 
@@ -226,7 +236,7 @@ class Engine:
             elif busy:  # an adapter is on its way in
                 for message in self._inbox.take(wait=True, timeout=0.05):
                     self._guarded(message)
-        for message in self._inbox.take(wait=False):
+        for message in self._inbox.close():
             self._guarded(message)
         gone = ClosedError("The server is shutting down.")
         for consumer in [*self._consumers.values(), *self._unplaced]:
@@ -347,7 +357,8 @@ class Engine:
         if not draws:
             return
         wanted = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
-        for (consumer, _), token in zip(draws, sample(wanted, [draw for _, draw in draws]), strict=True):
+        tokens = sample(wanted, [draw for _, draw in draws], self.runner.argmax)
+        for (consumer, _), token in zip(draws, tokens, strict=True):
             if token is None:
                 self._fail(consumer, not_finite())
             elif consumer.accept(token):

@@ -116,7 +116,7 @@ def _scores(found: Evaluation, task: str, digest: str, metric: Metric, base: Any
             "extra": {"systems": len(found.systems), **({} if system.p is None else {"p_vs_base": system.p})},
         }
         scores.append(score)
-    return sorted(scores, key=lambda row: -row["value"])
+    return sorted(scores, key=lambda row: row["value"] if metric.lower_is_better else -row["value"])
 
 
 def _recorded(registry: Any, scores: list[dict[str, Any]]) -> list[tuple[str, GraftError]]:

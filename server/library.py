@@ -23,11 +23,10 @@ REMOTE_TTL_S = 10.0  # how long a hub's answer about a moving name is trusted
 class Location:
     """A name's present version. `version` changes whenever its content may have."""
 
-    name: str
+    name: str  # one a repository, however it was asked for ("NS/Name", "ns/name@rev", "task:T")
     version: str
     folder: Path | None = None  # local folders only
     revision: str | None = None  # registries only
-    repo: str | None = None
     digest: str | None = None  # where the registry knows it
 
 
@@ -50,31 +49,22 @@ class Library:
     @property
     def names(self) -> list[str]:
         """Local names, known without asking anyone."""
-        with self._lock:
-            return sorted(self._local)
-
-    def add(self, name: str, folder: Path) -> None:
-        """Give a folder a name, in place of what had it."""
-        with self._lock:
-            self._local[name] = folder
-
-    def discard(self, name: str) -> bool:
-        with self._lock:
-            return self._local.pop(name, None) is not None
+        return sorted(self._local)
 
     def is_quick(self, name: str) -> bool:
         """Whether `locate` answers without a network."""
+        if name in self._local or not self._remote:
+            return True
         with self._lock:
-            known = name in self._local or not self._remote or name in self._fresh()
-        return known
+            return name in self._fresh()
 
     def locate(self, name: str) -> Location:
         """Raises NotFoundError where the name stands for nothing."""
-        with self._lock:
-            folder = self._local.get(name)
-            known = self._fresh().get(name)
-        if folder is not None:
+        if name in self._local:
+            folder = self._local[name]
             return Location(name, _state_of(folder), folder=folder)
+        with self._lock:
+            known = self._fresh().get(name)
         if known is None:
             known = self._asked(name)
             if self._remote:
@@ -91,7 +81,7 @@ class Library:
             yield location.folder
             return
         with tempfile.TemporaryDirectory(prefix="graft-adapter-") as folder:
-            self.shelf.pull(f"{location.repo}@{location.revision}", folder)
+            self.shelf.pull(f"{location.name}@{location.revision}", folder)
             yield Path(folder)
 
     def _asked(self, name: str) -> Location | GraftError:
@@ -103,7 +93,7 @@ class Library:
             found = self.shelf.resolve(name, base=self._fingerprint)
         except NotFoundError as error:
             return error
-        return Location(name, found.id, revision=found.id, repo=found.repo, digest=found.digest)
+        return Location(found.repo, found.id, revision=found.id, digest=found.digest)
 
     def _fresh(self) -> dict[str, Location | GraftError]:
         now = time.monotonic()

@@ -16,10 +16,8 @@ import torch
 
 from graft.hub.artifact import load_artifact
 from graft.hub.base import Base
-from graft.hub.cards import UNTASKED, split_card, task_of
 from graft.hub.errors import GraftError
 from graft.hub.forms import CacheRows, Form, InputRows, LowRank
-from graft.hub.inspection import CARD, read_text
 from graft.hub.probe import Probe
 from graft.server.library import Library, Location
 from graft.server.requests import BrokenError, CapacityError, ClosedError, Served
@@ -37,7 +35,6 @@ class Loaded:
     digest: str
     method: str
     variant: str
-    task: str
     detours: tuple[Form, ...]
     rows: InputRows | CacheRows | None
     probe: Probe | None
@@ -57,7 +54,6 @@ class LoaderStats:
     hits: int = 0
     misses: int = 0
     failures: int = 0
-    evictions: int = 0
 
 
 Answer = tuple[Loaded, Served] | GraftError
@@ -153,7 +149,11 @@ class Loader:
         except GraftError as error:
             done(error)
             return
-        key = (name, location.version)
+        except Exception as error:
+            log.exception("looking up %s failed", name)
+            done(BrokenError(f"Looking up {name} failed: {type(error).__name__}: {error}"))
+            return
+        key = (location.name, location.version)
         with self._lock:
             answer = self._known(key, location)
             if answer is None:
@@ -216,8 +216,6 @@ class Loader:
         with self.library.fetch(location) as folder, torch.inference_mode():
             artifact = load_artifact(folder, self._base.spec, allow_base_mismatch=self._allow_base_mismatch)
             forms = [_hosted(form, self._base.dtype) for form in artifact.fold(self._base)]
-            card = folder / CARD
-            task = task_of(split_card(read_text(card))[0]) if card.exists() else UNTASKED
         rows = [form for form in forms if isinstance(form, (InputRows, CacheRows))]
         size = sum(form_bytes(form) for form in forms)
         if size > self.budget_bytes:
@@ -229,7 +227,6 @@ class Loader:
             digest=artifact.digest,
             method=artifact.method.name,
             variant=artifact.method.variant(artifact.config),
-            task=task,
             detours=detours(forms),
             rows=rows[0] if rows else None,
             probe=Probe.from_json(artifact.probe, self._base.spec.vocab_size) if artifact.probe is not None else None,
@@ -245,7 +242,6 @@ class Loader:
                 return
             if not loaded.users and digest not in self.pinned:
                 del self._loaded[digest]
-                self.stats.evictions += 1
                 excess -= loaded.bytes
 
 
@@ -260,5 +256,7 @@ def _hosted(form: Form, dtype: torch.dtype) -> Form:
 def _logged(work: Callable[[], None]) -> None:
     try:
         work()
+    except ClosedError:  # nobody waits for it any more
+        pass
     except Exception:
         log.exception("a loader's thread failed")

@@ -185,7 +185,10 @@ class Residency:
 
     def _refuse_hopeless(self, loaded: Loaded) -> None:
         """Where only pinned adapters, idle ones, are left, waiting would never end."""
-        if all(r.state is State.READY and not self._work.is_running(r.digest) for r in self._residents.values()):
+        if all(
+            r.digest in self._pinned and r.state is State.READY and not self._work.is_running(r.digest)
+            for r in self._residents.values()
+        ):
             message = "Pinned adapters fill the device: unpin one, or raise --adapter-device-bytes."
             self._work.refused(loaded.digest, CapacityError(message))
 

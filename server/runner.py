@@ -53,6 +53,10 @@ class Runner(Protocol):
         """Carry out a step (batch.py says what is owed). Returns logits [n, V] in the order of the wanted rows."""
         ...
 
+    def argmax(self, logits: Tensor) -> Tensor:
+        """[n, V] -> [n]: where each row's largest value is, the first of equals; a NaN's place where there is one."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Detours:
@@ -87,6 +91,9 @@ class EagerRunner:
         rows, positions, wanted = self._rows(batch)
         attention = PagedAttention(batch, self.cache)
         return self._base.forward(rows, positions, attention, self._step(batch), wanted)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        return logits.argmax(dim=-1)
 
     def _rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Embedded rows [T, H], positions [T], indices of the rows that want logits [n]."""

@@ -3,7 +3,7 @@
 Computes in float32 whatever the base's dtype. A row's token depends on that row and its own request alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,14 +55,17 @@ def generator_for(sampling: Sampling, device: torch.device) -> torch.Generator |
     return generator
 
 
-def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Token | None]:
-    """One token a row of logits [n, V]; None for a row that is not finite."""
+def sample(logits: Tensor, draws: Sequence[Draw], argmax: Callable[[Tensor], Tensor]) -> list[Token | None]:
+    """One token a row of logits [n, V]; None for a row that is not finite.
+
+    `argmax` finds a row's largest value, or a NaN where there is one.
+    """
     if any(draw.banned for draw in draws):
         logits = logits.clone()
         for row, draw in enumerate(draws):
             logits[row, list(draw.banned)] = float("-inf")
-    best, greedy = logits.max(dim=-1)
-    finite = best.isfinite().tolist()
+    greedy = argmax(logits)
+    finite = logits.gather(1, greedy[:, None])[:, 0].isfinite().tolist()
     ids = greedy.tolist()
     for row, draw in enumerate(draws):
         if finite[row] and not draw.sampling.greedy:

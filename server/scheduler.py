@@ -141,7 +141,6 @@ class Scheduler:
         self.step_rows = step_rows
         self.max_running = max_running
         self.preemptions = 0
-        self.shared_tokens = 0  # tokens whose keys and values were found, not computed
         self._sharing = prefix_sharing
         self._gate = gate
         self._reclaim = reclaim
@@ -264,7 +263,6 @@ class Scheduler:
         sequence.blocks = found
         sequence._published = len(found)
         sequence.computed = BLOCK_ROWS * len(found) - sequence.virtual.count % BLOCK_ROWS if found else 0
-        self.shared_tokens += sequence.computed
         self.blocks.hits += len(found)
         self.blocks.misses += len(findable) - len(found)
 

@@ -64,6 +64,7 @@ class FastRunner:
         self._kernels = kernels
         self._eager = EagerRunner(base, cache)
         self._dtype = str(base.dtype).removeprefix("torch.")
+        self._argmax = getattr(kernels, f"argmax_{self._dtype}")
         self._places = places(base.spec)
         self._adapters: dict[str, _Packed] = {}
         positions = min(base.spec.max_positions, cache.keys.shape[1] * BLOCK_ROWS)
@@ -96,6 +97,9 @@ class FastRunner:
         if not others:
             return self._run(batch)
         return self._run_apart(batch, others)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        return self._argmax(logits)
 
     def check(self) -> None:
         """Compare one short step with the eager runner's, in the trash block. Raises FastPathError if they differ."""

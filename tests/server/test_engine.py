@@ -10,12 +10,14 @@ from graft.hub.attention import PackedAttention, cache_rows
 from graft.hub.detours import Rows, Stack, Step
 from graft.hub.errors import ArtifactError, NotFoundError
 from graft.hub.forms import CacheRows, InputRows
+from graft.hub.registry import Registry
 from graft.server.cache import block_bytes
 from graft.server.engine import Engine
 from graft.server.options import Options
-from graft.server.requests import ClosedError, EngineError, Request, RequestError
+from graft.server.requests import BrokenError, ClosedError, EngineError, Request, RequestError
 from graft.server.runner import detours
 from graft.server.sampling import Sampling
+from tests.server.conftest import write_folder
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")
 GREEDY = Sampling(temperature=0)
@@ -294,3 +296,72 @@ def test_closing_ends_requests_under_way(llama):
     with pytest.raises(ClosedError, match="shutting down"):
         stream.result()
         engine.submit(Request((5,)))
+
+
+def test_a_question_that_raises_reaches_who_asked(llama):
+    with Engine(llama) as engine:
+        with pytest.raises(ZeroDivisionError):
+            engine.call(lambda: 1 // 0)
+        assert engine.call(lambda: 7) == 7
+    with pytest.raises(ClosedError):
+        engine.call(lambda: 7)
+
+
+def test_a_lookup_that_breaks_fails_its_own_request_only(llama, monkeypatch):
+    """A hub that answers nonsense: any exception of `locate` becomes the request's error."""
+    with Engine(llama) as engine:
+
+        def nonsense(name):
+            raise ValueError("not JSON")
+
+        monkeypatch.setattr(engine.library, "locate", nonsense)
+        with pytest.raises(BrokenError, match="not JSON"):
+            engine.generate([Request((5, 6), "ann/news", max_tokens=2)])
+        assert len(engine.generate([Request((5, 6), max_tokens=2, ignore_eos=True)])[0].ids) == 2
+        assert_idle(engine)
+
+
+def test_all_spellings_of_a_repository_are_one_adapter(llama, make_folder, tmp_path):
+    """Who asks for NS/name, ns/NAME or ns/name@rev makes no new names in metrics and lists."""
+    registry = Registry(tmp_path / "registry.db")
+    registry.add_base(llama.spec)
+    revision = registry.publish(make_folder("lora", llama), "ann/news").id
+    with Engine(llama, shelf=registry) as engine:
+        for name in ("ann/news", "ANN/news", "ann/NEWS", f"ann/news@{revision}", f"Ann/news@{revision[:9]}"):
+            assert engine.generate([Request((5, 6), name, max_tokens=1)])
+        assert list(engine.loader.served()) == ["ann/news"]
+        assert engine.loader.stats.misses == 1
+
+
+def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, tmp_path):
+    """Random kinds, lengths, cancellations and reloads, on a device that holds a few adapters at a time."""
+    draw = random.Random(7)
+    folders = {kind: make_folder(kind, llama, seed) for seed, kind in enumerate(KINDS)}
+    largest = max(path.stat().st_size for folder in folders.values() for path in folder.glob("*.safetensors"))
+    options = Options(step_rows=128, max_running=24, device_bytes=4 * largest, host_bytes=8 * largest)
+    under_way: list = []
+    refused = finished = 0
+    with Engine(llama, folders, options=options) as engine:
+        for i in range(10_000):
+            kind = draw.choice([None, *KINDS])
+            prompt = tuple(draw.randrange(2, 300) for _ in range(draw.randint(1, 40)))
+            request = Request(prompt, kind, max_tokens=draw.choice([0, 1, 3, 12]), sampling=GREEDY)
+            under_way.append(engine.submit(request))
+            if draw.random() < 0.1:
+                draw.choice(under_way).cancel()
+            if draw.random() < 0.01:
+                kind = draw.choice(KINDS)
+                write_folder(folders[kind], kind, llama, seed=i)  # the same name, another content
+            if len(under_way) > 200:
+                for stream in under_way:
+                    try:
+                        stream.result()
+                        finished += 1
+                    except EngineError:
+                        refused += 1
+                under_way.clear()
+        for stream in under_way:
+            stream.cancel()
+        assert_idle(engine)
+        assert finished > 8_000, (finished, refused)
+        assert engine.residency.evictions > 100

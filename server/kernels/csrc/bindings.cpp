@@ -164,12 +164,6 @@ PYBIND11_MODULE(graft_kernels, m) {
            py::arg("activation"));
   m.attr("LAYER_TAPS") = (int)kLayerTaps;
   m.attr("HEAD_TAPS") = (int)kHeadTaps;
-  m.attr("NATIVE_BF16") =
-#ifdef GRAFT_NATIVE_BF16
-      true;
-#else
-      false;
-#endif
   bind<float>(m, "float32");
   bind<bf16>(m, "bfloat16");
 }

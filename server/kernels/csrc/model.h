@@ -1,5 +1,5 @@
 // One step of a Llama-like decoder in a single call: all layers, all adapters, one parallel region.
-// Phases that follow each other are separated by the barrier at the end of their `omp for`. Matrix products are
+// Phases that follow each other are separated by the barrier at which the team meets (team.h). Matrix products are
 // shared out by panels of columns, everything else by blocks of rows that belong to one adapter.
 #pragma once
 #include "attention.h"

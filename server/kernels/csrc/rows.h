@@ -54,17 +54,25 @@ void soft_cap(S* row, int64_t width, float cap) {
   }
 }
 
-// Index of the largest value, the first of equals.
+// Index of the largest value, the first of equals; that of a NaN where there is one.
 template <class S>
 int64_t argmax(const S* row, int64_t width) {
-  F most = splat(-INFINITY);
+  F most = splat(-INFINITY), zeros = {};  // x - x is zero but for a NaN or an infinity
   int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) most = vmax(most, widen(row + c));
-  float top = largest(most);
-  for (; c < width; c++) top = std::max(top, to_float(row[c]));
+  for (; c + kLanes <= width; c += kLanes) {
+    const F value = widen(row + c);
+    most = vmax(most, value), zeros = zeros + (value - value);
+  }
+  float top = largest(most), zero = sum(zeros);
+  for (; c < width; c++) {
+    const float value = to_float(row[c]);
+    top = std::max(top, value), zero += value - value;
+  }
+  for (int64_t i = 0; zero != 0 && i < width; i++)
+    if (std::isnan(to_float(row[i]))) return i;
   for (int64_t i = 0; i < width; i++)
     if (to_float(row[i]) >= top) return i;
-  return 0;  // nothing but NaN
+  return 0;
 }
 
 }  // namespace graft

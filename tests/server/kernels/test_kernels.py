@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from graft.hub.detours import ACTIVATIONS
+from graft.server.fast.taps import HEAD_TAPS, LAYER_TAPS
 from graft.server.kernels.build import load
 
 DTYPES = {"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2**-8)}
@@ -153,7 +154,14 @@ def test_argmax_takes_the_first_of_equals(kernels, dtype):
     logits[3, [5, 70, 332]] = 100.0
     logits[4] = 1.0
     logits[5] = float("-inf")
+    logits[6, [7, 331]] = float("nan")
+    logits[7, 332] = float("nan")
+    logits[8, :100] = float("-inf")
     assert torch.equal(getattr(kernels, f"argmax_{dtype}")(logits), logits.float().argmax(dim=-1))
+
+
+def test_python_and_the_kernels_number_taps_alike(kernels):
+    assert (kernels.LAYER_TAPS, kernels.HEAD_TAPS) == (LAYER_TAPS, HEAD_TAPS)
 
 
 def test_an_unknown_activation_is_refused(kernels, dtype):
