@@ -59,7 +59,6 @@ WORDS = [
     "title",
     "summary",
 ]
-TARGETS = {"browse": 50, "publish alone": 150, "publish, 16 at once": 1000, "start": 1000}  # ms, p95
 
 
 def fill(registry: Registry, adapters: int) -> None:

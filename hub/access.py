@@ -13,7 +13,7 @@ from sqlite_utils import Database
 
 from graft.hub.clock import now
 from graft.hub.commits import REPO_NAME
-from graft.hub.errors import ConflictError, ForbiddenError, GraftError, UnauthorizedError
+from graft.hub.errors import ConflictError, ForbiddenError, GraftError, NotFoundError, UnauthorizedError
 from graft.hub.schema import writing
 
 SCOPES = ("read", "write", "admin")
@@ -75,7 +75,7 @@ def create_token(db: Database, user: str, scope: str, *, name: str = "token", na
         db.table("tokens").insert(
             {"user_id": user_id, "name": name, "hash": token_hash(token), "scope": scope, "created_at": now()}
         )
-        audit(db, "owner", "token.create", user, scope)
+        audit(db, OWNER.name, "token.create", user, scope)
     return token
 
 
@@ -88,9 +88,18 @@ def first_admin(db: Database, user: str) -> str:
     return create_token(db, user, "admin", name="first admin")
 
 
-def revoke_token(db: Database, token: str) -> None:
+def revoke_tokens(db: Database, user: str, token: str | None = None) -> int:
+    """Take back one token of a user's, or all of them; returns how many. Raises NotFoundError where there is none."""
     with writing(db):
-        db.execute("UPDATE tokens SET revoked_at = ? WHERE hash = ? AND revoked_at IS NULL", [now(), token_hash(token)])
+        revoked = db.execute(
+            "UPDATE tokens SET revoked_at = ? WHERE revoked_at IS NULL AND (? IS NULL OR hash = ?) "
+            "AND user_id = (SELECT id FROM users WHERE name = ?)",
+            [now(), token, token_hash(token or ""), user],
+        ).rowcount
+        if not revoked:
+            raise NotFoundError(f"{user} has no {'such token' if token else 'token'} here that is not revoked already.")
+        audit(db, OWNER.name, "token.revoke", user, f"{revoked}")
+    return revoked
 
 
 def caller_of(db: Database, token: str) -> Caller:

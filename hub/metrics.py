@@ -23,7 +23,7 @@ _Z95 = 1.959963984540054  # two-sided 95 % of a normal distribution
 
 @dataclass(frozen=True)
 class Metric:
-    """`value(prediction, reference)` scores one example; higher is better.
+    """`value(prediction, reference)` scores one example.
 
     `answers` says how predictions are made: "labels" (the most probable choice) or "text" (greedy generation).
     """
@@ -33,6 +33,7 @@ class Metric:
     answers: str
     binary: bool  # values are 0 or 1
     value: Callable[[str, str], float]
+    lower_is_better: bool = False
 
     def values(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         return [self.value(ours, theirs) for ours, theirs in zip(predictions, references, strict=True)]

@@ -20,13 +20,13 @@ from graft.hub.clock import now
 from graft.hub.errors import ArtifactError, ConflictError, GraftError, NotFoundError
 from graft.hub.examples import parse_examples
 from graft.hub.inspection import Inspection
+from graft.hub.metrics import METRICS, get_metric
 from graft.hub.records import Revision
 from graft.hub.schema import writing
 from graft.hub.store import BlobStore
 
 SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 MAX_NUMBER = 2**53  # whole numbers up to here are the same in JSON, in a double and in SQLite
-LOWER_IS_BETTER = frozenset(("perplexity", "loss", "nll", "wer", "cer"))
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Task:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric in LOWER_IS_BETTER
+        return self.metric in METRICS and METRICS[self.metric].lower_is_better
 
 
 @dataclass(frozen=True)
@@ -82,36 +82,35 @@ class Standing:
 
 
 _TEXTS = ("task", "data_hash", "metric", "repo", "revision", "digest", "base_fingerprint", "engine")
-_FIELDS: dict[str, tuple[type, ...]] = {
+FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(_TEXTS, (str,)),
     **dict.fromkeys(("value", "low", "high", "seconds"), (int, float)),
     "n": (int,),
     "extra": (dict,),
 }
-_REQUIRED = ("task", "data_hash", "metric", "value", "n")
+REQUIRED = ("task", "data_hash", "metric", "value", "n")
 
 
 def read_evaluation(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an Evaluation from a stranger's JSON. Raises GraftError naming the first that won't do."""
     given = {key: value for key, value in raw.items() if value is not None}
-    for key in _REQUIRED:
+    for key in REQUIRED:
         if key not in given:
             raise GraftError(f"The evaluation lacks {key!r}.")
     for key, value in given.items():
-        if key not in _FIELDS:
-            raise GraftError(f"An evaluation has no field {key!r}: it has {', '.join(_FIELDS)}.")
-        wrong_kind = isinstance(value, bool) or not isinstance(value, _FIELDS[key])
+        if key not in FIELDS:
+            raise GraftError(f"An evaluation has no field {key!r}: it has {', '.join(FIELDS)}.")
+        wrong_kind = isinstance(value, bool) or not isinstance(value, FIELDS[key])
         if wrong_kind or (not isinstance(value, (str, dict)) and not abs(value) < MAX_NUMBER):
-            raise GraftError(f"{key!r} must be a finite {_FIELDS[key][-1].__name__}, not {value!r}.")
+            raise GraftError(f"{key!r} must be a finite {FIELDS[key][-1].__name__}, not {value!r}.")
     return given
 
 
 def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes, description: str, user: str) -> Task:
-    """Raises GraftError for a bad slug, DataError (with the line) for a bad evaluation set."""
+    """Raises GraftError for a bad slug or an unknown metric, DataError (with the line) for a bad evaluation set."""
     if not SLUG.fullmatch(slug) or slug == UNTASKED:
         raise GraftError(f"{slug!r} can't name a task: use small letters, digits and '-', such as 'news-topic'.")
-    if not re.fullmatch(r"[a-z0-9_-]{1,40}", metric):
-        raise GraftError(f"{metric!r} can't name a metric: use small letters, digits, '_' and '-'.")
+    get_metric(metric)
     examples = len(parse_examples(data, "the evaluation set"))
     blob = blobs.put_bytes(data)
     at = now()

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -95,6 +96,21 @@ def token(registry_path: Path, user: str, scope: str, namespaces: tuple[str, ...
     """One more token; the user is added where unknown."""
     registry = Registry(registry_path, create=False)
     _show(user, access.create_token(registry.db, user, scope, namespaces=namespaces), as_json)
+
+
+@hub.command()
+@registry_option
+@click.option("--user", required=True)
+@click.option("--token", "token_file", type=click.File(), help="Only the token in this file ('-': on standard input).")
+@json_option
+def revoke(registry_path: Path, user: str, token_file: TextIO | None, as_json: bool) -> None:
+    """Take back a user's tokens, all of them or one. What they published stays."""
+    token = token_file.read().strip() if token_file else None
+    revoked = access.revoke_tokens(Registry(registry_path, create=False).db, user, token)
+    if as_json:
+        print_json({"user": user, "revoked": revoked})
+    else:
+        click.echo(f"{revoked} of {user}'s tokens revoked.")
 
 
 def _show(user: str, made: str, as_json: bool) -> None:

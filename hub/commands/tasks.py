@@ -6,6 +6,7 @@ import click
 
 from graft.hub.commands.shared import day, local_user, opened, placed, print_json, print_table
 from graft.hub.errors import DataError
+from graft.hub.metrics import METRICS
 
 
 @click.group()
@@ -15,7 +16,7 @@ def task() -> None:
 
 @task.command()
 @click.argument("slug", metavar="T")
-@click.option("--metric", required=True, help="What is measured: accuracy, rouge_l, ...")
+@click.option("--metric", required=True, type=click.Choice(tuple(METRICS)), help="What is measured.")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="The evaluation set, JSONL.")
 @click.option("--description", default="", help="One sentence for people.")
 @placed

@@ -23,6 +23,9 @@ def tokens_of(raw: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int:
         raise ArtifactError(f"num_virtual_tokens must be a whole number above 0, not {tokens!r}.")
     if raw.get("num_transformer_submodules") not in (None, 1):
         raise ArtifactError("num_transformer_submodules other than 1 is for encoder-decoders, not for this base.")
+    rows = shapes.get(KEY, ())
+    if len(rows) == 2 and rows[0] != tokens:
+        raise ArtifactError(f"num_virtual_tokens is {tokens}, but {KEY} has {rows[0]} rows: one of them was changed.")
     return tokens
 
 

@@ -5,11 +5,15 @@ The Hugging Face protocol is described by its own clients' documentation and is 
 
 from typing import Any
 
+from graft.hub import scores
+from graft.hub.catalog import SORTS
+from graft.hub.commits import REPO_NAME
+from graft.hub.metrics import METRICS
+
 TEXT: dict[str, Any] = {"type": "string"}
-NAME: dict[str, Any] = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$", "maxLength": 96}
-SLUG: dict[str, Any] = {"type": "string", "pattern": r"^[a-z0-9][a-z0-9-]*$", "maxLength": 64}
+NAME: dict[str, Any] = {"type": "string", "pattern": f"^{REPO_NAME.pattern}$"}
+SLUG: dict[str, Any] = {"type": "string", "pattern": f"^{scores.SLUG.pattern}$"}
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
-NUMBER: dict[str, Any] = {"type": "number"}
 
 ADAPTER = "/api/adapters/{namespace}/{name}"
 PATH_PARTS = {"namespace": NAME, "name": NAME, "revision": TEXT, "alias": NAME, "slug": SLUG}
@@ -17,18 +21,14 @@ PATH_PARTS = {"namespace": NAME, "name": NAME, "revision": TEXT, "alias": NAME, 
 SEARCH = {
     **dict.fromkeys(("q", "task", "base", "method", "license", "author"), TEXT),
     "label": {"type": "array", "items": TEXT},
-    "sort": {"enum": ["score", "downloads", "created", "updated", "size", "name"]},
+    "sort": {"enum": list(SORTS)},
     "limit": COUNT,
     "offset": COUNT,
 }
 PROMOTION = {"revision": TEXT, "why": TEXT}
-TASK = {"metric": {"type": "string", "pattern": "^[a-z0-9_-]{1,40}$"}, "description": TEXT, "data": TEXT}
-EVALUATION = {
-    **dict.fromkeys(("task", "data_hash", "metric", "repo", "revision", "digest", "base_fingerprint", "engine"), TEXT),
-    **dict.fromkeys(("value", "low", "high", "seconds"), NUMBER),
-    "n": COUNT,
-    "extra": {"type": "object"},
-}
+TASK = {"metric": {"enum": list(METRICS)}, "description": TEXT, "data": TEXT}
+SCHEMAS: dict[type, dict[str, Any]] = {str: TEXT, int: COUNT, float: {"type": "number"}, dict: {"type": "object"}}
+EVALUATION = {name: SCHEMAS[kinds[-1]] for name, kinds in scores.FIELDS.items()}
 
 # (method, path, what it does, query arguments, body fields, required body fields)
 OPERATIONS: tuple[tuple[str, str, str, dict[str, Any], dict[str, Any] | None, tuple[str, ...]], ...] = (
@@ -46,7 +46,7 @@ OPERATIONS: tuple[tuple[str, str, str, dict[str, Any], dict[str, Any] | None, tu
     ("put", "/api/tasks/{slug}", "Add a task, or renew its evaluation set (admin)", {}, TASK, ("metric", "data")),
     ("get", "/api/tasks/{slug}/data", "The evaluation set, JSONL", {}, None, ()),
     ("get", "/api/tasks/{slug}/leaderboard", "Ranked scores on the present data", {"base": TEXT}, None, ()),
-    ("post", "/api/evaluations", "Record a score", {}, EVALUATION, ("task", "data_hash", "metric", "value", "n")),
+    ("post", "/api/evaluations", "Record a score", {}, EVALUATION, scores.REQUIRED),
     ("get", "/api/bases", "Recorded bases", {}, None, ()),
     ("post", "/api/bases", "Record a base's manifest", {}, {"id": TEXT, "fingerprint": TEXT}, ("id", "fingerprint")),
 )

@@ -130,3 +130,54 @@ def test_parquet_without_its_library_is_explained(tmp_path, monkeypatch):
     (tmp_path / "data.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="needs pyarrow"):
         load_examples(tmp_path / "data.parquet")
+
+
+@pytest.fixture
+def data_set(tmp_path, monkeypatch):
+    """A data set in a folder, as `datasets` finds one; its cache is the test's own."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"prompt": f"p{i}", "completion": " x", "labels": [" x", " y"]} for i in range(5)]
+    for folder, some in (("a", rows[:3]), ("b", rows[3:])):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        written(tmp_path / "set" / folder, *some)
+    (tmp_path / "set" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  default: true\n  data_files:\n  - split: train\n    path: a/*.jsonl\n"
+        "- config_name: two\n  data_files:\n  - split: test\n    path: b/*.jsonl\n---\n"
+    )
+    return tmp_path / "set"
+
+
+def test_a_data_set_is_named_with_config_and_split(data_set):
+    assert [example.prompt for example in load_examples(f"hf:{data_set}")] == ["p0", "p1", "p2"]
+    assert [example.prompt for example in load_examples(Path(f"hf:{data_set}:train[1:]"))] == ["p1", "p2"]
+    (first, _) = load_examples(f"hf:{data_set}:two:test")
+    assert first == Example("p3", " x", (" x", " y"))
+
+
+@pytest.mark.parametrize(
+    "ending, words",
+    [(":nope", "can't be loaded: .*nope"), (":three:train", "can't be loaded"), (":a:b:c", "is no data set")],
+)
+def test_a_data_set_that_is_not_there_is_named(data_set, ending, words):
+    with pytest.raises(DataError, match=words):
+        load_examples(f"hf:{data_set}{ending}")
+    with pytest.raises(DataError, match="can't be loaded"):
+        load_examples(f"hf:{data_set}-elsewhere")
+
+
+def test_a_data_set_of_other_columns_is_named_with_its_row(data_set):
+    (data_set / "a" / "data.jsonl").write_text('{"text": "a", "label": 1}\n')
+    with pytest.raises(DataError, match='row 1: there is no "prompt".*its keys are label, text'):
+        load_examples(f"hf:{data_set}")
+
+
+def test_a_data_set_without_the_package_is_explained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="needs the package datasets"):
+        load_examples("hf:org/name")
+
+
+def test_provenance_calls_a_file_and_a_data_set_by_name():
+    assert source_name("/some/where/train.jsonl") == "train.jsonl"
+    assert source_name(Path("hf:org/name:train")) == "hf:org/name:train"

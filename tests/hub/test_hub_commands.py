@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from graft.hub.access import caller_of
 from graft.hub.cli import main
+from graft.hub.errors import UnauthorizedError
 from graft.hub.registry import Registry
 
 
@@ -52,12 +54,22 @@ def test_upkeep_commands(graft, adapter: Path, tmp_path: Path) -> None:
     assert json.loads(graft("registry", "gc", "--json").output)["blobs"] == 0
 
 
-def test_users_and_tokens(graft) -> None:
+def test_users_and_tokens(graft, registry: Registry, tmp_path: Path) -> None:
     made = json.loads(graft("hub", "init", "--user", "ann", "--json").output)
     assert made["user"] == "ann" and made["token"].startswith("hf_")
     again = graft("hub", "init", "--user", "bob")
     assert again.exit_code == 1 and "has users already" in again.output
-    assert json.loads(graft("hub", "token", "--user", "bob", "--scope", "read", "--json").output)["token"]
+    tokens = [json.loads(graft("hub", "token", "--user", "bob", "--scope", "read", "--json").output) for _ in range(3)]
+    lost = tmp_path / "lost"
+    lost.write_text(tokens[0]["token"] + "\n")
+    assert "1 of bob's" in graft("hub", "revoke", "--user", "bob", "--token", str(lost)).output
+    with pytest.raises(UnauthorizedError):
+        caller_of(registry.db, tokens[0]["token"])
+    assert caller_of(registry.db, tokens[1]["token"]).name == "bob"
+    assert json.loads(graft("hub", "revoke", "--user", "bob", "--json").output) == {"user": "bob", "revoked": 2}
+    assert caller_of(registry.db, made["token"]).name == "ann"
+    nothing = graft("hub", "revoke", "--user", "bob")
+    assert nothing.exit_code == 1 and "error: bob has no token" in nothing.output
 
 
 @pytest.mark.parametrize(
@@ -67,6 +79,7 @@ def test_users_and_tokens(graft) -> None:
         (("publish", "/nowhere", "ann/x"), 1, "error: /nowhere is no folder"),
         (("promote", "ann/nothing@v1", "production"), 1, "error: There is no adapter"),
         (("task", "add", "T!", "--metric", "accuracy", "--data", "/dev/null"), 1, "error: "),
+        (("task", "add", "t", "--metric", "rouge_l", "--data", "/dev/null"), 2, "is not one of 'accuracy'"),
         (("search", "--sort", "best"), 2, "Invalid value"),
         (("hub", "token", "--user", "x", "--scope", "god"), 2, "Invalid value"),
         (("frobnicate",), 2, "No such command"),

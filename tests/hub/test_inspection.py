@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from graft.hub.artifact import load_artifact, save_artifact
 from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, UnsupportedMethodError
 from graft.hub.inspection import inspect_artifact
+from graft.hub.methods import rows
 from graft.hub.methods.targets import full_matches
 from tests.methods.cases import VARIANTS, base_of, case
 
@@ -307,3 +308,10 @@ def test_the_order_of_patterns_counts_and_is_kept(tmp_path):
     assert load_artifact(tmp_path / "again", SPEC).digest == artifact.digest
     turned = with_config(first, alpha_pattern=dict(reversed(alphas.items())))
     assert load_artifact(turned, SPEC).digest != artifact.digest
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(4, "has 5 rows"), (0, "whole number above 0"), (True, "whole number")])
+def test_a_prompt_has_as_many_rows_as_it_says(tokens, said):
+    with pytest.raises(ArtifactError, match=said):
+        rows.tokens_of({"num_virtual_tokens": tokens}, {rows.KEY: (5, 8)})
+    assert rows.tokens_of({"num_virtual_tokens": 5}, {rows.KEY: (5, 8)}) == 5

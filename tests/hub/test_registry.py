@@ -19,6 +19,7 @@ from graft.hub.errors import (
     RevisionNotFoundError,
     StaleParentError,
 )
+from graft.hub.metrics import METRICS, Metric
 from graft.hub.registry import Registry
 
 LAUGHS = (
@@ -259,3 +260,17 @@ def test_shapes_are_checked_against_the_recorded_base(registry: Registry, adapte
 def test_bad_names_are_refused(registry: Registry, adapter: Path, name: str) -> None:
     with pytest.raises(GraftError, match="NAMESPACE/NAME"):
         registry.publish(adapter, name)
+
+
+def test_a_metric_says_which_way_is_up(registry: Registry, tmp_path: Path, lora_folder, monkeypatch) -> None:
+    monkeypatch.setitem(
+        METRICS, "errors", Metric("errors", "Errors", "text", False, lambda *_: 0.0, lower_is_better=True)
+    )
+    task = registry.add_task("t", "errors", EVAL_SET, "")
+    assert task.lower_is_better and not registry.add_task("u", "f1", EVAL_SET, "").lower_is_better
+    for name, value in (("ann/many", 0.9), ("ann/few", 0.1)):
+        registry.publish(lora_folder(tmp_path / name, task="t"), name)
+        registry.record_evaluation(task="t", data_hash=task.data_hash, metric="errors", n=2, repo=name, value=value)
+    assert [row.evaluation.repo for row in registry.leaderboard("t")] == ["ann/few", "ann/many"]
+    with pytest.raises(GraftError, match="Unknown metric"):
+        registry.add_task("t", "rouge_l", EVAL_SET, "")
