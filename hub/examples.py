@@ -2,14 +2,15 @@
 
 A line of a JSONL file is `{"messages": [...]}` (the last message is the assistant's) or `{"prompt": ...,
 "completion": ...}` (strings, or messages), TRL's schemas; `"labels": [...]` lists a classification's choices. CSV files
-have the columns prompt, completion and labels (with | between them); Parquet files (with pyarrow) either's columns.
-Torch-free. Knows neither batches nor scores.
+have the columns prompt, completion and labels (with | between them); Parquet files (with pyarrow) and Hugging Face data
+sets (hf:NAME, with `datasets`) either's columns. Torch-free. Knows neither batches nor scores.
 """
 
 import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from graft.hub.errors import DataError
 
+_HF = "hf:"
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -48,13 +50,23 @@ class Example:
 
 
 def load_examples(path: str | Path) -> list[Example]:
-    """The examples of a .jsonl (or .json), .csv or .parquet file. Raises DataError naming the file and the line."""
+    """The examples of a .jsonl (or .json), .csv or .parquet file, or of a data set hf:NAME[[:CONFIG]:SPLIT].
+
+    Raises DataError naming the file and the line.
+    """
+    if str(path).startswith(_HF):
+        return _load_hf(str(path))
     path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"The data {path} can't be read: {error.strerror}.") from None
     return _PARSERS.get(path.suffix.lower(), parse_examples)(data, str(path))
+
+
+def source_name(path: str | Path) -> str:
+    """What provenance calls the data: a file's name, or the whole name of a data set."""
+    return str(path) if str(path).startswith(_HF) else Path(path).name
 
 
 def parse_examples(data: bytes, source: str) -> list[Example]:
@@ -98,6 +110,24 @@ def _parse_parquet(data: bytes, source: str) -> list[Example]:
         rows = parquet.read_table(io.BytesIO(data)).to_pylist()
     except arrow.ArrowException as error:
         raise DataError(f"{source} is not a Parquet file: {error}.") from None
+    return _some([parse_row(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)], source)
+
+
+def _load_hf(source: str) -> list[Example]:
+    """A Hugging Face data set: hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT; a split may be a slice, train[:500]."""
+    name, *where = re.split(r":(?![^\[]*\])", source.removeprefix(_HF))
+    if not name or len(where) > 2:
+        raise DataError(f"{source} is no data set: write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT.")
+    config, split = where if len(where) == 2 else (None, *where) if where else (None, "train")
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"{source}: this needs the package datasets: pip install 'grafthub[datasets]'.") from None
+    try:
+        rows = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"The data set {source} can't be loaded: {reason[0]}") from None
     return _some([parse_row(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)], source)
 
 

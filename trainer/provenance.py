@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from graft.hub.base import Base
-from graft.hub.examples import data_hash
+from graft.hub.examples import data_hash, source_name
 from graft.trainer.learner import Learner
 from graft.trainer.plan import AdapterPlan
 
@@ -21,7 +21,7 @@ def provenance_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Data",
     evaluation = None
     if plan.eval_data:
         evaluation = {
-            "file": plan.eval_data.name,
+            "file": source_name(plan.eval_data),
             "hash": data_hash(data.held_out),
             "examples": len(data.held_out),
         }
@@ -36,7 +36,7 @@ def provenance_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Data",
         "trained_parameters": learner.trained_parameters,
         "data": {
             "hash": data.hash,
-            "train": {"file": plan.data.name, "examples": len(data.train)},
+            "train": {"file": source_name(plan.data), "examples": len(data.train)},
             "eval": evaluation,
         },
         "seed": plan.recipe.seed,

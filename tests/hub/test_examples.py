@@ -3,11 +3,21 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from graft.hub.errors import DataError
-from graft.hub.examples import Example, cut_left, data_hash, encode, encode_prompt, labels_of, load_examples
+from graft.hub.examples import (
+    Example,
+    cut_left,
+    data_hash,
+    encode,
+    encode_prompt,
+    labels_of,
+    load_examples,
+    source_name,
+)
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -168,7 +178,7 @@ def test_a_data_set_that_is_not_there_is_named(data_set, ending, words):
 
 def test_a_data_set_of_other_columns_is_named_with_its_row(data_set):
     (data_set / "a" / "data.jsonl").write_text('{"text": "a", "label": 1}\n')
-    with pytest.raises(DataError, match='row 1: there is no "prompt".*its keys are label, text'):
+    with pytest.raises(DataError, match=r'row 1: there is no "prompt".*its keys are label, text'):
         load_examples(f"hf:{data_set}")
 
 

@@ -23,7 +23,7 @@ def test_the_documented_commands_run(base_folder, data, held_out, tmp_path, monk
     (plan,) = blocks("toml")
     Path("plan.toml").write_text(plan)
     commands = [line.removeprefix("$ graft ") for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         done = CliRunner().invoke(main, shlex.split(command))
         assert done.exit_code == 0, (command, done.output)

@@ -1,0 +1,55 @@
+"""`graft compare`: the literature's table for your data."""
+
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from pathlib import Path
+
+import click
+
+from graft.trainer.commands.shared import bars, base_loader, check_early, configured, console, names_of
+from graft.trainer.config import RunConfig, TrainConfig
+from graft.trainer.plan import AdapterPlan, Plan, check_plan
+
+_RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}  # a comparison can't be resumed
+
+
+@click.command()
+@click.option("--base", required=True, help="Folder of the frozen base, or a hub id.")
+@click.option("--task", default="untasked", help="The task's slug.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Training data: JSONL, CSV, Parquet, hf:NAME."
+)
+@click.option("--eval-data", required=True, type=click.Path(path_type=Path), help="Held-out data, which decides.")
+@click.option("--methods", default="lora,series,parallel,prompt,prefix,ptuning", show_default=True)
+@click.option("--out", default="comparison", show_default=True, type=click.Path(path_type=Path))
+@configured("recipe", TrainConfig)
+@configured("run", RunConfig, only=_RUN)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def compare(
+    base: str,
+    task: str,
+    data: Path,
+    eval_data: Path,
+    methods: str,
+    out: Path,
+    recipe: TrainConfig,
+    run: RunConfig,
+    as_json: bool,
+) -> None:
+    """Train METHODS under one budget and write the literature's table: Markdown, JSON and a plot."""
+    template = AdapterPlan(method="", data=data, out=out, task=task, eval_data=eval_data, recipe=recipe)
+    names = names_of(methods)
+    plan = Plan(base, tuple(replace(template, method=name, out=out / name) for name in names), run)
+    check_plan(plan)
+    check_early(plan)
+    from graft.trainer import compare as comparing
+
+    with nullcontext() if as_json else bars() as shown:
+        found = comparing.compare(base_loader(base, run), names, template, run, watchers=[shown] if shown else [])
+    table = comparing.as_markdown(found)
+    (out / "compare.md").write_text(table)
+    (out / "compare.json").write_text(comparing.as_json(found))
+    drawn = comparing.plot(found, out / "compare.png")
+    click.echo(comparing.as_json(found) if as_json else table)
+    written = ["compare.md", "compare.json", *(["compare.png"] if drawn else [])]
+    console.print(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")

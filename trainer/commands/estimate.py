@@ -1,0 +1,94 @@
+"""`graft estimate`: what a training costs, before it is paid."""
+
+import json
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from graft.hub.errors import GraftError
+from graft.trainer.commands.shared import BUDGET, base_loader, configured, names_of, parse_settings
+from graft.trainer.config import RunConfig, TrainConfig
+from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan
+
+if TYPE_CHECKING:
+    from graft.trainer.estimate import Cost, FullFineTuning
+
+_RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}
+
+
+@click.command()
+@click.option("--base", required=True, help="Folder of the frozen base, or a hub id.")
+@click.option("--method", "methods", required=True, help="One or several, separated by commas.")
+@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="An option of the method.")
+@click.option("--data", type=click.Path(path_type=Path), help="Training data, whose lengths are taken.")
+@click.option("--length", type=int, default=128, show_default=True, help="Tokens of a sequence, without --data.")
+@click.option("--learned", type=int, default=8, show_default=True, help="Of which completion, without --data.")
+@configured("recipe", TrainConfig, only=BUDGET)
+@configured("run", RunConfig, only=_RUN)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def estimate(
+    base: str,
+    methods: str,
+    options: tuple[str, ...],
+    data: Path | None,
+    length: int,
+    learned: int,
+    recipe: TrainConfig,
+    run: RunConfig,
+    as_json: bool,
+) -> None:
+    """Tell a training's memory and time before they are spent, from a few small steps of it."""
+    settings = parse_settings(options)
+    plans = tuple(
+        AdapterPlan(method=name, data=data or Path(), out=Path(name), options=settings, recipe=recipe)
+        for name in names_of(methods)
+    )
+    check_plan(Plan(base, plans, run))
+    from graft.trainer import estimate as estimating
+
+    load = base_loader(base, run)
+    loaded = load()
+    check_against_spec(Plan(base, plans, run), loaded.spec)
+    limit = recipe.text_limit(loaded.spec.max_positions)
+    examples = recipe.batch_size
+    if data:
+        length, learned, examples = estimating.lengths_of(data, loaded, limit, recipe.batch_size)
+    if not 0 < learned < length <= limit:
+        raise GraftError(f"A sequence of {length} tokens, {learned} of them learned, does not fit into {limit}.")
+    steps = recipe.steps or math.ceil(recipe.epochs * math.ceil(examples / recipe.batch_size))
+    sizes = {"length": length, "learned": learned, "steps": steps}
+    costs = []
+    for plan in plans:
+        costs.append(estimating.estimate(loaded, plan, run, **sizes))
+        if plan.method in BASELINES:
+            loaded = load()  # the baseline has changed its own
+    full = estimating.full_fine_tuning(loaded.spec.parameters)
+    if as_json:
+        click.echo(json.dumps({"costs": [asdict(cost) for cost in costs], "full_fine_tuning": asdict(full), **sizes}))
+    else:
+        _print(costs, full, sizes)
+
+
+def _print(costs: list["Cost"], full: "FullFineTuning", sizes: dict[str, int]) -> None:
+    from graft.trainer.compare import bytes_text
+
+    title = f"{sizes['steps']} steps, sequences of {sizes['length']} tokens"
+    table = Table(title=title, title_justify="left")
+    keys = ("base", "master", "gradient", "optimizer", "activation", "peak")
+    for column in ("method", "trained", "of the base", *keys, "s/step", "time"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for cost in costs:
+        sizes_shown = [bytes_text(getattr(cost, f"{key}_bytes")) for key in keys]
+        shown = [cost.method, f"{cost.trained_parameters:,}", f"{cost.share:.3%}", *sizes_shown]
+        table.add_row(*shown, f"{cost.seconds_per_step:.2f}", f"{cost.seconds:,.0f} s")
+    Console().print(table)
+    Console().print(
+        f"Full fine-tuning in float32 with AdamW would need {bytes_text(full.weights_bytes)} of weights, "
+        f"{bytes_text(full.gradient_bytes)} of gradients and {bytes_text(full.moments_bytes)} of moments: "
+        f"{bytes_text(full.total_bytes)} before any activation."
+    )

@@ -1,0 +1,112 @@
+"""What the trainer's commands share: options made of the fields of TrainConfig and RunConfig, early checks, the bars."""
+
+import functools
+from collections.abc import Callable, Collection
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+from rich.console import Console
+
+from graft.hub.examples import load_examples
+from graft.hub.spec import recorded_spec
+from graft.trainer.config import SCHEDULES, RunConfig, TrainConfig
+from graft.trainer.plan import Plan, check_against_spec
+
+console = Console(stderr=True)
+BUDGET = ("epochs", "steps", "batch_size", "max_length")  # of TrainConfig: what a training's cost depends on
+
+_HELP = {
+    "epochs": "Passes over the data.",
+    "steps": "Optimiser steps, instead of --epochs.",
+    "batch_size": "Sequences an optimiser step.",
+    "learning_rate": "Peak rate (default: the method's own).",
+    "warmup": "Fraction of the steps with a rising rate.",
+    "schedule": "Of the rate after the warm-up.",
+    "weight_decay": "AdamW's, decoupled.",
+    "max_grad_norm": "Longer gradients are cut to it.",
+    "max_length": "Tokens of a text; prompts lose their beginning.",
+    "seed": "Of initialisation, order and dropout.",
+    "metric": "Of the evaluation (default: accuracy where the data lists labels, else chrf).",
+    "eval_every": "Steps between evaluations; the best parameters are kept.",
+    "eval_limit": "Evaluate on the first so many examples only.",
+    "patience": "Evaluations without a better score before stopping.",
+    "dtype": "Of the base (default: what is fast here).",
+    "device": "cpu, cuda, cuda:1, ... (default: a GPU where there is one).",
+    "rows_per_pass": "Tokens in memory at once.",
+    "checkpoint_layers": "Recompute layers in the backward pass: less memory, a third more time.",
+    "checkpoint_every": "Steps between resumable checkpoints (always on Ctrl-C).",
+}
+_CHOICES = {"schedule": SCHEDULES, "dtype": ("float32", "bfloat16")}
+
+
+def configured(parameter: str, kind: type[TrainConfig] | type[RunConfig], *, only: Collection[str] | None = None):
+    """Options for the fields of `kind` (those in `only`); the command gets the object they make as `parameter`."""
+    chosen = [field for field in fields(kind) if only is None or field.name in only]
+    hints = get_type_hints(kind)
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def with_config(**values: Any) -> Any:
+            made = kind(**{field.name: values.pop(field.name) for field in chosen})
+            return command(**values, **{parameter: made})
+
+        for field in reversed(chosen):
+            _option(field, hints[field.name])(with_config)
+        return with_config
+
+    return decorate
+
+
+def _option(field: Field, hint: Any) -> Callable:
+    name, text = f"--{field.name.replace('_', '-')}", _HELP[field.name]
+    if hint is bool:
+        return click.option(name, is_flag=True, default=field.default, help=text)
+    (kind, *_) = get_args(hint) or (hint,)  # `int | None`: int
+    if field.name in _CHOICES:
+        kind = click.Choice(_CHOICES[field.name])
+    return click.option(name, type=kind, default=field.default, show_default=field.default is not None, help=text)
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
+    """`--set key=value` flags as a table. Raises click.UsageError."""
+    table = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--set takes KEY=VALUE, not {setting!r}.")
+        table[key.strip()] = value.strip()
+    return table
+
+
+def names_of(text: str) -> list[str]:
+    """The names in a list separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def check_early(plan: Plan) -> None:
+    """Refuse bad options and bad data before torch and the weights are loaded."""
+    spec = recorded_spec(plan.base)
+    if spec is not None:
+        check_against_spec(plan, spec)
+    for path in {path for adapter in plan.adapters for path in (adapter.data, adapter.eval_data) if path}:
+        load_examples(path)
+
+
+def base_loader(base: str, run: RunConfig) -> Callable:
+    """Loads the base afresh each time: baselines change theirs."""
+    from graft.hub.base import load_base
+
+    return lambda: load_base(base, dtype=run.dtype, device=run.device)
+
+
+def bars():
+    """Progress on the terminal, as a context that is a watcher."""
+    from graft.trainer.progress import Bars
+
+    return Bars(console)
+
+
+def text_of(folder: Path | None) -> str | None:
+    return None if folder is None else str(folder)

@@ -1,0 +1,148 @@
+"""`graft train`: one adapter from flags, or many from a plan."""
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from graft.hub.commands.shared import hub_option, local_user, opened, registry_option
+from graft.hub.errors import GraftError
+from graft.trainer.commands.shared import bars, base_loader, check_early, configured, console, parse_settings, text_of
+from graft.trainer.config import RunConfig, TrainConfig
+from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, read_plan
+
+if TYPE_CHECKING:
+    from graft.trainer.run import Outcome
+
+_BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "tensorboard", "as_json")
+
+
+@click.command()
+@click.option("--base", help="Folder of the frozen base, or a hub id.")
+@click.option("--method", help="lora series parallel prompt prefix ptuning bitfit ia3, or full last-layers.")
+@click.option("--task", default="untasked", help="The task's slug, for the model card.")
+@click.option("--data", type=click.Path(path_type=Path), help="Training data: JSONL, CSV, Parquet, hf:NAME.")
+@click.option("--eval-data", type=click.Path(path_type=Path), help="Held-out data: scored at the end, never trained.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the artifact.")
+@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="An option of the method, e.g. r=16.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A TOML file with many adapters.")
+@click.option("--name", default="", help="The adapter's name on its card (default: the folder's).")
+@configured("recipe", TrainConfig)
+@configured("run", RunConfig)
+@click.option("--publish", default="", metavar="NS/NAME", help="Publish the artifact at the end.")
+@registry_option
+@hub_option
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint beside the output folder.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder of TensorBoard logs, a run an adapter.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def train(
+    base: str | None,
+    method: str | None,
+    task: str,
+    data: Path | None,
+    eval_data: Path | None,
+    out: Path | None,
+    options: tuple[str, ...],
+    plan_file: Path | None,
+    name: str,
+    recipe: TrainConfig,
+    run: RunConfig,
+    publish: str,
+    registry_path: Path,
+    hub_url: str | None,
+    resume: bool,
+    tensorboard: Path | None,
+    as_json: bool,
+) -> None:
+    """Train adapters on a frozen base and write an artifact folder each."""
+    if plan_file:
+        _refuse_flags_of_one()
+        plan = read_plan(plan_file)
+    else:
+        _require(base=base, method=method, data=data, out=out)
+        settings = parse_settings(options)
+        adapter = AdapterPlan(method, data, out, name, task, eval_data, settings, publish, recipe)
+        plan = Plan(base, (adapter,), run)
+    check_plan(plan)
+    check_early(plan)
+    registry = opened(registry_path, hub_url, create=True) if any(a.publish for a in plan.adapters) else None
+    outcomes = _run(plan, resume, tensorboard, quiet=as_json)
+    if registry:
+        _publish(plan, outcomes, registry)
+    if as_json:
+        click.echo(json.dumps([{**asdict(outcome), "folder": text_of(outcome.folder)} for outcome in outcomes]))
+    else:
+        _print(outcomes)
+    if failed := [outcome for outcome in outcomes if outcome.folder is None]:
+        raise GraftError("; ".join(f"{outcome.name}: {outcome.stopped}" for outcome in failed) + ".")
+
+
+def _require(**flags: object) -> None:
+    for name, value in flags.items():
+        if not value:
+            raise click.UsageError(f"--{name} is needed (or --plan).")
+
+
+def _refuse_flags_of_one() -> None:
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
+        if given and option.name not in _BESIDE_A_PLAN:
+            raise click.UsageError(f"{option.opts[0]} and --plan exclude each other: write it into the plan.")
+
+
+def _publish(plan: Plan, outcomes: list["Outcome"], registry) -> None:
+    wanted = {adapter.out: adapter.publish for adapter in plan.adapters if adapter.publish}
+    for outcome in outcomes:
+        if outcome.folder in wanted:
+            revision = registry.publish(outcome.folder, wanted[outcome.folder], user=local_user())
+            console.print(f"Published {wanted[outcome.folder]}@{revision.id}")
+
+
+def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool) -> list["Outcome"]:
+    """All PEFT adapters in one batched run, then each baseline on a base of its own, which it changes."""
+    from graft.trainer.baselines import train_baseline
+    from graft.trainer.board import Board
+    from graft.trainer.run import train as train_adapters
+
+    adapters = [adapter for adapter in plan.adapters if adapter.method not in BASELINES]
+    baselines = [adapter for adapter in plan.adapters if adapter.method in BASELINES]
+    with ExitStack() as stack:
+        watchers = [stack.enter_context(Board(tensorboard))] if tensorboard else []
+        fresh_base = base_loader(plan.base, plan.run)
+        base = fresh_base()
+        check_against_spec(plan, base.spec)
+        watchers += [] if quiet else [stack.enter_context(bars())]
+        try:
+            done = train_adapters(base, adapters, plan.run, watchers=watchers, resume=resume) if adapters else []
+            for i, baseline in enumerate(baselines):
+                own = base if i == 0 else fresh_base()  # the first takes the loaded one: nobody needs it any more
+                done.append(train_baseline(own, baseline, plan.run, watchers=watchers, resume=resume))
+        except KeyboardInterrupt:
+            raise GraftError("Interrupted. Continue with the same command and --resume.") from None
+    return done
+
+
+def _print(outcomes: list["Outcome"]) -> None:
+    table = Table(title="Trained", title_justify="left")
+    for column in ("adapter", "method", "parameters", "steps", "loss", "score", "seconds", "folder"):
+        table.add_column(column, justify="right" if column in ("parameters", "steps", "loss", "seconds") else "left")
+    for outcome in outcomes:
+        score = outcome.score
+        shown = f"{score.metric} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" if score else ""
+        table.add_row(
+            outcome.name,
+            outcome.method,
+            f"{outcome.parameters:,}",
+            str(outcome.steps),
+            f"{outcome.loss:.4f}",
+            shown,
+            f"{outcome.seconds:.1f}",
+            text_of(outcome.folder) or outcome.stopped,
+        )
+    Console().print(table)
