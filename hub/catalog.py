@@ -5,7 +5,7 @@ listing is never behind. Private repos are part of every answer to their owners 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,13 +101,22 @@ def facets(db: Database, query: Query, caller: Caller) -> dict[str, list[tuple[s
     return found
 
 
-def labels_of(db: Database, repo_id: int) -> list[str]:
-    return [row["label"] for row in db.execute("SELECT label FROM labels WHERE repo_id = ?", [repo_id])]
+def labels_of(db: Database, repo_ids: Sequence[int]) -> dict[int, list[str]]:
+    """repo id -> its labels."""
+    found: dict[int, list[str]] = {}
+    for row in db.execute(
+        "SELECT repo_id, label FROM labels WHERE repo_id IN (SELECT value FROM json_each(?))", [json.dumps(repo_ids)]
+    ):
+        found.setdefault(row["repo_id"], []).append(row["label"])
+    return found
 
 
-def entry(db: Database, repo_id: int) -> Entry:
-    rows = db.execute(f"SELECT {_ENTRY} FROM listing WHERE repo_id = ?", [repo_id])
-    return _entry(rows.fetchone())
+def scores_of(db: Database, repo_ids: Sequence[int]) -> dict[int, float | None]:
+    """repo id -> the score it is listed with."""
+    rows = db.execute(
+        "SELECT repo_id, score FROM listing WHERE repo_id IN (SELECT value FROM json_each(?))", [json.dumps(repo_ids)]
+    )
+    return {row["repo_id"]: row["score"] for row in rows}
 
 
 def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping[str, Any], body: str) -> None:

@@ -4,6 +4,7 @@ Functions over an open connection; nothing is written here.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,10 @@ class Revision:
     dtype: str | None
 
 
+# What a revision tells of its adapter: what it has in common with the adapter's inspection.
+FACTS = tuple(name for name in Revision.__dataclass_fields__ if name in Inspection.__dataclass_fields__)
+
+
 @dataclass(frozen=True)
 class File:
     """A file of a revision. `changed_in`: the commit that last wrote it."""
@@ -75,6 +80,21 @@ def repo(db: Database, name: str, caller: Caller) -> Repo:
         row = db.execute("SELECT * FROM repos WHERE id = ?", [row["moved_to"]]).fetchone()
     if row is None or row["deleted_at"] or (row["private"] and not caller.owns(row["namespace"])):
         raise RepoNotFoundError(f"There is no adapter {name!r} here, or it is private and you are not signed in.")
+    return _repo(row)
+
+
+def repos_named(db: Database, names: Sequence[str]) -> dict[str, Repo]:
+    """name -> repo, of those that are there under just this name."""
+    pairs = json.dumps([name.partition("/")[::2] for name in names])
+    rows = db.execute(
+        "SELECT repos.* FROM json_each(?) JOIN repos ON namespace = json_extract(value, '$[0]') "
+        "AND name = json_extract(value, '$[1]') WHERE deleted_at IS NULL",
+        [pairs],
+    )
+    return {repo.name: repo for repo in map(_repo, rows)}
+
+
+def _repo(row: Any) -> Repo:
     return Repo(
         id=row["id"],
         name=f"{row['namespace']}/{row['name']}",
@@ -92,7 +112,13 @@ def branch_head(db: Database, repo: Repo, branch: str) -> str | None:
 
 
 def revision(db: Database, id: str) -> Revision:
-    return Revision(**dict(db.execute(f"{_REVISION} WHERE revisions.id = ?", [id]).fetchone()))
+    return revisions(db, [id])[id]
+
+
+def revisions(db: Database, ids: Sequence[str]) -> dict[str, Revision]:
+    """id -> revision, of those that are there."""
+    rows = db.execute(f"{_REVISION} WHERE revisions.id IN (SELECT value FROM json_each(?))", [json.dumps(ids)])
+    return {row["id"]: Revision(**dict(row)) for row in rows}
 
 
 def line(db: Database, start: str, limit: int) -> list[Revision]:
@@ -113,15 +139,40 @@ def tree(db: Database, revision_id: str | None) -> Tree:
 
 
 def files(db: Database, revision_id: str | None) -> list[File]:
-    return [File(**dict(row)) for row in db.execute(f"{_FILE} ORDER BY path", [revision_id])]
+    return [_file(row) for row in db.execute(f"{_FILE} WHERE revision_id = ? ORDER BY path", [revision_id])]
+
+
+def files_of(db: Database, revision_ids: Sequence[str]) -> dict[str, list[File]]:
+    """revision id -> its files, by path."""
+    rows = db.execute(
+        f"{_FILE} WHERE revision_id IN (SELECT value FROM json_each(?)) ORDER BY revision_id, path",
+        [json.dumps(revision_ids)],
+    )
+    found: dict[str, list[File]] = {}
+    for row in rows:
+        found.setdefault(row["revision_id"], []).append(_file(row))
+    return found
+
+
+def cards(db: Database, revision_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """revision id -> its card's front matter, of those that hold an adapter."""
+    rows = db.execute(
+        "SELECT revision_id, card FROM artifacts WHERE revision_id IN (SELECT value FROM json_each(?))",
+        [json.dumps(revision_ids)],
+    )
+    return {row["revision_id"]: json.loads(row["card"]) for row in rows}
 
 
 def file(db: Database, revision_id: str, path: str) -> File:
     """Raises EntryNotFoundError."""
-    row = db.execute(f"{_FILE} AND path = ?", [revision_id, path]).fetchone()
+    row = db.execute(f"{_FILE} WHERE revision_id = ? AND path = ?", [revision_id, path]).fetchone()
     if row is None:
         raise EntryNotFoundError(f"There is no file {path!r} in revision {revision_id}.")
-    return File(**dict(row))
+    return _file(row)
+
+
+def _file(row: Any) -> File:
+    return File(**{name: row[name] for name in File.__dataclass_fields__})
 
 
 def found(db: Database, revision_id: str) -> Inspection | None:
@@ -143,9 +194,7 @@ def artifact_row(revision_id: str, found: Inspection) -> dict[str, Any]:
 _JSON_COLUMNS = ("config", "tensors", "provenance", "card", "warnings")
 _REVISION = (
     "SELECT repos.namespace || '/' || repos.name AS repo, revisions.id, parent, author, title, message, "
-    "revisions.created_at, digest, method, variant, task, base_id, base_fingerprint, parameters, bytes, max_rank, dtype "
+    f"revisions.created_at, {', '.join(FACTS)} "
     "FROM revisions JOIN repos ON repos.id = repo_id LEFT JOIN artifacts ON artifacts.revision_id = revisions.id"
 )
-_FILE = (
-    "SELECT path, blobs.sha256, git_oid, size, changed_in FROM files JOIN blobs USING (sha256) WHERE revision_id = ?"
-)
+_FILE = "SELECT revision_id, path, blobs.sha256, git_oid, size, changed_in FROM files JOIN blobs USING (sha256)"

@@ -38,7 +38,7 @@ from graft.hub.errors import (
 )
 from graft.hub.folder import PULLED, base_at_hand, publishable_files
 from graft.hub.inspection import CARD, CONFIG, PROVENANCE, inspect_artifact, read_json
-from graft.hub.records import Revision
+from graft.hub.records import FACTS, Revision
 from graft.hub.refs import Move, Ref
 from graft.hub.scores import Evaluation, Standing, Task
 from graft.hub.spec import BaseSpec
@@ -314,18 +314,6 @@ def _require_intact(path: Path, file: RepoFile) -> None:
 def _revision(info: ModelInfo) -> Revision:
     """A commit as its hub describes it; only graft's own hub tells the digest and its kin."""
     found = vars(info).get("graft") or {}
-    keys = (
-        "digest",
-        "method",
-        "variant",
-        "task",
-        "base_id",
-        "base_fingerprint",
-        "parameters",
-        "max_rank",
-        "dtype",
-        "bytes",
-    )
     if info.sha is None:
         raise RevisionNotFoundError(f"{info.id} has no commit yet: publish something first.")
     return Revision(
@@ -336,7 +324,7 @@ def _revision(info: ModelInfo) -> Revision:
         title="",
         message="",
         created_at=info.last_modified.isoformat() if info.last_modified else "",
-        **{key: found.get(key) for key in keys},
+        **{key: found.get(key) for key in FACTS},
     )
 
 

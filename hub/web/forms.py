@@ -18,6 +18,7 @@ from graft.hub import access, catalog
 from graft.hub.commits import Put, changed, check_repo_name
 from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, UnauthorizedError
 from graft.hub.proof import holds_adapter, prove
+from graft.hub.records import FACTS
 from graft.hub.web.context import caller, expect_files, hub, registry
 from graft.hub.web.pages import blueprint
 from graft.hub.web.protocol import body, text_field, writable
@@ -98,8 +99,7 @@ def check_publish() -> Response:
     if not holds_adapter(tree):
         raise ArtifactError("An adapter needs adapter_config.json and adapter_model.safetensors: add the missing one.")
     found = prove(registry().db, registry().blobs, tree).found
-    keys = ("method", "variant", "task", "base_id", "parameters", "bytes", "max_rank", "dtype", "digest", "warnings")
-    return jsonify({key: getattr(found, key) for key in keys})
+    return jsonify({key: getattr(found, key) for key in (*FACTS, "warnings")})
 
 
 def _received(files: list[FileStorage]) -> list[Put]:

@@ -17,6 +17,7 @@ from graft.hub.commits import REPO_NAME
 from graft.hub.errors import GraftError, RepoNotFoundError
 from graft.hub.inspection import CARD, Inspection
 from graft.hub.records import Repo, Revision
+from graft.hub.refs import Ref
 from graft.hub.web import charts, present
 from graft.hub.web.api import query_of
 from graft.hub.web.context import caller, endpoint, hub, registry, unquoted
@@ -123,9 +124,9 @@ def _tab(tab: str, repo: Repo, found: Revision, inspection: Inspection | None) -
     return {"card": present.card_html(_body(found)), "curve": _curve(inspection)}
 
 
-def _names(repo: Repo) -> dict[str, list[catalog.Entry]]:
+def _names(repo: Repo) -> dict[str, list[Ref]]:
     """commit -> the refs that point at it."""
-    names: dict[str, list[Any]] = {}
+    names: dict[str, list[Ref]] = {}
     for ref in registry().all_refs(repo.name):
         names.setdefault(ref.revision, []).append(ref)
     return names

@@ -1,17 +1,14 @@
 """The reading half of the Hugging Face Hub protocol, and what manages repos: enough for unmodified clients.
 
-One view an endpoint; what the registry knows is spelled here the way the clients parse it. Uploads: uploads.py.
-Weights are listed with `lfs` (their sha256 is their ETag) though they never travel by LFS, so that a client names and
-compares them by content.
+One view an endpoint; spelling.py has the words. Uploads: uploads.py.
 """
 
-import json
 from typing import Any
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, request, send_file
 
-from graft.hub import access, catalog
+from graft.hub import catalog
 from graft.hub.cards import texts
 from graft.hub.catalog import Query
 from graft.hub.commits import check_repo_name
@@ -23,7 +20,8 @@ from graft.hub.errors import (
     RepoNotFoundError,
     UnauthorizedError,
 )
-from graft.hub.records import File, Repo, Revision
+from graft.hub.records import Repo, Revision
+from graft.hub.web import spelling
 from graft.hub.web.context import caller, endpoint, registry, unquoted
 from graft.hub.web.failures import ERROR_CODES
 
@@ -197,7 +195,7 @@ def list_models() -> Response:
     )
     found = registry().search(query, caller()) if request.args.get("gated") != "true" else catalog.Page((), 0)
     full = bool({"full", "cardData", "expand"} & request.args.keys())
-    response = jsonify([_listed(entry, full) for entry in found.entries])
+    response = jsonify(spelling.listed(registry(), found.entries, full))
     if limit and query.offset + limit < found.total:
         rest = [(key, value) for key, value in request.args.items(multi=True) if key != "p"]
         response.headers["Link"] = f'<{endpoint()}/api/models?{urlencode([*rest, ("p", page + 1)])}>; rel="next"'
@@ -208,7 +206,8 @@ def list_models() -> Response:
 @blueprint.get(f"{MODEL}/revision/<revision>")
 def model_info(namespace: str, name: str, revision: str = "main") -> Response:
     repo = readable(namespace, name)
-    info = _info(repo, revision, siblings=True, sizes="blobs" in request.args)
+    found = None if _is_empty(repo, revision) else _revision(repo, revision)
+    [info] = spelling.infos(registry(), [(repo, found)], sizes="blobs" in request.args)
     wanted = request.args.getlist("expand")
     return jsonify({key: value for key, value in info.items() if key in ("id", "_id", *wanted)} if wanted else info)
 
@@ -223,13 +222,13 @@ def tree(namespace: str, name: str, revision: str, path: str = "") -> Response:
     inside = [file for file in files if not prefix or file.path.startswith(f"{prefix}/")]
     if prefix and not inside:
         raise EntryNotFoundError(f"There is no folder {prefix!r} in {namespace}/{name}@{revision}.")
-    folders = _folders(inside, prefix)
+    folders = spelling.folders(inside, prefix)
     if request.args.get("recursive", "").lower() not in ("true", "1"):
         depth = prefix.count("/") + 1 if prefix else 0
         inside = [file for file in inside if file.path.count("/") == depth]
         folders = [folder for folder in folders if folder["path"].count("/") == depth]
     expand = request.args.get("expand", "").lower() in ("true", "1")
-    return jsonify([*folders, *(_tree_entry(file, expand) for file in inside)])
+    return jsonify([*folders, *(spelling.tree_entry(registry(), file, expand) for file in inside)])
 
 
 @blueprint.post(f"{MODEL}/paths-info/<revision>")
@@ -238,8 +237,10 @@ def paths_info(namespace: str, name: str, revision: str) -> Response:
     given = request.form or body_if_any()
     paths = request.form.getlist("paths") if request.form else texts(given.get("paths"))
     wanted, expand = {path.strip("/") for path in paths}, str(given.get("expand", "")).lower() in ("true", "1")
-    folders = [folder for folder in _folders(files, "") if folder["path"] in wanted]
-    return jsonify([*folders, *(_tree_entry(file, expand) for file in files if file.path in wanted)])
+    folders = [folder for folder in spelling.folders(files, "") if folder["path"] in wanted]
+    return jsonify(
+        [*folders, *(spelling.tree_entry(registry(), file, expand) for file in files if file.path in wanted)]
+    )
 
 
 @blueprint.get(f"{MODEL}/commits/<revision>")
@@ -323,12 +324,12 @@ def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
         as_attachment=True,
         download_name=file.path.rpartition("/")[2],
         conditional=True,
-        etag=_etag(file),
+        etag=spelling.etag(file),
         max_age=0,
     )
     response.headers["X-Repo-Commit"] = found.id
     response.headers["X-Linked-Size"] = str(file.size)
-    response.headers["X-Linked-ETag"] = f'"{_etag(file)}"'
+    response.headers["X-Linked-ETag"] = f'"{spelling.etag(file)}"'
     if request.method == "GET" and response.status_code == 200 and file.path == COUNTED:
         registry().count_download(repo.name)
     return response
@@ -341,7 +342,7 @@ def nothing_else(rest: str) -> Response:
     raise RepoNotFoundError(f"{rest} is not here: this hub keeps adapters, as NAMESPACE/NAME among the models.")
 
 
-# Spelling
+# Arguments
 
 
 def _revision(repo: Repo, revision: str) -> Revision:
@@ -358,114 +359,3 @@ def _number(key: str, default: int) -> int:
     if not value.isdecimal() or len(value) > 9:
         raise GraftError(f"{key} must be a whole number, not {value!r}.")
     return int(value)
-
-
-def _info(repo: Repo, revision: str, *, siblings: bool, sizes: bool = False) -> dict[str, Any]:
-    """A repo the way `model_info` parses it; `graft` adds what only we know, the digest above all."""
-    db = registry().db
-    found = None if _is_empty(repo, revision) else _revision(repo, revision)
-    inspection = registry().found(found.id) if found else None
-    card = inspection.card if inspection else {}
-    info: dict[str, Any] = {
-        "_id": str(repo.id),
-        "id": repo.name,
-        "modelId": repo.name,
-        "author": repo.namespace,
-        "sha": found.id if found else None,
-        "lastModified": repo.updated_at,
-        "createdAt": repo.created_at,
-        "private": repo.private,
-        "gated": False,
-        "disabled": False,
-        "downloads": repo.downloads,
-        "likes": 0,
-        "tags": catalog.labels_of(db, repo.id),
-        "pipeline_tag": next(iter(texts(card.get("pipeline_tag"))), None),
-        "library_name": next(iter(texts(card.get("library_name"))), None),
-        "cardData": json.loads(json.dumps(card, default=str)),
-        "baseModels": {"relation": "adapter", "models": [{"id": found.base_id}]} if found and found.base_id else None,
-        "usedStorage": sum(file.size for file in registry().files(found.id)) if found else 0,
-    }
-    if found and found.digest:
-        keys = [
-            "digest",
-            "method",
-            "variant",
-            "task",
-            "base_id",
-            "base_fingerprint",
-            "parameters",
-            "bytes",
-            "max_rank",
-            "dtype",
-        ]
-        info["graft"] = {key: getattr(found, key) for key in keys} | {"score": catalog.entry(db, repo.id).score}
-    if siblings:
-        files = registry().files(found.id) if found else []
-        info["siblings"] = [_sibling(file, sizes) for file in files]
-    return info
-
-
-def _listed(entry: catalog.Entry, full: bool) -> dict[str, Any]:
-    if full:
-        return _info(registry().repo(entry.name, caller()), "main", siblings=True)
-    repo = registry().repo(entry.name, caller())
-    return {
-        "_id": str(repo.id),
-        "id": entry.name,
-        "modelId": entry.name,
-        "author": repo.namespace,
-        "lastModified": entry.updated_at,
-        "createdAt": entry.created_at,
-        "private": entry.private,
-        "downloads": entry.downloads,
-        "likes": 0,
-        "sha": entry.revision_id or None,
-        "tags": catalog.labels_of(registry().db, repo.id),
-    }
-
-
-def _is_weights(file: File) -> bool:
-    return file.path.endswith(".safetensors")
-
-
-def _etag(file: File) -> str:
-    """What a client names its cached copy by: the content's sha256 for weights, git's name for the rest."""
-    return file.sha256 if _is_weights(file) else file.git_oid
-
-
-def _lfs(file: File) -> dict[str, Any]:
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
-    return {"oid": file.sha256, "sha256": file.sha256, "size": file.size, "pointerSize": len(pointer)}
-
-
-def _sibling(file: File, sizes: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"rfilename": file.path}
-    if sizes:
-        entry |= {"size": file.size, "blobId": file.git_oid}
-        entry |= {"lfs": _lfs(file)} if _is_weights(file) else {}
-    return entry
-
-
-def _tree_entry(file: File, expand: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": file.path, "size": file.size, "oid": file.git_oid}
-    entry |= {"lfs": _lfs(file)} if _is_weights(file) else {}
-    if expand:
-        commit = registry().revision(file.changed_in)
-        entry["lastCommit"] = {"id": commit.id, "title": commit.title, "date": commit.created_at}
-        entry["securityFileStatus"] = None
-    return entry
-
-
-def _folders(files: list[File], prefix: str) -> list[dict[str, Any]]:
-    """The folders that `files` lie in, below `prefix`. Folders are not stored; their name stands in for git's."""
-    found: dict[str, list[str]] = {}
-    for file in files:
-        parts = file.path.split("/")[:-1]
-        for depth in range(1, len(parts) + 1):
-            found.setdefault("/".join(parts[:depth]), []).append(file.git_oid)
-    inside = {path: oids for path, oids in found.items() if not prefix or path.startswith(f"{prefix}/")}
-    return [
-        {"type": "directory", "path": path, "size": 0, "oid": access.token_hash("".join(oids))[:40]}
-        for path, oids in sorted(inside.items())
-    ]

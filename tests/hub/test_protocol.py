@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 
 from graft.hub.access import create_token, first_admin
 from graft.hub.registry import Registry
+from graft.hub.web.app import create_app
 
 
 @pytest.fixture
@@ -82,6 +83,9 @@ def test_list_models_by_filters_search_author_and_pages(
     assert len(names(author="ann")) == 6 and names(author="bob") == []
     assert len(names(filter="lora", limit=4)) == 4
     assert len(names(sort="created_at")) == 6
+    for model in api.list_models(full=True, cardData=True):
+        alone = api.model_info(model.id)
+        assert vars(model) == vars(alone) and model.siblings and model.graft["digest"]
     [full] = api.list_models(search="news", full=True, cardData=True)
     assert full.card_data.license == "apache-2.0" and full.siblings
 
@@ -219,3 +223,20 @@ def test_card_and_file_system(api: HfApi, hub: str, published: str) -> None:
     assert "ann/news/README.md" in files.ls("ann/news", detail=False)
     card = ModelCard(files.read_text("ann/news/README.md"))
     assert card.data.base_model == "acme/tiny-llama"
+
+
+def test_a_long_list_costs_no_more_queries_than_a_short_one(
+    hub: str, registry: Registry, tmp_path, lora_folder
+) -> None:
+    registry.create_repo("ann/empty")
+    counts = []
+    for number in range(4):
+        registry.publish(lora_folder(tmp_path / str(number), seed=number), f"ann/a{number}")
+        asked: list[str] = []
+        client = create_app(registry).test_client()
+        registry.db.conn.set_trace_callback(asked.append)
+        found = client.get("/api/models?full=1&limit=1000").json
+        registry.db.conn.set_trace_callback(None)
+        assert len(found) == number + 2 and {model["sha"] is None for model in found} == {True, False}
+        counts.append(len(asked))
+    assert len(set(counts)) == 1 and counts[0] < 15
