@@ -11,9 +11,12 @@ from graft.hub.attention import PackedAttention
 from graft.hub.detours import Rows, Stack, Step
 from graft.hub.forms import InputRows
 from graft.hub.methods import METHODS
+from graft.trainer.baselines import make_baseline
 from graft.trainer.config import RunConfig, TrainConfig
 from graft.trainer.learner import rate_factor
 from graft.trainer.loop import train_all, train_step
+from graft.trainer.plan import AdapterPlan
+from tests.conftest import tiny_base
 from tests.trainer.cases import ALL, RECIPE, trainee
 
 
@@ -88,6 +91,27 @@ def test_recomputing_layers_changes_nothing(llama, data, method):
     (kept,) = run(llama, [trainee(llama, data, method, **dropout)])
     (recomputed,) = run(llama, [trainee(llama, data, method, **dropout)], checkpoint_layers=True)
     torch.testing.assert_close(kept.flat, recomputed.flat, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("method", ["lora", "prefix", "prompt", "full"])
+def test_the_base_own_dropout_stays_off_with_and_without_recomputing(family, method, data, tmp_path):
+    """GPT-2 and OPT bring dropout of 0.1, which would be drawn anew if anything set the model to training."""
+    found = []
+    for recompute in (False, True):
+        base = tiny_base(family)
+        dropout = base.model.config.resid_pdrop if family == "gpt2" else base.model.config.dropout
+        assert dropout == 0.1
+        if method == "full":
+            job = AdapterPlan("full", data, tmp_path, recipe=RECIPE)
+            sequences = trainee(base, data).sequences
+            learner = make_baseline(base, job, sequences)
+        else:
+            learner = trainee(base, data, method)
+        run(base, [learner], checkpoint_layers=recompute)
+        assert not any(module.training for module in base.model.modules())
+        found.append(torch.cat([weight.detach().reshape(-1) for weight in learner.weights]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_together_equals_alone(llama, data):
