@@ -70,7 +70,7 @@ struct LowRank {
   int64_t rank, depth, lanes;  // vectors of the input; lanes of the rank: pairs of ranks in bfloat16
   std::vector<float> a, b;     // empty: none
   const int32_t* A = nullptr;  // by groups of up to 16 ranks: [depth, ranks of the group, vector]
-  const int32_t* B = nullptr;  // [columns / 64, lanes, 64]
+  const int32_t* B = nullptr;  // by groups of up to 64 columns: [lanes, columns of the group]
 };
 
 template <class S>
@@ -116,9 +116,14 @@ at::Tensor packed_A(const at::Tensor& A) {
 template <class S>
 at::Tensor packed_B(const at::Tensor& B) {
   constexpr int per = Packed<S>::per_lane;
-  const int64_t lanes = divide_up(B.size(0), per), chunks = divide_up(B.size(1), kColumns);
-  const at::Tensor even = at::constant_pad_nd(B, {0, chunks * kColumns - B.size(1), 0, lanes * per - B.size(0)});
-  return even.view({lanes, per, chunks, kColumns}).permute({2, 0, 3, 1}).reshape({-1});
+  const int64_t lanes = divide_up(B.size(0), per), columns = divide_up(B.size(1), kLanes) * kLanes;
+  const at::Tensor even = at::constant_pad_nd(B, {0, columns - B.size(1), 0, lanes * per - B.size(0)});
+  std::vector<at::Tensor> groups;
+  for (int64_t first = 0; first < columns; first += kColumns) {
+    const int64_t count = std::min(kColumns, columns - first);
+    groups.push_back(even.narrow(1, first, count).reshape({lanes, per, count}).transpose(1, 2).reshape({-1}));
+  }
+  return at::cat(groups);
 }
 
 template <class S>
@@ -259,12 +264,13 @@ void expand(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>
     const S* from = h;
     for (const LowRank<S>& form : detour.channels) {
       const int32_t* B = form.B + column * form.lanes;
-      for (int64_t lane = 0; lane < form.lanes; lane++, B += kColumns) {
+      const int64_t count = std::min(kColumns, divide_up(y.width - column, kLanes) * kLanes);
+      for (int64_t lane = 0; lane < form.lanes; lane++, B += count) {
         V w[vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
           __builtin_prefetch((const char*)(B + v * kLanes) + kAhead);
-          w[v] = load<V>(B + v * kLanes);
+          w[v] = left[v] ? load<V>(B + v * kLanes) : V{};
         }
 #pragma GCC unroll 4
         for (int m = 0; m < M; m++) {
