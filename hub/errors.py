@@ -10,6 +10,7 @@ class GraftError(Exception):
 
     status = 400
     code = "bad_request"
+    param: str | None = None  # the field of a request's body that is meant
 
 
 class NotFoundError(GraftError):

@@ -305,7 +305,7 @@ def _failure(status: int, message: str, code: str | None, param: str | None = No
 def _on_graft_error(error: GraftError) -> Response:
     if error.status >= 500:
         log.error("request %s: %s", g.request_id, error)
-    return _failure(error.status, public_message(error, g.request_id), error.code, getattr(error, "param", None))
+    return _failure(error.status, public_message(error, g.request_id), error.code, error.param)
 
 
 def _on_http_error(error: HTTPException) -> Response:

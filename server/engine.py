@@ -287,7 +287,7 @@ class Engine:
         """Take a consumer's sequence out; False where it is out already."""
         if self._consumers.pop(consumer.sequence, None) is None:
             return False
-        if not isinstance(consumer, RowsJob):
+        if not consumer.keeps_blocks:
             self.scheduler.remove(consumer.sequence)
         if consumer.loaded is not None:
             self.loader.release(consumer.loaded)
@@ -299,7 +299,7 @@ class Engine:
 
     def _fail(self, consumer: Consumer, error: GraftError) -> None:
         if self._end(consumer):
-            if isinstance(consumer, RowsJob):
+            if consumer.keeps_blocks:
                 self.scheduler.remove(consumer.sequence)
             consumer.fail(error)
 

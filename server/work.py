@@ -30,14 +30,15 @@ class Consumer(ABC):
 
     sequence: Sequence | None = None  # None: not placed yet
     loaded: Loaded | None = None  # the adapter it waits for; None: nothing to wait for
+    keeps_blocks = False  # whether the cache keeps the sequence's blocks when all is computed
 
     @abstractmethod
     def observe(self, chunk: Chunk, logits: Tensor) -> Draw | None:
         """The wanted logits [k, V] of a chunk's last k rows. A Draw: draw a token from the last one."""
 
     def accept(self, token: Token) -> bool:
-        """Take a drawn token; True when it was the last one."""
-        raise NotImplementedError
+        """Take a drawn token; True when it was the last one. Asked only of who returned a Draw."""
+        raise AssertionError(f"{type(self).__name__} draws no tokens")
 
     @abstractmethod
     def finish(self) -> None:
@@ -144,6 +145,8 @@ class Generation(Consumer):
 
 class RowsJob(Consumer):
     """Runs an adapter's soft prompt through the base with the adapter's own detours; the cache keeps its rows."""
+
+    keeps_blocks = True
 
     def __init__(self, resident: Resident, rows: Tensor, done: Callable[[list[int] | GraftError], None], detach):
         self._done, self._detach = done, detach
