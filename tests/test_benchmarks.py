@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic, and their driver with a system that is a line of Python."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,16 @@ def test_made_adapters_load(kind, tmp_path, llama):
 def test_options_are_documented():
     done = subprocess.run([sys.executable, BENCHMARKS / "serving.py", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--peers" in done.stdout
+
+
+def test_an_estimate_is_judged_by_what_was_measured():
+    import estimates
+    import report
+
+    sample = {"row": "lora", "trained_parameters": 7, "estimated_bytes": 2.4e9, "measured_bytes": 2e9}
+    sample |= {"estimated_seconds": 1.0, "measured_seconds": 2.0}
+    assert estimates.off(sample) == pytest.approx(0.2) and estimates.off(sample, "seconds") == -0.5
+    near = sample | {"row": "near", "estimated_bytes": 1.8e9}
+    options = argparse.Namespace(threads=1)
+    text = estimates.markdown(report.envelope("estimates", options, samples={"rows": [sample, near]}))
+    assert "| +20.0% | no |" in text and "| -10.0% | yes |" in text

@@ -13,6 +13,7 @@ from graft.hub.base import Base
 from graft.hub.examples import load_examples
 from graft.hub.methods import get_method
 from graft.trainer.baselines import make_baseline
+from graft.trainer.checkpointing import recomputing
 from graft.trainer.config import RunConfig
 from graft.trainer.data import Sequence, sequences_of
 from graft.trainer.learner import Learner
@@ -73,7 +74,8 @@ def estimate(base: Base, plan: AdapterPlan, run: RunConfig, *, length: int, lear
     full = plan.recipe.batch_size
     per_pass = max(1, min(full, (run.rows_per_pass - learner.virtual) // (length - 1)))
     restart_peak(base.device)
-    points = [_calibrate(base, learner, sequence, count, run) for count in _SMALL]
+    with recomputing(base, run.checkpoint_layers, [learner.dropout]):
+        points = [_calibrate(base, learner, sequence, count, run) for count in _SMALL]
     (few, low_peak, low_seconds), (more, high_peak, high_seconds) = points
     slope = max(0, high_peak - low_peak) / (more - few)
     peak = round(low_peak + slope * (per_pass - few))

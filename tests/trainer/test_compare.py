@@ -81,5 +81,22 @@ def test_every_method_has_a_cost(llama, tmp_path, method):
     assert cost.trained_parameters > 0 and cost.artifact_bytes > 0 and cost.seconds == 10 * cost.seconds_per_step
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_layers_are_recomputed_in_the_estimate_as_in_the_training(llama, tmp_path, monkeypatch, recompute):
+    calls = []
+    from graft.trainer import checkpointing
+
+    kept = checkpointing.checkpoint
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return kept(*arguments, **options)
+
+    monkeypatch.setattr(checkpointing, "checkpoint", counted)
+    plan = AdapterPlan("lora", tmp_path, tmp_path, recipe=TrainConfig(batch_size=4))
+    estimate(llama, plan, RunConfig(checkpoint_layers=recompute), length=20, learned=3, steps=1)
+    assert bool(calls) == recompute
+
+
 def test_the_arithmetic_of_full_fine_tuning():
     assert full_fine_tuning(10).total_bytes == 160
