@@ -128,6 +128,24 @@ def audit(db: Database, who: str, action: str, subject: str, detail: str = "") -
     )
 
 
+def note_upload(db: Database, sha256: str, who: str) -> None:
+    """Remember who brought bytes that no commit names yet."""
+    with writing(db):
+        db.execute("INSERT OR REPLACE INTO uploads (sha256, who, created_at) VALUES (?, ?, ?)", [sha256, who, now()])
+
+
+def may_name(db: Database, caller: Caller, sha256: str) -> bool:
+    """Whether `caller` may commit a blob by its hash: they uploaded it, or may read a repo that holds it."""
+    if db.execute("SELECT 1 FROM uploads WHERE sha256 = ? AND who = ?", [sha256, caller.name]).fetchone():
+        return True
+    rows = db.execute(
+        "SELECT DISTINCT namespace, private FROM files JOIN revisions ON revisions.id = revision_id "
+        "JOIN repos ON repos.id = repo_id WHERE sha256 = ? AND deleted_at IS NULL AND disabled IS NULL",
+        [sha256],
+    )
+    return any(not row["private"] or caller.owns(row["namespace"]) for row in rows)
+
+
 def secret(db: Database, purpose: str) -> bytes:
     """A random key that stays the registry's own (signed uploads, sessions); made when first asked for."""
     key = f"secret.{purpose}"

@@ -94,8 +94,7 @@ class RemoteRegistry:
         """As Registry.publish; who publishes is known by the token. The adapter is proven here before it travels."""
         folder = Path(folder)
         inspect_artifact(folder, None)
-        with _staged(folder) as (staged, spec), _answering(self.url):
-            self.client.create_repo(name, private=private, exist_ok=True)
+        with _staged(folder) as (staged, spec), _answering(self.url), self._made(name, private):
             if spec is not None:
                 self._offer_base(spec)
             title, _, rest = message.partition("\n")
@@ -109,6 +108,18 @@ class RemoteRegistry:
             for tag in tags:
                 self.client.create_tag(name, tag=tag, revision=made.oid)
         return self.resolve(f"{name}@{made.oid}")
+
+    @contextmanager
+    def _made(self, name: str, private: bool) -> Iterator[None]:
+        """The repo, made when missing, and taken away again where nothing got into it."""
+        missing = not self.client.repo_exists(name)
+        self.client.create_repo(name, private=private, exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            if missing and self.client.model_info(name).sha is None:
+                self.client.delete_repo(name)
+            raise
 
     def _offer_base(self, spec: BaseSpec) -> None:
         """A graft hub checks shapes by the manifest; another one has no place for it."""

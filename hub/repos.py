@@ -54,8 +54,25 @@ def move(db: Database, repo: Repo, new_name: str, user: str) -> None:
 
 
 def delete(db: Database, repo: Repo, user: str) -> None:
-    """Take a repo away; its row stays, and so its name stays taken. Its bytes go with the next `gc`."""
-    db.execute("UPDATE repos SET deleted_at = ? WHERE id = ?", [now(), repo.id])
+    """Take a repo away; its row stays, and so its name stays taken. Its bytes go with the next `gc`.
+
+    One that nothing was ever in is as if it had never been: its name is free again.
+    """
+    if _was_ever_used(db, repo):
+        db.execute("UPDATE repos SET deleted_at = ? WHERE id = ?", [now(), repo.id])
+    else:
+        db.execute("DELETE FROM repos WHERE id = ?", [repo.id])
     db.execute("DELETE FROM refs WHERE repo_id = ?", [repo.id])
     catalog.unlist_repo(db, repo.id)
     audit(db, user, "repo.delete", repo.name)
+
+
+def _was_ever_used(db: Database, repo: Repo) -> bool:
+    """Whether it has, or had, a commit or another name."""
+    return (
+        db.execute(
+            "SELECT 1 FROM ref_moves WHERE repo_id = ? UNION ALL SELECT 1 FROM repos WHERE moved_to = ?",
+            [repo.id, repo.id],
+        ).fetchone()
+        is not None
+    )

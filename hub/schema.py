@@ -138,6 +138,17 @@ def m005_listed_names(db: Database) -> None:
     )
 
 
+@migrations()
+def m006_uploads(db: Database) -> None:
+    """Whose bytes came by LFS and wait for their commit: nobody else may commit them by their hash alone."""
+    _run(
+        db,
+        """CREATE TABLE uploads (
+            sha256 TEXT NOT NULL, who TEXT NOT NULL COLLATE NOCASE, created_at TEXT NOT NULL,
+            PRIMARY KEY (sha256, who)) WITHOUT ROWID""",
+    )
+
+
 def _run(db: Database, *statements: str) -> None:
     for statement in statements:
         db.execute(statement)

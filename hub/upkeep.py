@@ -89,6 +89,7 @@ def collect(registry: Registry, grace_s: float = GRACE_S) -> Collected:
     db, blobs = registry.db, registry.blobs
     with writing(db):
         revisions = _forget_deleted(registry, before)
+        db.execute("DELETE FROM uploads WHERE created_at <= ?", [before])
         db.execute(f"DELETE FROM blobs WHERE created_at <= ? AND sha256 NOT IN ({REFERRED})", [before])
     # Only once that is on disk may files go: a crash here leaves garbage, before it a row without its blob. The lock is
     # taken anew, and the names read anew, since a publisher may have come between with some of the same bytes.

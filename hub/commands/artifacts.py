@@ -103,7 +103,7 @@ def search(
         )
         for entry in page.entries
     ]
-    columns = ("adapter", "task", "method", "base", "parameters:", "score:", "downloads:", "updated")
+    columns = ("adapter", "task", "method", "base?", "parameters?:", "score:", "downloads?:", "updated?")
     print_table(f"{page.total} found", columns, rows, empty="no adapter answers to that")
 
 

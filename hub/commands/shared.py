@@ -5,10 +5,11 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from graft.hub.registry import Registry
@@ -26,6 +27,9 @@ registry_option = click.option(
 )
 hub_option = click.option("--hub", "hub_url", metavar="URL", help="A hub instead (graft's own, or huggingface.co).")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+MEASURED_CHARS = 10_000  # so wide that a table is measured as it would like to be
 
 
 def placed(command: Callable) -> Callable:
@@ -61,13 +65,31 @@ def _plain(value: Any) -> Any:
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "nothing"
 ) -> None:
-    """A table for people; a column whose name ends in ':' is set flush right. `empty` is said when there is no row."""
+    """A table for people. `empty` is said when there is no row.
+
+    A column whose name ends in ':' is set flush right; one that ends in '?' (before the ':') is left out, the last
+    first, where the terminal is too narrow for all.
+    """
+    console, shown = Console(), list(range(len(columns)))
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    table = _table(title, columns, cells, shown)
+    while Measurement.get(console, console.options.update_width(MEASURED_CHARS), table).maximum > console.width:
+        spare = [at for at in shown if columns[at].rstrip(":").endswith("?")]
+        if not spare:
+            break
+        shown.remove(spare[-1])
+        table = _table(title, columns, cells, shown)
+    console.print(table if cells else f"{title}: {empty}.")
+
+
+def _table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], shown: Sequence[int]) -> Table:
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column.rstrip(":"), justify="right" if column.endswith(":") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console().print(table if table.row_count else f"{title}: {empty}.")
+    for at in shown:
+        justify: Literal["left", "right"] = "right" if columns[at].endswith(":") else "left"
+        table.add_column(columns[at].rstrip("?:"), justify=justify, overflow="fold")
+    for row in cells:
+        table.add_row(*(row[at] for at in shown))
+    return table
 
 
 def short(revision: str | None) -> str:

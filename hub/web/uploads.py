@@ -151,11 +151,16 @@ def _lfs_file(value: dict[str, Any]) -> Put:
     """A file whose bytes came before, by LFS, or were in the repo all along."""
     path, oid = text_field(value, "path"), text_field(value, "oid")
     check_path(path)
-    if not registry().blobs.has(oid):
-        raise ArtifactError(f"{path}: its bytes ({oid}) were never uploaded.")
+    if not _is_there(oid):
+        raise ArtifactError(f"{path}: its bytes ({oid}) were never uploaded, or not by you.")
     with registry().blobs.open(oid) as stream:
         check_start(path, stream.read(16))
     return Put(path, registry().blobs.describe(oid))
+
+
+def _is_there(oid: str) -> bool:
+    """Whether the caller may name these bytes. Those of others look absent: a hash is no proof of knowing them."""
+    return registry().blobs.has(oid) and access.may_name(registry().db, caller(), oid)
 
 
 @blueprint.post("/<namespace>/<name>.git/info/lfs/objects/batch")
@@ -178,9 +183,10 @@ def _lfs_object(item: Any, namespace: str, name: str) -> dict[str, Any]:
             "size": size,
             "error": {"code": 413, "message": f"At most {MAX_FILE_BYTES:,} bytes a file."},
         }
-    if registry().blobs.has(oid):
+    if _is_there(oid):
         return {"oid": oid, "size": size}
-    signed = _signed({"oid": oid, "size": str(size), "until": str(int(time.time()) + SIGNATURE_LIFE_S)})
+    until = str(int(time.time()) + SIGNATURE_LIFE_S)
+    signed = _signed({"oid": oid, "size": str(size), "until": until, "who": caller().name})
     verify = {"href": f"{endpoint()}/{namespace}/{name}.git/info/lfs/verify"}
     return {
         "oid": oid,
@@ -193,13 +199,14 @@ def _lfs_object(item: Any, namespace: str, name: str) -> dict[str, Any]:
 @blueprint.put("/lfs/upload")
 def lfs_upload() -> Response:
     """Raw bytes under a link that is its own, short-lived permission: the client sends no token here."""
-    given = {key: request.args.get(key, "") for key in ("oid", "size", "until")}
+    given = {key: request.args.get(key, "") for key in ("oid", "size", "until", "who")}
     if not hmac.compare_digest(_signed(given), urlencode(given | {"signature": request.args.get("signature", "")})):
         raise ForbiddenError("This upload link is not one of ours: start the upload again.")
     if int(given["until"]) < time.time():
         raise ForbiddenError("This upload link has expired: start the upload again.")
     expect_files()
     registry().blobs.put(request.stream, int(given["size"]), expected_sha256=given["oid"])
+    access.note_upload(registry().db, given["oid"], given["who"])
     return Response(status=200)
 
 
@@ -208,7 +215,7 @@ def lfs_verify(namespace: str, name: str) -> Response:
     writable(namespace, name)
     found = body()
     oid = text_field(found, "oid")
-    if not registry().blobs.has(oid) or registry().blobs.path(oid).stat().st_size != found.get("size"):
+    if not _is_there(oid) or registry().blobs.path(oid).stat().st_size != found.get("size"):
         raise ArtifactError(f"{oid} did not arrive whole: upload it again.")
     return jsonify({})
 

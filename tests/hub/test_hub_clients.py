@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from graft.hub.access import first_admin
+from graft.hub.access import create_token, first_admin
 from graft.hub.registry import Registry
 
 CALLS = Path(__file__).with_name("client_calls.py")
@@ -130,3 +130,34 @@ def test_lfs_is_there_for_those_who_insist(hub: str, registry: Registry, adapter
     body = "\n".join(map(json.dumps, lines))
     client.post("/api/models/ann/news/commit/main", content=body).raise_for_status()
     assert client.get("/ann/news/resolve/main/adapter_model.safetensors").content == weights
+
+
+def test_a_hash_is_no_key_to_others_files(hub: str, registry: Registry, adapter: Path) -> None:
+    """Whoever learns the sha256 of a private file can neither commit it, nor learn by LFS that it is here."""
+    registry.publish(adapter, "ann/secret", private=True)
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    oid = hashlib.sha256(weights).hexdigest()
+    clients = {
+        user: httpx.Client(
+            base_url=hub, headers={"Authorization": f"Bearer {create_token(registry.db, user, 'write')}"}
+        )
+        for user in ("ann", "bob")
+    }
+    file = {"key": "lfsFile", "value": {"path": "adapter_model.safetensors", "algo": "sha256", "oid": oid}}
+    asked = {"operation": "upload", "objects": [{"oid": oid, "size": len(weights)}]}
+
+    def commit(user: str) -> int:
+        return clients[user].post(f"/api/models/{user}/copy/commit/main", content=json.dumps(file)).status_code
+
+    def batch(user: str) -> dict:
+        return clients[user].post(f"/{user}/copy.git/info/lfs/objects/batch", json=asked).json()["objects"][0]
+
+    for client in clients.values():
+        client.post("/api/repos/create", json={"name": "copy", "private": True}).raise_for_status()
+    verify = {"oid": oid, "size": len(weights)}
+    assert commit("bob") == 422 and clients["bob"].post("/bob/copy.git/info/lfs/verify", json=verify).status_code == 422
+    assert commit("ann") == 200 and "actions" not in batch("ann")
+    upload = batch("bob")["actions"]["upload"]["href"]
+    assert httpx.put(upload.replace("who=bob", "who=ann"), content=weights).status_code == 403
+    assert httpx.put(upload, content=weights).status_code == 200
+    assert commit("bob") == 200

@@ -234,3 +234,19 @@ def test_no_more_than_an_adapter_is_pulled(
     registry.commit("ann/notes", [Put("a.txt", registry.blobs.put_bytes(b"a"))], title="x", create=True)
     with pytest.raises(ArtifactError, match="no adapter"):
         remote.pull("ann/notes", tmp_path / "again")
+
+
+def test_a_publish_that_fails_leaves_no_empty_repo(
+    remote: RemoteRegistry, registry: Registry, adapter: Path, tmp_path: Path, lora_folder
+) -> None:
+    unfit = lora_folder(tmp_path / "unfit")
+    config = json.loads((unfit / "adapter_config.json").read_text())
+    (unfit / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+    with pytest.raises(ArtifactError, match="silently have no effect"):
+        remote.publish(unfit, "ann/news")
+    with pytest.raises(RepoNotFoundError):
+        registry.repo("ann/news")
+    made = remote.publish(adapter, "ann/news")
+    with pytest.raises(ArtifactError):
+        remote.publish(unfit, "ann/news")
+    assert registry.resolve("ann/news").id == made.id

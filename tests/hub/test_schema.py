@@ -26,6 +26,7 @@ EXPECTED = {
     "texts_docsize": "id sz",
     "texts_idx": "segid term pgno",
     "tokens": "id user_id name hash scope created_at revoked_at",
+    "uploads": "sha256 who created_at",
     "users": "id name created_at",
 }
 EXPECTED_INDEXES_AND_TRIGGERS = """
