@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -98,7 +99,7 @@ def demo(port: int, keep_serving: bool, folder: Path) -> None:
         say_where(port, keep_serving, folder)
         if keep_serving:
             with serving(["hub", "serve", *registry, "--port", str(port + 1)], port + 1, "/"):
-                signal.pause()
+                wait_for_end()
 
 
 def fetch(folder: Path, base: Path, registry: list[str]) -> None:
@@ -242,6 +243,14 @@ def summary(boards: dict[Task, list[dict]], answers: list[dict], promoted: dict,
         "promoted": promoted,
         "seconds": round(seconds, 1),
     }
+
+
+def wait_for_end() -> None:
+    """Until Ctrl-C or SIGTERM."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
 
 
 def say_where(port: int, keep_serving: bool, folder: Path) -> None:
