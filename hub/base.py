@@ -20,6 +20,7 @@ from graft.hub.attention import ATTENTION, AttentionContext
 from graft.hub.detours import Step
 from graft.hub.errors import BaseModelError
 from graft.hub.identity import fingerprint
+from graft.hub.quantization import keep_differentiable, loading
 from graft.hub.spec import BaseSpec, ModuleSpec, recorded_spec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,8 +29,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Base:
     """A frozen causal language model, ready for adapters. Owned by the thread that runs it."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any | None, id: str | None = None):
-        """Freezes `model` and switches it to graft's attention.
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any | None, id: str | None = None, *, spec: BaseSpec | None = None
+    ):
+        """Freezes `model` and switches it to graft's attention. `spec`: for a model that does not show it itself.
 
         Raises BaseModelError for an unknown family or one whose parts are not where hub/arch.py says.
         """
@@ -38,7 +41,7 @@ class Base:
         model.set_attn_implementation(ATTENTION)
         self.model = model
         self.tokenizer = tokenizer
-        self.spec = describe(model, tokenizer, id)
+        self.spec = spec or describe(model, tokenizer, id)
         self.attachment = Attachment(model)
         self._embed = model.get_input_embeddings()
 
@@ -50,9 +53,21 @@ class Base:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def quantized(self) -> bool:
+        """Whether linears are kept in fewer bits than they compute in (hub/quantization.py)."""
+        return getattr(self.model, "is_quantized", False)
+
     def weight(self, module: str) -> Tensor:
-        """The weight of a linear as [out, in], whatever the family's storage (Conv1D keeps [in, out])."""
+        """The weight of a linear as [out, in], whatever the family's storage (Conv1D keeps [in, out]).
+
+        Raises BaseModelError for a quantised one, which has no such numbers any more.
+        """
         found = self.model.get_submodule(module)
+        if self.quantized and not found.weight.is_floating_point():
+            raise BaseModelError(
+                f"This needs the weights of {module}, which a quantised base has no more: load it whole."
+            )
         return found.weight.T if isinstance(found, Conv1D) else found.weight
 
     def bias(self, module: str) -> Tensor | None:
@@ -92,10 +107,12 @@ class Base:
         return output.logits[0]
 
 
-def load_base(folder: str | Path, *, dtype: str | None = None, device: str | None = None) -> Base:
+def load_base(
+    folder: str | Path, *, dtype: str | None = None, device: str | None = None, quantize: str | None = None
+) -> Base:
     """Load a base from a folder of safetensors (or a hub id transformers can find).
 
-    Raises BaseModelError with the reason when the folder is missing, unreadable or of an unknown family.
+    `quantize`: "4bit" or "8bit", for training on an imported base. Raises BaseModelError with the reason when the folder is missing, unreadable or of an unknown family.
     """
     source = str(folder)
     device = _usable_device(device)
@@ -105,6 +122,13 @@ def load_base(folder: str | Path, *, dtype: str | None = None, device: str | Non
         raise BaseModelError(
             f"{source} is no base folder: it has no config.json. Import one with `graft base import SRC {source} --id ORG/NAME`."
         )
+    recorded, kind = recorded_spec(source), DTYPES[dtype] if dtype else default_dtype(device)
+    if quantize and recorded is None:
+        raise BaseModelError(
+            f"{source} has no manifest, and quantised weights can't tell which base they are. "
+            f"Import it first with `graft base import {source} DIR --id ORG/NAME`."
+        )
+    fewer_bits = loading(quantize, kind, device) if quantize else {}
     transformers_logging.disable_progress_bar()  # a second long, and graft shows its own
     try:
         config = AutoConfig.from_pretrained(source)
@@ -112,14 +136,18 @@ def load_base(folder: str | Path, *, dtype: str | None = None, device: str | Non
         model = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
-            dtype=DTYPES[dtype] if dtype else default_dtype(device),
+            dtype=kind,
             attn_implementation=ATTENTION,
             use_safetensors=True,
+            **fewer_bits,
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise BaseModelError(f"Can't load the base {source}: {_first_line(error)}") from error
-    recorded = recorded_spec(source)
+    if quantize:
+        base = Base(model, tokenizer, spec=recorded)
+        keep_differentiable(model)
+        return base
     return Base(model.to(device), tokenizer, recorded.id if recorded else None)
 
 

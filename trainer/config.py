@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from graft.hub.errors import GraftError
 
 SCHEDULES = ("cosine", "linear", "constant")
+QUANTIZATIONS = ("4bit", "8bit")  # hub/quantization.py
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class RunConfig:
 
     dtype: str | None = None  # of the base and the arithmetic; None: bfloat16 where it is fast
     device: str | None = None
+    quantize: str | None = None  # 4bit or 8bit: how the frozen base's linears are kept; None: in dtype
     rows_per_pass: int = 2048  # tokens of one forward and backward; a larger step is done in several passes
     checkpoint_layers: bool = False  # recompute each layer in the backward pass: less memory, a third more time
     checkpoint_every: int | None = None  # optimiser steps between resumable checkpoints; None: only when interrupted
@@ -59,6 +61,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for key in ("rows_per_pass", "checkpoint_every"):
             _require(key, getattr(self, key), lambda value: value >= 1, "at least 1")
+        if self.quantize not in (None, *QUANTIZATIONS):
+            raise GraftError(f"quantize must be one of {', '.join(QUANTIZATIONS)}, not {self.quantize!r}.")
 
 
 def _require(key: str, value: object, holds, words: str) -> None:

@@ -84,6 +84,10 @@ def check_plan(plan: Plan) -> None:
             raise GraftError(
                 f"{adapter.label}: {adapter.method} leaves a base, not an adapter that could be published."
             )
+        if plan.run.quantize and adapter.method in BASELINES:
+            raise GraftError(
+                f"{adapter.label}: {adapter.method} trains the base's own weights, which can't be quantised."
+            )
         if adapter.recipe.eval_every and adapter.eval_data is None:
             raise GraftError(f"{adapter.label}: eval_every needs evaluation data (--eval-data).")
 

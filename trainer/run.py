@@ -206,7 +206,8 @@ def _save(base: Base, job: Job, outcome: Outcome) -> None:
     forms = Artifact(trainee.method, trainee.config, tensors, "", {}).fold(base)  # refuses one without effect
     provenance = provenance_of(base, plan, trainee, job.data, outcome)
     provenance["parameters"] = sum(tensor.numel() for tensor in tensors.values())
-    provenance["probe"] = make_probe(base, forms).to_json()
+    if not base.quantized:  # the base it is served on says something else than a quantised one: nothing to prove by
+        provenance["probe"] = make_probe(base, forms).to_json()
     card = model_card(plan.label, trainee.method, trainee.config, plan.task, provenance, base.spec)
     save_artifact(plan.out, trainee.method, trainee.config, tensors, base.spec, provenance=provenance, card=card)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from graft.hub.examples import load_examples
 from graft.hub.spec import recorded_spec
-from graft.trainer.config import SCHEDULES, RunConfig, TrainConfig
+from graft.trainer.config import QUANTIZATIONS, SCHEDULES, RunConfig, TrainConfig
 from graft.trainer.plan import Plan, check_against_spec
 
 console = Console(stderr=True)
@@ -34,11 +34,12 @@ _HELP = {
     "patience": "Evaluations without a better score before stopping.",
     "dtype": "Of the base (default: what is fast here).",
     "device": "cpu, cuda, cuda:1, ... (default: a GPU where there is one).",
+    "quantize": "Keep the frozen base's linears in so few bits (needs bitsandbytes).",
     "rows_per_pass": "Tokens in memory at once.",
     "checkpoint_layers": "Recompute layers in the backward pass: less memory, a third more time.",
     "checkpoint_every": "Steps between resumable checkpoints (always on Ctrl-C).",
 }
-_CHOICES = {"schedule": SCHEDULES, "dtype": ("float32", "bfloat16")}
+_CHOICES = {"schedule": SCHEDULES, "dtype": ("float32", "bfloat16"), "quantize": QUANTIZATIONS}
 
 
 def configured(parameter: str, kind: type[TrainConfig] | type[RunConfig], *, only: Collection[str] | None = None):
@@ -98,7 +99,7 @@ def base_loader(base: str, run: RunConfig) -> Callable:
     """Loads the base afresh each time: baselines change theirs."""
     from graft.hub.base import load_base
 
-    return lambda: load_base(base, dtype=run.dtype, device=run.device)
+    return lambda: load_base(base, dtype=run.dtype, device=run.device, quantize=run.quantize)
 
 
 def bars():
