@@ -12,10 +12,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from graft.hub import access
 from graft.hub.http import LOOPBACK
 from graft.hub.registry import Registry
-from graft.hub.web import api, failures, forms, protocol, security, uploads
+from graft.hub.web import api, failures, forms, lfs, protocol, security, uploads
 from graft.hub.web.context import EXTENSION, Hub
 
-MAX_REQUEST_BYTES = 4 << 20  # the few views that take files ask for MAX_UPLOAD_BYTES (uploads.py)
+MAX_REQUEST_BYTES = 4 << 20  # the few views that take files ask for MAX_UPLOAD_BYTES (uploads.py, lfs.py)
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")  # as a Host header has them
 
 
@@ -49,7 +49,7 @@ def create_app(
     app.url_map.merge_slashes = False
     failures.install(app)
     security.protect(app)
-    for blueprint in (protocol.blueprint, uploads.blueprint, api.blueprint, forms.blueprint):
+    for blueprint in (protocol.blueprint, uploads.blueprint, lfs.blueprint, api.blueprint, forms.blueprint):
         app.register_blueprint(blueprint)
     return app
 

@@ -1,23 +1,18 @@
-"""The writing half of the Hugging Face Hub protocol: card check, preupload, commit, and LFS as the fallback path.
+"""The writing half of the Hugging Face Hub protocol: card check, preupload, commit.
 
 Every file is asked for as "regular": its bytes come base64 inside the commit, so neither xet nor LFS nor their
-environment variables matter. LFS stays open for clients that insist on it. Whatever the way in, the bytes go through
-the store and one `Registry.commit`.
+environment variables matter. LFS (lfs.py) stays open for clients that insist on it. Whatever the way in, the bytes go
+through the store and one `Registry.commit`.
 """
 
 import base64
 import binascii
-import hashlib
-import hmac
 import io
-import time
 from collections.abc import Iterator
 from typing import IO, Any, cast
-from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, request
 
-from graft.hub import access
 from graft.hub.cards import split_card, task_of, texts
 from graft.hub.commits import (
     MAX_FILE_BYTES,
@@ -28,9 +23,10 @@ from graft.hub.commits import (
     check_size,
     check_start,
 )
-from graft.hub.errors import ArtifactError, ForbiddenError, GraftError
+from graft.hub.errors import ArtifactError, GraftError
 from graft.hub.web import ndjson
 from graft.hub.web.context import caller, endpoint, expect_files, registry, unquoted
+from graft.hub.web.lfs import uploaded
 from graft.hub.web.protocol import MODEL, body, count_field, text_field, writable
 
 blueprint = Blueprint("uploads", __name__)
@@ -38,7 +34,6 @@ blueprint = Blueprint("uploads", __name__)
 MAX_CONTENT_CHARS = MAX_FILE_BYTES // 3 * 4 + 4
 READ_BYTES = 1 << 20  # unbuffered, a line would be read byte by byte
 MAX_PREUPLOAD_FILES = 1000
-SIGNATURE_LIFE_S = 3600
 
 
 @blueprint.post("/api/validate-yaml")
@@ -144,84 +139,12 @@ def _decoded(path: str, content: str) -> bytes:
         raise ArtifactError(f"{path}: the content is not base64.") from None
 
 
-# LFS, for clients that were told to use nothing else
-
-
 def _lfs_file(value: dict[str, Any]) -> Put:
     """A file whose bytes came before, by LFS, or were in the repo all along."""
     path, oid = text_field(value, "path"), text_field(value, "oid")
     check_path(path)
-    if not _is_there(oid):
+    if not uploaded(oid):
         raise ArtifactError(f"{path}: its bytes ({oid}) were never uploaded, or not by you.")
     with registry().blobs.open(oid) as stream:
         check_start(path, stream.read(16))
     return Put(path, registry().blobs.describe(oid))
-
-
-def _is_there(oid: str) -> bool:
-    """Whether the caller may name these bytes. Those of others look absent: a hash is no proof of knowing them."""
-    return registry().blobs.has(oid) and access.may_name(registry().db, caller(), oid)
-
-
-@blueprint.post("/<namespace>/<name>.git/info/lfs/objects/batch")
-def lfs_batch(namespace: str, name: str) -> Response:
-    writable(namespace, name)
-    found = body()
-    if found.get("operation") != "upload" or not isinstance(found.get("objects"), list):
-        raise GraftError("Only LFS uploads are served here: downloads go through /resolve.")
-    return jsonify({"transfer": "basic", "objects": [_lfs_object(item, namespace, name) for item in found["objects"]]})
-
-
-def _lfs_object(item: Any, namespace: str, name: str) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise GraftError("Each of 'objects' must be an object with oid and size.")
-    oid, size = text_field(item, "oid"), count_field(item, "size")
-    registry().blobs.path(oid)  # refuses what is no sha256
-    if size > MAX_FILE_BYTES:
-        return {
-            "oid": oid,
-            "size": size,
-            "error": {"code": 413, "message": f"At most {MAX_FILE_BYTES:,} bytes a file."},
-        }
-    if _is_there(oid):
-        return {"oid": oid, "size": size}
-    until = str(int(time.time()) + SIGNATURE_LIFE_S)
-    signed = _signed({"oid": oid, "size": str(size), "until": until, "who": caller().name})
-    verify = {"href": f"{endpoint()}/{namespace}/{name}.git/info/lfs/verify"}
-    return {
-        "oid": oid,
-        "size": size,
-        "authenticated": True,
-        "actions": {"upload": {"href": f"{endpoint()}/lfs/upload?{signed}", "header": {}}, "verify": verify},
-    }
-
-
-@blueprint.put("/lfs/upload")
-def lfs_upload() -> Response:
-    """Raw bytes under a link that is its own, short-lived permission: the client sends no token here."""
-    given = {key: request.args.get(key, "") for key in ("oid", "size", "until", "who")}
-    if not hmac.compare_digest(_signed(given), urlencode(given | {"signature": request.args.get("signature", "")})):
-        raise ForbiddenError("This upload link is not one of ours: start the upload again.")
-    if int(given["until"]) < time.time():
-        raise ForbiddenError("This upload link has expired: start the upload again.")
-    expect_files()
-    registry().blobs.put(request.stream, int(given["size"]), expected_sha256=given["oid"])
-    access.note_upload(registry().db, given["oid"], given["who"])
-    return Response(status=200)
-
-
-@blueprint.post("/<namespace>/<name>.git/info/lfs/verify")
-def lfs_verify(namespace: str, name: str) -> Response:
-    writable(namespace, name)
-    found = body()
-    oid = text_field(found, "oid")
-    if not _is_there(oid) or registry().blobs.path(oid).stat().st_size != found.get("size"):
-        raise ArtifactError(f"{oid} did not arrive whole: upload it again.")
-    return jsonify({})
-
-
-def _signed(fields: dict[str, str]) -> str:
-    """The query string of `fields` with a signature over them."""
-    key = access.secret(registry().db, "lfs")
-    signature = hmac.new(key, urlencode(fields).encode(), hashlib.sha256).hexdigest()
-    return urlencode(fields | {"signature": signature})

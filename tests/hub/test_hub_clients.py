@@ -15,6 +15,7 @@ import pytest
 
 from graft.hub.access import create_token, first_admin
 from graft.hub.registry import Registry
+from graft.hub.web import lfs
 
 CALLS = Path(__file__).with_name("client_calls.py")
 CLIENTS = Path(__file__).parents[2] / "build" / "clients"
@@ -130,6 +131,46 @@ def test_lfs_is_there_for_those_who_insist(hub: str, registry: Registry, adapter
     body = "\n".join(map(json.dumps, lines))
     client.post("/api/models/ann/news/commit/main", content=body).raise_for_status()
     assert client.get("/ann/news/resolve/main/adapter_model.safetensors").content == weights
+
+
+def test_the_client_uploads_in_parts(hub: str, registry: Registry, adapter: Path, monkeypatch) -> None:
+    """The unmodified client's multipart transfer: a file of several parts, one of them lost on the way at first."""
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.lfs import lfs_upload
+
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    monkeypatch.setattr(lfs, "PART_BYTES", len(weights) // 3)
+    token = first_admin(registry.db, "ann")
+    client = httpx.Client(base_url=hub, headers={"Authorization": f"Bearer {token}"})
+    client.post("/api/repos/create", json={"name": "news"}).raise_for_status()
+    oid = hashlib.sha256(weights).hexdigest()
+    objects = [{"oid": oid, "size": len(weights)}]
+    asked = {"operation": "upload", "transfers": ["basic", "multipart"], "objects": objects}
+    answer = client.post("/ann/news.git/info/lfs/objects/batch", json=asked).json()
+    [item] = answer["objects"]
+    upload = item["actions"]["upload"]
+    parts = [link for name, link in upload["header"].items() if name.isdigit()]
+    assert answer["transfer"] == "multipart" and len(parts) == -(-len(weights) // (len(weights) // 3))
+    assert httpx.post(upload["href"], json={}).status_code == 409  # no part yet
+    assert httpx.put(parts[0], content=b"too short").status_code == 409
+    assert httpx.put(parts[0].replace("/lfs/part", "/lfs/upload"), content=weights).status_code == 403
+    assert httpx.put(parts[0], content=b"x" * (len(weights) // 3)).status_code == 200  # wrong bytes, mended below
+    assert httpx.post(upload["href"], json={}).status_code == 409
+    operation = CommitOperationAdd("adapter_model.safetensors", weights)
+    lfs_upload(operation, item, token=token, endpoint=hub)
+    lfs_upload(operation, item, token=token, endpoint=hub)  # a retry of all of it
+    line = {"key": "lfsFile", "value": {"path": "adapter_model.safetensors", "algo": "sha256", "oid": oid}}
+    client.post("/api/models/ann/news/commit/main", content=json.dumps(line)).raise_for_status()
+    assert client.get("/ann/news/resolve/main/adapter_model.safetensors").content == weights
+    assert not list(registry.blobs.incoming.iterdir())
+    asked["transfers"] = ["basic"]
+    objects[0]["oid"] = "1" * 64
+    assert (
+        "chunk_size"
+        not in client.post("/ann/news.git/info/lfs/objects/batch", json=asked).json()["objects"][0]["actions"][
+            "upload"
+        ]["header"]
+    )
 
 
 def test_a_hash_is_no_key_to_others_files(hub: str, registry: Registry, adapter: Path) -> None:
