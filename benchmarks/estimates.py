@@ -25,7 +25,6 @@ WITHIN = 0.15  # of the measured peak
 GRAFT = (sys.executable, "-m", "graft.hub.cli")
 # row: method, further flags
 ROWS = {name: (name, ()) for name in (*METHODS, *BASELINES)} | {
-    "lora/all linears": ("lora", ("--set", "targets=all-linear")),
     "lora/layers recomputed": ("lora", ("--checkpoint-layers",)),
     "lora/32 sequences in passes": ("lora", ("--batch-size", "32")),
 }

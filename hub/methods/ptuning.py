@@ -36,7 +36,7 @@ class PTuning(Method):
     title = "P-tuning"
     paper = "arXiv 2103.10385"
     Config = PTuningConfig
-    learning_rate = 2e-3
+    learning_rate = 1e-2
 
     def recognises(self, raw):
         return raw.get("peft_type") == "P_TUNING"
