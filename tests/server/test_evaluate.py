@@ -55,7 +55,7 @@ def test_an_adapter_that_can_not_be_served_is_named_and_the_others_go_on(llama, 
 def test_an_example_without_room_for_its_prompt_is_named_before_anything_runs(llama):
     crowded = Example("short", " yes", (" yes", " " + "o" * 300))
     asked = []
-    with Engine(llama, {}) as engine, pytest.raises(DataError, match="Evaluation example 2: .* no room for a prompt"):
+    with Engine(llama, {}) as engine, pytest.raises(DataError, match=r"Evaluation example 2: .* no room for a prompt"):
         evaluate(engine, [], [*examples(1), crowded], METRICS["accuracy"], progress=lambda *at: asked.append(at))
     assert not asked
 
