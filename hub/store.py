@@ -188,11 +188,18 @@ class BlobStore:
             for path, sha256 in tree.items():
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(self.path(sha256), target)
-                except FileNotFoundError:
-                    raise self._missing(sha256) from None
+                self._link(sha256, target)
             yield folder
+
+    def _link(self, sha256: str, target: Path) -> None:
+        """A second name for a blob. Whoever stores the same bytes just now renames a new file over this one: link()
+        then finds a file without a name and fails, though the blob's name never vanishes; so it is tried again."""
+        while True:
+            try:
+                return os.link(self.path(sha256), target)
+            except FileNotFoundError:
+                if not self.has(sha256):
+                    raise self._missing(sha256) from None
 
 
 def _flush_folder(folder: Path) -> None:

@@ -269,3 +269,27 @@ def test_reading_a_secret_takes_no_lock(registry: Registry) -> None:
     registry.db.execute("PRAGMA busy_timeout = 0")
     assert secret(registry.db, "lfs") == made
     other.rollback()
+
+
+def test_laying_out_a_blob_that_is_stored_again_meanwhile(registry: Registry, tmp_path: Path) -> None:
+    """Renaming an equal file over a blob makes link() fail at that moment: no reader may notice."""
+    data = b"the same bytes"
+    blob = registry.blobs.put_bytes(data)
+    copy = tmp_path / "copy"
+    ended = threading.Event()
+
+    def store_again() -> None:
+        target = registry.blobs.path(blob.sha256)
+        while not ended.is_set():
+            copy.write_bytes(data)
+            copy.replace(target)
+
+    writer = threading.Thread(target=store_again)
+    writer.start()
+    try:
+        for _ in range(3000):
+            with registry.blobs.laid_out({"a.txt": blob.sha256}) as folder:
+                assert (folder / "a.txt").exists()
+    finally:
+        ended.set()
+        writer.join()
