@@ -1,6 +1,6 @@
 """Each CPU kernel against the best torch has for the same work, in pairs in one process: medians and ratios as JSON.
 
-Shapes are SmolLM2-135M's with 32 rows or one. Usage: python benchmarks/kernels.py [--repeats N]
+Shapes are SmolLM2-135M's with 32 rows or one. Usage: python benchmarks/kernel_times.py [--repeats N]
 """
 
 import argparse
