@@ -5,6 +5,7 @@ ranks. What the kernels owe is checked when an engine starts, against the eager 
 """
 
 from collections.abc import Sequence
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def grouped_runner(base: Base, cache: KVCache) -> GroupedRunner:
         raise FastPathError(f"The GPU's kernels don't know the dtype {base.dtype}.")
     try:
         error = disagreement(base.spec.hidden_size, base.dtype, base.device)
-    except (TritonError, RuntimeError, OSError) as failure:
+    except (TritonError, RuntimeError, OSError, SubprocessError) as failure:  # Triton calls a C compiler
         raise FastPathError(f"Triton's kernels don't run on {base.device}: {failure}") from failure
     if not error <= _TOLERANCE[base.dtype]:
         raise FastPathError(f"Triton's kernels disagree with torch on {base.device} (relative error {error:.1g}).")

@@ -161,7 +161,10 @@ def test_small_ranks_among_large_ones_waste_little(draw):
     assert int(work.items[:, 3].sum()) == sum(ranks)
 
 
-def test_a_gpu_whose_kernels_fail_is_served_without_them(llama, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no driver"), subprocess.CalledProcessError(1, "gcc, no driver")], ids=repr
+)
+def test_a_gpu_whose_kernels_fail_is_served_without_them(error, llama, monkeypatch):
     """The check at the engine's start: wrong results and errors are reasons, not crashes."""
     llama.model.to(DEVICE)
     cache = KVCache(llama.spec, 4, llama.dtype, llama.device)
@@ -171,7 +174,7 @@ def test_a_gpu_whose_kernels_fail_is_served_without_them(llama, monkeypatch):
         grouped_runner(llama, cache)
 
     def broken(*_):
-        raise RuntimeError("no driver")
+        raise error
 
     monkeypatch.setattr(runner_module, "add_low_rank", broken)
     with pytest.raises(FastPathError, match="no driver"):
