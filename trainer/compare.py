@@ -165,7 +165,7 @@ def plot(found: Comparison, path: Path) -> bool:
     axes.axhline(found.lines[0].score.value, linestyle="--", linewidth=1, label="bare base")
     axes.set(xscale="log", xlabel="trained parameters", ylabel=found.lines[0].score.metric, title=found.task)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)
     return True
 
 

@@ -29,7 +29,7 @@ def test_the_table_of_the_literature(base_folder, data, held_out, tmp_path):
     assert 0 < by_method["last-layers"]["share"] < 1 and 0 <= by_method["lora"]["p"] <= 1
     table = (out / "compare.md").read_text()
     assert "| LoRA |" in table and "| bare base |" in table and table in done.stdout
-    assert (out / "compare.png").stat().st_size > 1000
+    assert (out / "compare.svg").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("max_length, limits", [(None, [256, 256, 236, 256]), (100, [100, 100, 100, 100])])

@@ -49,7 +49,7 @@ def compare(
     table = comparing.as_markdown(found)
     (out / "compare.md").write_text(table)
     (out / "compare.json").write_text(comparing.as_json(found))
-    drawn = comparing.plot(found, out / "compare.png")
+    drawn = comparing.plot(found, out / "compare.svg")
     click.echo(comparing.as_json(found) if as_json else table)
-    written = ["compare.md", "compare.json", *(["compare.png"] if drawn else [])]
+    written = ["compare.md", "compare.json", *(["compare.svg"] if drawn else [])]
     console.print(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")
