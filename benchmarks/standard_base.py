@@ -1,4 +1,4 @@
-"""The base that the tables are measured on where none is given: the demo's, fetched and imported once."""
+"""The base and the task that the tables are measured on where none is given: the demo's, fetched and made once."""
 
 import subprocess
 import sys
@@ -18,3 +18,12 @@ def standard_base() -> Path:
         command = [Path(sys.executable).parent / "graft", "base", "import", source, folder, "--id", BASE_ID]
         subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
     return folder
+
+
+def standard_task() -> tuple[Path, Path]:
+    """Training and held-out examples of the demo's news topics. Raises GraftError where their package can't be had."""
+    folder = CACHE / "tasks"
+    train, test = (folder / f"{demo_data.TOPICS.slug}.{part}.jsonl" for part in ("train", "test"))
+    if not (train.exists() and test.exists()):
+        demo_data.write_tasks(CACHE / "downloads", folder)
+    return train, test
