@@ -18,9 +18,7 @@ from typing import Any
 
 import harness
 import report
-from harness import CACHE
-
-from graft.hub import demo_data
+from standard_base import standard_tasks
 
 METHODS = "lora,series,parallel,prompt,prefix,ptuning,bitfit,ia3,last-layers,full"
 STEPS = {"news-topic": 45, "headline": 45, "sentiment": 60}
@@ -30,9 +28,7 @@ EVALUATED = {"headline": 40}  # its answers are generated, which takes longer th
 def main() -> None:
     options = arguments()
     tasks = options.only or list(STEPS)
-    data = CACHE / "tasks"
-    demo_data.fetch_all(CACHE / "downloads", harness.say)
-    demo_data.write_tasks(CACHE / "downloads", data)
+    data = standard_tasks()
     for task in tasks:
         with tempfile.TemporaryDirectory() as folder, harness.held(options.lock):
             found = compared(options.base, task, data, Path(folder))
