@@ -172,10 +172,14 @@ def median_of(samples: Sequence[dict[str, Any]], key: str) -> float | None:
 
 def paired(samples: Samples, ratio: Ratio, key: str = "tokens_per_s") -> list[float]:
     """The ratio in every round that has both."""
-    over, under = (
-        {sample["round"]: dig(sample, key) for sample in samples.get(row, [])} for row in (ratio.over, ratio.under)
-    )
-    return [over[number] / under[number] for number in over if over[number] and under.get(number)]
+    figures = [(dig(a, key), dig(b, key)) for a, b in paired_samples(samples, ratio.over, ratio.under)]
+    return [over / under for over, under in figures if over and under]
+
+
+def paired_samples(samples: Samples, one: str, other: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The samples of two rows in every round that has both."""
+    ours, theirs = ({sample["round"]: sample for sample in samples.get(row, [])} for row in (one, other))
+    return [(ours[number], theirs[number]) for number in ours if number in theirs]
 
 
 def dig(sample: dict[str, Any], key: str) -> Any:

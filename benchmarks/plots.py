@@ -1,5 +1,6 @@
 """Pictures of results, made from their JSON: SVG, no styling beyond what helps to read them."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,21 @@ def spreads(rows: Mapping[str, tuple[float, float]], path: Path, label: str) -> 
             axes.bar_label(drawn, fmt="%.0f", padding=3)
     axes.set_xscale("log")
     axes.invert_yaxis()
+    axes.set_xlabel(label)
+    _finish(figure, axes, path)
+
+
+def spans(rows: Mapping[str, Sequence[float]], path: Path, label: str) -> None:
+    """One line a row: a point for each value, a stroke from the least to the greatest, a tick at the mean."""
+    figure, axes = pyplot.subplots(figsize=(8, 0.34 * len(rows) + 1.0))
+    for place, (row, values) in enumerate(rows.items()):
+        colour = _colour(row) or "#555555"
+        axes.plot([min(values), max(values)], [place, place], color=colour, linewidth=2)
+        axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.6)
+        axes.plot(statistics.fmean(values), place, "|", color=colour, markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(label)
     _finish(figure, axes, path)
 

@@ -1,4 +1,4 @@
-"""The base that the tables are measured on where none is given: the demo's, fetched and imported once."""
+"""The base and the tasks that the tables are measured on where none is given: the demo's, fetched and made once."""
 
 import subprocess
 import sys
@@ -17,4 +17,12 @@ def standard_base() -> Path:
         source = demo_data.model_file(demo_data.fetch(demo_data.MODEL, downloads), downloads)
         command = [Path(sys.executable).parent / "graft", "base", "import", source, folder, "--id", BASE_ID]
         subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
+    return folder
+
+
+def standard_tasks() -> Path:
+    """A folder with TASK.train.jsonl and TASK.test.jsonl. Raises GraftError where their packages can't be had."""
+    folder = CACHE / "tasks"
+    if not all((folder / f"{task.slug}.test.jsonl").exists() for task in demo_data.TASKS):
+        demo_data.write_tasks(CACHE / "downloads", folder)
     return folder

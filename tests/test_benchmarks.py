@@ -88,7 +88,7 @@ def test_a_disturbed_run_is_repeated_and_the_least_disturbed_kept(tmp_path):
 
 
 def test_peers_need_nothing_of_graft():
-    for script in ("common.py", "peer_transformers.py", "peer_vllm.py", "peer_training.py"):
+    for script in ("common.py", "peer_transformers.py", "peer_vllm.py", "peer_training.py", "peer_quality.py"):
         lines = (BENCHMARKS / script).read_text().splitlines()
         assert not [line for line in lines if line.strip().startswith(("import graft", "from graft"))], script
 
@@ -147,3 +147,39 @@ def test_an_estimate_is_judged_by_what_was_measured():
     options = argparse.Namespace(threads=1)
     text = estimates.markdown(report.envelope("estimates", options, samples={"rows": [sample, near]}))
     assert "| +20.0% | no |" in text and "| -10.0% | yes |" in text
+
+
+def test_quality_is_judged_over_the_seeds_that_both_have():
+    import quality
+
+    def taken(*seeds):
+        return [{"round": n, "values": values, "score": sum(values) / len(values)} for n, values in seeds]
+
+    samples = {
+        "graft LoRA": taken((0, [1.0, 1.0, 0.0, 1.0]), (1, [1.0, 0.0, 0.0, 1.0]), (2, [0.0] * 4)),
+        "peft LoRA": taken((1, [0.0, 0.0, 0.0, 1.0]), (0, [1.0, 0.0, 0.0, 1.0])),
+    }
+    difference, p = quality.compared(samples, "graft LoRA")
+    assert difference == pytest.approx(0.25) and p == pytest.approx(0.5, abs=0.05)
+    assert quality.compared(samples, "graft prompt") is None
+    judged = [quality.verdict(*found) for found in ((0.1, 0.01), (0.0, 1.0), (-0.1, 0.3), (-0.1, 0.01))]
+    assert judged == ["better", "at least equal", "within noise", "worse"]
+
+
+def test_every_method_of_peft_is_held_against_peft_and_bottlenecks_against_lora():
+    import quality
+
+    assert {
+        **{f"graft {name}": f"peft {name}" for name in ("LoRA", "prompt", "prefix", "P-tuning", "IA3")},
+        **{f"graft {name}": "graft LoRA" for name in ("series", "parallel")},
+    } == quality.PEERS
+    assert all((row.peft is None) == name.startswith("graft ") for name, row in quality.ROWS.items())
+
+
+def test_the_peer_learns_what_follows_the_prompt():
+    import peer_quality
+
+    made = peer_quality.tensors_of([{"ids": [5, 6, 7, 2], "answer_start": 2}, {"ids": [8, 2], "answer_start": 1}])
+    assert made["input_ids"].tolist() == [[5, 6, 7, 2], [8, 2, 0, 0]]
+    assert made["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert made["labels"].tolist() == [[-100, -100, 7, 2], [-100, 2, -100, -100]]
