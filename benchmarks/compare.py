@@ -51,7 +51,8 @@ def write(options: argparse.Namespace, name: str, found: dict[str, Any], folder:
     title, _, table = (folder / "compare.md").read_text().partition("\n")
     result = report.envelope(name, options, figures=found)
     report.write(options.out, result, report.heading(result, title.removeprefix("# ")) + table)
-    report.into_docs(options.out, name, table)
+    shown = table.strip()
+    report.into_docs(options.out, name, f"![{name}](../benchmarks/results/{name}.svg)\n\n{shown}\n")
     shutil.copy(folder / "compare.svg", options.out / f"{name}.svg")
     print(table)
 

@@ -184,14 +184,13 @@ def plot(found: Comparison, path: Path) -> bool:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     trained = [line for line in found.lines if line.parameters]
-    for line in trained:
+    for line in sorted(trained, key=lambda line: -line.score.value):
         score = line.score
         spread = [[score.value - score.low], [score.high - score.value]]
-        axes.errorbar(line.parameters, score.value, yerr=spread, fmt="o", capsize=3)
-        axes.annotate(line.title, (line.parameters, score.value), xytext=(5, 5), textcoords="offset points")
+        axes.errorbar(line.parameters, score.value, yerr=spread, fmt="o", capsize=3, label=line.title)
     axes.axhline(found.lines[0].score.value, linestyle="--", linewidth=1, label="bare base")
     axes.set(xscale="log", xlabel="trained parameters", ylabel=found.lines[0].score.metric, title=found.task)
-    axes.legend()
+    figure.legend(loc="outside right center", frameon=False)
     figure.savefig(path)
     return True
 
