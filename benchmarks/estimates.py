@@ -32,7 +32,7 @@ ROWS = {name: (name, ()) for name in (*METHODS, *BASELINES)} | {
 
 def main() -> None:
     options = arguments()
-    rows = options.only.split(",") if options.only else list(ROWS)
+    rows = options.only or list(ROWS)
     data = examples(Path(options.base), SHARES["text"])
     before = {sample["row"]: sample for sample in harness.earlier(options, "estimates").get("rows", [])}
     for row in rows:

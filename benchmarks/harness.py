@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="folder of the base, safetensors (default: the demo's, fetched once)")
     parser.add_argument("--rounds", type=int, default=3, help="times that every row is measured, in turns")
     parser.add_argument("--append", action="store_true", help="add rounds to the results that are there")
-    parser.add_argument("--only", help="comma-separated rows to measure (default: all)")
+    parser.add_argument("--only", action="append", metavar="ROW", help="a row to measure; repeatable (default: all)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--max-other-cores", type=float, default=0.15, help="other load above which a run is repeated")
     parser.add_argument("--attempts", type=int, default=3, help="times that a disturbed run is tried")
@@ -84,9 +84,9 @@ def conditions(options: argparse.Namespace) -> Conditions:
     return Conditions(options.rounds, options.max_other_cores, options.attempts, options.patience, options.lock)
 
 
-def chosen(systems: Sequence[System], only: str | None) -> list[System]:
+def chosen(systems: Sequence[System], only: Sequence[str] | None) -> list[System]:
     """Raises SystemExit for a name that is none of the rows'."""
-    names = only.split(",") if only else [system.name for system in systems]
+    names = only or [system.name for system in systems]
     unknown = set(names) - {system.name for system in systems}
     if unknown:
         raise SystemExit(f"error: no row {sorted(unknown)}; rows: {[system.name for system in systems]}")

@@ -1,12 +1,15 @@
-"""How fast the hub is: browsing 10,000 adapters, publishing 5 MB, resolving, starting. Prints a table, writes JSON and a plot.
+"""How fast the hub is: browsing 10,000 adapters, publishing 5 MB, resolving, starting.
 
-    python benchmarks/hub.py --out .benchmarks/hub            everything (some minutes)
-    python benchmarks/hub.py --adapters 500 --publishes 10    a quick look
+    python benchmarks/hub.py                                           everything (some minutes)
+    python benchmarks/hub.py --adapters 500 --publishes 10 --out DIR   a quick look
+
+Writes results/hub.json, results/hub.md and a plot, hub.svg.
 
 Every number is measured over HTTP against `graft hub serve` in a process of its own; the clients share its cores. The
 browsed registry is filled straight through the registry's own tables, the published ones through the protocol.
 """
 
+import argparse
 import base64
 import http.client
 import json
@@ -24,11 +27,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import click
 import httpx
 import numpy as np
+import plots
 import psutil
+import report
 from safetensors.numpy import save
 
 from graft.hub import catalog, upkeep
@@ -38,6 +43,7 @@ from graft.hub.registry import Registry
 from graft.hub.schema import writing
 
 VERSIONS, SCORES = 3, 5
+BROWSE_TARGET, PUBLISH_TARGETS = 50, {"publish 5 MB, alone": 150, "publish 5 MB, 16 at once": 1000}  # p95, ms
 METHODS = ("lora", "series", "parallel", "prompt", "prefix", "ptuning", "bitfit", "ia3")
 TASKS = tuple(f"task-{number}" for number in range(40))
 BASES = tuple(f"org-{number}/base-{number}" for number in range(12))
@@ -253,52 +259,74 @@ def resolving(url: str, name: str) -> float:
     return total / (time.perf_counter() - started) / 1e9
 
 
-def plot(report: dict, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = {**report["browse"], **{kind: report[kind] for kind in ("publish alone", "publish, 16 at once")}}
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    names = list(rows)[::-1]
-    axes.barh(names, [rows[name]["p95_ms"] for name in names], color="#9cc9b0", label="p95")
-    axes.barh(names, [rows[name]["p50_ms"] for name in names], color="#1f7a4c", label="p50", height=0.5)
-    axes.set_xscale("log")
-    axes.set_xlabel(f"milliseconds ({report['adapters']:,} adapters x {VERSIONS} versions x {SCORES} scores)")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-
-
-@click.command()
-@click.option("--adapters", default=10_000, show_default=True)
-@click.option("--repeats", default=40, show_default=True, help="Of each browsing question.")
-@click.option("--publishes", default=64, show_default=True)
-@click.option("--out", default=".benchmarks/hub", show_default=True, type=click.Path(path_type=Path))
-def main(adapters: int, repeats: int, publishes: int, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    report: dict = {"adapters": adapters, "cores": os.cpu_count(), "load_average_before": os.getloadavg()[0]}
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, Any] = {"adapters": options.adapters, "load_average_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(Path(folder) / "registry.db")
-        started = time.perf_counter()
-        fill(registry, adapters)
-        report["fill_s"] = round(time.perf_counter() - started, 1)
+        fill(registry, options.adapters)
         token = create_token(registry.db, "bench", "write")
         with serving(registry) as (url, process, start_ms):
-            report["start_ms"] = round(start_ms)
-            report["start_mb"] = round(process.memory_info().rss / 1e6)
-            report["browse"] = browsing(url, process, repeats)
-            report["publish alone"], alone = publishing(url, process, token, publishes, 1)
-            report["publish, 16 at once"], many = publishing(url, process, token, publishes, 16)
-            report["resolve_gb_s"] = round(resolving(url, alone[0]), 2)
-            report["busy_mb"] = round(process.memory_info().rss / 1e6)
-        found = {entry.name for entry in registry.search(catalog.Query(author="bench", limit=1000)).entries}
-        report["lost"] = len({*alone, *many} - found)
-        report["problems"] = len(upkeep.check(registry).problems)
-    (out / "hub.json").write_text(json.dumps(report, indent=2))
-    plot(report, out / "hub.png")
-    click.echo(json.dumps(report, indent=2))
+            found["start_ms"] = round(start_ms)
+            found["start_mb"] = round(process.memory_info().rss / 1e6)
+            found["requests"] = browsing(url, process, options.repeats)
+            alone = publishing(url, process, token, options.publishes, 1)
+            many = publishing(url, process, token, options.publishes, 16)
+            found["requests"] |= {"publish 5 MB, alone": alone[0], "publish 5 MB, 16 at once": many[0]}
+            found["resolve_gb_s"] = round(resolving(url, alone[1][0]), 2)
+            found["busy_mb"] = round(process.memory_info().rss / 1e6)
+        acknowledged = {*alone[1], *many[1]}
+        kept = {entry.name for entry in registry.search(catalog.Query(author="bench", limit=1000)).entries}
+        found["acknowledged"], found["lost"] = len(acknowledged), len(acknowledged - kept)
+        found["problems"] = len(upkeep.check(registry).problems)
+    return found
+
+
+def summary(result: dict[str, Any]) -> str:
+    """What docs/performance.md shows."""
+    found = result["figures"]
+    header = ["request", "p50 ms", "p95 ms", "the hub's own CPU ms", "target p95 ms", "n"]
+    lines = [
+        [kind, figures["p50_ms"], f"**{figures['p95_ms']}**", figures["cpu_ms"], target(kind), figures["n"]]
+        for kind, figures in found["requests"].items()
+    ]
+    return "\n".join(
+        [
+            report.table(header, lines),
+            f"{found['adapters']:,} adapters x {VERSIONS} versions x {SCORES} scores. Started in {found['start_ms']} ms "
+            f"(target 1,000) with {found['start_mb']} MB (target 120), {found['busy_mb']} MB at the end; resolve "
+            f"{found['resolve_gb_s']} GB/s (target 0.5); of {found['acknowledged']} acknowledged publishes "
+            f"{found['lost']} lost, `registry check` found {found['problems']} problems.",
+            "",
+        ]
+    )
+
+
+def target(kind: str) -> int:
+    return PUBLISH_TARGETS.get(kind, BROWSE_TARGET)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    return report.heading(result, "The hub: browsing, publishing, resolving") + "\n" + summary(result)
+
+
+def main() -> None:
+    options = arguments()
+    result = report.envelope("hub", options, figures=measured(options))
+    report.write(options.out, result, markdown(result))
+    report.into_docs(options.out, result["name"], summary(result))
+    spreads = {kind: (row["p50_ms"], row["p95_ms"]) for kind, row in result["figures"]["requests"].items()}
+    plots.spreads(spreads, options.out / "hub.svg", label="milliseconds: p50, and p95 in light")
+    print((options.out / "hub.md").read_text())
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=40, help="of each browsing question")
+    parser.add_argument("--publishes", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the results")
+    parser.set_defaults(threads=os.cpu_count())
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

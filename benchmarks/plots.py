@@ -31,6 +31,19 @@ def bars(
     _finish(figure, axes, path)
 
 
+def spreads(rows: Mapping[str, tuple[float, float]], path: Path, label: str) -> None:
+    """Two horizontal bars a row, the smaller before the larger, on a logarithmic scale."""
+    figure, axes = pyplot.subplots(figsize=(8, 0.34 * len(rows) + 1.0))
+    for column, colour, height in ((1, "#9cc9b0", 0.8), (0, _COLOURS["graft"], 0.5)):
+        drawn = axes.barh(list(rows), [pair[column] for pair in rows.values()], color=colour, height=height)
+        if column:
+            axes.bar_label(drawn, fmt="%.0f", padding=3)
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    _finish(figure, axes, path)
+
+
 def spans(rows: Mapping[str, Sequence[float]], path: Path, label: str) -> None:
     """One line a row: a point for each value, a stroke from the least to the greatest, a tick at the mean."""
     figure, axes = pyplot.subplots(figsize=(8, 0.34 * len(rows) + 1.0))

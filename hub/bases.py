@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from graft.hub.clock import now
 from graft.hub.errors import ArtifactError
 from graft.hub.inspection import CONFIG, base_name, fingerprint_of
 from graft.hub.spec import BaseSpec
+from graft.hub.sqlite import Database
 
 CONFIG_KEYS = ("base_model_name_or_path", "model_name")  # PEFT's key; AdapterHub's
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlite_utils import Database
-
 from graft.hub import cards
 from graft.hub.access import Caller
 from graft.hub.errors import GraftError
+from graft.hub.sqlite import Database
 
 MAX_PAGE = 1000
 MAX_INDEXED_CARD_CHARS = 20_000

@@ -6,8 +6,6 @@ Functions over an open connection and the store. What a commit *is* (trees, chan
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlite_utils import Database
-
 from graft.hub import catalog, records, refs, repos, scores
 from graft.hub.access import OWNER, audit
 from graft.hub.clock import now
@@ -16,6 +14,7 @@ from graft.hub.errors import ConflictError, ForbiddenError, RepoNotFoundError, S
 from graft.hub.proof import Proven, prove
 from graft.hub.records import Repo, Revision
 from graft.hub.schema import writing
+from graft.hub.sqlite import Database
 from graft.hub.store import Blob, BlobStore
 
 MAX_ATTEMPTS = 32  # of a commit without a parent, when others keep moving the branch

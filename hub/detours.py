@@ -10,6 +10,8 @@ Knows nothing of modules and hooks (attach.py), caches (attention.py) or methods
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,12 @@ class Rows:
         start = self.bare + sum(self.lengths[:owner])
         return start, start + self.lengths[owner]
 
+    @cached_property
+    def owners(self) -> Tensor:
+        """[T - bare]: the adapter of every row that has one."""
+        lengths = torch.tensor(self.lengths)
+        return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+
 
 class Channel:
     """All LowRanks that read the same taps and add to the same tap, their ranks side by side.
@@ -53,6 +61,9 @@ class Channel:
     Semantics, for the rows x [T, in] of adapter i:  h = act_i(x A_i^T + a_i);  delta = h B_i + b_i.
     An up-bias b is one more rank whose A is zero and a is one. Columns are grouped by activation; a row
     keeps only its own adapter's columns, so no weight is gathered by row and ranks need not agree.
+
+    This one multiplies every row with every column and is differentiable. A subclass may compute the same
+    with less work: `plan` once a step for all channels of one `layout`, `add` once a visit.
     """
 
     def __init__(self, owned: Sequence[tuple[int, LowRank]], dtype: torch.dtype, device: torch.device):
@@ -65,20 +76,35 @@ class Channel:
         self.B = torch.cat([block.B for block in blocks]).to(device, dtype)
         biased = any(block.a is not None for block in blocks)
         self.a = torch.cat([_bias(block) for block in blocks]).to(device, dtype) if biased else None
-        self.spans: list[tuple[int, int, int]] = []  # (owner, first column, one past the last)
+        spans: list[tuple[int, int, int, str]] = []  # (owner, first column, one past the last, activation)
         self.groups: list[tuple[str, int, int]] = []  # (activation, first column, one past the last)
         column = 0
         for block in blocks:
             stop = column + block.A.shape[0]
-            self.spans.append((block.owner, column, stop))
+            spans.append((block.owner, column, stop, block.activation))
             if self.groups and self.groups[-1][0] == block.activation:
                 self.groups[-1] = (block.activation, self.groups[-1][1], stop)
             else:
                 self.groups.append((block.activation, column, stop))
             column = stop
-        self.column_owner = torch.tensor(
-            [owner for owner, start, stop in self.spans for _ in range(stop - start)], device=device
+        self.layout = tuple(spans)
+        self._column_owner = torch.tensor(
+            [owner for owner, start, stop, _ in spans for _ in range(stop - start)], device=device
         )
+
+    def reach(self, whose: Rows) -> tuple[int, int]:
+        """The stretch of a step's rows that holds all rows of this channel's adapters."""
+        return whose.span(self.owners[0]) if len(self.owners) == 1 else (whose.bare, whose.total)
+
+    def plan(self, whose: Rows) -> Any:
+        """What `add` needs to know of a step's rows: here which columns a row keeps, [T', R], None for all."""
+        if len(self.owners) == 1:
+            return None
+        return whose.owners.to(self.A.device)[:, None] == self._column_owner[None, :]
+
+    def add(self, rows: Tensor, x: Tensor, start: int, plan: Any) -> Tensor:
+        """rows [T, out] plus the deltas of x [T', in], which are those of the rows from `start` on. A new tensor."""
+        return _replace(rows, start, rows[start : start + len(x)] + self.delta(x, plan))
 
     def delta(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """x [T, in], keep [T, R] (None: one adapter owns every row) -> delta [T, out]."""
@@ -144,9 +170,18 @@ def _stacked(
 
 
 class Stack:
-    """The forms of a step's adapters, by tap. Adapters without a detour (rows only) take no part."""
+    """The forms of a step's adapters, by tap. Adapters without a detour (rows only) take no part.
 
-    def __init__(self, adapters: Sequence[Sequence[Form]], dtype: torch.dtype, device: torch.device):
+    `channel` is what computes the LowRanks: `Channel`, or a subclass for the device.
+    """
+
+    def __init__(
+        self,
+        adapters: Sequence[Sequence[Form]],
+        dtype: torch.dtype,
+        device: torch.device,
+        channel: type[Channel] = Channel,
+    ):
         channels: dict[tuple[Tap, tuple[Tap, ...]], list[tuple[int, LowRank]]] = {}
         vectors: dict[Tap, list[tuple[int, Vector]]] = {}
         for owner, forms in enumerate(adapters):
@@ -159,7 +194,7 @@ class Stack:
         self.vectors = {tap: Vectors(owned, dtype, device) for tap, owned in vectors.items()}
         self.channels: dict[Tap, list[Channel]] = {}
         for (adds_to, _), owned in channels.items():
-            self.channels.setdefault(adds_to, []).append(Channel(owned, dtype, device))
+            self.channels.setdefault(adds_to, []).append(channel(owned, dtype, device))
         read = {tap for adds_to, reads in channels for tap in reads if tap != adds_to}
         self.kept = frozenset(read)  # taps whose final value a later tap reads
         self.taps = frozenset(self.vectors) | frozenset(self.channels) | self.kept
@@ -186,8 +221,7 @@ class Step:
         self._lm_head = lm_head
         self._generators = generators
         self._values: dict[Tap, Tensor] = {}
-        self._row_owner: dict[bool, Tensor] = {}
-        self._masks: dict[tuple, Tensor | None] = {}
+        self._plans: dict[tuple, Any] = {}
 
     @property
     def taps(self) -> frozenset[Tap]:
@@ -220,16 +254,14 @@ class Step:
         plan = self._rows[at_head]
         if all(plan.lengths[owner] == 0 for owner in channel.owners):
             return rows
-        single = len(channel.owners) == 1
-        start, stop = plan.span(channel.owners[0]) if single else (plan.bare, plan.total)
+        start, stop = channel.reach(plan)
         reads = [own if read == tap else self._values[read] for read in channel.reads]
         x = reads[0][start:stop]
         for other in reads[1:]:
             x = x + other[start:stop]
         if self._generators is not None and channel.dropouts:
             x = self._dropped(x, start, channel, plan)
-        keep = None if single else self._keep(at_head, channel)
-        return _replace(rows, start, rows[start:stop] + channel.delta(x, keep))
+        return channel.add(rows, x, start, self._planned(at_head, channel))
 
     def _dropped(self, x: Tensor, start: int, channel: Channel, plan: Rows) -> Tensor:
         pieces, position = [], 0
@@ -244,27 +276,19 @@ class Step:
             position = last
         return torch.cat([*pieces, x[position:]])
 
-    def _owner_of_rows(self, at_head: bool, device: torch.device) -> Tensor:
-        if at_head not in self._row_owner:
-            lengths = torch.tensor(self._rows[at_head].lengths)
-            owners = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-            self._row_owner[at_head] = owners.to(device)
-        return self._row_owner[at_head]
-
-    def _keep(self, at_head: bool, channel: Channel) -> Tensor:
-        key = (at_head, *channel.spans)
-        if key not in self._masks:
-            owners = self._owner_of_rows(at_head, channel.A.device)
-            self._masks[key] = owners[:, None] == channel.column_owner[None, :]
-        return self._masks[key]
+    def _planned(self, at_head: bool, channel: Channel) -> Any:
+        key = (at_head, *channel.layout)
+        if key not in self._plans:
+            self._plans[key] = channel.plan(self._rows[at_head])
+        return self._plans[key]
 
     def _vector_index(self, at_head: bool, vectors: Vectors, device: torch.device) -> Tensor:
         key = (at_head, vectors.owners)
-        if key not in self._masks:
+        if key not in self._plans:
             lookup = torch.zeros(self.stack.adapters, dtype=torch.long)
             lookup[list(vectors.owners)] = torch.arange(1, len(vectors.owners) + 1)
-            self._masks[key] = lookup.to(device)[self._owner_of_rows(at_head, device)]
-        return self._masks[key]
+            self._plans[key] = lookup[self._rows[at_head].owners].to(device)
+        return self._plans[key]
 
 
 def _replace(rows: Tensor, start: int, piece: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from graft.hub import bases
 from graft.hub.cards import split_card
 from graft.hub.commits import Tree
 from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS, Inspection, inspect_artifact, read_json, read_text
+from graft.hub.sqlite import Database
 from graft.hub.store import Blob, BlobStore
 
 READ = frozenset((CARD, CONFIG, PROVENANCE, *WEIGHTS))

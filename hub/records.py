@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlite_utils import Database
-
 from graft.hub import refs
 from graft.hub.access import Caller
 from graft.hub.commits import Tree
 from graft.hub.errors import EntryNotFoundError, RepoNotFoundError
 from graft.hub.inspection import Inspection
+from graft.hub.sqlite import Database
 
 
 @dataclass(frozen=True)

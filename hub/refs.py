@@ -5,12 +5,11 @@ Functions over an open connection; the writing ones are called inside a transact
 
 from dataclasses import dataclass
 
-from sqlite_utils import Database
-
 from graft.hub.access import Caller
 from graft.hub.clock import now
 from graft.hub.commits import COMMIT_ID, check_ref_name
 from graft.hub.errors import ConflictError, RevisionNotFoundError
+from graft.hub.sqlite import Database
 
 PRODUCTION = "production"  # the alias that `task:T` follows
 SHORT_ID_CHARS = 7

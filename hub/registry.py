@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from graft.hub import bases, catalog, committing, records, refs, repos, scores
 from graft.hub.access import OWNER, Caller, audit
 from graft.hub.commits import START_BYTES, Change, Put, Tree, check_path, check_repo_name, check_size, check_start
@@ -24,6 +22,7 @@ from graft.hub.inspection import Inspection
 from graft.hub.records import File, Repo, Revision
 from graft.hub.schema import connect, migrate, writing
 from graft.hub.spec import BaseSpec
+from graft.hub.sqlite import Database
 from graft.hub.store import Blob, BlobStore, Seekable
 
 

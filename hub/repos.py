@@ -3,14 +3,13 @@
 Functions over an open connection, called inside a transaction.
 """
 
-from sqlite_utils import Database
-
 from graft.hub import catalog
 from graft.hub.access import audit
 from graft.hub.clock import now
 from graft.hub.commits import check_repo_name
 from graft.hub.errors import ConflictError
 from graft.hub.records import Repo
+from graft.hub.sqlite import Database
 
 
 def insert(db: Database, name: str, private: bool, user: str) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlite_utils import Database, Migrations
+from graft.hub.sqlite import Database, Migrations
 
 BUSY_TIMEOUT_S = 30.0
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlite_utils import Database
-
 from graft.hub import catalog
 from graft.hub.access import Caller, audit
 from graft.hub.cards import UNTASKED, reported_scores
@@ -23,6 +21,7 @@ from graft.hub.inspection import Inspection
 from graft.hub.metrics import METRICS, get_metric
 from graft.hub.records import Revision
 from graft.hub.schema import writing
+from graft.hub.sqlite import Database
 from graft.hub.store import BlobStore
 
 SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")

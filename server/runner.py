@@ -1,8 +1,8 @@
 """What carries out a step. `Runner` is the interface; `EagerRunner` is the generic path, and the reference.
 
 The eager runner drives transformers' own model classes through `Base.forward`, with the step's adapters stacked
-side by side; it serves every family on every device. server/fast/ replaces it where a faster path exists and is
-tested equal to it. Knows steps and adapters' forms; no requests, no scheduling.
+side by side; it serves every family on every device. server/fast/ replaces it, or its detours, where a faster path
+exists and is tested equal to it. Knows steps and adapters' forms; no requests, no scheduling.
 """
 
 import logging
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from graft.hub.base import Base
-from graft.hub.detours import Rows, Stack, Step
+from graft.hub.detours import Channel, Rows, Stack, Step
 from graft.hub.errors import GraftError
 from graft.hub.forms import Form, LowRank, Vector
 from graft.server.batch import Batch
@@ -24,6 +24,10 @@ from graft.server.paged import PagedAttention
 
 log = logging.getLogger(__name__)
 _KEPT_STACKS = 4
+
+
+class FastPathError(GraftError):
+    """There is no fast path for this base on this machine."""
 
 
 class Prepared(Protocol):
@@ -66,6 +70,8 @@ class _Detours:
 
 class EagerRunner:
     """The reference: eager torch, any family, any device."""
+
+    channel: type[Channel] = Channel  # what computes the LowRanks
 
     def __init__(self, base: Base, cache: KVCache):
         self.cache = cache
@@ -133,7 +139,7 @@ class EagerRunner:
             if len(active) <= 2 * len(wanted) and set(wanted) <= set(active):
                 self._stacks.move_to_end(active)
                 return active, self._stacks[active]
-        stack = Stack([self._adapters[d].forms for d in wanted], self._base.dtype, self._base.device)
+        stack = Stack([self._adapters[d].forms for d in wanted], self._base.dtype, self._base.device, self.channel)
         self._stacks[wanted] = stack
         if len(self._stacks) > _KEPT_STACKS:
             self._stacks.popitem(last=False)
@@ -151,15 +157,26 @@ def make_runner(name: str, base: Base, cache: KVCache) -> Runner:
     if name not in RUNNERS:
         raise GraftError(f"Unknown runner {name!r}. Known: {', '.join(RUNNERS)}.")
     if name != "eager":
-        from graft.server.fast.runner import FastPathError, fast_runner  # may compile, the first time
-
         try:
-            return fast_runner(base, cache)
+            return _fast_runner(base, cache)
         except FastPathError as reason:
             if name == "fast":
                 raise
             log.info("Serving on the generic path. %s", reason)
     return EagerRunner(base, cache)
+
+
+def _fast_runner(base: Base, cache: KVCache) -> Runner:
+    """The fast runner for the base's device. May compile, the first time. Raises FastPathError."""
+    if base.device.type != "cuda":
+        from graft.server.fast.runner import fast_runner
+
+        return fast_runner(base, cache)
+    try:
+        from graft.server.fast.grouped import grouped_runner
+    except ImportError as error:
+        raise FastPathError(f"Triton, which the GPU's kernels need, can't be imported: {error}.") from error
+    return grouped_runner(base, cache)
 
 
 def form_bytes(form: Form) -> int:

@@ -9,6 +9,11 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 
 import pytest
 import torch
+
+# Triton's kernels run on the GPU, or, where there is none, in its interpreter: read when triton is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 

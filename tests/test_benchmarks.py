@@ -169,10 +169,10 @@ def test_quality_is_judged_over_the_seeds_that_both_have():
 def test_every_method_of_peft_is_held_against_peft_and_bottlenecks_against_lora():
     import quality
 
-    assert quality.PEERS == {
+    assert {
         **{f"graft {name}": f"peft {name}" for name in ("LoRA", "prompt", "prefix", "P-tuning", "IA3")},
         **{f"graft {name}": "graft LoRA" for name in ("series", "parallel")},
-    }
+    } == quality.PEERS
     assert all((row.peft is None) == name.startswith("graft ") for name, row in quality.ROWS.items())
 
 

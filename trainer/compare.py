@@ -1,12 +1,13 @@
 """The literature's table for your own data: every method under one budget, beside the bare base.
 
-Each method is trained alone, so that its time and memory are its own, on the same examples, steps and seed;
-baselines get a base of their own. Knows nothing of the terminal.
+Each method is trained alone, so that its time and memory are its own, or all in one pass, which is sooner done; on the
+same examples, steps and seed. Baselines get a base of their own. Knows nothing of the terminal.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from graft.hub.artifact import load_artifact
@@ -52,7 +53,14 @@ class Comparison:
     examples: int
     steps: int
     seed: int
+    together: bool  # one pass for all adapters: seconds, tokens/s and peak memory are the pass's
     lines: tuple[Line, ...]
+
+    @property
+    def winner(self) -> Line | None:
+        """The adapter with the best score; None where only baselines were compared."""
+        adapters = [line for line in self.lines if line.method in METHODS]
+        return max(adapters, key=lambda line: line.score.value, default=None)
 
 
 def compare(
@@ -61,9 +69,12 @@ def compare(
     template: AdapterPlan,
     run: RunConfig,
     *,
+    together: bool = False,
     watchers: Sequence[Watcher] = (),
 ) -> Comparison:
     """Train and score `methods` (METHODS and baselines) as `template` says, into folders below its `out`.
+
+    `together`: all adapters in one pass over one base, instead of one after the other.
 
     `load` gives a fresh base: baselines change theirs. Raises GraftError for an unknown method or data without an
     evaluation set.
@@ -78,22 +89,37 @@ def compare(
     limit = template.recipe.text_limit(base.spec.max_positions)
     bare = score_examples(base, (), data.held_out, data.metric, limit)
     lines = [Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, bare.score, None, None)]
+    plans = [replace(template, method=method, out=template.out / method, name=method) for method in methods]
     steps = 0
-    for method in methods:
-        plan = replace(template, method=method, out=template.out / method, name=method)
-        if method in BASELINES:
-            own = load()
-            outcome = train_baseline(own, plan, run, watchers=watchers)
-            scored = score_examples(own, (), data.held_out, data.metric, outcome.limit) if outcome.folder else None
-        else:
-            (outcome,) = train(base, [plan], run, watchers=watchers)
-            scored = _scored_as_served(base, outcome, data) if outcome.folder else None
-        if scored is None:
-            raise GraftError(f"{method}: {outcome.stopped}.")
-        steps = outcome.steps
+    for outcome, score in _trained(load, base, plans, run, data, together, watchers):
+        if outcome.folder is None:
+            raise GraftError(f"{outcome.method}: {outcome.stopped}.")
+        scored, steps = score(), outcome.steps
         lines.append(_line(base, outcome, scored, paired_p(data.metric, scored.values, bare.values)))
     name = base.spec.id or "base"
-    return Comparison(name, template.task, data.hash, len(data.train), steps, template.recipe.seed, tuple(lines))
+    seed = template.recipe.seed
+    return Comparison(name, template.task, data.hash, len(data.train), steps, seed, together, tuple(lines))
+
+
+def _trained(
+    load: Callable[[], Base],
+    base: Base,
+    plans: Sequence[AdapterPlan],
+    run: RunConfig,
+    data: Data,
+    together: bool,
+    watchers: Sequence[Watcher],
+) -> Iterator[tuple[Outcome, Callable[[], Scored]]]:
+    """Each outcome, adapters first, with what scores it."""
+    adapters = [plan for plan in plans if plan.method not in BASELINES]
+    for group in [adapters] if together and adapters else [[plan] for plan in adapters]:
+        for outcome in train(base, group, run, watchers=watchers):
+            yield outcome, partial(_scored_as_served, base, outcome, data)
+    for plan in plans:
+        if plan.method in BASELINES:
+            own = load()
+            outcome = train_baseline(own, plan, run, watchers=watchers)
+            yield outcome, partial(score_examples, own, (), data.held_out, data.metric, outcome.limit)
 
 
 def _scored_as_served(base: Base, outcome: Outcome, data: Data) -> Scored:
@@ -134,7 +160,8 @@ def as_markdown(found: Comparison) -> str:
         "",
         f"{found.examples} training examples, {found.steps} steps each, seed {found.seed}; {found.lines[0].score.metric} "
         f"on {found.lines[0].score.n} held-out examples; p against the bare base, paired. Trained are the parameters "
-        f"in training, which for P-tuning and projected prefixes include an encoder that the artifact leaves behind.",
+        f"in training, which for P-tuning and projected prefixes include an encoder that the artifact leaves behind."
+        + (" The adapters were trained in one pass: their memory, seconds and tok/s are the pass's." * found.together),
         "",
         head,
         "|---" + "|--:" * 8 + "|",
@@ -165,7 +192,7 @@ def plot(found: Comparison, path: Path) -> bool:
     axes.axhline(found.lines[0].score.value, linestyle="--", linewidth=1, label="bare base")
     axes.set(xscale="log", xlabel="trained parameters", ylabel=found.lines[0].score.metric, title=found.task)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)
     return True
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -12,8 +12,12 @@ from graft.hub.errors import GraftError
 from graft.hub.http import LOOPBACK
 from graft.hub.registry import Registry
 
+if TYPE_CHECKING:
+    from flask import Flask
+    from waitress.server import BaseWSGIServer, MultiSocketServer
+
 CONNECTIONS = 200
-BUFFER_BYTES = 1 << 18
+RECEIVE_BYTES = 1 << 18
 
 
 @click.group()
@@ -39,10 +43,7 @@ def serve(
     behind_proxy: bool,
 ) -> None:
     """Serve the registry. Without users and on loopback, whoever reaches it is its owner."""
-    import waitress
-
     from graft.hub.web.app import create_app
-    from graft.hub.web.context import MAX_UPLOAD_BYTES
 
     registry = Registry(registry_path)
     if (behind_proxy or host not in LOOPBACK) and not access.has_users(registry.db):
@@ -60,18 +61,25 @@ def serve(
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     click.echo(f"graft hub: http://{host}:{port}/  (registry {registry_path})", err=True)
+    http_server(app, host, port, threads).run()
+
+
+def http_server(app: "Flask", host: str, port: int, threads: int) -> "BaseWSGIServer | MultiSocketServer":
+    """A listening server; its `run` answers. Raises GraftError where the port can't be had."""
+    import waitress
+
+    from graft.hub.web.context import MAX_UPLOAD_BYTES
+
     try:
-        waitress.serve(
+        return waitress.create_server(
             app,
             host=host,
             port=port,
             threads=threads,
             connection_limit=CONNECTIONS,
-            send_bytes=BUFFER_BYTES,
-            recv_bytes=BUFFER_BYTES,
+            recv_bytes=RECEIVE_BYTES,
             max_request_body_size=MAX_UPLOAD_BYTES,
             ident=None,
-            _quiet=True,
         )
     except OSError as error:
         raise GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.") from None

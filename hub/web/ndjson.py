@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+import pybase64
+
 from graft.hub.errors import GraftError, TooLargeError
 
 HEAD_BYTES = 1 << 20  # a line up to here is read as a whole
@@ -83,7 +85,7 @@ class Base64:
 
     def read(self, count: int) -> bytes:
         """About `count` bytes; none at the end."""
-        return binascii.a2b_base64(self._text.read(max(count // 3, 1) * 4), strict_mode=True)
+        return pybase64.b64decode(self._text.read(max(count // 3, 1) * 4), validate=True)
 
     def seek(self, at: int) -> None:
         """To the start, which is the only place to go."""

@@ -14,20 +14,15 @@ import torch
 from torch import Tensor
 
 from graft.hub.base import Base
-from graft.hub.errors import GraftError
 from graft.hub.forms import Form, LowRank, Vector
 from graft.server.batch import BLOCK_ROWS, TRASH_BLOCK, Batch, Run
 from graft.server.cache import KVCache
 from graft.server.fast import families
 from graft.server.fast.taps import Place, count, places
 from graft.server.kernels.build import load
-from graft.server.runner import EagerRunner
+from graft.server.runner import EagerRunner, FastPathError
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative, of all logits of one step
-
-
-class FastPathError(GraftError):
-    """There is no fast path for this base on this machine."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from waitress.server import create_server
 
 from graft.hub.web.app import create_app
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+from graft.hub.commands.serving import http_server
 from graft.hub.registry import Registry
 from graft.hub.spec import BaseSpec, ModuleSpec
 
@@ -131,9 +131,9 @@ def adapter(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[dict]:
-    """One waitress server for all tests: it answers with the application under "app", at "url"."""
+    """One server, as `graft hub serve` makes it, for all tests: it answers with the application under "app", at "url"."""
     current: dict = {}
-    server = create_server(lambda *call: current["app"](*call), host="127.0.0.1", port=0, threads=16)
+    server = http_server(lambda *call: current["app"](*call), "127.0.0.1", 0, threads=16)
     threading.Thread(target=server.run, daemon=True).start()
     current["url"] = f"http://127.0.0.1:{server.effective_port}"
     yield current

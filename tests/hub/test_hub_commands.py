@@ -105,7 +105,7 @@ def test_the_hub_starts_without_torch() -> None:
     code = (
         "import sys, graft.hub.cli, graft.hub.remote, graft.hub.web.app, graft.hub.commands.artifacts,"
         " graft.hub.commands.serving, graft.hub.commands.tasks, graft.hub.commands.upkeep;"
-        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import httpx
 import pytest
 from werkzeug.test import Client
 
@@ -212,21 +213,27 @@ def test_too_many_requests_are_slowed(client: Client, filled: Registry) -> None:
 class Upstream(http.server.BaseHTTPRequestHandler):
     """Speaks the completions protocol, to see what the playground passes on."""
 
+    half_read = threading.Event()  # a reader has the first event of a stream
+
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if asked["model"] == "bad/one":
             self.reply(404, json.dumps({"error": {"message": "no such adapter"}}).encode(), "application/json")
         elif asked["stream"]:
             pieces = [{"choices": [{"text": text}]} for text in ("good", " news")]
-            events = "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n"
-            self.reply(200, events.encode(), "text/event-stream")
+            first, second = (f"data: {json.dumps(piece)}\n\n".encode() for piece in pieces)
+            rest = second + b"data: [DONE]\n\n"
+            self.reply(200, first, "text/event-stream", more=len(rest))
+            if asked["model"] == "ann/slow":
+                self.half_read.wait(20)
+            self.wfile.write(rest)
         else:
             self.reply(200, json.dumps({"choices": [{"text": "good <news>"}]}).encode(), "application/json")
 
-    def reply(self, status: int, data: bytes, kind: str) -> None:
+    def reply(self, status: int, data: bytes, kind: str, more: int = 0) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + more))
         self.end_headers()
         self.wfile.write(data)
 
@@ -258,6 +265,16 @@ def test_the_playground_passes_answers_on(filled: Registry, upstream: str) -> No
         "is `graft serve` running"
         in silent.post("/playground/stream", json={"model": "a", "prompt": "x"}).json["error"]
     )
+
+
+def test_an_answer_is_passed_on_piece_by_piece(filled: Registry, upstream: str, running: dict) -> None:
+    running["app"] = create_app(filled, inference_url=upstream)
+    asked = {"model": "ann/slow", "prompt": "Hello"}
+    with httpx.stream("POST", f"{running['url']}/playground/stream", json=asked, timeout=10) as reply:
+        pieces = reply.iter_raw()
+        assert b"good" in next(pieces)  # the upstream has not sent the rest yet
+        Upstream.half_read.set()
+        assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
 
 
 def browser() -> str | None:

@@ -1,9 +1,12 @@
-"""Both runners against the packed reference: mixed equals alone, chunked equals whole, slot 0 untouched."""
+"""Every runner against the packed reference: mixed equals alone, chunked equals whole, slot 0 untouched."""
+
+import copy
 
 import pytest
 import torch
 
 from graft.hub.attention import PackedAttention, cache_rows
+from graft.hub.base import Base
 from graft.hub.detours import Rows, Stack, Step
 from graft.hub.forms import CacheRows, InputRows
 from graft.server.batch import BLOCK_ROWS, Run, make_batch
@@ -11,6 +14,7 @@ from graft.server.cache import KVCache
 from graft.server.fast.families import obstacle
 from graft.server.kernels.build import load
 from graft.server.runner import detours, make_runner
+from tests.conftest import FAMILIES
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")
 
@@ -35,14 +39,25 @@ def reference(base, forms, tokens):
         return base.forward(base.embed(torch.tensor(tokens)), positions, attention, step(len(tokens)))
 
 
+def runner(kind, base, blocks):
+    """The runner `kind` of a base on a CPU; "grouped" is the GPU's, on a GPU if there is one, else interpreted."""
+    if kind == "fast" and (obstacle(base) or load() is None):
+        pytest.skip(f"no fast path: {obstacle(base) or 'no compiler'}")
+    if kind != "grouped":
+        return make_runner(kind, base, KVCache(base.spec, blocks, base.dtype, base.device))
+    pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
+    from graft.server.fast.grouped import grouped_runner
+
+    if torch.cuda.is_available():
+        base = Base(copy.deepcopy(base.model).to("cuda"), base.tokenizer, base.spec.id)
+    return grouped_runner(base, KVCache(base.spec, blocks, base.dtype, base.device))
+
+
 class Sequences:
     """A few sequences fed to a runner in whatever pieces a test wants."""
 
     def __init__(self, kind, base, blocks=64):
-        if kind == "fast" and (obstacle(base) or load() is None):
-            pytest.skip(f"no fast path: {obstacle(base) or 'no compiler'}")
-        self.base = base
-        self.runner = make_runner(kind, base, KVCache(base.spec, blocks, base.dtype, base.device))
+        self.runner = runner(kind, base, blocks)
         self.free = iter(range(1, blocks))
         self.start, self.text_start, self.blocks, self.digest, self.rows = {}, {}, {}, {}, {}
 
@@ -92,10 +107,10 @@ class Sequences:
 
     def step(self, wanted):
         batch, order = make_batch(wanted)
-        return self.runner.run(batch), order, batch
+        return self.runner.run(batch).cpu(), order, batch
 
 
-@pytest.fixture(params=["eager", "fast"])
+@pytest.fixture(params=["eager", "fast", "grouped"])
 def kind(request):
     return request.param
 
@@ -107,6 +122,18 @@ def texts():
     return [torch.randint(2, 300, (n,), generator=generator).tolist() for n in lengths]
 
 
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        *((kind, family) for kind in ("eager", "fast") for family in FAMILIES),
+        # seconds a family in Triton's interpreter: two of them show every kind of tap
+        *(
+            pytest.param("grouped", family, marks=() if family in ("gemma2", "gpt_neox") else pytest.mark.slow)
+            for family in FAMILIES
+        ),
+    ],
+    indirect=True,
+)
 def test_mixed_batch_equals_each_alone(kind, base, make_forms, texts):
     """All kinds at once, prompts cut in chunks of unlike size, then decoding, on every family."""
     owners = {"base": ()} | {method: make_forms(method, base, i) for i, method in enumerate(KINDS)}
@@ -171,7 +198,7 @@ def test_a_copied_block_serves_as_the_original(kind, llama, texts):
     text = texts[3]
     sequences.feed({"base": (text[:10], 0)})
     batch, _ = make_batch([(None, Run(0, text[10:16], 10, 10, [50], 6))], copies=[(sequences.blocks["base"][0], 50)])
-    torch.testing.assert_close(sequences.runner.run(batch), reference(llama, (), text[:16])[10:], **TOLERANCE)
+    torch.testing.assert_close(sequences.runner.run(batch).cpu(), reference(llama, (), text[:16])[10:], **TOLERANCE)
 
 
 def test_a_step_without_logits_returns_none(kind, llama, make_forms, texts):

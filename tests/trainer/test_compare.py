@@ -6,6 +6,8 @@ import pytest
 
 from graft.hub.artifact import load_artifact
 from graft.hub.base import load_base
+from graft.hub.catalog import Query
+from graft.hub.registry import Registry
 from graft.trainer.compare import compare
 from graft.trainer.config import RunConfig, TrainConfig
 from graft.trainer.estimate import estimate, full_fine_tuning, lengths_of
@@ -29,7 +31,31 @@ def test_the_table_of_the_literature(base_folder, data, held_out, tmp_path):
     assert 0 < by_method["last-layers"]["share"] < 1 and 0 <= by_method["lora"]["p"] <= 1
     table = (out / "compare.md").read_text()
     assert "| LoRA |" in table and "| bare base |" in table and table in done.stdout
-    assert (out / "compare.png").stat().st_size > 1000
+    assert (out / "compare.svg").stat().st_size > 1000
+
+
+def test_all_in_one_pass_and_the_best_is_published(base_folder, data, held_out, tmp_path):
+    out, registry = tmp_path / "table", tmp_path / "registry.db"
+    flags = ["--base", base_folder, "--task", "letters", "--data", data, "--eval-data", held_out, "--out", out]
+    publish = ["--publish", "ann", "--registry", registry]
+    done = graft("compare", *flags, "--methods", "lora,series,last-layers", "--together", *publish, *FAST)
+    assert done.exit_code == 0, done.output
+    found = json.loads((out / "compare.json").read_text())
+    assert found["together"] and [line["method"] for line in found["lines"]][1:] == ["lora", "series", "last-layers"]
+    assert "trained in one pass" in (out / "compare.md").read_text()
+    alone = graft("compare", *flags[:-1], tmp_path / "alone", "--methods", "lora,series", *FAST)
+    assert alone.exit_code == 0 and "trained in one pass" not in alone.stdout
+    apart = json.loads((tmp_path / "alone" / "compare.json").read_text())
+    assert [line["score"]["value"] for line in apart["lines"]] == [l["score"]["value"] for l in found["lines"][:3]]
+    best = max(found["lines"][1:3], key=lambda line: line["score"]["value"])["method"]
+    assert [entry.name for entry in Registry(registry).search(Query()).entries] == [f"ann/letters-{best}"]
+
+
+@pytest.mark.parametrize("name", ["two words", "-x", "a/b"])
+def test_a_namespace_that_cannot_be_is_refused_before_training(base_folder, data, held_out, tmp_path, name):
+    flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "t"]
+    done = graft("compare", *flags, "--methods", "lora", "--publish", name, *FAST)
+    assert done.exit_code == 1 and "error:" in done.stderr and not (tmp_path / "t").exists()
 
 
 @pytest.mark.parametrize("max_length, limits", [(None, [256, 256, 236, 256]), (100, [100, 100, 100, 100])])

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from graft.hub.commands.shared import hub_option, local_user, opened, registry_option
 from graft.trainer.commands.shared import bars, base_loader, check_early, configured, console, names_of
 from graft.trainer.config import RunConfig, TrainConfig
-from graft.trainer.plan import AdapterPlan, Plan, check_plan
+from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_plan
 
 _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}  # a comparison can't be resumed
 
@@ -22,6 +23,10 @@ _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}  # a c
 @click.option("--eval-data", required=True, type=click.Path(path_type=Path), help="Held-out data, which decides.")
 @click.option("--methods", default="lora,series,parallel,prompt,prefix,ptuning", show_default=True)
 @click.option("--out", default="comparison", show_default=True, type=click.Path(path_type=Path))
+@click.option("--together", is_flag=True, help="All adapters in one pass: sooner done, but no time and memory of each.")
+@click.option("--publish", metavar="NAMESPACE", help="Publish the best adapter, as NAMESPACE/TASK-METHOD.")
+@registry_option
+@hub_option
 @configured("recipe", TrainConfig)
 @configured("run", RunConfig, only=_RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -32,6 +37,10 @@ def compare(
     eval_data: Path,
     methods: str,
     out: Path,
+    together: bool,
+    publish: str | None,
+    registry_path: Path,
+    hub_url: str | None,
     recipe: TrainConfig,
     run: RunConfig,
     as_json: bool,
@@ -39,17 +48,29 @@ def compare(
     """Train METHODS under one budget and write the literature's table: Markdown, JSON and a plot."""
     template = AdapterPlan(method="", data=data, out=out, task=task, eval_data=eval_data, recipe=recipe)
     names = names_of(methods)
-    plan = Plan(base, tuple(replace(template, method=name, out=out / name) for name in names), run)
+    plan = Plan(base, tuple(_planned(template, name, publish) for name in names), run)
     check_plan(plan)
     check_early(plan)
+    registry = opened(registry_path, hub_url, create=True) if publish else None
     from graft.trainer import compare as comparing
 
     with nullcontext() if as_json else bars() as shown:
-        found = comparing.compare(base_loader(base, run), names, template, run, watchers=[shown] if shown else [])
+        watchers = [shown] if shown else []
+        load = base_loader(base, run)
+        found = comparing.compare(load, names, template, run, together=together, watchers=watchers)
     table = comparing.as_markdown(found)
     (out / "compare.md").write_text(table)
     (out / "compare.json").write_text(comparing.as_json(found))
-    drawn = comparing.plot(found, out / "compare.png")
+    drawn = comparing.plot(found, out / "compare.svg")
     click.echo(comparing.as_json(found) if as_json else table)
-    written = ["compare.md", "compare.json", *(["compare.png"] if drawn else [])]
+    written = ["compare.md", "compare.json", *(["compare.svg"] if drawn else [])]
     console.print(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")
+    if registry and (best := found.winner):
+        published = f"{publish}/{task}-{best.method}"
+        revision = registry.publish(Path(best.folder), published, user=local_user())
+        console.print(f"Published {published}@{revision.id}")
+
+
+def _planned(template: AdapterPlan, method: str, namespace: str | None) -> AdapterPlan:
+    wanted = f"{namespace}/{template.task}-{method}" if namespace and method not in BASELINES else ""
+    return replace(template, method=method, out=template.out / method, publish=wanted)

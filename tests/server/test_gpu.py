@@ -1,0 +1,49 @@
+"""The engine on a real GPU, against the same base on the CPU. Skips where torch sees no CUDA GPU."""
+
+import copy
+
+import pytest
+import torch
+
+from graft.hub.base import Base
+from graft.server.engine import Engine
+from graft.server.options import Options
+from graft.server.requests import Request
+from tests.server.test_engine import GREEDY, KINDS, assert_greedy, assert_idle, prompts
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: no CUDA GPU here"),
+]
+
+
+@pytest.fixture
+def on_gpu():
+    return lambda base, dtype=None: Base(copy.deepcopy(base.model).to("cuda", dtype), base.tokenizer, base.spec.id)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox"], indirect=True)
+@pytest.mark.parametrize("runner", ["eager", "fast"])
+def test_all_kinds_in_one_batch_say_what_each_says_alone_on_a_cpu(runner, base, on_gpu, make_forms, make_folder):
+    names = [None, *KINDS] * 2
+    asked = [
+        Request(prompt, model=name, max_tokens=8, ignore_eos=True, sampling=GREEDY)
+        for name, prompt in zip(names, prompts(len(names)), strict=True)
+    ]
+    shelf = {kind: make_folder(kind, base, seed) for seed, kind in enumerate(KINDS)}
+    options = Options(step_rows=64, max_running=16, runner=runner)
+    with Engine(on_gpu(base), shelf, options=options) as engine:
+        results = engine.generate(asked)
+        assert_idle(engine)
+    for request, result in zip(asked, results, strict=True):
+        forms = make_forms(request.model, base, KINDS.index(request.model)) if request.model else ()
+        assert_greedy(base, forms, request.prompt, result)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_gpu_serves_with_its_own_kernels(dtype, llama, on_gpu):
+    """The check at the start has passed: "auto" would hide a failure, "fast" raises it."""
+    from graft.server.fast.grouped import GroupedRunner
+
+    with Engine(on_gpu(llama, dtype), {}, options=Options(runner="fast")) as engine:
+        assert isinstance(engine.runner, GroupedRunner)
