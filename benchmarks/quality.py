@@ -33,6 +33,7 @@ from graft.trainer.data import Order, sequences_of, without_overlap
 from graft.trainer.scoring import score_examples
 
 BARE = "bare base"
+RECIPE = ("steps", "batch_size", "dtype")  # what samples of one table share
 LORA = "graft LoRA"
 
 
@@ -43,6 +44,11 @@ class Row:
     method: str
     peft: dict[str, Any] | None = None
     from_text: bool = False  # PEFT's prefix starts from real keys and values, as graft's does
+    other_rate: float | None = None  # than graft's default for the method
+
+    @property
+    def rate(self) -> float:
+        return self.other_rate or get_method(self.method).learning_rate
 
 
 ROWS = {
@@ -59,6 +65,7 @@ ROWS = {
     "graft series": Row("series"),
     "graft parallel": Row("parallel"),
     "peft prefix, random start": Row("prefix", {}),
+    "peft P-tuning at 1e-2": Row("ptuning", {}, other_rate=1e-2),
 }
 # row: what it is held against, one of which it may not be worse than
 PEERS = {row: row.replace("graft", "peft") for row in ROWS if row.replace("graft", "peft") in ROWS.keys() - {row}}
@@ -82,9 +89,10 @@ class Task:
 def main() -> None:
     options = arguments()
     rows = harness.chosen([System(name, ()) for name in ROWS], options.only)
-    task, samples = read_task(options), harness.earlier(options, "quality")
-    with harness.held(options.lock):
-        samples[BARE] = [{"round": 0, **scored(task, ())}]
+    task, samples = read_task(options), earlier(options)
+    if BARE not in samples:
+        with harness.held(options.lock):
+            samples[BARE] = [{"round": 0, **scored(task, ())}]
     for seed in range(options.rounds):
         for name in (row.name for row in rows):
             if any(sample["round"] == seed for sample in samples.get(name, [])):
@@ -92,16 +100,31 @@ def main() -> None:
             with harness.held(options.lock):
                 samples.setdefault(name, []).append({"round": seed, **measured(task, ROWS[name], seed)})
             harness.say(f"seed {seed}  {name:28} {samples[name][-1]['score']:.3f}")
-            publish(options, task, {key: samples[key] for key in (BARE, *ROWS) if key in samples})
+            publish(options, task, samples)
+    publish(options, task, samples)
     print((options.out / "quality.md").read_text())
 
 
-def publish(options: argparse.Namespace, task: Task, samples: harness.Samples) -> None:
-    facts = {
-        "steps": options.steps, "batch_size": options.batch_size, "dtype": options.dtype,
-        "examples": len(task.examples), "held_out": len(task.held_out),
-        "rates": {row: get_method(ROWS[row].method).learning_rate for row in samples if row in ROWS},
-    }  # fmt: skip
+def earlier(options: argparse.Namespace) -> harness.Samples:
+    """The samples that `--append` adds to. Raises SystemExit where they are of another recipe."""
+    samples = harness.earlier(options, "quality")
+    if samples:
+        recipe = json.loads((options.out / "quality.json").read_text())["recipe"]
+        now = {key: getattr(options, key) for key in RECIPE} | {name: row.rate for name, row in ROWS.items()}
+        then = {key: recipe[key] for key in RECIPE} | recipe["rates"]
+        if differing := [key for key, value in then.items() if now.get(key) != value]:
+            key = differing[0]
+            raise SystemExit(f"error: {key} is {now.get(key)} now, but {then[key]} in the results to be added to")
+    return samples
+
+
+def publish(options: argparse.Namespace, task: Task, taken: harness.Samples) -> None:
+    samples = {row: taken[row] for row in (BARE, *ROWS) if row in taken}
+    facts = {key: getattr(options, key) for key in RECIPE} | {
+        "examples": len(task.examples),
+        "held_out": len(task.held_out),
+        "rates": {name: row.rate for name, row in ROWS.items() if name in samples},
+    }
     result = report.envelope("quality", options, recipe=facts, samples=samples)
     report.write(options.out, result, markdown(result))
     report.into_docs(options.out, result["name"], summary(result))
@@ -151,7 +174,7 @@ def trained_by_peft(task: Task, row: Row, seed: int, out: Path) -> list[float]:
     batches = out.parent / "batches.json"
     batches.write_text(json.dumps([[asdict(sequence) for sequence in batch] for batch in batches_of(task, recipe)]))
     command = [sys.executable, str(BENCHMARKS / "peer_quality.py"), "--base", options.base, "--dtype", options.dtype]
-    command += ["--batches", str(batches), "--config", json.dumps(config), "--rate", str(method.learning_rate)]
+    command += ["--batches", str(batches), "--config", json.dumps(config), "--rate", str(row.rate)]
     command += ["--warmup", str(recipe.warmup), "--seed", str(seed), "--out", str(out)]
     command += ["--start-text", str(task.examples[0].prompt)] if row.from_text else []
     found = harness.run(System("peft", tuple(command)), options.threads)
@@ -185,8 +208,8 @@ def mean_of(lists: Sequence[Sequence[float]]) -> list[float]:
 
 def verdict(difference: float, p: float) -> str:
     if difference >= 0:
-        return "better" if p < 0.05 else "at least equal"
-    return "worse" if p < 0.05 else "within noise"
+        return "at least equal"
+    return "within noise" if p >= 0.05 else "worse"
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -218,13 +241,14 @@ def markdown(result: dict[str, Any]) -> str:
             f"{recipe['examples']} examples, {recipe['steps']} steps of {recipe['batch_size']}, base in "
             f"{recipe['dtype']}, adapters in float32, AdamW, rate rising over 6 % of the steps and then falling as a "
             "cosine, gradients cut to norm 1. PEFT trains in a plain loop on the very batches that graft drew, with "
-            "graft's sizes and rates; starts are each implementation's own draws. All adapters were saved, loaded and "
+            "graft's sizes and, unless the row says otherwise, rates; starts are each implementation's own draws. All adapters were saved, loaded and "
             f"scored by graft on {recipe['held_out']} held-out examples. Mean over seeds (least to greatest).",
             "",
             f"Bare base: {samples[BARE][0]['score']:.3f}.",
             "",
             summary(result),
-            "p: paired sign flips over the held-out examples, each with its mean over the seeds.",
+            "p: paired sign flips over the held-out examples, each with its mean over the seeds; it says what other "
+            "examples might change, not what other seeds might: the spread over seeds is beside the means.",
             "",
             report.table(["row", "peak rate", "accuracy", "loss of the last tenth of the steps"], lines),
         ]
