@@ -9,6 +9,7 @@ from common import Load, emit, peak_tree_bytes, training_figures
 
 from graft.hub.base import load_base
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
+from graft.trainer.allocator import keep_freed_memory
 from graft.trainer.baselines import train_baseline
 
 
@@ -34,6 +35,7 @@ class Stopwatch:
 def main() -> None:
     options = arguments()
     watch = Stopwatch()
+    keep_freed_memory()
     base = load_base(options.base, dtype=options.dtype, device="cpu")
     load = Load()
     with tempfile.TemporaryDirectory() as folder:

@@ -52,9 +52,9 @@ def _attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = graft.attend(
         module.layer_idx,
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        query.squeeze(0).transpose(0, 1),
+        key.squeeze(0).transpose(0, 1),
+        value.squeeze(0).transpose(0, 1),
         scaling=scaling,
         window=sliding_window,
         softcap=softcap,

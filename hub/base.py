@@ -104,7 +104,7 @@ class Base:
             logits_to_keep=0 if logit_rows is None else logit_rows,
             graft=attention,
         )
-        return output.logits[0]
+        return output.logits.squeeze(0)  # indexing would cost a second tensor as large in the backward
 
 
 def load_base(

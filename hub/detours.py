@@ -104,7 +104,7 @@ class Channel:
 
     def add(self, rows: Tensor, x: Tensor, start: int, plan: Any) -> Tensor:
         """rows [T, out] plus the deltas of x [T', in], which are those of the rows from `start` on. A new tensor."""
-        return _replace(rows, start, rows[start : start + len(x)] + self.delta(x, plan))
+        return _replace(rows, start, _stretch(rows, start, start + len(x)) + self.delta(x, plan))
 
     def delta(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """x [T, in], keep [T, R] (None: one adapter owns every row) -> delta [T, out]."""
@@ -237,7 +237,7 @@ class Step:
             vectors = stack.vectors[tap]
             # a step of one adapter needs no lookup by row, whose backward would scatter row by row
             index = 1 if stack.adapters == 1 else self._vector_index(at_head, vectors, rows.device)
-            rows = _replace(rows, plan.bare, vectors.apply(rows[plan.bare :], index))
+            rows = _replace(rows, plan.bare, vectors.apply(_stretch(rows, plan.bare, len(rows)), index))
         if tap in stack.channels:
             own = rows
             for channel in stack.channels[tap]:
@@ -256,9 +256,9 @@ class Step:
             return rows
         start, stop = channel.reach(plan)
         reads = [own if read == tap else self._values[read] for read in channel.reads]
-        x = reads[0][start:stop]
+        x = _stretch(reads[0], start, stop)
         for other in reads[1:]:
-            x = x + other[start:stop]
+            x = x + _stretch(other, start, stop)
         if self._generators is not None and channel.dropouts:
             x = self._dropped(x, start, channel, plan)
         return channel.add(rows, x, start, self._planned(at_head, channel))
@@ -289,6 +289,11 @@ class Step:
             lookup[list(vectors.owners)] = torch.arange(1, len(vectors.owners) + 1)
             self._plans[key] = lookup[self._rows[at_head].owners].to(device)
         return self._plans[key]
+
+
+def _stretch(rows: Tensor, start: int, stop: int) -> Tensor:
+    """rows[start:stop]; all of them as they are: the backward of a slice fills and adds a tensor as large."""
+    return rows if (start, stop) == (0, len(rows)) else rows[start:stop]
 
 
 def _replace(rows: Tensor, start: int, piece: Tensor) -> Tensor:

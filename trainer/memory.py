@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from graft.trainer.allocator import hand_back_freed_memory
+
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -15,6 +17,7 @@ def restart_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _RESET.exists():
+        hand_back_freed_memory()  # what is left of earlier stretches is not this one's
         with suppress(OSError):  # a container may forbid it
             _RESET.write_text("5")
 

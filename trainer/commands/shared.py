@@ -98,7 +98,9 @@ def check_early(plan: Plan) -> None:
 def base_loader(base: str, run: RunConfig) -> Callable:
     """Loads the base afresh each time: baselines change theirs."""
     from graft.hub.base import load_base
+    from graft.trainer.allocator import keep_freed_memory
 
+    keep_freed_memory()
     return lambda: load_base(base, dtype=run.dtype, device=run.device, quantize=run.quantize)
 
 
