@@ -1,8 +1,8 @@
 """How the C library keeps memory between steps. Linux with glibc; elsewhere nothing changes.
 
 A training step allocates and frees about a gigabyte. By default glibc hands it back to the system after every step
-and takes it again, page by page: in float32 a sixth of the time went into page faults. Not for the server, which allocates little
-a step and was 4 % slower with it.
+and takes it again, page by page: in float32 a sixth of the time went into page faults. Not for the server, which
+allocates little a step and was 7 % slower with it.
 """
 
 import ctypes

@@ -28,6 +28,7 @@ CONTENTS = st.binary(max_size=40).filter(
 class RegistryMachine(RuleBasedStateMachine):
     """Repos, commits, tags, aliases, moves and deletions, each step compared with plain dictionaries."""
 
+    registry: Registry | None = None  # hypothesis checks the invariants before the set-up too
     commits = Bundle("commits")
 
     @initialize()
@@ -123,7 +124,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        if not hasattr(self, "registry"):
+        if self.registry is None:
             return
         listed = {entry.name: entry.revision_id or None for entry in self.registry.search(Query(limit=100)).entries}
         assert listed == self.heads
@@ -135,7 +136,7 @@ class RegistryMachine(RuleBasedStateMachine):
             assert self.registry.resolve(f"{name}@{tag}").id == revision
 
     def teardown(self) -> None:
-        if hasattr(self, "registry"):
+        if self.registry is not None:
             assert upkeep.check(self.registry).problems == ()
             self.registry.close()
             self.folder.cleanup()

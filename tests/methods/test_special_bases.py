@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from graft.hub.attention import PackedAttention
 from graft.hub.base import Base
 from graft.hub.detours import Rows, Stack, Step
+from graft.hub.forms import CacheRows, InputRows
 from graft.hub.methods import METHODS, InitContext
 from graft.hub.sites import Tap, added, normed_in, stream_in, stream_out
 from tests.conftest import FAMILIES, tiny_tokenizer
@@ -125,8 +126,8 @@ def gradients(base, forms_of, parameters, checkpointing):
     """Of a loss over LONG, with the base's layers recomputed in the backward or not."""
     leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
     forms = forms_of(leaves)
-    prefix = next((form for form in forms if hasattr(form, "text_start")), None)
-    before = [form.rows for form in forms if hasattr(form, "rows")]
+    prefix = next((form for form in forms if isinstance(form, CacheRows)), None)
+    before = [form.rows for form in forms if isinstance(form, InputRows)]
     rows = torch.cat([*before, base.embed(LONG)])
     start = prefix.text_start if prefix else 0
     step = Step(Stack([forms], base.dtype, base.device), Rows(0, (len(rows),)), lm_head=base.spec.parts.lm_head)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from graft.hub.attention import PackedAttention
 from graft.hub.detours import Rows, Stack, Step
-from graft.hub.forms import InputRows
+from graft.hub.forms import CacheRows, InputRows
 from graft.hub.methods import METHODS
 from graft.trainer.baselines import make_baseline
 from graft.trainer.config import RunConfig, TrainConfig
@@ -37,7 +37,7 @@ def reference_loss(base, adapter, batch):
     """Mean completion loss, one sequence after another, logits for every row."""
     forms = adapter.forms(base)
     prompt = next((form.rows for form in forms if isinstance(form, InputRows)), None)
-    prefix = next((form for form in forms if hasattr(form, "text_start")), None)
+    prefix = next((form for form in forms if isinstance(form, CacheRows)), None)
     losses = []
     for sequence in batch:
         rows = base.embed(torch.tensor(sequence.ids))
