@@ -9,7 +9,7 @@ from harness import median_of
 from matplotlib import pyplot, rcParams
 
 rcParams["svg.hashsalt"] = "graft"  # the same figures give the same file
-_COLOURS = {"graft": "#1b7f5c", "transformers": "#b08d2f", "peft": "#b5502e", "vllm": "#4660a8"}
+_COLOURS = {"graft": "#1b7f5c", "transformers": "#b08d2f", "peft": "#b5502e", "vllm": "#4660a8", "llama": "#7a4fa0"}
 _METADATA = {"Date": None}
 
 
@@ -48,7 +48,7 @@ def spans(rows: Mapping[str, Sequence[float]], path: Path, label: str) -> None:
     """One line a row: a point for each value, a stroke from the least to the greatest, a tick at the mean."""
     figure, axes = pyplot.subplots(figsize=(8, 0.34 * len(rows) + 1.0))
     for place, (row, values) in enumerate(rows.items()):
-        colour = _colour(row) or "#555555"
+        colour = _colour(row)
         axes.plot([min(values), max(values)], [place, place], color=colour, linewidth=2)
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.6)
         axes.plot(statistics.fmean(values), place, "|", color=colour, markersize=14, markeredgewidth=2)
@@ -65,7 +65,7 @@ def curves(
     """One line a name, [(x, y), ...]."""
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for name, points in lines.items():
-        axes.plot(*zip(*points, strict=True), marker="o", label=name, color=_colour(name))
+        axes.plot(*zip(*points, strict=True), marker="o", label=name, color=_COLOURS.get(name.split()[0]))
     if logarithmic:
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted({point[0] for points in lines.values() for point in points}))
@@ -77,8 +77,8 @@ def curves(
     _finish(figure, axes, path)
 
 
-def _colour(name: str) -> str | None:
-    return _COLOURS.get(name.split()[0])
+def _colour(row: str) -> str:
+    return _COLOURS.get(row.split()[0], "#555555")
 
 
 def _finish(figure: Any, axes: Any, path: Path) -> None:

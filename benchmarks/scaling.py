@@ -1,6 +1,6 @@
 """The scale curves: tokens a second over distinct adapters, batch, rank and context, and the cost of every kind.
 
-    python benchmarks/scaling.py [--peers peft,vllm]
+    python benchmarks/scaling.py [--peers peft,vllm,llama]
 
 Writes results/scaling.json, results/scaling.md, and one SVG a curve and one of the kinds.
 """
@@ -56,6 +56,11 @@ def all_rows(options: argparse.Namespace) -> list[System]:
     if "vllm" in peers:
         rows += [
             systems.vllm(f"distinct vllm @{n}", base, CROWD, loras[:n], threads=options.threads) for n in PEER_DISTINCT
+        ]
+    if "llama" in peers:
+        rows += [
+            systems.llama(f"distinct llama.cpp @{n}", base, CROWD, loras[:n], threads=options.threads)
+            for n in PEER_DISTINCT
         ]
     for n in BATCHES:
         rows.append(systems.graft(f"batch graft base @{n}", base, replace(W, requests=n)))
@@ -135,7 +140,7 @@ def markdown(result: dict[str, Any]) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
-    parser.add_argument("--peers", default="", help="of peft, vllm")
+    parser.add_argument("--peers", default="", help="of peft, vllm, llama")
     return harness.parsed(parser)
 
 

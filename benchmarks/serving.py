@@ -1,7 +1,7 @@
 """The serving table: one workload without adapters and with every mixture of them, graft and its peers in one run.
 
-    python benchmarks/serving.py                                  graft, transformers, PEFT
-    python benchmarks/serving.py --peers transformers,peft,vllm   and vLLM in a venv of its own
+    python benchmarks/serving.py                                        graft, transformers, PEFT
+    python benchmarks/serving.py --peers transformers,peft,vllm,llama   and vLLM and llama.cpp, installed apart
 
 Writes results/serving.json, results/serving.md and results/serving.svg.
 """
@@ -26,11 +26,15 @@ ALONE = Workload(requests=1)
 RATIOS = (
     Ratio("base only vs vLLM base only", "graft base", "vllm base", 1.0, 1.25),
     Ratio("base only vs transformers base only", "graft base", "transformers base"),
+    Ratio("base only vs llama.cpp base only", "graft base", "llama base"),
     Ratio("one LoRA for all 32 vs own base only", "graft 1 LoRA", "graft base", 0.85, 0.95),
     Ratio("32 distinct LoRAs vs own base only", "graft 32 LoRAs", "graft base", 0.55, 0.75),
     Ratio("one request alone, base, vs transformers", "graft base, alone", "transformers base, alone", 2.0, 2.7),
+    Ratio("one request alone, base, vs llama.cpp", "graft base, alone", "llama base, alone", 0.7, 1.0),
     Ratio("32 distinct LoRAs vs vLLM the same", "graft 32 LoRAs", "vllm 32 LoRAs", 3.5, 5.0),
     Ratio("one LoRA for all 32 vs vLLM the same", "graft 1 LoRA", "vllm 1 LoRA"),
+    Ratio("one LoRA for all 32 vs llama.cpp the same", "graft 1 LoRA", "llama 1 LoRA"),
+    Ratio("32 distinct LoRAs vs llama.cpp, one after another", "graft 32 LoRAs", "llama 32 LoRAs"),
     Ratio("32 distinct LoRAs vs PEFT mixed batch", "graft 32 LoRAs", "peft 32 LoRAs", 10.0, 15.0),
     Ratio("32 adapters of 6 kinds vs 32 LoRAs", "graft 6 kinds", "graft 32 LoRAs", 0.9, 1.0),
     Ratio("soft prompts (20 virtual tokens) vs own base only", "graft soft prompts", "graft base", 0.95, 1.0),
@@ -85,6 +89,11 @@ def all_rows(options: argparse.Namespace) -> list[System]:
         rows.append(systems.vllm("vllm 1 LoRA", base, W, loras[:1], threads=options.threads))
         rows.append(systems.vllm("vllm 32 LoRAs", base, W, loras, threads=options.threads))
         rows.append(systems.vllm("vllm base, alone", base, ALONE, threads=options.threads))
+    if "llama" in peers:
+        rows.append(systems.llama("llama base", base, W, threads=options.threads))
+        rows.append(systems.llama("llama 1 LoRA", base, W, loras[:1], threads=options.threads))
+        rows.append(systems.llama("llama 32 LoRAs", base, W, loras, threads=options.threads))
+        rows.append(systems.llama("llama base, alone", base, ALONE, threads=options.threads))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The command lines of the measured systems: graft, transformers, PEFT, vLLM.
+"""The command lines of the measured systems: graft, transformers, PEFT, vLLM, llama.cpp.
 
 Every function returns a System for one workload and set of adapters; tables put them together.
 """
@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import llama_cpp
 import venvs
 from common import Workload
 from harness import BENCHMARKS, CACHE, System
 
-PEERS = ("transformers", "peft", "vllm")
+PEERS = ("transformers", "peft", "vllm", "llama")
 DEFAULT_PEERS = "transformers,peft"
 
 
@@ -46,6 +47,15 @@ def vllm(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *,
     python = str(venvs.vllm_python(CACHE))
     command = _script("peer_vllm.py", base, work, adapters, 3)
     return System(name, (python, *command), venvs.vllm_environment(CACHE, threads))
+
+
+def llama(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *, threads: int = 2) -> System:
+    """llama.cpp's library; distinct adapters one after another, since a batch of it has one."""
+    converted = [llama_cpp.lora_as_gguf(folder, Path(base), CACHE) for folder in adapters]
+    command = [str(BENCHMARKS / "peer_llama.py"), "--driver", str(llama_cpp.driver(CACHE))]
+    command += ["--model", str(llama_cpp.base_as_gguf(Path(base), CACHE)), "--workload", work.to_json()]
+    command += ["--threads", str(threads), *(["--adapters", *map(str, converted)] if converted else [])]
+    return System(name, (sys.executable, *command))
 
 
 def _script(file: str, base: str, work: Workload, adapters: Sequence[Path], repeats: int) -> tuple[str, ...]:

@@ -57,7 +57,8 @@ class Artifact:
                     f"its base had other or more embeddings. It can't be served per request on this one."
                 )
         with torch.no_grad():
-            tensors = {name: tensor.to(base.device, torch.float32) for name, tensor in self.tensors.items()}
+            device = base.device  # a walk through the model
+            tensors = {name: tensor.to(device, torch.float32) for name, tensor in self.tensors.items()}
             forms = self.method.fold(self.config, tensors, base)
         if all(_is_identity(form) for form in forms):
             raise ArtifactError(

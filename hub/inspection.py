@@ -16,7 +16,7 @@ from graft.hub.cards import split_card, task_of
 from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, UnsupportedMethodError
 from graft.hub.methods import Method, recognise
 from graft.hub.spec import BaseSpec
-from graft.hub.tensorfile import TensorEntry, holds_only, read_header, require_finite, tensor_bytes
+from graft.hub.tensorfile import TensorEntry, holds_only, mapped, read_header, require_finite
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # HF PEFT's and AdapterHub's names
@@ -167,9 +167,10 @@ def digest(parsed: Parsed) -> str:
     total = hashlib.sha256()
     identity = parsed.method.identity(parsed.config)
     total.update(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode())
+    data = mapped(parsed.weights)
     for name, entry in sorted(parsed.entries.items()):
         total.update(f"\n{name} {entry.dtype} {list(entry.shape)} ".encode())
-        total.update(tensor_bytes(parsed.weights, entry))
+        total.update(data[entry.start : entry.stop])
     return total.hexdigest()
 
 

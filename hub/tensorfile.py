@@ -79,7 +79,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
 def require_finite(path: Path, entries: dict[str, TensorEntry]) -> None:
     """Raise ArtifactError naming the first tensor that holds a NaN or an infinity."""
-    data = np.memmap(path, dtype=np.uint8, mode="r")
+    data = np.asarray(mapped(path))
     for name, entry in entries.items():
         if entry.dtype in ("F64", "F32", "F16", "BF16") and not _finite(data[entry.start : entry.stop], entry.dtype):
             raise ArtifactError(
@@ -90,7 +90,7 @@ def require_finite(path: Path, entries: dict[str, TensorEntry]) -> None:
 
 def holds_only(path: Path, entry: TensorEntry, value: float) -> bool:
     """Whether every element of a floating-point tensor is `value`."""
-    raw = np.memmap(path, dtype=np.uint8, mode="r")[entry.start : entry.stop]
+    raw = np.asarray(mapped(path)[entry.start : entry.stop])
     if entry.dtype == "BF16":  # the upper half of a float32
         values, wanted = raw.view("<u2"), np.float32(value).view(np.uint32) >> 16
         signless = (values & 0x7FFF) if value == 0 else values
@@ -98,9 +98,9 @@ def holds_only(path: Path, entry: TensorEntry, value: float) -> bool:
     return entry.dtype in _NUMPY and bool((raw.view(_NUMPY[entry.dtype]) == value).all())
 
 
-def tensor_bytes(path: Path, entry: TensorEntry) -> memoryview:
-    """The raw little-endian bytes of one tensor, mapped, not copied."""
-    return memoryview(np.memmap(path, dtype=np.uint8, mode="r")[entry.start : entry.stop])
+def mapped(path: Path) -> memoryview:
+    """The bytes of a file, mapped, not copied: an entry's lie at [start:stop], little-endian."""
+    return memoryview(np.memmap(path, dtype=np.uint8, mode="r"))
 
 
 def _entry(path: Path, name: str, raw: object, data_start: int) -> TensorEntry:

@@ -5,6 +5,8 @@ error, remembered for a while. Adapters in use are counted and never dropped; th
 """
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -26,6 +28,7 @@ from graft.server.runner import at, detours, form_bytes
 log = logging.getLogger(__name__)
 FORGIVEN_AFTER_S = 30.0
 _THREADS = 2
+_NICE = 10
 
 
 @dataclass(eq=False)
@@ -84,7 +87,7 @@ class Loader:
         self._served: dict[tuple[str, str], Served] = {}  # (name, version) -> what it turned out to be
         self._failed: dict[tuple[str, str], tuple[float, GraftError]] = {}
         self._waiting: dict[tuple[str, str], list[Callable[[Answer], None]]] = {}
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="graft-loader")
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="graft-loader", initializer=_step_back)
 
     @property
     def bytes(self) -> int:
@@ -251,6 +254,12 @@ def _hosted(form: Form, dtype: torch.dtype) -> Form:
         b = None if form.b is None else form.b * form.scale
         form = replace(form, B=form.B * form.scale, b=b, scale=1.0)
     return at(form, dtype, "cpu", copy=True)
+
+
+def _step_back() -> None:
+    """Leave the cores to the engine: a loader's thread takes what its steps spare."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _logged(work: Callable[[], None]) -> None:

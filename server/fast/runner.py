@@ -150,11 +150,15 @@ class FastRunner:
             tap=self._places[form.adds_to].number,
             reads=[self._places[tap].index for tap in form.reads],
             A=form.A.to(self._base.dtype),
-            B=(form.B * form.scale).to(self._base.dtype),
+            B=_scaled(form.B, form.scale).to(self._base.dtype),
             a=form.a,
-            b=None if form.b is None else form.b * form.scale,
+            b=None if form.b is None else _scaled(form.b, form.scale),
             activation=form.activation,
         )
+
+
+def _scaled(value: Tensor, scale: float) -> Tensor:
+    return value if scale == 1.0 else value * scale  # the loader has multiplied it in already
 
 
 def _fits(form: Form, known: dict[Any, Place]) -> bool:

@@ -116,7 +116,7 @@ void bind(py::module_ m, const std::string& dtype) {
       .def("__call__", &linear<S>, free);
   py::class_<Adapter<S>>(m, ("Adapter_" + dtype).c_str())
       .def(py::init<int64_t, std::vector<GivenVector>, std::vector<GivenLowRank>>(), py::kw_only(), py::arg("taps"),
-           py::arg("vectors"), py::arg("low_ranks"))
+           py::arg("vectors"), py::arg("low_ranks"), free)
       .def_property_readonly("bytes", &Adapter<S>::bytes);
   py::class_<Model<S>>(m, ("Model_" + dtype).c_str())
       .def(py::init<Shape>())

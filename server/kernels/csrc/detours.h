@@ -101,29 +101,40 @@ struct GivenLowRank {
   std::string activation;
 };
 
+// Sizes of a packed A and B.
 template <class S>
-at::Tensor packed_A(const at::Tensor& A) {
-  const int64_t rank = A.size(0), step = kLanes * Packed<S>::per_lane, depth = divide_up(A.size(1), step);
-  const at::Tensor even = at::constant_pad_nd(A, {0, depth * step - A.size(1)});
-  std::vector<at::Tensor> groups;
-  for (int64_t first = 0; first < rank; first += kLanes) {
-    const int64_t count = std::min<int64_t>(kLanes, rank - first);
-    groups.push_back(even.narrow(0, first, count).view({count, depth, step}).transpose(0, 1).reshape({-1}));
-  }
-  return at::cat(groups);
+struct PackedSize {
+  static constexpr int64_t per = Packed<S>::per_lane, step = kLanes * per;
+  int64_t rank, in, out, depth, lanes, columns;
+  explicit PackedSize(const GivenLowRank& given)
+      : rank(given.A.size(0)), in(given.A.size(1)), out(given.B.size(1)), depth(divide_up(in, step)),
+        lanes(divide_up(rank, per)), columns(divide_up(out, kLanes) * kLanes) {}
+  int64_t of_A() const { return rank * depth * step; }
+  int64_t of_B() const { return lanes * columns * per; }
+};
+
+// A [rank, in] as LowRank holds it; vectors are filled up with zeros. Returns the end.
+template <class S>
+S* pack_A(const S* A, const PackedSize<S>& size, S* to) {
+  for (int64_t first = 0; first < size.rank; first += kLanes)
+    for (int64_t at = 0; at < size.in; at += size.step)
+      for (int64_t r = first; r < std::min<int64_t>(first + kLanes, size.rank); r++, to += size.step) {
+        const int64_t count = std::min(size.step, size.in - at);
+        std::copy_n(A + r * size.in + at, count, to);
+        std::fill(to + count, to + size.step, S{});
+      }
+  return to;
 }
 
+// B [rank, out] as LowRank holds it; ranks and columns are filled up with zeros. Returns the end.
 template <class S>
-at::Tensor packed_B(const at::Tensor& B) {
-  constexpr int per = Packed<S>::per_lane;
-  const int64_t lanes = divide_up(B.size(0), per), columns = divide_up(B.size(1), kLanes) * kLanes;
-  const at::Tensor even = at::constant_pad_nd(B, {0, columns - B.size(1), 0, lanes * per - B.size(0)});
-  std::vector<at::Tensor> groups;
-  for (int64_t first = 0; first < columns; first += kColumns) {
-    const int64_t count = std::min(kColumns, columns - first);
-    groups.push_back(even.narrow(1, first, count).reshape({lanes, per, count}).transpose(1, 2).reshape({-1}));
-  }
-  return at::cat(groups);
+S* pack_B(const S* B, const PackedSize<S>& size, S* to) {
+  for (int64_t first = 0; first < size.columns; first += kColumns)
+    for (int64_t lane = 0; lane < size.lanes; lane++)
+      for (int64_t column = first; column < std::min(first + kColumns, size.columns); column++)
+        for (int64_t r = lane * size.per; r < (lane + 1) * size.per; r++)
+          *to++ = r < size.rank && column < size.out ? B[r * size.out + column] : S{};
+  return to;
 }
 
 template <class S>
@@ -137,17 +148,14 @@ class Adapter {
       bytes_ += (detour.scale.size() + detour.bias.size()) * sizeof(float);
     }
     std::stable_sort(low_ranks.begin(), low_ranks.end(), [](const auto& x, const auto& y) { return x.tap < y.tap; });
-    std::vector<at::Tensor> packed;
     for (const GivenLowRank& given : low_ranks) {
-      packed.push_back(packed_A<S>(given.A)), packed.push_back(packed_B<S>(given.B));
       Detour<S>& detour = at(given.tap);
-      const int64_t lanes = divide_up(given.A.size(0), Packed<S>::per_lane);
-      detour.channels.push_back({given.reads, activation_of(given.activation), given.A.size(0),
-                                 divide_up(given.A.size(1), kLanes * Packed<S>::per_lane), lanes, floats(given.a),
-                                 floats(given.b)});
-      detour.lanes += lanes;
+      const PackedSize<S> size(given);
+      detour.channels.push_back({given.reads, activation_of(given.activation), size.rank, size.depth, size.lanes,
+                                 floats(given.a), floats(given.b)});
+      detour.lanes += size.lanes;
     }
-    place(low_ranks, packed);
+    place(low_ranks);
   }
 
   const Detour<S>* find(int64_t tap) const { return taps_[tap].get(); }
@@ -159,23 +167,22 @@ class Adapter {
     return *taps_[tap];
   }
 
-  // Copies the packed A and B of every LowRank into one piece of memory, in the order in which a step visits them.
-  void place(const std::vector<GivenLowRank>& low_ranks, const std::vector<at::Tensor>& packed) {
+  // Packs A and B of every LowRank into one piece of memory, in the order in which a step visits them.
+  void place(const std::vector<GivenLowRank>& low_ranks) {
     int64_t total = 0;
-    for (const at::Tensor& part : packed) total += part.nbytes();
-    memory_ = Memory(total);
-    bytes_ += total;
-    char* next = memory_.data();
-    const auto put = [&](const at::Tensor& part) {
-      std::memcpy(next, part.data_ptr(), part.nbytes());
-      next += part.nbytes();
-      return (const int32_t*)(next - part.nbytes());
-    };
+    for (const GivenLowRank& given : low_ranks) total += PackedSize<S>(given).of_A() + PackedSize<S>(given).of_B();
+    memory_ = Memory(total * sizeof(S));
+    bytes_ += total * sizeof(S);
+    S* next = (S*)memory_.data();
     std::vector<size_t> placed(taps_.size());
-    for (size_t i = 0; i < low_ranks.size(); i++) {
-      const int64_t tap = low_ranks[i].tap;
-      LowRank<S>& form = taps_[tap]->channels[placed[tap]++];
-      form.A = put(packed[2 * i]), form.B = put(packed[2 * i + 1]);
+    for (const GivenLowRank& given : low_ranks) {
+      LowRank<S>& form = taps_[given.tap]->channels[placed[given.tap]++];
+      const at::Tensor A = given.A.contiguous(), B = given.B.contiguous();
+      TORCH_CHECK(A.element_size() == sizeof(S) && B.element_size() == sizeof(S), "A and B aren't of the base's dtype");
+      form.A = (const int32_t*)next;
+      next = pack_A((const S*)A.data_ptr(), PackedSize<S>(given), next);
+      form.B = (const int32_t*)next;
+      next = pack_B((const S*)B.data_ptr(), PackedSize<S>(given), next);
     }
   }
 
