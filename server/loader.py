@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 FORGIVEN_AFTER_S = 30.0
 _THREADS = 2
 _NICE = 10
+_SWITCH_S = 0.0005
 
 
 @dataclass(eq=False)
@@ -257,7 +258,11 @@ def _hosted(form: Form, dtype: torch.dtype) -> Form:
 
 
 def _step_back() -> None:
-    """Leave the cores to the engine: a loader's thread takes what its steps spare."""
+    """Let the engine go first: a loader's thread takes what its steps spare of the cores, and hands on the interpreter.
+
+    By default a thread keeps it for 5 ms after another has asked; with a lower priority it may not even run then.
+    """
+    sys.setswitchinterval(_SWITCH_S)
     if sys.platform == "linux":  # where a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 

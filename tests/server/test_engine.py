@@ -1,7 +1,11 @@
 """The engine from outside: requests in, tokens out, equal to each request alone; nothing leaks, nobody else is harmed."""
 
+import os
 import random
+import sys
+import threading
 import time
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -93,6 +97,18 @@ def test_all_kinds_in_one_batch_equal_each_alone(base, make_forms, shelf):
         forms = make_forms(request.model, base, KINDS.index(request.model)) if request.model else ()
         assert len(result.ids) == 8 and result.finish_reason == "length"
         assert_greedy(base, forms, request.prompt, result)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sys.platform is not linux: threads have no priority of their own")
+def test_loads_leave_the_cores_to_the_engine(llama, shelf):
+    def priority():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with Engine(llama, shelf(llama, ["lora"])) as engine:
+        told = SimpleQueue()
+        engine.loader.later(lambda: told.put(priority()))
+        assert engine.call(priority) == priority()
+        assert told.get(timeout=5) > priority()
 
 
 def test_prompt_scores_equal_the_reference(llama, make_forms, shelf):

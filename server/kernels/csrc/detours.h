@@ -178,7 +178,8 @@ class Adapter {
     for (const GivenLowRank& given : low_ranks) {
       LowRank<S>& form = taps_[given.tap]->channels[placed[given.tap]++];
       const at::Tensor A = given.A.contiguous(), B = given.B.contiguous();
-      TORCH_CHECK(A.element_size() == sizeof(S) && B.element_size() == sizeof(S), "A and B aren't of the base's dtype");
+      TORCH_CHECK_VALUE(A.element_size() == sizeof(S) && B.element_size() == sizeof(S), "A or B has another dtype");
+      TORCH_CHECK_VALUE(A.size(0) == B.size(0), "A and B differ in rank");
       form.A = (const int32_t*)next;
       next = pack_A((const S*)A.data_ptr(), PackedSize<S>(given), next);
       form.B = (const int32_t*)next;

@@ -171,6 +171,15 @@ def test_an_unknown_activation_is_refused(kernels, dtype):
         getattr(kernels, f"Adapter_{dtype}")(taps=1, vectors=[], low_ranks=[form])
 
 
+@pytest.mark.parametrize("wrong", ["dtype", "rank"])
+def test_matrices_that_do_not_fit_are_refused(kernels, dtype, wrong):
+    A, B = rand(dtype, 3, 4), rand(dtype, 3, 4)
+    B = B.double() if wrong == "dtype" else B[:2]
+    form = kernels.LowRank(tap=0, reads=[0], A=A, B=B, a=None, b=None, activation="none")
+    with pytest.raises(ValueError, match=wrong):
+        getattr(kernels, f"Adapter_{dtype}")(taps=1, vectors=[], low_ranks=[form])
+
+
 def test_a_block_table_too_short_is_refused(kernels, dtype):
     """A wrong step raises in Python instead of writing elsewhere."""
     from graft.server.batch import Batch, Run
