@@ -13,32 +13,40 @@ from typing import Any
 
 import torch
 from common import Load, Workload, emit
+from shapes import SIZES, Shape
 
 from graft.hub.base import load_base
-from graft.hub.spec import BaseSpec, recorded_spec
+from graft.hub.spec import recorded_spec
 
 _GIGA = 1e9
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", required=True, type=Path)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--size", choices=SIZES, help="in place of a base: one of shapes.py")
     parser.add_argument("--workload", default="{}", help="JSON of common.Workload")
     parser.add_argument("--adapter-bytes", type=float, default=0.0, help="bytes of all adapters together")
     options = parser.parse_args()
-    spec = recorded_spec(options.base) or load_base(options.base).spec
+    if (options.base is None) == (options.size is None):
+        parser.error("give one of --base and --size")
+    shape = SIZES[options.size].shape if options.size else _shape_of(options.base)
     workload = Workload.from_json(options.workload)
     load = Load()
-    rates = measured_rates(spec, workload.requests)
+    rates = measured_rates(shape, workload.requests)
     kinds = {"base": 0.0, "adapters": options.adapter_bytes}
-    limits = {name: limits_of(spec, workload, rates, extra) for name, extra in kinds.items()}
+    limits = {name: limits_of(shape, workload, rates, extra) for name, extra in kinds.items()}
     emit({"rates": rates, **limits, **load.cores()})
 
 
-def measured_rates(spec: BaseSpec, batch: int) -> dict[str, float]:
+def _shape_of(base: Path) -> Shape:
+    return Shape.of(recorded_spec(base) or load_base(base).spec)
+
+
+def measured_rates(shape: Shape, batch: int) -> dict[str, float]:
     """GB/s of reading memory; GFLOP/s in bf16 of an MLP product with `batch` rows and with 512 rows."""
-    wide = max(module.out_features for name, module in spec.modules.items() if "layers" in name)
-    weight = torch.randn(wide, spec.hidden_size, dtype=torch.bfloat16)
+    width, out = shape.widest
+    weight = torch.randn(out, width, dtype=torch.bfloat16)
     large = torch.ones(128_000_000)
     return {
         "read_gb_s": large.nbytes / best_seconds(large.sum) / _GIGA,
@@ -47,22 +55,22 @@ def measured_rates(spec: BaseSpec, batch: int) -> dict[str, float]:
     }
 
 
-def limits_of(spec: BaseSpec, workload: Workload, rates: dict[str, float], adapter_bytes: float) -> dict[str, Any]:
+def limits_of(shape: Shape, workload: Workload, rates: dict[str, float], adapter_bytes: float) -> dict[str, Any]:
     """{"ideal", "realistic"}: output tokens a second of the whole workload."""
-    body = sum(m.in_features * m.out_features for m in spec.modules.values() if m.kind == "linear")
-    head = spec.vocab_size * spec.hidden_size
-    body -= head if "lm_head" in spec.modules else 0
     requests, steps = workload.requests, workload.new_tokens - 1
     context = workload.prompt_tokens + workload.new_tokens / 2
     adapter_flops = 2 * adapter_bytes / 2  # bf16: two bytes a parameter, each used once by its own request
-    cache_bytes = requests * context * 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * 2
-    step_flops = 2 * requests * (body + head) + adapter_flops
-    prompt_flops = 2 * requests * (workload.prompt_tokens * body + head) + adapter_flops * workload.prompt_tokens
+    cache_bytes = requests * context * shape.cache_width * 2
+    step_flops = 2 * requests * shape.weights + adapter_flops
+    prompt_flops = (
+        2 * requests * (workload.prompt_tokens * shape.body_weights + shape.head_weights)
+        + adapter_flops * workload.prompt_tokens
+    )
     prompt = prompt_flops / rates["prompt_gflops"] / _GIGA
     moved = cache_bytes + adapter_bytes
     bandwidth, full = rates["read_gb_s"] * _GIGA, rates["prompt_gflops"] * _GIGA
     realistic = step_flops / rates["step_gflops"] / _GIGA + moved / bandwidth
-    ideal = max(step_flops / full, (2 * (body + head) + moved) / bandwidth)
+    ideal = max(step_flops / full, (2 * shape.weights + moved) / bandwidth)
     tokens = workload.output_tokens
     return {
         "ideal": round(tokens / (prompt + steps * ideal), 1),

@@ -183,3 +183,30 @@ def test_the_peer_learns_what_follows_the_prompt():
     assert made["input_ids"].tolist() == [[5, 6, 7, 2], [8, 2, 0, 0]]
     assert made["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert made["labels"].tolist() == [[-100, -100, 7, 2], [-100, 2, -100, -100]]
+
+
+def test_a_size_in_numbers_is_the_shape_of_the_base_made_of_it(tmp_path, llama):
+    import shapes
+
+    from graft.hub.base import load_base
+
+    size = shapes.Size(hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, vocabulary=0)
+    llama.model.save_pretrained(tmp_path / "standard")
+    llama.tokenizer.save_pretrained(tmp_path / "standard")
+    base = load_base(shapes.made(size, tmp_path / "standard", tmp_path))
+    found = shapes.Shape.of(base.spec)
+    assert found.linears == size.shape.linears and found.cache_width == size.shape.cache_width
+    assert found.body_weights == sum(base.weight(name).numel() for name in base.spec.modules if "proj" in name)
+
+
+def test_what_is_not_measured_is_projected_and_says_so():
+    import sizes
+
+    def taken(**figures):
+        return [{"round": 1, **figures}]
+
+    samples = {f"limit @{name}": taken(base={"realistic": 100.0}, adapters={"realistic": 80.0}) for name in sizes.SIZES}
+    samples |= {"graft base @1.7": taken(tokens_per_s=70.0), "graft 32 LoRAs @1.7": taken(tokens_per_s=40.0)}
+    text = sizes.summary({"samples": samples})
+    assert "| 1.7 | graft base | 100 | **70** | 0.7 |" in text
+    assert "| 7.5 | graft 32 LoRAs | 80 | 40 (projected) | as one size smaller |" in text

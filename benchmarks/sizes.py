@@ -1,0 +1,100 @@
+"""Cost over base size: measured on random bases of three sizes, projected from the machine's limits to a larger one.
+
+    python benchmarks/sizes.py
+
+A projection is the limit that roofline.py computes for that size at the share of it that the largest measured size
+reached. Writes results/sizes.json and results/sizes.md.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import adapters
+import harness
+import report
+import systems
+from common import Workload
+from harness import BENCHMARKS, CACHE, System
+from shapes import SIZES, made
+
+W = Workload()
+RANK = 16
+MEASURED = ("0.135", "0.36", "1.7")
+KINDS = {"graft base": "base", "graft 32 LoRAs": "adapters"}  # row: which of roofline.py's limits is its
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    harness.add_arguments(parser)
+    options = harness.parsed(parser)
+    rows = harness.chosen(all_rows(options), options.only)
+    before = harness.earlier(options, "sizes")
+    for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
+        result = report.envelope("sizes", options, samples=samples)
+        report.write(options.out, result, markdown(result))
+        report.into_docs(options.out, result["name"], summary(result))
+    print((options.out / "sizes.md").read_text())
+
+
+def all_rows(options: argparse.Namespace) -> list[System]:
+    """Rows are named LINE @SIZE."""
+    rows = []
+    for name, size in SIZES.items():
+        lora_bytes = 2 * W.requests * size.shape.lora_weights(RANK)
+        command = (str(BENCHMARKS / "roofline.py"), "--size", name, "--adapter-bytes", str(lora_bytes))
+        rows.append(System(f"limit @{name}", (sys.executable, *command)))
+    for name in MEASURED:
+        base = made(SIZES[name], Path(options.base), CACHE)
+        loras = adapters.make([f"lora-r{RANK}"], W.requests, base, CACHE)
+        rows.append(systems.graft(f"graft base @{name}", str(base), W))
+        rows.append(systems.graft(f"graft 32 LoRAs @{name}", str(base), W, loras))
+    return rows
+
+
+def summary(result: dict[str, Any]) -> str:
+    """What docs/performance.md shows: a line a size and kind."""
+    lines = [_line(result["samples"], row, size) for size in SIZES for row in KINDS]
+    return report.table(["base, weights in 1e9", "row", "realistic limit", "tokens/s", "share of the limit"], lines)
+
+
+def _line(samples: harness.Samples, row: str, size: str) -> list[str]:
+    limit, speed = limit_of(samples, row, size), speed_of(samples, row, size)
+    if speed is None:
+        share = share_of(samples, row, MEASURED[-1])
+        speed = limit * share if limit and share else None
+        return [size, row, report.figure(limit), f"{report.figure(speed)} (projected)", "as one size smaller"]
+    return [size, row, report.figure(limit), f"**{report.figure(speed)}**", report.figure(share_of(samples, row, size))]
+
+
+def speed_of(samples: harness.Samples, row: str, size: str) -> float | None:
+    return harness.median_of(samples.get(f"{row} @{size}", []), "tokens_per_s")
+
+
+def limit_of(samples: harness.Samples, row: str, size: str) -> float | None:
+    return harness.median_of(samples.get(f"limit @{size}", []), f"{KINDS[row]}.realistic")
+
+
+def share_of(samples: harness.Samples, row: str, size: str) -> float | None:
+    """Of the machine's realistic limit."""
+    limit, speed = limit_of(samples, row, size), speed_of(samples, row, size)
+    return speed / limit if limit and speed else None
+
+
+def markdown(result: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            report.heading(result, "Scale: cost over the size of the base"),
+            f"{W.requests} requests of {W.prompt_tokens} prompt and {W.new_tokens} new tokens, bf16, LoRA r={RANK} on "
+            "all projections, random weights in the shapes of benchmarks/shapes.py; output tokens a second. Lines "
+            "marked projected are arithmetic, not a run: the limit of that size (rates measured here at its widest "
+            f"product) times the share of its limit that the {MEASURED[-1]} base reached.",
+            "",
+            summary(result),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
