@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from graft.hub.base import load_base
+from graft.hub.base import load_base, with_id
 from graft.hub.spec import BaseSpec, record
 
 
@@ -101,5 +101,5 @@ def made(size: Size, standard: Path, cache: Path) -> Path:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
         model.save_pretrained(folder)
-        record(folder, load_base(folder, id=f"bench/llama-{size.hidden}x{size.layers}").spec)
+        record(folder, with_id(load_base(folder).spec, f"bench/llama-{size.hidden}x{size.layers}"))
     return folder
