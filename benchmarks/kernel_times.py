@@ -1,15 +1,21 @@
-"""Each CPU kernel against the best torch has for the same work, in pairs in one process: medians and ratios as JSON.
+"""Each CPU kernel against the best torch has for the same work, in pairs in one process.
 
-Shapes are SmolLM2-135M's with 32 rows or one. Usage: python benchmarks/kernel_times.py [--repeats N]
+    python benchmarks/kernel_times.py
+
+Shapes are SmolLM2-135M's with 32 rows or one. Writes results/kernel_times.json and results/kernel_times.md.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import harness
+import report
 import torch
+from common import Load
 
 from graft.server.kernels.build import load
 
@@ -89,23 +95,61 @@ def seconds(work: Callable[[int], object]) -> float:
     return (time.perf_counter() - start) / COPIES
 
 
+def measured(name: str, ours: Callable[[int], object], theirs: Callable[[int], object], repeats: int) -> dict[str, Any]:
+    """Both sides' time of every pair, in microseconds; a first pair warms up and is not kept."""
+    load = Load()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats + 1)][1:]
+    us, torch_us = ([round(time * 1e6, 2) for time in times] for times in zip(*pairs, strict=True))
+    sample = {"kernel": name, "us": us, "torch_us": torch_us, **load.cores()}
+    harness.say(f"{name:60} {statistics.median(ratios(sample)):.2f}")
+    return sample
+
+
+def ratios(sample: dict[str, Any]) -> list[float]:
+    """Torch's time over ours, of every pair."""
+    return [theirs / ours for ours, theirs in zip(sample["us"], sample["torch_us"], strict=True)]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=11)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--lock", type=Path, help="flock this file meanwhile")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     kernels = load()
     if kernels is None:
         raise SystemExit("error: there are no CPU kernels on this machine (the log says why)")
-    for group in (linears, attention, adapters, greedy):
-        for name, ours, theirs in group(kernels):
-            pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats + 1)][1:]  # the first warms up
-            mine, other = (statistics.median(times) * 1e6 for times in zip(*pairs, strict=True))
-            ratio = statistics.median(b / a for a, b in pairs)
-            print(
-                json.dumps(
-                    {"kernel": name, "us": round(mine, 1), "torch_us": round(other, 1), "ratio": round(ratio, 2)}
-                )
-            )
+    with harness.held(options.lock):
+        pairs = (pair for group in (linears, attention, adapters, greedy) for pair in group(kernels))
+        samples = [measured(*pair, repeats=options.repeats) for pair in pairs]
+    result = report.envelope("kernel_times", options, samples=samples)
+    report.write(options.out, result, markdown(result))
+    report.into_docs(options.out, result["name"], summary(result))
+    print(markdown(result))
+
+
+def summary(result: dict[str, Any]) -> str:
+    """What docs/performance.md shows: a line a kernel."""
+    lines = []
+    for sample in result["samples"]:
+        found = ratios(sample)
+        times = (report.figure(statistics.median(sample[side])) for side in ("us", "torch_us"))
+        spread = f"{min(found):.2f} to {max(found):.2f} (n={len(found)})"
+        lines.append([sample["kernel"], *times, f"**{statistics.median(found):.2f}**", spread])
+    return report.table(["kernel", "us", "torch, us", "times as fast", "min to max"], lines)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            report.heading(result, "The CPU kernels beside torch"),
+            f"Time of one call, mean over {COPIES} copies of the weights in turn, median over pairs; bf16.",
+            "",
+            summary(result),
+        ]
+    )
 
 
 if __name__ == "__main__":
