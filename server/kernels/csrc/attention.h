@@ -24,36 +24,35 @@ struct AttentionShape {
   float softcap;   // 0: none
 };
 
-// Scores of one query head for the 16 tokens of a page; what lies outside [low, high) is -inf.
+// Scores of one query head for kLanes tokens of a page; what lies outside [low, high) is -inf.
 template <class S>
-inline F page_scores(const S* query, const S* keys, int64_t stride, const AttentionShape& shape, int64_t low,
-                     int64_t high) {
+inline F token_scores(const S* query, const S* keys, int64_t stride, const AttentionShape& shape, int64_t low,
+                      int64_t high) {
   typedef Packed<S> P;
-  typedef typename P::V V;
-  F total[kPage] = {};
+  F total[kLanes] = {};
   for (int64_t d = 0; d < shape.head_dim; d += kLanes * P::per_lane) {
     const int64_t bytes = (shape.head_dim - d) * (int64_t)sizeof(S);
-    const V q = load_part<V>(query + d, bytes);
+    const typename P::V q = load_lanes<S>(query + d, bytes);
 #pragma GCC unroll 16
-    for (int t = 0; t < kPage; t++) total[t] = P::dp(total[t], q, load_part<V>(keys + t * stride + d, bytes));
+    for (int t = 0; t < kLanes; t++) total[t] = P::dp(total[t], q, load_lanes<S>(keys + t * stride + d, bytes));
   }
   F score = sums(total) * shape.scale;
   if (shape.softcap > 0) score = vtanh(score / shape.softcap) * shape.softcap;
-  if (low > 0 || high < kPage) {
-    const I index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  if (low > 0 || high < kLanes) {
+    const I index = count_up();
     score = choose((index >= (int32_t)low) & (index < (int32_t)high), score, splat(-INFINITY));
   }
   return score;
 }
 
 // Weights of one head from its scores, in place; returns their sum.
-inline float softmax(float* scores, int64_t pages) {
+inline float softmax(float* scores, int64_t count) {
   F most = splat(-INFINITY), total = {};
-  for (int64_t p = 0; p < pages; p++) most = vmax(most, load<F>(scores + p * kPage));
+  for (int64_t i = 0; i < count; i += kLanes) most = vmax(most, load<F>(scores + i));
   const F top = splat(largest(most));
-  for (int64_t p = 0; p < pages; p++) {
-    const F weight = vexp(load<F>(scores + p * kPage) - top);
-    std::memcpy(scores + p * kPage, &weight, sizeof weight);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const F weight = vexp(load<F>(scores + i) - top);
+    std::memcpy(scores + i, &weight, sizeof weight);
     total += weight;
   }
   return sum(total);
@@ -63,7 +62,7 @@ inline float softmax(float* scores, int64_t pages) {
 template <class S, int G>
 void mix(const float* weights, int64_t weight_stride, const float* totals, const Pages<S>& values, int64_t kv_head,
          const int32_t* table, int64_t low, int64_t high, S* out) {
-  constexpr int vectors = 4;
+  constexpr int vectors = kColumnVectors;
   const int64_t dim = values.head_dim, origin = low / kPage * kPage;
   for (int64_t d = 0; d < dim; d += vectors * kLanes) {
     int left[vectors];
@@ -110,13 +109,15 @@ void attend_heads(const S* query, S* out, const Pages<S>& keys, const Pages<S>& 
     if (p + 1 < pages) ask_page(keys, kv_head, table, start + kPage);
     ask_page(values, kv_head, table, start);
     const S* page = keys.token(table, start) + kv_head * shape.head_dim;
-    for (int g = 0; g < G; g++) {
-      const F score = page_scores(query + g * shape.head_dim, page, shape.kv_heads * shape.head_dim, shape, low - start,
-                                  high - start);
-      std::memcpy(scores + g * row + p * kPage, &score, sizeof score);
-    }
+    const int64_t stride = shape.kv_heads * shape.head_dim;
+    for (int g = 0; g < G; g++)
+      for (int64_t t = 0; t < kPage; t += kLanes) {
+        const F score = token_scores(query + g * shape.head_dim, page + t * stride, stride, shape, low - start - t,
+                                     high - start - t);
+        std::memcpy(scores + g * row + p * kPage + t, &score, sizeof score);
+      }
   }
-  for (int g = 0; g < G; g++) totals[g] = softmax(scores + g * row, pages);
+  for (int g = 0; g < G; g++) totals[g] = softmax(scores + g * row, row);
   mix<S, G>(scores, row, totals, values, kv_head, table, low, high, out);
 }
 

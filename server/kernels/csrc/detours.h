@@ -59,7 +59,9 @@ inline F activate(F x, Activation kind) {
   }
 }
 
-constexpr int64_t kColumns = 4 * kLanes;  // columns of B that lie together
+constexpr int kColumnVectors = kRegisters / 8;
+constexpr int64_t kColumns = kColumnVectors * kLanes;  // columns of B that lie together
+constexpr int kDotRows = kLanes / 4 > 1 ? kLanes / 4 : 2;  // rows that `dots` multiplies with as many ranks as fit
 
 // delta = act(x A^T + a) B + b, x the sum of the taps `reads`; the scale is folded into B and b.
 // A and B lie in the order in which they are read, one after the other, in the adapter's one piece of memory.
@@ -69,8 +71,8 @@ struct LowRank {
   Activation activation;
   int64_t rank, depth, lanes;  // vectors of the input; lanes of the rank: pairs of ranks in bfloat16
   std::vector<float> a, b;     // empty: none
-  const int32_t* A = nullptr;  // by groups of up to 16 ranks: [depth, ranks of the group, vector]
-  const int32_t* B = nullptr;  // by groups of up to 64 columns: [lanes, columns of the group]
+  const int32_t* A = nullptr;  // by groups of up to kLanes ranks: [depth, ranks of the group, vector]
+  const int32_t* B = nullptr;  // by groups of up to kColumns columns: [lanes, columns of the group]
 };
 
 template <class S>
@@ -204,11 +206,12 @@ struct Scratch {
   }
 };
 
-// R ranks times M rows of x A^T (R * M = 16, all sums in registers); rows and ranks beyond the end repeat the last.
+// R ranks times M rows of x A^T (R * M = kLanes, all sums in registers); rows and ranks beyond the end repeat the last.
 template <class S, int R, int M>
 void dots(const LowRank<S>& form, const Span<S>& x, int64_t row, int64_t rows, float* to, int64_t to_stride) {
   typedef typename Packed<S>::V V;
   constexpr int64_t step = kLanes * Packed<S>::per_lane;
+  static_assert(R * M == kLanes);
   const S* inputs[M];
   for (int m = 0; m < M; m++) inputs[m] = x.row(row + std::min<int64_t>(m, rows - 1));
   for (int64_t first = 0; first < form.rank; first += R) {
@@ -220,11 +223,11 @@ void dots(const LowRank<S>& form, const Span<S>& x, int64_t row, int64_t rows, f
     for (int64_t k = 0; k < form.depth; k++, weights += count * kLanes) {
       V in[M];
 #pragma GCC unroll 4
-      for (int m = 0; m < M; m++) in[m] = load_part<V>(inputs[m] + k * step, (x.width - k * step) * (int64_t)sizeof(S));
+      for (int m = 0; m < M; m++) in[m] = load_lanes<S>(inputs[m] + k * step, (x.width - k * step) * (int64_t)sizeof(S));
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
         __builtin_prefetch((const char*)(weights + at[r]) + kAhead);
-        const V w = load<V>(weights + at[r]);
+        const V w = load_lanes<S>(weights + at[r]);
 #pragma GCC unroll 4
         for (int m = 0; m < M; m++) total[m * R + r] = Packed<S>::dp(total[m * R + r], in[m], w);
       }
@@ -242,9 +245,9 @@ void shrink(const LowRank<S>& form, const Span<S>& x, const Block& block, S* h, 
   const int64_t rows = block.stop - block.row, stride = (padded + kLanes - 1) / kLanes * kLanes;
   float* wide = Scratch<S>::room(scratch.wide, kBlock * stride);
   int64_t done = 0;
-  for (; rows - done >= 3; done += std::min<int64_t>(4, rows - done))
-    dots<S, 4, 4>(form, x, block.row + done, rows - done, wide + done * stride, stride);
-  for (; done < rows; done++) dots<S, 16, 1>(form, x, block.row + done, 1, wide + done * stride, stride);
+  for (; rows - done > kDotRows / 2; done += std::min<int64_t>(kDotRows, rows - done))
+    dots<S, kLanes / kDotRows, kDotRows>(form, x, block.row + done, rows - done, wide + done * stride, stride);
+  for (; done < rows; done++) dots<S, kLanes, 1>(form, x, block.row + done, 1, wide + done * stride, stride);
   for (int64_t row = 0; row < rows; row++) {
     float* line = wide + row * stride;
     for (int64_t r = 0; r < form.rank; r += kLanes) {
@@ -257,11 +260,11 @@ void shrink(const LowRank<S>& form, const Span<S>& x, const Block& block, S* h, 
   }
 }
 
-// y = y + sum of h B + b over all channels, for M rows and 4 vectors of columns at a time.
+// y = y + sum of h B + b over all channels, for M rows and kColumns columns at a time.
 template <class S, int M>
 void expand(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>& y, int64_t row) {
   typedef typename Packed<S>::V V;
-  constexpr int per = Packed<S>::per_lane, vectors = kColumns / kLanes;
+  constexpr int per = Packed<S>::per_lane, vectors = kColumnVectors;
   for (int64_t column = 0; column < y.width; column += kColumns) {
     int left[vectors];
     F total[M][vectors];
@@ -278,7 +281,7 @@ void expand(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
           __builtin_prefetch((const char*)(B + v * kLanes) + kAhead);
-          w[v] = left[v] ? load<V>(B + v * kLanes) : V{};
+          w[v] = left[v] ? load_lanes<S>(B + v * kLanes) : V{};
         }
 #pragma GCC unroll 4
         for (int m = 0; m < M; m++) {

@@ -14,17 +14,27 @@
 
 namespace graft {
 
-constexpr int kVectors = 3;                 // vectors of columns in a panel
-constexpr int kPanel = kVectors * kLanes;   // columns whose weights lie together
-constexpr int kTile = 8;                    // rows whose sums fill the registers: 8 x 3 vectors
+// A tile of kTile rows times kVectors vectors of columns has all its sums in registers, beside a step's weights and one
+// input. A panel's columns lie together, kLines lines of memory a step of depth.
+template <class S>
+struct Tile {
+  static constexpr bool many = kRegisters == 32;
+  static constexpr int kVectors = many && Packed<S>::kWords == 1 ? 3 : 2;
+  static constexpr int kRows = many ? 8 : 8 - 2 * Packed<S>::kWords;
+  static constexpr int kPanel = kVectors * kLanes;
+  static constexpr int kLines = (kPanel * 4 + kLine - 1) / kLine;
+  static_assert(kRows * kVectors + (kVectors + 1) * Packed<S>::kWords <= kRegisters);
+};
+constexpr int64_t kFewRows = 32;            // up to which reading the weights is what takes the time
 constexpr int64_t kRowChunk = 128;          // rows of one piece of work; their inputs stay in the L2 cache
 constexpr int64_t kDepth = 1024;            // lanes of depth at once: a panel's part stays in the L2 cache too
 
-// Panels of [lanes of depth][48 columns]; columns and depth beyond the matrix are zero.
+// Panels of [lanes of depth][columns of the panel]; columns and depth beyond the matrix are zero.
 template <class S>
 struct Linear {
+  static constexpr int kPanel = Tile<S>::kPanel;
   int64_t in = 0, out = 0, panels = 0, lanes = 0;
-  std::shared_ptr<Memory> packed;  // int32 [panels, lanes, 48]
+  std::shared_ptr<Memory> packed;  // int32 [panels, lanes, kPanel]
   std::vector<float> bias;   // empty: none
 
   Linear() = default;
@@ -70,18 +80,19 @@ struct Product {
 // `Ahead` lines of memory from `next` on are asked for in every step: weights that this thread will need soon.
 template <class S, int M, int Ahead>
 inline void tile(const S* in, int64_t stride, const int32_t* panel, int64_t lanes, const char* next,
-                 F (&total)[M][kVectors]) {
+                 F (&total)[M][Tile<S>::kVectors]) {
   typedef Packed<S> P;
-  typedef typename P::V V;
-  for (int64_t k = 0; k < lanes; k++, panel += kPanel) {
-    for (int line = 0; line < Ahead; line++, next += 64) __builtin_prefetch(next);
-    const V w0 = load<V>(panel), w1 = load<V>(panel + kLanes), w2 = load<V>(panel + 2 * kLanes);
+  constexpr int vectors = Tile<S>::kVectors;
+  for (int64_t k = 0; k < lanes; k++, panel += Tile<S>::kPanel) {
+    for (int line = 0; line < Ahead; line++, next += kLine) __builtin_prefetch(next);
+    typename P::V w[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) w[v] = load_lanes<S>(panel + v * kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const V x = splat_lane(in + m * stride + k * P::per_lane);
-      total[m][0] = P::dp(total[m][0], x, w0);
-      total[m][1] = P::dp(total[m][1], x, w1);
-      total[m][2] = P::dp(total[m][2], x, w2);
+      const typename P::V x = splat_lane(in + m * stride + k * P::per_lane);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) total[m][v] = P::dp(total[m][v], x, w[v]);
     }
   }
 }
@@ -89,18 +100,19 @@ inline void tile(const S* in, int64_t stride, const int32_t* panel, int64_t lane
 // M rows of one panel over one part of the depth; sums of earlier parts wait in `waiting`.
 template <class S, int M, int Ahead>
 void tile_rows(const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_t k1, const char* next, F* waiting) {
+  constexpr int vectors = Tile<S>::kVectors, width = Tile<S>::kPanel;
   const Linear<S>& w = *job.weight;
-  F total[M][kVectors] = {};
+  F total[M][vectors] = {};
   if (k0 > 0) std::memcpy(total, waiting, sizeof total);
-  tile<S, M, Ahead>(job.in + row * job.in_stride + k0 * Packed<S>::per_lane, job.in_stride, w.panel(p) + k0 * kPanel,
+  tile<S, M, Ahead>(job.in + row * job.in_stride + k0 * Packed<S>::per_lane, job.in_stride, w.panel(p) + k0 * width,
                     k1 - k0, next, total);
   if (k1 < w.lanes) {
     std::memcpy(waiting, total, sizeof total);
     return;
   }
   for (int m = 0; m < M; m++)
-    for (int v = 0; v < kVectors; v++) {
-      const int64_t column = p * kPanel + v * kLanes;
+    for (int v = 0; v < vectors; v++) {
+      const int64_t column = p * width + v * kLanes;
       const int left = (int)std::min<int64_t>(kLanes, w.out - column);
       if (left <= 0) break;
       const F offset = w.bias.empty() ? F{} : load<F>(w.bias.data() + column);
@@ -108,34 +120,38 @@ void tile_rows(const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_
     }
 }
 
-// One panel for rows [row, stop), asking for the panel after the next while it is at it (the team takes turns).
+// The tile for that many rows, at most M.
+template <class S, int Ahead, int M = Tile<S>::kRows>
+void tile_of(int64_t rows, const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_t k1, const char* next,
+             F* waiting) {
+  if constexpr (M > 1)
+    if (rows < M) return tile_of<S, Ahead, M - 1>(rows, job, p, row, k0, k1, next, waiting);
+  tile_rows<S, M, Ahead>(job, p, row, k0, k1, next, waiting);
+}
+
+// One panel for rows [row, stop). Its first tiles ask for the panel after the next (the team takes turns), `Ahead` lines
+// a step each, until it has been asked for once.
 template <class S, int Ahead>
 void panel_rows(const Product<S>& job, int64_t p, int64_t row, int64_t stop) {
-  alignas(64) F waiting[kRowChunk / kTile][kTile * kVectors];
+  constexpr int rows = Tile<S>::kRows, askers = Ahead ? (Tile<S>::kLines + Ahead - 1) / Ahead : 0;
+  alignas(64) F waiting[(kRowChunk + rows - 1) / rows][rows * Tile<S>::kVectors];
   const int64_t lanes = job.weight->lanes;
   const char* next = (const char*)job.weight->panel(std::min(p + 2, job.weight->panels - 1));
   for (int64_t k0 = 0; k0 < lanes; k0 += kDepth) {
     const int64_t k1 = std::min(lanes, k0 + kDepth);
-    F(*kept)[kTile * kVectors] = waiting;
-    for (int64_t r = row; r < stop; r += kTile, kept++, next += (k1 - k0) * Ahead * 64)
-      switch (std::min<int64_t>(kTile, stop - r)) {
-        case 8: tile_rows<S, 8, Ahead>(job, p, r, k0, k1, next, *kept); break;
-        case 7: tile_rows<S, 7, Ahead>(job, p, r, k0, k1, next, *kept); break;
-        case 6: tile_rows<S, 6, Ahead>(job, p, r, k0, k1, next, *kept); break;
-        case 5: tile_rows<S, 5, Ahead>(job, p, r, k0, k1, next, *kept); break;
-        case 4: tile_rows<S, 4, Ahead>(job, p, r, k0, k1, next, *kept); break;
-        case 3: tile_rows<S, 3, Ahead>(job, p, r, k0, k1, next, *kept); break;
-        case 2: tile_rows<S, 2, Ahead>(job, p, r, k0, k1, next, *kept); break;
-        default: tile_rows<S, 1, Ahead>(job, p, r, k0, k1, next, *kept);
-      }
+    int64_t r = row;
+    F(*kept)[rows * Tile<S>::kVectors] = waiting;
+    for (int asker = 0; asker < askers && r < stop; asker++, r += rows, kept++, next += (k1 - k0) * Ahead * kLine)
+      tile_of<S, Ahead>(stop - r, job, p, r, k0, k1, next, *kept);
+    for (; r < stop; r += rows, kept++) tile_of<S, 0>(stop - r, job, p, r, k0, k1, next, *kept);
   }
 }
 
-// A panel's lines are asked for once, spread over its row tiles; with many rows the wait does not matter.
+// With many rows the wait for memory does not matter.
 template <class S>
 void panel_rows(const Product<S>& job, int64_t p, int64_t row, int64_t stop) {
-  if (stop - row <= kTile) return panel_rows<S, kVectors>(job, p, row, stop);
-  if (stop - row <= 4 * kTile) return panel_rows<S, 1>(job, p, row, stop);
+  if (stop - row <= Tile<S>::kRows) return panel_rows<S, Tile<S>::kLines>(job, p, row, stop);
+  if (stop - row <= kFewRows) return panel_rows<S, 1>(job, p, row, stop);
   panel_rows<S, 0>(job, p, row, stop);
 }
 
@@ -144,7 +160,7 @@ template <class S>
 void multiply(Team& team, const Product<S>* jobs, int count, int64_t rows) {
   int64_t total = 0;
   for (int j = 0; j < count; j++) total += jobs[j].items(rows);
-  if (rows <= 4 * kTile)  // the inputs lie in the caches of the threads that made them: ask for all of them at once
+  if (rows <= kFewRows)  // the inputs lie in the caches of the threads that made them: ask for all of them at once
     for (int64_t r = 0; r < rows; r++) ask(jobs->in + r * jobs->in_stride, jobs->weight->in * sizeof(S));
   team.share(total, [&](int64_t rest) {
     const Product<S>* job = jobs;

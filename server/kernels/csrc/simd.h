@@ -1,9 +1,11 @@
-// Sixteen 32-bit lanes, in GCC's portable vector types: the compiler maps them to whatever the machine has.
+// Vectors of 32-bit lanes as wide as the machine's registers, in GCC's portable vector types. (Wider ones would work
+// too, but the compiler keeps those in memory: measured, 50 times slower on AVX2.)
 // A lane of weights holds one float or two bfloat16; `dp` multiplies lane by lane and adds up in float.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 #include <immintrin.h>
 #define GRAFT_NATIVE_BF16 1
@@ -11,11 +13,20 @@
 
 namespace graft {
 
-constexpr int kLanes = 16;
-typedef float F __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-typedef uint32_t U __attribute__((vector_size(64)));
-typedef uint16_t H __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kRegisters = 32;
+#else
+constexpr int kLanes = 4, kRegisters = 16;
+#endif
+constexpr int kLine = 64;  // bytes of memory that are fetched together
+typedef float F __attribute__((vector_size(4 * kLanes)));
+typedef int32_t I __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t H __attribute__((vector_size(2 * kLanes)));
 
 struct bf16 {
   uint16_t bits;
@@ -39,7 +50,14 @@ inline V load_part(const void* from, int64_t bytes) {
 
 // Asks for memory that is needed soon.
 inline void ask(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)from + i);
+  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch((const char*)from + i);
+}
+
+// 0, 1, 2, ...
+inline I count_up() {
+  I v;
+  for (int i = 0; i < kLanes; i++) v[i] = i;
+  return v;
 }
 
 inline F splat(float x) { return x - F{}; }
@@ -63,38 +81,53 @@ inline float largest(F v) {
 
 // ---- storage types -----------------------------------------------------------------------------------------
 
-// How many values of S share a lane, and what a vector of such lanes is.
+// How many values of S share a lane, and what a vector of such lanes is once it is loaded: V, of kWords registers.
 template <class S>
 struct Packed;
 
 template <>
 struct Packed<float> {
-  static constexpr int per_lane = 1;
+  static constexpr int per_lane = 1, kWords = 1;
   typedef F V;
+  static V unpack(I raw) { return (F)raw; }
   static F dp(F total, F a, F b) { return total + a * b; }
 };
 
 template <>
 struct Packed<bf16> {
   static constexpr int per_lane = 2;
-  typedef I V;
-  static F dp(F total, I a, I b) {
 #ifdef GRAFT_NATIVE_BF16
-    return (F)_mm512_dpbf16_ps((__m512)total, (__m512bh)a, (__m512bh)b);
+  static constexpr int kWords = 1;
+  typedef I V;
+  static V unpack(I raw) { return raw; }
+  static F dp(F total, I a, I b) { return (F)_mm512_dpbf16_ps((__m512)total, (__m512bh)a, (__m512bh)b); }
 #else
-    const I high = (I)(U{} + 0xffff0000u);
-    total += (F)(a << 16) * (F)(b << 16);
-    return total + (F)(a & high) * (F)(b & high);
+  static constexpr int kWords = 2;
+  struct V {
+    F low, high;
+  };
+  static V unpack(I raw) { return {(F)(raw << 16), (F)(raw & (I)(U{} + 0xffff0000u))}; }
+  static F dp(F total, V a, V b) { return total + a.low * b.low + a.high * b.high; }
 #endif
-  }
 };
+
+template <class S>
+inline typename Packed<S>::V load_lanes(const void* from) {
+  return Packed<S>::unpack(load<I>(from));
+}
+
+// The first `bytes` of such a vector, zeros behind them.
+template <class S>
+inline typename Packed<S>::V load_lanes(const void* from, int64_t bytes) {
+  return Packed<S>::unpack(load_part<I>(from, bytes));
+}
 
 // One lane of S (one float, two bfloat16) in every lane.
 template <class S>
 inline typename Packed<S>::V splat_lane(const S* from) {
   int32_t lane;
   std::memcpy(&lane, from, sizeof lane);
-  return (typename Packed<S>::V)(lane - I{});
+  return Packed<S>::unpack(lane - I{});
 }
 
 inline F widen(const float* from, int n = kLanes) { return load_part<F>(from, n * 4); }
@@ -115,7 +148,7 @@ inline void narrow(bf16* to, F v, int n = kLanes) {
   const H h = __builtin_convertvector((U)(((I)even & ~nan) | ((I)(bits | 0x400000u) & nan)) >> 16, H);
 #endif
   if (n >= kLanes)
-    std::memcpy(to, &h, 32);
+    std::memcpy(to, &h, sizeof h);
   else
     std::memcpy(to, &h, n * 2);
 }
@@ -130,19 +163,22 @@ inline float to_float(bf16 x) {
 
 // ---- functions ---------------------------------------------------------------------------------------------
 
+// Neighbours `distance` apart added up: those of a in the places whose bit `distance` is 0, those of b in the others.
+template <int distance, size_t... place>
+inline F neighbours(F a, F b, std::index_sequence<place...>) {
+  constexpr int d = distance;
+  return __builtin_shufflevector(a, b, (int)(place & d ? place - d + kLanes : place)...) +
+         __builtin_shufflevector(a, b, (int)(place & d ? place + kLanes : place + d)...);
+}
+
 // Lane i of the result: the sum of all lanes of v[i]. Every v is summed in the same order.
+template <int distance = 1>
 inline F sums(F (&v)[kLanes]) {
-  for (int i = 0; i < 8; i++)
-    v[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           __builtin_shufflevector(v[2 * i], v[2 * i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-  for (int i = 0; i < 4; i++)
-    v[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-           __builtin_shufflevector(v[2 * i], v[2 * i + 1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  for (int i = 0; i < 2; i++)
-    v[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-           __builtin_shufflevector(v[2 * i], v[2 * i + 1], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-  return __builtin_shufflevector(v[0], v[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-         __builtin_shufflevector(v[0], v[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes / 2 / distance; i++)
+    v[i] = neighbours<distance>(v[2 * i], v[2 * i + 1], std::make_index_sequence<kLanes>());
+  if constexpr (2 * distance < kLanes) return sums<2 * distance>(v);
+  return v[0];
 }
 
 // e^x to about two units in the last place: 2^n * e^r, |r| <= ln(2)/2, by the Taylor series of e^r.
