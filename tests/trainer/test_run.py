@@ -175,16 +175,27 @@ def test_bad_data_is_refused(llama, data, tmp_path):
         train(llama, [plan(data, tmp_path / "out")])
 
 
-def test_a_full_disk_leaves_no_broken_artifact(llama, data, tmp_path, monkeypatch):
-    import graft.hub.artifact as artifact
-
-    def full(*_, **__):
+def fill_the_disk(monkeypatch):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
+
+
+def test_a_full_disk_leaves_no_broken_artifact(llama, data, tmp_path, monkeypatch):
+    fill_the_disk(monkeypatch)
     (outcome,) = train(llama, [plan(data, tmp_path / "out")])
     assert outcome.folder is None and "No space left" in outcome.stopped
-    assert not list((tmp_path / "out").glob("*.safetensors"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_artifact_that_was_there(llama, data, tmp_path, monkeypatch):
+    small = replace(plan(data, tmp_path / "out"), options={"r": "2"})
+    train(llama, [small])
+    before = load_artifact(tmp_path / "out", llama.spec).digest
+    fill_the_disk(monkeypatch)
+    (outcome,) = train(llama, [replace(small, options={"r": "4"})])
+    assert outcome.folder is None and load_artifact(tmp_path / "out", llama.spec).digest == before
 
 
 def test_the_evaluation_is_kept_out_of_the_training(llama, tmp_path):
