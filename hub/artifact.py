@@ -5,7 +5,6 @@ A folder is `adapter_config.json`, `adapter_model.safetensors`, `README.md` (the
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +23,7 @@ from graft.hub.identity import hash_of
 from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS, check_against, digest, parse
 from graft.hub.methods import Method
 from graft.hub.spec import BaseSpec
+from graft.hub.whole import written_whole
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,21 @@ def save_artifact(
     provenance: Mapping[str, Any] | None = None,
     card: str | None = None,
 ) -> None:
-    """Write a folder whole: the weights last, under their final name only once they are on disk.
+    """Write a folder whole; where that fails, an artifact that was there is there still.
 
-    Raises ArtifactError for tensors that are not finite or not what the config asks for on this base.
+    Raises ArtifactError for tensors that are not finite or not what the config asks for on this base, OSError for a
+    full disk.
     """
-    folder = Path(folder)
     _require_sound(method, config, tensors, spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / CONFIG, json.dumps(_sorted(method.write(config, spec)), indent=2).encode())
-    if provenance is not None:
-        _write(folder / PROVENANCE, json.dumps(provenance, indent=2).encode())
-    if card is not None:
-        _write(folder / CARD, card.encode())
     names = {name: method.file_name(config, spec, name) for name in sorted(tensors)}
     contiguous = {own: tensors[name].detach().cpu().contiguous() for name, own in names.items()}
-    _write(folder / WEIGHTS[0], save(contiguous, metadata={"format": "pt"}))
+    with written_whole(Path(folder), last=WEIGHTS) as staging:
+        (staging / CONFIG).write_text(json.dumps(_sorted(method.write(config, spec)), indent=2))
+        if provenance is not None:
+            (staging / PROVENANCE).write_text(json.dumps(provenance, indent=2))
+        if card is not None:
+            (staging / CARD).write_text(card, "utf-8")
+        (staging / WEIGHTS[0]).write_bytes(save(contiguous, metadata={"format": "pt"}))
 
 
 def _require_sound(method: Method, config: Any, tensors: Mapping[str, Tensor], spec: BaseSpec) -> None:
@@ -125,19 +125,6 @@ def _require_sound(method: Method, config: Any, tensors: Mapping[str, Tensor], s
 def _sorted(config: dict[str, Any]) -> dict[str, Any]:
     """By key, but not within a value: of rank and alpha patterns the first that matches counts."""
     return dict(sorted(config.items()))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one step, its bytes on disk first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_identity(form: Form) -> bool:

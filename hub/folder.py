@@ -11,8 +11,9 @@ from graft.hub import bases
 from graft.hub.errors import ArtifactError
 from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS
 from graft.hub.spec import BaseSpec, recorded_spec
+from graft.hub.whole import STAGING
 
-IGNORED = frozenset((".git", ".cache", "__pycache__", ".DS_Store", ".ipynb_checkpoints"))
+IGNORED = frozenset((".git", ".cache", "__pycache__", ".DS_Store", ".ipynb_checkpoints", STAGING))
 
 # What an adapter is, and under which terms: all that is fetched from a hub.
 PULLED = frozenset((CONFIG, *WEIGHTS, PROVENANCE, CARD, "LICENSE", "NOTICE"))

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import CONFIG_NAME
 
 from graft.hub.base import Base, describe
 from graft.hub.errors import GraftError
 from graft.hub.forms import Form
 from graft.hub.spec import record
+from graft.hub.whole import written_whole
 from graft.trainer.config import RunConfig
 from graft.trainer.data import Sequence, sequences_of
 from graft.trainer.learner import Learner
@@ -113,10 +115,9 @@ def _layers(method: str, options: Mapping[str, str], base: Base) -> int | None:
 
 def _save(base: Base, job: Job, outcome: Outcome) -> None:
     """Write the changed base as a base folder; it is another base now, under a fingerprint of its own."""
-    out = job.plan.out
-    out.mkdir(parents=True, exist_ok=True)
     provenance = provenance_of(base, job.plan, job.learner, job.data, outcome)
-    (out / "graft.json").write_text(json.dumps(provenance, indent=2))
-    base.model.save_pretrained(out)
-    base.tokenizer.save_pretrained(out)
-    record(out, describe(base.model, base.tokenizer, None))
+    with written_whole(job.plan.out, last=[CONFIG_NAME]) as staging:
+        (staging / "graft.json").write_text(json.dumps(provenance, indent=2))
+        base.model.save_pretrained(staging)
+        base.tokenizer.save_pretrained(staging)
+        record(staging, describe(base.model, base.tokenizer, None))

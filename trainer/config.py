@@ -3,11 +3,16 @@
 `TrainConfig` is one adapter's recipe, `RunConfig` what the adapters of a run share. Torch-free.
 """
 
+import math
 from dataclasses import dataclass
 
 from graft.hub.errors import GraftError
 
 SCHEDULES = ("cosine", "linear", "constant")
+_WHOLE = {
+    "steps", "batch_size", "max_length", "seed", "eval_every", "eval_limit", "patience", "rows_per_pass",
+    "checkpoint_every",
+}  # fmt: skip
 QUANTIZATIONS = ("4bit", "8bit")  # hub/quantization.py
 
 
@@ -35,6 +40,7 @@ class TrainConfig:
             _require(key, getattr(self, key), lambda value: value > 0, "greater than 0")
         for key in ("eval_limit", "patience"):
             _require(key, getattr(self, key), lambda value: value >= 1, "at least 1")
+        _require("seed", self.seed, lambda value: 0 <= value < 1 << 63, "at least 0 and less than 2^63")
         _require("weight_decay", self.weight_decay, lambda value: value >= 0, "at least 0")
         _require("warmup", self.warmup, lambda value: 0 <= value < 1, "at least 0 and less than 1")
         if self.schedule not in SCHEDULES:
@@ -61,6 +67,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for key in ("rows_per_pass", "checkpoint_every"):
             _require(key, getattr(self, key), lambda value: value >= 1, "at least 1")
+        if not isinstance(self.checkpoint_layers, bool):
+            raise GraftError(f"checkpoint_layers must be true or false, not {self.checkpoint_layers!r}.")
         if self.quantize not in (None, *QUANTIZATIONS):
             raise GraftError(f"quantize must be one of {', '.join(QUANTIZATIONS)}, not {self.quantize!r}.")
 
@@ -68,5 +76,7 @@ class RunConfig:
 def _require(key: str, value: object, holds, words: str) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
-        raise GraftError(f"{key} must be a number {words}, not {value!r}.")
+    kinds = (int,) if key in _WHOLE else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not holds(value):
+        kind = "whole number" if isinstance(value, float) and key in _WHOLE else "number"
+        raise GraftError(f"{key} must be a {kind} {words}, not {value!r}.")

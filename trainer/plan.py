@@ -4,6 +4,7 @@ A plan file holds the run's keys (base, dtype, device, rows_per_pass, ...), a ta
 [[adapter]] each with name, method, task, data, eval_data, out, publish, set = {option = value}, and any key of TrainConfig.
 """
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -37,7 +38,7 @@ class AdapterPlan:
 
     @property
     def label(self) -> str:
-        return self.name or self.out.name
+        return self.name or self.out.resolve().name
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def read_plan(path: Path) -> Plan:
     _refuse_unknown(path, "the plan", raw, _RUN | {"base", "defaults", "adapter"})
     if not isinstance(base, str):
         raise GraftError(f'{path} names no base: write base = "FOLDER" at its top.')
+    if not isinstance(defaults, dict) or (isinstance(tables, list) and not all(isinstance(t, dict) for t in tables)):
+        raise GraftError(f"{path}: [defaults] and each [[adapter]] are tables of key = value.")
     if not isinstance(tables, list) or not tables:
         raise GraftError(f"{path} plans no adapter: write one table [[adapter]] each.")
     adapters = tuple(_adapter(path, {**defaults, **table}) for table in tables)
@@ -76,8 +79,7 @@ def check_plan(plan: Plan) -> None:
     for adapter in plan.adapters:
         if adapter.method not in METHODS and adapter.method not in BASELINES:
             raise GraftError(f"Unknown method {adapter.method!r}. Known: {', '.join([*METHODS, *BASELINES])}.")
-        if adapter.out.exists() and not adapter.out.is_dir():
-            raise GraftError(f"{adapter.out} is a file; an adapter is written to a folder.")
+        _check_out(adapter, plan.base)
         if adapter.publish:
             check_repo_name(adapter.publish)
         if adapter.publish and adapter.method in BASELINES:
@@ -90,6 +92,25 @@ def check_plan(plan: Plan) -> None:
             )
         if adapter.recipe.eval_every and adapter.eval_data is None:
             raise GraftError(f"{adapter.label}: eval_every needs evaluation data (--eval-data).")
+
+
+def _check_out(adapter: AdapterPlan, base: str) -> None:
+    """Refuse an output folder that can't be written or that is somebody else's. Raises GraftError."""
+    out = adapter.out.resolve()
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not there.is_dir():
+        raise GraftError(f"{there} is a file; an adapter is written to a folder.")
+    if not out.name or not os.access(there, os.W_OK | os.X_OK):
+        raise GraftError(f"{adapter.label}: nothing can be written to {adapter.out}. Choose another --out.")
+    if base and out == Path(base).resolve():
+        raise GraftError(f"{adapter.label}: {adapter.out} is the base's own folder. Choose another --out.")
+    other = "adapter_config.json" if adapter.method in BASELINES else "config.json"
+    if (out / other).exists():  # transformers would take the one for the other
+        kinds = ("an adapter", "a base") if adapter.method in BASELINES else ("a base", "an adapter")
+        raise GraftError(
+            f"{adapter.label}: {adapter.out} holds {kinds[0]}, which {kinds[1]} beside it would break. "
+            f"Choose another --out."
+        )
 
 
 def check_against_spec(plan: Plan, spec: BaseSpec) -> None:
@@ -109,6 +130,9 @@ def _adapter(path: Path, table: Mapping[str, Any]) -> AdapterPlan:
     own = {"name", "method", "task", "data", "eval_data", "out", "set", "publish"}
     where = f"the adapter {table.get('name') or table.get('out') or '?'}"
     _refuse_unknown(path, where, table, own | _RECIPE)
+    for key in sorted((own - {"set"}) & table.keys()):
+        if not isinstance(table[key], str):
+            raise GraftError(f"{path}: {where}: {key} must be text, not {table[key]!r}.")
     missing = [key for key in ("method", "data", "out") if not isinstance(table.get(key), str)]
     if missing:
         raise GraftError(f"{path}: {where} lacks {missing[0]}.")

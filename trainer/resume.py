@@ -1,62 +1,68 @@
 """Resumable checkpoints: what a training needs to continue bit for bit, beside the artifact and never in it.
 
-For an adapter that will be written to OUT they lie in OUT.training/: state.safetensors (parameters with their
-encoder, optimiser moments, generators) and state.json (progress, and what the training was told).
+For an adapter that will be written to OUT it is OUT.training/state.safetensors: parameters with their encoder,
+optimiser moments, generators, and as its metadata the progress and what the training was told. One file, so that
+whatever kills a run while it saves leaves the checkpoint before.
 """
 
 import json
+import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from graft.hub.errors import GraftError
 from graft.hub.metrics import Score
+from graft.hub.whole import written_whole
 from graft.trainer.learner import Learner
 
-_TENSORS, _FACTS = "state.safetensors", "state.json"
+_STATE = "state.safetensors"
 
 
 def training_folder(out: Path) -> Path:
+    out = Path(os.path.abspath(out))  # "." has no name of its own
     return out.with_name(f"{out.name}.training")
 
 
-def save_checkpoint(learner: Learner, out: Path, data_hash: str) -> None:
-    """Write the state whole: into a new folder, which then takes the old one's place."""
-    folder = training_folder(out)
-    fresh = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+def save_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any]) -> None:
+    """Write the state whole. `told`: what else has to be the same to continue. Raises GraftError for a full disk."""
     tensors, facts = learner.state()
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, fresh / _TENSORS)
-    (fresh / _FACTS).write_text(json.dumps({**facts, "told": _told(learner, data_hash)}))
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    metadata = {"facts": json.dumps({**facts, "told": _told(learner, told)})}
+    folder = training_folder(out)
+    try:
+        with written_whole(folder) as staging:
+            save_file(contiguous, staging / _STATE, metadata=metadata)
+    except OSError as error:
+        kept = "; the one before is still there" if (folder / _STATE).exists() else ""
+        raise GraftError(f"The checkpoint {folder} can't be written ({error}){kept}. Make room there.") from None
 
 
-def load_checkpoint(learner: Learner, out: Path, data_hash: str) -> bool:
+def load_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any]) -> bool:
     """Continue from a checkpoint; False where there is none.
 
-    Raises GraftError where it belongs to another method, recipe or data, or can't be read.
+    Raises GraftError where it belongs to another method, recipe, base or data, or can't be read.
     """
-    folder = training_folder(out)
-    if not folder.exists():
+    path = training_folder(out) / _STATE
+    if not path.exists():
         return False
     try:
-        facts = json.loads((folder / _FACTS).read_text())
-        with safe_open(folder / _TENSORS, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", ""))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, ValueError, SafetensorError) as error:
-        raise GraftError(f"The checkpoint {folder} can't be read ({error}). Remove it to start again.") from None
-    now = json.loads(json.dumps(_told(learner, data_hash)))
+        raise GraftError(f"The checkpoint {path} can't be read ({error}). Remove it to start again.") from None
+    now = json.loads(json.dumps(_told(learner, told)))
     if different := sorted(key for key in now if now[key] != facts["told"].get(key)):
         raise GraftError(
-            f"The checkpoint {folder} was made with another {different[0]} "
+            f"The checkpoint {path} was made with another {different[0]} "
             f"({facts['told'].get(different[0])!r}, now {now[different[0]]!r}). Train with the same, or remove it."
         )
     learner.load_state(tensors, facts)
@@ -68,8 +74,8 @@ def drop_checkpoint(out: Path) -> None:
     shutil.rmtree(training_folder(out), ignore_errors=True)
 
 
-def _told(learner: Learner, data_hash: str) -> dict:
-    return {**learner.described(), "data": data_hash, **asdict(learner.recipe)}
+def _told(learner: Learner, told: Mapping[str, Any]) -> dict[str, Any]:
+    return {**learner.described(), **told, **asdict(learner.recipe)}
 
 
 class Keeper:

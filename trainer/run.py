@@ -103,17 +103,18 @@ def run_jobs(
     save: Callable[[Base, Job, Outcome], None],
 ) -> list[Outcome]:
     """Train prepared jobs, score them, and `save` each that is sound."""
+    told = [_told(base, job) for job in jobs]
     if resume:
-        for job in jobs:
-            load_checkpoint(job.learner, job.plan.out, job.data.hash)
+        for job, own in zip(jobs, told, strict=True):
+            load_checkpoint(job.learner, job.plan.out, own)
     by_learner = {id(job.learner): job for job in jobs}
 
     def evaluate(learner: Learner) -> Score | None:
         return _score(base, by_learner[id(learner)])
 
     def save_states() -> None:
-        for job in jobs:
-            save_checkpoint(job.learner, job.plan.out, job.data.hash)
+        for job, own in zip(jobs, told, strict=True):
+            save_checkpoint(job.learner, job.plan.out, own)
 
     restart_peak(base.device)
     started = time.monotonic()
@@ -126,7 +127,22 @@ def run_jobs(
             f"result stays the same), add --checkpoint-layers, or train fewer adapters at once."
         ) from None
     seconds, peak = time.monotonic() - started, peak_bytes(base.device)
-    return [_finish(base, job, seconds, peak, watchers, save) for job in jobs]
+    try:
+        return [_finish(base, job, seconds, peak, watchers, save) for job in jobs]
+    except KeyboardInterrupt:  # in the last scores: what was trained is not lost
+        save_states()
+        raise
+
+
+def _told(base: Base, job: Job) -> dict[str, str | None]:
+    """What a checkpoint can only be continued with, beside method and recipe."""
+    held_out = data_hash(job.data.held_out) if job.data.held_out else None
+    return {
+        "base": base.spec.fingerprint,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "data": job.data.hash,
+        "eval_data": held_out,
+    }
 
 
 def read_data(base: Base, plan: AdapterPlan) -> Data:
@@ -193,10 +209,21 @@ def _finish(base: Base, job: Job, seconds: float, peak: int, watchers, save) -> 
         return outcome
     try:
         save(base, job, outcome)
-    except (GraftError, OSError) as error:  # the others of the run are saved all the same
-        return replace(outcome, folder=None, stopped=f"could not be saved: {error}")
+    except GraftError as error:  # the others of the run are saved all the same
+        return replace(outcome, folder=None, stopped=f"could not be saved: {error}".removesuffix("."))
+    except OSError as error:
+        return replace(outcome, folder=None, stopped=f"could not be saved: {error}{_kept(base, job)}")
     drop_checkpoint(plan.out)
     return outcome
+
+
+def _kept(base: Base, job: Job) -> str:
+    """Keep the training of an artifact that the disk has no room for, and say so."""
+    try:
+        save_checkpoint(job.learner, job.plan.out, _told(base, job))
+    except GraftError:
+        return ", nor could its training: make room and train again"
+    return ". Its training is kept: make room and give the same command with --resume"
 
 
 def _save(base: Base, job: Job, outcome: Outcome) -> None:

@@ -42,8 +42,8 @@ def export(
     if plus and (to is None or to[0] != "peft"):
         raise click.UsageError("--plus goes with --to peft OUT.")
     out = merged or to[1]
-    if out.exists() and any(out.iterdir()):
-        raise GraftError(f"{out} is there already and not empty: choose another folder.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise GraftError(f"{out} is there already and no empty folder: choose another one.")
     others = [_parted(text) for text in plus]
     base = load_base(base_folder, dtype="float32", device="cpu")
     artifact, *added = (
@@ -64,15 +64,17 @@ def export(
 
 def _merged(artifact, base, base_folder: Path, out: Path) -> float:
     """Merge in float32, round once to the base's own dtype, save with the tokenizer. -> difference before rounding."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_NAME, AutoConfig
 
     from graft.hub.compose import merge
+    from graft.hub.whole import written_whole
 
     difference = merge(artifact, base)
     stored = AutoConfig.from_pretrained(base_folder).dtype
-    base.model.to(stored or base.dtype).save_pretrained(out)
-    if base.tokenizer is not None:
-        base.tokenizer.save_pretrained(out)
+    with written_whole(out, last=[CONFIG_NAME]) as staging:
+        base.model.to(stored or base.dtype).save_pretrained(staging)
+        if base.tokenizer is not None:
+            base.tokenizer.save_pretrained(staging)
     return difference
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from graft.hub.base import load_base
 from graft.hub.errors import GraftError
@@ -82,3 +83,13 @@ def test_full_equals_plain_adamw(llama, data, tmp_path):
 def test_bad_baselines_are_refused(llama, data, tmp_path, method, options, words):
     with pytest.raises(GraftError, match=words):
         train_baseline(llama, AdapterPlan(method, data, tmp_path / "out", options=options))
+
+
+def test_a_full_disk_leaves_no_half_of_a_base(llama, data, tmp_path, monkeypatch):
+    def full(*_, **__):
+        (tmp_path / "out" / ".writing" / "config.json").write_text("{}")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(llama.model, "save_pretrained", full)
+    outcome = train_baseline(llama, AdapterPlan("full", data, tmp_path / "out", recipe=RECIPE))
+    assert outcome.folder is None and "No space left" in outcome.stopped and not (tmp_path / "out").exists()

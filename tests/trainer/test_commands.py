@@ -85,6 +85,8 @@ set = {{ layers = 1 }}
         (("--steps", "0"), "steps must be a number greater than 0"),
         (("--eval-every", "1"), "needs evaluation data"),
         (("--device", "abacus"), "abacus"),
+        (("--seed", str(1 << 70)), "seed must be a number at least 0"),
+        (("--epochs", "inf"), "epochs must be a number greater than 0"),
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_1(base_folder, data, tmp_path, change, words):
@@ -118,6 +120,14 @@ def test_wrong_usage_exits_2(base_folder, data, tmp_path):
         ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'", "lacks out"),
         ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nlr = 1", "unknown key 'lr'"),
         ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nsteps = 'x'", "steps must be a number"),
+        ("base = 'b'\ndefaults = 3\n[[adapter]]", "are tables"),
+        ("base = 'b'\nadapter = [1]", "are tables"),
+        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nname = 3", "name must be text"),
+        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\neval_data = 3", "eval_data must be text"),
+        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\npublish = 3", "publish must be text"),
+        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nseed = 'x'", "seed must be a number"),
+        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nbatch_size = 2.5", "a whole number"),
+        ("base = 'b'\ncheckpoint_layers = 'yes'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'", "true or"),
         (
             "base = 'b'\n[defaults]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\n[[adapter]]\n[[adapter]]",
             "Two adapters of the plan",
@@ -148,3 +158,31 @@ def test_what_is_trained_can_be_published_at_once(base_folder, data, tmp_path):
     assert done.exit_code == 0, done.output
     found = json.loads(graft("search", "--task", "letters", "--registry", registry, "--json").stdout)
     assert [row["name"] for row in found] == ["me/letters"]
+
+
+@pytest.mark.parametrize("method, words", [("lora", "the base's own folder"), ("full", "the base's own folder")])
+def test_the_base_is_never_written_over(base_folder, data, method, words):
+    before = {path.name: path.read_bytes() for path in base_folder.iterdir()}
+    done = graft("train", "--base", base_folder, "--method", method, "--data", data, "--out", base_folder, *FAST)
+    assert done.exit_code == 1 and words in done.stderr
+    assert {path.name: path.read_bytes() for path in base_folder.iterdir()} == before
+
+
+def test_folders_that_can_not_be_written_are_refused_before_the_base_is_loaded(base_folder, data, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    for out, words in (
+        (data / "x", "is a file"),
+        ("/", "nothing can be written"),
+        (tmp_path / "other", "holds a base"),
+    ):
+        done = graft("train", "--base", base_folder, "--method", "lora", "--data", data, "--out", out, *FAST)
+        assert done.exit_code == 1 and words in done.stderr
+
+
+def test_the_working_directory_can_be_the_output(base_folder, data, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = graft("train", "--base", base_folder, "--method", "ia3", "--data", data, "--out", ".", *FAST)
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "here" / "graft.json").read_text())["name"] == "here"

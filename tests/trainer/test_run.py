@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from graft.hub.artifact import load_artifact
 from graft.hub.attention import PackedAttention
@@ -16,11 +17,14 @@ from graft.hub.errors import DataError, GraftError
 from graft.hub.forms import CacheRows
 from graft.hub.inspection import inspect_artifact
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
+from graft.trainer import resume as resume_module
+from graft.trainer import run as run_module
 from graft.trainer.data import Pack
 from graft.trainer.passes import running, served
-from graft.trainer.resume import training_folder
+from graft.trainer.resume import load_checkpoint, save_checkpoint, training_folder
 from graft.trainer.run import read_data
-from tests.trainer.cases import ALL, RECIPE, ROWS, Watching, plan, write_rows
+from tests.conftest import tiny_base
+from tests.trainer.cases import ALL, RECIPE, ROWS, Watching, plan, trainee, write_rows
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -111,6 +115,62 @@ def test_a_checkpoint_of_another_recipe_is_refused(llama, data, tmp_path):
         train(llama, [replace(adapter, recipe=replace(RECIPE, seed=4))], resume=True)
 
 
+def test_a_checkpoint_of_another_base_is_refused(llama, data, tmp_path):
+    adapter = plan(data, tmp_path / "out")
+    ctrl_c = Watching(lambda trainee: os.kill(os.getpid(), signal.SIGINT), at_step=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(llama, [adapter], watchers=[ctrl_c])
+    with pytest.raises(GraftError, match="another base"):
+        train(tiny_base("llama", seed=1), [adapter], resume=True)
+
+
+def test_ctrl_c_in_the_last_score_loses_nothing(llama, data, held_out, tmp_path, monkeypatch):
+    adapter = plan(data, tmp_path / "out", eval_data=held_out)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "score_examples", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(llama, [adapter])
+    trained = []
+    train(llama, [adapter], resume=True, watchers=[Watching(trained.append, at_step=1)])
+    assert load_artifact(tmp_path / "out", llama.spec) and not trained
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_kill_in_the_middle_of_saving_leaves_the_checkpoint_before(llama, data, tmp_path, monkeypatch):
+    learner = trainee(llama, data)
+    save_checkpoint(learner, tmp_path / "out", {})
+    monkeypatch.setattr("pathlib.Path.rename", interrupted)
+    monkeypatch.setattr("pathlib.Path.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(learner, tmp_path / "out", {})
+    assert load_checkpoint(learner, tmp_path / "out", {})
+
+
+def test_a_checkpoint_on_a_full_disk_says_what_to_do(llama, data, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(resume_module, "save_file", full)
+    with pytest.raises(GraftError, match=r"checkpoint .* can't be written .*No space left.*Make room"):
+        train(llama, [plan(data, tmp_path / "out")], RunConfig(checkpoint_every=1))
+    assert not training_folder(tmp_path / "out").exists()
+
+
+def test_what_could_not_be_saved_for_want_of_room_is_resumed(llama, data, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "save_artifact", full)
+        (outcome,) = train(llama, [plan(data, tmp_path / "out")])
+    assert "No space left" in outcome.stopped and "--resume" in outcome.stopped
+    (outcome,) = train(llama, [plan(data, tmp_path / "out")], resume=True)
+    assert outcome.folder == tmp_path / "out" and outcome.steps == RECIPE.steps
+
+
 def test_early_stopping_keeps_the_best(llama, data, held_out, tmp_path):
     recipe = replace(RECIPE, steps=30, eval_every=1, patience=2, schedule="constant")
     (outcome,) = train(llama, [plan(data, tmp_path / "out", recipe=recipe, eval_data=held_out)])
@@ -175,16 +235,27 @@ def test_bad_data_is_refused(llama, data, tmp_path):
         train(llama, [plan(data, tmp_path / "out")])
 
 
-def test_a_full_disk_leaves_no_broken_artifact(llama, data, tmp_path, monkeypatch):
-    import graft.hub.artifact as artifact
-
-    def full(*_, **__):
+def fill_the_disk(monkeypatch):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
+
+
+def test_a_full_disk_leaves_no_broken_artifact(llama, data, tmp_path, monkeypatch):
+    fill_the_disk(monkeypatch)
     (outcome,) = train(llama, [plan(data, tmp_path / "out")])
     assert outcome.folder is None and "No space left" in outcome.stopped
-    assert not list((tmp_path / "out").glob("*.safetensors"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_artifact_that_was_there(llama, data, tmp_path, monkeypatch):
+    small = replace(plan(data, tmp_path / "out"), options={"r": "2"})
+    train(llama, [small])
+    before = load_artifact(tmp_path / "out", llama.spec).digest
+    fill_the_disk(monkeypatch)
+    (outcome,) = train(llama, [replace(small, options={"r": "4"})])
+    assert outcome.folder is None and load_artifact(tmp_path / "out", llama.spec).digest == before
 
 
 def test_the_evaluation_is_kept_out_of_the_training(llama, tmp_path):

@@ -1,0 +1,58 @@
+"""Folders written whole: the files are staged inside, and move to their names once all of them are on disk.
+
+Knows nothing of what the files are.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+STAGING = ".writing"
+
+
+@contextmanager
+def written_whole(folder: Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
+    """A staging folder for the new files of `folder`; where the block or the disk fails, `folder` is as it was.
+
+    `last`: the files without which nobody takes the folder for what it is. Their old ones go first and the new ones
+    come last, so that a crash while the files move never leaves a mixture of old and new that loads. Raises OSError
+    for a full disk or a missing right.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / STAGING
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
+        staging.mkdir()
+        yield staging
+        _move(staging, folder, last)
+    except SafetensorError as error:  # how its writer tells of a full disk
+        raise OSError(f"{folder} can't be written: {error}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if new:
+            with suppress(OSError):  # not empty: it has been written
+                folder.rmdir()
+
+
+def _move(staging: Path, folder: Path, last: Sequence[str]) -> None:
+    files = sorted(staging.iterdir(), key=lambda path: path.name in last)
+    for path in files:
+        _sync(path)
+    for name in last:
+        (folder / name).unlink(missing_ok=True)
+    for path in files:
+        path.replace(folder / path.name)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
