@@ -27,6 +27,7 @@ class Workload:
     prompt_tokens: int = 64
     new_tokens: int = 64
     seed: int = 1234
+    dtype: str = "bfloat16"  # of the base and the adapters
 
     @property
     def output_tokens(self) -> int:

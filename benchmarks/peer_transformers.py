@@ -33,7 +33,7 @@ def main() -> None:
     options = arguments()
     torch.set_grad_enabled(False)
     workload = Workload.from_json(options.workload)
-    dtype = getattr(torch, options.dtype)
+    dtype = getattr(torch, workload.dtype)
     model = transformers.AutoModelForCausalLM.from_pretrained(options.base, dtype=dtype).eval()
     model.generation_config.eos_token_id = None
     model, extra = with_adapters(model, options.adapters, workload.requests)
@@ -95,7 +95,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base", required=True)
     parser.add_argument("--workload", default="{}", help="JSON of common.Workload")
     parser.add_argument("--adapters", nargs="*", type=Path, default=[])
-    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--settings", nargs="+", default=SETTINGS, help="attention/cache; of several, the fastest")
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args()

@@ -20,7 +20,7 @@ def main() -> None:
     loras = {"enable_lora": True, "max_loras": len(options.adapters), "max_lora_rank": options.rank}
     llm = LLM(
         model=options.base,
-        dtype=options.dtype,
+        dtype=workload.dtype,
         max_model_len=workload.prompt_tokens + workload.new_tokens + 64,
         max_num_seqs=workload.requests,
         enforce_eager=options.eager,
@@ -65,7 +65,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workload", default="{}", help="JSON of common.Workload")
     parser.add_argument("--adapters", nargs="*", type=Path, default=[])
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--eager", action="store_true", help="no torch.compile (with LoRA vLLM never compiles on CPU)")
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args()

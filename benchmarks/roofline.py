@@ -26,15 +26,15 @@ def main() -> None:
     parser.add_argument("--base", type=Path)
     parser.add_argument("--size", choices=SIZES, help="in place of a base: one of shapes.py")
     parser.add_argument("--workload", default="{}", help="JSON of common.Workload")
-    parser.add_argument("--adapter-bytes", type=float, default=0.0, help="bytes of all adapters together")
+    parser.add_argument("--adapter-weights", type=int, default=0, help="of all adapters together")
     options = parser.parse_args()
     if (options.base is None) == (options.size is None):
         parser.error("give one of --base and --size")
     shape = SIZES[options.size].shape if options.size else _shape_of(options.base)
     workload = Workload.from_json(options.workload)
     load = Load()
-    rates = measured_rates(shape, workload.requests)
-    kinds = {"base": 0.0, "adapters": options.adapter_bytes}
+    rates = measured_rates(shape, workload.requests, getattr(torch, workload.dtype))
+    kinds = {"base": 0, "adapters": options.adapter_weights}
     limits = {name: limits_of(shape, workload, rates, extra) for name, extra in kinds.items()}
     emit({"rates": rates, **limits, **load.cores()})
 
@@ -43,10 +43,10 @@ def _shape_of(base: Path) -> Shape:
     return Shape.of(recorded_spec(base) or load_base(base).spec)
 
 
-def measured_rates(shape: Shape, batch: int) -> dict[str, float]:
-    """GB/s of reading memory; GFLOP/s in bf16 of an MLP product with `batch` rows and with 512 rows."""
+def measured_rates(shape: Shape, batch: int, dtype: torch.dtype) -> dict[str, float]:
+    """GB/s of reading memory; GFLOP/s in that dtype of an MLP product with `batch` rows and with 512 rows."""
     width, out = shape.widest
-    weight = torch.randn(out, width, dtype=torch.bfloat16)
+    weight = torch.randn(out, width, dtype=dtype)
     large = torch.ones(128_000_000)
     return {
         "read_gb_s": large.nbytes / best_seconds(large.sum) / _GIGA,
@@ -55,22 +55,23 @@ def measured_rates(shape: Shape, batch: int) -> dict[str, float]:
     }
 
 
-def limits_of(shape: Shape, workload: Workload, rates: dict[str, float], adapter_bytes: float) -> dict[str, Any]:
+def limits_of(shape: Shape, workload: Workload, rates: dict[str, float], adapter_weights: int) -> dict[str, Any]:
     """{"ideal", "realistic"}: output tokens a second of the whole workload."""
+    size = getattr(torch, workload.dtype).itemsize
     requests, steps = workload.requests, workload.new_tokens - 1
     context = workload.prompt_tokens + workload.new_tokens / 2
-    adapter_flops = 2 * adapter_bytes / 2  # bf16: two bytes a parameter, each used once by its own request
-    cache_bytes = requests * context * shape.cache_width * 2
+    adapter_flops = 2 * adapter_weights  # each is used once, by its own request
+    cache_bytes = requests * context * shape.cache_width * size
     step_flops = 2 * requests * shape.weights + adapter_flops
     prompt_flops = (
         2 * requests * (workload.prompt_tokens * shape.body_weights + shape.head_weights)
         + adapter_flops * workload.prompt_tokens
     )
     prompt = prompt_flops / rates["prompt_gflops"] / _GIGA
-    moved = cache_bytes + adapter_bytes
+    moved = cache_bytes + size * adapter_weights
     bandwidth, full = rates["read_gb_s"] * _GIGA, rates["prompt_gflops"] * _GIGA
     realistic = step_flops / rates["step_gflops"] / _GIGA + moved / bandwidth
-    ideal = max(step_flops / full, (2 * shape.weights + moved) / bandwidth)
+    ideal = max(step_flops / full, (size * shape.weights + moved) / bandwidth)
     tokens = workload.output_tokens
     return {
         "ideal": round(tokens / (prompt + steps * ideal), 1),

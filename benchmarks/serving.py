@@ -2,13 +2,14 @@
 
     python benchmarks/serving.py                                        graft, transformers, PEFT
     python benchmarks/serving.py --peers transformers,peft,vllm,llama   and vLLM and llama.cpp, installed apart
+    python benchmarks/serving.py --dtype float32                        where the machine has no bf16 arithmetic
 
-Writes results/serving.json, results/serving.md and results/serving.svg.
+Writes results/serving.json, results/serving.md and results/serving.svg (serving-float32.* in float32).
 """
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ import systems
 from common import Workload
 from harness import BENCHMARKS, CACHE, Ratio, System
 
-W = Workload()
-ALONE = Workload(requests=1)
+DTYPES = {"bfloat16": "serving", "float32": "serving-float32"}  # the results' names
 
 RATIOS = (
     Ratio("base only vs vLLM base only", "graft base", "vllm base", 1.0, 1.25),
@@ -50,61 +50,62 @@ ROOFS = (
 
 def main() -> None:
     options = arguments()
-    rows = harness.chosen(all_rows(options), options.only)
-    before = harness.earlier(options, "serving")
+    name, work = DTYPES[options.dtype], Workload(dtype=options.dtype)
+    rows = harness.chosen(all_rows(options, work), options.only)
+    before = harness.earlier(options, name)
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
-        result = report.envelope("serving", options, workload=asdict(W), samples=samples)
+        result = report.envelope(name, options, workload=asdict(work), samples=samples)
         report.write(options.out, result, markdown(result))
         report.into_docs(options.out, result["name"], summary(result))
-        plots.bars(result, options.out / "serving.svg")
-    print((options.out / "serving.md").read_text())
+        plots.bars(result, options.out / f"{name}.svg")
+    print((options.out / f"{name}.md").read_text())
 
 
-def all_rows(options: argparse.Namespace) -> list[System]:
-    base, peers = options.base, systems.peers_of(options.peers)
-    loras = adapters.make(["lora-r16"], W.requests, Path(base), CACHE)
-    bytes_of_all = sum(adapters.largest_bytes([folder]) for folder in loras)
-    six = adapters.make(adapters.SIX_KINDS, W.requests, Path(base), CACHE)
-    soft = adapters.make(adapters.SOFT_PROMPTS, W.requests, Path(base), CACHE)
+def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
+    base, peers, alone = options.base, systems.peers_of(options.peers), replace(work, requests=1)
+    loras = adapters.make(["lora-r16"], work.requests, Path(base), CACHE)
+    weights = sum(adapters.largest_bytes([folder]) for folder in loras) // 2  # they lie there in bf16
+    six = adapters.make(adapters.SIX_KINDS, work.requests, Path(base), CACHE)
+    soft = adapters.make(adapters.SOFT_PROMPTS, work.requests, Path(base), CACHE)
     assert adapters.largest_bytes(six) <= adapters.largest_bytes(loras)
-    limit = (sys.executable, str(BENCHMARKS / "roofline.py"), "--base", base, "--adapter-bytes", str(bytes_of_all))
+    limit = (sys.executable, str(BENCHMARKS / "roofline.py"), "--base", base, "--workload", work.to_json())
     rows = [
-        System("roofline", limit),
-        systems.graft("graft base", base, W),
-        systems.graft("graft unused", base, W, loras, distinct=0),
-        systems.graft("graft 1 LoRA", base, W, loras[:1]),
-        systems.graft("graft 32 LoRAs", base, W, loras),
-        systems.graft("graft 6 kinds", base, W, six),
-        systems.graft("graft soft prompts", base, W, soft),
-        systems.graft("graft base, alone", base, ALONE),
+        System("roofline", (*limit, "--adapter-weights", str(weights))),
+        systems.graft("graft base", base, work),
+        systems.graft("graft unused", base, work, loras, distinct=0),
+        systems.graft("graft 1 LoRA", base, work, loras[:1]),
+        systems.graft("graft 32 LoRAs", base, work, loras),
+        systems.graft("graft 6 kinds", base, work, six),
+        systems.graft("graft soft prompts", base, work, soft),
+        systems.graft("graft base, alone", base, alone),
     ]
     if "transformers" in peers:
-        rows.append(systems.transformers("transformers base", base, W))
-        rows.append(systems.transformers("transformers base, alone", base, ALONE))
+        rows.append(systems.transformers("transformers base", base, work))
+        rows.append(systems.transformers("transformers base, alone", base, alone))
     if "peft" in peers:
-        rows.append(systems.transformers("peft 1 LoRA", base, W, loras[:1]))
-        rows.append(systems.transformers("peft 32 LoRAs", base, W, loras, repeats=1))
+        rows.append(systems.transformers("peft 1 LoRA", base, work, loras[:1]))
+        rows.append(systems.transformers("peft 32 LoRAs", base, work, loras, repeats=1))
     if "vllm" in peers:
-        rows.append(systems.vllm("vllm base", base, W, threads=options.threads))
-        rows.append(systems.vllm("vllm 1 LoRA", base, W, loras[:1], threads=options.threads))
-        rows.append(systems.vllm("vllm 32 LoRAs", base, W, loras, threads=options.threads))
-        rows.append(systems.vllm("vllm base, alone", base, ALONE, threads=options.threads))
+        rows.append(systems.vllm("vllm base", base, work, threads=options.threads))
+        rows.append(systems.vllm("vllm 1 LoRA", base, work, loras[:1], threads=options.threads))
+        rows.append(systems.vllm("vllm 32 LoRAs", base, work, loras, threads=options.threads))
+        rows.append(systems.vllm("vllm base, alone", base, alone, threads=options.threads))
     if "llama" in peers:
-        rows.append(systems.llama("llama base", base, W, threads=options.threads))
-        rows.append(systems.llama("llama 1 LoRA", base, W, loras[:1], threads=options.threads))
-        rows.append(systems.llama("llama 32 LoRAs", base, W, loras, threads=options.threads))
-        rows.append(systems.llama("llama base, alone", base, ALONE, threads=options.threads))
+        rows.append(systems.llama("llama base", base, work, threads=options.threads))
+        rows.append(systems.llama("llama 1 LoRA", base, work, loras[:1], threads=options.threads))
+        rows.append(systems.llama("llama 32 LoRAs", base, work, loras, threads=options.threads))
+        rows.append(systems.llama("llama base, alone", base, alone, threads=options.threads))
     return rows
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Made from the JSON alone."""
-    samples = dict(result["samples"])
+    samples, work = dict(result["samples"]), Workload(**result["workload"])
     roofs = [sample for sample in samples.pop("roofline", []) if "rates" in sample]
     parts = [
         report.heading(result, "Serving: adapters mixed in one batch"),
-        f"Workload: {W.requests} requests at once, {W.prompt_tokens} random prompt tokens and {W.new_tokens} greedy "
-        "tokens each, bf16; output tokens over wall time, prompts included, loading and warm-up excluded. Each row is "
+        f"Workload: {work.requests} requests at once, {work.prompt_tokens} random prompt tokens and {work.new_tokens} greedy "
+        f"tokens each, {work.dtype}; output tokens over wall time, prompts included, loading and warm-up excluded. Each row is "
         "a process of its own; rows take turns, round after round. LoRAs have r=16 on all linear projections; the six "
         f"kinds are {', '.join(adapters.SIX_KINDS)}, soft prompts {', '.join(adapters.SOFT_PROMPTS)}, none larger "
         'than the LoRA. "other cores" is the most CPU that everything else on the machine used during a run.',
@@ -145,6 +146,7 @@ def roofline_table(samples: harness.Samples, roofs: list[dict[str, Any]]) -> str
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--peers", default=systems.DEFAULT_PEERS, help=f"of {', '.join(systems.PEERS)}")
     return harness.parsed(parser)
 

@@ -42,8 +42,8 @@ def all_rows(options: argparse.Namespace) -> list[System]:
     """Rows are named LINE @SIZE."""
     rows = []
     for name, size in SIZES.items():
-        lora_bytes = 2 * W.requests * size.shape.lora_weights(RANK)
-        command = (str(BENCHMARKS / "roofline.py"), "--size", name, "--adapter-bytes", str(lora_bytes))
+        lora_weights = W.requests * size.shape.lora_weights(RANK)
+        command = (str(BENCHMARKS / "roofline.py"), "--size", name, "--adapter-weights", str(lora_weights))
         rows.append(System(f"limit @{name}", (sys.executable, *command)))
     for name in MEASURED:
         base = made(SIZES[name], Path(options.base), CACHE)

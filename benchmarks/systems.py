@@ -28,7 +28,7 @@ def graft(
     name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *more: str, distinct: int | None = None
 ) -> System:
     """`graft bench`; request i on adapter i mod `distinct` (default: all of them; 0: loaded, unused)."""
-    command = [str(Path(sys.executable).parent / "graft"), "bench", "--base", base, "--dtype", "bfloat16", "--json"]
+    command = [str(Path(sys.executable).parent / "graft"), "bench", "--base", base, "--dtype", work.dtype, "--json"]
     command += ["--requests", str(work.requests)]
     command += ["--prompt-tokens", str(work.prompt_tokens), "--new-tokens", str(work.new_tokens)]
     if adapters:
@@ -51,9 +51,9 @@ def vllm(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *,
 
 def llama(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *, threads: int = 2) -> System:
     """llama.cpp's library; distinct adapters one after another, since a batch of it has one."""
-    converted = [llama_cpp.lora_as_gguf(folder, Path(base), CACHE) for folder in adapters]
+    converted = [llama_cpp.lora_as_gguf(folder, Path(base), CACHE, work.dtype) for folder in adapters]
     command = [str(BENCHMARKS / "peer_llama.py"), "--driver", str(llama_cpp.driver(CACHE))]
-    command += ["--model", str(llama_cpp.base_as_gguf(Path(base), CACHE)), "--workload", work.to_json()]
+    command += ["--model", str(llama_cpp.base_as_gguf(Path(base), CACHE, work.dtype)), "--workload", work.to_json()]
     command += ["--threads", str(threads), *(["--adapters", *map(str, converted)] if converted else [])]
     return System(name, (sys.executable, *command))
 
