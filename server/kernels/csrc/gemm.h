@@ -20,14 +20,14 @@ template <class S>
 struct Tile {
   static constexpr bool many = kRegisters == 32;
   static constexpr int kVectors = many && Packed<S>::kWords == 1 ? 3 : 2;
-  static constexpr int kRows = many ? 8 : 8 - 2 * Packed<S>::kWords;
+  static constexpr int kRows = many ? 8 : 7 - Packed<S>::kWords;
   static constexpr int kPanel = kVectors * kLanes;
   static constexpr int kLines = (kPanel * 4 + kLine - 1) / kLine;
-  static_assert(kRows * kVectors + (kVectors + 1) * Packed<S>::kWords <= kRegisters);
+  static constexpr int64_t kDepth = Packed<S>::kWords == 1 ? 1024 : 256;  // lanes at once: they stay in a near cache
+  static_assert(kRows * kVectors + kVectors * Packed<S>::kWords + 1 <= kRegisters);
 };
 constexpr int64_t kFewRows = 32;            // up to which reading the weights is what takes the time
 constexpr int64_t kRowChunk = 128;          // rows of one piece of work; their inputs stay in the L2 cache
-constexpr int64_t kDepth = 1024;            // lanes of depth at once: a panel's part stays in the L2 cache too
 
 // Panels of [lanes of depth][columns of the panel]; columns and depth beyond the matrix are zero.
 template <class S>
@@ -77,9 +77,33 @@ struct Product {
   int64_t items(int64_t rows) const { return weight->panels * ((rows + kRowChunk - 1) / kRowChunk); }
 };
 
+// The rows of a tile, lane by lane.
+template <class S, int M, int words = Packed<S>::kWords>
+struct Inputs {
+  const S* rows;
+  int64_t stride;
+  Inputs(const S* rows, int64_t stride, int64_t) : rows(rows), stride(stride) {}
+  auto lane(int m, int64_t k) const { return splat_lane(rows + m * stride + k * Packed<S>::per_lane); }
+};
+
+// Lanes that have to be unpacked: once for all columns of the panel.
+template <class S, int M>
+struct Inputs<S, M, 2> {
+  alignas(kLine) float low[M][Tile<S>::kDepth], high[M][Tile<S>::kDepth];
+  Inputs(const S* rows, int64_t stride, int64_t lanes) {
+    for (int m = 0; m < M; m++)
+      for (int64_t k = 0; k < lanes; k += kLanes) {
+        const auto both = load_lanes<S>(rows + m * stride + k * Packed<S>::per_lane, (lanes - k) * 4);
+        std::memcpy(low[m] + k, &both.low, sizeof both.low);
+        std::memcpy(high[m] + k, &both.high, sizeof both.high);
+      }
+  }
+  typename Packed<S>::V lane(int m, int64_t k) const { return {splat(low[m][k]), splat(high[m][k])}; }
+};
+
 // `Ahead` lines of memory from `next` on are asked for in every step: weights that this thread will need soon.
 template <class S, int M, int Ahead>
-inline void tile(const S* in, int64_t stride, const int32_t* panel, int64_t lanes, const char* next,
+inline void tile(const Inputs<S, M>& in, const int32_t* panel, int64_t lanes, const char* next,
                  F (&total)[M][Tile<S>::kVectors]) {
   typedef Packed<S> P;
   constexpr int vectors = Tile<S>::kVectors;
@@ -90,7 +114,7 @@ inline void tile(const S* in, int64_t stride, const int32_t* panel, int64_t lane
     for (int v = 0; v < vectors; v++) w[v] = load_lanes<S>(panel + v * kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const typename P::V x = splat_lane(in + m * stride + k * P::per_lane);
+      const typename P::V x = in.lane(m, k);
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; v++) total[m][v] = P::dp(total[m][v], x, w[v]);
     }
@@ -104,8 +128,8 @@ void tile_rows(const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_
   const Linear<S>& w = *job.weight;
   F total[M][vectors] = {};
   if (k0 > 0) std::memcpy(total, waiting, sizeof total);
-  tile<S, M, Ahead>(job.in + row * job.in_stride + k0 * Packed<S>::per_lane, job.in_stride, w.panel(p) + k0 * width,
-                    k1 - k0, next, total);
+  const Inputs<S, M> in(job.in + row * job.in_stride + k0 * Packed<S>::per_lane, job.in_stride, k1 - k0);
+  tile<S, M, Ahead>(in, w.panel(p) + k0 * width, k1 - k0, next, total);
   if (k1 < w.lanes) {
     std::memcpy(waiting, total, sizeof total);
     return;
@@ -137,8 +161,8 @@ void panel_rows(const Product<S>& job, int64_t p, int64_t row, int64_t stop) {
   alignas(64) F waiting[(kRowChunk + rows - 1) / rows][rows * Tile<S>::kVectors];
   const int64_t lanes = job.weight->lanes;
   const char* next = (const char*)job.weight->panel(std::min(p + 2, job.weight->panels - 1));
-  for (int64_t k0 = 0; k0 < lanes; k0 += kDepth) {
-    const int64_t k1 = std::min(lanes, k0 + kDepth);
+  for (int64_t k0 = 0; k0 < lanes; k0 += Tile<S>::kDepth) {
+    const int64_t k1 = std::min(lanes, k0 + Tile<S>::kDepth);
     int64_t r = row;
     F(*kept)[rows * Tile<S>::kVectors] = waiting;
     for (int asker = 0; asker < askers && r < stop; asker++, r += rows, kept++, next += (k1 - k0) * Ahead * kLine)
