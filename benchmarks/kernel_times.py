@@ -1,8 +1,9 @@
 """Each CPU kernel against the best torch has for the same work, in pairs in one process.
 
-    python benchmarks/kernel_times.py
+    python benchmarks/kernel_times.py [--dtype float32]
 
-Shapes are SmolLM2-135M's with 32 rows or one. Writes results/kernel_times.json and results/kernel_times.md.
+Shapes are SmolLM2-135M's. Writes results/kernel_times.json and results/kernel_times.md (kernel_times-float32.* in
+float32). In bfloat16 it needs a machine on which oneDNN multiplies that.
 """
 
 import argparse
@@ -19,17 +20,21 @@ from common import Load
 
 from graft.server.kernels.build import load
 
-BF16 = torch.bfloat16
+DTYPES = {"bfloat16": "kernel_times", "float32": "kernel_times-float32"}  # the results' names
 COPIES = 30  # of weights and cache, as many as layers, so that they come from memory as in a real step
 Pair = tuple[str, Callable[[int], object], Callable[[int], object]]  # name, ours(copy), torch's(copy)
 
 
-def linears(kernels) -> Iterator[Pair]:
+def ours_of(kernels, name: str, dtype: torch.dtype):
+    return getattr(kernels, f"{name}_{str(dtype).removeprefix('torch.')}")
+
+
+def linears(kernels, dtype: torch.dtype) -> Iterator[Pair]:
     for rows in (1, 32, 512):
         for width, out in ((576, 3072), (1536, 576)):
-            x = torch.randn(rows, width).to(BF16)
-            weights = [torch.randn(out, width).to(BF16) for _ in range(COPIES)]
-            ours = [kernels.Linear_bfloat16(weight) for weight in weights]
+            x = torch.randn(rows, width).to(dtype)
+            weights = [torch.randn(out, width).to(dtype) for _ in range(COPIES)]
+            ours = [ours_of(kernels, "Linear", dtype)(weight) for weight in weights]
             theirs = [torch.ops.mkldnn._reorder_linear_weight(weight, rows) for weight in weights]
 
             def packed(i, x=x, theirs=theirs):
@@ -38,11 +43,11 @@ def linears(kernels) -> Iterator[Pair]:
             yield f"linear {rows}x{width}->{out} vs oneDNN packed", lambda i, x=x, ours=ours: ours[i](x), packed
 
 
-def attention(kernels) -> Iterator[Pair]:
+def attention(kernels, dtype: torch.dtype) -> Iterator[Pair]:
     heads, kv_heads, dim, context, batch = 9, 3, 64, 96, 32
     pages = context // 16
-    query = torch.randn(batch, heads, dim).to(BF16)
-    cache = [torch.randn(2, batch * pages, 16, kv_heads, dim).to(BF16) for _ in range(COPIES)]
+    query = torch.randn(batch, heads, dim).to(dtype)
+    cache = [torch.randn(2, batch * pages, 16, kv_heads, dim).to(dtype) for _ in range(COPIES)]
     tables = [list(range(i * pages, (i + 1) * pages)) for i in range(batch)]
     slots = [context - 1] * batch
 
@@ -50,24 +55,24 @@ def attention(kernels) -> Iterator[Pair]:
         """Two batched products over query heads grouped by kv head: the best of torch's ways (pages contiguous)."""
         k, v = (x.view(batch, context, kv_heads, dim).transpose(1, 2) for x in cache[i])
         scores = query.view(batch, kv_heads, heads // kv_heads, dim) @ k.transpose(2, 3) * dim**-0.5
-        return scores.float().softmax(dim=-1).to(BF16) @ v
+        return scores.float().softmax(dim=-1).to(dtype) @ v
 
     yield (
         "decode attention, 32 rows, context 96 vs grouped bmm",
-        lambda i: kernels.attention_bfloat16(query, *cache[i], tables, slots, dim**-0.5, 0, 0.0),
+        lambda i: ours_of(kernels, "attention", dtype)(query, *cache[i], tables, slots, dim**-0.5, 0, 0.0),
         grouped,
     )
 
 
-def adapters(kernels) -> Iterator[Pair]:
+def adapters(kernels, dtype: torch.dtype) -> Iterator[Pair]:
     rank, width, out, count = 16, 576, 1536, 32
-    x, y = torch.randn(count, width).to(BF16), torch.zeros(count, out, dtype=BF16)
-    A = [torch.randn(count, rank, width).to(BF16) * 0.02 for _ in range(COPIES)]
-    B = [torch.randn(count, rank, out).to(BF16) * 0.02 for _ in range(COPIES)]
+    x, y = torch.randn(count, width).to(dtype), torch.zeros(count, out, dtype=dtype)
+    A = [torch.randn(count, rank, width).to(dtype) * 0.02 for _ in range(COPIES)]
+    B = [torch.randn(count, rank, out).to(dtype) * 0.02 for _ in range(COPIES)]
 
     def adapter(a, b):
         form = kernels.LowRank(tap=1, reads=[0], A=a, B=b, a=None, b=None, activation="none")
-        return kernels.Adapter_bfloat16(taps=2, vectors=[], low_ranks=[form])
+        return ours_of(kernels, "Adapter", dtype)(taps=2, vectors=[], low_ranks=[form])
 
     packed = [[adapter(A[copy][i], B[copy][i]) for i in range(count)] for copy in range(COPIES)]
 
@@ -77,14 +82,18 @@ def adapters(kernels) -> Iterator[Pair]:
     lengths = [0] + [1] * count
     yield (
         "32 distinct LoRAs r=16, 576->1536 vs two bmm",
-        lambda i: kernels.detour_bfloat16(packed[i], [x, y], 1, lengths),
+        lambda i: ours_of(kernels, "detour", dtype)(packed[i], [x, y], 1, lengths),
         products,
     )
 
 
-def greedy(kernels) -> Iterator[Pair]:
-    logits = torch.randn(32, 49152).to(BF16)
-    yield "argmax 32x49152 vs torch", lambda i: kernels.argmax_bfloat16(logits), lambda i: logits.argmax(dim=-1)
+def greedy(kernels, dtype: torch.dtype) -> Iterator[Pair]:
+    logits = torch.randn(32, 49152).to(dtype)
+    yield (
+        "argmax 32x49152 vs torch",
+        lambda i: ours_of(kernels, "argmax", dtype)(logits),
+        lambda i: logits.argmax(dim=-1),
+    )
 
 
 def seconds(work: Callable[[int], object]) -> float:
@@ -112,19 +121,20 @@ def ratios(sample: dict[str, Any]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--lock", type=Path, help="flock this file meanwhile")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    kernels = load()
+    kernels, dtype = load(), getattr(torch, options.dtype)
     if kernels is None:
         raise SystemExit("error: there are no CPU kernels on this machine (the log says why)")
     with harness.held(options.lock):
-        pairs = (pair for group in (linears, attention, adapters, greedy) for pair in group(kernels))
+        pairs = (pair for group in (linears, attention, adapters, greedy) for pair in group(kernels, dtype))
         samples = [measured(*pair, repeats=options.repeats) for pair in pairs]
-    result = report.envelope("kernel_times", options, samples=samples)
+    result = report.envelope(DTYPES[options.dtype], options, dtype=options.dtype, samples=samples)
     report.write(options.out, result, markdown(result))
     report.into_docs(options.out, result["name"], summary(result))
     print(markdown(result))
@@ -145,7 +155,7 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             report.heading(result, "The CPU kernels beside torch"),
-            f"Time of one call, mean over {COPIES} copies of the weights in turn, median over pairs; bf16.",
+            f"Time of one call, mean over {COPIES} copies of the weights in turn, median over pairs; {result['dtype']}.",
             "",
             summary(result),
         ]
