@@ -59,7 +59,9 @@ def attention(kernels, dtype: torch.dtype) -> Iterator[Pair]:
 
     yield (
         "decode attention, 32 rows, context 96 vs grouped bmm",
-        lambda i: ours_of(kernels, "attention", dtype)(query, *cache[i], tables, slots, dim**-0.5, 0, 0.0),
+        lambda i: ours_of(kernels, "attention", dtype)(
+            query, *cache[i], tables, range(batch), slots, dim**-0.5, 0, 0.0
+        ),
         grouped,
     )
 

@@ -1,5 +1,6 @@
-// Attention of one query row over its sequence's pages: softmax(q k^T) v, straight from the block table.
-// Decoding and prefill take the same path, so a row's result does not depend on how its prompt was chunked.
+// Attention of a few consecutive query rows over their sequence's pages: softmax(q k^T) v, straight from the block table.
+// A page is read once for all rows of a tile, but every row is added up as it would be alone: decoding and prefill have
+// the same results, however a prompt was chunked.
 #pragma once
 #include "rows.h"
 
@@ -58,16 +59,26 @@ inline float softmax(float* scores, int64_t count) {
   return sum(total);
 }
 
-// out[g] = sum of weights[g] * values for G heads that share their values.
+// The cache slots that one row looks at: [low, high).
+struct Sight {
+  int64_t low, high;
+  Sight(int64_t slot, int64_t window) : low(window > 0 ? std::max<int64_t>(0, slot + 1 - window) : 0), high(slot + 1) {}
+  int64_t first_page() const { return low / kPage; }
+  int64_t pages() const { return (high + kPage - 1) / kPage - first_page(); }
+};
+
+// sums[g] += weights[g] * values over the slots [low, high), for G heads that share their values.
 template <class S, int G>
-void mix(const float* weights, int64_t weight_stride, const float* totals, const Pages<S>& values, int64_t kv_head,
-         const int32_t* table, int64_t low, int64_t high, S* out) {
+void mix(const float* weights, int64_t weight_stride, int64_t origin, const Pages<S>& values, int64_t kv_head,
+         const int32_t* table, int64_t low, int64_t high, float* sums) {
   constexpr int vectors = kColumnVectors;
-  const int64_t dim = values.head_dim, origin = low / kPage * kPage;
+  const int64_t dim = values.head_dim;
   for (int64_t d = 0; d < dim; d += vectors * kLanes) {
     int left[vectors];
     for (int v = 0; v < vectors; v++) left[v] = (int)std::max<int64_t>(0, std::min<int64_t>(kLanes, dim - d - v * kLanes));
-    F total[G][vectors] = {};
+    F total[G][vectors];
+    for (int g = 0; g < G; g++)
+      for (int v = 0; v < vectors; v++) total[g][v] = left[v] ? widen(sums + g * dim + d + v * kLanes, left[v]) : F{};
     for (int64_t slot = low; slot < high;) {
       const S* value = values.token(table, slot) + kv_head * dim + d;
       const int64_t stop = std::min(high, (slot / kPage + 1) * kPage);
@@ -85,7 +96,7 @@ void mix(const float* weights, int64_t weight_stride, const float* totals, const
     }
     for (int g = 0; g < G; g++)
       for (int v = 0; v < vectors; v++)
-        if (left[v]) narrow(out + g * dim + d + v * kLanes, total[g][v] / totals[g], left[v]);
+        if (left[v]) narrow(sums + g * dim + d + v * kLanes, total[g][v], left[v]);
   }
 }
 
@@ -95,46 +106,90 @@ inline void ask_page(const Pages<S>& pages, int64_t kv_head, const int32_t* tabl
   for (int64_t t = 0; t < kPage; t++, from += pages.kv_heads * pages.head_dim) ask(from, pages.head_dim * sizeof(S));
 }
 
-// G query heads (query, out: [G, head_dim]) of the token in cache slot `slot` over slots 0..slot.
-template <class S, int G>
-void attend_heads(const S* query, S* out, const Pages<S>& keys, const Pages<S>& values, int64_t kv_head,
-                  const int32_t* table, int64_t slot, const AttentionShape& shape, Scratch<S>& scratch) {
-  const int64_t high = slot + 1, low = shape.window > 0 ? std::max<int64_t>(0, high - shape.window) : 0;
-  const int64_t first = low / kPage, pages = (high + kPage - 1) / kPage - first, row = pages * kPage;
-  float* scores = Scratch<S>::room(scratch.wide, G * row);
-  float totals[G];
-  ask_page(keys, kv_head, table, first * kPage);
-  for (int64_t p = 0; p < pages; p++) {
-    const int64_t start = (first + p) * kPage;
-    if (p + 1 < pages) ask_page(keys, kv_head, table, start + kPage);
-    ask_page(values, kv_head, table, start);
-    const S* page = keys.token(table, start) + kv_head * shape.head_dim;
-    const int64_t stride = shape.kv_heads * shape.head_dim;
-    for (int g = 0; g < G; g++)
-      for (int64_t t = 0; t < kPage; t += kLanes) {
-        const F score = token_scores(query + g * shape.head_dim, page + t * stride, stride, shape, low - start - t,
-                                     high - start - t);
-        std::memcpy(scores + g * row + p * kPage + t, &score, sizeof score);
-      }
+constexpr int64_t kTogether = 8;  // most rows of a tile
+
+// Rows [row, row + count) of a step, one sequence's, in consecutive slots of its cache.
+struct Together {
+  int64_t row, count;
+};
+
+// `table` and `slot` by row; rows of one table that follow each other in it go together.
+inline std::vector<Together> together(const std::vector<const int32_t*>& table, const std::vector<int64_t>& slot) {
+  std::vector<Together> tiles;
+  for (int64_t row = 0; row < (int64_t)slot.size(); row++) {
+    const bool follows = row > 0 && table[row] == table[row - 1] && slot[row] == slot[row - 1] + 1;
+    if (follows && tiles.back().count < kTogether)
+      tiles.back().count++;
+    else
+      tiles.push_back({row, 1});
   }
-  for (int g = 0; g < G; g++) totals[g] = softmax(scores + g * row, row);
-  mix<S, G>(scores, row, totals, values, kv_head, table, low, high, out);
+  return tiles;
 }
 
-// All query heads of one kv head for one row; query and out point to the row's first head of the group.
-template <class S>
-void attend(const S* query, S* out, const Pages<S>& keys, const Pages<S>& values, int64_t kv_head, const int32_t* table,
-            int64_t slot, const AttentionShape& shape, Scratch<S>& scratch) {
-  const int64_t group = shape.heads / shape.kv_heads;
-  for (int64_t g = 0; g < group;) {
-    const S* q = query + g * shape.head_dim;
-    S* o = out + g * shape.head_dim;
-    switch (std::min<int64_t>(4, group - g)) {
-      case 4: attend_heads<S, 4>(q, o, keys, values, kv_head, table, slot, shape, scratch), g += 4; break;
-      case 3: attend_heads<S, 3>(q, o, keys, values, kv_head, table, slot, shape, scratch), g += 3; break;
-      case 2: attend_heads<S, 2>(q, o, keys, values, kv_head, table, slot, shape, scratch), g += 2; break;
-      default: attend_heads<S, 1>(q, o, keys, values, kv_head, table, slot, shape, scratch), g += 1;
+// G query heads of `count` rows, the first in cache slot `slot`; query and out point to its first head of the G.
+template <class S, int G>
+void attend_heads(const S* query, int64_t query_stride, S* out, int64_t out_stride, const Pages<S>& keys,
+                  const Pages<S>& values, int64_t kv_head, const int32_t* table, int64_t slot, int64_t count,
+                  const AttentionShape& shape, Scratch<S>& scratch) {
+  const int64_t dim = shape.head_dim, stride = shape.kv_heads * dim, first = Sight(slot, shape.window).first_page();
+  const int64_t pages = (slot + count + kPage - 1) / kPage - first, width = pages * kPage, origin = first * kPage;
+  float* scores = Scratch<S>::room(scratch.wide, count * G * (width + dim));  // [rows, G, width], then [rows, G, dim]
+  float* sums = scores + count * G * width;
+  std::fill(sums, sums + count * G * dim, 0.f);
+  ask_page(keys, kv_head, table, origin);
+  for (int64_t start = origin; start < origin + width; start += kPage) {
+    if (start + kPage < origin + width) ask_page(keys, kv_head, table, start + kPage);
+    ask_page(values, kv_head, table, start);
+    const S* page = keys.token(table, start) + kv_head * dim;
+    for (int64_t r = 0; r < count; r++) {
+      const Sight sight(slot + r, shape.window);
+      if (start + kPage <= sight.low || start >= sight.high) continue;
+      for (int g = 0; g < G; g++)
+        for (int64_t t = 0; t < kPage; t += kLanes) {
+          const F score = token_scores(query + r * query_stride + g * dim, page + t * stride, stride, shape,
+                                       sight.low - start - t, sight.high - start - t);
+          std::memcpy(scores + (r * G + g) * width + start - origin + t, &score, sizeof score);
+        }
     }
+  }
+  float totals[kTogether * G];
+  for (int64_t r = 0; r < count; r++) {
+    const Sight sight(slot + r, shape.window);
+    const int64_t skipped = (sight.first_page() - first) * kPage;
+    for (int g = 0; g < G; g++)
+      totals[r * G + g] = softmax(scores + (r * G + g) * width + skipped, sight.pages() * kPage);
+  }
+  const int64_t at_once = count == 1 ? width : kPage;  // slots: alone, sums stay in registers from end to end
+  for (int64_t start = origin; start < origin + width; start += at_once)
+    for (int64_t r = 0; r < count; r++) {
+      const Sight sight(slot + r, shape.window);
+      mix<S, G>(scores + r * G * width, width, origin, values, kv_head, table, std::max(start, sight.low),
+                std::min(start + at_once, sight.high), sums + r * G * dim);
+    }
+  for (int64_t r = 0; r < count; r++)
+    for (int g = 0; g < G; g++)
+      for (int64_t d = 0; d < dim; d += kLanes) {
+        const int left = (int)std::min<int64_t>(kLanes, dim - d);
+        narrow(out + r * out_stride + g * dim + d, widen(sums + (r * G + g) * dim + d, left) / totals[r * G + g], left);
+      }
+}
+
+// All query heads of one kv head for a tile's rows; query and out point to the first row's first head of the group.
+template <class S>
+void attend(const S* query, int64_t query_stride, S* out, int64_t out_stride, const Pages<S>& keys,
+            const Pages<S>& values, int64_t kv_head, const int32_t* table, int64_t slot, int64_t count,
+            const AttentionShape& shape, Scratch<S>& scratch) {
+  const int64_t group = shape.heads / shape.kv_heads;
+  const auto some = [&]<int G>(int64_t g) {
+    attend_heads<S, G>(query + g * shape.head_dim, query_stride, out + g * shape.head_dim, out_stride, keys, values,
+                       kv_head, table, slot, count, shape, scratch);
+  };
+  int64_t g = 0;
+  for (; g + 4 <= group; g += 4) some.template operator()<4>(g);
+  switch (group - g) {
+    case 3: some.template operator()<3>(g); break;
+    case 2: some.template operator()<2>(g); break;
+    case 1: some.template operator()<1>(g);
   }
 }
 

@@ -65,20 +65,25 @@ void detour(const std::vector<const Adapter<S>*>& adapters, std::vector<Tensor> 
   });
 }
 
+// Row r of `query` looks at `tables[sequence[r]]` up to `slots[r]`.
 template <class S>
 Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& values,
-                       const std::vector<std::vector<int32_t>>& tables, const std::vector<int64_t>& slots, double scale,
-                       int64_t window, double softcap) {
+                       const std::vector<std::vector<int32_t>>& tables, const std::vector<int64_t>& sequence,
+                       const std::vector<int64_t>& slots, double scale, int64_t window, double softcap) {
+  std::vector<const int32_t*> table;
+  for (int64_t i : sequence) table.push_back(tables.at(i).data());
+  const std::vector<Together> tiles = together(table, slots);
   const int64_t heads = query.size(1), dim = query.size(2), kv_heads = keys.size(2), group = heads / kv_heads * dim;
   const AttentionShape shape{heads, kv_heads, dim, (float)scale, window, (float)softcap};
   const Pages<S> k{(S*)keys.data_ptr(), kv_heads, dim}, v{(S*)values.data_ptr(), kv_heads, dim};
   Tensor out = at::empty_like(query);
   Team::run([&](Team& team) {
     Scratch<S> scratch;
-    team.share(query.size(0) * kv_heads, [&](int64_t item) {
-      const int64_t row = item / kv_heads, head = item % kv_heads, at = row * heads * dim + head * group;
-      attend((const S*)query.data_ptr() + at, (S*)out.data_ptr() + at, k, v, head, tables[row].data(), slots[row], shape,
-             scratch);
+    team.share(tiles.size() * kv_heads, [&](int64_t item) {
+      const auto [row, count] = tiles[item / kv_heads];
+      const int64_t head = item % kv_heads, stride = heads * dim, at = row * stride + head * group;
+      attend((const S*)query.data_ptr() + at, stride, (S*)out.data_ptr() + at, stride, k, v, head, table[row], slots[row],
+             count, shape, scratch);
     });
   });
   return out;

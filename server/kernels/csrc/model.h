@@ -76,6 +76,7 @@ struct Step {
   std::vector<const Adapter<S>*> adapters;
   std::vector<const int32_t*> table;               // by row
   std::vector<int64_t> slot, position, logit_row;  // by row, by row, by row of logits
+  std::vector<Together> tiles;                     // of attention
   Pages<S> keys, values;
   S* logits;
   Span<S> taps[kLayerTaps], head_taps[kHeadTaps];
@@ -150,6 +151,7 @@ class Model {
     }
     step.rows = step.slot.size(), step.logit_rows = step.logit_row.size();
     step.blocks = blocks_of(lengths, at::get_num_threads());
+    step.tiles = together(step.table, step.slot);
     step.head_blocks = blocks_of(logit_lengths, at::get_num_threads());
     return step;
   }
@@ -284,11 +286,13 @@ class Model {
   void attention(Step<S>& step, const Layer<S>& layer, Scratch<S>& scratch) {
     const AttentionShape shape{shape_.heads, shape_.kv_heads, shape_.head_dim, (float)shape_.scale, layer.window,
                                (float)shape_.softcap};
-    const int64_t group = shape_.heads / shape_.kv_heads * shape_.head_dim;
-    step.team->share(step.rows * shape_.kv_heads, [&](int64_t item) {
-      const int64_t row = item / shape_.kv_heads, kv_head = item % shape_.kv_heads;
-      attend(buffers_.fused + row * shape_.fused_width() + kv_head * group, step.taps[kAttended].row(row) + kv_head * group,
-             step.keys, step.values, kv_head, step.table[row], step.slot[row], shape, scratch);
+    const int64_t group = shape_.heads / shape_.kv_heads * shape_.head_dim, width = shape_.fused_width();
+    const Span<S>& out = step.taps[kAttended];
+    step.team->share(step.tiles.size() * shape_.kv_heads, [&](int64_t item) {
+      const auto [row, count] = step.tiles[item / shape_.kv_heads];
+      const int64_t kv_head = item % shape_.kv_heads;
+      attend(buffers_.fused + row * width + kv_head * group, width, out.row(row) + kv_head * group, out.stride, step.keys,
+             step.values, kv_head, step.table[row], step.slot[row], count, shape, scratch);
     });
   }
 

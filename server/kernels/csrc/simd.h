@@ -136,7 +136,16 @@ inline F widen(const bf16* from, int n = kLanes) {
   return (F)(__builtin_convertvector(load_part<H>(from, n * 2), U) << 16);
 }
 
-inline void narrow(float* to, F v, int n = kLanes) { std::memcpy(to, &v, n * 4); }
+// The first `bytes` of a vector. Whole ones are one store: a copy of a length unknown to the compiler is slow.
+template <class V>
+inline void store_part(void* to, V v, int64_t bytes) {
+  if (bytes >= (int64_t)sizeof v)
+    std::memcpy(to, &v, sizeof v);
+  else
+    std::memcpy(to, &v, bytes);
+}
+
+inline void narrow(float* to, F v, int n = kLanes) { store_part(to, v, n * 4); }
 
 inline void narrow(bf16* to, F v, int n = kLanes) {
 #ifdef GRAFT_NATIVE_BF16
@@ -147,10 +156,7 @@ inline void narrow(bf16* to, F v, int n = kLanes) {
   const I nan = v != v;
   const H h = __builtin_convertvector((U)(((I)even & ~nan) | ((I)(bits | 0x400000u) & nan)) >> 16, H);
 #endif
-  if (n >= kLanes)
-    std::memcpy(to, &h, sizeof h);
-  else
-    std::memcpy(to, &h, n * 2);
+  store_part(to, h, n * 2);
 }
 
 inline float to_float(float x) { return x; }

@@ -101,10 +101,29 @@ def test_paged_attention(kernels, dtype, heads, kv_heads, dim, window, softcap):
     shuffled = (torch.randperm(23, generator=torch.Generator().manual_seed(3)) + 1).tolist()
     tables = [shuffled[i : i + 6] for i in range(len(lengths))]
     slots = [length - 1 for length in lengths]
-    got = getattr(kernels, f"attention_{dtype}")(query, keys, values, tables, slots, scale, window, softcap)
+    attend, sequence = getattr(kernels, f"attention_{dtype}"), list(range(len(lengths)))
+    got = attend(query, keys, values, tables, sequence, slots, scale, window, softcap)
     for row, (table, length) in enumerate(zip(tables, lengths, strict=True)):
         k, v = (x[table].flatten(0, 1)[:length] for x in (keys, values))
         close(got[row], attention_reference(query[row], k, v, scale, window, softcap), dtype)
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (20, 0.0), (3, 2.0)])
+def test_a_prompts_rows_attend_as_each_does_alone(kernels, dtype, window, softcap):
+    """Bit for bit, wherever a prompt is cut; what lies behind a row is never looked at."""
+    heads, kv_heads, dim, first, rows = 10, 2, 40, 13, 45
+    keys, values = (rand(dtype, 5, BLOCK, kv_heads, dim, seed=i) for i in (1, 2))
+    table, slots = [3, 1, 4, 2], list(range(first, first + rows))
+    for x in (keys, values):
+        x[table[3], first + rows - 3 * BLOCK :] = float("nan")
+    query, attend = rand(dtype, rows, heads, dim), getattr(kernels, f"attention_{dtype}")
+    whole = attend(query, keys, values, [table], [0] * rows, slots, 0.2, window, softcap)
+    assert whole.isfinite().all()
+    for cut in (slice(0, 1), slice(1, 20), slice(20, rows)):
+        part = attend(query[cut], keys, values, [table], [0] * len(slots[cut]), slots[cut], 0.2, window, softcap)
+        assert torch.equal(part, whole[cut])
+    alone = attend(query, keys, values, [table] * rows, list(range(rows)), slots, 0.2, window, softcap)
+    assert torch.equal(alone, whole)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
