@@ -48,6 +48,11 @@ class GroupedRunner:
         self._layouts = Layouts(self._bank, base.spec)
         self._decoder = Decoder(base, cache, self._bank, self._layouts, record) if record else None
 
+    @property
+    def static(self) -> bool:
+        """Whether steps that only decode are static ones; no longer once one could not be recorded."""
+        return self._decoder is not None
+
     def prepare(self, forms: Sequence[Form]) -> Prepared:
         return self._bank.prepare(forms)
 
@@ -127,15 +132,16 @@ def _recording(base: Base, cache: KVCache, piecewise: Tensor) -> Record | None:
     """How a base's static steps are made; None where they are not what the steps launched piece by piece are."""
     tolerance = _LOGITS_TOLERANCE[base.dtype]
     record = Graphs(base.device, tolerance).record if base.device.type == "cuda" else called
+    runner = GroupedRunner(base, cache, record)
     try:
-        error = relative_error(_trial(GroupedRunner(base, cache, record), base), piecewise)
+        error = relative_error(_trial(runner, base), piecewise)
     except _FAILURES as failure:
         log.warning("Decoding without CUDA graphs: static steps fail on %s. %s", base.device, failure)
         return None
     if not error <= tolerance:
         log.warning("Decoding without CUDA graphs: static steps disagree with others (relative error %.1g).", error)
         return None
-    return record
+    return record if runner.static else None
 
 
 def _trial(runner: Runner, base: Base) -> Tensor:

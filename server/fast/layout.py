@@ -132,7 +132,10 @@ def make_layout(bank: Bank, shapes: Iterable[Shape], spec: BaseSpec) -> Layout:
 def _expands(bank: Bank, groups: Mapping[tuple, list[Place]], widths: Mapping[Place, int]) -> dict[Tap, list[Expand]]:
     """The expands by tap. groups: what is read -> the places that do, which share a shrink."""
     columns = [
-        (bank.number(place), i * COLUMNS) for places in groups.values() for place in places for i in range(widths[place])
+        (bank.number(place), i * COLUMNS)
+        for places in groups.values()
+        for place in places
+        for i in range(widths[place])
     ]
     on_device = torch.tensor(columns, dtype=torch.int64).view(-1, 2).to(bank.table.device)  # one copy for all
     found: dict[Tap, list[Expand]] = {}

@@ -142,10 +142,12 @@ def shrink(
 
 @triton.jit
 def expand_add(
-    rows_in, sums, table, tiles, out, place, places, column, columns, shares, outputs, in_stride,
+    rows_in, sums, table, tiles, out, place, places, column, width, shares, outputs, in_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the result, WIDTH outputs of it: its rows plus act(sums + a) B + b. Grid: (tiles, widths)."""
+    """One tile of the result, WIDTH outputs of it: its rows plus act(sums + a) B + b.
+
+    The sums of a tile are `width` columns, its own from `column` on. Grid: (tiles, widths)."""
     tile = tl.program_id(0)
     row, rows = tl.load(tiles + tile * 3), tl.load(tiles + tile * 3 + 1)
     record = _record(table, tiles, tile, place, places)
@@ -163,7 +165,7 @@ def expand_add(
             delta += tl.load(_pointer(b, rows_in) + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
         for first in range(0, ranks, COLUMNS):
             h = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-            group = (tile.to(tl.int64) * columns + column + first // COLUMNS) * shares
+            group = (tile.to(tl.int64) * width + column + first // COLUMNS) * shares
             for part in range(shares):
                 h += tl.load(sums + (group + part) * ROWS * COLUMNS + r[:, None] * COLUMNS + c[None, :])
             ours = first + c < ranks

@@ -13,7 +13,8 @@ from torch import Tensor
 from graft.server.batch import BLOCK_ROWS
 from graft.server.kernels.grouped import multiplied
 
-_KEYS = 64  # keys that a program looks at at a time
+_KEYS = 64  # keys that a program looks at at a time, fewer where they are wide: they lie in shared memory
+_KEY_BYTES = 512
 _PROGRAMS = 256  # with fewer rows a context is shared out to several programs, which keep the device busy
 _MOST_PARTS = 16
 _EVERYTHING = 1 << 30  # a window that leaves nothing
@@ -40,22 +41,28 @@ def attend_rows(
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     query = query if query.stride(2) == 1 else query.contiguous()
-    parts = max(1, min(_MOST_PARTS, _PROGRAMS // (rows * kv_heads)))
+    width = max(16, triton.next_power_of_2(size))
+    step = keys_at_a_time(width, query.dtype.itemsize)
+    window = _EVERYTHING if window is None else window
+    longest = min(window, len(tables) // rows * BLOCK_ROWS)
+    parts = max(1, min(_MOST_PARTS, _PROGRAMS // (rows * kv_heads), triton.cdiv(longest, step)))
     sums = torch.empty(rows, heads, parts, size, dtype=torch.float32, device=query.device)
     peaks, norms = torch.empty(2, rows, heads, parts, dtype=torch.float32, device=query.device)
     out = torch.empty(rows, heads, size, dtype=query.dtype, device=query.device)
-    width = max(16, triton.next_power_of_2(size))
     with torch.cuda.device_of(query):
         attend_part[rows, kv_heads, parts](
             query, keys, values, tables, firsts, lengths, sums, peaks, norms, query.stride(0), query.stride(1),
-            group, size, _EVERYTHING if window is None else window, scaling, softcap or 0.0,
-            CAPPED=softcap is not None, HEADS=max(16, triton.next_power_of_2(group)), WIDTH=width, KEYS=_KEYS,
+            group, size, window, scaling, softcap or 0.0,
+            CAPPED=softcap is not None, HEADS=max(16, triton.next_power_of_2(group)), WIDTH=width, KEYS=step,
             BLOCK_ROWS=BLOCK_ROWS,
         )  # fmt: skip
-        join_parts[rows, heads](
-            sums, peaks, norms, out, parts, size, PARTS=triton.next_power_of_2(parts), WIDTH=width
-        )
+        join_parts[rows, heads](sums, peaks, norms, out, parts, size, PARTS=triton.next_power_of_2(parts), WIDTH=width)
     return out
+
+
+def keys_at_a_time(width: int, itemsize: int) -> int:
+    """How many keys of `width` numbers a program looks at at a time."""
+    return min(_KEYS, _KEYS * _KEY_BYTES // (width * itemsize))
 
 
 @triton.jit
