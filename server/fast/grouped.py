@@ -7,7 +7,6 @@ one before it on the same device, and where it fails the log says why and the on
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from subprocess import SubprocessError
 
 import torch
