@@ -1,17 +1,34 @@
 """The only file that hooks a base.
 
 `Attachment` puts forward hooks on the modules whose taps a step touches, the first time it touches them. A
-hook asks the active `Step` for the tap's value and is silent when there is none, so a base without an active
+hook asks the active `Visitor` (a `Step`) for the tap's value and is silent when there is none, so a base without an active
 step runs as transformers wrote it.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from graft.hub.detours import Step
 from graft.hub.sites import Tap
+
+
+class Visitor(Protocol):
+    """What the hooks ask during a forward: detours.Step, or what a device has in its place."""
+
+    @property
+    def taps(self) -> frozenset[Tap]:
+        """Where it wants to be asked."""
+        ...
+
+    def visit(self, tap: Tap, value: Tensor) -> Tensor:
+        """The value of `tap` as the step's adapters leave it. value: [..., d], rows packed."""
+        ...
+
+    def release(self) -> None:
+        """The forward is over."""
+        ...
 
 
 class Attachment:
@@ -20,10 +37,10 @@ class Attachment:
     def __init__(self, model: nn.Module):
         self._model = model
         self._hooked: set[Tap] = set()
-        self._step: Step | None = None
+        self._step: Visitor | None = None
 
     @contextmanager
-    def active(self, step: Step | None) -> Iterator[None]:
+    def active(self, step: Visitor | None) -> Iterator[None]:
         """Within the context every forward (and recomputation in a backward) of the base takes `step`."""
         if step is not None:
             for tap in step.taps - self._hooked:

@@ -1,7 +1,7 @@
 """A loaded base: the frozen model, its tokenizer, its spec, and the one way to run it.
 
 Both rooms run a base through `Base.forward`: packed rows, explicit positions, an attention context and,
-where adapters take part, a `Step`.
+where adapters take part, a `Visitor` (detours.Step).
 """
 
 from dataclasses import replace
@@ -15,9 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from graft.hub.arch import Parts, family_parts
-from graft.hub.attach import Attachment
+from graft.hub.attach import Attachment, Visitor
 from graft.hub.attention import ATTENTION, AttentionContext
-from graft.hub.detours import Step
 from graft.hub.errors import BaseModelError
 from graft.hub.identity import fingerprint
 from graft.hub.quantization import keep_differentiable, loading
@@ -84,7 +83,7 @@ class Base:
         rows: Tensor,
         positions: Tensor,
         attention: AttentionContext,
-        step: Step | None = None,
+        step: Visitor | None = None,
         logit_rows: Tensor | None = None,
     ) -> Tensor:
         """One pass over packed rows. rows [T, H], positions [T] -> logits [n, V].

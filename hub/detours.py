@@ -62,8 +62,7 @@ class Channel:
     An up-bias b is one more rank whose A is zero and a is one. Columns are grouped by activation; a row
     keeps only its own adapter's columns, so no weight is gathered by row and ranks need not agree.
 
-    This one multiplies every row with every column and is differentiable. A subclass may compute the same
-    with less work: `plan` once a step for all channels of one `layout`, `add` once a visit.
+    Every row is multiplied with every column, and all of it is differentiable. Channels of one `layout` share a `plan`.
     """
 
     def __init__(self, owned: Sequence[tuple[int, LowRank]], dtype: torch.dtype, device: torch.device):
@@ -96,15 +95,15 @@ class Channel:
         """The stretch of a step's rows that holds all rows of this channel's adapters."""
         return whose.span(self.owners[0]) if len(self.owners) == 1 else (whose.bare, whose.total)
 
-    def plan(self, whose: Rows) -> Any:
-        """What `add` needs to know of a step's rows: here which columns a row keeps, [T', R], None for all."""
+    def plan(self, whose: Rows) -> Tensor | None:
+        """Which columns a step's rows keep, [T', R], None for all."""
         if len(self.owners) == 1:
             return None
         return whose.owners.to(self.A.device)[:, None] == self._column_owner[None, :]
 
-    def add(self, rows: Tensor, x: Tensor, start: int, plan: Any) -> Tensor:
+    def add(self, rows: Tensor, x: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """rows [T, out] plus the deltas of x [T', in], which are those of the rows from `start` on. A new tensor."""
-        return _replace(rows, start, _stretch(rows, start, start + len(x)) + self.delta(x, plan))
+        return _replace(rows, start, _stretch(rows, start, start + len(x)) + self.delta(x, keep))
 
     def delta(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """x [T, in], keep [T, R] (None: one adapter owns every row) -> delta [T, out]."""
@@ -170,18 +169,9 @@ def _stacked(
 
 
 class Stack:
-    """The forms of a step's adapters, by tap. Adapters without a detour (rows only) take no part.
+    """The forms of a step's adapters, by tap. Adapters without a detour (rows only) take no part."""
 
-    `channel` is what computes the LowRanks: `Channel`, or a subclass for the device.
-    """
-
-    def __init__(
-        self,
-        adapters: Sequence[Sequence[Form]],
-        dtype: torch.dtype,
-        device: torch.device,
-        channel: type[Channel] = Channel,
-    ):
+    def __init__(self, adapters: Sequence[Sequence[Form]], dtype: torch.dtype, device: torch.device):
         channels: dict[tuple[Tap, tuple[Tap, ...]], list[tuple[int, LowRank]]] = {}
         vectors: dict[Tap, list[tuple[int, Vector]]] = {}
         for owner, forms in enumerate(adapters):
@@ -194,7 +184,7 @@ class Stack:
         self.vectors = {tap: Vectors(owned, dtype, device) for tap, owned in vectors.items()}
         self.channels: dict[Tap, list[Channel]] = {}
         for (adds_to, _), owned in channels.items():
-            self.channels.setdefault(adds_to, []).append(channel(owned, dtype, device))
+            self.channels.setdefault(adds_to, []).append(Channel(owned, dtype, device))
         read = {tap for adds_to, reads in channels for tap in reads if tap != adds_to}
         self.kept = frozenset(read)  # taps whose final value a later tap reads
         self.taps = frozenset(self.vectors) | frozenset(self.channels) | self.kept

@@ -1,8 +1,10 @@
 """Attention over the paged cache: the generic runner's context, on any device, for every family.
 
-Planned once a step, then asked once a layer. Single rows (decode) go through one gather and two grouped products;
-longer runs (prefill) one after another. The slow, obvious counterpart of the fast runner's kernels.
+Planned once a step, then asked once a layer. Single rows (decode) go through one gather and two grouped products, or
+what a device has in their place; longer runs (prefill) one after another. The slow, obvious counterpart of the kernels.
 """
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +14,31 @@ from graft.server.batch import BLOCK_ROWS, Batch
 from graft.server.cache import KVCache
 
 
-class PagedAttention:
-    """An AttentionContext for one step (hub/attention.py)."""
+class SingleRows(Protocol):
+    """All runs of one row, where a step has any."""
 
-    def __init__(self, batch: Batch, cache: KVCache):
+    rows: Tensor  # [B]: which rows of the step they are
+
+    def __init__(self, rows: Tensor, tables: Tensor, last: Tensor, device: torch.device):
+        """rows [B]; tables [B, S]: the block tables, padded; last [B]: each row's own cache index. All on the CPU."""
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """query [B, heads, D], keys and values [cache rows, kv_heads, D] -> [B, heads, D]."""
+        ...
+
+
+class PagedAttention:
+    """An AttentionContext for one step (hub/attention.py). `singles` attends to the runs of one row."""
+
+    def __init__(self, batch: Batch, cache: KVCache, singles: type[SingleRows] | None = None):
         self._cache = cache
         device = cache.keys.device
         runs = batch.runs
@@ -26,7 +49,7 @@ class PagedAttention:
         run_of = torch.repeat_interleave(torch.arange(len(runs)), lengths)
         index = starts[run_of] + torch.arange(len(run_of)) - firsts[run_of]  # cache index of each row
         self._slots = (tables[run_of, index // BLOCK_ROWS] * BLOCK_ROWS + index % BLOCK_ROWS).to(device)
-        self._single = _Singles(firsts[lengths == 1], tables[lengths == 1], starts[lengths == 1], device)
+        self._single = (singles or _Singles)(firsts[lengths == 1], tables[lengths == 1], starts[lengths == 1], device)
         self._longer = [
             _Longer(int(firsts[i]), int(lengths[i]), int(starts[i]), tables[i], device)
             for i in (lengths > 1).nonzero()[:, 0].tolist()

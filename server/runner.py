@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from graft.hub.base import Base
-from graft.hub.detours import Channel, Rows, Stack, Step
+from graft.hub.detours import Rows, Stack, Step
 from graft.hub.errors import GraftError
 from graft.hub.forms import Form, LowRank, Vector
 from graft.server.batch import Batch
@@ -71,8 +71,6 @@ class _Detours:
 class EagerRunner:
     """The reference: eager torch, any family, any device."""
 
-    channel: type[Channel] = Channel  # what computes the LowRanks
-
     def __init__(self, base: Base, cache: KVCache):
         self.cache = cache
         self._base = base
@@ -94,30 +92,12 @@ class EagerRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         self.cache.copy(batch.copies)
-        rows, positions, wanted = self._rows(batch)
+        rows, positions, wanted = packed_rows(batch, self._base)
         attention = PagedAttention(batch, self.cache)
         return self._base.forward(rows, positions, attention, self._step(batch), wanted)
 
     def argmax(self, logits: Tensor) -> Tensor:
         return logits.argmax(dim=-1)
-
-    def _rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Embedded rows [T, H], positions [T], indices of the rows that want logits [n]."""
-        device, positions, wanted, pieces, pending = self._base.device, [], [], [], []
-        for run in batch.runs:
-            positions.extend(range(run.position, run.position + run.length))
-            wanted.extend(range(len(positions) - run.logits, len(positions)))
-            if run.virtual is None:
-                pending.extend(run.tokens)
-                continue
-            pieces += [self._embedded(pending), run.virtual.to(device, self._base.dtype)]
-            pending = []
-        pieces.append(self._embedded(pending))
-        rows = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        return rows, torch.tensor(positions, device=device), torch.tensor(wanted, dtype=torch.long, device=device)
-
-    def _embedded(self, tokens: list[int]) -> Tensor:
-        return self._base.embed(torch.tensor(tokens, dtype=torch.long, device=self._base.device))
 
     def _step(self, batch: Batch) -> Step | None:
         """Whose rows are whose; None where no active adapter has a detour, so that the base runs untouched."""
@@ -139,11 +119,34 @@ class EagerRunner:
             if len(active) <= 2 * len(wanted) and set(wanted) <= set(active):
                 self._stacks.move_to_end(active)
                 return active, self._stacks[active]
-        stack = Stack([self._adapters[d].forms for d in wanted], self._base.dtype, self._base.device, self.channel)
+        stack = Stack([self._adapters[d].forms for d in wanted], self._base.dtype, self._base.device)
         self._stacks[wanted] = stack
         if len(self._stacks) > _KEPT_STACKS:
             self._stacks.popitem(last=False)
         return wanted, stack
+
+
+def packed_rows(batch: Batch, base: Base) -> tuple[Tensor, Tensor, Tensor]:
+    """A step's embedded rows [T, H], positions [T], indices of the rows that want logits [n]."""
+    positions: list[int] = []
+    wanted: list[int] = []
+    pieces: list[Tensor] = []
+    pending: list[int] = []
+    for run in batch.runs:
+        positions.extend(range(run.position, run.position + run.length))
+        wanted.extend(range(len(positions) - run.logits, len(positions)))
+        if run.virtual is None:
+            pending.extend(run.tokens)
+            continue
+        pieces += [_embedded(pending, base), run.virtual.to(base.device, base.dtype)]
+        pending = []
+    pieces.append(_embedded(pending, base))
+    rows = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    return rows, torch.tensor(positions, device=base.device), torch.tensor(wanted, dtype=torch.long, device=base.device)
+
+
+def _embedded(tokens: list[int], base: Base) -> Tensor:
+    return base.embed(torch.tensor(tokens, dtype=torch.long, device=base.device))
 
 
 RUNNERS = ("auto", "fast", "eager")

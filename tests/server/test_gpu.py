@@ -47,3 +47,22 @@ def test_a_gpu_serves_with_its_own_kernels(dtype, llama, on_gpu):
 
     with Engine(on_gpu(llama, dtype), {}, options=Options(runner="fast")) as engine:
         assert isinstance(engine.runner, GroupedRunner)
+
+
+def test_decoding_on_a_gpu_replays_graphs_and_says_what_the_eager_engine_does(llama, on_gpu, make_folder):
+    """Adapters load while others decode: their copies, their slots and freed memory disturb nobody."""
+    shelf = {f"{kind}{seed}": make_folder(kind, llama, seed) for seed in range(4) for kind in ("lora", "dora", "ia3")}
+    asked = [
+        Request(prompt, model=name, max_tokens=24, ignore_eos=True, sampling=GREEDY)
+        for name, prompt in zip([None, *shelf], prompts(1 + len(shelf)), strict=True)
+    ]
+    ids = {}
+    for runner in ("eager", "fast"):
+        # room for four adapters at a time: the others wait, evict and load beside those that decode
+        options = Options(max_running=8, runner=runner, device_bytes=4 * 40_000)
+        with Engine(on_gpu(llama), shelf, options=options) as engine:
+            ids[runner] = [result.ids for result in engine.generate(asked)]
+            if runner == "fast":
+                assert engine.runner.static
+            assert_idle(engine)
+    assert ids["fast"] == ids["eager"]

@@ -14,20 +14,27 @@ import pytest
 import torch
 
 from graft.hub import detours
-from graft.hub.detours import Channel, Rows
-from graft.hub.forms import LowRank
+from graft.hub.detours import Rows, Stack, Step
+from graft.hub.forms import LowRank, Vector
 from graft.hub.sites import Tap
 from graft.server.cache import KVCache
 from graft.server.runner import FastPathError, make_runner
 
 pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
+from graft.server.fast import decode, visits
 from graft.server.fast import grouped as runner_module
-from graft.server.fast.grouped import GroupedChannel, GroupedRunner, grouped_runner
+from graft.server.fast.bank import Bank
+from graft.server.fast.graphs import GraphError
+from graft.server.fast.grouped import GroupedRunner, grouped_runner
+from graft.server.fast.layout import Layouts
+from graft.server.fast.visits import GroupedStep
 from graft.server.kernels import grouped as kernels
+from tests.conftest import tiny_base
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
-TAP = Tap("", "in")
+READ, TAP = Tap("x", "out"), Tap("y", "out")
+SPEC = tiny_base("llama").spec
 
 
 def form(draw, rank, width, out, activation="none", biased=False, dtype=torch.float32):
@@ -37,22 +44,43 @@ def form(draw, rank, width, out, activation="none", biased=False, dtype=torch.fl
     tensors = {
         name: (torch.randn(shape, generator=draw) * spread[name]).to(dtype).float() for name, shape in shapes.items()
     }
-    return LowRank((TAP,), TAP, **tensors, activation=activation, scale=0.5)
+    return LowRank((READ,), TAP, **tensors, activation=activation, scale=0.5)
 
 
-def added(kind, owned, rows, x, whose, dtype, device=DEVICE):
-    """What a channel of that kind makes of rows [T, out]."""
-    channel = kind(owned, dtype, device)
-    start, stop = channel.reach(whose)
-    rows, x = rows.to(device, dtype), x.to(device, dtype)
-    return channel.add(rows, x[start:stop], start, channel.plan(whose)).float().cpu()
+def visited(step, rows, x):
+    """What a step makes of the rows [T, out] at TAP, after x [T, in] has passed READ."""
+    step.visit(READ, x)
+    return step.visit(TAP, rows)
+
+
+def expected(owned, rows, x, whose):
+    """By the eager detours, in float32 on the CPU. owned: (adapter, its detour)."""
+    adapters = [[form for owner, form in owned if owner == i] for i in range(len(whose.lengths))]
+    step = Step(Stack(adapters, torch.float32, torch.device("cpu")), whose, lm_head="")
+    return visited(step, rows.float(), x.float())
+
+
+def grouped_step(owned, whose, dtype, device=DEVICE):
+    """The step of the GPU's runner, and the bank that holds what it reads. owned: (adapter, its detour)."""
+    bank, adapters = Bank(dtype, device), range(len(whose.lengths))
+    for i in adapters:
+        bank.add(str(i), bank.prepare([form for owner, form in owned if owner == i]))
+    names = [str(i) for i in adapters]
+    slots = [0, *map(bank.slot, names)]
+    tiles = kernels.make_tiles([*zip((whose.bare, *whose.lengths), slots, strict=True)], device)
+    return GroupedStep(Layouts(bank, SPEC).exact(names), tiles, tiles, ""), bank
+
+
+def grouped(owned, rows, x, whose, dtype=torch.float32):
+    step, _bank = grouped_step(owned, whose, dtype)
+    return visited(step, rows.to(DEVICE, dtype), x.to(DEVICE, dtype)).cpu()
 
 
 def assert_as_eager(owned, whose, width, out, dtype, draw):
     rows, x = (torch.randn(whose.total, n, generator=draw).to(dtype) for n in (out, width))
-    expected = added(Channel, owned, rows, x, whose, torch.float32, torch.device("cpu"))
-    got = added(GroupedChannel, owned, rows, x, whose, dtype)
-    assert (got - expected).abs().max() <= DTYPES[dtype] * expected.abs().max()
+    exact = expected(owned, rows, x, whose)
+    got = grouped(owned, rows, x, whose, dtype).float()
+    assert (got - exact).abs().max() <= DTYPES[dtype] * exact.abs().max()
     bare = whose.bare
     assert torch.equal(got[:bare], rows[:bare].float())
 
@@ -93,10 +121,7 @@ def test_each_activation(activation, draw):
     owned = [(0, form(draw, 9, 32, 40, activation)), (1, form(draw, 3, 32, 40, activation, biased=True))]
     rows, x = torch.zeros(6, 40), torch.randn(6, 32, generator=draw) * torch.logspace(-3, 2, 6)[:, None]
     whose = Rows(0, (3, 3))
-    expected = added(Channel, owned, rows, x, whose, torch.float32, torch.device("cpu"))
-    torch.testing.assert_close(
-        added(GroupedChannel, owned, rows, x, whose, torch.float32), expected, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(grouped(owned, rows, x, whose), expected(owned, rows, x, whose), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -106,10 +131,8 @@ def test_rows_of_others_keep_their_bits(owners, dtype, draw):
     rows, x = (torch.randn(40, 50, generator=draw).to(dtype) for _ in range(2))
     rows[0], rows[1], rows[2] = -0.0, torch.inf, -torch.inf
     rows[9] = -0.0
-    channel = GroupedChannel([(owner, form(draw, 5, 50, 50)) for owner in owners], dtype, DEVICE)
-    whose = Rows(8, (20, 12, 0))
-    start, stop = channel.reach(whose)
-    got = channel.add(rows.to(DEVICE), x.to(DEVICE)[start:stop], start, channel.plan(whose)).cpu()
+    owned = [(owner, form(draw, 5, 50, 50)) for owner in owners]
+    got = grouped(owned, rows, x, Rows(8, (20, 12, 0)), dtype)
     bits = torch.int32 if dtype == torch.float32 else torch.int16
     assert torch.equal(got[:28].view(bits), rows[:28].view(bits))
     assert not torch.equal(got[28:], rows[28:])
@@ -119,9 +142,9 @@ def test_a_neighbours_infinities_stay_with_it(draw):
     owned = [(i, form(draw, 4 + 20 * i, 32, 32)) for i in range(3)]
     rows, x = (torch.randn(9, 32, generator=draw) for _ in range(2))
     whose = Rows(1, (2, 3, 3))
-    clean = added(GroupedChannel, owned, rows, x, whose, torch.float32)
+    clean = grouped(owned, rows, x, whose)
     x[3:6] = torch.inf
-    spoiled = added(GroupedChannel, owned, rows, x, whose, torch.float32)
+    spoiled = grouped(owned, rows, x, whose)
     others = [0, 1, 2, 6, 7, 8]
     assert not spoiled[3:6].isfinite().any()
     assert torch.equal(spoiled[others], clean[others])
@@ -131,34 +154,47 @@ def test_a_rows_result_does_not_depend_on_its_neighbours(draw):
     """Decoding rows: the same bits alone and in company."""
     owned = [(i, form(draw, rank, 600, 70, "silu", biased=True)) for i, rank in enumerate((8, 64, 33))]
     rows, x = torch.randn(9, 70, generator=draw), torch.randn(9, 600, generator=draw)
-    mixed = added(GroupedChannel, owned, rows, x, Rows(1, (2, 3, 3)), torch.float32)
-    alone = added(GroupedChannel, [(0, owned[1][1])], rows[3:6], x[3:6], Rows(0, (3,)), torch.float32)
+    mixed = grouped(owned, rows, x, Rows(1, (2, 3, 3)))
+    alone = grouped([(0, owned[1][1])], rows[3:6], x[3:6], Rows(0, (3,)))
     assert torch.equal(mixed[3:6], alone)
 
 
 def test_strided_rows_are_read_where_they_lie(draw):
     """A part of a fused projection's output; and columns that are not one after another."""
     wide_rows, wide_x = (torch.randn(20, 200, generator=draw).to(DEVICE) for _ in range(2))
-    channel = GroupedChannel([(0, form(draw, 12, 60, 70))], torch.float32, DEVICE)
-    work = channel.plan(Rows(3, (17,)))
+    owned = [(0, form(draw, 12, 60, 70))]
     for rows, x in (
-        (wide_rows[:, 40:110], wide_x[3:, 90:150]),
-        (wide_rows[:, :140:2], wide_x[3:, :120:2]),
+        (wide_rows[:, 40:110], wide_x[:, 90:150]),
+        (wide_rows[:, :140:2], wide_x[:, :120:2]),
     ):
         before = rows.clone()
-        got = channel.add(rows, x, 3, work)
-        assert torch.equal(got, channel.add(rows.contiguous(), x.contiguous(), 3, work))
+        step, _bank = grouped_step(owned, Rows(3, (17,)), torch.float32)
+        got = visited(step, rows, x)
+        step.release()
+        assert torch.equal(got, visited(step, rows.contiguous(), x.contiguous()))
         assert torch.equal(rows, before)
 
 
-def test_small_ranks_among_large_ones_waste_little(draw):
-    """24 adapters of rank 64 and 8 of rank 8: no rank is padded in memory, and under 10 % of those computed."""
-    ranks = [64] * 24 + [8] * 8
-    channel = GroupedChannel([(i, form(draw, r, 32, 32)) for i, r in enumerate(ranks)], torch.float32, DEVICE)
-    assert channel.A.shape[0] == channel.B.shape[0] == sum(ranks)
-    work = channel.plan(Rows(0, (1,) * len(ranks)))
-    assert len(work.items) * kernels.COLUMNS <= 1.1 * sum(ranks)
-    assert int(work.items[:, 3].sum()) == sum(ranks)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_vectors_equal_the_eager_ones(dtype, draw):
+    """Scale, bias, both and none, before a low-rank detour at the same tap; the bare rows keep their bits."""
+    scale, bias = torch.rand(130, generator=draw).to(dtype).float(), torch.randn(130, generator=draw).to(dtype).float()
+    owned = [(0, Vector(TAP, scale)), (1, Vector(TAP, None, bias)), (2, Vector(TAP, scale, bias))]
+    owned += [(2, form(draw, 4, 45, 130, dtype=dtype)), (3, form(draw, 4, 45, 130, dtype=dtype))]
+    assert_as_eager(owned, Rows(2, (1, 20, 3, 1)), 45, 130, dtype, draw)
+
+
+def test_an_adapters_second_detour_with_the_same_taps_is_added_too(draw):
+    owned = [(0, form(draw, 4, 32, 40)), (0, form(draw, 20, 32, 40, "silu", biased=True)), (1, form(draw, 7, 32, 40))]
+    assert_as_eager(owned, Rows(1, (2, 2)), 32, 40, torch.float32, draw)
+
+
+def test_ranks_are_padded_nowhere_in_memory(draw):
+    """24 adapters of rank 64 and 8 of rank 8: under 1 % of the bank's bytes are there for alignment."""
+    forms = [form(draw, 64 if i < 24 else 8, 32, 32) for i in range(32)]
+    bank = Bank(torch.float32, DEVICE)
+    total = sum(bank.prepare([form]).bytes for form in forms)
+    assert total <= 1.01 * sum(form.A.nbytes + form.B.nbytes for form in forms)
 
 
 @pytest.mark.parametrize(
@@ -169,16 +205,35 @@ def test_a_gpu_whose_kernels_fail_is_served_without_them(error, llama, monkeypat
     llama.model.to(DEVICE)
     cache = KVCache(llama.spec, 4, llama.dtype, llama.device)
     assert isinstance(grouped_runner(llama, cache), GroupedRunner)
-    monkeypatch.setattr(runner_module, "add_low_rank", lambda rows, *_: rows * float("nan"))
+    monkeypatch.setattr(visits, "add_low_rank", lambda rows, *_: rows * float("nan"))
     with pytest.raises(FastPathError, match="disagree"):
         grouped_runner(llama, cache)
 
     def broken(*_):
         raise error
 
-    monkeypatch.setattr(runner_module, "add_low_rank", broken)
+    monkeypatch.setattr(visits, "add_low_rank", broken)
     with pytest.raises(FastPathError, match="no driver"):
         grouped_runner(llama, cache)
+
+
+@pytest.mark.parametrize("failing", ["attend", "record"])
+def test_a_gpu_whose_static_steps_fail_is_served_without_them(failing, llama, monkeypatch, caplog):
+    """Their check at the engine's start: wrong logits and errors cost the graphs, and nothing else."""
+    llama.model.to(DEVICE)
+    if failing == "attend":
+        monkeypatch.setattr(decode, "attend_rows", lambda query, *_, **__: query * float("nan"))
+    else:
+        monkeypatch.setattr(runner_module, "called", refuse)
+        monkeypatch.setattr(runner_module.Graphs, "record", lambda self, function: refuse(function))
+    runner = grouped_runner(llama, KVCache(llama.spec, 4, llama.dtype, llama.device))
+    assert not runner.static
+    assert "without CUDA graphs" in caplog.text
+    assert ("disagree" if failing == "attend" else "Not today") in caplog.text
+
+
+def refuse(function):
+    raise GraphError("Not today.")
 
 
 def test_a_cpu_never_takes_the_gpus_kernels(llama):
@@ -190,22 +245,33 @@ COMPILE = """
 import itertools, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from graft.server.kernels import grouped
+from graft.server.kernels import grouped, paged
 
-def compiled(kernel, pointers, constants, capability):
-    types = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
+def compiled(kernel, dtype, capability, **constants):
+    types = {name: "constexpr" if name in constants else KNOWN.get(name, "i32") for name in kernel.arg_names}
+    types |= {name: dtype for name in ("x", "rows_in", "out", "query", "keys", "values") if name in types}
     source = ASTSource(kernel, types, {(kernel.arg_names.index(name),): value for name, value in constants.items()})
     return triton.compile(source, target=GPUTarget("cuda", capability, 32))
 
-for capability, dtype, rows in itertools.product((80, 90), ("*bf16", "*fp32"), (16, 64)):
-    sizes = dict(ROWS=rows, COLUMNS=grouped.COLUMNS)
-    tables = dict(items="*i32", tiles="*i32", sums="*fp32")
-    shrink = compiled(grouped.shrink, tables | dict(x=dtype, A=dtype), sizes | dict(STEP=grouped._INPUTS), capability)
-    expand = compiled(
-        grouped.expand_add, tables | dict(rows_in=dtype, a=dtype, B=dtype, out=dtype),
-        sizes | dict(WIDTH=grouped._OUTPUTS, BIASED=True), capability,
-    )
-    print(capability, dtype, rows, *(kernel.metadata.shared for kernel in (shrink, expand)))
+KNOWN = dict.fromkeys(("table", "tiles", "columns", "tables", "firsts", "lengths"), "*i64")
+KNOWN |= dict.fromkeys(("sums", "peaks", "norms"), "*fp32") | dict(scaling="fp32", softcap="fp32")
+for capability, dtype in itertools.product((80, 90), ("*bf16", "*fp32")):
+    kernels = []
+    for rows in (16, 64):
+        sizes = dict(ROWS=rows, COLUMNS=grouped.COLUMNS)
+        kernels += [
+            compiled(grouped.shrink, dtype, capability, **sizes, STEP=grouped._INPUTS),
+            compiled(grouped.expand_add, dtype, capability, **sizes, WIDTH=grouped._OUTPUTS),
+            compiled(grouped.scale_shift, dtype, capability, ROWS=rows, WIDTH=grouped._OUTPUTS),
+        ]
+    for width, capped in ((64, False), (256, True)):
+        keys = paged.keys_at_a_time(width, 2 if dtype == "*bf16" else 4)
+        sizes = dict(HEADS=16, WIDTH=width, KEYS=keys, BLOCK_ROWS=16)
+        kernels += [
+            compiled(paged.attend_part, dtype, capability, CAPPED=capped, **sizes),
+            compiled(paged.join_parts, dtype, capability, PARTS=16, WIDTH=width),
+        ]
+    print(capability, dtype, *(kernel.metadata.shared for kernel in kernels))
 """
 
 
@@ -215,5 +281,5 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path):
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 8
-    assert all(int(shared) <= 99 * 1024 for line in lines for shared in line.split()[-2:])
+    assert len(lines) == 4
+    assert all(int(shared) <= 99 * 1024 for line in lines for shared in line.split()[2:]), done.stdout

@@ -1,0 +1,72 @@
+"""CUDA graphs: a function's launches recorded once, and replayed in a single call.
+
+Every graph is compared with the plain call when it is recorded. Knows nothing of what it records.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from graft.hub.errors import GraftError
+
+
+class GraphError(GraftError):
+    """A function can't be recorded, or its replay does something else than the call."""
+
+
+class Graphs:
+    """Recorded functions that share one pool of memory: only one of them runs at a time. `tolerance`: relative error."""
+
+    def __init__(self, device: torch.device, tolerance: float):
+        self._device, self._tolerance = device, tolerance
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """A replay of `function`, which must be the same on the same inputs. Its result lies where the next one will.
+
+        Raises GraphError where it can't be recorded: it waits for the device, say, or memory is short.
+        """
+        try:
+            expected = self._rehearsed(function)
+            replay = self._recorded(function)
+            error = relative_error(replay(), expected)
+        except Exception as failure:  # whatever a model's own code does while it is recorded
+            raise GraphError(f"The step can't be recorded: {type(failure).__name__}: {failure}") from failure
+        if not error <= self._tolerance:
+            raise GraphError(f"A recorded step says something else than the step itself (relative error {error:.1g}).")
+        return replay
+
+    def _rehearsed(self, function: Callable[[], Tensor]) -> Tensor:
+        """A plain call on another stream, as a recording needs before it: kernels are compiled and libraries set up."""
+        stream, present = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
+        stream.wait_stream(present)
+        with torch.cuda.stream(stream):
+            result = function()
+        present.wait_stream(stream)
+        result.record_stream(present)
+        return result
+
+    def _recorded(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the loader's threads may take memory and copy adapters while the engine's records
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
+            result = function()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+
+def called(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """What takes the place of a recording where there are no graphs: the function itself."""
+    return function
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Of the rows [n, d] that are finite in `expected`; a NaN where only `got` has one."""
+    finite = expected.isfinite().all(dim=1)
+    got, expected = got[finite].float(), expected[finite].float()
+    return float((got - expected).norm() / expected.norm().clamp(min=1e-12))

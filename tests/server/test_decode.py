@@ -1,0 +1,279 @@
+"""Static decode steps: equal to steps launched piece by piece, on the same addresses, recorded only when they must be.
+
+On a CPU they are called, in Triton's interpreter; on a GPU test_gpu.py has them recorded.
+"""
+
+import pytest
+import torch
+
+from graft.hub.detours import Rows, Stack, Step
+from graft.hub.forms import CacheRows, InputRows, LowRank, Vector
+from graft.hub.sites import Tap
+from graft.server.batch import BLOCK_ROWS, Run, make_batch
+from graft.server.cache import KVCache
+from graft.server.runner import detours
+
+pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
+if torch.cuda.is_available():
+    pytest.skip("these run in Triton's interpreter; test_gpu.py has the GPU's", allow_module_level=True)
+from graft.server.fast import bank as bank_module
+from graft.server.fast import visits
+from graft.server.fast.bank import Bank
+from graft.server.fast.graphs import GraphError, called
+from graft.server.fast.grouped import GroupedRunner
+from graft.server.fast.layout import Layouts
+from graft.server.fast.visits import GroupedStep
+from graft.server.kernels.grouped import make_tiles
+
+KINDS = ("lora", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix")
+TOLERANCE = dict(atol=1e-4, rtol=1e-4)  # float32, as test_runner.py: the orders of additions differ
+PROMPT = 3  # rows of a sequence's prompt
+
+
+class Recorder:
+    """Records as a graph would: what was recorded reads and writes the same memory ever after."""
+
+    def __init__(self):
+        self.steps, self.addresses = [], []
+
+    def __call__(self, function):
+        step = function.__self__
+        self.steps.append(step)
+        buffers = [getattr(step.inputs, name) for name in ("ids", "positions", "slots", "firsts", "lengths", "tables")]
+
+        def replay():
+            self.addresses.append((step.inputs.rows, *(buffer.data_ptr() for buffer in buffers)))
+            return function()
+
+        return replay
+
+
+class Pair:
+    """Two runners of one base with the same cache contents: one decodes in static steps, one piece by piece."""
+
+    def __init__(self, base, record=called):
+        self.base, self.position = base, {}
+        self.runners = [
+            GroupedRunner(base, KVCache(base.spec, 64, base.dtype, base.device), how) for how in (record, None)
+        ]
+
+    def add(self, name, forms):
+        for runner in self.runners:
+            runner.add(name, runner.prepare(detours(forms)))
+
+    def remove(self, name):
+        for runner in self.runners:
+            runner.remove(name)
+
+    def start(self, name, owner, count=PROMPT):
+        """A prompt of its own for a sequence."""
+        self.position[name] = 0
+        self.feed({name: owner}, count)
+
+    def feed(self, owners, count=1):
+        """`count` rows more of each sequence. owners: sequence -> adapter or None. Returns both runners' logits."""
+        wanted = []
+        for name, owner in owners.items():
+            at = self.position[name]
+            tokens = [(7 * (at + i) + 31 * name) % 290 + 2 for i in range(count)]
+            wanted.append((owner, Run(0, tokens, at, at, (2 * name + 1, 2 * name + 2), 1)))
+            self.position[name] += count
+        batch, order = make_batch(wanted)
+        logits = [runner.run(batch) for runner in self.runners]
+        names = list(owners)
+        return [dict(zip([names[i] for i in order], rows, strict=True)) for rows in logits]
+
+
+def assert_equal(pair, owners):
+    static, piecewise = pair.feed(owners)
+    for name in owners:
+        torch.testing.assert_close(static[name], piecewise[name], **TOLERANCE)
+    return static
+
+
+@pytest.mark.parametrize(
+    "family",
+    # half a minute a family in Triton's interpreter
+    ["gemma2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("llama", "gpt2", "gpt_neox"))],
+    indirect=True,
+)
+def test_all_kinds_in_static_steps_say_what_they_say_in_others(base, make_forms):
+    """All kinds and the bare base, padded from 10 rows to 16 and from 3 to 4, over evictions and reloads."""
+    pair = Pair(base)
+    names = dict(enumerate([None, *KINDS]))
+    for seed, kind in enumerate(KINDS):
+        pair.add(kind, make_forms(kind, base, seed))
+    for name, kind in names.items():
+        pair.start(name, kind)
+    assert_equal(pair, names)
+    pair.remove("lora")
+    pair.remove("ia3")
+    assert_equal(pair, {0: None, 2: "dora", 3: "houlsby"})
+    pair.add("ia3", make_forms("ia3", base, 20))  # in the slot that the LoRA had, or its own
+    pair.add("lora", make_forms("lora-wide", base, 21))
+    assert_equal(pair, names)
+    assert pair.runners[0].static
+
+
+def test_static_steps_follow_a_context_over_many_steps(llama, make_forms):
+    """Across the end of a block."""
+    pair = Pair(llama)
+    pair.add("a", make_forms("lora", llama))
+    pair.start(1, "a", BLOCK_ROWS - 2)
+    pair.start(2, None, BLOCK_ROWS - 2)
+    for _ in range(4):
+        assert_equal(pair, {1: "a", 2: None})
+
+
+def test_bare_rows_are_bit_equal_in_a_static_step_with_and_without_adapters(llama, make_forms):
+    """The same rows in the same places of a step of the same size, beside rows of adapters and beside bare ones."""
+    alone, mixed = Pair(llama), Pair(llama)
+    for i, kind in enumerate(KINDS):
+        mixed.add(kind, make_forms(kind, llama, i))
+    for name in range(3):
+        alone.start(name, None)
+        mixed.start(name, None)
+    bare = alone.feed(dict.fromkeys(range(3)))[0]
+    beside = mixed.feed({0: None, 1: "houlsby", 2: "bitfit"})[0]
+    assert torch.equal(bare[0], beside[0])
+    assert not torch.equal(bare[1], beside[1])
+
+
+def test_replays_use_the_same_memory_and_recordings_are_made_only_when_they_must_be(llama, make_forms):
+    record = Recorder()
+    pair = Pair(llama, record)
+    for i in range(4):
+        pair.add(f"lora{i}", make_forms("lora", llama, i))
+    for name in range(4):
+        pair.start(name, f"lora{name}" if name else None)
+    assert_equal(pair, {0: None, 1: "lora1", 2: "lora2"})
+    assert len(record.steps) == 1
+    assert_equal(pair, {1: "lora1", 2: "lora2", 3: "lora3"})  # another set of adapters
+    pair.remove("lora2")
+    pair.add("new", make_forms("lora", llama, 9))  # its matrices elsewhere, its slot the old one's
+    assert_equal(pair, {1: "new", 2: "lora1", 3: "lora3"})
+    assert_equal(pair, {0: None, 1: "new", 2: "lora0", 3: "lora3"})  # four rows: the same size as three
+    assert len(record.steps) == 1
+    assert len(set(record.addresses)) == 1
+    assert_equal(pair, {0: None})  # one row, and no adapter: another size, without detours
+    assert len(record.steps) == 2
+    pair.add("ia3", make_forms("ia3", llama))  # resident, but in no step yet
+    assert_equal(pair, {0: None, 1: "new", 2: "lora0"})
+    assert len(record.steps) == 2
+    assert_equal(pair, {0: None, 1: "new", 2: "ia3"})  # places that were not recorded
+    assert len(record.steps) == 3
+    assert_equal(pair, {0: None, 1: "new", 2: "lora0"})
+    assert_equal(pair, {0: None})
+    assert len(record.steps) == 3
+
+
+def test_a_table_that_grows_costs_a_recording_and_nothing_else(llama, make_forms, monkeypatch):
+    monkeypatch.setattr(bank_module, "_SLOTS", 2)  # the bare base's and one more
+    monkeypatch.setattr(bank_module, "_PLACES", 1)
+    record = Recorder()
+    pair = Pair(llama, record)
+    pair.add("a", make_forms("lora", llama, 1))
+    pair.start(0, "a")
+    pair.start(1, None)
+    assert_equal(pair, {0: "a", 1: None})
+    for i, kind in enumerate(("dora", "parallel", "lora")):
+        pair.add(kind, make_forms(kind, llama, 2 + i))
+    assert_equal(pair, {0: "a", 1: "parallel"})
+    assert len(record.steps) == 2
+
+
+def test_a_step_that_cannot_be_recorded_is_launched_piece_by_piece(llama, make_forms, caplog):
+    def refuse(function):
+        raise GraphError("Not today.")
+
+    pair = Pair(llama, refuse)
+    pair.add("a", make_forms("lora", llama))
+    pair.start(0, "a")
+    assert_equal(pair, {0: "a"})
+    assert not pair.runners[0].static
+    assert "Not today." in caplog.text
+
+
+def test_prompts_and_prefixes_alone_need_no_detours(llama, make_forms):
+    bank = Bank(llama.dtype, llama.device)
+    for kind, rows in (("prompt", InputRows), ("prefix", CacheRows)):
+        forms = make_forms(kind, llama)
+        assert any(isinstance(form, rows) for form in forms)
+        bank.add(kind, bank.prepare(detours(forms)))
+        assert bank.slot(kind) == 0
+    assert Layouts(bank, llama.spec).roomy(["prompt", "prefix"]) is None
+
+
+# One shrink for projections with one input
+
+NAMES = ("q_proj", "k_proj", "v_proj")
+
+
+def projections(spec):
+    return [f"model.layers.0.self_attn.{name}" for name in NAMES]
+
+
+def low_rank(draw, reads, adds_to, inputs, outputs):
+    A, B = torch.randn(3, inputs, generator=draw), torch.randn(3, outputs, generator=draw)
+    return LowRank((reads,), adds_to, A, B)
+
+
+def launches(spec, adapters, monkeypatch):
+    """Visit q, k and v as a forward does, by the grouped step and by the eager one, which must agree.
+
+    Returns how many shrinks were launched.
+    """
+    counted = []
+    plain = visits.low_rank_sums
+    monkeypatch.setattr(visits, "low_rank_sums", lambda *args: counted.append(1) or plain(*args))
+    device = torch.device("cpu")
+    bank = Bank(torch.float32, device)
+    names = [str(i) for i in range(len(adapters))]
+    for name, forms in zip(names, adapters, strict=True):
+        bank.add(name, bank.prepare(forms))
+    whose = Rows(1, (2,) * len(adapters))
+    tiles = make_tiles([(1, 0), *((2, bank.slot(name)) for name in names)], device)
+    steps = [
+        GroupedStep(Layouts(bank, spec).exact(names), tiles, tiles, "lm_head"),
+        Step(Stack(adapters, torch.float32, device), whose, lm_head="lm_head"),
+    ]
+    x = torch.randn(whose.total, 32, generator=torch.Generator().manual_seed(1))
+    for name, out in zip(projections(spec), (32, 16, 16), strict=True):
+        inputs = [step.visit(Tap(name, "in"), x) if Tap(name, "in") in step.taps else x for step in steps]
+        torch.testing.assert_close(*inputs, **TOLERANCE)
+        outputs = [step.visit(Tap(name, "out"), value[:, :out]) for step, value in zip(steps, inputs, strict=True)]
+        torch.testing.assert_close(*outputs, **TOLERANCE)
+    return len(counted)
+
+
+@pytest.fixture
+def draw():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def loras(llama, draw):
+    """One adapter on q, k and v, one on k alone."""
+    sizes = zip(projections(llama.spec), (32, 16, 16), strict=True)
+    every = [low_rank(draw, Tap(name, "in"), Tap(name, "out"), 32, out) for name, out in sizes]
+    return [every, every[1:2]]
+
+
+def test_projections_with_one_input_share_a_shrink(llama, loras, monkeypatch):
+    assert launches(llama.spec, loras, monkeypatch) == 1
+
+
+def test_a_vector_on_one_input_keeps_it_apart(llama, loras, draw, monkeypatch):
+    q, k, _ = projections(llama.spec)
+    vector = Vector(Tap(k, "in"), torch.rand(32, generator=draw))
+    assert launches(llama.spec, [loras[0], [*loras[1], vector]], monkeypatch) == 2
+    monkeypatch.undo()
+    vector = Vector(Tap(q, "in"), torch.rand(32, generator=draw))
+    assert launches(llama.spec, [loras[0], [*loras[1], vector]], monkeypatch) == 2
+
+
+def test_a_detour_on_one_input_keeps_it_apart(llama, loras, draw, monkeypatch):
+    """It reads the tap before its own change, the projection's detour after it: a third shrink."""
+    q, *_ = projections(llama.spec)
+    own = low_rank(draw, Tap(q, "in"), Tap(q, "in"), 32, 32)
+    assert launches(llama.spec, [[*loras[0], own], loras[1]], monkeypatch) == 3
