@@ -31,6 +31,7 @@ _INPUTS = 128  # inputs that `shrink` multiplies at a time
 _OUTPUTS = 128  # outputs that a program of `expand_add` or `scale_shift` writes
 _SHARE = 512  # tiles of few rows make few programs: the inputs of each are shared out to several
 
+_COUNTED = ("place", "column")  # differ from launch to launch: no variant of a kernel is compiled for a lucky number
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _FIELDS = tl.constexpr(FIELDS)
 _ALIGNMENT = tl.constexpr(ALIGNMENT)
@@ -140,7 +141,7 @@ def shrink(
         tl.store(sums + here + r[:, None] * COLUMNS + c[None, :], h)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTED)
 def expand_add(
     rows_in, sums, table, tiles, out, place, places, column, width, shares, outputs, in_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
@@ -179,7 +180,7 @@ def expand_add(
     tl.store(out + row_of * outputs + n[None, :], value, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTED)
 def scale_shift(
     rows_in, table, tiles, out, place, places, width, in_stride,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
