@@ -63,6 +63,15 @@ def predict_labels(base: Base, forms: tuple[Form, ...], examples: list[Example],
     return [max(found, key=found.get) for found in sums]
 
 
+def check_scorable(base: Base, examples: list[Example], metric: Metric, limit: int) -> None:
+    """Raises DataError for the example that `score_examples` would refuse: to be known before the training."""
+    if metric.answers == "text":
+        text_prompts(examples, base.tokenizer, limit)
+    else:
+        for index, example in enumerate(examples):
+            label_groups(example, base.tokenizer, limit, named(index))
+
+
 @dataclass(frozen=True)
 class _LabelJob:
     """A group of labels of one example, and the sequence that tells them all: it ends in any of the last ids."""

@@ -1,6 +1,5 @@
 """`graft train`: one adapter from flags, or many from a plan."""
 
-import json
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,17 @@ from rich.table import Table
 
 from graft.hub.commands.shared import hub_option, local_user, opened, registry_option
 from graft.hub.errors import GraftError
-from graft.trainer.commands.shared import bars, base_loader, check_early, configured, console, parse_settings, text_of
+from graft.trainer.commands.shared import (
+    bars,
+    base_loader,
+    check_early,
+    configured,
+    console,
+    parse_settings,
+    print_numbers,
+    said,
+    text_of,
+)
 from graft.trainer.config import RunConfig, TrainConfig
 from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, read_plan
 
@@ -71,15 +80,15 @@ def train(
     check_plan(plan)
     check_early(plan)
     registry = opened(registry_path, hub_url, create=True) if any(a.publish for a in plan.adapters) else None
-    outcomes = _run(plan, resume, tensorboard, quiet=as_json)
-    if registry:
-        _publish(plan, outcomes, registry)
-    if as_json:
-        click.echo(json.dumps([{**asdict(outcome), "folder": text_of(outcome.folder)} for outcome in outcomes]))
-    else:
-        _print(outcomes)
-    if failed := [outcome for outcome in outcomes if outcome.folder is None]:
-        raise GraftError("; ".join(f"{outcome.name}: {outcome.stopped}" for outcome in failed) + ".")
+    outcomes: list[Outcome] = []
+    try:
+        _run(plan, resume, tensorboard, as_json, outcomes)
+    except BaseException:  # whatever it was: what is finished is finished
+        for failure in _report(plan, outcomes, registry, as_json) if outcomes else ():
+            said(failure)
+        raise
+    if failures := _report(plan, outcomes, registry, as_json):
+        raise GraftError("; ".join(failures) + ".")
 
 
 def _require(**flags: object) -> None:
@@ -96,17 +105,38 @@ def _refuse_flags_of_one() -> None:
             raise click.UsageError(f"{option.opts[0]} and --plan exclude each other: write it into the plan.")
 
 
-def _publish(plan: Plan, outcomes: list["Outcome"], registry) -> None:
+def _report(plan: Plan, outcomes: list["Outcome"], registry, as_json: bool) -> list[str]:
+    """Print what has been trained and publish what shall be; what became of neither, without a full stop."""
+    if as_json:
+        print_numbers([{**asdict(outcome), "folder": text_of(outcome.folder)} for outcome in outcomes])
+    else:
+        _print(outcomes)
+    unsaved = [f"{outcome.name}: {outcome.stopped}" for outcome in outcomes if outcome.folder is None]
+    return [failure.removesuffix(".") for failure in unsaved + _publish(plan, outcomes, registry)]
+
+
+def _publish(plan: Plan, outcomes: list["Outcome"], registry) -> list[str]:
+    """Publish each that the plan says; why one could not be."""
     wanted = {adapter.out: adapter.publish for adapter in plan.adapters if adapter.publish}
+    failures = []
     for outcome in outcomes:
-        if outcome.folder in wanted:
-            revision = registry.publish(outcome.folder, wanted[outcome.folder], user=local_user())
-            console.print(f"Published {wanted[outcome.folder]}@{revision.id}")
+        if outcome.folder not in wanted:
+            continue
+        name = wanted[outcome.folder]
+        try:
+            revision = registry.publish(outcome.folder, name, user=local_user())
+            console.print(f"Published {name}@{revision.id}")
+        except (GraftError, OSError) as error:  # the folder is there, and so are the others
+            failures.append(f"{outcome.folder} is trained, but could not be published as {name}: {error}")
+    return failures
 
 
-def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool) -> list["Outcome"]:
-    """All PEFT adapters in one batched run, then each baseline on a base of its own, which it changes."""
-    from graft.trainer.baselines import train_baseline
+def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool, done: list["Outcome"]) -> None:
+    """All PEFT adapters in one batched run, then each baseline on a base of its own, which it changes.
+
+    Fills `done`, so that what is finished is known though something fails later.
+    """
+    from graft.trainer.baselines import check_baseline, train_baseline
     from graft.trainer.board import Board
     from graft.trainer.run import train as train_adapters
 
@@ -117,15 +147,17 @@ def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool) -> lis
         fresh_base = base_loader(plan.base, plan.run)
         base = fresh_base()
         check_against_spec(plan, base.spec)
+        for baseline in baselines:  # their turn comes late, their mistakes are found now
+            check_baseline(base, baseline)
         watchers += [] if quiet else [stack.enter_context(bars())]
+        shared = {"watchers": watchers, "resume": resume, "say": said}
         try:
-            done = train_adapters(base, adapters, plan.run, watchers=watchers, resume=resume) if adapters else []
+            done += train_adapters(base, adapters, plan.run, **shared) if adapters else []
             for i, baseline in enumerate(baselines):
                 own = base if i == 0 else fresh_base()  # the first takes the loaded one: nobody needs it any more
-                done.append(train_baseline(own, baseline, plan.run, watchers=watchers, resume=resume))
+                done.append(train_baseline(own, baseline, plan.run, **shared))
         except KeyboardInterrupt:
             raise GraftError("Interrupted. Continue with the same command and --resume.") from None
-    return done
 
 
 def _print(outcomes: list["Outcome"]) -> None:
