@@ -46,7 +46,7 @@ def estimate(
     settings = parse_settings(options)
     plans = tuple(
         AdapterPlan(method=name, data=data or Path(), out=Path(name), options=settings, recipe=recipe)
-        for name in names_of(methods)
+        for name in names_of("--method", methods)
     )
     check_plan(Plan(base, plans, run))
     from graft.trainer import estimate as estimating

@@ -12,9 +12,10 @@ import click
 from rich.console import Console
 
 from graft.hub.examples import load_examples
+from graft.hub.methods import METHODS
 from graft.hub.spec import recorded_spec
 from graft.trainer.config import QUANTIZATIONS, SCHEDULES, RunConfig, TrainConfig
-from graft.trainer.plan import Plan, check_against_spec, metric_of
+from graft.trainer.plan import BASELINES, Plan, check_against_spec, metric_of
 
 console = Console(stderr=True)
 BUDGET = ("epochs", "steps", "batch_size", "max_length")  # of TrainConfig: what a training's cost depends on
@@ -83,9 +84,12 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
     return table
 
 
-def names_of(text: str) -> list[str]:
-    """The names in a list separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+def names_of(flag: str, text: str) -> list[str]:
+    """The names in a list separated by commas. Raises click.UsageError for none."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise click.UsageError(f"{flag} names no method. Known: {', '.join([*METHODS, *BASELINES])}.")
+    return names
 
 
 def check_early(plan: Plan) -> None:
