@@ -225,7 +225,7 @@ def read_sequences(base: Base, plan: AdapterPlan, room: int) -> tuple[Data, list
     data, limit = read_data(base, plan), plan.recipe.text_limit(room)
     if data.metric:
         check_scorable(base, data.held_out, data.metric, limit)
-    return data, sequences_of(data.train, base.tokenizer, limit), limit
+    return data, sequences_of(data.train, base.tokenizer, limit, room), limit
 
 
 def prepare(base: Base, plan: AdapterPlan) -> Job:
