@@ -160,8 +160,12 @@ def _usable_device(name: str | None) -> str:
         raise BaseModelError(
             f"There is no device {name!r}. Use cpu, cuda, or one GPU of several such as cuda:1."
         ) from None
+    if kind not in ("cpu", "cuda"):
+        raise BaseModelError(f"graft runs on cpu and cuda (NVIDIA GPUs), not on {name!r}.")
     if kind == "cuda" and not torch.cuda.is_available():
         raise BaseModelError(f"The device {name!r} was asked for, but this torch sees no CUDA GPU. Use cpu.")
+    if kind == "cuda" and (torch.device(name).index or 0) >= (there := torch.cuda.device_count()):
+        raise BaseModelError(f"There is no device {name!r}: this machine has {there} GPUs, counted from cuda:0.")
     return name
 
 

@@ -20,6 +20,7 @@ from graft.trainer.baselines import train_baseline
 from graft.trainer.config import RunConfig
 from graft.trainer.data import sequences_of
 from graft.trainer.loop import Watcher
+from graft.trainer.memory import bytes_text
 from graft.trainer.plan import BASELINES, AdapterPlan
 from graft.trainer.run import Data, Outcome, read_data, train
 from graft.trainer.scoring import Scored, score_examples
@@ -254,11 +255,3 @@ def plot(found: Comparison, path: Path) -> bool:
     figure.legend(loc="outside right center", frameon=False)
     figure.savefig(path)
     return True
-
-
-def bytes_text(count: int) -> str:
-    """A size for people: "" for none."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return str(count) if count else ""

@@ -128,7 +128,7 @@ def check_against_spec(plan: Plan, spec: BaseSpec) -> None:
             baseline_layers(adapter.method, adapter.options, spec)
         else:
             method = get_method(adapter.method)
-            method.shapes(method.from_options(adapter.options, spec), spec)
+            method.require_sensible(method.from_options(adapter.options, spec), spec)
 
 
 def baseline_layers(method: str, options: Mapping[str, str], spec: BaseSpec) -> int | None:

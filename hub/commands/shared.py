@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from graft.hub.registry import Registry
 
@@ -88,7 +89,7 @@ def _table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], s
         justify: Literal["left", "right"] = "right" if columns[at].endswith(":") else "left"
         table.add_column(columns[at].rstrip("?:"), justify=justify, overflow="fold")
     for row in cells:
-        table.add_row(*(row[at] for at in shown))
+        table.add_row(*(Text(row[at]) for at in shown))  # cells are people's own words, and no markup
     return table
 
 

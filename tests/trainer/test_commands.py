@@ -90,6 +90,12 @@ set = {{ layers = 1 }}
         (("--device", "abacus"), "abacus"),
         (("--seed", str(1 << 70)), "seed must be a number at least 0"),
         (("--epochs", "inf"), "epochs must be a number greater than 0"),
+        (("--set", "r=8.5"), "r='8.5' is not a valid value: a whole number is needed"),
+        (("--set", "layers=0,99"), "there is no layer 99; this base's are 0 to 1"),
+        (("--set", "r=99999999"), "can use, which is"),
+        (("--set", "rank_pattern=k_proj:17"), "r=17 is more than model.layers.0.self_attn.k_proj [32 -> 16] can use"),
+        (("--device", "meta"), "graft runs on cpu and cuda"),
+        (("--device", "mps"), "graft runs on cpu and cuda"),
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_1(base_folder, data, tmp_path, change, words):
@@ -281,3 +287,31 @@ def test_one_that_can_not_be_published_leaves_the_others_published(base_folder, 
 def test_json_knows_no_nan(capsys):
     print_numbers([{"loss": float("nan"), "score": {"low": float("-inf")}, "steps": 0}])
     assert json.loads(capsys.readouterr().out) == [{"loss": None, "score": {"low": None}, "steps": 0}]
+
+
+@pytest.mark.parametrize(
+    "method, option, words",
+    [
+        ("parallel", "scale=0", "scale must be a finite number other than 0"),
+        ("series", "scale=nan", "scale must be a finite number other than 0"),
+        ("series", "bottleneck=99999999", "more than the base's own"),
+        ("series", "leave_out=0,1", "leave nothing to train"),
+        ("ptuning", "hidden=99999998", "at most 65536"),
+        ("prefix", "hidden=99999998", "1..65536"),
+    ],
+)
+def test_options_that_no_training_could_use_are_refused_early(base_folder, data, tmp_path, method, option, words):
+    flags = ["--base", base_folder, "--method", method, "--data", data, "--out", tmp_path / "out", "--set", option]
+    done = graft("train", *flags, *FAST)
+    assert done.exit_code == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_names_are_no_markup_and_the_table_keeps_the_folder(base_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--base", base_folder, "--method", "ia3", "--data", data, "--eval-data", data, "--name", "[/x]"]
+    write_rows(tmp_path / "d.jsonl", [{"prompt": "q", "completion": "r", "labels": ["r", "s"]}])
+    flags[7] = tmp_path / "d.jsonl"
+    done = graft("train", *flags, "--out", "a-folder-of-some-length", *FAST)
+    assert done.exit_code == 0, done.output
+    assert "[/x]" in done.stdout and "[/x]" in done.stderr and "a-folder-of-some-length" in done.stdout

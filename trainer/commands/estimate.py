@@ -75,7 +75,7 @@ def estimate(
 
 
 def _print(costs: list["Cost"], full: "FullFineTuning", sizes: dict[str, int]) -> None:
-    from graft.trainer.compare import bytes_text
+    from graft.trainer.memory import bytes_text
 
     title = f"{sizes['steps']} steps, sequences of {sizes['length']} tokens"
     table = Table(title=title, title_justify="left")

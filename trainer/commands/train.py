@@ -1,15 +1,14 @@
 """`graft train`: one adapter from flags, or many from a plan."""
 
+import math
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from graft.hub.commands.shared import hub_option, local_user, opened, registry_option
+from graft.hub.commands.shared import hub_option, local_user, opened, print_table, registry_option
 from graft.hub.errors import GraftError
 from graft.trainer.commands.shared import (
     bars,
@@ -161,20 +160,19 @@ def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool, done: 
 
 
 def _print(outcomes: list["Outcome"]) -> None:
-    table = Table(title="Trained", title_justify="left")
-    for column in ("adapter", "method", "parameters", "steps", "loss", "score", "seconds", "folder"):
-        table.add_column(column, justify="right" if column in ("parameters", "steps", "loss", "seconds") else "left")
-    for outcome in outcomes:
-        score = outcome.score
-        shown = f"{score.metric} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" if score else ""
-        table.add_row(
-            outcome.name,
-            outcome.method,
-            f"{outcome.parameters:,}",
-            str(outcome.steps),
-            f"{outcome.loss:.4f}",
-            shown,
-            f"{outcome.seconds:.1f}",
-            text_of(outcome.folder) or outcome.stopped,
-        )
-    Console().print(table)
+    columns = ("adapter", "method?", "parameters?:", "steps?:", "loss?:", "score", "seconds?:", "folder")
+    print_table("Trained", columns, [_row(outcome) for outcome in outcomes])
+
+
+def _row(outcome: "Outcome") -> tuple[object, ...]:
+    score = outcome.score
+    return (
+        outcome.name,
+        outcome.method,
+        f"{outcome.parameters:,}",
+        outcome.steps,
+        f"{outcome.loss:.4f}" if math.isfinite(outcome.loss) else "",
+        f"{score.metric} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" if score else "",
+        f"{outcome.seconds:.1f}",
+        text_of(outcome.folder) or (outcome.stopped or "").partition(":")[0],  # the whole reason is the error
+    )
