@@ -16,6 +16,7 @@ from graft.hub.errors import DataError, GraftError
 from graft.hub.examples import Example
 from graft.hub.methods import METHODS, get_method
 from graft.hub.metrics import Metric, default_metric, get_metric
+from graft.hub.scores import check_slug
 from graft.hub.spec import BaseSpec
 from graft.trainer.config import RunConfig, TrainConfig
 
@@ -83,6 +84,7 @@ def check_plan(plan: Plan) -> None:
         if adapter.method not in METHODS and adapter.method not in BASELINES:
             raise GraftError(f"Unknown method {adapter.method!r}. Known: {', '.join([*METHODS, *BASELINES])}.")
         _check_out(adapter, plan.base)
+        check_slug(adapter.task)
         if adapter.publish:
             check_repo_name(adapter.publish)
         if adapter.publish and adapter.method in BASELINES:
@@ -93,8 +95,11 @@ def check_plan(plan: Plan) -> None:
             raise GraftError(
                 f"{adapter.label}: {adapter.method} trains the base's own weights, which can't be quantised."
             )
-        if adapter.recipe.eval_every and adapter.eval_data is None:
-            raise GraftError(f"{adapter.label}: eval_every needs evaluation data (--eval-data).")
+        if adapter.recipe.metric is not None:
+            get_metric(adapter.recipe.metric)
+        for key in ("eval_every", "metric", "eval_limit"):
+            if getattr(adapter.recipe, key) is not None and adapter.eval_data is None:
+                raise GraftError(f"{adapter.label}: {key} needs evaluation data (--eval-data).")
 
 
 def _check_out(adapter: AdapterPlan, base: str) -> None:
@@ -129,6 +134,14 @@ def check_against_spec(plan: Plan, spec: BaseSpec) -> None:
         else:
             method = get_method(adapter.method)
             method.require_sensible(method.from_options(adapter.options, spec), spec)
+
+
+def room_of(adapter: AdapterPlan, spec: BaseSpec) -> int:
+    """Positions of the base that are left for a text."""
+    if adapter.method in BASELINES:
+        return spec.max_positions
+    method = get_method(adapter.method)
+    return spec.max_positions - method.virtual_tokens(method.from_options(adapter.options, spec))
 
 
 def baseline_layers(method: str, options: Mapping[str, str], spec: BaseSpec) -> int | None:

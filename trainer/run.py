@@ -28,7 +28,7 @@ from graft.trainer.data import sequences_of, without_overlap
 from graft.trainer.learner import Learner
 from graft.trainer.loop import Watcher, train_all
 from graft.trainer.memory import peak_bytes, restart_peak
-from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, metric_of
+from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, metric_of, room_of
 from graft.trainer.probe import make_probe
 from graft.trainer.provenance import identity_of, provenance_of
 from graft.trainer.resume import Keeper, drop_checkpoint, load_checkpoint, save_checkpoint, training_folder
@@ -232,8 +232,7 @@ def prepare(base: Base, plan: AdapterPlan) -> Job:
     """Read and check an adapter's data and make its initial parameters. Raises GraftError or DataError."""
     method = get_method(plan.method)
     config = method.from_options(plan.options, base.spec)
-    room = base.spec.max_positions - method.virtual_tokens(config)
-    data, sequences, limit = read_sequences(base, plan, room)
+    data, sequences, limit = read_sequences(base, plan, room_of(plan, base.spec))
     return Job(plan, Trainee(plan.label, method, config, plan.recipe, sequences, data.train, base), data, limit)
 
 

@@ -47,6 +47,14 @@ def opened(registry_path: Path, hub_url: str | None, *, create: bool = False) ->
     return RemoteRegistry(hub_url)
 
 
+def opened_to_publish(registry_path: Path, hub_url: str | None) -> "Registry | RemoteRegistry":
+    """As `opened`, made when missing. Raises GraftError where a hub is not there or would take nothing from us."""
+    registry = opened(registry_path, hub_url, create=True)
+    if not isinstance(registry, Registry):
+        registry.require_writer()
+    return registry
+
+
 def local_user() -> str:
     """Who is written down for what is done straight on a registry file."""
     return getpass.getuser()

@@ -90,6 +90,11 @@ set = {{ layers = 1 }}
         (("--device", "abacus"), "abacus"),
         (("--seed", str(1 << 70)), "seed must be a number at least 0"),
         (("--epochs", "inf"), "epochs must be a number greater than 0"),
+        (("--metric", "foo"), "Unknown metric 'foo'"),
+        (("--metric", "f1"), "metric needs evaluation data"),
+        (("--task", "Bad Slug!"), "'Bad Slug!' can't name a task"),
+        (("--task", ""), "'' can't name a task"),
+        (("--base", "nobase"), "There is no folder nobase, and it is no hub id"),
         (("--set", "r=8.5"), "r='8.5' is not a valid value: a whole number is needed"),
         (("--set", "layers=0,99"), "there is no layer 99; this base's are 0 to 1"),
         (("--set", "r=99999999"), "can use, which is"),
@@ -315,3 +320,12 @@ def test_names_are_no_markup_and_the_table_keeps_the_folder(base_folder, data, t
     done = graft("train", *flags, "--out", "a-folder-of-some-length", *FAST)
     assert done.exit_code == 0, done.output
     assert "[/x]" in done.stdout and "[/x]" in done.stderr and "a-folder-of-some-length" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_hub_that_is_down_is_noticed_before_the_training(base_folder, data, held_out, tmp_path, command):
+    flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "out", *FAST]
+    flags += ["--method", "ia3", "--publish", "me/x"] if command == "train" else ["--methods", "ia3", "--publish", "me"]
+    done = graft(command, *flags, "--hub", "http://127.0.0.1:9")
+    assert done.exit_code == 1 and "No hub answers at http://127.0.0.1:9" in done.stderr
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.training").exists()

@@ -185,3 +185,9 @@ def test_a_comparison_that_could_not_end_well_does_not_begin(
 def test_an_estimate_of_nothing_is_refused(base_folder):
     done = graft("estimate", "--base", base_folder, "--method", "")
     assert done.exit_code == 2 and "--method names no method" in done.stderr
+
+
+def test_an_estimate_counts_the_virtual_tokens(base_folder):
+    flags = ["--base", base_folder, "--method", "prompt", "--set", "tokens=200"]
+    done = graft("estimate", *flags, "--length", "100", *FAST)
+    assert done.exit_code == 1 and "100 tokens, 8 of them learned, does not fit into 56" in done.stderr

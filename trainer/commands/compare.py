@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from graft.hub.commands.shared import hub_option, local_user, opened, registry_option
+from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, registry_option
 from graft.hub.errors import GraftError
 from graft.trainer.commands.shared import bars, base_loader, check_early, configured, names_of, said
 from graft.trainer.config import RunConfig, TrainConfig
@@ -56,7 +56,7 @@ def compare(
     plan = Plan(base, tuple(_planned(template, name, publish) for name in names), run)
     check_plan(plan)
     check_early(plan)
-    registry = opened(registry_path, hub_url, create=True) if publish else None
+    registry = opened_to_publish(registry_path, hub_url) if publish else None
     from graft.trainer import compare as comparing
 
     with nullcontext() if as_json else bars() as shown:

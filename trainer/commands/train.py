@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from graft.hub.commands.shared import hub_option, local_user, opened, print_table, registry_option
+from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, print_table, registry_option
 from graft.hub.errors import GraftError
 from graft.trainer.commands.shared import (
     bars,
@@ -78,7 +78,7 @@ def train(
         plan = Plan(base, (adapter,), run)
     check_plan(plan)
     check_early(plan)
-    registry = opened(registry_path, hub_url, create=True) if any(a.publish for a in plan.adapters) else None
+    registry = opened_to_publish(registry_path, hub_url) if any(a.publish for a in plan.adapters) else None
     outcomes: list[Outcome] = []
     try:
         _run(plan, resume, tensorboard, as_json, outcomes)
@@ -160,7 +160,7 @@ def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool, done: 
 
 
 def _print(outcomes: list["Outcome"]) -> None:
-    columns = ("adapter", "method?", "parameters?:", "steps?:", "loss?:", "score", "seconds?:", "folder")
+    columns = ("adapter", "method", "parameters?:", "steps?:", "loss?:", "score", "seconds?:", "folder")
     print_table("Trained", columns, [_row(outcome) for outcome in outcomes])
 
 
