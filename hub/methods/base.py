@@ -195,8 +195,13 @@ def _parse(owner: str, key: str, text: str, hint: Any) -> Any:
 
 def _needed(hint: Any) -> str:
     """The kind of a field, in words."""
-    many = {tuple: "values with commas between are", dict: "NAME:NUMBER with commas between is"}
-    words = {int: "a whole number is", float: "a number is", bool: "true or false is", **many}
+    words: dict[Any, str] = {
+        int: "a whole number is",
+        float: "a number is",
+        bool: "true or false is",
+        tuple: "values with commas between are",
+        dict: "NAME:NUMBER with commas between is",
+    }
     return words.get(typing.get_origin(hint) or hint, "another one is")
 
 
