@@ -191,3 +191,13 @@ def test_an_estimate_counts_the_virtual_tokens(base_folder):
     flags = ["--base", base_folder, "--method", "prompt", "--set", "tokens=200"]
     done = graft("estimate", *flags, "--length", "100", *FAST)
     assert done.exit_code == 1 and "100 tokens, 8 of them learned, does not fit into 56" in done.stderr
+
+
+def test_a_table_that_the_disk_has_no_room_for_is_printed(base_folder, data, held_out, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("graft.trainer.compare.plot", full)
+    flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "t"]
+    done = graft("compare", *flags, "--methods", "ia3", *FAST)
+    assert done.exit_code == 1 and "No space left" in done.stderr and "| IA3 |" in done.stdout

@@ -65,10 +65,10 @@ def compare(
         _make(out)
         found = comparing.compare(load, names, template, run, together=together, watchers=watchers)
     table = comparing.as_markdown(found)
+    click.echo(comparing.as_json(found) if as_json else table)  # before the disk could be full
     (out / "compare.md").write_text(table, "utf-8")
     (out / "compare.json").write_text(comparing.as_json(found))
     drawn = comparing.plot(found, out / "compare.svg")
-    click.echo(comparing.as_json(found) if as_json else table)
     written = ["compare.md", "compare.json", *(["compare.svg"] if drawn else [])]
     said(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")
     if registry and (best := found.winner):
