@@ -62,8 +62,8 @@ class Artifact:
             forms = self.method.fold(self.config, tensors, base)
         if all(_is_identity(form) for form in forms):
             raise ArtifactError(
-                f"This {self.method.title} adapter changes nothing: every one of its detours is zero. It was saved "
-                f"before training, or its weights were lost on the way."
+                f"This {self.method.title.removesuffix(' adapter')} adapter changes nothing: every one of its detours is "
+                f"zero. It was saved before training, or its weights were lost on the way."
             )
         return forms
 

@@ -20,7 +20,7 @@ from graft.hub.attention import ATTENTION, AttentionContext
 from graft.hub.errors import BaseModelError
 from graft.hub.identity import fingerprint
 from graft.hub.quantization import keep_differentiable, loading
-from graft.hub.spec import BaseSpec, ModuleSpec, recorded_spec
+from graft.hub.spec import BaseSpec, ModuleSpec, recorded_spec, require_source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -117,6 +117,7 @@ def load_base(
     device = _usable_device(device)
     if dtype is not None and dtype not in DTYPES:
         raise BaseModelError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
+    require_source(source)
     if Path(source).exists() and not (Path(source) / "config.json").exists():
         raise BaseModelError(
             f"{source} is no base folder: it has no config.json. Import one with `graft base import SRC {source} --id ORG/NAME`."
@@ -142,7 +143,8 @@ def load_base(
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise BaseModelError(f"Can't load the base {source}: {_first_line(error)}") from error
+        absent = "" if Path(source).exists() else " (there is no such folder, so it was taken for a hub id)"
+        raise BaseModelError(f"Can't load the base {source}{absent}: {_first_line(error)}") from error
     if quantize:
         base = Base(model, tokenizer, spec=recorded)
         keep_differentiable(model)
@@ -159,8 +161,12 @@ def _usable_device(name: str | None) -> str:
         raise BaseModelError(
             f"There is no device {name!r}. Use cpu, cuda, or one GPU of several such as cuda:1."
         ) from None
+    if kind not in ("cpu", "cuda"):
+        raise BaseModelError(f"graft runs on cpu and cuda (NVIDIA GPUs), not on {name!r}.")
     if kind == "cuda" and not torch.cuda.is_available():
         raise BaseModelError(f"The device {name!r} was asked for, but this torch sees no CUDA GPU. Use cpu.")
+    if kind == "cuda" and (torch.device(name).index or 0) >= (there := torch.cuda.device_count()):
+        raise BaseModelError(f"There is no device {name!r}: this machine has {there} GPUs, counted from cuda:0.")
     return name
 
 

@@ -18,7 +18,7 @@ from graft.hub.artifact import Artifact, save_artifact
 from graft.hub.attention import PackedAttention
 from graft.hub.base import Base
 from graft.hub.detours import Rows, Stack, Step
-from graft.hub.errors import GraftError, UnsupportedMethodError
+from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
 from graft.hub.forms import Form, LowRank, Vector
 from graft.hub.methods.lora import LoraConfig
 from graft.hub.methods.rows import KEY
@@ -27,6 +27,7 @@ from graft.hub.sites import Tap
 _CHECK_TOKENS = 24
 _LIBRARIES = {"peft": "peft", "adapterhub": "adapters"}  # a format's name on the command line, on a card
 _TOLERANCE = 1e-3  # of log-probabilities in float32
+_CANCELLED = 1e-6  # of the parts: float32's rounding
 
 
 # Merging
@@ -142,6 +143,7 @@ def weighted_sum(parts: Sequence[tuple[Artifact, float]], base: Base) -> tuple[L
             name = form.adds_to.module
             pieces.setdefault(name, []).append((form.A, form.B * (form.scale * weight)))
             ranks[name] = ranks.get(name, 0) + form.A.shape[0]
+    _require_effect(pieces)
     most = max(ranks.values())
     differing = {name: rank for name, rank in ranks.items() if rank != most}
     config = LoraConfig(
@@ -153,6 +155,15 @@ def weighted_sum(parts: Sequence[tuple[Artifact, float]], base: Base) -> tuple[L
         tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([A for A, _ in own])
         tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat([B for _, B in own]).T
     return config, tensors
+
+
+def _require_effect(pieces: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> None:
+    """Raises ArtifactError for parts that cancel each other out everywhere: the sum would change nothing."""
+    for own in pieces.values():
+        changes = [A.T @ B for A, B in own]
+        if sum(changes).norm() > _CANCELLED * sum(change.norm() for change in changes):
+            return
+    raise ArtifactError("These weights make the parts cancel each other out: the sum would change nothing.")
 
 
 def lineage(parts: Sequence[tuple[Artifact, float]], spec) -> dict[str, Any]:

@@ -12,13 +12,14 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from graft.hub.errors import DataError
 
 _HF = "hf:"
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, which JSON can spell and UTF-8 can't
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -37,6 +38,7 @@ class Example:
     prompt: str | tuple[Message, ...]
     completion: str
     labels: tuple[str, ...] = ()  # a classification's choices, the completion among them
+    where: str = field(default="", compare=False)  # file and line, for errors
 
     def to_row(self) -> dict[str, Any]:
         """The canonical JSONL row: equal for equal examples, whatever schema they came in."""
@@ -158,7 +160,20 @@ def parse_row(row: Any, where: str) -> Example:
         raise DataError(f"{where}: the prompt is empty; the first token needs something to follow.")
     if not completion:
         raise DataError(f"{where}: the completion is empty, so there is nothing to learn or to score.")
-    return Example(prompt, completion, _labels(row.get("labels"), completion, where))
+    labels = _labels(row.get("labels"), completion, where)
+    _require_text(where, prompt, completion, labels)
+    return Example(prompt, completion, labels, where)
+
+
+def _require_text(where: str, prompt: str | tuple[Message, ...], completion: str, labels: tuple[str, ...]) -> None:
+    """Raises DataError for half a surrogate pair, which no tokenizer takes."""
+    turns = (prompt,) if isinstance(prompt, str) else tuple(message.content for message in prompt)
+    for key, texts in (("prompt", turns), ("completion", (completion,)), ("labels", labels)):
+        if half := _HALF.search("\n".join(texts)):
+            raise DataError(
+                f'{where}: "{key}" holds {half[0]!r}, half of a surrogate pair, which is no text. Write the whole '
+                f"character, or leave it out."
+            )
 
 
 def data_hash(examples: Iterable[Example]) -> str:
@@ -227,7 +242,8 @@ def _completion(row: dict[str, Any], where: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(row["prompt"], str):
-        raise DataError(f"{where}: the prompt is text, so the completion must be text too, not messages.")
+        found = "messages" if isinstance(value, list) else _shown(value)
+        raise DataError(f"{where}: the prompt is text, so the completion must be text too, not {found}.")
     return _answer(_messages(value, where, "completion"), where, "completion")
 
 

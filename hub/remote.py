@@ -109,6 +109,17 @@ class RemoteRegistry:
                 self.client.create_tag(name, tag=tag, revision=made.oid)
         return self.resolve(f"{name}@{made.oid}")
 
+    def require_writer(self) -> None:
+        """Whether this hub would take anything from this token, to be known before the work.
+
+        Raises GraftError where no hub answers, UnauthorizedError or ForbiddenError for a token that can't write.
+        """
+        role = None
+        with suppress(NotFoundError):  # a hub without this address is asked by the publishing itself
+            role = self._call("GET", "/api/whoami-v2", lambda me: dict(me["auth"].get("accessToken") or {}).get("role"))
+        if role == "read":
+            raise ForbiddenError(f"The token for {self.url} may only read: publishing needs one that may write.")
+
     @contextmanager
     def _made(self, name: str, private: bool) -> Iterator[None]:
         """The repo, made when missing, and taken away again where nothing got into it."""

@@ -105,10 +105,17 @@ def read_evaluation(raw: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+def check_slug(slug: str) -> None:
+    """Raises GraftError for what can't name a task."""
+    if not SLUG.fullmatch(slug):
+        raise GraftError(f"{slug!r} can't name a task: use small letters, digits and '-', such as 'news-topic'.")
+
+
 def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes, description: str, user: str) -> Task:
     """Raises GraftError for a bad slug or an unknown metric, DataError (with the line) for a bad evaluation set."""
-    if not SLUG.fullmatch(slug) or slug == UNTASKED:
-        raise GraftError(f"{slug!r} can't name a task: use small letters, digits and '-', such as 'news-topic'.")
+    check_slug(slug)
+    if slug == UNTASKED:
+        raise GraftError(f"{slug!r} is what adapters without a task are for: choose another slug.")
     get_metric(metric)
     examples = len(parse_examples(data, "the evaluation set"))
     blob = blobs.put_bytes(data)

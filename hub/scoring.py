@@ -52,7 +52,7 @@ def text_prompts(examples: Sequence[Example], tokenizer: Any, room: int) -> tupl
     """
     longest = max(len(encode_completion(example.completion, tokenizer)) for example in examples)
     new_tokens = min(int(longest * _LONGER) + 1, room - 1)
-    prompts = [_prompt(one, tokenizer, room - new_tokens, named(number)) for number, one in enumerate(examples)]
+    prompts = [_prompt(one, tokenizer, room - new_tokens, one.where or named(i)) for i, one in enumerate(examples)]
     return prompts, new_tokens
 
 

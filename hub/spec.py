@@ -5,13 +5,17 @@ and lets the hub check an artifact's tensor names and shapes without torch.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 from graft.hub.arch import Parts, family_parts
+from graft.hub.errors import BaseModelError
 
 RECORD = "graft-base.json"  # the manifest beside the weights, left by `graft base import`
+_WORD = re.compile(r"[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(rf"{_WORD.pattern}/{_WORD.pattern}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,20 @@ class BaseSpec:
         raw = json.loads(text)
         modules = {name: ModuleSpec(**module) for name, module in raw.pop("modules").items()}
         return BaseSpec(**raw, modules=modules)
+
+
+def require_source(source: str) -> None:
+    """Raises BaseModelError for what is neither a folder nor a hub's ORG/NAME: no hub need be asked for it."""
+    if Path(source).exists() or _HUB_ID.fullmatch(source) or _is_cached(source):
+        return
+    raise BaseModelError(f"There is no folder {source}, and it is no hub id such as ORG/NAME. Check --base.")
+
+
+def _is_cached(source: str) -> bool:
+    """Whether a hub's id of one word (gpt2) has been downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return _WORD.fullmatch(source) is not None and isinstance(try_to_load_from_cache(source, "config.json"), str)
 
 
 def record(folder: str | Path, spec: BaseSpec) -> None:

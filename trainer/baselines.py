@@ -6,7 +6,6 @@ they leave is a base folder of its own, as large as the base: it can be served, 
 """
 
 import json
-from collections.abc import Mapping
 from collections.abc import Sequence as Listed
 from typing import Any
 
@@ -20,15 +19,14 @@ from graft.hub.forms import Form
 from graft.hub.spec import record
 from graft.hub.whole import written_whole
 from graft.trainer.config import RunConfig
-from graft.trainer.data import Sequence, sequences_of
+from graft.trainer.data import Sequence
 from graft.trainer.learner import Learner
 from graft.trainer.loop import Watcher
-from graft.trainer.plan import BASELINES, AdapterPlan
+from graft.trainer.plan import BASELINES, AdapterPlan, baseline_layers
 from graft.trainer.provenance import provenance_of
-from graft.trainer.run import Job, Outcome, read_data, run_jobs
+from graft.trainer.run import Job, Outcome, Say, read_sequences, run_jobs, silent
 
 LEARNING_RATES = {"full": 2e-5, "last-layers": 1e-4}
-_LAST_LAYERS = 2
 
 
 class Baseline(Learner):
@@ -82,35 +80,29 @@ def train_baseline(
     *,
     watchers: Listed[Watcher] = (),
     resume: bool = False,
+    say: Say = silent,
 ) -> Outcome:
     """Train `base` itself (it is no longer the base it was) and write it to the plan's folder.
 
     Raises GraftError for options that the baseline does not have.
     """
-    data = read_data(base, plan)
-    limit = plan.recipe.text_limit(base.spec.max_positions)
-    learner = make_baseline(base, plan, sequences_of(data.train, base.tokenizer, limit))
-    (outcome,) = run_jobs(base, [Job(plan, learner, data, limit)], run or RunConfig(), watchers, resume, _save)
+    data, sequences, limit = read_sequences(base, plan, base.spec.max_positions)
+    job = Job(plan, make_baseline(base, plan, sequences), data, limit)
+    (outcome,) = run_jobs(base, [job], run or RunConfig(), watchers, resume, _save, say)
     return outcome
+
+
+def check_baseline(base: Base, plan: AdapterPlan) -> None:
+    """Raises GraftError or DataError for what `train_baseline` would refuse; changes nothing."""
+    baseline_layers(plan.method, plan.options, base.spec)
+    read_sequences(base, plan, base.spec.max_positions)
 
 
 def make_baseline(base: Base, plan: AdapterPlan, sequences: list[Sequence]) -> Baseline:
     """The learner of a plan. Raises GraftError for what is no baseline, and for options it does not have."""
     if plan.method not in BASELINES:
         raise GraftError(f"{plan.method} is no baseline; those are {', '.join(BASELINES)}.")
-    return Baseline(plan, _layers(plan.method, plan.options, base), sequences, base)
-
-
-def _layers(method: str, options: Mapping[str, str], base: Base) -> int | None:
-    known = {"full": (), "last-layers": ("layers",)}[method]
-    if unknown := sorted(options.keys() - set(known)):
-        raise GraftError(f"{method} has no option {unknown[0]!r}. Its options: {', '.join(known) or 'none'}.")
-    if method == "full":
-        return None
-    text = options.get("layers", str(_LAST_LAYERS))
-    if not text.isdigit() or not 1 <= int(text) <= base.spec.num_layers:
-        raise GraftError(f"last-layers: layers must lie in 1..{base.spec.num_layers}, not {text!r}.")
-    return int(text)
+    return Baseline(plan, baseline_layers(plan.method, plan.options, base.spec), sequences, base)
 
 
 def _save(base: Base, job: Job, outcome: Outcome) -> None:

@@ -55,6 +55,7 @@ class Board:
     def _writer(self, learner: Learner):
         if id(learner) not in self._writers:
             taken = {Path(writer.log_dir).name for writer in self._writers.values()}
-            name = learner.name if learner.name not in taken else f"{learner.name}-{len(taken)}"
+            name = learner.name.replace("/", "-")  # one folder, and below this one
+            name = name if name not in taken else f"{name}-{len(taken)}"
             self._writers[id(learner)] = self._new_writer(str(self._folder / name))
         return self._writers[id(learner)]

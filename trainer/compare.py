@@ -18,7 +18,9 @@ from graft.hub.methods import METHODS
 from graft.hub.metrics import Score, paired_p
 from graft.trainer.baselines import train_baseline
 from graft.trainer.config import RunConfig
+from graft.trainer.data import sequences_of
 from graft.trainer.loop import Watcher
+from graft.trainer.memory import bytes_text
 from graft.trainer.plan import BASELINES, AdapterPlan
 from graft.trainer.run import Data, Outcome, read_data, train
 from graft.trainer.scoring import Scored, score_examples
@@ -38,9 +40,10 @@ class Line:
     peak_memory_bytes: int
     seconds: float
     tokens_per_s: float
-    score: Score
+    score: Score | None
     p: float | None
     folder: str | None
+    failed: str | None = None  # why there is no score
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,17 @@ class Comparison:
 
     @property
     def winner(self) -> Line | None:
-        """The adapter with the best score; None where only baselines were compared."""
-        adapters = [line for line in self.lines if line.method in METHODS]
-        return max(adapters, key=lambda line: line.score.value, default=None)
+        """The adapter with the best score; None where none has one."""
+        return next((line for line in self.ranked if line.method in METHODS), None)
+
+    @property
+    def ranked(self) -> list[Line]:
+        """The rows with a score, the best first."""
+        return sorted((line for line in self.lines if line.score), key=lambda line: -line.score.value)
+
+    @property
+    def failed(self) -> list[Line]:
+        return [line for line in self.lines if line.failed]
 
 
 def compare(
@@ -77,7 +88,7 @@ def compare(
     `together`: all adapters in one pass over one base, instead of one after the other.
 
     `load` gives a fresh base: baselines change theirs. Raises GraftError for an unknown method or data without an
-    evaluation set.
+    evaluation set; a method that fails in training gets a row that says why.
     """
     known = [*METHODS, *BASELINES]
     if unknown := [method for method in methods if method not in known]:
@@ -87,18 +98,32 @@ def compare(
     base = load()
     data = read_data(base, template)
     limit = template.recipe.text_limit(base.spec.max_positions)
+    sequences_of(
+        data.train, base.tokenizer, limit, base.spec.max_positions
+    )  # what no method could train on is no method's failure
     bare = score_examples(base, (), data.held_out, data.metric, limit)
     lines = [Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, bare.score, None, None)]
     plans = [replace(template, method=method, out=template.out / method, name=method) for method in methods]
     steps = 0
     for outcome, score in _trained(load, base, plans, run, data, together, watchers):
-        if outcome.folder is None:
-            raise GraftError(f"{outcome.method}: {outcome.stopped}.")
-        scored, steps = score(), outcome.steps
-        lines.append(_line(base, outcome, scored, paired_p(data.metric, scored.values, bare.values)))
+        if isinstance(outcome, Failure):
+            lines.append(_failed_line(base, outcome.method, outcome.reason))
+        elif outcome.folder is None:
+            lines.append(_failed_line(base, outcome.method, outcome.stopped, outcome))
+        else:
+            scored, steps = score(), max(steps, outcome.steps)
+            lines.append(_line(base, outcome, scored, paired_p(data.metric, scored.values, bare.values)))
     name = base.spec.id or "base"
     seed = template.recipe.seed
     return Comparison(name, template.task, data.hash, len(data.train), steps, seed, together, tuple(lines))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A method whose training ended in an error."""
+
+    method: str
+    reason: str
 
 
 def _trained(
@@ -109,17 +134,29 @@ def _trained(
     data: Data,
     together: bool,
     watchers: Sequence[Watcher],
-) -> Iterator[tuple[Outcome, Callable[[], Scored]]]:
+) -> Iterator[tuple[Outcome | Failure, Callable[[], Scored]]]:
     """Each outcome, adapters first, with what scores it."""
     adapters = [plan for plan in plans if plan.method not in BASELINES]
     for group in [adapters] if together and adapters else [[plan] for plan in adapters]:
-        for outcome in train(base, group, run, watchers=watchers):
+        for outcome in _attempted(group, partial(train, base, group, run, watchers=watchers)):
             yield outcome, partial(_scored_as_served, base, outcome, data)
     for plan in plans:
         if plan.method in BASELINES:
             own = load()
-            outcome = train_baseline(own, plan, run, watchers=watchers)
-            yield outcome, partial(score_examples, own, (), data.held_out, data.metric, outcome.limit)
+            (outcome,) = _attempted([plan], lambda: [train_baseline(own, plan, run, watchers=watchers)])  # noqa: B023
+            yield outcome, partial(_scored_itself, own, outcome, data)
+
+
+def _attempted(group: list[AdapterPlan], training: Callable[[], list[Outcome]]) -> list[Outcome] | list[Failure]:
+    """The outcomes of a group, or why it has none: the other groups are trained all the same."""
+    try:
+        return training()
+    except GraftError as error:
+        return [Failure(plan.method, str(error)) for plan in group]
+
+
+def _scored_itself(base: Base, outcome: Outcome, data: Data) -> Scored:
+    return score_examples(base, (), data.held_out, data.metric, outcome.limit)
 
 
 def _scored_as_served(base: Base, outcome: Outcome, data: Data) -> Scored:
@@ -129,13 +166,11 @@ def _scored_as_served(base: Base, outcome: Outcome, data: Data) -> Scored:
 
 def _line(base: Base, outcome: Outcome, scored: Scored, p: float) -> Line:
     weights = outcome.folder / WEIGHTS[0]
-    if outcome.method in BASELINES:  # what has to be kept apart from the base
-        title, size = outcome.method.replace("-", " "), outcome.parameters * base.model.dtype.itemsize
-    else:
-        title, size = METHODS[outcome.method].title, weights.stat().st_size
+    kept = outcome.parameters * base.model.dtype.itemsize  # of a baseline: apart from the base
+    size = kept if outcome.method in BASELINES else weights.stat().st_size
     return Line(
         method=outcome.method,
-        title=title,
+        title=_title(outcome.method),
         parameters=outcome.parameters,
         share=outcome.parameters / base.spec.parameters,
         artifact_bytes=size,
@@ -148,12 +183,36 @@ def _line(base: Base, outcome: Outcome, scored: Scored, p: float) -> Line:
     )
 
 
+def _failed_line(base: Base, method: str, reason: str, outcome: Outcome | None = None) -> Line:
+    """The row of a method without an artifact."""
+    trained = outcome.parameters if outcome else 0
+    peak, seconds, tokens = (outcome.peak_memory_bytes, outcome.seconds, outcome.tokens) if outcome else (0, 0.0, 0)
+    return Line(
+        method=method,
+        title=_title(method),
+        parameters=trained,
+        share=trained / base.spec.parameters,
+        artifact_bytes=0,
+        peak_memory_bytes=peak,
+        seconds=seconds,
+        tokens_per_s=tokens / seconds if seconds else 0.0,
+        score=None,
+        p=None,
+        folder=None,
+        failed=reason.removesuffix("."),
+    )
+
+
+def _title(method: str) -> str:
+    return method.replace("-", " ") if method in BASELINES else METHODS[method].title
+
+
 def as_json(found: Comparison) -> str:
     return json.dumps(asdict(found), indent=2)
 
 
 def as_markdown(found: Comparison) -> str:
-    """The table, best score first."""
+    """The table, best score first, those that failed last."""
     head = "| method | trained | of the base | artifact | peak memory | seconds | tok/s | score (95 % interval) | p |"
     lines = [
         f"# {found.task} on {found.base}",
@@ -166,11 +225,15 @@ def as_markdown(found: Comparison) -> str:
         head,
         "|---" + "|--:" * 8 + "|",
     ]
-    for line in sorted(found.lines, key=lambda line: -line.score.value):
+    for line in [*found.ranked, *found.failed]:
         score = line.score
         cells = [line.title, f"{line.parameters:,}", f"{line.share:.3%}", bytes_text(line.artifact_bytes)]
         cells += [bytes_text(line.peak_memory_bytes), f"{line.seconds:.1f}", f"{line.tokens_per_s:,.0f}"]
-        cells += [f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]", "" if line.p is None else f"{line.p:.2g}"]
+        if score:
+            shown = f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+        else:
+            shown = f"failed: {line.failed}".replace("|", "\\|").replace("\n", " ")
+        cells += [shown, "" if line.p is None else f"{line.p:.2g}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -183,8 +246,7 @@ def plot(found: Comparison, path: Path) -> bool:
         return False
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    trained = [line for line in found.lines if line.parameters]
-    for line in sorted(trained, key=lambda line: -line.score.value):
+    for line in [line for line in found.ranked if line.parameters]:
         score = line.score
         spread = [[score.value - score.low], [score.high - score.value]]
         axes.errorbar(line.parameters, score.value, yerr=spread, fmt="o", capsize=3, label=line.title)
@@ -193,11 +255,3 @@ def plot(found: Comparison, path: Path) -> bool:
     figure.legend(loc="outside right center", frameon=False)
     figure.savefig(path)
     return True
-
-
-def bytes_text(count: int) -> str:
-    """A size for people: "" for none."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return str(count) if count else ""

@@ -32,10 +32,10 @@ class Sequence:
         return len(self.ids) - self.answer_start
 
 
-def sequences_of(examples: Iterable[Example], tokenizer: Any, limit: int) -> list[Sequence]:
+def sequences_of(examples: Iterable[Example], tokenizer: Any, limit: int, most: int | None = None) -> list[Sequence]:
     """Examples as sequences of at most `limit` tokens: long prompts lose their beginning, completions stay whole.
 
-    Raises DataError for a completion that leaves no room for a single token of its prompt.
+    `most`: what the limit could be on this base. Raises DataError for a completion that leaves no room for a single token of its prompt.
     """
     end = end_of(tokenizer)
     made = []
@@ -44,12 +44,18 @@ def sequences_of(examples: Iterable[Example], tokenizer: Any, limit: int) -> lis
         answer = [*completion, end]
         if len(answer) >= limit:
             raise DataError(
-                f"Example {number}: its completion has {len(answer)} tokens, which leaves no room for a prompt within "
-                f"{limit}. Raise --max-length, or shorten it."
+                f"{example.where or f'Example {number}'}: its completion has {len(answer)} tokens, which leaves no room "
+                f"for a prompt within {limit}{_advice(limit, most)}"
             )
         prompt = cut_left(prompt, limit - len(answer))
         made.append(Sequence((*prompt, *answer), len(prompt)))
     return made
+
+
+def _advice(limit: int, most: int | None) -> str:
+    if most is None or limit < most:
+        return f". Shorten it, or raise --max-length{f' (to {most} at most)' if most else ''}."
+    return ", all that this base has for a text. Shorten it, or leave the example out."
 
 
 def without_overlap(examples: list[Example], held_out: Iterable[Example]) -> list[Example]:

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from graft.hub.commits import check_repo_name
-from graft.hub.errors import GraftError
+from graft.hub.errors import DataError, GraftError
+from graft.hub.examples import Example
 from graft.hub.methods import METHODS, get_method
+from graft.hub.metrics import Metric, default_metric, get_metric
+from graft.hub.scores import check_slug
 from graft.hub.spec import BaseSpec
 from graft.trainer.config import RunConfig, TrainConfig
 
 BASELINES = ("full", "last-layers")  # trainer/baselines.py: they change the base itself and make no artifact
+_LAST_LAYERS = 2
 _RECIPE = {f.name for f in fields(TrainConfig)}
 _RUN = {f.name for f in fields(RunConfig)}
 
@@ -80,6 +84,7 @@ def check_plan(plan: Plan) -> None:
         if adapter.method not in METHODS and adapter.method not in BASELINES:
             raise GraftError(f"Unknown method {adapter.method!r}. Known: {', '.join([*METHODS, *BASELINES])}.")
         _check_out(adapter, plan.base)
+        check_slug(adapter.task)
         if adapter.publish:
             check_repo_name(adapter.publish)
         if adapter.publish and adapter.method in BASELINES:
@@ -90,8 +95,11 @@ def check_plan(plan: Plan) -> None:
             raise GraftError(
                 f"{adapter.label}: {adapter.method} trains the base's own weights, which can't be quantised."
             )
-        if adapter.recipe.eval_every and adapter.eval_data is None:
-            raise GraftError(f"{adapter.label}: eval_every needs evaluation data (--eval-data).")
+        if adapter.recipe.metric is not None:
+            get_metric(adapter.recipe.metric)
+        for key in ("eval_every", "metric", "eval_limit"):
+            if getattr(adapter.recipe, key) is not None and adapter.eval_data is None:
+                raise GraftError(f"{adapter.label}: {key} needs evaluation data (--eval-data).")
 
 
 def _check_out(adapter: AdapterPlan, base: str) -> None:
@@ -121,9 +129,42 @@ def check_against_spec(plan: Plan, spec: BaseSpec) -> None:
             raise GraftError(
                 f"{adapter.label}: max_length={limit} is more than this base's {spec.max_positions} positions."
             )
-        if adapter.method not in BASELINES:
+        if adapter.method in BASELINES:
+            baseline_layers(adapter.method, adapter.options, spec)
+        else:
             method = get_method(adapter.method)
-            method.shapes(method.from_options(adapter.options, spec), spec)
+            method.require_sensible(method.from_options(adapter.options, spec), spec)
+
+
+def room_of(adapter: AdapterPlan, spec: BaseSpec) -> int:
+    """Positions of the base that are left for a text."""
+    if adapter.method in BASELINES:
+        return spec.max_positions
+    method = get_method(adapter.method)
+    return spec.max_positions - method.virtual_tokens(method.from_options(adapter.options, spec))
+
+
+def baseline_layers(method: str, options: Mapping[str, str], spec: BaseSpec) -> int | None:
+    """How many of the last layers a baseline trains; None: every weight. Raises GraftError for other options."""
+    known = {"full": (), "last-layers": ("layers",)}[method]
+    if unknown := sorted(options.keys() - set(known)):
+        raise GraftError(f"{method} has no option {unknown[0]!r}. Its options: {', '.join(known) or 'none'}.")
+    if method == "full":
+        return None
+    text = options.get("layers", str(min(_LAST_LAYERS, spec.num_layers)))
+    if not text.isdecimal() or not 1 <= int(text) <= spec.num_layers:
+        raise GraftError(f"last-layers: layers must lie in 1..{spec.num_layers}, not {text!r}.")
+    return int(text)
+
+
+def metric_of(adapter: AdapterPlan, held_out: list[Example]) -> Metric | None:
+    """What the evaluation measures; None without examples. Raises DataError where they lack the labels it needs."""
+    if not held_out:
+        return None
+    metric = get_metric(adapter.recipe.metric) if adapter.recipe.metric else default_metric(held_out)
+    if metric.answers == "labels" and not all(example.labels for example in held_out):
+        raise DataError(f'{adapter.eval_data}: the metric {metric.name} needs "labels" on every line.')
+    return metric
 
 
 def _adapter(path: Path, table: Mapping[str, Any]) -> AdapterPlan:

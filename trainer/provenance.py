@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _PACKAGES = ("grafthub", "torch", "transformers", "safetensors", "numpy")
 
 
-def provenance_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Data", outcome: "Outcome") -> dict[str, Any]:
-    """What is known of a finished training, as JSON."""
+def identity_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Data") -> dict[str, Any]:
+    """What tells one training from another, known before its first step, as JSON."""
     evaluation = None
     if plan.eval_data:
         evaluation = {
@@ -30,6 +30,7 @@ def provenance_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Data",
         "name": plan.label,
         "task": plan.task,
         "base": {"id": base.spec.id, "fingerprint": base.spec.fingerprint, "quantized": base.quantized},
+        "dtype": str(base.dtype).removeprefix("torch."),
         **learner.described(),
         "recipe": asdict(plan.recipe),
         "learning_rate": learner.learning_rate,
@@ -40,6 +41,13 @@ def provenance_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Data",
             "eval": evaluation,
         },
         "seed": plan.recipe.seed,
+    }
+
+
+def provenance_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Data", outcome: "Outcome") -> dict[str, Any]:
+    """What is known of a finished training, as JSON."""
+    return {
+        **identity_of(base, plan, learner, data),
         "versions": _versions(),
         "metrics": {"loss": outcome.loss, **({"score": asdict(outcome.score)} if outcome.score else {})},
         "steps": outcome.steps,

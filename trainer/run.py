@@ -3,6 +3,7 @@
 Everything that can be refused is refused before the first step, and a folder is only written whole.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -11,25 +12,34 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from transformers import CONFIG_NAME
 
-from graft.hub.artifact import Artifact, save_artifact
+from graft.hub.artifact import Artifact, load_artifact, save_artifact
 from graft.hub.base import Base
-from graft.hub.errors import DataError, GraftError
+from graft.hub.errors import GraftError
 from graft.hub.examples import Example, data_hash, load_examples
+from graft.hub.inspection import PROVENANCE
 from graft.hub.methods import get_method
-from graft.hub.metrics import Metric, Score, default_metric, get_metric
+from graft.hub.metrics import Metric, Score
 from graft.trainer.card import model_card
 from graft.trainer.config import RunConfig
+from graft.trainer.data import Sequence as Tokens
 from graft.trainer.data import sequences_of, without_overlap
 from graft.trainer.learner import Learner
 from graft.trainer.loop import Watcher, train_all
 from graft.trainer.memory import peak_bytes, restart_peak
-from graft.trainer.plan import AdapterPlan, Plan, check_against_spec, check_plan
+from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, metric_of, room_of
 from graft.trainer.probe import make_probe
-from graft.trainer.provenance import provenance_of
-from graft.trainer.resume import Keeper, drop_checkpoint, load_checkpoint, save_checkpoint
-from graft.trainer.scoring import score_examples
+from graft.trainer.provenance import identity_of, provenance_of
+from graft.trainer.resume import Keeper, drop_checkpoint, load_checkpoint, save_checkpoint, training_folder
+from graft.trainer.scoring import check_scorable, score_examples
 from graft.trainer.trainee import Trainee
+
+Say = Callable[[str], None]  # what a person should know of the run
+
+
+def silent(message: str) -> None:
+    """Nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +91,19 @@ def train(
     *,
     watchers: Sequence[Watcher] = (),
     resume: bool = False,
+    say: Say = silent,
 ) -> list[Outcome]:
     """Train PEFT adapters on one frozen base in one batched pass a step, and write an artifact each.
 
     Interrupted by Ctrl-C (KeyboardInterrupt), it leaves a checkpoint beside each output folder, from which
-    `resume` continues bit for bit. Raises GraftError for anything that is wrong with the plans or their data.
+    `resume` continues bit for bit; adapters that are finished are taken as they are, and `say` is told which.
+    Raises GraftError for anything that is wrong with the plans or their data.
     """
     run = run or RunConfig()
     plan = Plan(base.spec.id or "", tuple(adapters), run)
     check_plan(plan)
     check_against_spec(plan, base.spec)
-    return run_jobs(base, [prepare(base, adapter) for adapter in adapters], run, watchers, resume, _save)
+    return run_jobs(base, [prepare(base, adapter) for adapter in adapters], run, watchers, resume, _save, say)
 
 
 def run_jobs(
@@ -101,12 +113,20 @@ def run_jobs(
     watchers: Sequence[Watcher],
     resume: bool,
     save: Callable[[Base, Job, Outcome], None],
+    say: Say = silent,
 ) -> list[Outcome]:
-    """Train prepared jobs, score them, and `save` each that is sound."""
+    """Train prepared jobs, score them, and `save` each that is sound. `resume`: those that are not finished yet."""
+    finished = [_continued(base, job, say) if resume else None for job in jobs]
+    left = [job for job, outcome in zip(jobs, finished, strict=True) if outcome is None]
+    trained = iter(_trained(base, left, run, watchers, save) if left else [])
+    return [outcome or next(trained) for outcome in finished]
+
+
+def _trained(
+    base: Base, jobs: list[Job], run: RunConfig, watchers: Sequence[Watcher], save: Callable[[Base, Job, Outcome], None]
+) -> list[Outcome]:
+    """Train the jobs from where they stand, score and save them."""
     told = [_told(base, job) for job in jobs]
-    if resume:
-        for job, own in zip(jobs, told, strict=True):
-            load_checkpoint(job.learner, job.plan.out, own)
     by_learner = {id(job.learner): job for job in jobs}
 
     def evaluate(learner: Learner) -> Score | None:
@@ -134,6 +154,49 @@ def run_jobs(
         raise
 
 
+def _continued(base: Base, job: Job, say: Say) -> Outcome | None:
+    """Load the job's checkpoint; the outcome of one that an earlier run has finished."""
+    if load_checkpoint(job.learner, job.plan.out, _told(base, job)):
+        return None
+    outcome = _finished(base, job)
+    if outcome:
+        say(f"{job.plan.label}: {job.plan.out} is finished, and taken as it is.")
+    else:
+        say(
+            f"{job.plan.label}: there is no checkpoint {training_folder(job.plan.out)}, so it starts from the beginning."
+        )
+    return outcome
+
+
+def _finished(base: Base, job: Job) -> Outcome | None:
+    """What became of a training that would be the same as this one, where its folder is whole; else None."""
+    plan = job.plan
+    try:
+        found = json.loads((plan.out / PROVENANCE).read_text("utf-8"))
+        whole = (plan.out / CONFIG_NAME).is_file() if plan.method in BASELINES else load_artifact(plan.out, base.spec)
+        same = json.loads(json.dumps(identity_of(base, plan, job.learner, job.data)))
+        if not whole or any(found.get(key) != value for key, value in same.items()):
+            return None
+        score = found["metrics"].get("score")
+        return Outcome(
+            name=plan.label,
+            method=plan.method,
+            task=plan.task,
+            folder=plan.out,
+            parameters=found["trained_parameters"],
+            steps=found["steps"],
+            loss=found["metrics"]["loss"],
+            score=Score(**score) if score else None,
+            seconds=found["seconds"],
+            tokens=found["tokens"],
+            peak_memory_bytes=found["peak_memory_bytes"],
+            limit=job.limit,
+            stopped=found["stopped"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, GraftError):  # not whole, or not by graft
+        return None
+
+
 def _told(base: Base, job: Job) -> dict[str, str | None]:
     """What a checkpoint can only be continued with, beside method and recipe."""
     held_out = data_hash(job.data.held_out) if job.data.held_out else None
@@ -151,25 +214,25 @@ def read_data(base: Base, plan: AdapterPlan) -> Data:
         raise GraftError("This base has no tokenizer, so text can't become tokens.")
     held_out = load_examples(plan.eval_data) if plan.eval_data else []
     examples = without_overlap(load_examples(plan.data), held_out)
-    return Data(examples, held_out[: plan.recipe.eval_limit], _metric(plan, held_out))
+    return Data(examples, held_out[: plan.recipe.eval_limit], metric_of(plan, held_out))
 
 
-def _metric(plan: AdapterPlan, held_out: list[Example]) -> Metric | None:
-    if not held_out:
-        return None
-    metric = get_metric(plan.recipe.metric) if plan.recipe.metric else default_metric(held_out)
-    if metric.answers == "labels" and not all(example.labels for example in held_out):
-        raise DataError(f'{plan.eval_data}: the metric {metric.name} needs "labels" on every line.')
-    return metric
+def read_sequences(base: Base, plan: AdapterPlan, room: int) -> tuple[Data, list[Tokens], int]:
+    """A plan's data, its training sequences, and the tokens of a text, where `room` positions are left for one.
+
+    Raises GraftError or DataError for what can't be trained on or scored.
+    """
+    data, limit = read_data(base, plan), plan.recipe.text_limit(room)
+    if data.metric:
+        check_scorable(base, data.held_out, data.metric, limit)
+    return data, sequences_of(data.train, base.tokenizer, limit, room), limit
 
 
 def prepare(base: Base, plan: AdapterPlan) -> Job:
     """Read and check an adapter's data and make its initial parameters. Raises GraftError or DataError."""
     method = get_method(plan.method)
     config = method.from_options(plan.options, base.spec)
-    data = read_data(base, plan)
-    limit = plan.recipe.text_limit(base.spec.max_positions - method.virtual_tokens(config))
-    sequences = sequences_of(data.train, base.tokenizer, limit)
+    data, sequences, limit = read_sequences(base, plan, room_of(plan, base.spec))
     return Job(plan, Trainee(plan.label, method, config, plan.recipe, sequences, data.train, base), data, limit)
 
 

@@ -49,7 +49,7 @@ def predict_labels(base: Base, forms: tuple[Form, ...], examples: list[Example],
     jobs = [
         _LabelJob(index, group)
         for index, example in enumerate(examples)
-        for group in label_groups(example, base.tokenizer, limit, named(index))
+        for group in label_groups(example, base.tokenizer, limit, example.where or named(index))
     ]
     jobs.sort(key=lambda job: len(job.sequence.ids))
     sums: list[dict[str, float]] = [{} for _ in examples]
@@ -61,6 +61,15 @@ def predict_labels(base: Base, forms: tuple[Form, ...], examples: list[Example],
             for label in job.group.last:
                 sums[job.example][label] = _total(rows, job.group.ids(label))
     return [max(found, key=found.get) for found in sums]
+
+
+def check_scorable(base: Base, examples: list[Example], metric: Metric, limit: int) -> None:
+    """Raises DataError for the example that `score_examples` would refuse: to be known before the training."""
+    if metric.answers == "text":
+        text_prompts(examples, base.tokenizer, limit)
+    else:
+        for index, example in enumerate(examples):
+            label_groups(example, base.tokenizer, limit, example.where or named(index))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`graft export`: an adapter merged into its base, summed with others, or written for another library."""
 
 import json
+import math
 from pathlib import Path
 
 import click
@@ -39,6 +40,8 @@ def export(
 
     if (merged is None) == (to is None):
         raise click.UsageError("Give either --merge OUT or --to peft|adapterhub OUT.")
+    if not math.isfinite(weight):
+        raise click.UsageError(f"--weight must be a finite number, not {weight}.")
     if plus and (to is None or to[0] != "peft"):
         raise click.UsageError("--plus goes with --to peft OUT.")
     out = merged or to[1]
@@ -81,6 +84,9 @@ def _merged(artifact, base, base_folder: Path, out: Path) -> float:
 def _parted(text: str) -> tuple[Path, float]:
     path, _, weight = text.rpartition("=")
     try:
-        return Path(path), float(weight)
+        share = float(weight)
     except ValueError:
-        raise click.UsageError(f"--plus {text!r} must be DIR=WEIGHT.") from None
+        share = math.nan
+    if not path or not math.isfinite(share):
+        raise click.UsageError(f"--plus {text!r} must be DIR=WEIGHT, a finite number.")
+    return Path(path), share

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from graft.hub.registry import Registry
 
@@ -44,6 +45,14 @@ def opened(registry_path: Path, hub_url: str | None, *, create: bool = False) ->
     from graft.hub.remote import RemoteRegistry  # the client takes its time to import
 
     return RemoteRegistry(hub_url)
+
+
+def opened_to_publish(registry_path: Path, hub_url: str | None) -> "Registry | RemoteRegistry":
+    """As `opened`, made when missing. Raises GraftError where a hub is not there or would take nothing from us."""
+    registry = opened(registry_path, hub_url, create=True)
+    if not isinstance(registry, Registry):
+        registry.require_writer()
+    return registry
 
 
 def local_user() -> str:
@@ -88,7 +97,7 @@ def _table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], s
         justify: Literal["left", "right"] = "right" if columns[at].endswith(":") else "left"
         table.add_column(columns[at].rstrip("?:"), justify=justify, overflow="fold")
     for row in cells:
-        table.add_row(*(row[at] for at in shown))
+        table.add_row(*(Text(row[at]) for at in shown))  # cells are people's own words, and no markup
     return table
 
 

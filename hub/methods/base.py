@@ -124,6 +124,17 @@ class Method(ABC):
         """Config from `--set key=value` strings. Raises GraftError naming a wrong key or value."""
         return self.resolve(parse_options(self.name, self.Config, options), spec)
 
+    def require_sensible(self, config: Any, spec: BaseSpec) -> None:
+        """Refuse what nobody would train on this base, though an artifact may be so. Raises GraftError."""
+        size = sum(math.prod(shape) for shape in self.shapes(config, spec).values())
+        if not size:
+            raise GraftError(f"{self.name}: these options leave nothing to train.")
+        if size > spec.parameters:
+            raise GraftError(
+                f"{self.name}: these options make {size:,} parameters, more than the base's own {spec.parameters:,}. "
+                f"Choose smaller sizes, or train the base itself with the method full."
+            )
+
     def resolve(self, config: Any, spec: BaseSpec) -> Any:
         """The config with what depends on the base spelled out."""
         return config
@@ -178,8 +189,20 @@ def _parse(owner: str, key: str, text: str, hint: Any) -> Any:
             inner = typing.get_args(hint)[1]
             return {k: inner(v) for k, v in (item.split(":", 1) for item in text.split(",") if item)}
     except (KeyError, ValueError):
-        raise GraftError(f"{owner}: {key}={text!r} is not a valid value ({hint} is needed).") from None
+        raise GraftError(f"{owner}: {key}={text!r} is not a valid value: {_needed(hint)} needed.") from None
     raise GraftError(f"{owner}: {key} can't be set from the command line.")
+
+
+def _needed(hint: Any) -> str:
+    """The kind of a field, in words."""
+    words: dict[Any, str] = {
+        int: "a whole number is",
+        float: "a number is",
+        bool: "true or false is",
+        tuple: "values with commas between are",
+        dict: "NAME:NUMBER with commas between is",
+    }
+    return words.get(typing.get_origin(hint) or hint, "another one is")
 
 
 def option(raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:

@@ -158,6 +158,8 @@ class Bottleneck(Method):
 def check_config(owner: str, config: Any, placements: tuple[str, ...], reads: tuple[str, ...]) -> None:
     """What series and parallel configs ask alike. Raises GraftError naming the key."""
     require_positive(owner, bottleneck=config.bottleneck)
+    if config.scale == 0 or not math.isfinite(config.scale):
+        raise GraftError(f"{owner}: scale must be a finite number other than 0, not {config.scale}.")
     if config.activation not in _ACTIVATIONS:
         raise UnsupportedMethodError(
             f"{owner}: unknown activation {config.activation!r}. Known: {', '.join(_ACTIVATIONS)}."

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from graft.hub.errors import ArtifactError, UnsupportedMethodError
+from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
 from graft.hub.methods import adapterhub
 from graft.hub.methods.base import (
     PEFT_COMMON,
@@ -164,6 +164,19 @@ class Lora(Method):
 
     def resolve(self, config, spec):
         return replace(config, targets=spelled_out(config.targets, spec))
+
+    def require_sensible(self, config, spec):
+        absent = [layer for layer in config.layers or () if not 0 <= layer < spec.num_layers]
+        if absent:
+            raise GraftError(f"lora: there is no layer {absent[0]}; this base's are 0 to {spec.num_layers - 1}.")
+        for name, r in config.ranks(self._modules(config, spec)).items():
+            module = spec.modules[name]
+            if r > (most := min(module.in_features, module.out_features)):
+                raise GraftError(
+                    f"lora: r={r} is more than {name} [{module.in_features} -> {module.out_features}] can use, which is "
+                    f"{most}. Lower r, or give this module a rank of its own with rank_pattern."
+                )
+        super().require_sensible(config, spec)
 
     def variant(self, config):
         flags = [

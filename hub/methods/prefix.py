@@ -36,8 +36,8 @@ class PrefixConfig:
         rows.require_tokens("prefix", self.tokens)
         if self.init not in ("real", "random"):
             raise GraftError(f"prefix: init must be real or random, not {self.init!r}.")
-        if self.hidden < 1:
-            raise GraftError("prefix: hidden must be at least 1.")
+        if not 1 <= self.hidden <= rows.MAX_HIDDEN:
+            raise GraftError(f"prefix: hidden must lie in 1..{rows.MAX_HIDDEN}.")
 
 
 class Prefix(Method):

@@ -28,8 +28,11 @@ class PTuningConfig:
         rows.require_tokens("ptuning", self.tokens)
         if self.encoder not in ("lstm", "mlp"):
             raise GraftError(f"ptuning: encoder must be lstm or mlp, not {self.encoder!r}.")
-        if self.hidden < 2 or self.hidden % 2 or self.layers < 1:
-            raise GraftError("ptuning: hidden must be an even number above 0, layers at least 1.")
+        if self.hidden % 2 or not 2 <= self.hidden <= rows.MAX_HIDDEN or not 1 <= self.layers <= rows.MAX_LAYERS:
+            raise GraftError(
+                f"ptuning: hidden must be an even number above 0, at most {rows.MAX_HIDDEN}; layers must lie in "
+                f"1..{rows.MAX_LAYERS}."
+            )
 
 
 class PTuning(Method):

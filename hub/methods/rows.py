@@ -10,6 +10,7 @@ from graft.hub.methods.base import PEFT_COMMON, Shape, peft_header, require_posi
 from graft.hub.spec import BaseSpec
 
 KEY = "prompt_embeddings"
+MAX_HIDDEN, MAX_LAYERS = 65_536, 64  # of an encoder: more is a slip of the finger
 COMMON = PEFT_COMMON | {
     "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers",
 }  # fmt: skip

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from graft.hub.artifact import load_artifact, save_artifact
 from graft.hub.commands.export import export
 from graft.hub.compose import convert, merge, weighted_sum
-from graft.hub.errors import UnsupportedMethodError
+from graft.hub.errors import ArtifactError, UnsupportedMethodError
 from tests.conftest import FAMILIES, tiny_base, tiny_tokenizer
 from tests.methods.cases import LONG, VARIANTS, base_of, case, served_logits
 
@@ -64,6 +64,12 @@ def test_a_weighted_sum_adds_the_changes(tmp_path):
     for form in summed.fold(base):
         torch.testing.assert_close(form.scale * (form.A.T @ form.B), changes.pop(form.adds_to), atol=1e-5, rtol=1e-5)
     assert not changes
+
+
+def test_a_sum_that_cancels_out_is_refused(tmp_path):
+    part = saved(tmp_path, "llama", "lora patterns")
+    with pytest.raises(ArtifactError, match="cancel each other out"):
+        weighted_sum([(part, 1.0), (part, -1.0)], base_of("llama"))
 
 
 def test_a_sum_of_what_is_not_linear_is_refused(tmp_path):
@@ -136,3 +142,11 @@ def test_the_command_needs_one_way_out(base_folder, tmp_path):
     assert run(tmp_path / "adapter", "--base", base_folder).exit_code == 2
     both = run(tmp_path / "adapter", "--base", base_folder, "--merge", tmp_path / "a", "--to", "peft", tmp_path / "b")
     assert both.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "flag, value", [("--plus", "a=nan"), ("--plus", "a=inf"), ("--plus", "=1"), ("--weight", "nan")]
+)
+def test_a_weight_is_a_finite_number(tmp_path, flag, value):
+    done = CliRunner().invoke(export, ["a", "--base", "b", "--to", "peft", str(tmp_path / "c"), flag, value])
+    assert done.exit_code == 2 and "finite number" in done.output

@@ -16,6 +16,7 @@ from graft.hub.examples import (
     encode_prompt,
     labels_of,
     load_examples,
+    parse_examples,
     source_name,
 )
 
@@ -191,3 +192,24 @@ def test_a_data_set_without_the_package_is_explained(monkeypatch):
 def test_provenance_calls_a_file_and_a_data_set_by_name():
     assert source_name("/some/where/train.jsonl") == "train.jsonl"
     assert source_name(Path("hf:org/name:train")) == "hf:org/name:train"
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        (r'{"prompt": "\ud800", "completion": "x"}', 'd.jsonl, line 1: "prompt" holds .* half of a surrogate pair'),
+        (r'{"prompt": "a", "completion": "x\udc00"}', 'line 1: "completion" holds'),
+        (r'{"prompt": [{"role": "user", "content": "\ud83d"}], "completion": "x"}', 'line 1: "prompt" holds'),
+        (r'{"prompt": "a", "completion": "x", "labels": ["x", "\ud800"]}', 'line 1: "labels" holds'),
+        ('{"prompt": "a", "completion": null}', "completion must be text too, not None"),
+        ('{"prompt": "a", "completion": 7}', "completion must be text too, not 7"),
+    ],
+)
+def test_what_is_no_text_is_named(row, words):
+    with pytest.raises(DataError, match=words):
+        parse_examples(row.encode(), "d.jsonl")
+
+
+def test_a_whole_surrogate_pair_is_text_and_a_line_is_no_part_of_an_example():
+    (found,) = parse_examples(rb'{"prompt": "\ud83d\ude00", "completion": "x"}', "d.jsonl")
+    assert found == Example("\U0001f600", "x") and found.where == "d.jsonl, line 1"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from graft.hub.access import create_token
 from graft.hub.catalog import Query
 from graft.hub.commits import Put
 from graft.hub.errors import (
@@ -18,6 +19,7 @@ from graft.hub.errors import (
     NotFoundError,
     RepoNotFoundError,
     TooLargeError,
+    UnauthorizedError,
 )
 from graft.hub.registry import Registry
 from graft.hub.remote import RemoteRegistry
@@ -46,6 +48,17 @@ def test_publish_search_promote_pull(remote: RemoteRegistry, registry: Registry,
     pulled = remote.pull("ann/news@production", tmp_path / "out")
     assert pulled.id == local.id
     assert (tmp_path / "out/graft.json").read_bytes() == (adapter / "graft.json").read_bytes()
+
+
+def test_a_hub_is_asked_whether_it_would_take_anything(remote: RemoteRegistry, registry: Registry, monkeypatch) -> None:
+    remote.require_writer()
+    reader = RemoteRegistry(remote.url, token=create_token(registry.db, "reader", "read"))
+    with pytest.raises(ForbiddenError, match="may only read"):
+        reader.require_writer()
+    with pytest.raises(UnauthorizedError):
+        RemoteRegistry(remote.url, token="hf_graft_nobody").require_writer()
+    with pytest.raises(GraftError, match="No hub answers at"):
+        RemoteRegistry("http://127.0.0.1:9").require_writer()
 
 
 def test_tasks_and_scores(remote: RemoteRegistry, registry: Registry, adapter: Path) -> None:

@@ -8,6 +8,9 @@ from click.testing import CliRunner
 from graft.hub.artifact import load_artifact
 from graft.hub.base import load_base
 from graft.hub.cli import main
+from graft.hub.errors import GraftError
+from graft.hub.registry import Registry
+from graft.trainer.commands.shared import print_numbers
 from tests.trainer.cases import write_rows
 
 FAST = ["--steps", "2", "--batch-size", "3", "--dtype", "float32"]
@@ -87,6 +90,17 @@ set = {{ layers = 1 }}
         (("--device", "abacus"), "abacus"),
         (("--seed", str(1 << 70)), "seed must be a number at least 0"),
         (("--epochs", "inf"), "epochs must be a number greater than 0"),
+        (("--metric", "foo"), "Unknown metric 'foo'"),
+        (("--metric", "f1"), "metric needs evaluation data"),
+        (("--task", "Bad Slug!"), "'Bad Slug!' can't name a task"),
+        (("--task", ""), "'' can't name a task"),
+        (("--base", "nobase"), "There is no folder nobase, and it is no hub id"),
+        (("--set", "r=8.5"), "r='8.5' is not a valid value: a whole number is needed"),
+        (("--set", "layers=0,99"), "there is no layer 99; this base's are 0 to 1"),
+        (("--set", "r=99999999"), "can use, which is"),
+        (("--set", "rank_pattern=k_proj:17"), "r=17 is more than model.layers.0.self_attn.k_proj [32 -> 16] can use"),
+        (("--device", "meta"), "graft runs on cpu and cuda"),
+        (("--device", "mps"), "graft runs on cpu and cuda"),
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_1(base_folder, data, tmp_path, change, words):
@@ -186,3 +200,132 @@ def test_the_working_directory_can_be_the_output(base_folder, data, tmp_path, mo
     done = graft("train", "--base", base_folder, "--method", "ia3", "--data", data, "--out", ".", *FAST)
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "here" / "graft.json").read_text())["name"] == "here"
+
+
+def plan_of(path, base, data, *adapters, **defaults):
+    """A plan file of tables that share steps and data."""
+    lines = [f'base = "{base}"', 'dtype = "float32"', "[defaults]", f'data = "{data}"', "steps = 2", "batch_size = 3"]
+    lines += [f"{key} = {json.dumps(str(value))}" for key, value in defaults.items()]
+    path.write_text("\n".join([*lines, *(f"[[adapter]]\n{adapter}" for adapter in adapters)]))
+    return path
+
+
+def adapter_of(folder, method, rest=""):
+    return f'method = "{method}"\nout = "{folder / method}"\n{rest}'
+
+
+@pytest.mark.parametrize(
+    "rest, words",
+    [
+        ("set = { layers = 99 }", "last-layers: layers must lie in 1..2"),
+        ('set = { layers = "\u00b2" }', "last-layers: layers must lie in 1..2"),
+        ("set = { r = 8 }", "last-layers has no option 'r'"),
+        ('eval_data = "EVAL"\nmetric = "accuracy"', 'needs "labels" on every line'),
+        ("max_length = 3", "within 3"),
+    ],
+)
+def test_a_baselines_mistakes_are_found_before_its_adapters_are_trained(base_folder, data, tmp_path, rest, words):
+    unlabelled = write_rows(tmp_path / "e.jsonl", [{"prompt": "q", "completion": "r"}])
+    baseline = adapter_of(tmp_path, "last-layers", rest.replace("EVAL", str(unlabelled)))
+    plan = plan_of(tmp_path / "plan.toml", base_folder, data, adapter_of(tmp_path, "ia3"), baseline)
+    done = graft("train", "--plan", plan)
+    assert done.exit_code == 1 and words in done.stderr and not (tmp_path / "ia3").exists()
+
+
+def test_what_can_not_be_scored_is_found_before_the_training(base_folder, data, tmp_path):
+    long = write_rows(tmp_path / "e.jsonl", [{"prompt": "q", "completion": "r" * 300, "labels": ["r" * 300, "s"]}])
+    flags = ["--base", base_folder, "--method", "ia3", "--data", data, "--eval-data", long, "--out", tmp_path / "out"]
+    done = graft("train", *flags, *FAST)
+    assert done.exit_code == 1 and "leaves no room" in done.stderr and "2/2" not in done.output
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("cable pulled")])
+def test_what_is_finished_is_printed_published_and_taken_as_finished(base_folder, data, tmp_path, monkeypatch, error):
+    adapters = adapter_of(tmp_path, "ia3", 'publish = "me/ia3"'), adapter_of(tmp_path, "full")
+    plan = plan_of(tmp_path / "plan.toml", base_folder, data, *adapters, task="letters")
+    flags = ["train", "--plan", plan, "--registry", tmp_path / "r.db", "--json"]
+
+    def broken(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("graft.trainer.baselines.run_jobs", broken)
+        stopped = graft(*flags)
+    assert stopped.exit_code == 1 and "Published me/ia3@" in stopped.stderr
+    (first,) = json.loads(stopped.stdout)
+    written = (tmp_path / "ia3" / "graft.json").stat().st_mtime_ns
+    again = graft(*flags, "--resume")
+    assert again.exit_code == 0, again.output
+    taken, baseline = json.loads(again.stdout)
+    assert taken == first and baseline["folder"] == str(tmp_path / "full")
+    assert "ia3 is finished, and taken as it is" in again.stderr
+    assert "full: there is no checkpoint" in again.stderr and "starts from the beginning" in again.stderr
+    assert (tmp_path / "ia3" / "graft.json").stat().st_mtime_ns == written
+    third = graft(*flags, "--resume")
+    assert json.loads(third.stdout) == [taken, baseline]
+
+
+def test_an_adapter_of_another_recipe_is_not_taken_as_finished(base_folder, data, tmp_path):
+    flags = ["--base", base_folder, "--method", "ia3", "--data", data, "--out", tmp_path / "out", *FAST]
+    assert graft("train", *flags).exit_code == 0
+    again = graft("train", *flags, "--seed", "7", "--resume", "--json")
+    assert again.exit_code == 0 and "starts from the beginning" in again.stderr
+    assert json.loads((tmp_path / "out" / "graft.json").read_text())["seed"] == 7
+
+
+def test_one_that_can_not_be_published_leaves_the_others_published(base_folder, data, tmp_path, monkeypatch):
+    adapters = [adapter_of(tmp_path, name, f'publish = "me/{name}"') for name in ("ia3", "bitfit")]
+    plan = plan_of(tmp_path / "plan.toml", base_folder, data, *adapters)
+    publish = Registry.publish
+
+    def some(self, folder, name, **options):
+        if name == "me/ia3":
+            raise GraftError("the door is shut.")
+        return publish(self, folder, name, **options)
+
+    monkeypatch.setattr(Registry, "publish", some)
+    done = graft("train", "--plan", plan, "--registry", tmp_path / "r.db")
+    assert done.exit_code == 1 and "Published me/bitfit@" in done.stderr and "Trained" in done.stdout
+    assert done.stderr.strip().endswith("ia3 is trained, but could not be published as me/ia3: the door is shut.")
+
+
+def test_json_knows_no_nan(capsys):
+    print_numbers([{"loss": float("nan"), "score": {"low": float("-inf")}, "steps": 0}])
+    assert json.loads(capsys.readouterr().out) == [{"loss": None, "score": {"low": None}, "steps": 0}]
+
+
+@pytest.mark.parametrize(
+    "method, option, words",
+    [
+        ("parallel", "scale=0", "scale must be a finite number other than 0"),
+        ("series", "scale=nan", "scale must be a finite number other than 0"),
+        ("series", "bottleneck=99999999", "more than the base's own"),
+        ("series", "leave_out=0,1", "leave nothing to train"),
+        ("ptuning", "hidden=99999998", "at most 65536"),
+        ("prefix", "hidden=99999998", "1..65536"),
+    ],
+)
+def test_options_that_no_training_could_use_are_refused_early(base_folder, data, tmp_path, method, option, words):
+    flags = ["--base", base_folder, "--method", method, "--data", data, "--out", tmp_path / "out", "--set", option]
+    done = graft("train", *flags, *FAST)
+    assert done.exit_code == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_names_are_no_markup_and_the_table_keeps_the_folder(base_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--base", base_folder, "--method", "ia3", "--data", data, "--eval-data", data, "--name", "[/x]"]
+    write_rows(tmp_path / "d.jsonl", [{"prompt": "q", "completion": "r", "labels": ["r", "s"]}])
+    flags[7] = tmp_path / "d.jsonl"
+    done = graft("train", *flags, "--out", "a-folder-of-some-length", *FAST)
+    assert done.exit_code == 0, done.output
+    assert "[/x]" in done.stdout and "[/x]" in done.stderr and "a-folder-of-some-length" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_hub_that_is_down_is_noticed_before_the_training(base_folder, data, held_out, tmp_path, command):
+    flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "out", *FAST]
+    flags += ["--method", "ia3", "--publish", "me/x"] if command == "train" else ["--methods", "ia3", "--publish", "me"]
+    done = graft(command, *flags, "--hub", "http://127.0.0.1:9")
+    assert done.exit_code == 1 and "No hub answers at http://127.0.0.1:9" in done.stderr
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.training").exists()

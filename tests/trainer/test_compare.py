@@ -7,10 +7,12 @@ import pytest
 from graft.hub.artifact import load_artifact
 from graft.hub.base import load_base
 from graft.hub.catalog import Query
+from graft.hub.errors import GraftError
 from graft.hub.registry import Registry
 from graft.trainer.compare import compare
 from graft.trainer.config import RunConfig, TrainConfig
 from graft.trainer.estimate import estimate, full_fine_tuning, lengths_of
+from graft.trainer.learner import Learner
 from graft.trainer.plan import AdapterPlan
 from graft.trainer.scoring import score_examples
 from tests.trainer.cases import ALL
@@ -126,3 +128,76 @@ def test_layers_are_recomputed_in_the_estimate_as_in_the_training(llama, tmp_pat
 
 def test_the_arithmetic_of_full_fine_tuning():
     assert full_fine_tuning(10).total_bytes == 160
+
+
+def diverging(*arguments, **options):
+    raise GraftError("Out of memory | here.")
+
+
+def test_one_method_that_fails_leaves_the_table_of_the_others(base_folder, data, held_out, tmp_path, monkeypatch):
+    out = tmp_path / "table"
+    flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--methods", "ia3,bitfit,full"]
+    monkeypatch.setattr("graft.trainer.compare.train_baseline", diverging)
+    update = Learner.update
+
+    def diverges(self, loss, tokens):
+        update(self, float("nan") if self.name == "bitfit" else loss, tokens)
+
+    monkeypatch.setattr(Learner, "update", diverges)
+    done = graft("compare", *flags, "--out", out, *FAST)
+    assert done.exit_code == 0, done.output
+    bare, ia3, bitfit, full = json.loads((out / "compare.json").read_text())["lines"]
+    assert ia3["score"]["n"] == 3 and ia3["failed"] is None and bare["failed"] is None
+    assert bitfit["score"] is None and bitfit["failed"] == "diverged: the loss of step 1 is not finite"
+    assert full["failed"] == "Out of memory | here"
+    rows = [line for line in (out / "compare.md").read_text().splitlines() if "failed" in line]
+    assert rows[0].startswith("| BitFit |") and "failed: diverged" in rows[0] and "Out of memory \\| here" in rows[1]
+    assert "full failed: Out of memory" in done.stderr
+    none = graft("compare", *flags[:-1], "full", "--out", tmp_path / "none", *FAST)
+    assert none.exit_code == 1 and "No method was trained" in none.stderr and (tmp_path / "none/compare.md").exists()
+
+
+@pytest.mark.parametrize(
+    "change, code, words",
+    [
+        ({"--out": "/proc/nowhere"}, 1, "othing can be written to /proc/nowhere"),
+        ({"--out": "FILE"}, 1, "is a file"),
+        ({"--methods": " , "}, 2, "--methods names no method"),
+        ({"--methods": "full", "--publish": "me"}, 1, "leave bases"),
+    ],
+)
+def test_a_comparison_that_could_not_end_well_does_not_begin(
+    base_folder, data, held_out, tmp_path, monkeypatch, change, code, words
+):
+    monkeypatch.setattr("graft.trainer.compare.compare", None)
+    flags = {
+        "--base": base_folder,
+        "--data": data,
+        "--eval-data": held_out,
+        "--out": tmp_path / "t",
+        "--methods": "ia3",
+    }
+    flags |= {key: str(data) if value == "FILE" else value for key, value in change.items()}
+    done = graft("compare", *[part for pair in flags.items() for part in pair], *FAST)
+    assert done.exit_code == code and words in done.stderr
+
+
+def test_an_estimate_of_nothing_is_refused(base_folder):
+    done = graft("estimate", "--base", base_folder, "--method", "")
+    assert done.exit_code == 2 and "--method names no method" in done.stderr
+
+
+def test_an_estimate_counts_the_virtual_tokens(base_folder):
+    flags = ["--base", base_folder, "--method", "prompt", "--set", "tokens=200"]
+    done = graft("estimate", *flags, "--length", "100", *FAST)
+    assert done.exit_code == 1 and "100 tokens, 8 of them learned, does not fit into 56" in done.stderr
+
+
+def test_a_table_that_the_disk_has_no_room_for_is_printed(base_folder, data, held_out, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("graft.trainer.compare.plot", full)
+    flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "t"]
+    done = graft("compare", *flags, "--methods", "ia3", *FAST)
+    assert done.exit_code == 1 and "No space left" in done.stderr and "| IA3 |" in done.stdout

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from graft.hub.errors import DataError
-from graft.hub.examples import Example
+from graft.hub.examples import Example, load_examples
 from graft.hub.forms import CacheRows, InputRows
 from graft.trainer.data import Order, Pack, Sequence, lay_out, passes, sequences_of, without_overlap
+from tests.trainer.cases import write_rows
 
 
 def test_only_the_completion_and_eos_are_learned_though_pad_is_eos(llama):
@@ -22,6 +23,22 @@ def test_long_prompts_lose_their_beginning_and_completions_stay_whole(llama):
     assert llama.tokenizer.decode(made.ids[: made.answer_start]) == "fgh" and made.learned == 4
     with pytest.raises(DataError, match="Example 1: its completion has 4 tokens"):
         sequences_of([Example("abcdefgh", "xyz")], llama.tokenizer, 4)
+
+
+def test_a_completion_that_is_too_long_is_named_by_its_line(llama, tmp_path):
+    rows = [
+        {"prompt": "seen", "completion": "x"},
+        {"prompt": "a", "completion": "b"},
+        {"prompt": "c", "completion": "d" * 9},
+    ]
+    examples = without_overlap(load_examples(write_rows(tmp_path / "d.jsonl", rows)), [Example("seen", "y")])
+    with pytest.raises(
+        DataError, match=r"d.jsonl, line 3: its completion has 10 tokens.*--max-length \(to 256 at most"
+    ):
+        sequences_of(examples, llama.tokenizer, 8, 256)
+    with pytest.raises(DataError, match="within 8, all that this base has for a text") as caught:
+        sequences_of(examples, llama.tokenizer, 8, 8)
+    assert "--max-length" not in str(caught.value)
 
 
 def test_prompts_of_the_evaluation_are_never_trained_on():

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from graft.hub.commands.shared import hub_option, local_user, opened, registry_option
-from graft.trainer.commands.shared import bars, base_loader, check_early, configured, console, names_of
+from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, registry_option
+from graft.hub.errors import GraftError
+from graft.trainer.commands.shared import bars, base_loader, check_early, configured, names_of, said
 from graft.trainer.config import RunConfig, TrainConfig
 from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_plan
 
@@ -47,28 +48,47 @@ def compare(
 ) -> None:
     """Train METHODS under one budget and write the literature's table: Markdown, JSON and a plot."""
     template = AdapterPlan(method="", data=data, out=out, task=task, eval_data=eval_data, recipe=recipe)
-    names = names_of(methods)
+    names = names_of("--methods", methods)
+    if publish and not set(names) - set(BASELINES):
+        raise GraftError(
+            "--publish: full and last-layers leave bases, which are not published. Add a method that adapts."
+        )
     plan = Plan(base, tuple(_planned(template, name, publish) for name in names), run)
     check_plan(plan)
     check_early(plan)
-    registry = opened(registry_path, hub_url, create=True) if publish else None
+    registry = opened_to_publish(registry_path, hub_url) if publish else None
     from graft.trainer import compare as comparing
 
     with nullcontext() if as_json else bars() as shown:
         watchers = [shown] if shown else []
         load = base_loader(base, run)
+        _make(out)
         found = comparing.compare(load, names, template, run, together=together, watchers=watchers)
     table = comparing.as_markdown(found)
-    (out / "compare.md").write_text(table)
+    click.echo(comparing.as_json(found) if as_json else table)  # before the disk could be full
+    (out / "compare.md").write_text(table, "utf-8")
     (out / "compare.json").write_text(comparing.as_json(found))
     drawn = comparing.plot(found, out / "compare.svg")
-    click.echo(comparing.as_json(found) if as_json else table)
     written = ["compare.md", "compare.json", *(["compare.svg"] if drawn else [])]
-    console.print(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")
+    said(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")
     if registry and (best := found.winner):
         published = f"{publish}/{task}-{best.method}"
         revision = registry.publish(Path(best.folder), published, user=local_user())
-        console.print(f"Published {published}@{revision.id}")
+        said(f"Published {published}@{revision.id}")
+    elif registry:
+        said("Nothing is published: no adapter was trained to its end.")
+    for line in found.failed:
+        said(f"{line.method} failed: {line.failed}.")
+    if len(found.failed) == len(names):
+        raise GraftError(f"No method was trained to its end; the table in {out} says why.")
+
+
+def _make(out: Path) -> None:
+    """The folder of the table, while nothing is trained yet. Raises GraftError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GraftError(f"Nothing can be written to {out} ({error.strerror}). Choose another --out.") from None
 
 
 def _planned(template: AdapterPlan, method: str, namespace: str | None) -> AdapterPlan:

@@ -1,6 +1,5 @@
 """`graft estimate`: what a training costs, before it is paid."""
 
-import json
 import math
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from graft.hub.errors import GraftError
-from graft.trainer.commands.shared import BUDGET, base_loader, configured, names_of, parse_settings
+from graft.trainer.commands.shared import BUDGET, base_loader, configured, names_of, parse_settings, print_numbers
 from graft.trainer.config import RunConfig, TrainConfig
-from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan
+from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, room_of
 
 if TYPE_CHECKING:
     from graft.trainer.estimate import Cost, FullFineTuning
@@ -46,7 +45,7 @@ def estimate(
     settings = parse_settings(options)
     plans = tuple(
         AdapterPlan(method=name, data=data or Path(), out=Path(name), options=settings, recipe=recipe)
-        for name in names_of(methods)
+        for name in names_of("--method", methods)
     )
     check_plan(Plan(base, plans, run))
     from graft.trainer import estimate as estimating
@@ -54,12 +53,15 @@ def estimate(
     load = base_loader(base, run)
     loaded = load()
     check_against_spec(Plan(base, plans, run), loaded.spec)
-    limit = recipe.text_limit(loaded.spec.max_positions)
+    limit = min(recipe.text_limit(room_of(plan, loaded.spec)) for plan in plans)
     examples = recipe.batch_size
     if data:
         length, learned, examples = estimating.lengths_of(data, loaded, limit, recipe.batch_size)
     if not 0 < learned < length <= limit:
-        raise GraftError(f"A sequence of {length} tokens, {learned} of them learned, does not fit into {limit}.")
+        raise GraftError(
+            f"A sequence of {length} tokens, {learned} of them learned, does not fit into {limit}, which is what this "
+            f"base, its virtual tokens and --max-length leave."
+        )
     steps = recipe.steps or math.ceil(recipe.epochs * math.ceil(examples / recipe.batch_size))
     sizes = {"length": length, "learned": learned, "steps": steps}
     costs = []
@@ -69,13 +71,13 @@ def estimate(
             loaded = load()  # the baseline has changed its own
     full = estimating.full_fine_tuning(loaded.spec.parameters)
     if as_json:
-        click.echo(json.dumps({"costs": [asdict(cost) for cost in costs], "full_fine_tuning": asdict(full), **sizes}))
+        print_numbers({"costs": [asdict(cost) for cost in costs], "full_fine_tuning": asdict(full), **sizes})
     else:
         _print(costs, full, sizes)
 
 
 def _print(costs: list["Cost"], full: "FullFineTuning", sizes: dict[str, int]) -> None:
-    from graft.trainer.compare import bytes_text
+    from graft.trainer.memory import bytes_text
 
     title = f"{sizes['steps']} steps, sequences of {sizes['length']} tokens"
     table = Table(title=title, title_justify="left")

@@ -1,6 +1,8 @@
 """What the trainer's commands share: options made of the fields of TrainConfig and RunConfig, early checks, the bars."""
 
 import functools
+import json
+import math
 from collections.abc import Callable, Collection
 from dataclasses import Field, fields
 from pathlib import Path
@@ -10,9 +12,10 @@ import click
 from rich.console import Console
 
 from graft.hub.examples import load_examples
-from graft.hub.spec import recorded_spec
+from graft.hub.methods import METHODS
+from graft.hub.spec import recorded_spec, require_source
 from graft.trainer.config import QUANTIZATIONS, SCHEDULES, RunConfig, TrainConfig
-from graft.trainer.plan import Plan, check_against_spec
+from graft.trainer.plan import BASELINES, Plan, check_against_spec, metric_of
 
 console = Console(stderr=True)
 BUDGET = ("epochs", "steps", "batch_size", "max_length")  # of TrainConfig: what a training's cost depends on
@@ -81,18 +84,24 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
     return table
 
 
-def names_of(text: str) -> list[str]:
-    """The names in a list separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+def names_of(flag: str, text: str) -> list[str]:
+    """The names in a list separated by commas. Raises click.UsageError for none."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise click.UsageError(f"{flag} names no method. Known: {', '.join([*METHODS, *BASELINES])}.")
+    return names
 
 
 def check_early(plan: Plan) -> None:
     """Refuse bad options and bad data before torch and the weights are loaded."""
+    require_source(plan.base)
     spec = recorded_spec(plan.base)
     if spec is not None:
         check_against_spec(plan, spec)
-    for path in {path for adapter in plan.adapters for path in (adapter.data, adapter.eval_data) if path}:
-        load_examples(path)
+    read = functools.cache(load_examples)  # a plan's adapters share files
+    for adapter in plan.adapters:
+        read(adapter.data)
+        metric_of(adapter, read(adapter.eval_data) if adapter.eval_data else [])
 
 
 def base_loader(base: str, run: RunConfig) -> Callable:
@@ -109,6 +118,24 @@ def bars():
     from graft.trainer.progress import Bars
 
     return Bars(console)
+
+
+def said(message: str) -> None:
+    """Tell whoever watches, beside the bars."""
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_numbers(found: Any) -> None:
+    """One JSON document; a number that is not finite is null, for JSON knows no NaN."""
+    click.echo(json.dumps(_finite(found), allow_nan=False))
+
+
+def _finite(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def text_of(folder: Path | None) -> str | None:

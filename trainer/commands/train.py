@@ -1,18 +1,26 @@
 """`graft train`: one adapter from flags, or many from a plan."""
 
-import json
+import math
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from graft.hub.commands.shared import hub_option, local_user, opened, registry_option
+from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, print_table, registry_option
 from graft.hub.errors import GraftError
-from graft.trainer.commands.shared import bars, base_loader, check_early, configured, console, parse_settings, text_of
+from graft.trainer.commands.shared import (
+    bars,
+    base_loader,
+    check_early,
+    configured,
+    console,
+    parse_settings,
+    print_numbers,
+    said,
+    text_of,
+)
 from graft.trainer.config import RunConfig, TrainConfig
 from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, read_plan
 
@@ -70,16 +78,16 @@ def train(
         plan = Plan(base, (adapter,), run)
     check_plan(plan)
     check_early(plan)
-    registry = opened(registry_path, hub_url, create=True) if any(a.publish for a in plan.adapters) else None
-    outcomes = _run(plan, resume, tensorboard, quiet=as_json)
-    if registry:
-        _publish(plan, outcomes, registry)
-    if as_json:
-        click.echo(json.dumps([{**asdict(outcome), "folder": text_of(outcome.folder)} for outcome in outcomes]))
-    else:
-        _print(outcomes)
-    if failed := [outcome for outcome in outcomes if outcome.folder is None]:
-        raise GraftError("; ".join(f"{outcome.name}: {outcome.stopped}" for outcome in failed) + ".")
+    registry = opened_to_publish(registry_path, hub_url) if any(a.publish for a in plan.adapters) else None
+    outcomes: list[Outcome] = []
+    try:
+        _run(plan, resume, tensorboard, as_json, outcomes)
+    except BaseException:  # whatever it was: what is finished is finished
+        for failure in _report(plan, outcomes, registry, as_json) if outcomes else ():
+            said(failure)
+        raise
+    if failures := _report(plan, outcomes, registry, as_json):
+        raise GraftError("; ".join(failures) + ".")
 
 
 def _require(**flags: object) -> None:
@@ -96,17 +104,38 @@ def _refuse_flags_of_one() -> None:
             raise click.UsageError(f"{option.opts[0]} and --plan exclude each other: write it into the plan.")
 
 
-def _publish(plan: Plan, outcomes: list["Outcome"], registry) -> None:
+def _report(plan: Plan, outcomes: list["Outcome"], registry, as_json: bool) -> list[str]:
+    """Print what has been trained and publish what shall be; what became of neither, without a full stop."""
+    if as_json:
+        print_numbers([{**asdict(outcome), "folder": text_of(outcome.folder)} for outcome in outcomes])
+    else:
+        _print(outcomes)
+    unsaved = [f"{outcome.name}: {outcome.stopped}" for outcome in outcomes if outcome.folder is None]
+    return [failure.removesuffix(".") for failure in unsaved + _publish(plan, outcomes, registry)]
+
+
+def _publish(plan: Plan, outcomes: list["Outcome"], registry) -> list[str]:
+    """Publish each that the plan says; why one could not be."""
     wanted = {adapter.out: adapter.publish for adapter in plan.adapters if adapter.publish}
+    failures = []
     for outcome in outcomes:
-        if outcome.folder in wanted:
-            revision = registry.publish(outcome.folder, wanted[outcome.folder], user=local_user())
-            console.print(f"Published {wanted[outcome.folder]}@{revision.id}")
+        if outcome.folder not in wanted:
+            continue
+        name = wanted[outcome.folder]
+        try:
+            revision = registry.publish(outcome.folder, name, user=local_user())
+            console.print(f"Published {name}@{revision.id}")
+        except (GraftError, OSError) as error:  # the folder is there, and so are the others
+            failures.append(f"{outcome.folder} is trained, but could not be published as {name}: {error}")
+    return failures
 
 
-def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool) -> list["Outcome"]:
-    """All PEFT adapters in one batched run, then each baseline on a base of its own, which it changes."""
-    from graft.trainer.baselines import train_baseline
+def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool, done: list["Outcome"]) -> None:
+    """All PEFT adapters in one batched run, then each baseline on a base of its own, which it changes.
+
+    Fills `done`, so that what is finished is known though something fails later.
+    """
+    from graft.trainer.baselines import check_baseline, train_baseline
     from graft.trainer.board import Board
     from graft.trainer.run import train as train_adapters
 
@@ -117,32 +146,33 @@ def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool) -> lis
         fresh_base = base_loader(plan.base, plan.run)
         base = fresh_base()
         check_against_spec(plan, base.spec)
+        for baseline in baselines:  # their turn comes late, their mistakes are found now
+            check_baseline(base, baseline)
         watchers += [] if quiet else [stack.enter_context(bars())]
+        shared = {"watchers": watchers, "resume": resume, "say": said}
         try:
-            done = train_adapters(base, adapters, plan.run, watchers=watchers, resume=resume) if adapters else []
+            done += train_adapters(base, adapters, plan.run, **shared) if adapters else []
             for i, baseline in enumerate(baselines):
                 own = base if i == 0 else fresh_base()  # the first takes the loaded one: nobody needs it any more
-                done.append(train_baseline(own, baseline, plan.run, watchers=watchers, resume=resume))
+                done.append(train_baseline(own, baseline, plan.run, **shared))
         except KeyboardInterrupt:
             raise GraftError("Interrupted. Continue with the same command and --resume.") from None
-    return done
 
 
 def _print(outcomes: list["Outcome"]) -> None:
-    table = Table(title="Trained", title_justify="left")
-    for column in ("adapter", "method", "parameters", "steps", "loss", "score", "seconds", "folder"):
-        table.add_column(column, justify="right" if column in ("parameters", "steps", "loss", "seconds") else "left")
-    for outcome in outcomes:
-        score = outcome.score
-        shown = f"{score.metric} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" if score else ""
-        table.add_row(
-            outcome.name,
-            outcome.method,
-            f"{outcome.parameters:,}",
-            str(outcome.steps),
-            f"{outcome.loss:.4f}",
-            shown,
-            f"{outcome.seconds:.1f}",
-            text_of(outcome.folder) or outcome.stopped,
-        )
-    Console().print(table)
+    columns = ("adapter", "method", "parameters?:", "steps?:", "loss?:", "score", "seconds?:", "folder")
+    print_table("Trained", columns, [_row(outcome) for outcome in outcomes])
+
+
+def _row(outcome: "Outcome") -> tuple[object, ...]:
+    score = outcome.score
+    return (
+        outcome.name,
+        outcome.method,
+        f"{outcome.parameters:,}",
+        outcome.steps,
+        f"{outcome.loss:.4f}" if math.isfinite(outcome.loss) else "",
+        f"{score.metric} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" if score else "",
+        f"{outcome.seconds:.1f}",
+        text_of(outcome.folder) or (outcome.stopped or "").partition(":")[0],  # the whole reason is the error
+    )
