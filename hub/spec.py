@@ -14,8 +14,7 @@ from graft.hub.arch import Parts, family_parts
 from graft.hub.errors import BaseModelError
 
 RECORD = "graft-base.json"  # the manifest beside the weights, left by `graft base import`
-_WORD = re.compile(r"[A-Za-z0-9][\w.-]*")
-_HUB_ID = re.compile(rf"{_WORD.pattern}/{_WORD.pattern}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # of one word: gpt2
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,9 @@ class BaseSpec:
 
 
 def require_source(source: str) -> None:
-    """Raises BaseModelError for what is neither a folder nor a hub's ORG/NAME: no hub need be asked for it."""
-    if Path(source).exists() or _HUB_ID.fullmatch(source) or _is_cached(source):
-        return
-    raise BaseModelError(f"There is no folder {source}, and it is no hub id such as ORG/NAME. Check --base.")
-
-
-def _is_cached(source: str) -> bool:
-    """Whether a hub's id of one word (gpt2) has been downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return _WORD.fullmatch(source) is not None and isinstance(try_to_load_from_cache(source, "config.json"), str)
+    """Raises BaseModelError for what is neither a folder nor a hub's id: no hub need be asked for it."""
+    if not Path(source).exists() and not _HUB_ID.fullmatch(source):
+        raise BaseModelError(f"There is no folder {source}, and it is no hub id such as ORG/NAME. Check --base.")
 
 
 def record(folder: str | Path, spec: BaseSpec) -> None:

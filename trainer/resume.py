@@ -2,15 +2,18 @@
 
 For an adapter that will be written to OUT it is OUT.training/state.safetensors: parameters with their encoder,
 optimiser moments, generators, and as its metadata the progress and what the training was told. One file, so that
-whatever kills a run while it saves leaves the checkpoint before.
+whatever kills a run while it saves leaves the checkpoint before. That one is kept beside it (previous.safetensors):
+adapters trained together continue bit for bit only from the same save, and a kill may fall between two of theirs.
 """
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from graft.hub.metrics import Score
 from graft.hub.whole import written_whole
 from graft.trainer.learner import Learner
 
-_STATE = "state.safetensors"
+_STATE, _PREVIOUS = "state.safetensors", "previous.safetensors"
 
 
 def training_folder(out: Path) -> Path:
@@ -31,26 +34,52 @@ def training_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.training")
 
 
-def save_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any]) -> None:
-    """Write the state whole. `told`: what else has to be the same to continue. Raises GraftError for a full disk."""
+def save_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: str) -> None:
+    """Write the state whole. `told`: what else has to be the same to continue; `save`: names this save of all adapters.
+
+    Raises GraftError for a full disk.
+    """
     tensors, facts = learner.state()
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    metadata = {"facts": json.dumps({**facts, "told": _told(learner, told)})}
+    metadata = {"facts": json.dumps({**facts, "told": _told(learner, told)}), "save": save}
     folder = training_folder(out)
     try:
         with written_whole(folder) as staging:
+            with suppress(OSError):  # there is none yet, or the file system has no links: then there is no second one
+                os.link(folder / _STATE, staging / _PREVIOUS)
             save_file(contiguous, staging / _STATE, metadata=metadata)
     except OSError as error:
         kept = "; the one before is still there" if (folder / _STATE).exists() else ""
         raise GraftError(f"The checkpoint {folder} can't be written ({error}){kept}. Make room there.") from None
 
 
-def load_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any]) -> bool:
-    """Continue from a checkpoint; False where there is none.
+def common_save(outs: Sequence[Path]) -> str | None:
+    """The latest save of which every checkpoint among these has a file; None where there is none."""
+    saves = [
+        found for out in outs if (found := [_save_of(training_folder(out) / name) for name in (_STATE, _PREVIOUS)])[0]
+    ]
+    return next(
+        (save for save in itertools.chain(*zip(*saves)) if save and all(save in found for found in saves)), None
+    )
+
+
+def _save_of(path: Path) -> str | None:
+    """Which save a file is of; None where it can't be read, which `load_checkpoint` tells."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("save")
+    except (OSError, SafetensorError):
+        return None
+
+
+def load_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: str | None = None) -> bool:
+    """Continue from a checkpoint, that of `save` where there is one; False where there is none at all.
 
     Raises GraftError where it belongs to another method, recipe, base or data, or can't be read.
     """
-    path = training_folder(out) / _STATE
+    path, previous = (training_folder(out) / name for name in (_STATE, _PREVIOUS))
+    if save is not None and _save_of(previous) == save != _save_of(path):
+        path = previous
     if not path.exists():
         return False
     try:

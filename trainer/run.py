@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import torch
 from transformers import CONFIG_NAME
@@ -31,7 +32,7 @@ from graft.trainer.memory import peak_bytes, restart_peak
 from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, metric_of, room_of
 from graft.trainer.probe import make_probe
 from graft.trainer.provenance import identity_of, provenance_of
-from graft.trainer.resume import Keeper, drop_checkpoint, load_checkpoint, save_checkpoint, training_folder
+from graft.trainer.resume import Keeper, common_save, drop_checkpoint, load_checkpoint, save_checkpoint, training_folder
 from graft.trainer.scoring import check_scorable, score_examples
 from graft.trainer.trainee import Trainee
 
@@ -116,7 +117,8 @@ def run_jobs(
     say: Say = silent,
 ) -> list[Outcome]:
     """Train prepared jobs, score them, and `save` each that is sound. `resume`: those that are not finished yet."""
-    finished = [_continued(base, job, say) if resume else None for job in jobs]
+    common = common_save([job.plan.out for job in jobs]) if resume else None
+    finished = [_continued(base, job, common, say) if resume else None for job in jobs]
     left = [job for job, outcome in zip(jobs, finished, strict=True) if outcome is None]
     trained = iter(_trained(base, left, run, watchers, save) if left else [])
     return [outcome or next(trained) for outcome in finished]
@@ -133,8 +135,9 @@ def _trained(
         return _score(base, by_learner[id(learner)])
 
     def save_states() -> None:
+        this = uuid4().hex
         for job, own in zip(jobs, told, strict=True):
-            save_checkpoint(job.learner, job.plan.out, own)
+            save_checkpoint(job.learner, job.plan.out, own, this)
 
     restart_peak(base.device)
     started = time.monotonic()
@@ -154,9 +157,9 @@ def _trained(
         raise
 
 
-def _continued(base: Base, job: Job, say: Say) -> Outcome | None:
-    """Load the job's checkpoint; the outcome of one that an earlier run has finished."""
-    if load_checkpoint(job.learner, job.plan.out, _told(base, job)):
+def _continued(base: Base, job: Job, save: str | None, say: Say) -> Outcome | None:
+    """Load the job's checkpoint, of `save` if it has one; the outcome of one that an earlier run has finished."""
+    if load_checkpoint(job.learner, job.plan.out, _told(base, job), save):
         return None
     outcome = _finished(base, job)
     if outcome:
@@ -283,7 +286,7 @@ def _finish(base: Base, job: Job, seconds: float, peak: int, watchers, save) -> 
 def _kept(base: Base, job: Job) -> str:
     """Keep the training of an artifact that the disk has no room for, and say so."""
     try:
-        save_checkpoint(job.learner, job.plan.out, _told(base, job))
+        save_checkpoint(job.learner, job.plan.out, _told(base, job), uuid4().hex)
     except GraftError:
         return ", nor could its training: make room and train again"
     return ". Its training is kept: make room and give the same command with --resume"

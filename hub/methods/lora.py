@@ -171,7 +171,7 @@ class Lora(Method):
             raise GraftError(f"lora: there is no layer {absent[0]}; this base's are 0 to {spec.num_layers - 1}.")
         for name, r in config.ranks(self._modules(config, spec)).items():
             module = spec.modules[name]
-            if r > (most := min(module.in_features, module.out_features)):
+            if r > (most := max(module.in_features, module.out_features)):
                 raise GraftError(
                     f"lora: r={r} is more than {name} [{module.in_features} -> {module.out_features}] can use, which is "
                     f"{most}. Lower r, or give this module a rank of its own with rank_pattern."

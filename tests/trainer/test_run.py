@@ -19,6 +19,7 @@ from graft.hub.inspection import inspect_artifact
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
 from graft.trainer import resume as resume_module
 from graft.trainer import run as run_module
+from graft.trainer.config import RunConfig
 from graft.trainer.data import Pack
 from graft.trainer.passes import running, served
 from graft.trainer.resume import load_checkpoint, save_checkpoint, training_folder
@@ -104,6 +105,32 @@ def test_an_interrupted_training_continues_bit_for_bit(llama, data, tmp_path, me
     whole, resumed = (load_artifact(tmp_path / name, llama.spec) for name in ("whole", "halted"))
     assert resumed.digest == whole.digest
     assert resumed.provenance["history"] == whole.provenance["history"]
+
+
+def test_a_kill_between_two_adapters_checkpoints_loses_no_bit(llama, data, tmp_path, monkeypatch):
+    """They are saved one after another: both continue from the last save that both have."""
+    kinds = ("lora", "prefix")
+
+    def both(where):
+        return [plan(data, tmp_path / where / kind, kind, name=kind) for kind in kinds]
+
+    train(llama, both("whole"))
+    saved = []
+
+    def killed(learner, out, told, save):
+        if len(saved) == 5:  # of the third save, the first adapter's is there
+            raise KeyboardInterrupt
+        saved.append(out.name)
+        save_checkpoint(learner, out, told, save)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module, "save_checkpoint", killed)
+        train(llama, both("killed"), RunConfig(checkpoint_every=1))
+    train(llama, both("killed"), resume=True)
+    for kind in kinds:
+        whole, killed_one = (load_artifact(tmp_path / where / kind, llama.spec) for where in ("whole", "killed"))
+        assert killed_one.digest == whole.digest
+        assert killed_one.provenance["history"] == whole.provenance["history"]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(llama, data, tmp_path):
