@@ -6,7 +6,6 @@ whatever kills a run while it saves leaves the checkpoint before. That one is ke
 adapters trained together continue bit for bit only from the same save, and a kill may fall between two of theirs.
 """
 
-import itertools
 import json
 import os
 import shutil
@@ -55,12 +54,10 @@ def save_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: 
 
 def common_save(outs: Sequence[Path]) -> str | None:
     """The latest save of which every checkpoint among these has a file; None where there is none."""
-    saves = [
-        found for out in outs if (found := [_save_of(training_folder(out) / name) for name in (_STATE, _PREVIOUS)])[0]
-    ]
-    return next(
-        (save for save in itertools.chain(*zip(*saves)) if save and all(save in found for found in saves)), None
-    )
+    folders = [folder for out in outs if (folder := training_folder(out)).exists()]
+    kept = [(_save_of(folder / _STATE), _save_of(folder / _PREVIOUS)) for folder in folders]
+    newest_first = [saves[age] for age in (0, 1) for saves in kept]
+    return next((save for save in newest_first if save and all(save in saves for saves in kept)), None)
 
 
 def _save_of(path: Path) -> str | None:

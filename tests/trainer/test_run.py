@@ -19,7 +19,6 @@ from graft.hub.inspection import inspect_artifact
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
 from graft.trainer import resume as resume_module
 from graft.trainer import run as run_module
-from graft.trainer.config import RunConfig
 from graft.trainer.data import Pack
 from graft.trainer.passes import running, served
 from graft.trainer.resume import load_checkpoint, save_checkpoint, training_folder
@@ -168,11 +167,11 @@ def interrupted(*_):
 
 def test_a_kill_in_the_middle_of_saving_leaves_the_checkpoint_before(llama, data, tmp_path, monkeypatch):
     learner = trainee(llama, data)
-    save_checkpoint(learner, tmp_path / "out", {})
+    save_checkpoint(learner, tmp_path / "out", {}, "first")
     monkeypatch.setattr("pathlib.Path.rename", interrupted)
     monkeypatch.setattr("pathlib.Path.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(learner, tmp_path / "out", {})
+        save_checkpoint(learner, tmp_path / "out", {}, "first")
     assert load_checkpoint(learner, tmp_path / "out", {})
 
 
