@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
+from graft.hub.whole import flush
 
 CHUNK_BYTES = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -104,10 +105,10 @@ class BlobStore:
         """Move a flushed file to its name. Renaming over an equal file also renews its age, which keeps `gc` off it."""
         if not target.parent.is_dir():
             target.parent.mkdir(exist_ok=True)
-            _flush_folder(self.folder)
+            flush(self.folder)
         temporary.chmod(0o444)
         temporary.replace(target)
-        _flush_folder(target.parent)
+        flush(target.parent)
 
     def describe(self, sha256: str) -> Blob:
         """What a stored blob is known by, read anew from its bytes. Raises DamagedBlobError when it isn't there."""
@@ -200,11 +201,3 @@ class BlobStore:
             except FileNotFoundError:
                 if not self.has(sha256):
                     raise self._missing(sha256) from None
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -42,15 +42,16 @@ def written_whole(folder: Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
 def _move(staging: Path, folder: Path, last: Sequence[str]) -> None:
     files = sorted(staging.iterdir(), key=lambda path: path.name in last)
     for path in files:
-        _sync(path)
+        flush(path)
     for name in last:
         (folder / name).unlink(missing_ok=True)
     for path in files:
         path.replace(folder / path.name)
-    _sync(folder)
+    flush(folder)
 
 
-def _sync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Return once a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
