@@ -21,6 +21,7 @@ from common import Load
 
 BENCHMARKS = Path(__file__).resolve().parent
 Samples = dict[str, list[dict[str, Any]]]  # row -> one sample a round
+DTYPES = ("bfloat16", "float32")
 CACHE = Path(os.environ.get("GRAFT_BENCH_CACHE", "~/.cache/graft-bench")).expanduser()
 
 
@@ -70,6 +71,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results", help="folder of the results")
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """The option of tables that can be measured in both."""
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="float32 where bf16 has no instructions")
+
+
+def named(table: str, dtype: str) -> str:
+    """The name of a table's results in that dtype: another table in another dtype."""
+    return table if dtype == DTYPES[0] else f"{table}-{dtype}"
+
+
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The options, the standard base in place of none."""
     options = parser.parse_args()
@@ -96,7 +107,7 @@ def chosen(systems: Sequence[System], only: Sequence[str] | None) -> list[System
 def in_turns(
     systems: Sequence[System], given: Conditions, threads: int, samples: Samples | None = None
 ) -> Iterator[Samples]:
-    """Measure every system once a round. Yields all samples so far, {row: [one a round]}, after each round.
+    """Measure every system once a round. Yields all samples so far, {row: [one a round]}, after each of them.
 
     `samples` of an earlier run are kept and added to.
     """
@@ -107,7 +118,7 @@ def in_turns(
             sample = undisturbed(system, given, threads) | {"round": number}
             samples.setdefault(system.name, []).append(sample)
             say(f"round {number}  {system.name:34} {_summary(sample)}")
-        yield samples
+            yield samples
 
 
 def earlier(options: argparse.Namespace, name: str) -> Samples:

@@ -20,7 +20,6 @@ from common import Load
 
 from graft.server.kernels.build import load
 
-DTYPES = {"bfloat16": "kernel_times", "float32": "kernel_times-float32"}  # the results' names
 COPIES = 30  # of weights and cache, as many as layers, so that they come from memory as in a real step
 Pair = tuple[str, Callable[[int], object], Callable[[int], object]]  # name, ours(copy), torch's(copy)
 
@@ -123,7 +122,7 @@ def ratios(sample: dict[str, Any]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    harness.add_dtype(parser)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--lock", type=Path, help="flock this file meanwhile")
@@ -136,7 +135,8 @@ def main() -> None:
     with harness.held(options.lock):
         pairs = (pair for group in (linears, attention, adapters, greedy) for pair in group(kernels, dtype))
         samples = [measured(*pair, repeats=options.repeats) for pair in pairs]
-    result = report.envelope(DTYPES[options.dtype], options, dtype=options.dtype, samples=samples)
+    name = harness.named("kernel_times", options.dtype)
+    result = report.envelope(name, options, dtype=options.dtype, samples=samples)
     report.write(options.out, result, markdown(result))
     report.into_docs(options.out, result["name"], summary(result))
     print(markdown(result))

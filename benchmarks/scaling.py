@@ -1,12 +1,13 @@
 """The scale curves: tokens a second over distinct adapters, batch, rank and context, and the cost of every kind.
 
-    python benchmarks/scaling.py [--peers peft,vllm,llama]
+    python benchmarks/scaling.py [--peers peft,vllm,llama] [--dtype float32] [--curve distinct]
 
-Writes results/scaling.json, results/scaling.md, and one SVG a curve and one of the kinds.
+Writes results/scaling.json, results/scaling.md, and one SVG a curve and one of the kinds (scaling-float32.* in
+float32). Peers have points in one curve, that of distinct adapters.
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,14 @@ import systems
 from common import Workload
 from harness import CACHE, System
 
-W = Workload()
-CROWD = replace(W, requests=128)
+CROWD = 128  # requests of the curve over distinct adapters
 KINDS = ("lora-r16", "dora-r16", "series", "pfeiffer", "parallel", "prompt", "ptuning", "prefix", "ia3", "bitfit")
 DISTINCT = (1, 2, 4, 8, 16, 32, 64, 128)
 PEER_DISTINCT = (1, 8, 32, 128)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 RANKS = (4, 8, 16, 32, 64)
 CONTEXTS = (64, 128, 256, 512, 1024)
-CURVES = {  # name: what the x axis is
+CURVES = {  # name: what the x axis is; the comparison of kinds has none
     "distinct": "distinct adapters (128 requests, LoRA r=16)",
     "batch": "requests at once",
     "rank": "rank (32 distinct LoRAs)",
@@ -36,45 +36,44 @@ CURVES = {  # name: what the x axis is
 
 def main() -> None:
     options = arguments()
-    rows = harness.chosen(all_rows(options), options.only)
-    before = harness.earlier(options, "scaling")
+    name, work = harness.named("scaling", options.dtype), Workload(dtype=options.dtype)
+    rows = harness.chosen(all_rows(options, work), options.only)
+    rows = [row for row in rows if row.name.split()[0] in options.curve]
+    before = harness.earlier(options, name)
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
-        result = report.envelope("scaling", options, samples=samples)
+        result = report.envelope(name, options, workload=asdict(work), samples=samples)
         report.write(options.out, result, markdown(result))
         report.into_docs(options.out, result["name"], summary(result))
         draw(result, options.out)
-    print((options.out / "scaling.md").read_text())
+    print((options.out / f"{name}.md").read_text())
 
 
-def all_rows(options: argparse.Namespace) -> list[System]:
+def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
     """Rows are named CURVE LINE @X, so that curves can be read back from the JSON."""
     base, folder, peers = options.base, Path(options.base), systems.peers_of(options.peers)
     loras = adapters.make(["lora-r16"], max(DISTINCT), folder, CACHE)
-    rows = [systems.graft(f"distinct graft @{n}", base, CROWD, loras[:n]) for n in DISTINCT]
-    if "peft" in peers:
-        rows += [systems.transformers(f"distinct peft @{n}", base, CROWD, loras[:n], repeats=1) for n in PEER_DISTINCT]
-    if "vllm" in peers:
-        rows += [
-            systems.vllm(f"distinct vllm @{n}", base, CROWD, loras[:n], threads=options.threads) for n in PEER_DISTINCT
-        ]
-    if "llama" in peers:
-        rows += [
-            systems.llama(f"distinct llama.cpp @{n}", base, CROWD, loras[:n], threads=options.threads)
-            for n in PEER_DISTINCT
-        ]
+    crowd, once = replace(work, requests=CROWD), {"threads": options.threads, "repeats": 1}
+    rows = [systems.graft(f"distinct graft @{n}", base, crowd, loras[:n]) for n in DISTINCT]
+    for n in PEER_DISTINCT:
+        if "peft" in peers:
+            rows.append(systems.transformers(f"distinct peft @{n}", base, crowd, loras[:n], repeats=1))
+        if "vllm" in peers:
+            rows.append(systems.vllm(f"distinct vllm @{n}", base, crowd, loras[:n], **once))
+        if "llama" in peers:
+            rows.append(systems.llama(f"distinct llama.cpp @{n}", base, crowd, loras[:n], **once))
     for n in BATCHES:
-        rows.append(systems.graft(f"batch graft base @{n}", base, replace(W, requests=n)))
-        rows.append(systems.graft(f"batch graft distinct LoRAs @{n}", base, replace(W, requests=n), loras[:n]))
+        rows.append(systems.graft(f"batch graft base @{n}", base, replace(work, requests=n)))
+        rows.append(systems.graft(f"batch graft distinct LoRAs @{n}", base, replace(work, requests=n), loras[:n]))
     for rank in RANKS:
-        same_rank = adapters.make([f"lora-r{rank}"], W.requests, folder, CACHE)
-        rows.append(systems.graft(f"rank graft @{rank}", base, W, same_rank))
+        same_rank = adapters.make([f"lora-r{rank}"], work.requests, folder, CACHE)
+        rows.append(systems.graft(f"rank graft @{rank}", base, work, same_rank))
     for length in CONTEXTS:
-        long = replace(W, prompt_tokens=length)
+        long = replace(work, prompt_tokens=length)
         rows.append(systems.graft(f"context graft base @{length}", base, long))
-        rows.append(systems.graft(f"context graft 32 LoRAs @{length}", base, long, loras[: W.requests]))
-    rows.append(systems.graft("kind none", base, W))
+        rows.append(systems.graft(f"context graft 32 LoRAs @{length}", base, long, loras[: work.requests]))
+    rows.append(systems.graft("kind none", base, work))
     for kind in KINDS:
-        rows.append(systems.graft(f"kind {kind}", base, W, adapters.make([kind], W.requests, folder, CACHE)))
+        rows.append(systems.graft(f"kind {kind}", base, work, adapters.make([kind], work.requests, folder, CACHE)))
     return rows
 
 
@@ -94,11 +93,12 @@ def kinds_of(samples: harness.Samples) -> harness.Samples:
 
 
 def draw(result: dict[str, Any], out: Path) -> None:
+    name = result["name"]
     for curve, label in CURVES.items():
         if lines := lines_of(result["samples"], curve):
-            plots.curves(lines, out / f"scaling-{curve}.svg", x=label, y="output tokens / s")
+            plots.curves(lines, out / f"{name}-{curve}.svg", x=label, y="output tokens / s")
     if kinds := kinds_of(result["samples"]):
-        plots.bars({"samples": kinds}, out / "scaling-kinds.svg", label="output tokens / s, 32 distinct adapters")
+        plots.bars({"samples": kinds}, out / f"{name}-kinds.svg", label="output tokens / s, 32 distinct adapters")
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -117,11 +117,11 @@ def curve_tables(samples: harness.Samples) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    samples = result["samples"]
+    samples, work = result["samples"], Workload(**result["workload"])
     parts = [
         report.heading(result, "Scale: cost over adapters, batch, rank, context and kind"),
-        f"As in serving.md where nothing else is said: {W.requests} requests of {W.prompt_tokens} prompt and "
-        f"{W.new_tokens} new tokens, bf16, LoRA r=16 on all projections. Figures are output tokens a second.",
+        f"As in serving.md where nothing else is said: {work.requests} requests of {work.prompt_tokens} prompt and "
+        f"{work.new_tokens} new tokens, {work.dtype}, LoRA r=16 on all projections. Figures are output tokens a second.",
         "",
     ]
     parts.append(curve_tables(samples))
@@ -140,8 +140,13 @@ def markdown(result: dict[str, Any]) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
+    harness.add_dtype(parser)
     parser.add_argument("--peers", default="", help="of peft, vllm, llama")
-    return harness.parsed(parser)
+    names = (*CURVES, "kind")
+    parser.add_argument("--curve", action="append", choices=names, help="one to measure; repeatable (default: all)")
+    options = harness.parsed(parser)
+    options.curve = options.curve or names
+    return options
 
 
 if __name__ == "__main__":

@@ -21,8 +21,6 @@ import systems
 from common import Workload
 from harness import BENCHMARKS, CACHE, Ratio, System
 
-DTYPES = {"bfloat16": "serving", "float32": "serving-float32"}  # the results' names
-
 RATIOS = (
     Ratio("base only vs vLLM base only", "graft base", "vllm base", 1.0, 1.25),
     Ratio("base only vs transformers base only", "graft base", "transformers base"),
@@ -50,7 +48,7 @@ ROOFS = (
 
 def main() -> None:
     options = arguments()
-    name, work = DTYPES[options.dtype], Workload(dtype=options.dtype)
+    name, work = harness.named("serving", options.dtype), Workload(dtype=options.dtype)
     rows = harness.chosen(all_rows(options, work), options.only)
     before = harness.earlier(options, name)
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
@@ -146,7 +144,7 @@ def roofline_table(samples: harness.Samples, roofs: list[dict[str, Any]]) -> str
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    harness.add_dtype(parser)
     parser.add_argument("--peers", default=systems.DEFAULT_PEERS, help=f"of {', '.join(systems.PEERS)}")
     return harness.parsed(parser)
 

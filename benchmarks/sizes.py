@@ -1,13 +1,14 @@
 """Cost over base size: measured on random bases of three sizes, projected from the machine's limits to a larger one.
 
-    python benchmarks/sizes.py
+    python benchmarks/sizes.py [--dtype float32]
 
 A projection is the limit that roofline.py computes for that size at the share of it that the largest measured size
-reached. Writes results/sizes.json and results/sizes.md.
+reached. Writes results/sizes.json and results/sizes.md (sizes-float32.* in float32).
 """
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +20,39 @@ from common import Workload
 from harness import BENCHMARKS, CACHE, System
 from shapes import SIZES, made
 
-W = Workload()
 RANK = 16
 MEASURED = ("0.135", "0.36", "1.7")
+ONCE = ("--repeats", "1")  # minutes a pass on the largest; the rounds repeat
 KINDS = {"graft base": "base", "graft 32 LoRAs": "adapters"}  # row: which of roofline.py's limits is its
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
+    harness.add_dtype(parser)
     options = harness.parsed(parser)
-    rows = harness.chosen(all_rows(options), options.only)
-    before = harness.earlier(options, "sizes")
+    name, work = harness.named("sizes", options.dtype), Workload(dtype=options.dtype)
+    rows = harness.chosen(all_rows(options, work), options.only)
+    before = harness.earlier(options, name)
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
-        result = report.envelope("sizes", options, samples=samples)
+        result = report.envelope(name, options, workload=asdict(work), samples=samples)
         report.write(options.out, result, markdown(result))
         report.into_docs(options.out, result["name"], summary(result))
-    print((options.out / "sizes.md").read_text())
+    print((options.out / f"{name}.md").read_text())
 
 
-def all_rows(options: argparse.Namespace) -> list[System]:
+def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
     """Rows are named LINE @SIZE."""
     rows = []
     for name, size in SIZES.items():
-        lora_weights = W.requests * size.shape.lora_weights(RANK)
-        command = (str(BENCHMARKS / "roofline.py"), "--size", name, "--adapter-weights", str(lora_weights))
-        rows.append(System(f"limit @{name}", (sys.executable, *command)))
+        lora_weights = work.requests * size.shape.lora_weights(RANK)
+        command = (str(BENCHMARKS / "roofline.py"), "--size", name, "--workload", work.to_json())
+        rows.append(System(f"limit @{name}", (sys.executable, *command, "--adapter-weights", str(lora_weights))))
     for name in MEASURED:
         base = made(SIZES[name], Path(options.base), CACHE)
-        loras = adapters.make([f"lora-r{RANK}"], W.requests, base, CACHE)
-        rows.append(systems.graft(f"graft base @{name}", str(base), W))
-        rows.append(systems.graft(f"graft 32 LoRAs @{name}", str(base), W, loras))
+        loras = adapters.make([f"lora-r{RANK}"], work.requests, base, CACHE)
+        rows.append(systems.graft(f"graft base @{name}", str(base), work, (), *ONCE))
+        rows.append(systems.graft(f"graft 32 LoRAs @{name}", str(base), work, loras, *ONCE))
     return rows
 
 
@@ -83,10 +86,11 @@ def share_of(samples: harness.Samples, row: str, size: str) -> float | None:
 
 
 def markdown(result: dict[str, Any]) -> str:
+    work = Workload(**result["workload"])
     return "\n".join(
         [
             report.heading(result, "Scale: cost over the size of the base"),
-            f"{W.requests} requests of {W.prompt_tokens} prompt and {W.new_tokens} new tokens, bf16, LoRA r={RANK} on "
+            f"{work.requests} requests of {work.prompt_tokens} prompt and {work.new_tokens} new tokens, {work.dtype}, LoRA r={RANK} on "
             "all projections, random weights in the shapes of benchmarks/shapes.py; output tokens a second. Lines "
             "marked projected are arithmetic, not a run: the limit of that size (rates measured here at its widest "
             f"product) times the share of its limit that the {MEASURED[-1]} base reached.",

@@ -42,19 +42,24 @@ def transformers(name: str, base: str, work: Workload, adapters: Sequence[Path] 
     return System(name, (sys.executable, *_script("peer_transformers.py", base, work, adapters, repeats)))
 
 
-def vllm(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *, threads: int = 2) -> System:
+def vllm(
+    name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *, threads: int = 2, repeats: int = 3
+) -> System:
     """vLLM in its own venv, with the settings it is fastest with."""
     python = str(venvs.vllm_python(CACHE))
-    command = _script("peer_vllm.py", base, work, adapters, 3)
+    command = _script("peer_vllm.py", base, work, adapters, repeats)
     return System(name, (python, *command), venvs.vllm_environment(CACHE, threads))
 
 
-def llama(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *, threads: int = 2) -> System:
+def llama(
+    name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *, threads: int = 2, repeats: int = 3
+) -> System:
     """llama.cpp's library; distinct adapters one after another, since a batch of it has one."""
     converted = [llama_cpp.lora_as_gguf(folder, Path(base), CACHE, work.dtype) for folder in adapters]
     command = [str(BENCHMARKS / "peer_llama.py"), "--driver", str(llama_cpp.driver(CACHE))]
     command += ["--model", str(llama_cpp.base_as_gguf(Path(base), CACHE, work.dtype)), "--workload", work.to_json()]
-    command += ["--threads", str(threads), *(["--adapters", *map(str, converted)] if converted else [])]
+    command += ["--threads", str(threads), "--repeats", str(repeats)]
+    command += ["--adapters", *map(str, converted)] if converted else []
     return System(name, (sys.executable, *command))
 
 

@@ -69,7 +69,8 @@ def test_systems_take_turns_and_failures_are_reported(tmp_path):
     line = f"open({str(log)!r}, 'a').write('%s'); print('noise'); print('{{\"tokens_per_s\": 1, \"other_cores\": 0}}')"
     systems = [_system("a", line % "a"), _system("b", line % "b"), _system("c", "raise SystemExit('gone wrong')")]
     given = Conditions(rounds=2, patience_s=0.0, lock=tmp_path / "lock")
-    *_, samples = in_turns(systems, given, threads=1)
+    for number, samples in enumerate(in_turns(systems, given, threads=1), 1):
+        assert sum(map(len, samples.values())) == number, "results can be written after every row"
     assert log.read_text() == "abab"
     assert [sample["round"] for sample in samples["a"]] == [1, 2]
     assert samples["c"][0]["error"] == "gone wrong"
