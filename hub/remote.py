@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,16 +109,19 @@ class RemoteRegistry:
                 self.client.create_tag(name, tag=tag, revision=made.oid)
         return self.resolve(f"{name}@{made.oid}")
 
-    def require_writer(self) -> None:
-        """Whether this hub would take anything from this token, to be known before the work.
+    def require_writer(self, names: Iterable[str]) -> None:
+        """Whether this hub would let this token publish under `names`, to be known before the work.
 
-        Raises GraftError where no hub answers, UnauthorizedError or ForbiddenError for a token that can't write.
+        Raises GraftError where no hub answers, UnauthorizedError or ForbiddenError for a token that can't write there.
         """
         role = None
         with suppress(NotFoundError):  # a hub without this address is asked by the publishing itself
             role = self._call("GET", "/api/whoami-v2", lambda me: dict(me["auth"].get("accessToken") or {}).get("role"))
         if role == "read":
             raise ForbiddenError(f"The token for {self.url} may only read: publishing needs one that may write.")
+        for name in names:
+            with suppress(NotFoundError):  # a repo that is not there yet, on a hub that asks for it first
+                self._call("GET", f"/api/models/{name}/auth-check/write", _anything)
 
     @contextmanager
     def _made(self, name: str, private: bool) -> Iterator[None]:

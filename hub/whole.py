@@ -3,6 +3,7 @@
 Knows nothing of what the files are.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ def written_whole(folder: Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
         yield staging
         _move(staging, folder, last)
     except SafetensorError as error:  # how its writer tells of a full disk
-        raise OSError(f"{folder} can't be written: {error}") from None
+        raise OSError(errno.EIO, str(error), str(folder)) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if new:

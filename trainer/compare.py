@@ -54,7 +54,7 @@ class Comparison:
     task: str
     data: str
     examples: int
-    steps: int
+    steps: int  # of each, where nothing stopped it earlier
     seed: int
     together: bool  # one pass for all adapters: seconds, tokens/s and peak memory are the pass's
     lines: tuple[Line, ...]
@@ -98,20 +98,19 @@ def compare(
     base = load()
     data = read_data(base, template)
     limit = template.recipe.text_limit(base.spec.max_positions)
-    sequences_of(
-        data.train, base.tokenizer, limit, base.spec.max_positions
-    )  # what no method could train on is no method's failure
+    # What no method could train on is no method's failure.
+    sequences = sequences_of(data.train, base.tokenizer, limit, base.spec.max_positions)
+    steps = template.recipe.steps_over(len(sequences))
     bare = score_examples(base, (), data.held_out, data.metric, limit)
     lines = [Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, bare.score, None, None)]
     plans = [replace(template, method=method, out=template.out / method, name=method) for method in methods]
-    steps = 0
     for outcome, score in _trained(load, base, plans, run, data, together, watchers):
         if isinstance(outcome, Failure):
             lines.append(_failed_line(base, outcome.method, outcome.reason))
         elif outcome.folder is None:
             lines.append(_failed_line(base, outcome.method, outcome.stopped, outcome))
         else:
-            scored, steps = score(), max(steps, outcome.steps)
+            scored = score()
             lines.append(_line(base, outcome, scored, paired_p(data.metric, scored.values, bare.values)))
     name = base.spec.id or "base"
     seed = template.recipe.seed
@@ -238,12 +237,12 @@ def as_markdown(found: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(found: Comparison, path: Path) -> bool:
-    """Score against trained parameters, as a picture; False where matplotlib is not installed."""
+def plot(found: Comparison, path: Path) -> None:
+    """Score against trained parameters, as a picture; none where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return False
+        return
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for line in [line for line in found.ranked if line.parameters]:
@@ -254,4 +253,3 @@ def plot(found: Comparison, path: Path) -> bool:
     axes.set(xscale="log", xlabel="trained parameters", ylabel=found.lines[0].score.metric, title=found.task)
     figure.legend(loc="outside right center", frameon=False)
     figure.savefig(path)
-    return True

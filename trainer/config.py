@@ -48,6 +48,10 @@ class TrainConfig:
         if self.patience is not None and self.eval_every is None:
             raise GraftError("patience counts evaluations, so it needs eval_every (and evaluation data).")
 
+    def steps_over(self, examples: int) -> int:
+        """Optimiser steps of a whole training on that many."""
+        return self.steps or math.ceil(self.epochs * math.ceil(examples / self.batch_size))
+
     def text_limit(self, room: int) -> int:
         """Tokens of prompt and completion, where the base has `room` positions for them."""
         return min(self.max_length or room, room)

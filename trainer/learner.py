@@ -48,7 +48,7 @@ class Learner(ABC):
     ):
         self.name, self.recipe, self.learning_rate, self.weights = name, recipe, learning_rate, weights
         self.sequences = sequences
-        self.total_steps = recipe.steps or math.ceil(recipe.epochs * math.ceil(len(sequences) / recipe.batch_size))
+        self.total_steps = recipe.steps_over(len(sequences))
         self.progress = Progress()
         self.virtual = 0
         self.dropout = torch.Generator(device).manual_seed(recipe.seed)

@@ -49,7 +49,8 @@ def save_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: 
             save_file(contiguous, staging / _STATE, metadata=metadata)
     except OSError as error:
         kept = "; the one before is still there" if (folder / _STATE).exists() else ""
-        raise GraftError(f"The checkpoint {folder} can't be written ({error}){kept}. Make room there.") from None
+        why = f"The checkpoint {folder} can't be written ({error.strerror}){kept}. Make room there."
+        raise GraftError(why) from None
 
 
 def common_save(outs: Sequence[Path]) -> str | None:

@@ -47,11 +47,11 @@ def opened(registry_path: Path, hub_url: str | None, *, create: bool = False) ->
     return RemoteRegistry(hub_url)
 
 
-def opened_to_publish(registry_path: Path, hub_url: str | None) -> "Registry | RemoteRegistry":
-    """As `opened`, made when missing. Raises GraftError where a hub is not there or would take nothing from us."""
+def opened_to_publish(registry_path: Path, hub_url: str | None, names: Iterable[str]) -> "Registry | RemoteRegistry":
+    """As `opened`, made when missing. Raises GraftError where a hub is not there or would not take `names` from us."""
     registry = opened(registry_path, hub_url, create=True)
     if not isinstance(registry, Registry):
-        registry.require_writer()
+        registry.require_writer(names)
     return registry
 
 

@@ -118,6 +118,7 @@ def auth_check(namespace: str, name: str) -> Response:
 
 @blueprint.get(f"{MODEL}/auth-check/write")
 def auth_check_write(namespace: str, name: str) -> Response:
+    caller().require_namespace(namespace)  # asked before a repo is made, too
     writable(namespace, name)
     return jsonify({})
 

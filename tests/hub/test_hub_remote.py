@@ -50,15 +50,22 @@ def test_publish_search_promote_pull(remote: RemoteRegistry, registry: Registry,
     assert (tmp_path / "out/graft.json").read_bytes() == (adapter / "graft.json").read_bytes()
 
 
-def test_a_hub_is_asked_whether_it_would_take_anything(remote: RemoteRegistry, registry: Registry, monkeypatch) -> None:
-    remote.require_writer()
+def test_a_hub_is_asked_whether_it_would_take_an_adapter(remote: RemoteRegistry, registry: Registry, adapter) -> None:
+    remote.require_writer(["ann/new"])
+    remote.publish(adapter, "ann/news")
+    remote.require_writer(["ann/news", "ann/new"])
+    bob = RemoteRegistry(remote.url, token=create_token(registry.db, "bob", "write", namespaces=("team",)))
+    bob.require_writer(["bob/new", "team/new"])
+    for name in ("ann/news", "ann/new"):
+        with pytest.raises(ForbiddenError, match="publish under bob, team"):
+            bob.require_writer(["bob/new", name])
     reader = RemoteRegistry(remote.url, token=create_token(registry.db, "reader", "read"))
     with pytest.raises(ForbiddenError, match="may only read"):
-        reader.require_writer()
+        reader.require_writer(["reader/new"])
     with pytest.raises(UnauthorizedError):
-        RemoteRegistry(remote.url, token="hf_graft_nobody").require_writer()
+        RemoteRegistry(remote.url, token="hf_graft_nobody").require_writer(["ann/new"])
     with pytest.raises(GraftError, match="No hub answers at"):
-        RemoteRegistry("http://127.0.0.1:9").require_writer()
+        RemoteRegistry("http://127.0.0.1:9").require_writer(["ann/new"])
 
 
 def test_tasks_and_scores(remote: RemoteRegistry, registry: Registry, adapter: Path) -> None:

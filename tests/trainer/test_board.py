@@ -20,8 +20,8 @@ def logged(folder):
 
 def test_every_adapter_has_a_run_of_its_own(llama, data, held_out, tmp_path):
     adapters = [
-        plan(data, tmp_path / "a", eval_data=held_out, name="twin"),
-        plan(data, tmp_path / "b", "prefix", name="twin"),
+        plan(data, tmp_path / "a", eval_data=held_out, name="../twin"),
+        plan(data, tmp_path / "b", "prefix", name="../twin"),
     ]
     kept = {}
 
@@ -37,8 +37,9 @@ def test_every_adapter_has_a_run_of_its_own(llama, data, held_out, tmp_path):
 
     with Board(tmp_path / "logs") as board:
         train(llama, adapters, watchers=[board, Keep()])
-    assert sorted(folder.name for folder in (tmp_path / "logs").iterdir()) == ["twin", "twin-1"]
-    first, second = (logged(tmp_path / "logs" / name) for name in ("twin", "twin-1"))
+    folders = sorted((tmp_path / "logs").iterdir())
+    assert [folder.name for folder in folders] == ["..-twin", "..-twin-1"]
+    first, second = map(logged, folders)
     learner = kept["learners"][0]
     assert [point.step for point in first["train/loss"]] == [1, 2, 3, 4]
     assert [point.value for point in first["train/loss"]] == pytest.approx(

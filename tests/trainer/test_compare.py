@@ -154,7 +154,8 @@ def test_one_method_that_fails_leaves_the_table_of_the_others(base_folder, data,
     assert rows[0].startswith("| BitFit |") and "failed: diverged" in rows[0] and "Out of memory \\| here" in rows[1]
     assert "full failed: Out of memory" in done.stderr
     none = graft("compare", *flags[:-1], "full", "--out", tmp_path / "none", *FAST)
-    assert none.exit_code == 1 and "No method was trained" in none.stderr and (tmp_path / "none/compare.md").exists()
+    assert none.exit_code == 1 and "No method was trained" in none.stderr
+    assert "2 steps each" in (tmp_path / "none/compare.md").read_text(), "what none of them could use up"
 
 
 @pytest.mark.parametrize(
@@ -201,3 +202,4 @@ def test_a_table_that_the_disk_has_no_room_for_is_printed(base_folder, data, hel
     flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "t"]
     done = graft("compare", *flags, "--methods", "ia3", *FAST)
     assert done.exit_code == 1 and "No space left" in done.stderr and "| IA3 |" in done.stdout
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["ia3"]

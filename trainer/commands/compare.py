@@ -8,6 +8,7 @@ import click
 
 from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, registry_option
 from graft.hub.errors import GraftError
+from graft.hub.whole import written_whole
 from graft.trainer.commands.shared import bars, base_loader, check_early, configured, names_of, said
 from graft.trainer.config import RunConfig, TrainConfig
 from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_plan
@@ -56,7 +57,8 @@ def compare(
     plan = Plan(base, tuple(_planned(template, name, publish) for name in names), run)
     check_plan(plan)
     check_early(plan)
-    registry = opened_to_publish(registry_path, hub_url) if publish else None
+    wanted = [adapter.publish for adapter in plan.adapters if adapter.publish]
+    registry = opened_to_publish(registry_path, hub_url, wanted) if wanted else None
     from graft.trainer import compare as comparing
 
     with nullcontext() if as_json else bars() as shown:
@@ -66,10 +68,11 @@ def compare(
         found = comparing.compare(load, names, template, run, together=together, watchers=watchers)
     table = comparing.as_markdown(found)
     click.echo(comparing.as_json(found) if as_json else table)  # before the disk could be full
-    (out / "compare.md").write_text(table, "utf-8")
-    (out / "compare.json").write_text(comparing.as_json(found))
-    drawn = comparing.plot(found, out / "compare.svg")
-    written = ["compare.md", "compare.json", *(["compare.svg"] if drawn else [])]
+    with written_whole(out) as staging:
+        (staging / "compare.md").write_text(table, "utf-8")
+        (staging / "compare.json").write_text(comparing.as_json(found))
+        comparing.plot(found, staging / "compare.svg")
+        written = sorted(path.name for path in staging.iterdir())
     said(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")
     if registry and (best := found.winner):
         published = f"{publish}/{task}-{best.method}"

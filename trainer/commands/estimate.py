@@ -1,6 +1,5 @@
 """`graft estimate`: what a training costs, before it is paid."""
 
-import math
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +61,7 @@ def estimate(
             f"A sequence of {length} tokens, {learned} of them learned, does not fit into {limit}, which is what this "
             f"base, its virtual tokens and --max-length leave."
         )
-    steps = recipe.steps or math.ceil(recipe.epochs * math.ceil(examples / recipe.batch_size))
+    steps = recipe.steps_over(examples)
     sizes = {"length": length, "learned": learned, "steps": steps}
     costs = []
     for plan in plans:

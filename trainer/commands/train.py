@@ -78,7 +78,8 @@ def train(
         plan = Plan(base, (adapter,), run)
     check_plan(plan)
     check_early(plan)
-    registry = opened_to_publish(registry_path, hub_url) if any(a.publish for a in plan.adapters) else None
+    wanted = [adapter.publish for adapter in plan.adapters if adapter.publish]
+    registry = opened_to_publish(registry_path, hub_url, wanted) if wanted else None
     outcomes: list[Outcome] = []
     try:
         _run(plan, resume, tensorboard, as_json, outcomes)
