@@ -63,12 +63,13 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def _line(samples: harness.Samples, row: str, size: str) -> list[str]:
-    limit, speed = limit_of(samples, row, size), speed_of(samples, row, size)
-    if speed is None:
-        share = share_of(samples, row, MEASURED[-1])
-        speed = limit * share if limit and share else None
-        return [size, row, report.figure(limit), f"{report.figure(speed)} (projected)", "as one size smaller"]
-    return [size, row, report.figure(limit), f"**{report.figure(speed)}**", report.figure(share_of(samples, row, size))]
+    limit = limit_of(samples, row, size)
+    if size in MEASURED:
+        speed, share = speed_of(samples, row, size), share_of(samples, row, size)
+        return [size, row, report.figure(limit), f"**{report.figure(speed)}**", report.figure(share)]
+    share = share_of(samples, row, MEASURED[-1])
+    projected = limit * share if limit and share else None
+    return [size, row, report.figure(limit), f"{report.figure(projected)} (projected)", "as one size smaller"]
 
 
 def speed_of(samples: harness.Samples, row: str, size: str) -> float | None:
