@@ -1,6 +1,6 @@
 """The scale curves: tokens a second over distinct adapters, batch, rank and context, and the cost of every kind.
 
-    python benchmarks/scaling.py [--peers peft,vllm,llama] [--dtype float32] [--curve distinct]
+    python benchmarks/scaling.py [--peers peft,vllm,llama] [--dtype float32]
 
 Writes results/scaling.json, results/scaling.md, and one SVG a curve and one of the kinds (scaling-float32.* in
 float32). Peers have points in one curve, that of distinct adapters.
@@ -26,7 +26,7 @@ PEER_DISTINCT = (1, 8, 32, 128)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 RANKS = (4, 8, 16, 32, 64)
 CONTEXTS = (64, 128, 256, 512, 1024)
-CURVES = {  # name: what the x axis is; the comparison of kinds has none
+CURVES = {  # name: what the x axis is
     "distinct": "distinct adapters (128 requests, LoRA r=16)",
     "batch": "requests at once",
     "rank": "rank (32 distinct LoRAs)",
@@ -38,7 +38,6 @@ def main() -> None:
     options = arguments()
     name, work = harness.named("scaling", options.dtype), Workload(dtype=options.dtype)
     rows = harness.chosen(all_rows(options, work), options.only)
-    rows = [row for row in rows if row.name.split()[0] in options.curve]
     before = harness.earlier(options, name)
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
         result = report.envelope(name, options, workload=asdict(work), samples=samples)
@@ -142,11 +141,7 @@ def arguments() -> argparse.Namespace:
     harness.add_arguments(parser)
     harness.add_dtype(parser)
     parser.add_argument("--peers", default="", help="of peft, vllm, llama")
-    names = (*CURVES, "kind")
-    parser.add_argument("--curve", action="append", choices=names, help="one to measure; repeatable (default: all)")
-    options = harness.parsed(parser)
-    options.curve = options.curve or names
-    return options
+    return harness.parsed(parser)
 
 
 if __name__ == "__main__":

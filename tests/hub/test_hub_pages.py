@@ -296,7 +296,7 @@ FLAGS = [
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(browser() is None, reason="needs chromium")
+@pytest.mark.skipif(browser() is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 @pytest.mark.parametrize("width", [420, 1280])
 def test_a_browser_shows_every_page_without_complaint(filled: Registry, hub: str, tmp_path: Path, width: int) -> None:
     for number, path in enumerate(paths(filled)):
