@@ -29,9 +29,16 @@ class Base:
     """A frozen causal language model, ready for adapters. Owned by the thread that runs it."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any | None, id: str | None = None, *, spec: BaseSpec | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any | None,
+        id: str | None = None,
+        *,
+        spec: BaseSpec | None = None,
+        source: str | None = None,
     ):
-        """Freezes `model` and switches it to graft's attention. `spec`: for a model that does not show it itself.
+        """Freezes `model` and switches it to graft's attention. `spec`: for a model that does not show it itself;
+        `source`: the folder or hub id that it was loaded from.
 
         Raises BaseModelError for an unknown family or one whose parts are not where hub/arch.py says.
         """
@@ -40,6 +47,7 @@ class Base:
         model.set_attn_implementation(ATTENTION)
         self.model = model
         self.tokenizer = tokenizer
+        self.source = source
         self.spec = spec or describe(model, tokenizer, id)
         self.attachment = Attachment(model)
         self._embed = model.get_input_embeddings()
@@ -146,10 +154,10 @@ def load_base(
         absent = "" if Path(source).exists() else " (there is no such folder, so it was taken for a hub id)"
         raise BaseModelError(f"Can't load the base {source}{absent}: {_first_line(error)}") from error
     if quantize:
-        base = Base(model, tokenizer, spec=recorded)
+        base = Base(model, tokenizer, spec=recorded, source=source)
         keep_differentiable(model)
         return base
-    return Base(model.to(device), tokenizer, recorded.id if recorded else None)
+    return Base(model.to(device), tokenizer, recorded.id if recorded else None, source=source)
 
 
 def _usable_device(name: str | None) -> str:

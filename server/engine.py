@@ -7,10 +7,12 @@ its own requests an error, and nobody else anything.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from graft.hub.base import Base
 from graft.hub.errors import GraftError
+from graft.hub.probe import Asked, Table
 from graft.hub.registry import Registry
 from graft.hub.remote import RemoteRegistry
 from graft.server.batch import BLOCK_ROWS, make_batch
@@ -30,6 +33,8 @@ from graft.server.library import Library
 from graft.server.loader import Answer, Loaded, Loader
 from graft.server.metrics import Metrics
 from graft.server.options import Options, sizes
+from graft.server.proof import Proof
+from graft.server.prover import Prover
 from graft.server.requests import (
     BrokenError,
     ClosedError,
@@ -44,7 +49,7 @@ from graft.server.residency import VIRTUAL_SHARE, Residency, Resident
 from graft.server.runner import make_runner
 from graft.server.sampling import Draw, sample
 from graft.server.scheduler import Plan, Scheduler, Sequence
-from graft.server.work import Consumer, Generation, RowsJob, not_finite, probe_jobs
+from graft.server.work import Consumer, Generation, RowsJob, not_finite
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +72,11 @@ class Engine:
         self.ends = _ends(base)
         local = {name: Path(folder) for name, folder in (adapters or {}).items()}
         self.library = Library(base.spec.fingerprint, local, shelf)
+        self.prover = Prover(base)
         self.loader = Loader(
             base,
             self.library,
+            self.prover,
             budget_bytes=self.sizes.host_bytes,
             allow_base_mismatch=self.options.allow_base_mismatch,
             on_load=self.metrics.loaded,
@@ -91,6 +98,7 @@ class Engine:
         self.metrics.gauges(self._gauges())
         self._consumers: dict[Sequence, Consumer] = {}
         self._unplaced: set[Generation] = set()  # their adapters are being loaded
+        self._base_said: dict[tuple[Asked, ...], List[Table]] = {}  # to probes' questions, on this runner
         self._inbox = Inbox()
         self._closing = False
         self.steps = 0
@@ -161,6 +169,7 @@ class Engine:
             self._inbox.put(lambda: None)  # wakes the thread
         self._thread.join()
         self.loader.close()
+        self.prover.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -212,9 +221,8 @@ class Engine:
     def run_rows(self, resident: Resident, done: Callable[[Any], None]) -> None:
         self._start(RowsJob(resident, resident.loaded.rows.rows, done, self.scheduler.detach))
 
-    def run_probe(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
-        for job in probe_jobs(resident, self.base.dtype, done):
-            self._start(job)
+    def prove(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
+        Proof(resident, self._start, self.prover, self._base_said, done).begin()
 
     def is_running(self, digest: str) -> bool:
         return self.scheduler.is_running(digest)
@@ -228,11 +236,16 @@ class Engine:
     def _live(self) -> None:
         while not self._closing:
             busy = self.scheduler.running or self.scheduler.waiting
-            for message in self._inbox.take(wait=not busy):
+            for message in self._inbox.take(wait=not busy and not self.prover.busy):
                 self._guarded(message)
             plan = self.scheduler.plan()
             if plan.chunks:
+                began = time.monotonic()
                 self._step(plan)
+                if self.prover.busy:
+                    self._guarded(partial(self.prover.beside, time.monotonic() - began))
+            elif self.prover.busy:
+                self._guarded(self.prover.turn)
             elif busy:  # an adapter is on its way in
                 for message in self._inbox.take(wait=True, timeout=0.05):
                     self._guarded(message)

@@ -11,6 +11,7 @@ from typing import Any
 from graft.hub.catalog import MAX_PAGE, Query
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.hub.inspection import Inspection, inspect_artifact
+from graft.hub.probe import Verdict
 from graft.hub.registry import Registry
 from graft.server.engine import Engine
 from graft.server.library import Location
@@ -48,6 +49,7 @@ class Placed:
     device_bytes: int = 0
     pinned: bool = False
     virtual_tokens: int = 0
+    proof: Verdict | None = None  # None: not in memory, or still under way
 
     @property
     def state(self) -> str:
@@ -96,7 +98,9 @@ class Inventory:
         loader, residency = self._engine.loader, self._engine.residency
         device = self._engine.call(lambda: {one.digest: one.bytes for one in residency.snapshot()})
         return {
-            one.digest: Placed(one.bytes, device.get(one.digest, 0), one.digest in loader.pinned, one.virtual_rows)
+            one.digest: Placed(
+                one.bytes, device.get(one.digest, 0), one.digest in loader.pinned, one.virtual_rows, one.case.verdict
+            )
             for one in loader.snapshot()
         }
 
@@ -197,5 +201,6 @@ def described(entry: Entry, placed: Placed) -> dict[str, Any]:
         "bytes_by_tier": {"host": placed.host_bytes, "device": placed.device_bytes},
         "pinned": placed.pinned,
         "virtual_tokens": placed.virtual_tokens,
+        "proof": {"outcome": proof.outcome.value, "why": proof.why} if (proof := placed.proof) else None,
         "error": entry.error,
     }

@@ -20,8 +20,8 @@ from graft.hub.artifact import load_artifact
 from graft.hub.base import Base
 from graft.hub.errors import GraftError
 from graft.hub.forms import CacheRows, Form, InputRows, LowRank
-from graft.hub.probe import Probe
 from graft.server.library import Library, Location
+from graft.server.prover import Case, Prover
 from graft.server.requests import BrokenError, CapacityError, ClosedError, Served
 from graft.server.runner import at, detours, form_bytes
 
@@ -41,7 +41,7 @@ class Loaded:
     variant: str
     detours: tuple[Form, ...]
     rows: InputRows | CacheRows | None
-    probe: Probe | None
+    case: Case  # its proof
     bytes: int
     seconds: float  # what the load took
     users: int = 0
@@ -70,6 +70,7 @@ class Loader:
         self,
         base: Base,
         library: Library,
+        prover: Prover,
         *,
         budget_bytes: int,
         allow_base_mismatch: bool = False,
@@ -81,6 +82,7 @@ class Loader:
         self.budget_bytes = budget_bytes
         self.pinned: set[str] = set()  # digests
         self._base = base
+        self._prover = prover
         self._on_load = on_load
         self._allow_base_mismatch = allow_base_mismatch
         self._lock = threading.Lock()
@@ -220,6 +222,7 @@ class Loader:
         with self.library.fetch(location) as folder, torch.inference_mode():
             artifact = load_artifact(folder, self._base.spec, allow_base_mismatch=self._allow_base_mismatch)
             forms = [_hosted(form, self._base.dtype) for form in artifact.fold(self._base)]
+            case = self._prover.case(artifact)
         rows = [form for form in forms if isinstance(form, (InputRows, CacheRows))]
         size = sum(form_bytes(form) for form in forms)
         if size > self.budget_bytes:
@@ -233,7 +236,7 @@ class Loader:
             variant=artifact.method.variant(artifact.config),
             detours=detours(forms),
             rows=rows[0] if rows else None,
-            probe=Probe.from_json(artifact.probe, self._base.spec.vocab_size) if artifact.probe is not None else None,
+            case=case,
             bytes=size,
             seconds=time.monotonic() - began,
         )

@@ -1,7 +1,7 @@
 """The device tier: which adapters are in the runner and have their virtual rows in the cache.
 
 Bringing one in: its detours are prepared on a loader's thread, added to the runner between steps, its virtual rows
-written or run once through the base, its probe replayed; then its requests may start. The least recently used idle
+written or run once through the base, its proof made; then its requests may start. The least recently used idle
 adapter makes room. All but `prepare` happens on the engine's thread.
 """
 
@@ -27,7 +27,7 @@ VIRTUAL_SHARE = 4  # at most 1/4 of the cache's blocks holds virtual rows, so th
 class State(Enum):
     PREPARING = "preparing"  # on a loader's thread
     ROWS = "rows"  # in the runner; its virtual rows are not in the cache yet
-    PROBING = "probing"  # its probe is under way
+    PROVING = "proving"  # its proof is under way
     READY = "ready"
 
 
@@ -61,8 +61,8 @@ class Work(Protocol):
         """Run a soft prompt through the base; `done` gets the blocks that hold it, or a GraftError."""
         ...
 
-    def run_probe(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
-        """Replay an adapter's probe; `done` gets what is wrong, or None."""
+    def prove(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
+        """Prove that an adapter does what it did in training; `done` gets what is wrong, or None."""
         ...
 
     def is_running(self, digest: str) -> bool:
@@ -217,13 +217,13 @@ class Residency:
             self._refuse(resident, blocks)
             return
         resident.virtual = VirtualRows(resident.loaded.virtual_rows, text_start, tuple(blocks))
-        if resident.loaded.probe is None or resident.digest in self._proven:
+        if resident.digest in self._proven:
             resident.state = State.READY
             return
-        resident.state = State.PROBING
-        self._work.run_probe(resident, lambda wrong: self._probed(resident, wrong))
+        resident.state = State.PROVING
+        self._work.prove(resident, lambda wrong: self._judged(resident, wrong))
 
-    def _probed(self, resident: Resident, wrong: GraftError | None) -> None:
+    def _judged(self, resident: Resident, wrong: GraftError | None) -> None:
         if wrong is not None:
             self._refuse(resident, wrong)
             return

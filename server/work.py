@@ -11,15 +11,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from graft.hub.errors import ArtifactError, GraftError
-from graft.hub.probe import ProbeSequence
+from graft.hub.errors import GraftError
+from graft.hub.probe import Asked, Table
+from graft.hub.replay import told
 from graft.server.loader import Loaded
 from graft.server.metrics import Metrics
-from graft.server.probe import difference, tolerance
 from graft.server.requests import EngineError, Finished, Request, Scored, Served, Started, Stream
 from graft.server.residency import Resident
 from graft.server.sampling import Draw, Token, generator_for, score
-from graft.server.scheduler import Chunk, Sequence
+from graft.server.scheduler import NO_ROWS, Chunk, Sequence
 
 UNPLACED = Served("(not loaded)")  # in the numbers: names that stand for nothing, or for nothing that loads
 LOADER = object()  # the tenant of everything the engine does for itself
@@ -169,56 +169,34 @@ class RowsJob(Consumer):
         self._done(error)
 
 
-class ProbeJob(Consumer):
-    """One sequence of an adapter's probe. `done` gets what is wrong, or None."""
+class Question(Consumer):
+    """A probe's question, put to an adapter (None: to the bare base) on the path that serves it.
 
-    def __init__(
-        self,
-        resident: Resident,
-        recorded: ProbeSequence,
-        tolerance: float,
-        done: Callable[[GraftError | None], None],
-    ):
-        self._recorded, self._tolerance, self._done = recorded, tolerance, done
-        self._wrong: GraftError | None = None
+    `done` gets the answers, a row for each row of the question, or what went wrong.
+    """
+
+    def __init__(self, asked: Asked, resident: Resident | None, done: Callable[[Table | GraftError], None]):
+        self._asked, self._done = asked, done
+        self._told: list[tuple[float, ...]] = []
         self.sequence = Sequence(
-            owner=resident.digest,
-            tokens=list(recorded.tokens),
+            owner=resident.digest if resident else None,
+            tokens=list(asked.ids),
             max_new=1,
-            logits_from=len(recorded.tokens) - 1,
-            virtual=resident.virtual,
+            logits_from=len(asked.ids) - len(asked.tokens),
+            virtual=resident.virtual if resident else NO_ROWS,
             tenant=LOADER,
         )
 
     def observe(self, chunk, logits):
-        if not self.sequence.remaining:
-            worst = difference(self._recorded, logits[-1])
-            if not worst <= self._tolerance:
-                self._wrong = ArtifactError(
-                    f"This adapter does not do here what it did when it was trained: after its probe a token's "
-                    f"log-probability differs by {worst:.3g} (up to {self._tolerance:g} is rounding). Its base, "
-                    f"weights or config are not those of its training: publish or train it again."
-                )
+        for row in logits:
+            self._told.append(told(row, self._asked.tokens[len(self._told)]))
         return None
 
     def finish(self):
-        self._done(self._wrong)
+        self._done(tuple(self._told))
 
     def fail(self, error):
         self._done(error)
-
-
-def probe_jobs(resident: Resident, dtype: torch.dtype, done: Callable[[GraftError | None], None]) -> list[ProbeJob]:
-    """All sequences of an adapter's probe. `done` gets the first thing that is wrong, or None, once all are through."""
-    probe = resident.loaded.probe
-    found: list[GraftError | None] = []
-
-    def one_done(wrong: GraftError | None) -> None:
-        found.append(wrong)
-        if len(found) == len(probe.sequences):
-            done(next((wrong for wrong in found if wrong is not None), None))
-
-    return [ProbeJob(resident, one, tolerance(probe, dtype), one_done) for one in probe.sequences]
 
 
 def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:

@@ -1,11 +1,14 @@
 """Tiny random bases of every family, built in memory: no downloads, a fraction of a second each."""
 
 import os
+import tempfile
 
 # Before anything reads them: no test reaches a model hub, and none depends on the settings of who runs it.
 for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
     os.environ.pop(_name, None)
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+_cache = tempfile.TemporaryDirectory(prefix="graft-test-cache-")  # what tests find out is not kept for later
+os.environ["GRAFT_CACHE"] = _cache.name
 
 import pytest
 import torch

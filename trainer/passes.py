@@ -14,8 +14,8 @@ from graft.hub.base import Base
 from graft.hub.detours import Rows as StepRows
 from graft.hub.detours import Stack, Step
 from graft.hub.forms import Form, InputRows
+from graft.hub.segments import Segments
 from graft.trainer.data import Pack, Rows, lay_out
-from graft.trainer.segments import Segments
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from graft.trainer.learner import Learner
 from graft.trainer.loop import Watcher, train_all
 from graft.trainer.memory import peak_bytes, restart_peak
 from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, metric_of, room_of
-from graft.trainer.probe import make_probe
+from graft.trainer.probe import Prober
 from graft.trainer.provenance import identity_of, provenance_of
 from graft.trainer.resume import Keeper, common_save, drop_checkpoint, load_checkpoint, save_checkpoint, training_folder
 from graft.trainer.scoring import check_scorable, score_examples
@@ -104,7 +104,12 @@ def train(
     plan = Plan(base.spec.id or "", tuple(adapters), run)
     check_plan(plan)
     check_against_spec(plan, base.spec)
-    return run_jobs(base, [prepare(base, adapter) for adapter in adapters], run, watchers, resume, _save, say)
+    prober = Prober(base)
+
+    def save(base: Base, job: Job, outcome: Outcome) -> None:
+        _save(base, job, outcome, prober)
+
+    return run_jobs(base, [prepare(base, adapter) for adapter in adapters], run, watchers, resume, save, say)
 
 
 def run_jobs(
@@ -292,15 +297,14 @@ def _kept(base: Base, job: Job) -> str:
     return ". Its training is kept: make room and give the same command with --resume"
 
 
-def _save(base: Base, job: Job, outcome: Outcome) -> None:
+def _save(base: Base, job: Job, outcome: Outcome, prober: Prober) -> None:
     """Write an adapter's folder."""
     trainee, plan = cast(Trainee, job.learner), job.plan
     tensors = trainee.tensors()
-    forms = Artifact(trainee.method, trainee.config, tensors, "", {}).fold(base)  # refuses one without effect
     provenance = provenance_of(base, plan, trainee, job.data, outcome)
     provenance["parameters"] = sum(tensor.numel() for tensor in tensors.values())
-    if not base.quantized:  # the base it is served on says something else than a quantised one: nothing to prove by
-        provenance["probe"] = make_probe(base, forms).to_json()
+    unsaved = Artifact(trainee.method, trainee.config, tensors, "", {})
+    provenance["probe"] = prober.probe(unsaved).to_json()  # refuses an adapter without effect
     card = model_card(plan.label, trainee.method, trainee.config, plan.task, provenance, base.spec)
     save_artifact(plan.out, trainee.method, trainee.config, tensors, base.spec, provenance=provenance, card=card)
 

@@ -25,7 +25,7 @@ KINDS = {
 }
 
 
-def _random_tensors(kind: str, base: Base, seed: int):
+def random_tensors(kind: str, base: Base, seed: int):
     method_name, options = KINDS[kind]
     method = get_method(method_name)
     config = method.from_options(options, base.spec)
@@ -41,7 +41,7 @@ def _random_tensors(kind: str, base: Base, seed: int):
 
 def write_folder(folder: Path, kind: str, base: Base, seed: int = 0) -> Path:
     """A random adapter's folder."""
-    method, config, tensors = _random_tensors(kind, base, seed)
+    method, config, tensors = random_tensors(kind, base, seed)
     provenance = {"format": 1, "base": {"id": base.spec.id, "fingerprint": base.spec.fingerprint}}
     save_artifact(folder, method, config, tensors, base.spec, provenance=provenance)
     return folder
@@ -52,7 +52,7 @@ def make_forms():
     """make_forms(kind, base, seed=0) -> the serving forms of a random adapter."""
 
     def make(kind: str, base: Base, seed: int = 0):
-        method, config, tensors = _random_tensors(kind, base, seed)
+        method, config, tensors = random_tensors(kind, base, seed)
         return method.fold(config, tensors, base)
 
     return make

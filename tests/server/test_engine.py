@@ -252,28 +252,6 @@ def test_broken_adapters_fail_while_others_go_on(llama, make_folder):
         assert_idle(engine)
 
 
-def test_a_probe_that_does_not_agree_is_refused(llama, make_folder, make_forms):
-    import json
-
-    folder = make_folder("prompt", llama, 1)
-    tokens = [5, 9, 11]
-    top = reference(llama, make_forms("prompt", llama, 1), tokens)[-1].topk(5)
-    provenance = json.loads((folder / "graft.json").read_text())
-
-    def write(logprobs):
-        sequence = {"tokens": tokens, "top_tokens": top.indices.tolist(), "top_logprobs": logprobs}
-        provenance["probe"] = {"dtype": "float32", "sequences": [sequence] * 3}
-        (folder / "graft.json").write_text(json.dumps(provenance))
-
-    with Engine(llama, {"a": folder}) as engine:
-        write([value + 0.5 for value in top.values.tolist()])
-        with pytest.raises(ArtifactError, match="does not do here what it did"):
-            engine.generate([Request((5, 6, 7), "a")])
-        write(top.values.tolist())
-        assert engine.generate([Request((5, 6, 7), "a", max_tokens=2, ignore_eos=True)])[0].ids
-        assert_idle(engine)
-
-
 def test_requests_that_can_not_be_served_are_refused_at_once(llama):
     with Engine(llama) as engine:
         for request, match in (

@@ -10,7 +10,10 @@ from graft.hub.artifact import load_artifact
 from graft.hub.attention import PackedAttention
 from graft.hub.base import Base, load_base
 from graft.hub.errors import BaseModelError, GraftError
+from graft.hub.probe import Outcome
 from graft.hub.spec import record
+from graft.server.engine import Engine
+from graft.server.requests import Request
 from graft.trainer import RunConfig, TrainConfig, train
 from tests.conftest import FAMILIES, tiny_tokenizer
 from tests.trainer.cases import plan
@@ -71,7 +74,12 @@ def test_an_adapter_learns_on_it_and_loads_on_the_whole_base(wide_folder, data, 
     assert losses[-1] < 0.9 * losses[0]
     whole = load_base(wide_folder, dtype="float32", device="cpu")
     artifact = load_artifact(outcome.folder, whole.spec)
-    assert artifact.fold(whole) and artifact.probe is None and artifact.provenance["base"]["quantized"]
+    assert artifact.fold(whole) and artifact.provenance["base"]["quantized"]
+    with Engine(
+        whole, {"a": outcome.folder}
+    ) as engine:  # what it does on the stored base was written down all the same
+        engine.generate([Request((5, 6, 7), "a")])
+        assert engine.loader.snapshot()[0].case.verdict.outcome is Outcome.PROVEN
 
 
 def test_what_needs_the_weights_is_refused(base_folder, data, tmp_path):

@@ -16,11 +16,13 @@ from graft.hub.detours import Rows, Stack, Step
 from graft.hub.errors import DataError, GraftError
 from graft.hub.forms import CacheRows
 from graft.hub.inspection import inspect_artifact
+from graft.hub.probe import read_probe
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
 from graft.trainer import resume as resume_module
 from graft.trainer import run as run_module
 from graft.trainer.data import Pack
 from graft.trainer.passes import running, served
+from graft.trainer.probe import TEXTS
 from graft.trainer.resume import load_checkpoint, save_checkpoint, training_folder
 from graft.trainer.run import read_data
 from tests.conftest import tiny_base
@@ -75,18 +77,22 @@ def test_the_folder_says_all_that_is_known(llama, data, held_out, tmp_path):
 def test_the_probe_is_what_the_loaded_adapter_says(llama, data, tmp_path, method):
     train(llama, [plan(data, tmp_path / "a", method)])
     artifact = load_artifact(tmp_path / "a", llama.spec)
+    probe = read_probe(artifact.probe, llama.spec.vocab_size)
+    assert probe.stored == "float32" and [one.text for one in probe.texts] == list(TEXTS)
     forms = served(llama, artifact.fold(llama))
     prefix = next((form for form in forms if isinstance(form, CacheRows)), None)
-    assert len(artifact.probe["sequences"]) == 3 and artifact.probe["dtype"] == "float32"
-    for row in artifact.probe["sequences"]:
-        ids = torch.tensor(row["tokens"])
+    for one in probe.texts:
+        ids = torch.tensor(one.asked.ids)
+        assert llama.tokenizer(one.text)["input_ids"][: len(ids)] == ids.tolist()
         step = Step(Stack([forms], torch.float32, "cpu"), Rows(0, (len(ids),)), lm_head="lm_head")
         positions = torch.arange(len(ids)) + (prefix.text_start if prefix else 0)
         attention = PackedAttention([len(ids)], [prefix], torch.device("cpu"))
         with torch.no_grad():
-            logits = llama.forward(llama.embed(ids), positions, attention, step)[-1]
-        expected = logits.log_softmax(-1)[row["top_tokens"]]
-        torch.testing.assert_close(expected, torch.tensor(row["top_logprobs"]), rtol=1e-4, atol=1e-5)
+            logits = llama.forward(llama.embed(ids), positions, attention, step)
+        rows = logits[-len(one.asked.tokens) :].log_softmax(-1)
+        expected = rows.gather(1, torch.tensor(one.asked.tokens))
+        torch.testing.assert_close(expected, torch.tensor(one.adapter), rtol=1e-4, atol=1e-5)
+    assert 0 < probe.noise.effect < probe.rounding.effect
 
 
 @pytest.mark.parametrize("method", ALL)

@@ -1,0 +1,68 @@
+"""Long work in short turns: a thread of its own that runs only while another one lets it, and waits in between.
+
+So that a computation which can't be cut into steps by hand (a model's own forward) shares a core with a loop that must
+not be held up.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class Ended(BaseException):
+    """The thread is asked to end in the middle of its work."""
+
+
+class Turns:
+    """`start` gives it work, `go` lets it run for a while; the work calls `pause` wherever it can wait."""
+
+    def __init__(self, name: str):
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._work: Callable[[], None] | None = None
+        self._until = 0.0
+        self._ended = False
+        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work that is not done."""
+        return self._work is not None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Work for the turns to come, which must not raise. Only where none is left."""
+        self._work = work
+
+    def go(self, seconds: float) -> None:
+        """One turn of about `seconds`, or what is left of the work; the caller waits."""
+        self._until = time.monotonic() + seconds
+        self._go.release()
+        self._back.acquire()
+
+    def pause(self) -> None:
+        """Called by the work: waits here where its turn is over."""
+        if time.monotonic() >= self._until:
+            self._back.release()
+            self._await_turn()
+
+    def close(self) -> None:
+        """End the thread, its work undone."""
+        self._ended = True
+        self._go.release()
+        self._thread.join()
+
+    def _await_turn(self) -> None:
+        self._go.acquire()
+        if self._ended:
+            raise Ended
+
+    def _live(self) -> None:
+        try:
+            while True:
+                self._await_turn()
+                if self._work is not None:
+                    self._work()
+                self._work = None
+                self._back.release()
+        except Ended:
+            return

@@ -1,0 +1,166 @@
+"""Nothing is served that does not do what it did in training; proofs hold nobody up and are made once."""
+
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from graft.hub.artifact import load_artifact
+from graft.hub.base import load_base
+from graft.hub.errors import ArtifactError
+from graft.hub.inspection import inspect_artifact
+from graft.hub.probe import Outcome
+from graft.server import prover as prover_module
+from graft.server.engine import Engine
+from graft.server.requests import Request
+from graft.server.turns import Turns
+from graft.trainer.probe import Prober
+from tests.conftest import tiny_model, tiny_tokenizer
+from tests.server.conftest import KINDS, write_folder
+
+ASK = Request((5, 6, 7), "a", max_tokens=2, ignore_eos=True)
+
+
+@pytest.fixture
+def base_folder(tmp_path):
+    def make(family="llama", dtype=torch.float32, seed=0):
+        folder = tmp_path / f"base-{family}-{dtype}-{seed}"
+        tiny_model(family, seed).to(dtype).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def proven_folder(folder, kind, base, seed=0):
+    """A random adapter's folder, with the probe that training would have written."""
+    write_folder(folder, kind, base, seed)
+    artifact = load_artifact(folder, base.spec)
+    return rewritten(folder, Prober(base).probe(artifact).to_json())
+
+
+def rewritten(folder, probe):
+    provenance = json.loads((folder / "graft.json").read_text()) | {"probe": probe}
+    (folder / "graft.json").write_text(json.dumps(provenance))
+    return folder
+
+
+def verdict(base, folder):
+    with Engine(base, {"a": folder}) as engine:
+        engine.generate([ASK])
+        return engine.loader.snapshot()[0].case.verdict
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_proven_in_either_dtype(base_folder, tmp_path, kind, dtype):
+    folder = base_folder()
+    made = proven_folder(tmp_path / "a", kind, load_base(folder, dtype="float32", device="cpu"))
+    assert verdict(load_base(folder, dtype=dtype, device="cpu"), made).outcome is Outcome.PROVEN
+
+
+def test_a_changed_weight_is_refused_though_everything_else_was_made_to_match(base_folder, tmp_path):
+    base = load_base(base_folder(), dtype="bfloat16", device="cpu")
+    folder = proven_folder(tmp_path / "a", "lora", base)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = sorted(tensors)[-1]
+    save_file(tensors | {name: tensors[name] * 1.01}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with Engine(base, {"a": folder}) as engine, pytest.raises(ArtifactError, match="its weights or config are not"):
+        engine.generate([ASK])
+
+
+def test_another_base_of_that_shape_is_refused_though_the_probe_names_its_content(base_folder, tmp_path):
+    trained, other = (load_base(base_folder(seed=seed), dtype="float32", device="cpu") for seed in (0, 1))
+    folder = proven_folder(tmp_path / "a", "lora", trained)
+    probe = json.loads((folder / "graft.json").read_text())["probe"]
+    provenance = {"base": {"fingerprint": other.spec.fingerprint}, "probe": probe}
+    (folder / "graft.json").write_text(json.dumps(provenance))
+    with Engine(other, {"a": folder}) as engine, pytest.raises(ArtifactError, match="the bare base answers its texts"):
+        engine.generate([ASK])
+
+
+def test_a_rounded_copy_is_said_to_be_one(base_folder, tmp_path):
+    whole = load_base(base_folder(), dtype="float32", device="cpu")
+    copy = load_base(base_folder(dtype=torch.bfloat16), dtype="float32", device="cpu")
+    assert whole.spec.fingerprint == copy.spec.fingerprint
+    assert verdict(copy, proven_folder(tmp_path / "a", "lora", whole)).outcome is Outcome.ROUNDED
+    assert verdict(whole, proven_folder(tmp_path / "b", "lora", copy)).outcome is Outcome.ROUNDED
+
+
+def test_a_tokenizer_that_reads_otherwise_is_refused(base_folder, tmp_path):
+    base = load_base(base_folder(), dtype="float32", device="cpu")
+    folder = proven_folder(tmp_path / "a", "lora", base)
+    probe = json.loads((folder / "graft.json").read_text())["probe"]
+    probe["texts"][1]["text"] = "quite another text"
+    with Engine(base, {"a": rewritten(folder, probe)}) as engine, pytest.raises(ArtifactError, match="other ids"):
+        engine.generate([ASK])
+
+
+def test_old_probes_and_none_say_only_what_they_can(llama, tmp_path):
+    folder = write_folder(tmp_path / "a", "prompt", llama)
+    assert "no probe" in verdict(llama, folder).why
+    sequence = {"tokens": [5, 9, 11], "top_tokens": [4, 5], "top_logprobs": [-0.5, -1.5]}
+    found = verdict(llama, rewritten(folder, {"dtype": "bfloat16", "sequences": [sequence] * 3}))
+    assert found.outcome is Outcome.UNPROVEN and "bfloat16" in found.why
+
+
+def test_a_proof_is_made_once_and_many_share_a_pass(base_folder, tmp_path, monkeypatch):
+    base = load_base(base_folder(seed=7), dtype="float32", device="cpu")
+    folders = {kind: proven_folder(tmp_path / kind, kind, base, 3) for kind in KINDS}
+    passes = []
+    true = prover_module.answers
+    monkeypatch.setattr(
+        prover_module, "answers", lambda stored, asked: passes.append(len(asked)) or true(stored, asked)
+    )
+    requests = [Request((5, 6, 7), name, max_tokens=1) for name in folders]
+    for _ in range(2):  # an engine that comes later finds what was proven
+        with Engine(base, folders) as engine:
+            engine.generate(requests)
+    assert sum(passes) == len(folders) + 1 and len(passes) < len(folders)  # and the bare base, once
+
+
+def test_what_breaks_in_a_pass_costs_its_own_adapter_only(base_folder, tmp_path, monkeypatch):
+    base = load_base(base_folder(), dtype="float32", device="cpu")
+    folders = {kind: proven_folder(tmp_path / kind, kind, base, 4) for kind in ("lora", "prefix", "bitfit")}
+    bad = inspect_artifact(folders["prefix"], base.spec).digest
+    true = prover_module.Prover._judged
+
+    def judged(self, case, told, content):
+        if case.digest == bad:
+            raise MemoryError("as if there were none")
+        return true(self, case, told, content)
+
+    monkeypatch.setattr(prover_module.Prover, "_judged", judged)
+    with Engine(base, folders) as engine:
+        with pytest.raises(ArtifactError, match="can't be run here"):
+            engine.generate([Request((5, 6), name, max_tokens=1) for name in folders])
+        assert engine.generate([Request((5, 6), name, max_tokens=1) for name in ("lora", "bitfit")])
+
+
+def test_turns_run_only_while_they_are_let():
+    turns, seen = Turns("test"), []
+
+    def work():
+        for i in range(50):
+            time.sleep(0.001)
+            seen.append(i)
+            turns.pause()
+
+    turns.start(work)
+    time.sleep(0.02)
+    assert not seen
+    began = time.monotonic()
+    turns.go(0.005)
+    assert 0 < len(seen) < 50 and time.monotonic() - began < 0.04
+    at_rest = len(seen)
+    time.sleep(0.02)
+    assert len(seen) == at_rest and turns.busy
+    while turns.busy:
+        turns.go(0.01)
+    assert seen == list(range(50))
+    turns.start(work)
+    turns.go(0.003)
+    turns.close()  # in the middle of it
+    assert len(seen) < 100
