@@ -6,19 +6,21 @@ fingerprint. Knows neither torch nor HTTP.
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from graft.hub.clock import now
 from graft.hub.errors import ArtifactError
-from graft.hub.inspection import CONFIG, base_name, fingerprint_of
+from graft.hub.inspection import CARD, CONFIG, base_name, fingerprint_of, read_text
 from graft.hub.spec import BaseSpec
 from graft.hub.sqlite import Database
 
 CONFIG_KEYS = ("base_model_name_or_path", "model_name")  # PEFT's key; AdapterHub's
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# A base in a client's download cache: the path says which hub's repo it is.
+_DOWNLOADED = re.compile(r".*/models--(?P<org>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/[^/]+/?")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Declared:
     @property
     def is_local(self) -> bool:
         return bool(self.name) and (not HUB_ID.fullmatch(self.name) or Path(self.name).is_dir())
+
+    def or_made_for(self, fingerprint: str | None) -> "Declared":
+        """With the fingerprint of the base that lies where `name` leads, unless the adapter records one itself."""
+        return replace(self, fingerprint=self.fingerprint or fingerprint)
 
 
 def declared_base(config: dict[str, Any], provenance: dict[str, Any]) -> Declared:
@@ -60,11 +66,14 @@ def find_base(db: Database, *, fingerprint: str | None = None, id: str | None = 
 
 
 def public_base_id(declared: Declared, lookup: Callable[[str], str | None]) -> str:
-    """What should stand in the config: the recorded id of the base's fingerprint, else a hub id as it is.
+    """What should stand in the config: the recorded id of the base's fingerprint, else a hub id as it is, or as the
+    path of a client's download cache spells it.
 
     Raises ArtifactError for a local path of a base that nobody recorded.
     """
     recorded = lookup(declared.fingerprint) if declared.fingerprint else None
+    if recorded is None and (downloaded := _DOWNLOADED.fullmatch(declared.name)):
+        recorded = f"{downloaded['org']}/{downloaded['name']}"
     if recorded is None and declared.is_local:
         raise ArtifactError(
             f"{CONFIG} names its base by the local path {declared.name!r}, which means nothing elsewhere, and no base "
@@ -74,11 +83,11 @@ def public_base_id(declared: Declared, lookup: Callable[[str], str | None]) -> s
     return recorded or declared.name
 
 
-def renamed_config(text: str, declared: Declared, id: str) -> str:
-    """adapter_config.json with the base's public id in place of the path."""
-    return json.dumps({**json.loads(text), declared.key: id}, indent=2, sort_keys=True) + "\n"
-
-
-def renamed_card(text: str, declared: Declared, id: str) -> str:
-    """README.md with every whole mention of the local path replaced."""
-    return re.sub(rf"(?<![\w/.-]){re.escape(declared.name)}(?![\w/-])", lambda _: id, text)
+def renamed(folder: Path, declared: Declared, id: str) -> Iterator[tuple[str, str]]:
+    """What stands in the files of an adapter that name the base, with its public id instead."""
+    config = json.loads(read_text(folder / CONFIG))
+    yield CONFIG, json.dumps({**config, declared.key: id}, indent=2, sort_keys=True) + "\n"
+    if (folder / CARD).exists():
+        # Every whole mention of the local path.
+        mention = rf"(?<![\w/.-]){re.escape(declared.name)}(?![\w/-])"
+        yield CARD, re.sub(mention, lambda _: id, read_text(folder / CARD))

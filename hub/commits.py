@@ -17,9 +17,11 @@ from graft.hub.store import Blob
 
 Tree = dict[str, str]
 
-MAX_FILE_BYTES = 100 << 20
+MAX_WEIGHTS_BYTES = 8 << 30  # of one file of weights, unless a registry is opened with another limit
+MAX_FILE_BYTES = 100 << 20  # of any other
 MAX_TREE_FILES = 1000
 MAX_PATH_CHARS = 250
+WEIGHTS_SUFFIX = ".safetensors"
 START_BYTES = 16  # what `check_start` looks at
 
 REPO_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
@@ -45,7 +47,7 @@ COMMIT_ID = re.compile(r"[0-9a-f]{40}")
 
 SUFFIXES = frozenset(
     [
-        ".safetensors",
+        WEIGHTS_SUFFIX,
         ".json",
         ".jsonl",
         ".md",
@@ -120,12 +122,17 @@ def check_start(path: str, start: bytes) -> None:
             raise ArtifactError(f"{path} is {what}: publish safetensors and text only.")
 
 
-def check_size(path: str, size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise TooLargeError(
-            f"{path} has {size:,} bytes and the hub takes {MAX_FILE_BYTES:,} a file: an adapter is much smaller "
-            "than its base; publish only the adapter's own tensors."
-        )
+def check_size(path: str, size: int, max_weights: int = MAX_WEIGHTS_BYTES) -> None:
+    """Raises TooLargeError for weights beyond `max_weights`, or any other file beyond MAX_FILE_BYTES."""
+    if path.endswith(WEIGHTS_SUFFIX):
+        if size > max_weights:
+            raise TooLargeError(
+                f"{path} has {size:,} bytes and at most {max_weights:,} of weights are taken: an adapter is much smaller "
+                "than its base, so publish only the adapter's own tensors. Where it is one, raise the limit with "
+                "--max-weights-bytes, of `graft publish` or of the hub."
+            )
+    elif size > MAX_FILE_BYTES:
+        raise TooLargeError(f"{path} has {size:,} bytes and {MAX_FILE_BYTES:,} are taken of a file without weights.")
 
 
 def check_repo_name(name: str) -> tuple[str, str]:

@@ -39,6 +39,7 @@ class Intent:
     create: bool
     private: bool
     replace: bool
+    base_fingerprint: str | None = None  # of the base that lies where the adapter's config names a path
 
 
 def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
@@ -47,7 +48,7 @@ def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
         head = _head(db, intent)
         if intent.parent is not None and head != intent.parent:
             return _repeated(db, blobs, intent, head)
-        proven = prove(db, blobs, _tree(db, intent, head))
+        proven = prove(db, blobs, _tree(db, intent, head), made_for=intent.base_fingerprint)
         with writing(db):
             if _head(db, intent) == head:
                 return _record(db, blobs, intent, head, proven)
@@ -82,7 +83,7 @@ def _repeated(db: Database, blobs: BlobStore, intent: Intent, head: str | None) 
     """The answer to a commit whose parent isn't the head: the head, if it is this commit come a second time."""
     latest = records.revision(db, head) if head else None
     if latest is not None and latest.parent == intent.parent:
-        tree = prove(db, blobs, _tree(db, intent, intent.parent)).tree
+        tree = prove(db, blobs, _tree(db, intent, intent.parent), made_for=intent.base_fingerprint).tree
         if tree == records.tree(db, head):
             return latest
     raise StaleParentError(

@@ -23,7 +23,7 @@ WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # HF PEFT's and 
 PROVENANCE = "graft.json"
 CARD = "README.md"
 MAX_JSON_BYTES = 4 << 20
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -179,14 +179,18 @@ def find_weights(folder: Path) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES) if folder.is_dir() else []
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES) if folder.is_dir() else []
     if pickles:
-        raise ArtifactError(
-            f"{folder.name} holds its weights as a pickle ({pickles[0]}), and nothing is ever unpickled here: a pickle "
-            f"can run code. Save it again as safetensors (PEFT: save_pretrained(safe_serialization=True); "
-            f"AdapterHub: save_adapter(use_safetensors=True))."
-        )
+        raise pickled_weights(pickles[0])
     raise ArtifactError(f"{folder} holds no weights: neither {WEIGHTS[0]} nor {WEIGHTS[1]} is there.")
+
+
+def pickled_weights(name: str) -> ArtifactError:
+    return ArtifactError(
+        f"The weights are there as a pickle only ({name}), and nothing is ever unpickled here: a pickle can run code. "
+        f"Save them again as safetensors (PEFT: save_pretrained(safe_serialization=True); AdapterHub: "
+        f"save_adapter(use_safetensors=True); or safetensors.torch.save_file)."
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

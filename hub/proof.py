@@ -4,9 +4,7 @@ Knows the store and the recorded bases, no HTTP, no torch. A tree without a comp
 config without weights) is fine; one with an adapter must pass every check that needs no base weights.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from graft.hub import bases
@@ -30,19 +28,23 @@ class Proven:
     rewritten: tuple[Blob, ...] = ()
 
 
-def prove(db: Database, blobs: BlobStore, tree: Tree) -> Proven:
-    """Raises ArtifactError and its kin with what to mend."""
+def prove(db: Database, blobs: BlobStore, tree: Tree, *, made_for: str | None = None) -> Proven:
+    """Raises ArtifactError and its kin with what to mend.
+
+    `made_for`: the fingerprint of the base that lies where the config names a path, for one who can look there.
+    """
     with blobs.laid_out({path: sha256 for path, sha256 in tree.items() if path in READ}) as folder:
         card, body = split_card(read_text(folder / CARD)) if CARD in tree else ({}, "")
         if not holds_adapter(tree):
             return Proven(tree, None, card, body)
         provenance = read_json(folder / PROVENANCE) if PROVENANCE in tree else {}
-        declared = bases.declared_base(read_json(folder / CONFIG), provenance)
+        declared = bases.declared_base(read_json(folder / CONFIG), provenance).or_made_for(made_for)
         public = bases.public_base_id(declared, lambda fingerprint: _recorded_id(db, fingerprint))
         if public != declared.name and declared.name:
-            written = {path: blobs.put_bytes(text.encode()) for path, text in _renamed(folder, declared, public)}
+            written = {path: blobs.put_bytes(text.encode()) for path, text in bases.renamed(folder, declared, public)}
             renamed = tree | {path: blob.sha256 for path, blob in written.items()}
-            return replace(prove(db, blobs, renamed), rewritten=tuple(written.values()))
+            again = prove(db, blobs, renamed, made_for=declared.fingerprint)
+            return replace(again, rewritten=tuple(written.values()))
         spec = bases.find_base(db, fingerprint=declared.fingerprint) or bases.find_base(db, id=public)
         found = inspect_artifact(folder, spec)
     if spec is not None and found.base_fingerprint is None:  # a plain PEFT folder whose base, known by id, fits
@@ -53,13 +55,6 @@ def prove(db: Database, blobs: BlobStore, tree: Tree) -> Proven:
 def holds_adapter(tree: Tree) -> bool:
     """Whether config and weights are both there."""
     return CONFIG in tree and any(name in tree for name in WEIGHTS)
-
-
-def _renamed(folder: Path, declared: bases.Declared, id: str) -> Iterator[tuple[str, str]]:
-    """What stands in the files that name the base, with its public id instead."""
-    yield CONFIG, bases.renamed_config(read_text(folder / CONFIG), declared, id)
-    if (folder / CARD).exists():
-        yield CARD, bases.renamed_card(read_text(folder / CARD), declared, id)
 
 
 def _recorded_id(db: Database, fingerprint: str) -> str | None:

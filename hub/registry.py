@@ -14,10 +14,20 @@ from typing import Any
 
 from graft.hub import bases, catalog, committing, records, refs, repos, scores
 from graft.hub.access import OWNER, Caller, audit
-from graft.hub.commits import START_BYTES, Change, Put, Tree, check_path, check_repo_name, check_size, check_start
+from graft.hub.commits import (
+    MAX_WEIGHTS_BYTES,
+    START_BYTES,
+    Change,
+    Put,
+    Tree,
+    check_path,
+    check_repo_name,
+    check_size,
+    check_start,
+)
 from graft.hub.committing import Intent
 from graft.hub.errors import ArtifactError, GraftError, NotFoundError
-from graft.hub.folder import base_at_hand, publishable_files
+from graft.hub.folder import base_at_hand, contents
 from graft.hub.inspection import Inspection
 from graft.hub.records import File, Repo, Revision
 from graft.hub.schema import connect, migrate, writing
@@ -35,9 +45,15 @@ class _Thread(threading.local):
 class Registry:
     """An open registry. The file and the folder of blobs beside it are made when missing."""
 
-    def __init__(self, path: str | Path = "registry.db", *, create: bool = True):
-        """Raises NotFoundError when the file is missing and `create` is false, GraftError for a file of another kind."""
+    def __init__(
+        self, path: str | Path = "registry.db", *, create: bool = True, max_weights_bytes: int = MAX_WEIGHTS_BYTES
+    ):
+        """`max_weights_bytes`: the largest file of weights that is taken.
+
+        Raises NotFoundError when the file is missing and `create` is false, GraftError for a file of another kind.
+        """
         self.path = Path(path)
+        self.max_weights_bytes = max_weights_bytes
         if not create and not self.path.is_file():
             raise NotFoundError(f"There is no registry at {self.path}: publish something first, or check --registry.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,14 +146,15 @@ class Registry:
     ) -> Revision:
         """Make `folder` the whole content of `name`'s main branch; the repo is made when missing.
 
+        What a trainer leaves beside an adapter is left out (folder.contents says what).
         Raises ArtifactError and its kin with what to mend; nothing is left behind then.
         """
         check_repo_name(name)
-        paths = publishable_files(Path(folder))
+        files = contents(Path(folder), self.max_weights_bytes).files
         spec = base_at_hand(Path(folder))
         if spec is not None and spec.id:
             self.add_base(spec, replace=False)
-        puts = [Put(path, self.store_file(path, source)) for path, source in paths.items()]
+        puts = [Put(path, self.store_file(path, source)) for path, source in files.items()]
         return self.commit(
             name,
             puts,
@@ -148,6 +165,7 @@ class Registry:
             create=True,
             private=private,
             replace=True,
+            base_fingerprint=spec.fingerprint if spec else None,
         )
 
     def store_file(self, path: str, source: Path) -> Blob:
@@ -161,7 +179,7 @@ class Registry:
         Raises ArtifactError and its kin for what no repo may hold, by name, by size or by how it starts.
         """
         check_path(path)
-        check_size(path, size)
+        check_size(path, size, self.max_weights_bytes)
         check_start(path, stream.read(START_BYTES))
         stream.seek(0)
         return self.blobs.put(stream, size)
@@ -180,11 +198,13 @@ class Registry:
         create: bool = False,
         private: bool = False,
         replace: bool = False,
+        base_fingerprint: str | None = None,
     ) -> Revision:
         """One new revision on `branch`, or the head as it is when nothing would change (so a repeated call is harmless).
 
         `parent` must be the head (StaleParentError); without it the changes go on top of whatever is there. `replace`
         drops every file that `changes` don't write. `create` makes a missing repo in the same transaction.
+        `base_fingerprint` is of the base that lies where the adapter's config names a path.
         Raises ArtifactError and its kin when the resulting adapter can't be proven sound.
         """
         intent = Intent(
@@ -199,6 +219,7 @@ class Registry:
             create=create,
             private=private,
             replace=replace,
+            base_fingerprint=base_fingerprint,
         )
         return committing.commit(self.db, self.blobs, intent)
 

@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import json
 import shutil
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,9 +20,9 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub import errors as hf
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 
-from graft.hub import bases
 from graft.hub.cards import TASK_PREFIX, UNTASKED
 from graft.hub.catalog import Entry, Page, Query
+from graft.hub.commits import MAX_WEIGHTS_BYTES
 from graft.hub.errors import (
     ArtifactError,
     ConflictError,
@@ -36,17 +35,18 @@ from graft.hub.errors import (
     TooLargeError,
     UnauthorizedError,
 )
-from graft.hub.folder import PULLED, base_at_hand, publishable_files
-from graft.hub.inspection import CARD, CONFIG, PROVENANCE, inspect_artifact, read_json
+from graft.hub.folder import PULLED, staged
+from graft.hub.inspection import CONFIG, inspect_artifact
 from graft.hub.records import FACTS, Revision
 from graft.hub.refs import Move, Ref
 from graft.hub.scores import Evaluation, Standing, Task
 from graft.hub.spec import BaseSpec
+from graft.hub.store import CHUNK_BYTES
 
 T = TypeVar("T")
 
 TIMEOUT_S = 60
-MAX_PULL_BYTES = 2 << 30  # far above any adapter, far below a base
+MAX_PULL_BYTES = MAX_WEIGHTS_BYTES + (1 << 30)  # the largest adapter, and what lies beside its weights
 BASE_LABEL = "base_model:adapter:"
 # Query.sort -> what the protocol calls it. Hubs other than ours know no score.
 SORTS: dict[str, Any] = {
@@ -94,13 +94,13 @@ class RemoteRegistry:
         """As Registry.publish; who publishes is known by the token. The adapter is proven here before it travels."""
         folder = Path(folder)
         inspect_artifact(folder, None)
-        with _staged(folder) as (staged, spec), _answering(self.url), self._made(name, private):
+        with staged(folder) as (sent, spec), _answering(self.url), self._made(name, private):
             if spec is not None:
                 self._offer_base(spec)
             title, _, rest = message.partition("\n")
             made = self.client.upload_folder(
                 repo_id=name,
-                folder_path=staged,
+                folder_path=sent,
                 delete_patterns="*",
                 commit_message=title or f"Publish {folder.resolve().name}",
                 commit_description=rest.strip() or None,
@@ -288,30 +288,6 @@ def _error_of(status: int, code: str | None, body: bytes) -> GraftError:
     return BY_CODE.get(code or "", BY_STATUS.get(status, GraftError))(message)
 
 
-@contextmanager
-def _staged(folder: Path) -> Iterator[tuple[Path, BaseSpec | None]]:
-    """A copy of `folder` to send, a local base path replaced by its id, and the base's manifest if it is at hand."""
-    provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
-    declared = bases.declared_base(read_json(folder / CONFIG), provenance)
-    spec = base_at_hand(folder)
-    known = {spec.fingerprint: spec.id} if spec else {}
-    recorded = provenance.get("base", {}).get("id") if isinstance(provenance.get("base"), dict) else None
-    if declared.fingerprint and isinstance(recorded, str) and bases.HUB_ID.fullmatch(recorded) and "/" in recorded:
-        known.setdefault(declared.fingerprint, recorded)
-    public = bases.public_base_id(declared, known.get)
-    with tempfile.TemporaryDirectory() as name:
-        staged = Path(name)
-        for path, source in publishable_files(folder).items():
-            (staged / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, staged / path)
-        if public != declared.name:
-            config, card = staged / CONFIG, staged / CARD
-            config.write_text(bases.renamed_config(config.read_text(), declared, public))
-            if card.exists():
-                card.write_text(bases.renamed_card(card.read_text(), declared, public))
-        yield staged, spec
-
-
 def _require_an_adapter(name: str, files: Sequence[RepoFile]) -> None:
     if CONFIG not in {file.path for file in files}:
         raise ArtifactError(f"{name} holds no {CONFIG}: it is no adapter.")
@@ -324,13 +300,14 @@ def _require_an_adapter(name: str, files: Sequence[RepoFile]) -> None:
 
 def _require_intact(path: Path, file: RepoFile) -> None:
     """Clients don't compare what they downloaded with its hash. Raises ArtifactError where it differs."""
-    data = path.read_bytes()
     if file.lfs is not None:
-        intact = hashlib.sha256(data).hexdigest() == file.lfs.sha256
+        digest, wanted = hashlib.sha256(), file.lfs.sha256
     else:
-        git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
-        intact = git.hexdigest() == file.blob_id
-    if not intact:
+        digest, wanted = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False), file.blob_id
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != wanted:
         raise ArtifactError(
             f"{file.path} arrived damaged, or was changed in the download cache: delete {path} and pull again."
         )

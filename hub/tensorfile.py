@@ -9,6 +9,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _NAME = re.compile(r"[\w.\-]+")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, old and new
+LFS_POINTER = b"version "  # how the note begins that a clone without LFS has in place of a file
 _CHUNK = 1 << 22  # values checked at once
 
 
@@ -50,6 +52,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         start = file.read(8)
         if len(start) < 8:
             raise _broken(path, "it is shorter than 8 bytes; it was cut off")
+        if start == LFS_POINTER:
+            raise _broken(path, "it is Git LFS's note of where the weights are; fetch them with `git lfs pull`")
         (length,) = struct.unpack("<Q", start)
         if length > MAX_HEADER_BYTES and start.startswith(_PICKLES):  # a length below may begin with such bytes
             raise ArtifactError(
@@ -92,10 +96,11 @@ def holds_only(path: Path, entry: TensorEntry, value: float) -> bool:
     """Whether every element of a floating-point tensor is `value`."""
     raw = np.asarray(mapped(path)[entry.start : entry.stop])
     if entry.dtype == "BF16":  # the upper half of a float32
-        values, wanted = raw.view("<u2"), np.float32(value).view(np.uint32) >> 16
-        signless = (values & 0x7FFF) if value == 0 else values
-        return bool((signless == wanted).all())
-    return entry.dtype in _NUMPY and bool((raw.view(_NUMPY[entry.dtype]) == value).all())
+        wanted, sign = np.float32(value).view(np.uint32) >> 16, 0x7FFF if value == 0 else 0xFFFF
+        return all(bool(((piece & sign) == wanted).all()) for piece in _pieces(raw.view("<u2")))
+    return entry.dtype in _NUMPY and all(
+        bool((piece == value).all()) for piece in _pieces(raw.view(_NUMPY[entry.dtype]))
+    )
 
 
 def mapped(path: Path) -> memoryview:
@@ -134,10 +139,13 @@ def _require_gapless(path: Path, entries: dict[str, TensorEntry], start: int, si
 
 def _finite(raw: np.ndarray, dtype: str) -> bool:
     if dtype == "BF16":  # numpy has no bf16: all exponent bits set means infinite or NaN
-        values = raw.view("<u2")
-        return all(not ((values[i : i + _CHUNK] & 0x7F80) == 0x7F80).any() for i in range(0, len(values), _CHUNK))
-    values = raw.view(_NUMPY[dtype])
-    return all(np.isfinite(values[i : i + _CHUNK]).all() for i in range(0, len(values), _CHUNK))
+        return all(not ((piece & 0x7F80) == 0x7F80).any() for piece in _pieces(raw.view("<u2")))
+    return all(np.isfinite(piece).all() for piece in _pieces(raw.view(_NUMPY[dtype])))
+
+
+def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:
+    """So that what is computed of a large tensor takes little memory."""
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 
 def _naturals(value: object) -> bool:

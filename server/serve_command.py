@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from graft.hub.commands.shared import Size
 from graft.hub.errors import GraftError
 from graft.hub.http import LOOPBACK
 
@@ -22,25 +23,6 @@ if TYPE_CHECKING:
 SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
 CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
 DEFAULT_REGISTRY = Path("registry.db")
-
-
-class _Size(click.ParamType):
-    """Bytes: a number, or one with K, M, G (powers of 1024)."""
-
-    name = "bytes"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, int):
-            return value
-        number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
-        factor = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
-        try:
-            size = int(float(number) * (factor or 0))
-        except (ValueError, OverflowError):
-            size = 0
-        if size <= 0:
-            self.fail(f"{value!r} is no size: write bytes, or 512M, 4G.", param, ctx)
-        return size
 
 
 @click.command()
@@ -62,9 +44,9 @@ class _Size(click.ParamType):
 @click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
 @click.option("--max-batch-rows", type=click.IntRange(1), help="Rows in a step.")
 @click.option("--max-model-len", type=click.IntRange(1), help="Tokens of one sequence, virtual ones included.")
-@click.option("--kv-bytes", type=_Size(), help="Memory of the KV cache.")
-@click.option("--adapter-host-bytes", type=_Size(), help="Host memory of all adapters.")
-@click.option("--adapter-device-bytes", type=_Size(), help="Device memory of all adapters.")
+@click.option("--kv-bytes", type=Size(), help="Memory of the KV cache.")
+@click.option("--adapter-host-bytes", type=Size(), help="Host memory of all adapters.")
+@click.option("--adapter-device-bytes", type=Size(), help="Device memory of all adapters.")
 @click.option("--allow-base-mismatch", is_flag=True, help="Serve adapters that were made for another base.")
 def serve(
     base_name: str,

@@ -1,5 +1,6 @@
 """`graft publish | pull | search | promote | history`: adapters in and out, and the names that move over them."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -9,12 +10,14 @@ from graft.hub.commands.shared import (
     amount,
     day,
     local_user,
+    max_weights_option,
     opened,
     placed,
     print_json,
     print_table,
     short,
 )
+from graft.hub.folder import contents
 from graft.hub.registry import Registry
 
 
@@ -24,6 +27,7 @@ from graft.hub.registry import Registry
 @click.option("--tag", "tags", multiple=True, help="A name for this version that stays, such as v1. Repeatable.")
 @click.option("--private", is_flag=True, help="For your namespace's members only (when the repo is new).")
 @click.option("--message", "-m", default="", help="What is new in this version.")
+@max_weights_option
 @placed
 def publish(
     folder: Path,
@@ -31,18 +35,25 @@ def publish(
     tags: tuple[str, ...],
     private: bool,
     message: str,
+    max_weights_bytes: int,
     registry_path: Path,
     hub_url: str | None,
     as_json: bool,
 ) -> None:
-    """Publish the adapter in FOLDER as a new version of NS/NAME."""
-    registry = opened(registry_path, hub_url, create=True)
+    """Publish the adapter in FOLDER as a new version of NS/NAME.
+
+    What a trainer leaves beside it (checkpoints, optimizer states, logs, pickles) is left out, and named.
+    """
+    registry = opened(registry_path, hub_url, create=True, max_weights_bytes=max_weights_bytes)
+    left_out = contents(folder, max_weights_bytes).left_out
     revision = registry.publish(folder, name, tags=tags, private=private, user=local_user(), message=message)
     found = registry.found(revision.id) if isinstance(registry, Registry) else None
     if as_json:
-        print_json(revision)
+        print_json({**asdict(revision), "left_out": left_out})
         return
     click.echo(f"{name}@{revision.id}")
+    for file in left_out:
+        click.echo(f"left out: {file}", err=True)
     for warning in found.warnings if found else ():
         click.echo(f"note: {warning}", err=True)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from graft.hub import access
-from graft.hub.commands.shared import json_option, print_json, registry_option
+from graft.hub.commands.shared import json_option, max_weights_option, print_json, registry_option
+from graft.hub.commits import MAX_WEIGHTS_BYTES
 from graft.hub.errors import GraftError
 from graft.hub.http import LOOPBACK
 from graft.hub.registry import Registry
@@ -33,6 +34,7 @@ def hub() -> None:
 @click.option("--trusted-host", "trusted_hosts", multiple=True, help="A name this hub is reached by. Repeatable.")
 @click.option("--inference", "inference_url", metavar="URL", help="A running `graft serve`, for the playground.")
 @click.option("--behind-proxy", is_flag=True, help="Believe the X-Forwarded-* headers of one proxy in front.")
+@max_weights_option
 def serve(
     registry_path: Path,
     host: str,
@@ -41,11 +43,12 @@ def serve(
     trusted_hosts: tuple[str, ...],
     inference_url: str | None,
     behind_proxy: bool,
+    max_weights_bytes: int,
 ) -> None:
     """Serve the registry. Without users and on loopback, whoever reaches it is its owner."""
     from graft.hub.web.app import create_app
 
-    registry = Registry(registry_path)
+    registry = Registry(registry_path, max_weights_bytes=max_weights_bytes)
     if (behind_proxy or host not in LOOPBACK) and not access.has_users(registry.db):
         raise GraftError(
             f"This registry has no users yet, so a hub {'behind a proxy' if behind_proxy else f'on {host}'} could only "
@@ -61,14 +64,16 @@ def serve(
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     click.echo(f"graft hub: http://{host}:{port}/  (registry {registry_path})", err=True)
-    http_server(app, host, port, threads).run()
+    http_server(app, host, port, threads, max_weights_bytes).run()
 
 
-def http_server(app: "Flask", host: str, port: int, threads: int) -> "BaseWSGIServer | MultiSocketServer":
+def http_server(
+    app: "Flask", host: str, port: int, threads: int, max_weights_bytes: int = MAX_WEIGHTS_BYTES
+) -> "BaseWSGIServer | MultiSocketServer":
     """A listening server; its `run` answers. Raises GraftError where the port can't be had."""
     import waitress
 
-    from graft.hub.web.context import MAX_UPLOAD_BYTES
+    from graft.hub.web.context import upload_bytes
 
     try:
         return waitress.create_server(
@@ -78,7 +83,7 @@ def http_server(app: "Flask", host: str, port: int, threads: int) -> "BaseWSGISe
             threads=threads,
             connection_limit=CONNECTIONS,
             recv_bytes=RECEIVE_BYTES,
-            max_request_body_size=MAX_UPLOAD_BYTES,
+            max_request_body_size=upload_bytes(max_weights_bytes),
             ident=None,
         )
     except OSError as error:

@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from graft.hub.commits import MAX_WEIGHTS_BYTES
 from graft.hub.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,6 +31,34 @@ hub_option = click.option("--hub", "hub_url", metavar="URL", help="A hub instead
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
+class Size(click.ParamType):
+    """Bytes: a number, or one with K, M, G (powers of 1024)."""
+
+    name = "bytes"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, int):
+            return value
+        number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+        factor = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
+        try:
+            size = int(float(number) * (factor or 0))
+        except (ValueError, OverflowError):
+            size = 0
+        if size <= 0:
+            self.fail(f"{value!r} is no size: write bytes, or 512M, 4G.", param, ctx)
+        return size
+
+
+max_weights_option = click.option(
+    "--max-weights-bytes",
+    type=Size(),
+    default=MAX_WEIGHTS_BYTES,
+    show_default="8G",
+    help="The largest file of weights that is taken.",
+)
+
+
 MEASURED_CHARS = 10_000  # so wide that a table is measured as it would like to be
 
 
@@ -38,10 +67,12 @@ def placed(command: Callable) -> Callable:
     return registry_option(hub_option(json_option(command)))
 
 
-def opened(registry_path: Path, hub_url: str | None, *, create: bool = False) -> "Registry | RemoteRegistry":
+def opened(
+    registry_path: Path, hub_url: str | None, *, create: bool = False, max_weights_bytes: int = MAX_WEIGHTS_BYTES
+) -> "Registry | RemoteRegistry":
     """The registry that the options name. Raises NotFoundError for a missing file unless `create`."""
     if hub_url is None:
-        return Registry(registry_path, create=create)
+        return Registry(registry_path, create=create, max_weights_bytes=max_weights_bytes)
     from graft.hub.remote import RemoteRegistry  # the client takes its time to import
 
     return RemoteRegistry(hub_url)

@@ -15,7 +15,7 @@ from graft.hub.registry import Registry
 from graft.hub.web import api, failures, forms, lfs, protocol, security, uploads
 from graft.hub.web.context import EXTENSION, Hub
 
-MAX_REQUEST_BYTES = 4 << 20  # the few views that take files ask for MAX_UPLOAD_BYTES (uploads.py, lfs.py)
+MAX_REQUEST_BYTES = 4 << 20  # the few views that take files ask for more (context.expect_files)
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")  # as a Host header has them
 
 

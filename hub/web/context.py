@@ -11,7 +11,6 @@ from graft.hub.errors import UnauthorizedError
 from graft.hub.registry import Registry
 
 EXTENSION = "graft"
-MAX_UPLOAD_BYTES = 1 << 30  # of a request that brings files
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,12 @@ def _find_caller() -> Caller:
 
 def expect_files() -> None:
     """Let this request be as large as an upload. Called once it is known that its caller may write."""
-    request.max_content_length = MAX_UPLOAD_BYTES
+    request.max_content_length = upload_bytes(registry().max_weights_bytes)
+
+
+def upload_bytes(max_weights_bytes: int) -> int:
+    """How large a request that brings files may be: the largest weights in base64, and as much room for the rest."""
+    return 2 * max_weights_bytes + (1 << 30)
 
 
 def endpoint() -> str:

@@ -10,13 +10,14 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from flask import jsonify, redirect, render_template, request, session, stream_with_context, url_for
+from flask import flash, jsonify, redirect, render_template, request, session, stream_with_context, url_for
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response
 
 from graft.hub import access, catalog
-from graft.hub.commits import Put, changed, check_repo_name
+from graft.hub.commits import START_BYTES, Put, changed, check_repo_name
 from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, UnauthorizedError
+from graft.hub.leftovers import LeftOut, left_out, listed, require_no_pickled_adapter
 from graft.hub.proof import holds_adapter, prove
 from graft.hub.records import FACTS
 from graft.hub.web.context import caller, expect_files, hub, registry
@@ -73,9 +74,10 @@ def published() -> Response | tuple[str, int]:
         expect_files()
         name, tag = request.form.get("name", "").strip(), request.form.get("tag", "").strip()
         caller().require_namespace(check_repo_name(name)[0])
+        puts, aside = _received(request.files.getlist("files"))
         revision = registry().commit(
             name,
-            _received(request.files.getlist("files")),
+            puts,
             title=request.form.get("message", "").strip() or "Publish from the browser",
             user=caller().name,
             tags=[tag] if tag else [],
@@ -85,6 +87,8 @@ def published() -> Response | tuple[str, int]:
         )
     except GraftError as error:
         return render_template("publish.html", problem=str(error), name=name), error.status
+    if aside:
+        flash(_said(aside))
     namespace, short = revision.repo.split("/")
     return redirect(url_for("pages.adapter", namespace=namespace, name=short))
 
@@ -94,28 +98,38 @@ def check_publish() -> Response:
     """What publishing these files would find; nothing is committed."""
     caller().require("write")
     expect_files()
-    puts = _received(request.files.getlist("files"))
+    puts, aside = _received(request.files.getlist("files"))
     tree = changed({}, puts)
     if not holds_adapter(tree):
         raise ArtifactError("An adapter needs adapter_config.json and adapter_model.safetensors: add the missing one.")
     found = prove(registry().db, registry().blobs, tree).found
-    return jsonify({key: getattr(found, key) for key in (*FACTS, "warnings")})
+    answer = {key: getattr(found, key) for key in (*FACTS, "warnings")}
+    return jsonify(answer | {"warnings": [*answer["warnings"], *([_said(aside)] if aside else [])]})
 
 
-def _received(files: list[FileStorage]) -> list[Put]:
-    """Uploaded files into the store. A dropped folder's own name is no part of the paths."""
+def _said(aside: list[LeftOut]) -> str:
+    return f"Left out, as no part of an adapter: {listed(aside)}."
+
+
+def _received(files: list[FileStorage]) -> tuple[list[Put], list[LeftOut]]:
+    """Uploaded files into the store, and what is left out. A dropped folder's own name is no part of the paths."""
     given = [(file.filename or "", file) for file in files if file.filename]
     if not given:
         raise ArtifactError("No file arrived: choose the files of an adapter's folder.")
     tops = {path.partition("/")[0] for path, _ in given}
     strip = f"{tops.pop()}/" if len(tops) == 1 and all("/" in path for path, _ in given) else ""
-    puts = []
+    require_no_pickled_adapter(path.removeprefix(strip) for path, _ in given)
+    puts, aside = [], []
     for path, file in given:
         path = path.removeprefix(strip)
+        start = file.stream.read(START_BYTES)
         size = file.stream.seek(0, 2)
         file.stream.seek(0)
-        puts.append(Put(path, registry().store(path, file.stream, size)))
-    return puts
+        if found := left_out(path, size, start, registry().max_weights_bytes):
+            aside.append(found)
+        else:
+            puts.append(Put(path, registry().store(path, file.stream, size)))
+    return puts, aside
 
 
 # Names that move

@@ -16,7 +16,6 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, jsonify, request
 
 from graft.hub import access
-from graft.hub.commits import MAX_FILE_BYTES
 from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError
 from graft.hub.store import CHUNK_BYTES
 from graft.hub.web.context import caller, endpoint, expect_files, registry
@@ -53,8 +52,8 @@ def _object(item: Any, verify: str, parts: bool) -> dict[str, Any]:
     oid, size = text_field(item, "oid"), count_field(item, "size")
     registry().blobs.path(oid)  # refuses what is no sha256
     answer: dict[str, Any] = {"oid": oid, "size": size}
-    if size > MAX_FILE_BYTES:
-        return answer | {"error": {"code": 413, "message": f"At most {MAX_FILE_BYTES:,} bytes a file."}}
+    if size > (most := registry().max_weights_bytes):
+        return answer | {"error": {"code": 413, "message": f"At most {most:,} bytes a file."}}
     if uploaded(oid):
         return answer
     permission = {

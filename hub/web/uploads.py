@@ -14,16 +14,9 @@ from typing import IO, Any, cast
 from flask import Blueprint, Response, jsonify, request
 
 from graft.hub.cards import split_card, task_of, texts
-from graft.hub.commits import (
-    MAX_FILE_BYTES,
-    Change,
-    Delete,
-    Put,
-    check_path,
-    check_size,
-    check_start,
-)
+from graft.hub.commits import START_BYTES, Change, Delete, Put, check_path, check_size, check_start
 from graft.hub.errors import ArtifactError, GraftError
+from graft.hub.leftovers import LeftOut, left_out, listed, require_no_pickled_adapter
 from graft.hub.web import ndjson
 from graft.hub.web.context import caller, endpoint, expect_files, registry, unquoted
 from graft.hub.web.lfs import uploaded
@@ -31,7 +24,6 @@ from graft.hub.web.protocol import MODEL, body, count_field, text_field, writabl
 
 blueprint = Blueprint("uploads", __name__)
 
-MAX_CONTENT_CHARS = MAX_FILE_BYTES // 3 * 4 + 4
 READ_BYTES = 1 << 20  # unbuffered, a line would be read byte by byte
 MAX_PREUPLOAD_FILES = 1000
 
@@ -55,24 +47,45 @@ def validate_yaml() -> Response:
 
 @blueprint.post(f"{MODEL}/preupload/<revision>")
 def preupload(namespace: str, name: str, revision: str) -> Response:
-    """Refuse what could not be committed before its bytes travel; name what is there already, so that it need not."""
+    """Name what is no part of an adapter, which clients then leave out, and what is there already, so that it need not
+    travel. Refuses a file of the adapter's own that could not be committed."""
     repo, files = writable(namespace, name), body().get("files")
     if not isinstance(files, list) or len(files) > MAX_PREUPLOAD_FILES:
         raise GraftError(f"'files' must be a list of at most {MAX_PREUPLOAD_FILES} files.")
     head = registry().branch_head(repo, unquoted(revision))
     known = {file.path: file.git_oid for file in registry().files(head)} if head else {}
-    return jsonify({"files": [_preuploaded(file, known) for file in files]})
+    given = [_offered(file) for file in files]
+    require_no_pickled_adapter(path for path, _, _ in given)
+    aside = {path: left_out(path, size, start, registry().max_weights_bytes) for path, size, start in given}
+    for path, size, start in given:
+        if aside[path] is None:
+            check_size(path, size, registry().max_weights_bytes)
+            check_start(path, start)
+    response = jsonify(
+        {"files": [_preuploaded(path, aside[path] is not None, known.get(path)) for path, _, _ in given]}
+    )
+    if leftovers := [found for found in aside.values() if found]:
+        response.headers["X-HF-Warning"] = _warning(repo.name, leftovers)
+    return response
 
 
-def _preuploaded(file: Any, known: dict[str, str]) -> dict[str, Any]:
+def _offered(file: Any) -> tuple[str, int, bytes]:
+    """Path, size and first bytes."""
     if not isinstance(file, dict):
         raise GraftError("Each of 'files' must be an object with path, size and sample.")
-    path, size = text_field(file, "path"), count_field(file, "size")
-    check_path(path)
-    check_size(path, size)
-    check_start(path, _decoded(path, text_field(file, "sample", "")))
-    found: dict[str, Any] = {"path": path, "uploadMode": "regular", "shouldIgnore": False}
-    return found | ({"oid": known[path]} if path in known else {})
+    path = text_field(file, "path")
+    return path, count_field(file, "size"), _decoded(path, text_field(file, "sample", ""))
+
+
+def _preuploaded(path: str, ignored: bool, oid: str | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"path": path, "uploadMode": "regular", "shouldIgnore": ignored}
+    return found | ({"oid": oid} if oid else {})
+
+
+def _warning(repo: str, leftovers: list[LeftOut]) -> str:
+    """What clients print; they print one warning a topic, which stands before the semicolon."""
+    said = f"left out of {repo}; Left out, as no part of an adapter: {listed(leftovers)}."
+    return said.encode("ascii", "replace").decode()
 
 
 @blueprint.post(f"{MODEL}/commit/<revision>")
@@ -82,7 +95,8 @@ def commit(namespace: str, name: str, revision: str) -> Response:
         raise GraftError("This hub has no pull requests: commit to a branch instead (create_branch).")
     expect_files()
     stream = io.BufferedReader(cast(io.RawIOBase, request.stream), READ_BYTES)
-    header, changes = _read_commit(ndjson.lines(stream, MAX_CONTENT_CHARS, registry().blobs.incoming))
+    most = registry().max_weights_bytes // 3 * 4 + 4  # base64
+    header, changes = _read_commit(ndjson.lines(stream, most, registry().blobs.incoming))
     parent = header.get("parentCommit")
     revision_made = registry().commit(
         repo.name,
@@ -146,5 +160,5 @@ def _lfs_file(value: dict[str, Any]) -> Put:
     if not uploaded(oid):
         raise ArtifactError(f"{path}: its bytes ({oid}) were never uploaded, or not by you.")
     with registry().blobs.open(oid) as stream:
-        check_start(path, stream.read(16))
+        check_start(path, stream.read(START_BYTES))
     return Put(path, registry().blobs.describe(oid))

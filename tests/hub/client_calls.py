@@ -46,7 +46,9 @@ def main(folder: Path) -> None:
     second = api.upload_file(
         path_or_fileobj=b"{}", path_in_repo="sub/x.json", repo_id=name, commit_message="Second"
     ).oid
-    refused(HfHubHTTPError, api.upload_file, path_or_fileobj=b"x", path_in_repo="x.bin", repo_id=name)
+    # What is no part of an adapter is left out (and named), by the protocol's own means.
+    assert api.upload_file(path_or_fileobj=b"x", path_in_repo="x.bin", repo_id=name).oid == second
+    refused(HfHubHTTPError, api.upload_file, path_or_fileobj=b"{", path_in_repo="adapter_config.json", repo_id=name)
     add = CommitOperationAdd("y.json", b"1")
     refused(HfHubHTTPError, api.create_commit, name, [add], commit_message="stale", parent_commit=first)
     copy = CommitOperationCopy("adapter_model.safetensors", "copy/adapter_model.safetensors")

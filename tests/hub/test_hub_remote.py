@@ -97,8 +97,8 @@ def test_a_base_beside_its_weights_travels_along(
 def test_refusals_keep_their_kind(remote: RemoteRegistry, registry: Registry, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(RepoNotFoundError):
         remote.pull("ann/nothing", tmp_path / "out")
-    (adapter / "x.bin").write_bytes(b"x")
-    with pytest.raises(ArtifactError, match=r"x\.bin can't be published"):
+    (adapter / "graft.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"graft\.json must hold a JSON object"):
         remote.publish(adapter, "ann/news")
     with pytest.raises(NotFoundError, match="no task"):
         remote.leaderboard("nothing")

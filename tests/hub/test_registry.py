@@ -205,9 +205,17 @@ def test_a_base_beside_its_weights_is_recorded_on_the_way(tmp_path: Path, lora_f
 @pytest.mark.parametrize(
     ("spoil", "error", "match"),
     [
-        (lambda f, make: (f / "extra.bin").write_bytes(b"x"), ArtifactError, "extra.bin can't be published"),
-        (lambda f, make: (f / "a.json").write_bytes(b"\x80\x04x"), ArtifactError, "pickle"),
-        (lambda f, make: (f / "link.txt").symlink_to("/etc/passwd"), ArtifactError, "symbolic link"),
+        (
+            lambda f, make: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"),
+            ArtifactError,
+            "as a pickle only",
+        ),
+        (lambda f, make: (f / "graft.json").write_bytes(b"\x80\x04x"), ArtifactError, "pickle"),
+        (
+            lambda f, make: ((f / "README.md").unlink(), (f / "README.md").symlink_to("/etc/passwd")),
+            ArtifactError,
+            "symbolic link",
+        ),
         (lambda f, make: (f / "adapter_config.json").write_text("{"), ArtifactError, "not valid JSON"),
         (lambda f, make: (f / "adapter_config.json").unlink(), ArtifactError, "holds no adapter_config.json"),
         (lambda f, make: (f / "README.md").write_text("---\na: ["), ArtifactError, "never closes"),
