@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from graft.hub.cards import texts
 from graft.hub.clock import now
 from graft.hub.errors import ArtifactError
 from graft.hub.inspection import CARD, CONFIG, base_name, fingerprint_of, read_text
@@ -65,15 +66,23 @@ def find_base(db: Database, *, fingerprint: str | None = None, id: str | None = 
     return BaseSpec.from_json(rows[0]["manifest"]) if len(rows) == 1 else None
 
 
-def public_base_id(declared: Declared, lookup: Callable[[str], str | None]) -> str:
+def claimed_id(card: dict[str, Any]) -> str | None:
+    """The hub id that a model card gives as its base, where it gives just one."""
+    found = [name for name in texts(card.get("base_model")) if HUB_ID.fullmatch(name) and "/" in name]
+    return found[0] if len(found) == 1 and not Path(found[0]).is_dir() else None
+
+
+def public_base_id(declared: Declared, lookup: Callable[[str], str | None], claimed: str | None = None) -> str:
     """What should stand in the config: the recorded id of the base's fingerprint, else a hub id as it is, or as the
-    path of a client's download cache spells it.
+    path of a client's download cache spells it, or (`claimed`) as the card has it beside a path in the config.
 
     Raises ArtifactError for a local path of a base that nobody recorded.
     """
     recorded = lookup(declared.fingerprint) if declared.fingerprint else None
     if recorded is None and (downloaded := _DOWNLOADED.fullmatch(declared.name)):
         recorded = f"{downloaded['org']}/{downloaded['name']}"
+    if recorded is None and declared.is_local:
+        recorded = claimed
     if recorded is None and declared.is_local:
         raise ArtifactError(
             f"{CONFIG} names its base by the local path {declared.name!r}, which means nothing elsewhere, and no base "

@@ -5,13 +5,14 @@ listing is never behind. Private repos are part of every answer to their owners 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graft.hub import cards
 from graft.hub.access import Caller
 from graft.hub.errors import GraftError
+from graft.hub.spec import BaseSpec
 from graft.hub.sqlite import Database
 
 MAX_PAGE = 1000
@@ -72,6 +73,19 @@ class Page:
 
     entries: tuple[Entry, ...]
     total: int
+
+
+def on_base(search: Callable[[Query], Page], spec: BaseSpec, task: str = "") -> Iterator[Entry]:
+    """Every adapter (of `task`) on a base, each once, by whichever of its names the adapter knows it: the fingerprint,
+    or the id alone, as of an adapter that was published before its base was recorded."""
+    seen: set[str] = set()
+    for name in dict.fromkeys((spec.fingerprint, spec.id or spec.fingerprint)):
+        offset, entries = 0, search(Query(task=task, base=name, sort="name", limit=MAX_PAGE)).entries
+        while entries:
+            yield from (entry for entry in entries if entry.name not in seen)
+            seen |= {entry.name for entry in entries}
+            offset += len(entries)
+            entries = search(Query(task=task, base=name, sort="name", limit=MAX_PAGE, offset=offset)).entries
 
 
 def search(db: Database, query: Query, caller: Caller) -> Page:
@@ -163,6 +177,18 @@ def unlist_repo(db: Database, repo_id: int) -> None:
 def rename_repo(db: Database, repo_id: int, namespace: str, name: str) -> None:
     db.execute("UPDATE listing SET namespace = ?, name = ? WHERE repo_id = ?", [namespace, name, repo_id])
     db.execute("UPDATE texts SET name = ? WHERE rowid = ?", [f"{namespace}/{name}", repo_id])
+
+
+def rename_base(db: Database, fingerprint: str, id: str) -> None:
+    """A base has got its id, or another one: adapters that were listed under what their config calls it are found by it."""
+    rows = db.execute(
+        "SELECT repo_id FROM listing JOIN artifacts USING (revision_id) WHERE base_fingerprint = ? AND base != ?",
+        [fingerprint, id],
+    ).fetchall()
+    for row in rows:
+        db.execute("UPDATE listing SET base = ? WHERE repo_id = ?", [id, row["repo_id"]])
+        for label in (f"base_model:{id}", f"base_model:adapter:{id}"):
+            db.execute("INSERT OR IGNORE INTO labels (label, repo_id) VALUES (?, ?)", [label, row["repo_id"]])
 
 
 def refresh_scores(db: Database, task: str, *, repo_id: int | None = None) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from graft.hub import bases
+from graft.hub.cards import split_card
 from graft.hub.commits import MAX_WEIGHTS_BYTES, START_BYTES
 from graft.hub.errors import ArtifactError
-from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS, find_weights, read_json
+from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS, find_weights, read_json, read_text
 from graft.hub.leftovers import ESSENTIAL, LeftOut, left_out
 from graft.hub.spec import BaseSpec, recorded_spec
 from graft.hub.whole import STAGING
@@ -69,7 +70,8 @@ def staged(folder: Path) -> Iterator[tuple[Path, BaseSpec | None]]:
     recorded = provenance.get("base", {}).get("id") if isinstance(provenance.get("base"), dict) else None
     if named.fingerprint and isinstance(recorded, str) and bases.HUB_ID.fullmatch(recorded) and "/" in recorded:
         known.setdefault(named.fingerprint, recorded)
-    public = bases.public_base_id(named, known.get)
+    card = split_card(read_text(folder / CARD))[0] if (folder / CARD).exists() else {}
+    public = bases.public_base_id(named, known.get, bases.claimed_id(card))
     with tempfile.TemporaryDirectory() as name:
         for path, source in contents(folder).files.items():
             target = Path(name, path)

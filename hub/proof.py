@@ -39,17 +39,18 @@ def prove(db: Database, blobs: BlobStore, tree: Tree, *, made_for: str | None = 
             return Proven(tree, None, card, body)
         provenance = read_json(folder / PROVENANCE) if PROVENANCE in tree else {}
         declared = bases.declared_base(read_json(folder / CONFIG), provenance).or_made_for(made_for)
-        public = bases.public_base_id(declared, lambda fingerprint: _recorded_id(db, fingerprint))
+        claimed = bases.claimed_id(card)
+        public = bases.public_base_id(declared, lambda fingerprint: _recorded_id(db, fingerprint), claimed)
         if public != declared.name and declared.name:
             written = {path: blobs.put_bytes(text.encode()) for path, text in bases.renamed(folder, declared, public)}
             renamed = tree | {path: blob.sha256 for path, blob in written.items()}
             again = prove(db, blobs, renamed, made_for=declared.fingerprint)
             return replace(again, rewritten=tuple(written.values()))
-        spec = bases.find_base(db, fingerprint=declared.fingerprint) or bases.find_base(db, id=public)
+        spec = bases.find_base(db, fingerprint=declared.fingerprint) or bases.find_base(db, id=public or claimed)
         found = inspect_artifact(folder, spec)
     if spec is not None and found.base_fingerprint is None:  # a plain PEFT folder whose base, known by id, fits
         found = replace(found, base_fingerprint=spec.fingerprint)
-    return Proven(tree, found, card, body)
+    return Proven(tree, replace(found, base_id=found.base_id or claimed), card, body)
 
 
 def holds_adapter(tree: Tree) -> bool:

@@ -4,6 +4,7 @@ Functions over an open connection; the writing ones are called inside a transact
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from graft.hub.access import Caller
 from graft.hub.clock import now
@@ -129,15 +130,23 @@ def previous(db: Database, repo_id: int, repo_name: str, alias: str) -> str:
 def promoted(db: Database, task: str, base: str | None, caller: Caller) -> str:
     """The revision last promoted to production among the task's adapters (on the base with this fingerprint)."""
     rows = db.execute(
-        "SELECT refs.revision_id, repos.namespace, repos.private, artifacts.base_fingerprint FROM refs "
+        "SELECT refs.revision_id, repos.namespace, repos.private, artifacts.base_fingerprint, artifacts.base_id FROM refs "
         "JOIN artifacts ON artifacts.revision_id = refs.revision_id JOIN repos ON repos.id = refs.repo_id "
         "WHERE refs.kind = 'alias' AND refs.name = ? AND artifacts.task = ? ORDER BY "
         "(SELECT max(id) FROM ref_moves WHERE repo_id = refs.repo_id AND kind = 'alias' AND name = refs.name) DESC",
         [PRODUCTION, task],
     )
+    ids = {row["id"] for row in db.execute("SELECT id FROM bases WHERE fingerprint = ?", [base])}
+
+    def may_be(row: Any) -> bool:
+        """Whether an adapter without a fingerprint may be for this base: nobody knows the base by another id."""
+        return not ids or row["base_id"] is None or row["base_id"] in ids
+
     for row in rows:
         visible = not row["private"] or caller.owns(row["namespace"])
-        if visible and (base is None or row["base_fingerprint"] in (None, base)):
+        if visible and (
+            base is None or row["base_fingerprint"] == base or (not row["base_fingerprint"] and may_be(row))
+        ):
             return row["revision_id"]
     raise RevisionNotFoundError(
         f"No adapter of task {task!r} is in production{' on this base' if base else ''}: "

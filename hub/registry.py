@@ -87,6 +87,7 @@ class Registry:
         with writing(self.db):
             if replace or bases.find_base(self.db, fingerprint=spec.fingerprint) is None:
                 bases.add_base(self.db, spec)
+                catalog.rename_base(self.db, spec.fingerprint, spec.id or "")
                 audit(self.db, user, "base.add", spec.id or "", spec.fingerprint)
 
     def bases(self) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graft.hub.catalog import Query
+from graft.hub.catalog import MAX_PAGE, Query, on_base
 from graft.hub.commands.shared import local_user, opened, placed, print_json, print_table
 from graft.hub.errors import ForbiddenError, GraftError
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from graft.hub.metrics import Metric
     from graft.server.evaluate import Evaluation
 
-_PAGE = 500  # adapters asked for at once
 _EVAL_STEP_ROWS = 2048  # nobody waits for a next token: large steps are quickest
 _EVAL_RUNNING = 256
 
@@ -82,14 +81,13 @@ def evaluate(
 
 
 def _of_task(registry: Any, slug: str, spec: Any) -> list[str]:
-    """Every adapter of the task on this base, pinned to its present revision."""
-    found: list[str] = []
-    for wanted in dict.fromkeys((spec.fingerprint, spec.id or spec.fingerprint)):
-        while page := registry.search(Query(task=slug, base=wanted, limit=_PAGE, offset=len(found))).entries:
-            found += [f"{entry.name}@{entry.revision_id}" for entry in page]
-        if found:
-            return found
-    return found
+    """Every adapter of the task on this base, pinned to its present revision. Those on other bases are named."""
+    found = list(on_base(registry.search, spec, slug))
+    names = {entry.name for entry in found}
+    others = [entry for entry in registry.search(Query(task=slug, limit=MAX_PAGE)).entries if entry.name not in names]
+    for entry in others:
+        click.echo(f"left out: {entry.name}, for the base {entry.base or 'that it does not name'}", err=True)
+    return [f"{entry.name}@{entry.revision_id}" for entry in found]
 
 
 def _scores(found: Evaluation, task: str, digest: str, metric: Metric, base: Any) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft.hub.catalog import MAX_PAGE, Query
+from graft.hub.catalog import on_base
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.hub.inspection import Inspection, inspect_artifact
 from graft.hub.probe import Verdict
@@ -181,8 +181,7 @@ class Inventory:
         shelf = self._engine.library.shelf
         if not isinstance(shelf, Registry):
             return
-        page = shelf.search(Query(base=self._engine.base.spec.fingerprint, sort="name", limit=MAX_PAGE))
-        for row in page.entries:
+        for row in on_base(shelf.search, self._engine.base.spec):
             if row.digest:
                 yield Entry(row.name, row.digest, row.revision_id, row.method, None, row.task, row.bytes)
 

@@ -19,6 +19,7 @@ from graft.hub.commands.shared import (
 )
 from graft.hub.folder import contents
 from graft.hub.registry import Registry
+from graft.hub.spec import recorded_spec
 
 
 @click.command()
@@ -77,7 +78,7 @@ def pull(name: str, out: Path | None, registry_path: Path, hub_url: str | None, 
 @click.command()
 @click.argument("text", default="")
 @click.option("--task", default="", help="Only adapters of this task.")
-@click.option("--base", default="", help="Only adapters of this base (its id or fingerprint).")
+@click.option("--base", default="", help="Only adapters of this base (its id, its fingerprint, or its folder).")
 @click.option("--method", default="", help="Only adapters of this method.")
 @click.option("--author", default="", help="Only adapters of this namespace.")
 @click.option("--sort", default="updated", show_default=True, type=click.Choice(sorted(SORTS)))
@@ -96,7 +97,9 @@ def search(
     as_json: bool,
 ) -> None:
     """Find adapters by TEXT in their name, tags or card, by task, base and method."""
-    query = Query(text=text, task=task, base=base, method=method, author=author, sort=sort, limit=limit)
+    query = Query(
+        text=text, task=task, base=_known_base(base, hub_url), method=method, author=author, sort=sort, limit=limit
+    )
     page = opened(registry_path, hub_url).search(query)
     if as_json:
         print_json(page.entries)
@@ -116,6 +119,12 @@ def search(
     ]
     columns = ("adapter", "task", "method", "base?", "parameters?:", "score:", "downloads?:", "updated?")
     print_table(f"{page.total} found", columns, rows, empty="no adapter answers to that")
+
+
+def _known_base(base: str, hub_url: str | None) -> str:
+    """What the registry knows a base's folder by: its fingerprint; a hub has labels, which name bases by their ids."""
+    spec = recorded_spec(Path(base).expanduser()) if base else None
+    return base if spec is None else (spec.id or base) if hub_url else spec.fingerprint
 
 
 @click.command()
