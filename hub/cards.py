@@ -3,26 +3,18 @@
 Knows neither the registry nor HTML.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
 
+from graft.hub import yaml_core
 from graft.hub.errors import ArtifactError
 
 MAX_CARD_CHARS = 1 << 20
 MAX_FRONT_MATTER_CHARS = 1 << 16
 TASK_PREFIX = "task:"
 UNTASKED = "untasked"
-
-
-class _Plain(yaml.SafeLoader):
-    """YAML without aliases: ten lines of them can stand for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read, write the value out")
-        return super().compose_node(parent, index)
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:
@@ -41,7 +33,7 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
             "move what is long below it."
         )
     try:
-        found = yaml.load(head, _Plain)  # a SafeLoader
+        found = yaml_core.load(head)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ArtifactError(f"README.md's front matter is not valid YAML: {error}") from None
     if found is not None and not isinstance(found, dict):
@@ -52,7 +44,11 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
 def texts(value: object) -> list[str]:
     """A card field that may be absent, one string or a list, as a list of strings."""
     values = value if isinstance(value, list) else [value]
-    return [str(item) for item in values if isinstance(item, (str, int, float)) and str(item).strip()]
+    return [_word(item) for item in values if isinstance(item, (str, int, float)) and str(item).strip()]
+
+
+def _word(item: str | float) -> str:
+    return str(item).lower() if isinstance(item, bool) else str(item)
 
 
 def task_of(card: Mapping[str, Any]) -> str:
@@ -75,21 +71,36 @@ def labels(card: Mapping[str, Any], extra: Iterable[str] = ()) -> list[str]:
 def reported_scores(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the card's `model-index` claims: rows of task, dataset, revision, metric, value. Malformed parts are skipped."""
     rows = []
-    for result in (r for model in _mappings(card.get("model-index")) for r in _mappings(model.get("results"))):
-        task, dataset = _mapping(result.get("task")), _mapping(result.get("dataset"))
-        for metric in _mappings(result.get("metrics")):
-            value = metric.get("value")
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                rows.append(
-                    {
-                        "task": str(task.get("name") or task.get("type") or task_of(card)),
-                        "dataset": str(dataset.get("name") or dataset.get("type") or ""),
-                        "data_hash": str(dataset.get("revision") or ""),
-                        "metric": str(metric.get("type") or metric.get("name") or ""),
-                        "value": float(value),
-                    }
-                )
+    for result, metric in _claims(card):
+        task, dataset, value = _mapping(result.get("task")), _mapping(result.get("dataset")), metric.get("value")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            rows.append(
+                {
+                    "task": str(task.get("name") or task.get("type") or task_of(card)),
+                    "dataset": str(dataset.get("name") or dataset.get("type") or ""),
+                    "data_hash": str(dataset.get("revision") or ""),
+                    "metric": _metric_name(metric),
+                    "value": float(value),
+                }
+            )
     return rows
+
+
+def valueless_claims(card: Mapping[str, Any]) -> list[str]:
+    """The metrics that `model-index` claims without a finite number."""
+    return [_metric_name(metric) for _, metric in _claims(card) if metric.get("value") is None]
+
+
+def _claims(card: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each metric of `model-index`, after the result it stands in."""
+    for model in _mappings(card.get("model-index")):
+        for result in _mappings(model.get("results")):
+            for metric in _mappings(result.get("metrics")):
+                yield result, metric
+
+
+def _metric_name(metric: Mapping[str, Any]) -> str:
+    return str(metric.get("type") or metric.get("name") or "")
 
 
 def _mapping(value: object) -> dict[str, Any]:

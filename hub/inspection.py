@@ -7,12 +7,13 @@ against the base's manifest when it is known, and computes the digest that is th
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft.hub.cards import split_card, task_of
+from graft.hub.cards import split_card, task_of, valueless_claims
 from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, UnsupportedMethodError
 from graft.hub.methods import Method, recognise
 from graft.hub.spec import BaseSpec
@@ -127,6 +128,10 @@ def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
     card = split_card(read_text(folder / CARD))[0] if (folder / CARD).exists() else {}
     if not card:
         warnings.append("There is no model card with YAML front matter (README.md): nobody will find it by task.")
+    warnings += [
+        f"The card claims {metric or 'a metric'} without a finite number: it is kept as no score."
+        for metric in valueless_claims(card)
+    ]
     kinds = sorted({entry.dtype for entry in parsed.entries.values()})
     ranks = [r for name, entry in parsed.entries.items() if (r := _rank(name, entry))]
     return Inspection(
@@ -196,7 +201,7 @@ def pickled_weights(name: str) -> ArtifactError:
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object. Raises ArtifactError naming the file."""
     try:
-        value = json.loads(read_text(path), parse_constant=_no_constant)
+        value = strict_json(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path.name} is not valid JSON: {error}.") from None
     if not isinstance(value, dict):
@@ -204,8 +209,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+def strict_json(text: str) -> Any:
+    """JSON as its standard has it. Raises ValueError (or RecursionError), also for NaN, Infinity and 1e999."""
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text.replace("Infinity", "inf"))):
+        raise ValueError(f"{text} is no number of JSON")
+    return value
 
 
 def read_text(path: Path) -> str:

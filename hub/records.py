@@ -159,7 +159,7 @@ def cards(db: Database, revision_ids: Sequence[str]) -> dict[str, dict[str, Any]
         "SELECT revision_id, card FROM artifacts WHERE revision_id IN (SELECT value FROM json_each(?))",
         [json.dumps(revision_ids)],
     )
-    return {row["revision_id"]: json.loads(row["card"]) for row in rows}
+    return {row["revision_id"]: _kept(row["card"]) for row in rows}
 
 
 def file(db: Database, revision_id: str, path: str) -> File:
@@ -180,13 +180,18 @@ def found(db: Database, revision_id: str) -> Inspection | None:
     if row is None:
         return None
     plain = {name: row[name] for name in Inspection.__dataclass_fields__ if name not in _JSON_COLUMNS}
-    return Inspection(**plain, **{name: json.loads(row[name]) for name in _JSON_COLUMNS})
+    return Inspection(**plain, **{name: _kept(row[name]) for name in _JSON_COLUMNS})
+
+
+def _kept(text: str) -> Any:
+    """JSON of a column. Registries of graft before 0.1 may hold a card's NaN, which is no JSON: it reads as null."""
+    return json.loads(text, parse_constant=lambda _: None)
 
 
 def artifact_row(revision_id: str, found: Inspection) -> dict[str, Any]:
     """The row that `found` reads back."""
     row = {name: getattr(found, name) for name in Inspection.__dataclass_fields__}
-    as_json = {name: json.dumps(row[name], default=str) for name in _JSON_COLUMNS}
+    as_json = {name: json.dumps(row[name], allow_nan=False) for name in _JSON_COLUMNS}
     return {"revision_id": revision_id} | row | as_json
 
 

@@ -6,6 +6,7 @@ apart as 'self-reported'.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -176,6 +177,10 @@ def record(db: Database, repo_id: int | None, evaluation: Evaluation, user: str)
         raise GraftError(
             "An evaluation is of an adapter's revision or, with base_fingerprint, of a bare base: give one."
         )
+    if not all(math.isfinite(number) for number in (evaluation.value, evaluation.low or 0, evaluation.high or 0)):
+        raise GraftError(
+            f"{evaluation.value} within [{evaluation.low}, {evaluation.high}] is no score: it is not finite."
+        )
     with writing(db):
         _insert(db, repo_id, evaluation, user)
         catalog.refresh_scores(db, evaluation.task, repo_id=repo_id)
@@ -260,7 +265,7 @@ def _insert(db: Database, repo_id: int | None, evaluation: Evaluation, user: str
     plain |= {
         "repo_id": repo_id,
         "revision_id": plain.pop("revision"),
-        "extra": json.dumps(evaluation.extra),
+        "extra": json.dumps(evaluation.extra, allow_nan=False),
         "who": user,
         "created_at": now(),
     }

@@ -20,6 +20,7 @@ from graft.hub.errors import (
     RepoNotFoundError,
     UnauthorizedError,
 )
+from graft.hub.inspection import strict_json
 from graft.hub.records import Repo, Revision
 from graft.hub.web import spelling
 from graft.hub.web.context import caller, endpoint, registry, unquoted
@@ -61,9 +62,12 @@ def writable(namespace: str, name: str) -> Repo:
 
 def body() -> dict[str, Any]:
     """The request's JSON object. Raises GraftError for anything else."""
-    found = request.get_json(silent=True, force=True)
+    try:
+        found = strict_json(request.get_data(as_text=True))
+    except (ValueError, RecursionError):
+        found = None
     if not isinstance(found, dict):
-        raise GraftError("The request's body must be a JSON object.")
+        raise GraftError("The request's body must be a JSON object (NaN and Infinity are no JSON).")
     return found
 
 

@@ -1,0 +1,80 @@
+"""YAML as its version 1.2 reads it (the core schema), and nothing in it that JSON can't say.
+
+PyYAML reads 1.1, where `no` is false, `2024-05-01` a date, `12:30` a number and `010` eight: a card's language Norwegian
+became "False". What remains beyond JSON (NaN, infinities, dates by an explicit tag) is made plain here, at the door, so
+that neither SQL nor a client's JSON parser meets it.
+"""
+
+import math
+import re
+from datetime import date
+from typing import Any
+
+import yaml
+
+MAX_WHOLE = 2**63  # beyond it a whole number is kept as a float: SQL and most JSON readers take no larger one
+_TAG = "tag:yaml.org,2002:"
+# kind -> the characters it may begin with, the words that are of it
+_KINDS = {
+    "null": (["~", "n", "N", ""], r"~|null|Null|NULL|"),
+    "bool": (list("tTfF"), r"true|True|TRUE|false|False|FALSE"),
+    "int": (list("-+0123456789"), r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
+    "float": (
+        list("-+0123456789."),
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    ),
+}
+
+
+class _Core(yaml.SafeLoader):
+    """Without aliases: ten lines of them can stand for gigabytes."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  PyYAML's own name, filled below
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read, write the value out")
+        return super().compose_node(parent, index)
+
+    def whole(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+for _kind, (_starts, _words) in _KINDS.items():
+    _Core.add_implicit_resolver(_TAG + _kind, re.compile(f"({_words})\\Z"), _starts)
+_Core.add_constructor(_TAG + "int", _Core.whole)
+
+
+def load(text: str) -> Any:
+    """The document as JSON's kinds. Raises yaml.YAMLError, ValueError or RecursionError for what is none."""
+    return _plain(yaml.load(text, _Core))  # a SafeLoader
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return value.encode("utf-8", "replace").decode()  # half a surrogate pair can be spelled, and not stored
+        case int():
+            return value if abs(value) < MAX_WHOLE else _plain(_as_float(value))
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {_key(key): _plain(item) for key, item in value.items()}
+        case list() | tuple() | set():
+            return [_plain(item) for item in value]
+        case date():
+            return value.isoformat()
+    return None  # bytes
+
+
+def _as_float(value: int) -> float:
+    return float(value) if abs(value) < 1 << 1023 else math.inf
+
+
+def _key(key: Any) -> str:
+    """A mapping's key as JSON spells it."""
+    plain = _plain(key)
+    return str(plain).lower() if isinstance(plain, bool) else "null" if plain is None else str(plain)
