@@ -4,6 +4,7 @@ First on the path that serves it, in its own dtype, for what that can show; then
 (server/prover.py). Runs on the engine's thread.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -13,6 +14,7 @@ from graft.server.prover import Prover
 from graft.server.residency import Resident
 from graft.server.work import Question
 
+log = logging.getLogger(__name__)
 Told = Sequence[Table] | GraftError
 Ask = Callable[[Question], None]  # puts a question to the path that serves
 
@@ -66,6 +68,8 @@ class Proof:
 
     def _judged(self, verdict: Verdict) -> None:
         self._resident.loaded.case = self._case.closed(verdict)
+        if verdict.outcome is Outcome.ROUNDED:
+            log.warning("Adapter %s is served as a rounded copy: %s.", self._case.digest[:12], verdict.why)
         refused = verdict.outcome is Outcome.REFUSED
         self._done(ArtifactError(_refusal(verdict)) if refused else None)
 
