@@ -142,7 +142,7 @@ def train(folder: Path, base: Path) -> None:
     heading(f"Training {len(missing)} adapters on one frozen base")
     plan = folder / "plan.toml"
     plan.write_text("\n".join(plan_lines(folder, base, missing)))
-    graft("train", "--plan", str(plan))
+    graft("train", "--plan", str(plan), "--resume")
 
 
 def plan_lines(folder: Path, base: Path, entries: list[Entry]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from graft.hub.base import DTYPES, load_base, with_id
 from graft.hub.errors import BaseModelError
+from graft.hub.outputs import claim
 from graft.hub.spec import BaseSpec, record
 
 
@@ -20,14 +21,14 @@ def import_base(
     """Write `source` to `folder` as safetensors with its id and manifest beside it; returns the manifest.
 
     `source` is a .gguf file, a folder that holds one (`gguf_file` where there are several), a safetensors
-    folder, or a hub id. Raises BaseModelError when it can't be read or `folder` is taken.
+    folder, or a hub id. Raises BaseModelError when it can't be read, GraftError
+    when `folder` is taken or can't be written.
     """
     source, folder = Path(source), Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise BaseModelError(f"{folder} exists and is not empty; choose another folder or delete it first.")
     if dtype not in DTYPES:
         raise BaseModelError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
     source, gguf_file = _locate(source, gguf_file)
+    claim(folder)
     temporary = folder.with_name(folder.name + ".importing")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -80,6 +80,7 @@ def train_baseline(
     *,
     watchers: Listed[Watcher] = (),
     resume: bool = False,
+    overwrite: bool = True,
     say: Say = silent,
 ) -> Outcome:
     """Train `base` itself (it is no longer the base it was) and write it to the plan's folder.
@@ -88,7 +89,7 @@ def train_baseline(
     """
     data, sequences, limit = read_sequences(base, plan, base.spec.max_positions)
     job = Job(plan, make_baseline(base, plan, sequences), data, limit)
-    (outcome,) = run_jobs(base, [job], run or RunConfig(), watchers, resume, _save, say)
+    (outcome,) = run_jobs(base, [job], run or RunConfig(), watchers, resume, _save, overwrite, say)
     return outcome
 
 

@@ -22,6 +22,7 @@ from graft.trainer.data import sequences_of
 from graft.trainer.loop import Watcher
 from graft.trainer.memory import bytes_text
 from graft.trainer.plan import BASELINES, AdapterPlan
+from graft.trainer.resume import drop_checkpoint
 from graft.trainer.run import Data, Outcome, read_data, train
 from graft.trainer.scoring import Scored, score_examples
 
@@ -152,6 +153,10 @@ def _attempted(group: list[AdapterPlan], training: Callable[[], list[Outcome]]) 
         return training()
     except GraftError as error:
         return [Failure(plan.method, str(error)) for plan in group]
+    except KeyboardInterrupt:
+        for plan in group:
+            drop_checkpoint(plan.out)  # nothing continues it
+        raise
 
 
 def _scored_itself(base: Base, outcome: Outcome, data: Data) -> Scored:

@@ -16,6 +16,7 @@ from graft.hub.errors import DataError, GraftError
 from graft.hub.examples import Example
 from graft.hub.methods import METHODS, get_method
 from graft.hub.metrics import Metric, default_metric, get_metric
+from graft.hub.outputs import require_free, require_writable
 from graft.hub.scores import check_slug
 from graft.hub.spec import BaseSpec
 from graft.trainer.config import RunConfig, TrainConfig
@@ -73,6 +74,30 @@ def read_plan(path: Path) -> Plan:
         raise GraftError(f"{path} plans no adapter: write one table [[adapter]] each.")
     adapters = tuple(_adapter(path, {**defaults, **table}) for table in tables)
     return Plan(base, adapters, _made(path, RunConfig, raw))
+
+
+def claim_outs(plan: Plan, resume: bool, overwrite: bool) -> None:
+    """Refuse output folders that can't be written, and those whose content nobody said to continue or to replace.
+
+    Raises GraftError.
+    """
+    for adapter in plan.adapters:
+        training = training_folder(adapter.out)
+        if not (resume or overwrite):
+            both = "--resume goes on with what is not finished, --overwrite replaces it"
+            require_free(adapter.out, both)
+            if training.exists():
+                raise GraftError(
+                    f"{training} holds an interrupted training: --resume continues it, --overwrite starts again."
+                )
+        require_writable(adapter.out)
+        require_writable(training)
+
+
+def training_folder(out: Path) -> Path:
+    """Where the checkpoint of an adapter lies that will be written to `out`."""
+    out = Path(os.path.abspath(out))  # "." has no name of its own
+    return out.with_name(f"{out.name}.training")
 
 
 def check_plan(plan: Plan) -> None:

@@ -9,9 +9,7 @@ adapters trained together continue bit for bit only from the same save, and a ki
 import json
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,16 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from graft.hub.errors import GraftError
-from graft.hub.metrics import Score
 from graft.hub.whole import written_whole
 from graft.trainer.learner import Learner
+from graft.trainer.plan import training_folder
 
 _STATE, _PREVIOUS = "state.safetensors", "previous.safetensors"
-
-
-def training_folder(out: Path) -> Path:
-    out = Path(os.path.abspath(out))  # "." has no name of its own
-    return out.with_name(f"{out.name}.training")
 
 
 def save_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: str) -> None:
@@ -96,6 +89,15 @@ def load_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: 
     return True
 
 
+def kept_step(out: Path) -> int:
+    """The step from which the checkpoint beside `out` continues; 0 where there is none that can be read."""
+    try:
+        with safe_open(training_folder(out) / _STATE, framework="pt") as file:
+            return int(json.loads((file.metadata() or {})["facts"])["progress"]["step"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return 0
+
+
 def drop_checkpoint(out: Path) -> None:
     """The artifact is written: its training state has done its work."""
     shutil.rmtree(training_folder(out), ignore_errors=True)
@@ -103,42 +105,3 @@ def drop_checkpoint(out: Path) -> None:
 
 def _told(learner: Learner, told: Mapping[str, Any]) -> dict[str, Any]:
     return {**learner.described(), **told, **asdict(learner.recipe)}
-
-
-class Keeper:
-    """A watcher that saves all states every so many rounds, and when Ctrl-C asks the run to end.
-
-    Within its context the first Ctrl-C waits for the end of the round, the only moment from which a training
-    continues bit for bit; a second one ends at once, without saving.
-    """
-
-    def __init__(self, save: Callable[[], None], every: int | None):
-        self._save, self._every, self._rounds, self._asked = save, every, 0, False
-
-    def __enter__(self) -> "Keeper":
-        self._listening = threading.current_thread() is threading.main_thread()
-        if self._listening:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._listening:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, *_) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-
-    def stepped(self, learner: Learner, seconds: float) -> None:
-        pass
-
-    def evaluated(self, learner: Learner, score: Score) -> None:
-        pass
-
-    def round_ended(self, learners: list[Learner]) -> None:
-        self._rounds += 1
-        if self._asked or (self._every and self._rounds % self._every == 0):
-            self._save()
-        if self._asked:
-            raise KeyboardInterrupt

@@ -22,17 +22,29 @@ from graft.hub.examples import Example, data_hash, load_examples
 from graft.hub.inspection import PROVENANCE
 from graft.hub.methods import get_method
 from graft.hub.metrics import Metric, Score
+from graft.hub.outputs import require_free
 from graft.trainer.card import model_card
 from graft.trainer.config import RunConfig
 from graft.trainer.data import Sequence as Tokens
 from graft.trainer.data import sequences_of, without_overlap
+from graft.trainer.interrupts import Keeper, undisturbed
 from graft.trainer.learner import Learner
 from graft.trainer.loop import Watcher, train_all
 from graft.trainer.memory import peak_bytes, restart_peak
-from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, metric_of, room_of
+from graft.trainer.plan import (
+    BASELINES,
+    AdapterPlan,
+    Plan,
+    check_against_spec,
+    check_plan,
+    metric_of,
+    room_of,
+    training_folder,
+)
 from graft.trainer.probe import Prober
 from graft.trainer.provenance import identity_of, provenance_of
-from graft.trainer.resume import Keeper, common_save, drop_checkpoint, load_checkpoint, save_checkpoint, training_folder
+from graft.trainer.resume import common_save, drop_checkpoint, load_checkpoint, save_checkpoint
+from graft.trainer.room import require_room
 from graft.trainer.scoring import check_scorable, score_examples
 from graft.trainer.trainee import Trainee
 
@@ -92,13 +104,15 @@ def train(
     *,
     watchers: Sequence[Watcher] = (),
     resume: bool = False,
+    overwrite: bool = True,
     say: Say = silent,
 ) -> list[Outcome]:
     """Train PEFT adapters on one frozen base in one batched pass a step, and write an artifact each.
 
     Interrupted by Ctrl-C (KeyboardInterrupt), it leaves a checkpoint beside each output folder, from which
     `resume` continues bit for bit; adapters that are finished are taken as they are, and `say` is told which.
-    Raises GraftError for anything that is wrong with the plans or their data.
+    Without `overwrite` nothing else that lies in an output folder is replaced. Raises GraftError for anything that is
+    wrong with the plans, their data or their folders.
     """
     run = run or RunConfig()
     plan = Plan(base.spec.id or "", tuple(adapters), run)
@@ -109,7 +123,8 @@ def train(
     def save(base: Base, job: Job, outcome: Outcome) -> None:
         _save(base, job, outcome, prober)
 
-    return run_jobs(base, [prepare(base, adapter) for adapter in adapters], run, watchers, resume, save, say)
+    jobs = [prepare(base, adapter) for adapter in adapters]
+    return run_jobs(base, jobs, run, watchers, resume, save, overwrite, say)
 
 
 def run_jobs(
@@ -119,57 +134,73 @@ def run_jobs(
     watchers: Sequence[Watcher],
     resume: bool,
     save: Callable[[Base, Job, Outcome], None],
+    overwrite: bool = True,
     say: Say = silent,
 ) -> list[Outcome]:
     """Train prepared jobs, score them, and `save` each that is sound. `resume`: those that are not finished yet."""
     common = common_save([job.plan.out for job in jobs]) if resume else None
-    finished = [_continued(base, job, common, say) if resume else None for job in jobs]
+    finished = [_continued(base, job, common, overwrite, say) if resume else None for job in jobs]
     left = [job for job, outcome in zip(jobs, finished, strict=True) if outcome is None]
-    trained = iter(_trained(base, left, run, watchers, save) if left else [])
+    require_room({job.plan.out: job.learner for job in left})
+    trained = iter(_trained(base, left, run, watchers, save, say) if left else [])
     return [outcome or next(trained) for outcome in finished]
 
 
 def _trained(
-    base: Base, jobs: list[Job], run: RunConfig, watchers: Sequence[Watcher], save: Callable[[Base, Job, Outcome], None]
+    base: Base,
+    jobs: list[Job],
+    run: RunConfig,
+    watchers: Sequence[Watcher],
+    save: Callable[[Base, Job, Outcome], None],
+    say: Say,
 ) -> list[Outcome]:
     """Train the jobs from where they stand, score and save them."""
-    told = [_told(base, job) for job in jobs]
+    learners = [job.learner for job in jobs]
     by_learner = {id(job.learner): job for job in jobs}
 
     def evaluate(learner: Learner) -> Score | None:
         return _score(base, by_learner[id(learner)])
 
-    def save_states() -> None:
+    def save_states(of: Sequence[Job] = jobs) -> None:
         this = uuid4().hex
-        for job, own in zip(jobs, told, strict=True):
-            save_checkpoint(job.learner, job.plan.out, own, this)
+        for job in of:
+            save_checkpoint(job.learner, job.plan.out, _told(base, job), this)
 
     restart_peak(base.device)
     started = time.monotonic()
     try:
-        with Keeper(save_states, run.checkpoint_every) as keeper:
-            train_all(base, [job.learner for job in jobs], run, [*watchers, keeper], evaluate)
+        with Keeper(save_states, run.checkpoint_every, learners, say) as keeper:
+            train_all(base, learners, run, [*watchers, keeper], evaluate)
     except torch.OutOfMemoryError as error:
         raise GraftError(
             f"Out of memory: {str(error).splitlines()[0]} Lower --rows-per-pass (now {run.rows_per_pass} tokens; the "
             f"result stays the same), add --checkpoint-layers, or train fewer adapters at once."
         ) from None
     seconds, peak = time.monotonic() - started, peak_bytes(base.device)
+    outcomes: list[Outcome] = []
     try:
-        return [_finish(base, job, seconds, peak, watchers, save) for job in jobs]
+        for job in jobs:
+            outcomes.append(_finish(base, job, seconds, peak, watchers, save))
     except KeyboardInterrupt:  # in the last scores: what was trained is not lost
-        save_states()
+        with undisturbed():
+            save_states(jobs[len(outcomes) :])
         raise
+    return outcomes
 
 
-def _continued(base: Base, job: Job, save: str | None, say: Say) -> Outcome | None:
-    """Load the job's checkpoint, of `save` if it has one; the outcome of one that an earlier run has finished."""
+def _continued(base: Base, job: Job, save: str | None, overwrite: bool, say: Say) -> Outcome | None:
+    """Load the job's checkpoint, of `save` if it has one; the outcome of one that an earlier run has finished.
+
+    Raises GraftError where neither is there, but something else that only `overwrite` may replace.
+    """
     if load_checkpoint(job.learner, job.plan.out, _told(base, job), save):
         return None
     outcome = _finished(base, job)
     if outcome:
         say(f"{job.plan.label}: {job.plan.out} is finished, and taken as it is.")
     else:
+        if not overwrite:
+            require_free(job.plan.out, f"it is not what {job.plan.label} would become; --overwrite replaces it")
         say(
             f"{job.plan.label}: there is no checkpoint {training_folder(job.plan.out)}, so it starts from the beginning."
         )

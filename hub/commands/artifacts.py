@@ -18,6 +18,7 @@ from graft.hub.commands.shared import (
     short,
 )
 from graft.hub.folder import contents
+from graft.hub.outputs import claim
 from graft.hub.registry import Registry
 from graft.hub.spec import recorded_spec
 
@@ -66,8 +67,7 @@ def publish(
 def pull(name: str, out: Path | None, registry_path: Path, hub_url: str | None, as_json: bool) -> None:
     """Fetch an adapter's files, every byte checked. REV: a commit, branch, tag or alias."""
     folder = out or Path(name.partition("@")[0].rpartition("/")[2].removeprefix("task:"))
-    if folder.is_dir() and any(folder.iterdir()):
-        raise click.UsageError(f"{folder} is not empty: give another folder with --out.")
+    claim(folder)
     revision = opened(registry_path, hub_url).pull(name, folder)
     if as_json:
         print_json({"folder": str(folder), "revision": revision})

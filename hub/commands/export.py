@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from graft.hub.errors import GraftError
+from graft.hub.outputs import claim
 
 
 @click.command()
@@ -34,10 +34,6 @@ def export(
     as_json: bool,
 ) -> None:
     """Merge the adapter in DIR into a copy of its base, or write it for another library."""
-    from graft.hub.artifact import load_artifact, save_artifact
-    from graft.hub.base import load_base
-    from graft.hub.compose import convert, lineage, weighted_sum
-
     if (merged is None) == (to is None):
         raise click.UsageError("Give either --merge OUT or --to peft|adapterhub OUT.")
     if not math.isfinite(weight):
@@ -45,9 +41,13 @@ def export(
     if plus and (to is None or to[0] != "peft"):
         raise click.UsageError("--plus goes with --to peft OUT.")
     out = merged or to[1]
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise GraftError(f"{out} is there already and no empty folder: choose another one.")
     others = [_parted(text) for text in plus]
+    claim(out)
+
+    from graft.hub.artifact import load_artifact, save_artifact
+    from graft.hub.base import load_base
+    from graft.hub.compose import convert, lineage, weighted_sum
+
     base = load_base(base_folder, dtype="float32", device="cpu")
     artifact, *added = (
         load_artifact(path, base.spec, allow_base_mismatch=allow_base_mismatch)

@@ -1,6 +1,7 @@
 """`graft train` as a user types it: artifacts, JSON, plans, and every mistake answered in one line."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from graft.hub.cli import main
 from graft.hub.errors import GraftError
 from graft.hub.registry import Registry
 from graft.trainer.commands.shared import print_numbers
+from graft.trainer.plan import training_folder
 from tests.trainer.cases import write_rows
 
 FAST = ["--steps", "2", "--batch-size", "3", "--dtype", "float32"]
@@ -194,6 +196,37 @@ def test_folders_that_can_not_be_written_are_refused_before_the_base_is_loaded(b
         assert done.exit_code == 1 and words in done.stderr
 
 
+def test_what_lies_in_the_output_folder_is_only_replaced_when_asked(base_folder, data, tmp_path):
+    out = tmp_path / "out"
+    flags = ["--base", base_folder, "--data", data, "--out", out, *FAST]
+    assert graft("train", "--method", "ia3", *flags).exit_code == 0
+    weights = (out / "adapter_model.safetensors").read_bytes()
+    refused = graft("train", "--method", "lora", *flags)
+    assert refused.exit_code == 1 and "out is there already and not empty" in refused.stderr
+    assert (out / "adapter_model.safetensors").read_bytes() == weights
+    replaced = graft("train", "--method", "lora", *flags, "--overwrite")
+    assert replaced.exit_code == 0, replaced.output
+    assert json.loads((out / "graft.json").read_text())["method"] == "lora"
+    training_folder(tmp_path / "new").mkdir()
+    begun = graft("train", "--method", "lora", *flags[:-7], tmp_path / "new", *FAST)
+    assert begun.exit_code == 1 and "new.training holds an interrupted training" in begun.stderr
+
+
+@pytest.mark.parametrize("out", ["/proc/nowhere/x", "DATA/x", "/dev/full/x"])
+def test_what_can_not_be_written_is_found_before_the_base_is_loaded(base_folder, data, out, monkeypatch):
+    monkeypatch.setattr("graft.trainer.commands.train._run", None)
+    out = out.replace("DATA", str(data))
+    done = graft("train", "--base", base_folder, "--method", "ia3", "--data", data, "--out", out, *FAST)
+    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1
+    assert "Nothing can be written to" in done.stderr or "is a file" in done.stderr
+
+
+def test_a_disk_without_room_is_found_before_the_first_step(base_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
+    done = graft("train", "--base", base_folder, "--method", "lora", "--data", data, "--out", tmp_path / "x", *FAST)
+    assert done.exit_code == 1 and "has 4.00 KiB left, and this training writes up to" in done.stderr
+
+
 def test_the_working_directory_can_be_the_output(base_folder, data, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -268,7 +301,9 @@ def test_what_is_finished_is_printed_published_and_taken_as_finished(base_folder
 def test_an_adapter_of_another_recipe_is_not_taken_as_finished(base_folder, data, tmp_path):
     flags = ["--base", base_folder, "--method", "ia3", "--data", data, "--out", tmp_path / "out", *FAST]
     assert graft("train", *flags).exit_code == 0
-    again = graft("train", *flags, "--seed", "7", "--resume", "--json")
+    refused = graft("train", *flags, "--seed", "7", "--resume")
+    assert refused.exit_code == 1 and "it is not what out would become; --overwrite replaces it" in refused.stderr
+    again = graft("train", *flags, "--seed", "7", "--resume", "--overwrite", "--json")
     assert again.exit_code == 0 and "starts from the beginning" in again.stderr
     assert json.loads((tmp_path / "out" / "graft.json").read_text())["seed"] == 7
 

@@ -36,6 +36,28 @@ def test_the_table_of_the_literature(base_folder, data, held_out, tmp_path):
     assert (out / "compare.svg").stat().st_size > 1000
 
 
+def test_a_comparison_is_never_written_beside_other_files(base_folder, data, held_out, tmp_path, monkeypatch):
+    monkeypatch.setattr("graft.trainer.compare.compare", None)
+    (tmp_path / "old" / "lora").mkdir(parents=True)
+    for out in (base_folder, tmp_path / "old"):
+        before = sorted(out.iterdir())
+        flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", out, "--methods", "ia3"]
+        done = graft("compare", *flags, *FAST)
+        assert done.exit_code == 1 and "is there already and not empty: choose another folder" in done.stderr
+        assert sorted(out.iterdir()) == before
+
+
+def test_a_comparison_that_is_interrupted_leaves_what_is_finished(base_folder, data, held_out, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graft.trainer.compare.train_baseline", interrupted)
+    flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "t"]
+    done = graft("compare", *flags, "--methods", "ia3,full", *FAST)
+    assert done.exit_code == 1 and "a comparison can't be continued. What was finished is in" in done.stderr
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["ia3"]
+
+
 def test_all_in_one_pass_and_the_best_is_published(base_folder, data, held_out, tmp_path):
     out, registry = tmp_path / "table", tmp_path / "registry.db"
     flags = ["--base", base_folder, "--task", "letters", "--data", data, "--eval-data", held_out, "--out", out]

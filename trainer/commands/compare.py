@@ -8,6 +8,7 @@ import click
 
 from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, registry_option
 from graft.hub.errors import GraftError
+from graft.hub.outputs import claim
 from graft.hub.whole import written_whole
 from graft.trainer.commands.shared import bars, base_loader, check_early, configured, names_of, said
 from graft.trainer.config import RunConfig, TrainConfig
@@ -56,6 +57,7 @@ def compare(
         )
     plan = Plan(base, tuple(_planned(template, name, publish) for name in names), run)
     check_plan(plan)
+    claim(out)
     check_early(plan)
     wanted = [adapter.publish for adapter in plan.adapters if adapter.publish]
     registry = opened_to_publish(registry_path, hub_url, wanted) if wanted else None
@@ -64,8 +66,12 @@ def compare(
     with nullcontext() if as_json else bars() as shown:
         watchers = [shown] if shown else []
         load = base_loader(base, run)
-        _make(out)
-        found = comparing.compare(load, names, template, run, together=together, watchers=watchers)
+        try:
+            found = comparing.compare(load, names, template, run, together=together, watchers=watchers)
+        except KeyboardInterrupt:
+            left = ", ".join(sorted(path.name for path in out.iterdir())) if out.is_dir() else ""
+            kept = f" What was finished is in {out}: {left}." if left else ""
+            raise GraftError(f"Interrupted: a comparison can't be continued.{kept}") from None
     table = comparing.as_markdown(found)
     click.echo(comparing.as_json(found) if as_json else table)  # before the disk could be full
     with written_whole(out) as staging:
@@ -84,14 +90,6 @@ def compare(
         said(f"{line.method} failed: {line.failed}.")
     if len(found.failed) == len(names):
         raise GraftError(f"No method was trained to its end; the table in {out} says why.")
-
-
-def _make(out: Path) -> None:
-    """The folder of the table, while nothing is trained yet. Raises GraftError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GraftError(f"Nothing can be written to {out} ({error.strerror}). Choose another --out.") from None
 
 
 def _planned(template: AdapterPlan, method: str, namespace: str | None) -> AdapterPlan:

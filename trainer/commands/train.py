@@ -22,12 +22,12 @@ from graft.trainer.commands.shared import (
     text_of,
 )
 from graft.trainer.config import RunConfig, TrainConfig
-from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, read_plan
+from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, claim_outs, read_plan
 
 if TYPE_CHECKING:
     from graft.trainer.run import Outcome
 
-_BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "tensorboard", "as_json")
+_BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "overwrite", "tensorboard", "as_json")
 
 
 @click.command()
@@ -46,6 +46,7 @@ _BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "tensorboar
 @registry_option
 @hub_option
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint beside the output folder.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies in the output folder, once it is trained.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder of TensorBoard logs, a run an adapter.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def train(
@@ -64,6 +65,7 @@ def train(
     registry_path: Path,
     hub_url: str | None,
     resume: bool,
+    overwrite: bool,
     tensorboard: Path | None,
     as_json: bool,
 ) -> None:
@@ -77,15 +79,18 @@ def train(
         adapter = AdapterPlan(method, data, out, name, task, eval_data, settings, publish, recipe)
         plan = Plan(base, (adapter,), run)
     check_plan(plan)
+    claim_outs(plan, resume, overwrite)
     check_early(plan)
     wanted = [adapter.publish for adapter in plan.adapters if adapter.publish]
     registry = opened_to_publish(registry_path, hub_url, wanted) if wanted else None
     outcomes: list[Outcome] = []
     try:
-        _run(plan, resume, tensorboard, as_json, outcomes)
-    except BaseException:  # whatever it was: what is finished is finished
+        _run(plan, resume, overwrite, tensorboard, as_json, outcomes)
+    except BaseException as error:  # whatever it was: what is finished is finished
         for failure in _report(plan, outcomes, registry, as_json) if outcomes else ():
             said(failure)
+        if isinstance(error, KeyboardInterrupt):
+            raise GraftError(_interrupted(plan, outcomes)) from None
         raise
     if failures := _report(plan, outcomes, registry, as_json):
         raise GraftError("; ".join(failures) + ".")
@@ -131,7 +136,9 @@ def _publish(plan: Plan, outcomes: list["Outcome"], registry) -> list[str]:
     return failures
 
 
-def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool, done: list["Outcome"]) -> None:
+def _run(
+    plan: Plan, resume: bool, overwrite: bool, tensorboard: Path | None, quiet: bool, done: list["Outcome"]
+) -> None:
     """All PEFT adapters in one batched run, then each baseline on a base of its own, which it changes.
 
     Fills `done`, so that what is finished is known though something fails later.
@@ -150,14 +157,24 @@ def _run(plan: Plan, resume: bool, tensorboard: Path | None, quiet: bool, done: 
         for baseline in baselines:  # their turn comes late, their mistakes are found now
             check_baseline(base, baseline)
         watchers += [] if quiet else [stack.enter_context(bars())]
-        shared = {"watchers": watchers, "resume": resume, "say": said}
-        try:
-            done += train_adapters(base, adapters, plan.run, **shared) if adapters else []
-            for i, baseline in enumerate(baselines):
-                own = base if i == 0 else fresh_base()  # the first takes the loaded one: nobody needs it any more
-                done.append(train_baseline(own, baseline, plan.run, **shared))
-        except KeyboardInterrupt:
-            raise GraftError("Interrupted. Continue with the same command and --resume.") from None
+        shared = {"watchers": watchers, "resume": resume, "overwrite": overwrite, "say": said}
+        done += train_adapters(base, adapters, plan.run, **shared) if adapters else []
+        for i, baseline in enumerate(baselines):
+            own = base if i == 0 else fresh_base()  # the first takes the loaded one: nobody needs it any more
+            done.append(train_baseline(own, baseline, plan.run, **shared))
+
+
+def _interrupted(plan: Plan, done: list["Outcome"]) -> str:
+    """What a run that was ended leaves, as it lies on the disk."""
+    from graft.trainer.resume import kept_step
+
+    finished = {outcome.folder for outcome in done}
+    step = max((kept_step(adapter.out) for adapter in plan.adapters if adapter.out not in finished), default=0)
+    if step:
+        return f"Interrupted. Continue from step {step} with the same command and --resume."
+    if finished:
+        return "Interrupted. What is finished is kept; the same command with --resume trains the rest."
+    return "Interrupted before anything was saved: the same command starts it again."
 
 
 def _print(outcomes: list["Outcome"]) -> None:
