@@ -6,20 +6,22 @@ Torch and the base are imported when a command runs, so that `--help` is quick.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from graft.hub.catalog import MAX_PAGE, Query, on_base
 from graft.hub.commands.shared import local_user, opened, placed, print_json, print_table
-from graft.hub.errors import ForbiddenError, GraftError
+from graft.hub.errors import DataError, GraftError
+from graft.hub.spec import recorded_spec, require_source
+from graft.server import scorekeeping
+from graft.server.scorekeeping import Scorekeeper
 
 if TYPE_CHECKING:
+    from graft.hub.base import Base
+    from graft.hub.examples import Example
     from graft.hub.metrics import Metric
-    from graft.server.evaluate import Evaluation
+    from graft.server.evaluate import Evaluated
 
 _EVAL_STEP_ROWS = 2048  # nobody waits for a next token: large steps are quickest
 _EVAL_RUNNING = 256
@@ -31,6 +33,7 @@ _EVAL_RUNNING = 256
 @click.option("--adapters", default="all", show_default=True, help="'all' of the task, or NS/NAME[@REV],...")
 @click.option("--data", type=click.Path(path_type=Path), help="Other examples (JSONL) than the task's evaluation set.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first examples (kept apart on the leaderboard).")
+@click.option("--again", is_flag=True, help="Score also what has a score on the same data by the same engine.")
 @click.option("--device", help="cpu, cuda (default: cuda where there is one).")
 @click.option("--dtype", help="float32, bfloat16, float16 (default: what the machine is fast at).")
 @placed
@@ -40,101 +43,134 @@ def evaluate(
     adapters: str,
     data: Path | None,
     limit: int | None,
+    again: bool,
     device: str | None,
     dtype: str | None,
     registry_path: Path,
     hub_url: str | None,
     as_json: bool,
 ) -> None:
-    """Score every stored adapter of a task, and the bare base, in one mixed run; print the leaderboard.
+    """Score every stored adapter of a task, and the bare base, in one run; print the leaderboard.
 
-    Results go to the registry with digest, data hash and interval. Exits 1 where an adapter could not be served.
+    Each score goes to the registry as soon as it is there, with digest, data hash and interval: Ctrl-C keeps what is
+    finished, and the same command goes on with the rest. Exits 1 where an adapter could not be served.
     """
-    from graft.hub.base import load_base
-    from graft.hub.examples import data_hash, parse_examples
-    from graft.hub.metrics import get_metric
-    from graft.server.engine import Engine
-    from graft.server.evaluate import evaluate as run
-    from graft.server.options import Options
-
+    require_source(folder)
     registry = opened(registry_path, hub_url)
     task = registry.task(slug)
+    entrants = None if adapters == "all" else scorekeeping.named(registry, adapters, recorded_spec(folder))
+    raw = _read(data) if data else registry.task_data(slug)
+
+    from graft.hub.base import load_base
+    from graft.hub.metrics import get_metric
+
     metric = get_metric(task.metric)
-    raw = data.read_bytes() if data else registry.task_data(slug)
-    examples = parse_examples(raw, str(data or f"the evaluation set of {slug}"))
-    whole = len(examples)
-    examples = examples[:limit]
-    digest = hashlib.sha256(raw).hexdigest() if len(examples) == whole else data_hash(examples)
+    examples, digest = _examples(raw, str(data or f"the evaluation set of {slug}"), limit)
     base = load_base(folder, device=device, dtype=dtype)
-    models = _of_task(registry, slug, base.spec) if adapters == "all" else adapters.split(",")
-    options = Options(step_rows=_EVAL_STEP_ROWS, max_running=_EVAL_RUNNING)
-    with Engine(base, shelf=registry, options=options) as engine, _progress(f"Scoring {len(models)} adapters") as seen:
-        found = run(engine, models, examples, metric, progress=seen)
-    scores = _scores(found, task.slug, digest, metric, base)
+    keeper = Scorekeeper(registry, _scoring(slug, digest, metric, base), local_user())
+    run = _Run(keeper)
+    chosen = scorekeeping.of_task(registry, slug, base.spec, run.say) if entrants is None else entrants
+    known = {} if again else keeper.known(chosen)
+    missing = [entrant.model for entrant in chosen if entrant not in known]
+    bare = None if again or missing else keeper.known_base()  # else it is scored anew: p is paired with it
+    if known:
+        run.say(f"{len(known)} of {len(chosen)} adapters are scored on this data already: --again scores them again.")
+    if bare is None:
+        run.score(base, missing, examples, metric)
+    rows = [*known.values(), *run.rows, *([bare] if bare else [])]
+    rows.sort(key=lambda row: (row["value"] if metric.lower_is_better else -row["value"], row["repo"] or ""))
     if as_json:
-        print_json([score | {"name": score["repo"]} for score in scores])
-    else:
-        _print_board(scores, task, found)
-    failed = [*found.failed.items(), *_recorded(registry, scores)]
+        print_json([row | {"name": row["repo"]} for row in rows])
+    elif rows:
+        _print_board(rows)
+    if run.interrupted:
+        raise GraftError("Interrupted. What is scored is kept: the same command goes on with the rest.")
+    failed = run.failed | keeper.unrecorded(shelf=adapters == "all", say=run.say)
     if failed:
-        raise GraftError("; ".join(f"{name}: {why}" for name, why in failed))
+        raise GraftError("; ".join(f"{name}: {why}" for name, why in failed.items()))
 
 
-def _of_task(registry: Any, slug: str, spec: Any) -> list[str]:
-    """Every adapter of the task on this base, pinned to its present revision. Those on other bases are named."""
-    found = list(on_base(registry.search, spec, slug))
-    names = {entry.name for entry in found}
-    others = [entry for entry in registry.search(Query(task=slug, limit=MAX_PAGE)).entries if entry.name not in names]
-    for entry in others:
-        click.echo(f"left out: {entry.name}, for the base {entry.base or 'that it does not name'}", err=True)
-    return [f"{entry.name}@{entry.revision_id}" for entry in found]
+def _read(data: Path) -> bytes:
+    try:
+        return data.read_bytes()
+    except OSError as error:
+        raise DataError(f"{data} can't be read: {error.strerror}.") from None
 
 
-def _scores(found: Evaluation, task: str, digest: str, metric: Metric, base: Any) -> list[dict[str, Any]]:
-    """What the registry records of each system, best first; `repo` None is the bare base."""
+def _examples(raw: bytes, name: str, limit: int | None) -> tuple[list[Example], str]:
+    """The first examples, and the hash of just these."""
+    from graft.hub.examples import data_hash, parse_examples
+
+    examples = parse_examples(raw, name)
+    chosen = examples[:limit]
+    return chosen, hashlib.sha256(raw).hexdigest() if len(chosen) == len(examples) else data_hash(chosen)
+
+
+def _scoring(slug: str, digest: str, metric: Metric, base: Base) -> dict[str, Any]:
+    """What all scores of a run have in common."""
     from importlib.metadata import version
 
-    scores = []
-    engine = f"graft {version('grafthub')} {base.device.type} {str(base.dtype).removeprefix('torch.')}"
-    for system in found.systems:
-        score = {
-            "task": task,
-            "data_hash": digest,
-            "metric": metric.name,
-            "value": system.score.value,
-            "low": system.score.low,
-            "high": system.score.high,
-            "n": system.score.n,
-            "repo": system.model.partition("@")[0] if system.model else None,
-            "revision": system.served.revision,
-            "digest": system.served.digest,
-            "base_fingerprint": base.spec.fingerprint,
-            "seconds": found.seconds,
-            "engine": engine,
-            "extra": {"systems": len(found.systems), **({} if system.p is None else {"p_vs_base": system.p})},
-        }
-        scores.append(score)
-    return sorted(scores, key=lambda row: row["value"] if metric.lower_is_better else -row["value"])
+    dtype = str(base.dtype).removeprefix("torch.")
+    return {
+        "task": slug,
+        "data_hash": digest,
+        "metric": metric.name,
+        "base_fingerprint": base.spec.fingerprint,
+        "engine": f"graft {version('grafthub')} {base.device.type} {dtype}",
+    }
 
 
-def _recorded(registry: Any, scores: list[dict[str, Any]]) -> list[tuple[str, GraftError]]:
-    """Write every score to the registry; returns what it refused, and why. One refusal costs no other score.
+class _Run:
+    """Scores adapters; as the run's listener it shows a bar, says a line a system, and has each score recorded."""
 
-    On a hub the bare base's row takes an admin's token: without one it is left out with a note, which is no failure.
-    """
-    refused = []
-    for score in scores:
+    def __init__(self, keeper: Scorekeeper):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.rows: list[dict[str, Any]] = []
+        self.failed: dict[str, str] = {}
+        self.interrupted = False
+        self._keeper, self._console, self._systems = keeper, Console(stderr=True), 1
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self._console)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def score(self, base: Base, models: list[str], examples: list[Example], metric: Metric) -> None:
+        """`models` and the bare base, until all are done or Ctrl-C ends it."""
+        from graft.server.engine import Engine
+        from graft.server.evaluate import evaluate
+        from graft.server.options import Options
+
+        options = Options(step_rows=_EVAL_STEP_ROWS, max_running=_EVAL_RUNNING)
+        self._shown = self._bar.add_task("Scoring", total=None)
         try:
-            registry.record_evaluation(user=local_user(), **score)
-        except GraftError as error:
-            if isinstance(error, ForbiddenError) and score["repo"] is None:
-                click.echo(f"note: the bare base's score was not recorded: {error}", err=True)
-            else:
-                refused.append((score["repo"] or "(bare base)", error))
-    return refused
+            with Engine(base, shelf=self._keeper.registry, options=options) as engine, self._bar:
+                evaluate(engine, models, examples, metric, self)
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def loaded(self, systems: int) -> None:
+        self._systems = systems
+
+    def refused(self, model: str, why: str) -> None:
+        self.failed[model] = why
+        self.say(f"refused: {model}: {why}")
+
+    def scored(self, found: Evaluated) -> None:
+        row = self._keeper.record(found, self._systems)
+        self.rows.append(row)
+        where = f"{len(self.rows)}/{self._systems}"
+        self.say(
+            f"{where}  {row['repo'] or '(bare base)'}: {row['metric']} {row['value']:.3f} in {row['seconds']:.1f} s"
+        )
+
+    def answered(self, done: int, total: int) -> None:
+        self._bar.update(self._shown, completed=done, total=total)
 
 
-def _print_board(scores: list[dict[str, Any]], task: Any, found: Evaluation) -> None:
+def _print_board(scores: list[dict[str, Any]]) -> None:
     rows = []
     rank = 0
     for row in scores:
@@ -145,18 +181,6 @@ def _print_board(scores: list[dict[str, Any]], task: Any, found: Evaluation) -> 
         rows.append(
             (rank if row["repo"] else "", row["repo"] or "(bare base)", f"{row['value']:.3f}", interval, against)
         )
-    n = scores[0]["n"]
-    title = f"{task.slug}: {task.metric} on {n} examples, one mixed run of {found.seconds:.0f} s"
-    print_table(title, ("rank:", "adapter", f"{task.metric}:", "95 % interval", "p vs base:"), rows)
-
-
-@contextmanager
-def _progress(text: str) -> Iterator[Any]:
-    """A bar on stderr; yields a function of (done, total)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        shown = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(shown, completed=done, total=total)
+    task, metric, n = (scores[0][key] for key in ("task", "metric", "n"))
+    columns = ("rank:", "adapter", f"{metric}:", "95 % interval", "p vs base:")
+    print_table(f"{task}: {metric} on {n} examples", columns, rows)

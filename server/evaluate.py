@@ -7,7 +7,9 @@ against the reference. Knows an engine, examples and metrics; no registry, no te
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from queue import SimpleQueue
+from typing import Protocol
 
 from graft.hub.errors import GraftError
 from graft.hub.examples import Example
@@ -28,6 +30,7 @@ class Evaluated:
     served: Served
     score: Score
     predictions: list[str]
+    seconds: float  # since the system before it was done
     p: float | None = None
 
 
@@ -40,16 +43,38 @@ class Evaluation:
     seconds: float
 
 
-@dataclass
-class _Job:
-    """One request of the run, and which answers it gives."""
+@dataclass(frozen=True)
+class _Ask:
+    """One request that every system gets, and which answers it gives."""
 
-    model: str | None
     example: int
     request: Request
     labels: tuple[tuple[str, int], ...] = ()  # (label, index of its last id in score_next)
+
+
+@dataclass
+class _Answer:
+    """What one system says to it."""
+
+    ask: _Ask
     scored: list[Token] = field(default_factory=list)
     drawn: list[Token] = field(default_factory=list)
+
+
+class Listener(Protocol):
+    """Whoever wants to know how a run goes."""
+
+    def loaded(self, systems: int) -> None:
+        """So many will be scored, the bare base among them."""
+
+    def refused(self, model: str, why: str) -> None:
+        """An adapter can't be served; the others go on."""
+
+    def scored(self, found: Evaluated) -> None:
+        """A system is done: whatever happens later, this score stands."""
+
+    def answered(self, done: int, total: int) -> None:
+        """So many requests have their answer."""
 
 
 def evaluate(
@@ -57,32 +82,36 @@ def evaluate(
     models: Sequence[str],
     examples: Sequence[Example],
     metric: Metric,
-    *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    listener: Listener,
 ) -> Evaluation:
-    """Score `models` and the bare base. `progress(done, total)` counts requests.
+    """Score `models` and the bare base, which comes first; `listener` is told of each as soon as it is done.
 
     Raises DataError naming an example that lacks labels the metric needs, or has no room for its prompt.
     """
-    began = time.monotonic()
-    served, failed = _loaded(engine, models)
+    began = at = time.monotonic()
+    served, failed = _loaded(engine, models, listener)
     systems: list[str | None] = [None, *served]
-    plan = {"labels": _label_jobs, "text": _text_jobs}[metric.answers]
-    jobs = plan(engine, systems, examples)
-    _run(engine, jobs, progress)
-    answer = {"labels": _best_label, "text": lambda jobs: _text(engine, jobs)}[metric.answers]
+    listener.loaded(len(systems))
+    asks = {"labels": _label_asks, "text": _text_asks}[metric.answers](engine, examples)
+    answer = {"labels": _best_label, "text": lambda answers: _text(engine, answers)}[metric.answers]
     references = [example.completion for example in examples]
     found: list[Evaluated] = []
-    values: dict[str | None, list[float]] = {}
-    for model in systems:
-        predictions = [answer(own) for own in _by_example(jobs, model, len(examples))]
-        values[model] = metric.values(predictions, references)
-        p = paired_p(metric, values[model], values[None]) if model is not None else None
-        found.append(Evaluated(model, served.get(model, Served()), score(metric, values[model]), predictions, p))
+    bare: list[float] | None = None
+    for model, answers in zip(systems, _answered(engine, systems, asks, listener.answered), strict=True):
+        predictions = [answer(own) for own in _by_example(answers, len(examples))]
+        values = metric.values(predictions, references)
+        p = None if bare is None else paired_p(metric, values, bare)
+        bare, now = values if bare is None else bare, time.monotonic()
+        system = Evaluated(
+            model, served.get(model, Served()), score(metric, values), predictions, seconds=now - at, p=p
+        )
+        at = now
+        found.append(system)
+        listener.scored(system)
     return Evaluation(found, failed, time.monotonic() - began)
 
 
-def _loaded(engine: Engine, models: Sequence[str]) -> tuple[dict[str, Served], dict[str, str]]:
+def _loaded(engine: Engine, models: Sequence[str], listener: Listener) -> tuple[dict[str, Served], dict[str, str]]:
     """Load every adapter, all at once: what each stands for, and what is wrong with the others."""
     streams = {name: engine.submit(Request(prompt=(0,), model=name, max_tokens=1)) for name in models}
     served, failed = {}, {}
@@ -91,6 +120,7 @@ def _loaded(engine: Engine, models: Sequence[str]) -> tuple[dict[str, Served], d
             served[name] = stream.result().served
         except GraftError as error:
             failed[name] = str(error)
+            listener.refused(name, failed[name])
     return served, failed
 
 
@@ -99,9 +129,9 @@ def _room(engine: Engine) -> int:
     return engine.sizes.max_model_len - max((one.virtual_rows for one in engine.loader.snapshot()), default=0)
 
 
-def _label_jobs(engine: Engine, systems: Sequence[str | None], examples: Sequence[Example]) -> list[_Job]:
+def _label_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
     """Labels that differ in their last id only are one request: the ids before it, then all the last ones."""
-    room, jobs = _room(engine), []
+    room, asks = _room(engine), []
     for index, example in enumerate(examples):
         for group in label_groups(example, engine.base.tokenizer, room, named(index)):
             request = Request(
@@ -110,75 +140,81 @@ def _label_jobs(engine: Engine, systems: Sequence[str | None], examples: Sequenc
                 score_from=len(group.prompt) if group.before else None,
                 score_next=tuple(group.last.values()),
             )
-            places = tuple((label, place) for place, label in enumerate(group.last))
-            jobs += [_Job(model, index, replace(request, model=model), places) for model in systems]
-    return jobs
+            asks.append(_Ask(index, request, tuple((label, place) for place, label in enumerate(group.last))))
+    return asks
 
 
-def _text_jobs(engine: Engine, systems: Sequence[str | None], examples: Sequence[Example]) -> list[_Job]:
+def _text_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
     prompts, new_tokens = text_prompts(examples, engine.base.tokenizer, _room(engine))
-    jobs = []
-    for index, prompt in enumerate(prompts):
-        request = Request(prompt=prompt, max_tokens=new_tokens, sampling=Sampling(temperature=0))
-        jobs += [_Job(model, index, replace(request, model=model)) for model in systems]
-    return jobs
+    return [
+        _Ask(index, Request(prompt=prompt, max_tokens=new_tokens, sampling=Sampling(temperature=0)))
+        for index, prompt in enumerate(prompts)
+    ]
 
 
-def _run(engine: Engine, jobs: Sequence[_Job], progress: Callable[[int, int], None]) -> None:
-    """Keep the engine supplied until every job has its answer. Raises the first error, the rest cancelled."""
+def _answered(
+    engine: Engine, systems: Sequence[str | None], asks: Sequence[_Ask], progress: Callable[[int, int], None]
+) -> Iterator[list[_Answer]]:
+    """Each system's answers, one system after the other, so that an end in the middle leaves whole ones.
+
+    The engine is kept supplied across their boundaries. Raises the first error, the rest cancelled.
+    """
     sink: SimpleQueue = SimpleQueue()
-    waiting: dict[Stream, _Job] = {}
-    left = iter(jobs)
-    done = 0
+    waiting: dict[Stream, tuple[int, _Answer]] = {}
+    given: list[list[_Answer]] = [[] for _ in systems]
+    left = ((place, _Answer(ask)) for place in range(len(systems)) for ask in asks)
+    done, total = 0, len(systems) * len(asks)
 
-    def submit() -> None:
-        job = next(left, None)
-        if job is not None:
-            waiting[engine.submit(job.request, sink)] = job
+    def submit(place: int, answer: _Answer) -> None:
+        waiting[engine.submit(replace(answer.ask.request, model=systems[place]), sink)] = (place, answer)
 
     try:
-        for _ in range(_AHEAD):
-            submit()
-        while waiting:
-            stream, event = sink.get()
-            match event:
-                case Started():
-                    pass
-                case Scored():
-                    waiting[stream].scored += event.tokens
-                case Token():
-                    waiting[stream].drawn.append(event)
-                case Finished():
-                    del waiting[stream]
-                    done += 1
-                    progress(done, len(jobs))
-                    submit()
-                case _:
-                    raise event
+        for place, answer in islice(left, _AHEAD):
+            submit(place, answer)
+        for place in range(len(systems)):
+            while len(given[place]) < len(asks):
+                stream, event = sink.get()
+                match event:
+                    case Started():
+                        pass
+                    case Scored():
+                        waiting[stream][1].scored.extend(event.tokens)
+                    case Token():
+                        waiting[stream][1].drawn.append(event)
+                    case Finished():
+                        finished, answer = waiting.pop(stream)
+                        given[finished].append(answer)
+                        done += 1
+                        progress(done, total)
+                        for follower in islice(left, 1):
+                            submit(*follower)
+                    case _:
+                        raise event
+            yield given[place]
     finally:
         for stream in waiting:
             stream.cancel()
 
 
-def _by_example(jobs: Sequence[_Job], model: str | None, count: int) -> Iterator[list[_Job]]:
-    found: list[list[_Job]] = [[] for _ in range(count)]
-    for job in jobs:
-        if job.model == model:
-            found[job.example].append(job)
-    return iter(found)
+def _by_example(answers: Sequence[_Answer], count: int) -> list[list[_Answer]]:
+    found: list[list[_Answer]] = [[] for _ in range(count)]
+    for answer in answers:
+        found[answer.ask.example].append(answer)
+    return found
 
 
-def _best_label(jobs: Sequence[_Job]) -> str:
+def _best_label(answers: Sequence[_Answer]) -> str:
     sums: dict[str, float] = {}
-    for job in jobs:
-        shared = len(job.scored) - len(job.labels)
-        before = sum(token.logprob for token in job.scored[:shared])
-        for label, place in job.labels:
-            sums[label] = before + job.scored[shared + place].logprob
+    for answer in answers:
+        labels = answer.ask.labels
+        shared = len(answer.scored) - len(labels)
+        before = sum(token.logprob for token in answer.scored[:shared])
+        for label, place in labels:
+            sums[label] = before + answer.scored[shared + place].logprob
     return max(sums, key=sums.__getitem__)
 
 
-def _text(engine: Engine, jobs: Sequence[_Job]) -> str:
-    (job,) = jobs
-    ids = [token.id for token in job.drawn if token.id not in engine.ends]
+def _text(engine: Engine, answers: Sequence[_Answer]) -> str:
+    (answer,) = answers
+    ids = [token.id for token in answer.drawn if token.id not in engine.ends]
     return text_of(ids, engine.base.tokenizer)

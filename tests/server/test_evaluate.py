@@ -26,13 +26,33 @@ def examples(count=12):
     ]
 
 
+class Noting:
+    """A listener that keeps what it is told."""
+
+    def __init__(self):
+        self.systems, self.done, self.counts, self.told = 0, [], [], []
+
+    def loaded(self, systems):
+        self.systems = systems
+
+    def refused(self, model, why):
+        self.told.append(model)
+
+    def scored(self, found):
+        self.done.append(found)
+        self.told.append(found.model)
+
+    def answered(self, done, total):
+        self.counts.append((done, total))
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "chrf"])
 def test_every_system_is_scored_as_if_alone(llama, make_folder, make_forms, metric):
     folders = {kind: make_folder(kind, llama, seed) for seed, kind in enumerate(KINDS)}
-    seen = []
     with Engine(llama, folders) as engine:
-        found = evaluate(engine, KINDS, examples(), METRICS[metric], progress=lambda *at: seen.append(at))
-    assert seen[-1][0] == seen[-1][1] > 0
+        found = evaluate(engine, KINDS, examples(), METRICS[metric], noted := Noting())
+    assert noted.counts[-1][0] == noted.counts[-1][1] > 0 and noted.systems == 5
+    assert noted.done == found.systems and found.seconds >= sum(system.seconds for system in found.systems)
     assert [system.model for system in found.systems] == [None, *KINDS]
     for system in found.systems:
         forms = make_forms(system.model, llama, KINDS.index(system.model)) if system.model else ()
@@ -47,17 +67,18 @@ def test_an_adapter_that_can_not_be_served_is_named_and_the_others_go_on(llama, 
     weights = cut / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with Engine(llama, {"good": good, "cut": cut}) as engine:
-        found = evaluate(engine, ["good", "cut"], examples(3), METRICS["accuracy"])
+        found = evaluate(engine, ["good", "cut"], examples(3), METRICS["accuracy"], noted := Noting())
     assert [system.model for system in found.systems] == [None, "good"]
+    assert noted.told[0] == "cut", "a refusal is known before anything is scored"
     assert "cut off" in found.failed["cut"]
 
 
 def test_an_example_without_room_for_its_prompt_is_named_before_anything_runs(llama):
     crowded = Example("short", " yes", (" yes", " " + "o" * 300))
-    asked = []
+    noted = Noting()
     with Engine(llama, {}) as engine, pytest.raises(DataError, match=r"Evaluation example 2: .* no room for a prompt"):
-        evaluate(engine, [], [*examples(1), crowded], METRICS["accuracy"], progress=lambda *at: asked.append(at))
-    assert not asked
+        evaluate(engine, [], [*examples(1), crowded], METRICS["accuracy"], noted)
+    assert not noted.counts
 
 
 def test_what_follows_the_prompt_is_scored_for_every_asked_id(llama):

@@ -1,0 +1,138 @@
+"""`graft eval` as a user types it: what is scored is kept, whatever happens to the rest."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from graft.hub.cli import main
+from graft.hub.errors import ForbiddenError
+from graft.hub.registry import Registry
+from graft.hub.spec import record
+from graft.server.engine import Engine
+from graft.server.scorekeeping import Scorekeeper
+from tests.conftest import tiny_base
+from tests.server.conftest import write_folder
+
+CARD = "---\ntags:\n- task:letters\n---\nA card.\n"
+ROWS = [{"prompt": f"{letter}?", "completion": " yes", "labels": [" yes", " no"]} for letter in "abc"]
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    base = tiny_base("llama")
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    record(folder, base.spec)
+    return folder
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """A registry with a task and two adapters for it."""
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    registry = Registry(tmp_path / "registry.db")
+    registry.add_task("letters", "accuracy", (tmp_path / "eval.jsonl").read_bytes(), "")
+    base = tiny_base("llama")
+    registry.add_base(base.spec)
+    for seed, name in enumerate(("ann/lora", "bob/ia3")):
+        publish(registry, base, tmp_path, name, seed)
+    return registry
+
+
+def publish(registry, base, tmp_path, name, seed):
+    folder = write_folder(tmp_path / f"folder-{seed}", name.partition("/")[2], base, seed)
+    (folder / "README.md").write_text(CARD)
+    registry.publish(folder, name)
+
+
+@pytest.fixture
+def graft_eval(shelf, base_folder, tmp_path):
+    def run(*words):
+        place = ["--registry", str(tmp_path / "registry.db"), "--base", str(base_folder)]
+        flags = ["--device", "cpu", "--dtype", "float32", "--json"]
+        return CliRunner().invoke(main, ["eval", "--task", "letters", *place, *flags, *words])
+
+    return run
+
+
+def names(done):
+    return sorted(row["name"] or "" for row in json.loads(done.stdout))
+
+
+def test_what_is_scored_on_the_same_data_is_not_scored_again(graft_eval, shelf, tmp_path, monkeypatch):
+    first = graft_eval()
+    assert first.exit_code == 0, first.output
+    assert names(first) == ["", "ann/lora", "bob/ia3"] and "3/3  " in first.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr("graft.server.engine.Engine.__init__", None)
+        second = graft_eval()
+    assert second.exit_code == 0, second.output
+    assert json.loads(second.stdout) == [row | {"name": row["repo"]} for row in json.loads(first.stdout)]
+    assert "2 of 2 adapters are scored on this data already: --again" in second.stderr
+    publish(shelf, tiny_base("llama"), tmp_path, "cat/bitfit", 2)
+    third = graft_eval()
+    assert names(third) == ["", "ann/lora", "bob/ia3", "cat/bitfit"] and "2/2  " in third.stderr
+    assert len(shelf.evaluations("ann/lora")) == 1
+    for words in (("--again",), ("--limit", "2"), ("--adapters", "bob/ia3", "--dtype", "bfloat16")):
+        before = len(shelf.evaluations("bob/ia3"))
+        assert graft_eval(*words).exit_code == 0 and len(shelf.evaluations("bob/ia3")) == before + 1
+
+
+def test_names_that_are_not_there_fail_before_the_base_is_loaded(graft_eval, monkeypatch):
+    monkeypatch.setattr("graft.hub.base.load_base", None)
+    done = graft_eval("--adapters", "ann/lora, ann/nothing,lora")
+    assert done.exit_code == 1 and "'ann/nothing'" in done.stderr and "'lora'" in done.stderr
+    assert "can't be read" in graft_eval("--data", "nowhere.jsonl").stderr
+
+
+def test_ctrl_c_keeps_what_is_scored_and_the_same_command_goes_on(graft_eval, shelf, monkeypatch):
+    record_score = Scorekeeper.record
+
+    def interrupted(self, found, systems):
+        if found.model and found.model.startswith("bob/"):
+            raise KeyboardInterrupt
+        return record_score(self, found, systems)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorekeeper, "record", interrupted)
+        ended = graft_eval("--adapters", "ann/lora,bob/ia3")
+    assert ended.exit_code == 1 and "Interrupted. What is scored is kept" in ended.stderr
+    assert names(ended) == ["", "ann/lora"] and len(shelf.evaluations("ann/lora")) == 1
+    rest = graft_eval()
+    assert rest.exit_code == 0 and names(rest) == ["", "ann/lora", "bob/ia3"]
+    assert len(shelf.evaluations("ann/lora")) == len(shelf.evaluations("bob/ia3")) == 1
+
+
+def test_a_shelf_of_which_a_part_is_not_ours_is_scored_whole(graft_eval, shelf, monkeypatch):
+    write = Registry.record_evaluation
+
+    def forbidding(self, *, user="", **score):
+        if score["repo"] == "bob/ia3":
+            raise ForbiddenError("ann may not write under 'bob'.")
+        write(self, user=user, **score)
+
+    monkeypatch.setattr(Registry, "record_evaluation", forbidding)
+    done = graft_eval()
+    assert done.exit_code == 0 and names(done) == ["", "ann/lora", "bob/ia3"]
+    assert done.stderr.splitlines()[-1].startswith("note: measured and shown, but not recorded: bob/ia3 (ann may not")
+    assert len(shelf.evaluations("ann/lora")) == 1 and not shelf.evaluations("bob/ia3")
+    asked = graft_eval("--adapters", "bob/ia3")
+    assert asked.exit_code == 1 and "error: bob/ia3: ann may not write under 'bob'." in asked.stderr
+
+
+def test_one_that_is_refused_is_said_at_once_and_ends_nothing(graft_eval, monkeypatch):
+    submit = Engine.submit
+
+    def refusing(self, request, sink=None):
+        stream = submit(self, request, sink)
+        if request.model and request.model.startswith("ann/"):
+            monkeypatch.setattr(stream, "result", lambda: (_ for _ in ()).throw(ForbiddenError("its proof fails.")))
+        return stream
+
+    monkeypatch.setattr(Engine, "submit", refusing)
+    done = graft_eval()
+    lines = done.stderr.splitlines()
+    assert done.exit_code == 1 and names(done) == ["", "bob/ia3"]
+    assert lines[0].startswith("refused: ann/lora@") and "its proof fails" in lines[-1]
