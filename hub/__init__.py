@@ -3,11 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from graft.hub.registry import Registry
+from graft.hub.threads import wait_briefly
 
 if TYPE_CHECKING:
     from graft.hub.artifact import load_artifact
 
 __all__ = ["Registry", "load_artifact"]
+
+wait_briefly()
 
 
 def __getattr__(name: str) -> Any:

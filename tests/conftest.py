@@ -9,6 +9,7 @@ for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 _cache = tempfile.TemporaryDirectory(prefix="graft-test-cache-")  # what tests find out is not kept for later
 os.environ["GRAFT_CACHE"] = _cache.name
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as hub/threads.py does for who does not import torch first
 
 import pytest
 import torch

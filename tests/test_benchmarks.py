@@ -211,3 +211,18 @@ def test_what_is_not_measured_is_projected_and_says_so():
     text = sizes.summary({"samples": samples})
     assert "| 1.7 | graft base | 100 | **70** | 0.7 |" in text
     assert "| 7.5 | graft 32 LoRAs | 80 | 40 (projected) | as one size smaller |" in text
+
+
+def test_what_a_neighbour_costs_is_a_share_of_the_speed_alone():
+    import neighbour
+    import report
+
+    def taken(seconds):
+        return [{"round": 1, "runs_per_s": 1 / seconds, "seconds": [seconds], "other_cores": 0.0}]
+
+    times = {"train, alone": 1.0, "train, beside one": 1.5, "train, beside two": 2.5, "train, alone, before": 0.99}
+    samples = {row: taken(seconds) for row, seconds in times.items()}
+    text = neighbour.markdown(report.envelope("neighbour", argparse.Namespace(threads=1), samples=samples))
+    assert "| train, beside one | **1.50** |" in text
+    reached = [line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| train: speed")]
+    assert reached == ["bar", "bar", "no"]

@@ -6,6 +6,8 @@
 import importlib
 from typing import Any
 
+from graft.hub.threads import wait_briefly
+
 _PUBLIC = {
     "train": "graft.trainer.run",
     "Outcome": "graft.trainer.run",
@@ -14,6 +16,8 @@ _PUBLIC = {
     "RunConfig": "graft.trainer.config",
 }
 __all__ = ["AdapterPlan", "Outcome", "RunConfig", "TrainConfig", "train"]
+
+wait_briefly()
 
 
 def __getattr__(name: str) -> Any:
