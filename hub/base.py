@@ -122,7 +122,7 @@ def load_base(
     `quantize`: "4bit" or "8bit", for training on an imported base. Raises BaseModelError with the reason when the folder is missing, unreadable or of an unknown family.
     """
     source = str(folder)
-    device = _usable_device(device)
+    device = usable_device(device)
     if dtype is not None and dtype not in DTYPES:
         raise BaseModelError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
     require_source(source)
@@ -130,17 +130,18 @@ def load_base(
         raise BaseModelError(
             f"{source} is no base folder: it has no config.json. Import one with `graft base import SRC {source} --id ORG/NAME`."
         )
-    recorded, kind = recorded_spec(source), DTYPES[dtype] if dtype else default_dtype(device)
+    recorded = recorded_spec(source)
     if quantize and recorded is None:
         raise BaseModelError(
             f"{source} has no manifest, and quantised weights can't tell which base they are. "
             f"Import it first with `graft base import {source} DIR --id ORG/NAME`."
         )
-    fewer_bits = loading(quantize, kind, device) if quantize else {}
     transformers_logging.disable_progress_bar()  # a second long, and graft shows its own
     try:
         config = AutoConfig.from_pretrained(source)
         family_parts(config.model_type)
+        kind = DTYPES[dtype] if dtype else default_dtype(device, config.dtype)
+        fewer_bits = loading(quantize, kind, device) if quantize else {}
         model = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -160,7 +161,8 @@ def load_base(
     return Base(model.to(device), tokenizer, recorded.id if recorded else None, source=source)
 
 
-def _usable_device(name: str | None) -> str:
+def usable_device(name: str | None) -> str:
+    """The device of that name, the best of this machine for None. Raises BaseModelError for one that is not there."""
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -178,12 +180,15 @@ def _usable_device(name: str | None) -> str:
     return name
 
 
-def default_dtype(device: str) -> torch.dtype:
-    """bf16 where the machine multiplies it fast, else fp32."""
+def default_dtype(device: str, stored: torch.dtype | None) -> torch.dtype:
+    """bf16 on a GPU, and on a CPU that multiplies it by itself for a base that is stored so; else fp32.
+
+    The commands measure before they take it (hub/dtype_choice.py).
+    """
     if device.startswith("cuda"):
         return torch.bfloat16
-    fast = torch.cpu._is_avx512_bf16_supported() if torch.backends.mkldnn.is_available() else False
-    return torch.bfloat16 if fast else torch.float32
+    native = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native and stored == torch.bfloat16 else torch.float32
 
 
 def describe(model: PreTrainedModel, tokenizer: Any | None, id: str | None) -> BaseSpec:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import psutil
+from graft.hub.load import Load
 
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
@@ -148,20 +148,3 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """Seconds -> milliseconds at the usual ranks (nearest rank)."""
     ordered = sorted(seconds)
     return {name: round(1e3 * ordered[math.ceil(len(ordered) * q) - 1], 2) for name, q in _PERCENTILES.items()}
-
-
-class Load:
-    """CPU time of this process and of everything else since it was made, in cores."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._start = self._now()
-
-    def cores(self) -> dict[str, float]:
-        wall, busy, own = (now - then for now, then in zip(self._now(), self._start, strict=True))
-        return {"own_cores": round(own / wall, 2), "other_cores": round(max(0.0, busy - own) / wall, 2)}
-
-    def _now(self) -> tuple[float, float, float]:
-        spent, own = psutil.cpu_times(), self._process.cpu_times()
-        idle = spent.idle + getattr(spent, "iowait", 0.0)
-        return time.perf_counter(), sum(spent[:8]) - idle, own.user + own.system

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--repeats", default=3, show_default=True, type=click.IntRange(1), help="Measured rounds after a warm-up."
 )
-@click.option("--dtype", help="float32, bfloat16, float16 (default: what the machine is fast at).")
+@click.option("--dtype", help="float32, bfloat16, float16 (default: as measured here).")
 @click.option("--device", help="cpu, cuda (default: cuda where there is one).")
 @click.option("--runner", default="auto", show_default=True, help="auto, fast or eager.")
 @click.option("--adapter-device-bytes", type=int, help="Device memory of all adapters.")
@@ -117,12 +118,17 @@ def bench_engine(
 ) -> dict[str, Any]:
     """Measure an engine of this process."""
     from graft.hub.base import load_base
+    from graft.hub.dtype_choice import chosen_dtype
     from graft.server.bench import measure
     from graft.server.engine import Engine
     from graft.server.options import Options
+    from graft.server.speed import serving
     from graft.server.targets import EngineTarget
 
     began = time.perf_counter()
+    dtype = dtype or chosen_dtype(
+        plan.base, device, serving(runner, Options.max_running), partial(click.echo, err=True)
+    )
     base = load_base(plan.base, dtype=dtype, device=device)
     base_s = time.perf_counter() - began
     folders = {folder: folder for folder in (*plan.adapters, *plan.cold)}

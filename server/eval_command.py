@@ -35,7 +35,7 @@ _EVAL_RUNNING = 256
 @click.option("--limit", type=click.IntRange(1), help="Only the first examples (kept apart on the leaderboard).")
 @click.option("--again", is_flag=True, help="Score also what has a score on the same data by the same engine.")
 @click.option("--device", help="cpu, cuda (default: cuda where there is one).")
-@click.option("--dtype", help="float32, bfloat16, float16 (default: what the machine is fast at).")
+@click.option("--dtype", help="float32, bfloat16, float16 (default: as measured here).")
 @placed
 def evaluate(
     slug: str,
@@ -61,11 +61,16 @@ def evaluate(
     entrants = None if adapters == "all" else scorekeeping.named(registry, adapters, recorded_spec(folder))
     raw = _read(data) if data else registry.task_data(slug)
 
+    _say(f"Loading {folder} ...")  # torch takes its seconds, too
+
     from graft.hub.base import load_base
+    from graft.hub.dtype_choice import chosen_dtype
     from graft.hub.metrics import get_metric
+    from graft.server.speed import evaluating
 
     metric = get_metric(task.metric)
     examples, digest = _examples(raw, str(data or f"the evaluation set of {slug}"), limit)
+    dtype = dtype or chosen_dtype(folder, device, evaluating(), _say)
     base = load_base(folder, device=device, dtype=dtype)
     keeper = Scorekeeper(registry, _scoring(slug, digest, metric, base), local_user())
     run = _Run(keeper)
@@ -88,6 +93,10 @@ def evaluate(
     failed = run.failed | keeper.unrecorded(shelf=adapters == "all", say=run.say)
     if failed:
         raise GraftError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _read(data: Path) -> bytes:

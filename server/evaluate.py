@@ -30,7 +30,7 @@ class Evaluated:
     served: Served
     score: Score
     predictions: list[str]
-    seconds: float  # since the system before it was done
+    seconds: float  # since the system before it was done, the first since all were loaded
     p: float | None = None
 
 
@@ -88,7 +88,7 @@ def evaluate(
 
     Raises DataError naming an example that lacks labels the metric needs, or has no room for its prompt.
     """
-    began = at = time.monotonic()
+    began = time.monotonic()
     served, failed = _loaded(engine, models, listener)
     systems: list[str | None] = [None, *served]
     listener.loaded(len(systems))
@@ -97,6 +97,7 @@ def evaluate(
     references = [example.completion for example in examples]
     found: list[Evaluated] = []
     bare: list[float] | None = None
+    at = time.monotonic()
     for model, answers in zip(systems, _answered(engine, systems, asks, listener.answered), strict=True):
         predictions = [answer(own) for own in _by_example(answers, len(examples))]
         values = metric.values(predictions, references)

@@ -38,7 +38,7 @@ DEFAULT_REGISTRY = Path("registry.db")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: what is fast here]")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as measured here]")
 @click.option("--runner", type=click.Choice(["auto", "fast", "eager"]), default="auto", show_default=True)
 @click.option("--max-requests", default=256, show_default=True, type=click.IntRange(1, 4096), help="Answered at once.")
 @click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
@@ -73,13 +73,18 @@ def serve(
         raise click.UsageError("Give --registry or --hub, not both.")
     shelf = _shelf(registry_path, hub_url)
 
+    _say(f"loading {base_name} ...")  # torch takes its seconds, too
+
     from graft.hub.base import load_base
+    from graft.hub.dtype_choice import chosen_dtype
     from graft.server.app import create_app
     from graft.server.engine import Engine
     from graft.server.options import Options
+    from graft.server.speed import serving
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for client in ("httpx", "httpx2"):  # our own requests to a hub
+        logging.getLogger(client).setLevel(logging.WARNING)
     options = Options(
         max_running=max_running,
         step_rows=max_batch_rows,
@@ -92,6 +97,7 @@ def serve(
     )
     ending = _Ending()
     try:
+        dtype = dtype or chosen_dtype(base_name, device, serving(runner, max_running), _say)
         base = load_base(base_name, dtype=dtype, device=device)
         with Engine(base, local, shelf, options) as engine:
             ending.engine = engine
@@ -101,6 +107,10 @@ def serve(
     except KeyboardInterrupt:
         pass
     click.echo("graft serve: ended", err=True)
+
+
+def _say(text: str) -> None:
+    click.echo(f"graft serve: {text}", err=True)
 
 
 def http_server(app, host: str, port: int, max_requests: int) -> "BaseWSGIServer | MultiSocketServer":

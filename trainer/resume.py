@@ -89,13 +89,19 @@ def load_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: 
     return True
 
 
-def kept_step(out: Path) -> int:
-    """The step from which the checkpoint beside `out` continues; 0 where there is none that can be read."""
+def kept_facts(out: Path) -> dict[str, Any] | None:
+    """What the checkpoint beside `out` says of itself; None where there is none that can be read."""
     try:
         with safe_open(training_folder(out) / _STATE, framework="pt") as file:
-            return int(json.loads((file.metadata() or {})["facts"])["progress"]["step"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return 0
+            return json.loads((file.metadata() or {})["facts"])
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+
+
+def kept_step(out: Path) -> int:
+    """The step from which the checkpoint beside `out` continues; 0 where there is none."""
+    facts = kept_facts(out)
+    return facts["progress"]["step"] if facts else 0
 
 
 def drop_checkpoint(out: Path) -> None:

@@ -135,4 +135,4 @@ def test_one_that_is_refused_is_said_at_once_and_ends_nothing(graft_eval, monkey
     done = graft_eval()
     lines = done.stderr.splitlines()
     assert done.exit_code == 1 and names(done) == ["", "bob/ia3"]
-    assert lines[0].startswith("refused: ann/lora@") and "its proof fails" in lines[-1]
+    assert lines[1].startswith("refused: ann/lora@") and "its proof fails" in lines[-1]

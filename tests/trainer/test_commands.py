@@ -364,3 +364,22 @@ def test_a_hub_that_is_down_is_noticed_before_the_training(base_folder, data, he
     done = graft(command, *flags, "--hub", "http://127.0.0.1:9")
     assert done.exit_code == 1 and "No hub answers at http://127.0.0.1:9" in done.stderr
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.training").exists()
+
+
+def test_the_dtype_is_chosen_once_and_obeyed_when_resumed(base_folder, data, held_out, tmp_path, monkeypatch):
+    flags = ["--base", base_folder, "--method", "ia3", "--data", data, "--out", tmp_path / "out", *FAST[:-2]]
+
+    def chosen(source, device, work, say):
+        say("bfloat16 for training: measured.")
+        return "bfloat16"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("graft.hub.dtype_choice.chosen_dtype", chosen)
+        patch.setattr("graft.trainer.run.score_examples", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        ended = graft("train", *flags, "--eval-data", held_out)
+    assert "bfloat16 for training: measured." in ended.stderr and "Continue from step 2" in ended.stderr
+    monkeypatch.setattr("graft.hub.dtype_choice.chosen_dtype", None)
+    resumed = graft("train", *flags, "--eval-data", held_out, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads((tmp_path / "out" / "graft.json").read_text())["dtype"] == "bfloat16"
+    assert graft("train", *flags, "--eval-data", held_out, "--resume").exit_code == 0, "a finished one says it too"

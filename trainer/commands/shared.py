@@ -35,7 +35,7 @@ _HELP = {
     "eval_every": "Steps between evaluations; the best parameters are kept.",
     "eval_limit": "Evaluate on the first so many examples only.",
     "patience": "Evaluations without a better score before stopping.",
-    "dtype": "Of the base (default: what is fast here).",
+    "dtype": "Of the base (default: as measured here; docs/performance.md).",
     "device": "cpu, cuda, cuda:1, ... (default: a GPU where there is one).",
     "quantize": "Keep the frozen base's linears in so few bits (needs bitsandbytes).",
     "rows_per_pass": "Tokens in memory at once.",
@@ -104,13 +104,18 @@ def check_early(plan: Plan) -> None:
         metric_of(adapter, read(adapter.eval_data) if adapter.eval_data else [])
 
 
-def base_loader(base: str, run: RunConfig) -> Callable:
-    """Loads the base afresh each time: baselines change theirs."""
+def base_loader(base: str, run: RunConfig, begun_in: str | None = None) -> Callable:
+    """Loads the base afresh each time: baselines change theirs. `begun_in`: the dtype of what is to be continued."""
+    said(f"Loading {base} ...")  # torch takes its seconds, too
+
     from graft.hub.base import load_base
+    from graft.hub.dtype_choice import chosen_dtype
     from graft.trainer.allocator import keep_freed_memory
+    from graft.trainer.speed import TRAINING
 
     keep_freed_memory()
-    return lambda: load_base(base, dtype=run.dtype, device=run.device, quantize=run.quantize)
+    dtype = run.dtype or begun_in or (None if run.quantize else chosen_dtype(base, run.device, TRAINING, said))
+    return lambda: load_base(base, dtype=dtype, device=run.device, quantize=run.quantize)
 
 
 def bars():

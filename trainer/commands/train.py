@@ -1,7 +1,8 @@
 """`graft train`: one adapter from flags, or many from a plan."""
 
+import json
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import click
 
 from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, print_table, registry_option
 from graft.hub.errors import GraftError
+from graft.hub.inspection import PROVENANCE
 from graft.trainer.commands.shared import (
     bars,
     base_loader,
@@ -143,6 +145,9 @@ def _run(
 
     Fills `done`, so that what is finished is known though something fails later.
     """
+    begun_in = filter(None, (_begun_dtype(adapter.out) for adapter in plan.adapters)) if resume else iter(())
+    fresh_base = base_loader(plan.base, plan.run, next(begun_in, None))
+
     from graft.trainer.baselines import check_baseline, train_baseline
     from graft.trainer.board import Board
     from graft.trainer.run import train as train_adapters
@@ -151,7 +156,6 @@ def _run(
     baselines = [adapter for adapter in plan.adapters if adapter.method in BASELINES]
     with ExitStack() as stack:
         watchers = [stack.enter_context(Board(tensorboard))] if tensorboard else []
-        fresh_base = base_loader(plan.base, plan.run)
         base = fresh_base()
         check_against_spec(plan, base.spec)
         for baseline in baselines:  # their turn comes late, their mistakes are found now
@@ -162,6 +166,17 @@ def _run(
         for i, baseline in enumerate(baselines):
             own = base if i == 0 else fresh_base()  # the first takes the loaded one: nobody needs it any more
             done.append(train_baseline(own, baseline, plan.run, **shared))
+
+
+def _begun_dtype(out: Path) -> str | None:
+    """The dtype of what a training to `out` left there: its checkpoint's, else the finished one's."""
+    from graft.trainer.resume import kept_facts
+
+    if facts := kept_facts(out):
+        return facts["told"]["dtype"]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return json.loads((out / PROVENANCE).read_text("utf-8"))["dtype"]
+    return None
 
 
 def _interrupted(plan: Plan, done: list["Outcome"]) -> str:
