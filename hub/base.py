@@ -19,8 +19,9 @@ from graft.hub.attach import Attachment, Visitor
 from graft.hub.attention import ATTENTION, AttentionContext
 from graft.hub.errors import BaseModelError
 from graft.hub.identity import fingerprint
+from graft.hub.named_bases import base_source
 from graft.hub.quantization import keep_differentiable, loading
-from graft.hub.spec import BaseSpec, ModuleSpec, recorded_spec, require_source
+from graft.hub.spec import BaseSpec, ModuleSpec, recorded_spec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -117,18 +118,18 @@ class Base:
 def load_base(
     folder: str | Path, *, dtype: str | None = None, device: str | None = None, quantize: str | None = None
 ) -> Base:
-    """Load a base from a folder of safetensors (or a hub id transformers can find).
+    """Load a base from a folder of safetensors, by a name or id it was imported under, or by its id on a model hub.
 
     `quantize`: "4bit" or "8bit", for training on an imported base. Raises BaseModelError with the reason when the folder is missing, unreadable or of an unknown family.
     """
-    source = str(folder)
+    source = base_source(str(folder))
     device = usable_device(device)
     if dtype is not None and dtype not in DTYPES:
         raise BaseModelError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
-    require_source(source)
     if Path(source).exists() and not (Path(source) / "config.json").exists():
         raise BaseModelError(
-            f"{source} is no base folder: it has no config.json. Import one with `graft base import SRC {source} --id ORG/NAME`."
+            f"{source} is no base folder: it has no config.json. If it holds what a base is made of, write one with "
+            f"`graft base import {source} NEW_FOLDER --id ORG/NAME`."
         )
     recorded = recorded_spec(source)
     if quantize and recorded is None:

@@ -124,7 +124,7 @@ def _load_hf(source: str) -> list[Example]:
     try:
         import datasets
     except ImportError:
-        raise DataError(f"{source}: this needs the package datasets: pip install 'grafthub[datasets]'.") from None
+        raise DataError(f"{source}: this needs the package datasets: pip install datasets.") from None
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from graft.hub.base import DTYPES, load_base, with_id
 from graft.hub.errors import BaseModelError
@@ -69,6 +70,7 @@ def _locate(source: Path, gguf_file: str | None) -> tuple[Path, str | None]:
 
 
 def _load_gguf(folder: Path, name: str, dtype: str):
+    transformers_logging.set_verbosity_error()  # it warns that `dtype` is not float32, which is what is wanted here
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=DTYPES[dtype])

@@ -24,7 +24,7 @@ def loading(kind: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
         import bitsandbytes  # noqa: F401 (asked for early: transformers would fail in the middle of loading)
     except ImportError:
         raise BaseModelError(
-            f"A {kind} base needs the package bitsandbytes: pip install 'grafthub[quantize]', or leave --quantize out."
+            f"A {kind} base needs the package bitsandbytes: pip install bitsandbytes, or leave --quantize out."
         ) from None
     from transformers import BitsAndBytesConfig
 

@@ -6,6 +6,7 @@ and lets the hub check an artifact's tensor names and shapes without torch.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from graft.hub.arch import Parts, family_parts
 from graft.hub.errors import BaseModelError
 
 RECORD = "graft-base.json"  # the manifest beside the weights, left by `graft base import`
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # of one word: gpt2
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,13 @@ class BaseSpec:
         return BaseSpec(**raw, modules=modules)
 
 
-def require_source(source: str) -> None:
+def require_source(source: str, names: Iterable[str]) -> None:
     """Raises BaseModelError for what is neither a folder nor a hub's id: no hub need be asked for it."""
     if not Path(source).exists() and not _HUB_ID.fullmatch(source):
-        raise BaseModelError(f"There is no folder {source}, and it is no hub id such as ORG/NAME. Check --base.")
+        raise BaseModelError(
+            f"There is no folder {source}, and it is no hub id such as ORG/NAME, nor one of {', '.join(names)} (which "
+            f"`graft base import` fetches). Check --base."
+        )
 
 
 def record(folder: str | Path, spec: BaseSpec) -> None:

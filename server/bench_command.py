@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graft.hub.commands.base_type import BASE
 from graft.hub.commands.shared import print_json, print_table
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--base", "folder", required=True, help="The base: a folder, or a hub id (with --url: its tokenizer's).")
+@click.option(
+    "--base", "folder", required=True, type=BASE, help="A folder, a name, or an id (with --url: its tokenizer's)."
+)
 @click.option("--adapters", default="", help="Folders, comma-separated (with --url: names the server knows).")
 @click.option("--distinct", type=click.IntRange(0), help="Request i uses adapter i mod K (0: the bare base alone).")
 @click.option("--requests", default=32, show_default=True, type=click.IntRange(1))

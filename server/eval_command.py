@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graft.hub.commands.base_type import BASE
 from graft.hub.commands.shared import local_user, opened, placed, print_json, print_table
 from graft.hub.errors import DataError, GraftError
-from graft.hub.spec import recorded_spec, require_source
+from graft.hub.spec import recorded_spec
 from graft.server import scorekeeping
 from graft.server.scorekeeping import Scorekeeper
 
@@ -29,7 +30,9 @@ _EVAL_RUNNING = 256
 
 @click.command("eval")
 @click.option("--task", "slug", required=True, help="The task whose adapters are scored.")
-@click.option("--base", "folder", required=True, help="The base: a folder, or a hub id.")
+@click.option(
+    "--base", "folder", required=True, type=BASE, help="A folder, an imported base's name or id, or a hub id."
+)
 @click.option("--adapters", default="all", show_default=True, help="'all' of the task, or NS/NAME[@REV],...")
 @click.option("--data", type=click.Path(path_type=Path), help="Other examples (JSONL) than the task's evaluation set.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first examples (kept apart on the leaderboard).")
@@ -55,7 +58,6 @@ def evaluate(
     Each score goes to the registry as soon as it is there, with digest, data hash and interval: Ctrl-C keeps what is
     finished, and the same command goes on with the rest. Exits 1 where an adapter could not be served.
     """
-    require_source(folder)
     registry = opened(registry_path, hub_url)
     task = registry.task(slug)
     entrants = None if adapters == "all" else scorekeeping.named(registry, adapters, recorded_spec(folder))

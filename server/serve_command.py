@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from graft.hub.commands.base_type import BASE
 from graft.hub.commands.shared import Size
 from graft.hub.errors import GraftError
 from graft.hub.http import LOOPBACK
@@ -26,7 +27,9 @@ DEFAULT_REGISTRY = Path("registry.db")
 
 
 @click.command()
-@click.option("--base", "base_name", required=True, metavar="DIR|ID", help="The base: a folder, or a hub id.")
+@click.option(
+    "--base", "base_name", required=True, type=BASE, help="A folder, an imported base's name or id, or a hub id."
+)
 @click.option(
     "--registry",
     "registry_path",

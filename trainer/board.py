@@ -16,7 +16,7 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise GraftError(
-                "--tensorboard needs the package tensorboard: pip install 'grafthub[tensorboard]', or leave it out."
+                "--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out."
             ) from None
         self._folder, self._new_writer = folder, SummaryWriter
         self._writers: dict[int, SummaryWriter] = {}  # by learner: two may bear the same name

@@ -16,6 +16,7 @@ from graft.hub.errors import DataError, GraftError
 from graft.hub.examples import Example
 from graft.hub.methods import METHODS, get_method
 from graft.hub.metrics import Metric, default_metric, get_metric
+from graft.hub.named_bases import base_source
 from graft.hub.outputs import require_free, require_writable
 from graft.hub.scores import check_slug
 from graft.hub.spec import BaseSpec
@@ -73,7 +74,7 @@ def read_plan(path: Path) -> Plan:
     if not isinstance(tables, list) or not tables:
         raise GraftError(f"{path} plans no adapter: write one table [[adapter]] each.")
     adapters = tuple(_adapter(path, {**defaults, **table}) for table in tables)
-    return Plan(base, adapters, _made(path, RunConfig, raw))
+    return Plan(base_source(base), adapters, _made(path, RunConfig, raw))
 
 
 def claim_outs(plan: Plan, resume: bool, overwrite: bool) -> None:

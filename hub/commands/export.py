@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from graft.hub.commands.base_type import BASE
 from graft.hub.outputs import claim
 
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--base", "base_folder", required=True, type=click.Path(path_type=Path), help="The adapter's base.")
+@click.option("--base", "base_folder", required=True, type=BASE, help="The adapter's base: a folder, a name, or an id.")
 @click.option("--merge", "merged", metavar="OUT", type=click.Path(path_type=Path), help="Write base + adapter there.")
 @click.option(
     "--to",
@@ -25,7 +26,7 @@ from graft.hub.outputs import claim
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def export(
     folder: Path,
-    base_folder: Path,
+    base_folder: str,
     merged: Path | None,
     to: tuple[str, Path] | None,
     plus: tuple[str, ...],
@@ -65,7 +66,7 @@ def export(
     click.echo(json.dumps(said) if as_json else f"Wrote {out}.")
 
 
-def _merged(artifact, base, base_folder: Path, out: Path) -> float:
+def _merged(artifact, base, base_folder: str, out: Path) -> float:
     """Merge in float32, round once to the base's own dtype, save with the tokenizer. -> difference before rounding."""
     from transformers import CONFIG_NAME, AutoConfig
 

@@ -148,5 +148,5 @@ def test_the_command_needs_one_way_out(base_folder, tmp_path):
     "flag, value", [("--plus", "a=nan"), ("--plus", "a=inf"), ("--plus", "=1"), ("--weight", "nan")]
 )
 def test_a_weight_is_a_finite_number(tmp_path, flag, value):
-    done = CliRunner().invoke(export, ["a", "--base", "b", "--to", "peft", str(tmp_path / "c"), flag, value])
+    done = CliRunner().invoke(export, ["a", "--base", "o/b", "--to", "peft", str(tmp_path / "c"), flag, value])
     assert done.exit_code == 2 and "finite number" in done.output

@@ -119,8 +119,8 @@ def test_wrong_usage_exits_2(base_folder, data, tmp_path):
     assert graft("train", "--no-such-flag").exit_code == 2
     plan = tmp_path / "plan.toml"
     plan.write_text("base = 'x'")
-    for flag in ("--method", "--base"):
-        clash = graft("train", "--plan", plan, flag, "lora")
+    for flag, value in (("--method", "lora"), ("--base", base_folder)):
+        clash = graft("train", "--plan", plan, flag, value)
         assert clash.exit_code == 2 and f"{flag} and --plan exclude each other" in clash.stderr
     flags = ["--base", base_folder, "--method", "lora", "--data", data, "--out", tmp_path / "out", "--set", "r"]
     assert graft("train", *flags).exit_code == 2
@@ -130,22 +130,22 @@ def test_wrong_usage_exits_2(base_folder, data, tmp_path):
     "text, words",
     [
         ("base = ", "not valid TOML"),
-        ("x = 1\nbase = 'b'", "unknown key 'x'"),
-        ("base = 'b'", "plans no adapter"),
+        ("x = 1\nbase = 'o/b'", "unknown key 'x'"),
+        ("base = 'o/b'", "plans no adapter"),
         ("[[adapter]]\nmethod = 'lora'", "names no base"),
-        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'", "lacks out"),
-        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nlr = 1", "unknown key 'lr'"),
-        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nsteps = 'x'", "steps must be a number"),
-        ("base = 'b'\ndefaults = 3\n[[adapter]]", "are tables"),
-        ("base = 'b'\nadapter = [1]", "are tables"),
-        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nname = 3", "name must be text"),
-        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\neval_data = 3", "eval_data must be text"),
-        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\npublish = 3", "publish must be text"),
-        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nseed = 'x'", "seed must be a number"),
-        ("base = 'b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nbatch_size = 2.5", "a whole number"),
-        ("base = 'b'\ncheckpoint_layers = 'yes'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'", "true or"),
+        ("base = 'o/b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'", "lacks out"),
+        ("base = 'o/b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nlr = 1", "unknown key 'lr'"),
+        ("base = 'o/b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nsteps = 'x'", "steps must be a number"),
+        ("base = 'o/b'\ndefaults = 3\n[[adapter]]", "are tables"),
+        ("base = 'o/b'\nadapter = [1]", "are tables"),
+        ("base = 'o/b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nname = 3", "name must be text"),
+        ("base = 'o/b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\neval_data = 3", "eval_data must be text"),
+        ("base = 'o/b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\npublish = 3", "publish must be text"),
+        ("base = 'o/b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nseed = 'x'", "seed must be a number"),
+        ("base = 'o/b'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\nbatch_size = 2.5", "a whole number"),
+        ("base = 'o/b'\ncheckpoint_layers = 'yes'\n[[adapter]]\nmethod = 'lora'\ndata = 'd'\nout = 'o'", "true or"),
         (
-            "base = 'b'\n[defaults]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\n[[adapter]]\n[[adapter]]",
+            "base = 'o/b'\n[defaults]\nmethod = 'lora'\ndata = 'd'\nout = 'o'\n[[adapter]]\n[[adapter]]",
             "Two adapters of the plan",
         ),
     ],

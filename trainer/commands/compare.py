@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from graft.hub.commands.base_type import BASE
 from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, registry_option
 from graft.hub.errors import GraftError
 from graft.hub.outputs import claim
@@ -18,7 +19,7 @@ _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}  # a c
 
 
 @click.command()
-@click.option("--base", required=True, help="Folder of the frozen base, or a hub id.")
+@click.option("--base", required=True, type=BASE, help="A folder, an imported base's name or id, or a hub id.")
 @click.option("--task", default="untasked", help="The task's slug.")
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="Training data: JSONL, CSV, Parquet, hf:NAME."

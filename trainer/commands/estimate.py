@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from graft.hub.commands.base_type import BASE
 from graft.hub.errors import GraftError
 from graft.trainer.commands.shared import BUDGET, base_loader, configured, names_of, parse_settings, print_numbers
 from graft.trainer.config import RunConfig, TrainConfig
@@ -20,7 +21,7 @@ _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}
 
 
 @click.command()
-@click.option("--base", required=True, help="Folder of the frozen base, or a hub id.")
+@click.option("--base", required=True, type=BASE, help="A folder, an imported base's name or id, or a hub id.")
 @click.option("--method", "methods", required=True, help="One or several, separated by commas.")
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="An option of the method.")
 @click.option("--data", type=click.Path(path_type=Path), help="Training data, whose lengths are taken.")

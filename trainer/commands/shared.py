@@ -13,7 +13,7 @@ from rich.console import Console
 
 from graft.hub.examples import load_examples
 from graft.hub.methods import METHODS
-from graft.hub.spec import recorded_spec, require_source
+from graft.hub.spec import recorded_spec
 from graft.trainer.config import QUANTIZATIONS, SCHEDULES, RunConfig, TrainConfig
 from graft.trainer.plan import BASELINES, Plan, check_against_spec, metric_of
 
@@ -94,7 +94,6 @@ def names_of(flag: str, text: str) -> list[str]:
 
 def check_early(plan: Plan) -> None:
     """Refuse bad options and bad data before torch and the weights are loaded."""
-    require_source(plan.base)
     spec = recorded_spec(plan.base)
     if spec is not None:
         check_against_spec(plan, spec)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from graft.hub.commands.base_type import BASE
 from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, print_table, registry_option
 from graft.hub.errors import GraftError
 from graft.hub.inspection import PROVENANCE
@@ -33,7 +34,7 @@ _BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "overwrite"
 
 
 @click.command()
-@click.option("--base", help="Folder of the frozen base, or a hub id.")
+@click.option("--base", type=BASE, help="A folder, an imported base's name or id, or a hub id.")
 @click.option("--method", help="lora series parallel prompt prefix ptuning bitfit ia3, or full last-layers.")
 @click.option("--task", default="untasked", help="The task's slug, for the model card.")
 @click.option("--data", type=click.Path(path_type=Path), help="Training data: JSONL, CSV, Parquet, hf:NAME.")
