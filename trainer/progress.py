@@ -1,6 +1,6 @@
 """Progress on the terminal: a bar an adapter, with loss, tokens/s, time left, peak memory and its latest score.
 
-Where the output is no terminal (a log, CI), a line every few seconds says the same.
+Where the output is no terminal (a log, CI), one line for all of them every few seconds says how far they are.
 """
 
 import time
@@ -29,7 +29,7 @@ class Bars:
             console=console,
         )
         self._console = console
-        self._told = time.monotonic()
+        self._started = self._told = time.monotonic()
         self._tasks: dict[int, TaskID] = {}  # by learner, as all of these: two may bear the same name
         self._loss: dict[int, float] = {}
         self._score: dict[int, str] = {}
@@ -67,6 +67,9 @@ class Bars:
             self._finishing |= {id(learner) for learner in learners if not learner.progress.diverged}
             for learner in learners:
                 self._show(learner)
+        if not self._console.is_terminal and time.monotonic() - self._told > _LINE_EVERY_S:
+            self._told = time.monotonic()
+            self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, learner: Learner) -> None:
         key, progress = id(learner), learner.progress
@@ -75,11 +78,16 @@ class Bars:
             self._tasks[key] = self._progress.add_task(learner.name, total=learner.total_steps, facts="")
         facts = "  ".join(fact for fact in self._facts(learner) if fact)
         self._progress.update(self._tasks[key], completed=progress.step, facts=facts)
-        if not self._console.is_terminal and time.monotonic() - self._told > _LINE_EVERY_S:
-            self._told = time.monotonic()
-            for task in self._progress.tasks:
-                line = f"{task.description}  step {task.completed:.0f}/{task.total:.0f}  {task.fields['facts']}"
-                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self) -> str:
+        """All adapters at once: how far, the least and the greatest loss, and the time that is left."""
+        done, total = (sum(getattr(task, name) for task in self._progress.tasks) for name in ("completed", "total"))
+        losses = sorted(self._loss.values())
+        shown = f"loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+        if done == total:
+            return f"{done:.0f} of {total:.0f} steps  {shown}  scoring and saving"
+        left = (time.monotonic() - self._started) * (total - done) / max(done, 1)
+        return f"{done:.0f} of {total:.0f} steps of {len(self._tasks)} adapters  {shown}  {left:.0f} s left"
 
     def _facts(self, learner: Learner) -> list[str]:
         key, progress = id(learner), learner.progress

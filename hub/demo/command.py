@@ -1,0 +1,168 @@
+"""`graft demo`: the order of the story.
+
+Base and data are fetched, adapters of several kinds are trained on three tasks, published, found by task, served in
+one mixed batch beside the bare base, evaluated, and the best is promoted. Every stage is a `graft` command or an HTTP
+request. A rerun goes on where the last one stopped.
+"""
+
+import shutil
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from graft.hub.cachedir import cache_folder
+from graft.hub.demo import stages
+from graft.hub.demo.notebook import Notebook
+from graft.hub.demo.pace import Work
+from graft.hub.demo.running import Runner, hear_termination
+from graft.hub.demo.servers import ports, serving
+from graft.hub.demo.stages import Demo, Refused
+from graft.hub.demo.story import BASE, SHORT, WHOLE, Story
+from graft.hub.demo.teller import Teller
+from graft.hub.errors import GraftError
+from graft.hub.named_bases import is_imported
+
+_LETTERS = 240  # of an example, about, before the data is there
+
+
+@click.command()
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65534),
+    help="Of the inference server; the hub takes the next one.  [default: from 8000 on, what is free]",
+)
+@click.option("--keep-serving", is_flag=True, help="Leave server and hub, with its playground, up until Ctrl-C.")
+@click.option(
+    "--folder", default="demo", show_default=True, type=click.Path(path_type=Path), help="Where all of it goes."
+)
+@click.option("--short", is_flag=True, help="Three adapters and one task: every stage in two minutes.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of all trainings.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the arithmetic.  [default: what is fast here]"
+)
+def demo(port: int | None, keep_serving: bool, folder: Path, short: bool, seed: int, dtype: str | None) -> None:
+    """Train, publish, browse, serve mixed, evaluate and promote: the whole story on a real model."""
+    started = time.monotonic()
+    server_port, hub_port = ports(port)
+    notes = Notebook(folder, {"short": short, "seed": seed, "dtype": dtype})
+    _check_room(folder)
+    story = SHORT if short else WHOLE
+    console = Console()
+    again = notes.forget_refused(story.entries)
+    teller = Teller(console, _plan(story, notes))
+    run = Demo(story, notes, Runner(console, folder / "commands.log"), teller, seed, dtype)
+    hear_termination()
+    try:
+        report, refused = _tell(run, server_port, again)
+        report["seconds"] = round(time.monotonic() - started, 1)
+        stages.write_report(folder / "demo.json", report)
+        _say_end(run, report, refused)
+        if keep_serving:
+            _keep_serving(run, server_port, hub_port)
+    except KeyboardInterrupt:
+        raise GraftError("Stopped. The same command goes on from here.") from None
+    if refused:
+        raise GraftError(
+            f"{len(refused)} of {len(story.entries)} adapters refused; the same command trains them again."
+        )
+
+
+def _check_room(folder: Path) -> None:
+    """Raises GraftError where what is to be fetched and made won't fit."""
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    needed = {folder: 300_000_000, cache: 0 if is_imported(BASE) else 2 * BASE.size + 2 * BASE.disk}
+    for place, size in needed.items():
+        if shutil.disk_usage(place).free < size:
+            raise GraftError(f"{place} has less than {size / 1e6:.0f} MB left: make room, or choose another place.")
+
+
+def _plan(story: Story, notes: Notebook) -> dict[str, Work]:
+    """Every stage, in order, with the work that is left of it."""
+    missing = [entry for entry in story.entries if not notes.is_trained(entry)]
+    trained = sum(stages.EPOCHS * story.sizes[entry.task].train * _LETTERS for entry in missing)
+    plan = {"fetch": Work(light=1), "tasks": Work(light=len(story.tasks))}
+    plan["train"] = Work(trained=trained, heavy=bool(missing))
+    plan["publish"] = Work(light=len(missing))
+    plan["search"] = Work(light=1)
+    plan["serve"] = Work(heavy=1)
+    for task in story.tasks:
+        models = 1 + sum(entry.task is task for entry in story.entries)
+        plan[f"evaluate {task.slug}"] = Work(read=models * story.sizes[task].test * _LETTERS, heavy=1)
+    plan["promote"] = Work(light=1)
+    return plan
+
+
+def _tell(run: Demo, port: int, again: list) -> tuple[dict, Refused]:
+    """The story from end to end; returns what there is to report, and who was refused."""
+    stage, story, refused = run.teller.stage, run.story, dict[str, str]()
+    with stage("fetch", "Base and data"):
+        stages.fetch(run)
+    with stage("tasks", "Tasks: a metric and an evaluation set each"):
+        stages.register_tasks(run)
+    with stage("train", f"Training {len(story.entries)} adapters on one frozen base"):
+        _add(run, refused, stages.train(run), again)
+    with stage("publish", "Publishing"):
+        _add(run, refused, stages.publish(run, again), again)
+    with stage("search", "Searching by task"):
+        stages.search(run)
+    with stage("serve", "One batch: every adapter and the bare base answer at once"):
+        answers = stages.ask_all(run, port, refused)
+        _add(run, refused, {answer.model: answer.refused for answer in answers if answer.refused}, again)
+    boards = {}
+    for task in story.tasks:
+        with stage(f"evaluate {task.slug}", f"Evaluating every adapter of {task.slug}"):
+            boards[task.slug], missed = stages.evaluate(run, task)
+            _add(run, refused, missed, again)
+    with stage("promote", "Promoting the best"):
+        promoted = stages.promote(run, boards[story.main.slug], refused)
+    report = {
+        "base": BASE.id,
+        "kinds": sorted({entry.method for entry in story.entries}),
+        "seed": run.seed,
+        "scores": boards,
+        "answers": [asdict(answer) for answer in answers],
+        "promoted": promoted,
+        "refused": refused,
+        "seconds_per_stage": run.teller.seconds,
+    }
+    return report, refused
+
+
+def _add(run: Demo, refused: Refused, more: Refused, again: list) -> None:
+    """Say who was refused, and note it for the next run at once."""
+    for name, why in more.items():
+        if name not in refused:
+            refused[name] = why
+            run.teller.say(f"REFUSED {name}: {why}")
+    run.notes.note_refused({entry.repo: "" for entry in again if not run.notes.is_trained(entry)} | refused)
+
+
+def _say_end(run: Demo, report: dict, refused: Refused) -> None:
+    say, entries = run.teller.say, run.story.entries
+    minutes, seconds = divmod(round(report["seconds"]), 60)
+    say(
+        f"\nDone in {minutes} min {seconds:02} s: {len(entries) - len(refused)} of {len(entries)} adapters served and scored."
+    )
+    say(f"  all of this run       {run.notes.folder / 'demo.json'}")
+    say(f"  pages                 graft hub serve --registry {run.notes.registry}    then http://127.0.0.1:7860/")
+    say(f"  server                graft serve --base {BASE.name} --registry {run.notes.registry}")
+
+
+def _keep_serving(run: Demo, server_port: int, hub_port: int) -> None:
+    """Server and hub, which knows the server, until Ctrl-C or SIGTERM."""
+    folder, inference = run.notes.folder, run.url(server_port)
+    hub_words = ("hub", "serve", *run.registry, "--port", str(hub_port), "--inference", inference)
+    with (
+        serving(run.runner, stages.serve_words(run, server_port), run.url(server_port, "/ready"), folder / "serve.log"),
+        serving(run.runner, hub_words, run.url(hub_port, "/health"), folder / "hub.log"),
+    ):
+        run.teller.say(
+            f"\nhub     {run.url(hub_port)}/  (leaderboard: /tasks/{run.story.main.slug}, playground: /playground)"
+        )
+        run.teller.say(f"server  {inference}/v1/models\nCtrl-C stops both.")
+        threading.Event().wait()

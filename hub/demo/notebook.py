@@ -1,0 +1,54 @@
+"""What the demo's folder remembers between runs: with which settings it was made, and which adapters were refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+from graft.hub.demo.story import Entry
+from graft.hub.errors import GraftError
+
+
+class Notebook:
+    """The demo's folder. Adapters that were refused are trained again by the next run."""
+
+    def __init__(self, folder: Path, settings: dict):
+        """Raises GraftError for a folder that can't be written, or that was made with other settings."""
+        self.folder = folder
+        self._settings, self._refused = folder / "settings.json", folder / "refused.json"
+        try:
+            (folder / "adapters").mkdir(parents=True, exist_ok=True)
+            known = json.loads(self._settings.read_text()) if self._settings.exists() else settings
+            self._settings.write_text(json.dumps(known))
+        except OSError as error:
+            raise GraftError(f"{folder} can't be used ({error.strerror}): choose another --folder.") from None
+        if known != settings:
+            said = ", ".join(f"{key} {value}" for key, value in known.items())
+            raise GraftError(f"{folder} was made with other settings ({said}): choose another --folder, or remove it.")
+
+    @property
+    def registry(self) -> Path:
+        return self.folder / "registry.db"
+
+    def adapter(self, entry: Entry) -> Path:
+        return self.folder / "adapters" / entry.name
+
+    def is_trained(self, entry: Entry) -> bool:
+        return (self.adapter(entry) / "graft.json").exists()
+
+    def data(self, slug: str, part: str) -> Path:
+        return self.folder / "data" / f"{slug}.{part}.jsonl"
+
+    def refused(self) -> dict[str, str]:
+        """Why, by the adapter's name in the registry."""
+        return json.loads(self._refused.read_text()) if self._refused.exists() else {}
+
+    def note_refused(self, refused: dict[str, str]) -> None:
+        self._refused.write_text(json.dumps(refused, indent=2))
+
+    def forget_refused(self, entries: tuple[Entry, ...]) -> list[Entry]:
+        """Remove the folders of those that were refused, so that they are trained again; returns them."""
+        refused = self.refused()
+        again = [entry for entry in entries if entry.repo in refused]
+        for entry in again:
+            shutil.rmtree(self.adapter(entry), ignore_errors=True)
+        return again

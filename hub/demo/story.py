@@ -1,0 +1,76 @@
+"""What the demo tells: which adapters it trains on which tasks, and what it asks them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from graft.hub.demo.data import HEADLINES, SENTIMENT, TOPICS, Size, Task
+from graft.hub.named_bases import NAMED_BASES
+
+BASE = NAMED_BASES["smollm2"]
+NAMESPACE = "demo"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter of the demo: its name says method and task."""
+
+    method: str
+    task: Task
+    settings: str = ""  # inline TOML of the method's options
+    learning_rate: float = field(kw_only=True)
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.slug}-{self.method}"
+
+    @property
+    def repo(self) -> str:
+        return f"{NAMESPACE}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A demo: its adapters, and how much data each task gets."""
+
+    entries: tuple[Entry, ...]
+    sizes: Mapping[Task, Size]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(self.sizes)
+
+    @property
+    def main(self) -> Task:
+        """The task whose best adapter is promoted."""
+        return self.tasks[0]
+
+
+# All three places: input (prefix, P-tuning), sublayer (series, parallel), weights (LoRA); and biases. Little data, so rates
+# are up to twice the methods' own; half of it where the base knows much of the task.
+WHOLE = Story(
+    entries=(
+        Entry("lora", TOPICS, learning_rate=1e-3),
+        Entry("series", TOPICS, learning_rate=2e-3),
+        Entry("parallel", TOPICS, learning_rate=1e-3),
+        Entry("prefix", TOPICS, learning_rate=1e-2),
+        Entry("ptuning", TOPICS, "tokens = 8", learning_rate=5e-3),
+        Entry("lora", SENTIMENT, learning_rate=5e-4),
+        Entry("bitfit", SENTIMENT, learning_rate=5e-4),
+        Entry("lora", HEADLINES, learning_rate=1e-3),
+    ),
+    sizes={TOPICS: Size(112, 60, words=20), SENTIMENT: Size(128, 80), HEADLINES: Size(80, 16, words=20)},
+)
+SHORT = Story(
+    entries=(WHOLE.entries[0], WHOLE.entries[2], WHOLE.entries[3]),  # one of each place
+    sizes={TOPICS: Size(48, 40, words=20)},
+)
+
+# What the mixed batch asks, a prompt a task, none of it in the training data.
+QUESTIONS = {
+    TOPICS: "Article: Chipmaker unveils a faster phone processor. The company said its new chip doubles battery life "
+    "and runs neural networks on the device.\nTopic:",
+    SENTIMENT: "Review: A warm, funny film with a wonderful cast.\nSentiment:",
+    HEADLINES: "Article: The central bank has cut interest rates for the first time in two years, citing weak growth "
+    "and falling inflation.\nHeadline:",
+}
+ANSWER_TOKENS = {TOPICS: 2, SENTIMENT: 2, HEADLINES: 14}
