@@ -32,6 +32,11 @@ class Notebook:
     def adapter(self, entry: Entry) -> Path:
         return self.folder / "adapters" / entry.name
 
+    def places(self, entry: Entry) -> tuple[Path, Path]:
+        """Its folder, and that of its interrupted training."""
+        folder = self.adapter(entry)
+        return folder, folder.with_name(f"{folder.name}.training")
+
     def is_trained(self, entry: Entry) -> bool:
         return (self.adapter(entry) / "graft.json").exists()
 
@@ -49,6 +54,6 @@ class Notebook:
         """Remove the folders of those that were refused, so that they are trained again; returns them."""
         refused = self.refused()
         again = [entry for entry in entries if entry.repo in refused]
-        for entry in again:
-            shutil.rmtree(self.adapter(entry), ignore_errors=True)
+        for place in (place for entry in again for place in self.places(entry)):
+            shutil.rmtree(place, ignore_errors=True)
         return again

@@ -21,8 +21,8 @@ from graft.hub.demo.story import BASE, QUESTIONS, Entry, Story
 from graft.hub.demo.teller import Teller
 from graft.hub.errors import GraftError
 
-BATCH, EPOCHS = 2, 1.0
-_CHECKPOINT_STEPS = 8
+BATCH, EPOCHS = 4, 1.0
+_CHECKPOINT_STEPS = 4
 Refused = dict[str, str]  # why, by the adapter's name in the registry
 
 
@@ -85,7 +85,7 @@ def train(demo: Demo) -> Refused:
         return {}
     plan = demo.notes.folder / "plan.toml"
     plan.write_text("\n".join(_plan_lines(demo, missing)))
-    begun = any(demo.notes.adapter(entry).with_name(f"{entry.name}.training").exists() for entry in missing)
+    begun = any(place.exists() for entry in missing for place in demo.notes.places(entry))
     said = _FirstEstimate(demo.teller)
     started = time.monotonic()
     done = demo.runner.try_("train", "--plan", str(plan), *(["--resume"] if begun else []), watched=True, hears=said)

@@ -45,7 +45,7 @@ class Story:
         return self.tasks[0]
 
 
-# All three places: input (prefix, P-tuning), sublayer (series, parallel), weights (LoRA); and biases. Little data, so rates
+# All three places: input (prefix, prompt), sublayer (series, parallel), weights (LoRA); and biases. Little data, so rates
 # are up to twice the methods' own; half of it where the base knows much of the task.
 WHOLE = Story(
     entries=(
@@ -53,12 +53,12 @@ WHOLE = Story(
         Entry("series", TOPICS, learning_rate=2e-3),
         Entry("parallel", TOPICS, learning_rate=1e-3),
         Entry("prefix", TOPICS, learning_rate=1e-2),
-        Entry("ptuning", TOPICS, "tokens = 8", learning_rate=5e-3),
+        Entry("prompt", TOPICS, learning_rate=2e-2),
         Entry("lora", SENTIMENT, learning_rate=5e-4),
         Entry("bitfit", SENTIMENT, learning_rate=5e-4),
         Entry("lora", HEADLINES, learning_rate=1e-3),
     ),
-    sizes={TOPICS: Size(112, 60, words=20), SENTIMENT: Size(128, 80), HEADLINES: Size(80, 16, words=20)},
+    sizes={TOPICS: Size(112, 80, words=20), SENTIMENT: Size(128, 80), HEADLINES: Size(80, 16, words=20)},
 )
 SHORT = Story(
     entries=(WHOLE.entries[0], WHOLE.entries[2], WHOLE.entries[3]),  # one of each place
