@@ -31,11 +31,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Size:
-    """How many examples are taken, and how many words of an article."""
+    """How many examples are taken after the first `skip`, and how many words of an article."""
 
     train: int
     test: int
     words: int = 30  # about 50 tokens with headline and frame
+    skip: int = 0
 
 
 TOPICS = Task("news-topic", "accuracy", "Name the topic of a BBC News article from its first words.", NEWS)
@@ -53,7 +54,7 @@ def write_tasks(folder: Path, sizes: Mapping[Task, Size]) -> None:
     """`{slug}.train.jsonl` and `{slug}.test.jsonl` of every task in `sizes`. Same bytes every time."""
     folder.mkdir(parents=True, exist_ok=True)
     for task, size in sizes.items():
-        shuffled = sorted(_examples(task, size.words), key=lambda row: _hash(row["prompt"]))
+        shuffled = sorted(_examples(task, size.words), key=lambda row: _hash(row["prompt"]))[size.skip :]
         _write(folder / f"{task.slug}.test.jsonl", shuffled[: size.test])
         _write(folder / f"{task.slug}.train.jsonl", shuffled[size.test : size.test + size.train])
 
