@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo test test-all soak check bench clean
 
 setup: $(VENV)/.installed
 
@@ -18,6 +18,13 @@ test: $(VENV)/.tested
 
 test-all: $(VENV)/.tested
 	$(BIN)/python -m pytest $(ARGS)
+
+# Longer than a test may take: tables whose bars are checks. An hour or two, on a quiet machine.
+soak: $(VENV)/.benched
+	$(BIN)/python benchmarks/proof.py
+	$(BIN)/python benchmarks/proof.py --times
+	$(BIN)/python benchmarks/neighbour.py
+	$(BIN)/python benchmarks/demo.py
 
 check: $(VENV)/.tested build/types
 	$(BIN)/ruff check .

@@ -343,7 +343,7 @@ _REASONS = {  # what a refusal says -> in a cell
 
 def graft(*words: str) -> None:
     command = [sys.executable, "-m", "graft.hub.cli", *words]
-    subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, "GRAFT_CACHE": str(CACHE / "graft")})
+    subprocess.run(command, check=True, stdout=sys.stderr)
 
 
 def arguments() -> argparse.Namespace:
