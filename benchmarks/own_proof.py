@@ -28,10 +28,11 @@ from graft.hub.errors import ArtifactError, GraftError
 from graft.hub.forms import CacheRows, Form, InputRows, LowRank, Vector
 from graft.hub.inspection import PROVENANCE
 from graft.hub.probe import Outcome, Verdict
+from graft.hub.replay import replayed
 from graft.hub.stored import stored_weights
 from graft.server.engine import Engine
 from graft.server.options import Options
-from graft.server.prover import Case, Prover
+from graft.server.prover import Prover
 from graft.server.requests import Request
 from graft.server.sampling import Sampling, Token
 
@@ -163,14 +164,18 @@ def proofs(
     with fresh_cache():
         prover, verdicts = Prover(base), {}
         for kind, folder in adapters.items():
+            artifact = load_artifact(folder, base.spec)
             try:
-                case: Case = prover.case(load_artifact(folder, base.spec))
+                case = prover.case(artifact)
             except ArtifactError as error:
                 verdicts[kind] = Verdict(Outcome.REFUSED, str(error))
                 continue
-            forms = change(kind, case.forms) if change else case.forms
+            forms = artifact.fold(base)
+            forms = change(kind, forms) if change else forms
             if forms is not None:
-                prover.prove(replace(case, forms=forms), lambda verdict, kind=kind: verdicts.update({kind: verdict}))
+                prover.prove(
+                    replace(case, adapter=replayed(forms)), lambda verdict, kind=kind: verdicts.update({kind: verdict})
+                )
         while prover.busy:
             prover.turn(1.0)
         prover.close()

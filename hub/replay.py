@@ -3,49 +3,67 @@
 No adapter's arithmetic sees another's rows (hub/segments.py), so what is answered does not depend on who else is asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from graft.hub.attention import PackedAttention
 from graft.hub.base import Base
+from graft.hub.detours import Rows, Stack, Step
 from graft.hub.forms import CacheRows, Form, InputRows
 from graft.hub.probe import Asked, Table
 from graft.hub.segments import Segments
+from graft.hub.stored import no_pause
 
-Forms = tuple[Form, ...]
+
+@dataclass(frozen=True)
+class Replayed:
+    """An adapter (or, without anything, the bare base) made ready for a pass in one dtype."""
+
+    rows: InputRows | CacheRows | None
+    stack: Stack
+
+
+def replayed(forms: Sequence[Form], dtype: torch.dtype = torch.float32) -> Replayed:
+    """`forms` as `Artifact.fold` makes them; none: the bare base."""
+    rows = next((form for form in forms if isinstance(form, (InputRows, CacheRows))), None)
+    return Replayed(rows, Stack([forms], dtype, torch.device("cpu")))
 
 
 @torch.inference_mode()
-def answers(base: Base, asked: Sequence[tuple[Forms, Sequence[Asked]]]) -> list[list[Table]]:
-    """What each adapter (`()`: the bare base) says to its questions: of each question, a table."""
+def answers(
+    base: Base, asked: Sequence[tuple[Replayed, Sequence[Asked]]], pause: Callable[[], None] = no_pause
+) -> list[list[Table]]:
+    """What each adapter says to its questions: of each question, a table. `pause`: called wherever others can go on."""
     layout = _Layout(base)
-    for forms, questions in asked:
-        layout.add(forms, questions)
-    logits = layout.run([forms for forms, _ in asked])
+    for adapter, questions in asked:
+        layout.add(adapter, questions)
+    logits = layout.run([adapter.stack for adapter, _ in asked])
     texts = iter(logits.split([len(question.tokens) for _, questions in asked for question in questions]))
-    return [[_table(next(texts), question) for question in questions] for _, questions in asked]
+    return [[_table(next(texts), question, pause) for question in questions] for _, questions in asked]
 
 
 @torch.inference_mode()
 def most_likely(base: Base, texts: Sequence[tuple[int, ...]], rows: int, top: int) -> list[tuple[tuple[int, ...], ...]]:
     """Of each text's last `rows` ids: the `top` tokens that the bare base finds most probable after it."""
-    layout = _Layout(base)
+    layout, bare = _Layout(base), replayed((), base.dtype)
     questions = [Asked(ids, ((),) * min(rows, len(ids))) for ids in texts]
-    layout.add((), questions)
-    likely = iter(layout.run([()]).topk(top, dim=-1).indices.tolist())
+    layout.add(bare, questions)
+    likely = iter(layout.run([bare.stack]).topk(top, dim=-1).indices.tolist())
     return [tuple(tuple(next(likely)) for _ in question.tokens) for question in questions]
-
-
-def _table(logits: Tensor, question: Asked) -> Table:
-    return tuple(told(row, tokens) for row, tokens in zip(logits, question.tokens, strict=True))
 
 
 def told(logits: Tensor, tokens: Sequence[int]) -> tuple[float, ...]:
     """The log-probabilities of `tokens` under one row of logits [V], at least in float32."""
     row = logits if logits.dtype == torch.float64 else logits.float()
     return tuple(row.log_softmax(dim=-1)[list(tokens)].tolist())
+
+
+def _table(logits: Tensor, question: Asked, pause: Callable[[], None]) -> Table:
+    pause()
+    return tuple(told(row, tokens) for row, tokens in zip(logits, question.tokens, strict=True))
 
 
 class _Layout:
@@ -62,31 +80,34 @@ class _Layout:
         self._logits: list[int] = []
         self._total = 0
 
-    def add(self, forms: Forms, questions: Sequence[Asked]) -> None:
-        base, before = self._base, self._total
-        prompt = next((form.rows for form in forms if isinstance(form, InputRows)), None)
-        prefix = next((form for form in forms if isinstance(form, CacheRows)), None)
+    def add(self, adapter: Replayed, questions: Sequence[Asked]) -> None:
+        base, before, given = self._base, self._total, adapter.rows
+        prefix = given if isinstance(given, CacheRows) else None
         start, leader = prefix.text_start if prefix else 0, None
-        if prompt is not None:
-            start, leader = len(prompt), len(self._pieces)
-            self._sequence(prompt.to(base.dtype), 0, None, None)
+        if isinstance(given, InputRows):
+            start, leader = len(given.rows), len(self._pieces)
+            self._sequence(given.rows.to(base.dtype), 0, None, None)
         for question in questions:
             self._sequence(base.embed(torch.tensor(question.ids)), start, prefix, leader)
             self._wanted.append(torch.arange(self._total - len(question.tokens), self._total))
         self._rows.append(self._total - before)
         self._logits.append(sum(len(question.tokens) for question in questions))
 
-    def run(self, adapters: list[Forms]) -> Tensor:
+    def run(self, stacks: Sequence[Stack]) -> Tensor:
         """The logits of the wanted rows."""
         base = self._base
-        device = base.device
-        segments = Segments(
-            adapters, self._rows, self._logits, lm_head=base.spec.parts.lm_head, dtype=base.dtype, device=device
-        )
-        lengths = [len(piece) for piece in self._pieces]
-        attention = PackedAttention(lengths, self._prefixes, device, self._leaders)
+        head = base.spec.parts.lm_head
+        steps = [
+            Step(stack, Rows(0, (rows,)), lm_head=head, logit_rows=Rows(0, (wanted,)))
+            for stack, rows, wanted in zip(stacks, self._rows, self._logits, strict=True)
+        ]
+        attention = PackedAttention([len(piece) for piece in self._pieces], self._prefixes, base.device, self._leaders)
         return base.forward(
-            torch.cat(self._pieces), torch.cat(self._positions), attention, segments, torch.cat(self._wanted)
+            torch.cat(self._pieces),
+            torch.cat(self._positions),
+            attention,
+            Segments(steps, self._rows, self._logits, lm_head=head),
+            torch.cat(self._wanted),
         )
 
     def _sequence(self, rows: Tensor, start: int, prefix: CacheRows | None, leader: int | None) -> None:

@@ -11,38 +11,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graft.hub.detours import Rows, Stack, Step
-from graft.hub.forms import Form
+from graft.hub.detours import Step
 from graft.hub.sites import Tap
 
 
 class Segments:
-    """A step (hub/attach.py asks it at every tap) of adapters that own `row_counts[i]` rows one after another."""
+    """A step (hub/attach.py asks it at every tap) of adapters that own `row_counts[i]` rows one after another.
 
-    def __init__(
-        self,
-        adapters: Sequence[tuple[Form, ...]],
-        row_counts: Sequence[int],
-        logit_counts: Sequence[int],
-        *,
-        lm_head: str,
-        dtype: torch.dtype,
-        device: torch.device,
-        generators: Sequence[torch.Generator] | None = None,
-    ):
-        self._steps = [
-            Step(
-                Stack([forms], dtype, device),
-                Rows(0, (rows,)),
-                lm_head=lm_head,
-                logit_rows=Rows(0, (wanted,)),
-                generators=None if generators is None else [generators[i]],
-            )
-            for i, (forms, rows, wanted) in enumerate(zip(adapters, row_counts, logit_counts, strict=True))
-        ]
+    `steps[i]`: of adapter i alone, over its rows.
+    """
+
+    def __init__(self, steps: Sequence[Step], row_counts: Sequence[int], logit_counts: Sequence[int], *, lm_head: str):
+        self._steps = steps
         self._counts = {False: list(row_counts), True: list(logit_counts)}
         self._lm_head = lm_head
-        self.taps = frozenset().union(*(step.taps for step in self._steps))
+        self.taps = frozenset().union(*(step.taps for step in steps))
 
     def visit(self, tap: Tap, value: Tensor) -> Tensor:
         """The value of `tap` as the adapters leave it. value: [..., d], rows packed."""

@@ -54,16 +54,17 @@ class Arithmetic:
     def multiply(self, x: Tensor, stored: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., in] times stored [out, in], plus bias [out] -> [..., out]."""
         rows, (width, depth) = max(1, x.numel() // x.shape[-1]), stored.shape
-        made, start = [], 0
+        made = x.new_empty(*x.shape[:-1], width)
+        start = 0
         while start < width:
             self.pause()
             stop = min(width, start + max(1, int(self._work / (rows * depth))))
             began = time.perf_counter()
-            made.append(F.linear(x, self.widened(stored[start:stop])))
+            own = None if bias is None else bias[start:stop]
+            made[..., start:stop] = F.linear(x, self.widened(stored[start:stop]), own)
             self._adapt((stop - start) * depth * rows, time.perf_counter() - began)
             start = stop
-        whole = torch.cat(made, dim=-1) if len(made) > 1 else made[0]
-        return whole if bias is None else whole + bias
+        return made
 
     def _adapt(self, work: float, seconds: float) -> None:
         wanted = work * PIECE_S / max(seconds, 1e-9)

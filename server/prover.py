@@ -19,10 +19,9 @@ import torch
 from graft.hub.artifact import Artifact
 from graft.hub.base import Base
 from graft.hub.errors import ArtifactError
-from graft.hub.forms import Form
 from graft.hub.kept import keep, recall
 from graft.hub.probe import Asked, OldProbe, Outcome, Probe, Table, Verdict, judge, judge_old, read_probe
-from graft.hub.replay import answers
+from graft.hub.replay import Replayed, answers, replayed
 from graft.hub.stored import PIECE_S, Arithmetic, StoredWeights, stored_base, stored_weights
 from graft.server.turns import Turns
 
@@ -37,16 +36,16 @@ Questions = tuple[Asked, ...]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What an adapter says of itself, and what is known of it. `forms`: folded in float32 on the stored base, as long as
-    they are needed."""
+    """What an adapter says of itself, and what is known of it. `adapter`: in float32 on the stored base, as long as it is
+    needed."""
 
     digest: str
     probe: Probe | OldProbe | None = None
-    forms: tuple[Form, ...] = ()
+    adapter: Replayed | None = None
     verdict: Verdict | None = None  # None: still to be proven
 
     def closed(self, verdict: Verdict) -> "Case":
-        return replace(self, forms=(), verdict=verdict)
+        return replace(self, adapter=None, verdict=verdict)
 
 
 class Prover:
@@ -59,7 +58,7 @@ class Prover:
         self._opened: tuple[StoredWeights, Base] | None = None
         self._waiting: deque[tuple[list[Case], Callable[[Verdict], None]]] = deque()
         self._said: dict[Questions, list[Table]] = {}  # by the bare base
-        self._finished: list[tuple[Callable[[Verdict], None], Verdict]] = []
+        self._finished: deque[tuple[Callable[[Verdict], None], Verdict]] = deque()
         self._owed = 0.0  # seconds
 
     # For loaders
@@ -82,14 +81,14 @@ class Prover:
         known = recall(_PROOFS, _key(artifact.digest, probe, weights.content))
         if known is not None:
             return Case(artifact.digest, probe).closed(_verdict(known))
-        return Case(artifact.digest, probe, artifact.fold(stored))
+        return Case(artifact.digest, probe, replayed(artifact.fold(stored)))
 
     # For the engine's thread
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
-        return self._turns.busy or bool(self._waiting)
+        return self._turns.busy or bool(self._waiting or self._finished)
 
     def prove(self, case: Case, done: Callable[[Verdict], None]) -> None:
         """Call `done` within a later `turn`."""
@@ -108,8 +107,8 @@ class Prover:
             together = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
             self._turns.start(lambda: self._pass(together))
         self._turns.go(seconds)
-        finished, self._finished = self._finished, []
-        for done, verdict in finished:
+        while self._finished:
+            done, verdict = self._finished.popleft()
             done(verdict)
 
     def close(self) -> None:
@@ -134,8 +133,9 @@ class Prover:
         content = weights.content
         new = {case.probe.questions for case in cases if isinstance(case.probe, Probe)} - self._said.keys()
         unknown = [questions for questions in new if not self._recalled(questions, content)]
-        asked = [((), questions) for questions in unknown]
-        told = answers(stored, [*asked, *((case.forms, case.probe.questions) for case in cases)])
+        asked = [(replayed(()), questions) for questions in unknown]
+        asked += [(case.adapter, case.probe.questions) for case in cases]
+        told = answers(stored, asked, self._turns.pause)
         for questions, tables in zip(unknown, told, strict=False):
             self._said[questions] = tables
             keep(_BASES, _base_key(questions, content), json.dumps(tables))

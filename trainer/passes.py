@@ -27,15 +27,18 @@ def running(
 ) -> Iterator[tuple[Tensor, Rows]]:
     """(logits [n, V] of the rows that carry a loss, the rows). Run the backward within the context."""
     rows = lay_out(pack, list(forms), base.embed, base.device)
-    step = Segments(
-        forms,
-        rows.row_counts,
-        rows.logit_counts,
-        lm_head=base.spec.parts.lm_head,
-        dtype=base.dtype,
-        device=base.device,
-        generators=generators,
-    )
+    head = base.spec.parts.lm_head
+    steps = [
+        Step(
+            Stack([own], base.dtype, base.device),
+            StepRows(0, (count,)),
+            lm_head=head,
+            logit_rows=StepRows(0, (wanted,)),
+            generators=None if generators is None else [generators[i]],
+        )
+        for i, (own, count, wanted) in enumerate(zip(forms, rows.row_counts, rows.logit_counts, strict=True))
+    ]
+    step = Segments(steps, rows.row_counts, rows.logit_counts, lm_head=head)
     attention = PackedAttention(rows.lengths, rows.prefixes, base.device, rows.leaders)
     with base.attachment.active(step):
         yield base.forward(rows.rows, rows.positions, attention, None, rows.logit_rows), rows

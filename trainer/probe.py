@@ -11,7 +11,7 @@ from graft.hub.artifact import Artifact
 from graft.hub.base import Base
 from graft.hub.forms import CacheRows, Form, InputRows
 from graft.hub.probe import Asked, Probe, ProbeText, Table, gaps
-from graft.hub.replay import answers, most_likely
+from graft.hub.replay import answers, most_likely, replayed
 from graft.hub.stored import Arithmetic, stored_base, stored_weights
 
 TEXTS = (
@@ -47,7 +47,8 @@ class Prober:
         )
 
     def _said(self, base: Base, forms: tuple[Form, ...], questions: tuple[Asked, ...]) -> list[list[Table]]:
-        return answers(base, [((), questions), (forms, questions)])
+        both = (replayed(own, base.dtype) for own in ((), forms))
+        return answers(base, [(own, questions) for own in both])
 
     def _asked(self, room: int) -> tuple[Asked, ...]:
         """What is asked where `room` positions are left for a text: after its last ids, the base's likeliest tokens."""

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from graft.hub.base import load_base
 from graft.hub.probe import Asked
-from graft.hub.replay import answers, most_likely
+from graft.hub.replay import answers, most_likely, replayed
 from graft.hub.stored import Arithmetic, stored_base, stored_weights
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.server.conftest import KINDS, random_tensors
@@ -30,6 +30,11 @@ def random_forms(kind, base, seed):
     return method.fold(config, tensors, base)
 
 
+def said(base, *adapters):
+    """By adapters in one pass; by the bare base where there are none."""
+    return answers(base, [(replayed(forms, base.dtype), QUESTIONS) for forms in adapters or ((),)])
+
+
 def flat(tables):
     return [value for own in tables for table in own for row in table for value in row]
 
@@ -43,24 +48,22 @@ def test_every_family_says_what_the_loaded_one_says(tmp_path, family, dtype):
     folder = written(tmp_path / "base", family, dtype)
     base = load_base(folder, dtype="float32", device="cpu")
     assert stored_weights(base).files
-    expected = answers(base, [((), QUESTIONS)])
-    assert close(answers(plain(base), [((), QUESTIONS)]), expected)
-    assert close(answers(plain(base, dtype=torch.float64), [((), QUESTIONS)]), expected)
-    assert not close(answers(plain(base, rounded=True), [((), QUESTIONS)]), expected)
+    expected = said(base)
+    assert close(said(plain(base)), expected)
+    assert close(said(plain(base, dtype=torch.float64)), expected)
+    assert not close(said(plain(base, rounded=True)), expected)
     # what serves it does not matter: the same from a base that is loaded in another dtype
-    assert answers(plain(load_base(folder, dtype="bfloat16", device="cpu")), [((), QUESTIONS)]) == answers(
-        plain(base), [((), QUESTIONS)]
-    )
+    assert said(plain(load_base(folder, dtype="bfloat16", device="cpu"))) == said(plain(base))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_together_say_what_each_says_alone(llama, kind):
     stored, forms = plain(llama), random_forms(kind, llama, 1)
-    others = [(random_forms(other, llama, 2), QUESTIONS) for other in ("lora", "prefix", "prompt")]
-    bare, told = answers(stored, [((), QUESTIONS), (forms, QUESTIONS)])
-    together = answers(stored, [*others, (forms, QUESTIONS), ((), QUESTIONS)])
+    others = [random_forms(other, llama, 2) for other in ("lora", "prefix", "prompt")]
+    bare, told = said(stored, (), forms)
+    together = said(stored, *others, forms, ())
     assert close([told, bare], together[-2:], 1e-5) and not close([told], [bare])
-    assert close([told], answers(llama, [(forms, QUESTIONS)]))
+    assert close([told], said(llama, forms))
 
 
 def test_the_likeliest_tokens_are_those_of_the_logits(llama):
@@ -105,7 +108,7 @@ def test_files_without_the_models_prefix_are_found(tmp_path):
     save_file(tensors, path, metadata={"format": "pt"})
     base = load_base(folder, device="cpu", dtype="float32")
     assert stored_weights(base).files
-    assert close(answers(plain(base), [((), QUESTIONS)]), answers(base, [((), QUESTIONS)]))
+    assert close(said(plain(base)), said(base))
 
 
 def test_a_base_without_files_is_taken_as_it_is_loaded(llama):
@@ -117,6 +120,6 @@ def test_a_base_without_files_is_taken_as_it_is_loaded(llama):
 def test_work_is_cut_into_pieces_and_pauses_between_them(llama):
     pauses = []
     stored = stored_base(llama, stored_weights(llama), Arithmetic(pause=lambda: pauses.append(None)))
-    answers(stored, [((), QUESTIONS)])
+    said(stored)
     linears = 7 * llama.spec.num_layers + 1
     assert len(pauses) >= linears

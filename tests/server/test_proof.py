@@ -112,7 +112,7 @@ def test_a_proof_is_made_once_and_many_share_a_pass(base_folder, tmp_path, monke
     passes = []
     true = prover_module.answers
     monkeypatch.setattr(
-        prover_module, "answers", lambda stored, asked: passes.append(len(asked)) or true(stored, asked)
+        prover_module, "answers", lambda stored, asked, pause: passes.append(len(asked)) or true(stored, asked, pause)
     )
     requests = [Request((5, 6, 7), name, max_tokens=1) for name in folders]
     for _ in range(2):  # an engine that comes later finds what was proven
