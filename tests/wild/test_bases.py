@@ -19,7 +19,7 @@ from graft.hub.errors import ArtifactError, BaseMismatchError, RevisionNotFoundE
 from graft.hub.registry import Registry
 from graft.hub.remote import RemoteRegistry
 from graft.hub.spec import record
-from graft.server.eval_command import _of_task
+from graft.server.scorekeeping import of_task
 from graft.server.inventory import Inventory
 
 ID, PRINT = "acme/tiny-llama", "f" * 64
@@ -138,13 +138,14 @@ def test_an_adapter_from_before_its_base_was_recorded_is_found_by_all_its_names(
 
 
 def test_evaluating_all_takes_every_name_and_names_the_others(
-    registry: Registry, lora_folder, spec, tmp_path: Path, capsys
+    registry: Registry, lora_folder, spec, tmp_path: Path
 ) -> None:
     registry.publish(lora_folder(tmp_path / "a"), "ann/here")
     registry.publish(plain(lora_folder, tmp_path / "b", "else/where"), "ann/there")
-    [found] = _of_task(registry, "news-topic", spec)
-    assert found.startswith("ann/here@")
-    assert "left out: ann/there, for the base else/where" in capsys.readouterr().err
+    said: list[str] = []
+    [found] = of_task(registry, "news-topic", spec, said.append)
+    assert found.repo == "ann/here"
+    assert said == ["left out: ann/there, for the base else/where"]
 
 
 def test_the_server_lists_what_it_can_serve_by_any_name(lora_folder, spec, tmp_path: Path) -> None:
