@@ -19,8 +19,8 @@ from graft.hub.errors import ArtifactError, BaseMismatchError, RevisionNotFoundE
 from graft.hub.registry import Registry
 from graft.hub.remote import RemoteRegistry
 from graft.hub.spec import record
-from graft.server.scorekeeping import of_task
 from graft.server.inventory import Inventory
+from graft.server.scorekeeping import of_task
 
 ID, PRINT = "acme/tiny-llama", "f" * 64
 
