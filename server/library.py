@@ -15,7 +15,9 @@ from pathlib import Path
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.registry import Registry
 from graft.hub.remote import RemoteRegistry
+from graft.hub.whole import STAGING
 
+WRITING_S = 2.0  # how long a folder may be under way from one version to the next; one that was killed stays
 REMOTE_TTL_S = 10.0  # how long a hub's answer about a moving name is trusted
 
 
@@ -73,6 +75,18 @@ class Library:
         if isinstance(known, GraftError):
             raise known
         return known
+
+    def as_written(self, location: Location) -> Location:
+        """A local folder's version once who writes to it is done; anything else's is what it was.
+
+        Raises NotFoundError for a folder that has gone.
+        """
+        if location.folder is None:
+            return location
+        deadline = time.monotonic() + WRITING_S
+        while (location.folder / STAGING).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.locate(location.name)
 
     @contextmanager
     def fetch(self, location: Location) -> Iterator[Path]:

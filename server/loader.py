@@ -28,6 +28,7 @@ from graft.server.runner import at, detours, form_bytes
 log = logging.getLogger(__name__)
 FORGIVEN_AFTER_S = 30.0
 _THREADS = 2
+_TRIES = 3  # at a folder that is written to while it is read
 _NICE = 10
 _SWITCH_S = 0.0005
 
@@ -196,7 +197,7 @@ class Loader:
 
     def _load(self, key: tuple[str, str], location: Location) -> None:
         try:
-            fresh: Loaded | GraftError = self._read(location)
+            fresh: Loaded | GraftError = self._read_whole(location)
             self._on_load(location.name, fresh.seconds)
         except GraftError as error:
             fresh = error
@@ -216,6 +217,21 @@ class Loader:
                 self._shrink()
         for done, answer in zip(waiting, answers, strict=True):
             done(answer)
+
+    def _read_whole(self, location: Location) -> Loaded:
+        """A folder that was written to meanwhile is read again: half of one version is neither error nor adapter."""
+        for _ in range(_TRIES - 1):
+            try:
+                loaded, error = self._read(location), None
+            except GraftError as refusal:
+                loaded, error = None, refusal
+            before, location = location, self.library.as_written(location)
+            if location.version != before.version:
+                continue
+            if error is not None:
+                raise error
+            return loaded
+        return self._read(location)
 
     def _read(self, location: Location) -> Loaded:
         began = time.monotonic()

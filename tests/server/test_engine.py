@@ -15,6 +15,7 @@ from graft.hub.detours import Rows, Stack, Step
 from graft.hub.errors import ArtifactError, NotFoundError
 from graft.hub.forms import CacheRows, InputRows
 from graft.hub.registry import Registry
+from graft.hub.whole import STAGING
 from graft.server.cache import block_bytes
 from graft.server.engine import Engine
 from graft.server.options import Options
@@ -159,6 +160,9 @@ def test_preemption_loses_nothing(llama, make_forms, shelf):
     ]
     kinds = names[1:]
     with Engine(llama, shelf(llama, kinds), options=options) as engine:
+        engine.generate(
+            [Request((5, 6), name, max_tokens=1) for name in kinds]
+        )  # so that none comes when others are done
         results = engine.generate(asked)
         assert engine.scheduler.preemptions > 0
         assert_idle(engine)
@@ -325,6 +329,23 @@ def test_all_spellings_of_a_repository_are_one_adapter(llama, make_folder, tmp_p
             assert engine.generate([Request((5, 6), name, max_tokens=1)])
         assert list(engine.loader.served()) == ["ann/news"]
         assert engine.loader.stats.misses == 1
+
+
+def test_a_folder_that_is_written_while_it_is_read_is_read_again(llama, make_folder):
+    folder = make_folder("lora", llama, 1)
+    weights = folder / "adapter_model.safetensors"
+    writing = folder / STAGING
+    writing.mkdir()
+    new = writing / weights.name
+    weights.rename(new)  # as a writer that has begun to move its files
+
+    def end():
+        new.rename(weights)
+        writing.rmdir()
+
+    with Engine(llama, {"a": folder}) as engine:
+        threading.Timer(0.2, end).start()
+        assert engine.generate([Request((5, 6, 7), "a", max_tokens=2, ignore_eos=True)])[0].ids
 
 
 def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, tmp_path):
