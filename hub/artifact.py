@@ -19,7 +19,7 @@ from torch import Tensor
 from graft.hub.base import Base
 from graft.hub.errors import ArtifactError, BaseMismatchError
 from graft.hub.forms import CacheRows, Form, InputRows, LowRank
-from graft.hub.identity import hash_of
+from graft.hub.identity import same_weight
 from graft.hub.inspection import CARD, CONFIG, PROVENANCE, WEIGHTS, check_against, digest, parse
 from graft.hub.methods import Method
 from graft.hub.spec import BaseSpec
@@ -35,7 +35,7 @@ class Artifact:
     tensors: Mapping[str, Tensor]
     digest: str
     provenance: Mapping[str, Any]
-    frozen: Mapping[str, str] = field(default_factory=dict)  # module -> hash of its weight as saved beside the adapter
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)  # module -> its weight as saved beside the adapter
 
     @property
     def probe(self) -> Mapping[str, Any] | None:
@@ -51,7 +51,7 @@ class Artifact:
         Raises ArtifactError for a no-op adapter, BaseMismatchError for a frozen weight that is not the base's.
         """
         for module, saved in self.frozen.items():
-            if hash_of(base.weight(module)) != saved:
+            if not same_weight(base.weight(module), saved):
                 raise BaseMismatchError(
                     f"This adapter brings its own weight of {module}, which differs from {base.spec.id or 'this base'}'s: "
                     f"its base had other or more embeddings. It can't be served per request on this one."
@@ -78,7 +78,7 @@ def load_artifact(folder: str | Path, base: BaseSpec, *, allow_base_mismatch: bo
     try:
         with safe_open(parsed.weights, framework="pt") as file:
             tensors = {name: file.get_tensor(own) for name, own in parsed.file_names.items()}
-            frozen = {module: hash_of(file.get_tensor(own)) for module, (own, _) in parsed.copies.items()}
+            frozen = {module: file.get_tensor(own) for module, (own, _) in parsed.copies.items()}
     except SafetensorError as error:
         raise ArtifactError(f"{parsed.weights.name} can't be read: {error}.") from None
     return Artifact(parsed.method, parsed.config, tensors, digest(parsed), parsed.provenance, frozen)

@@ -43,6 +43,7 @@ _ARCHITECTURE_KEYS = (
 # Keys of single families, hashed only where the family has them: a new one here changes no other's fingerprint.
 _FAMILY_KEYS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")  # GPT-2
 _SAMPLES = 64  # values taken from each tensor
+_ROWS = 4096  # of a matrix, compared at once
 
 
 def fingerprint(config: Any, parameters: Iterable[tuple[str, Tensor]], vocabulary: Mapping[str, int] | None) -> str:
@@ -59,10 +60,25 @@ def fingerprint(config: Any, parameters: Iterable[tuple[str, Tensor]], vocabular
     return digest.hexdigest()
 
 
-def hash_of(tensor: Tensor) -> str:
-    """sha256 hex of a whole tensor's values rounded to bf16: equal for fp32 and bf16 copies."""
-    values = tensor.detach().to("cpu", torch.bfloat16).contiguous()
-    return hashlib.sha256(values.view(torch.int16).numpy()).hexdigest()
+def same_weight(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors can be copies of one, each rounded once to its own dtype."""
+    if one.shape != other.shape:
+        return False
+    slack = _half_step(one.dtype), _half_step(other.dtype)
+    return all(_within(a, b.to(a.device), slack) for a, b in zip(one.split(_ROWS), other.split(_ROWS), strict=True))
+
+
+def _within(one: Tensor, other: Tensor, slack: tuple[tuple[float, float], ...]) -> bool:
+    a, b = one.detach().double(), other.detach().double()
+    size = torch.maximum(a.abs(), b.abs()) * (1 + 2**-7)  # the original may be larger by a rounding
+    room = sum(torch.clamp(size * relative, min=least) for relative, least in slack)
+    return bool(((a - b).abs() <= room).all())
+
+
+def _half_step(dtype: torch.dtype) -> tuple[float, float]:
+    """How far a value may be moved by rounding to `dtype`: relative to it, and at least (below its normal range)."""
+    kind = torch.finfo(dtype)
+    return kind.eps / 2, kind.tiny * kind.eps / 2
 
 
 def _sampled(tensor: Tensor) -> bytes:

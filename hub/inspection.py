@@ -8,7 +8,8 @@ against the base's manifest when it is known, and computes the digest that is th
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from graft.hub.cards import split_card, task_of, valueless_claims
 from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, UnsupportedMethodError
 from graft.hub.methods import Method, recognise
+from graft.hub.methods.foreign import dropped_options
 from graft.hub.spec import BaseSpec
 from graft.hub.tensorfile import TensorEntry, holds_only, mapped, read_header, require_finite
 
@@ -24,6 +26,7 @@ WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # HF PEFT's and 
 PROVENANCE = "graft.json"
 CARD = "README.md"
 MAX_JSON_BYTES = 4 << 20
+_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -98,9 +101,12 @@ def check_against(parsed: Parsed, spec: BaseSpec, *, allow_base_mismatch: bool =
     needed = parsed.method.shapes(parsed.config, spec)
     have = {name: entry.shape for name, entry in parsed.entries.items()}
     name = parsed.weights.name
-    if missing := sorted(needed.keys() - have.keys()):
-        raise ArtifactError(f"{name} lacks {_listed(missing)}, which its config asks for on {spec.id or 'this base'}.")
     foreign = [own for module, (own, entry) in parsed.copies.items() if entry.shape != _weight_shape(spec, module)]
+    if missing := sorted(needed.keys() - have.keys()):
+        raise ArtifactError(
+            f"{name} lacks {_listed(missing)}, which its config asks for on {spec.id or 'this base'}. "
+            f"{_held_instead(parsed, needed.keys(), foreign)}"
+        )
     if extra := sorted([*(have.keys() - needed.keys()), *foreign]):
         raise ArtifactError(
             f"{name} holds {_listed(extra)}, which nothing of its config and {spec.id or 'this base'} uses: "
@@ -125,6 +131,8 @@ def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
         warnings.append("The base's manifest is not known here: tensor names and shapes were not checked against it.")
     else:
         check_against(parsed, spec)
+    if dropped := dropped_options(parsed.raw):
+        warnings.append(f"{CONFIG} sets {', '.join(dropped)}, which PEFT does not know: without effect, there as here.")
     card = split_card(read_text(folder / CARD))[0] if (folder / CARD).exists() else {}
     if not card:
         warnings.append("There is no model card with YAML front matter (README.md): nobody will find it by task.")
@@ -150,6 +158,18 @@ def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
         provenance=parsed.provenance,
         card=card,
         warnings=warnings,
+    )
+
+
+def _held_instead(parsed: Parsed, needed: Collection[str], foreign: Collection[str]) -> str:
+    """What a file holds that lacks some tensors: other names, of which people know what their trainer called things."""
+    if others := sorted([*foreign, *(own for name, own in parsed.file_names.items() if name not in needed)]):
+        return f"It holds {_listed(others)} instead, which nothing uses: were they trained on another class of model?"
+    layers = sorted({int(found[1]) for name in parsed.entries if (found := _LAYER_NUMBER.search(name))})
+    held = f"layers {', '.join(map(str, layers))}" if layers else "some"
+    return (
+        f"It holds {len(parsed.entries)} of {len(needed)} tensors, of {held} only: if it was trained on these, its config "
+        f"must say so (layers_to_transform, target_modules); if not, it was not saved whole."
     )
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
+from graft.hub.errors import ArtifactError, GraftError
 from graft.hub.spec import BaseSpec
 
 if TYPE_CHECKING:
@@ -239,32 +239,6 @@ def require_positive(owner: str, **numbers: int | float) -> None:
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1 << 53:
             raise GraftError(f"{owner}: {key} must be a finite number greater than 0, not {str(value)[:80]}.")
-
-
-def refuse_options(owner: str, raw: Mapping[str, Any], neutral: Mapping[str, Any] | set[str]) -> None:
-    """Refuse, by name, every option of a foreign config that is set and not known to be harmless.
-
-    `neutral` names the keys that are read or do not change what is served. Raises UnsupportedMethodError.
-    """
-    for key, value in raw.items():
-        if key not in neutral and value not in (None, False, "", [], {}, ()):
-            raise UnsupportedMethodError(
-                f"This {owner} adapter sets {key}={str(value)[:80]}, which graft does not serve per request. "
-                f"Train it without {key}, or merge it into its own copy of the base."
-            )
-
-
-# Keys of every PEFT config that say nothing about what is computed.
-PEFT_COMMON = {
-    "peft_type",
-    "task_type",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "peft_version",
-    "graft",
-}
 
 
 def peft_header(peft_type: str, spec: BaseSpec) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graft.hub.methods.base import PEFT_COMMON, PEFT_PREFIX, Method, peft_header, refuse_options
+from graft.hub.methods.base import PEFT_PREFIX, Method, peft_header
+from graft.hub.methods.foreign import PEFT_COMMON, refuse_options
 from graft.hub.methods.targets import Targets, match_modules, names_of
 from graft.hub.sites import Tap
 

@@ -15,15 +15,14 @@ from typing import Any, ClassVar
 from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
 from graft.hub.methods import adapterhub
 from graft.hub.methods.base import (
-    PEFT_COMMON,
     PEFT_PREFIX,
     Method,
     Shape,
     option,
     peft_header,
-    refuse_options,
     require_positive,
 )  # fmt: skip
+from graft.hub.methods.foreign import PEFT_COMMON, refuse_options
 from graft.hub.methods.targets import match_modules, names_of
 from graft.hub.sites import Tap, added
 from graft.hub.spec import BaseSpec

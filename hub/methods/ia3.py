@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from graft.hub.errors import UnsupportedMethodError
 from graft.hub.methods import adapterhub
-from graft.hub.methods.base import PEFT_COMMON, PEFT_PREFIX, Method, option, peft_header, refuse_options
+from graft.hub.methods.base import PEFT_PREFIX, Method, option, peft_header
+from graft.hub.methods.foreign import PEFT_COMMON, peft_name, refuse_options
 from graft.hub.methods.targets import Targets, full_matches, match_modules, names_of
 from graft.hub.sites import Tap
 
@@ -52,7 +53,7 @@ class Ia3(Method):
         )
 
     def canonical(self, raw, name):
-        return adapterhub.lora_name(raw, name)
+        return peft_name(name) if "peft_type" in raw else adapterhub.lora_name(raw, name)
 
     def neutral(self, config):
         return {"ia3_l": 1.0}

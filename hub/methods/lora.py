@@ -13,17 +13,9 @@ from typing import Any
 
 from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
 from graft.hub.methods import adapterhub
-from graft.hub.methods.base import (
-    PEFT_COMMON,
-    TRAINING_ONLY,
-    Method,
-    numbers_by_name,
-    option,
-    peft_header,
-    refuse_options,
-    require_positive,
-)
 from graft.hub.methods.base import PEFT_PREFIX as PREFIX
+from graft.hub.methods.base import TRAINING_ONLY, Method, numbers_by_name, option, peft_header, require_positive
+from graft.hub.methods.foreign import PEFT_COMMON, peft_name, refuse_options
 from graft.hub.methods.targets import (
     ALL_LINEAR,
     Targets,
@@ -42,11 +34,11 @@ _READ = {
 }  # fmt: skip
 # Set by PEFT, without influence on what a loaded adapter computes.
 _NEUTRAL = {
-    "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config",
-    "loftq_config", "ensure_weight_tying", "init_lora_weights",
+    "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config", "loftq_config", "ensure_weight_tying",
+    "init_lora_weights", "eva_config", "velora_config",
 }  # fmt: skip
-# Initialisations that change the base itself: the saved A and B fit only that changed base.
-_BASE_CHANGING = ("pissa", "olora", "loftq", "corda", "lora_ga")
+# Initialisations that leave the base as it is. With others (PiSSA, OLoRA, CorDA, LoftQ, ...) A and B fit a changed base.
+_BASE_KEEPING = frozenset(("true", "false", "none", "gaussian", "eva", "orthogonal", "mica"))
 
 
 @dataclass(frozen=True)
@@ -103,10 +95,11 @@ class Lora(Method):
             r = option(config, "r", int, 8)
             return LoraConfig(r=r, alpha=option(config, "alpha", float, 8.0), targets=targets, exclude=exclude)
         init = str(raw.get("init_lora_weights", True)).lower()
-        if any(init.startswith(name) for name in _BASE_CHANGING):
+        if init not in _BASE_KEEPING:
             raise UnsupportedMethodError(
-                f"This LoRA was started with init_lora_weights={init!r}, which changes the base's own weights, "
-                f"so its A and B fit no shared base. Convert it with PEFT's path_initial_model_for_weight_conversion."
+                f"This LoRA was started with init_lora_weights={init[:80]!r}, which changes the base's own weights (or is "
+                f"not known here), so its A and B fit no shared base. Convert it with PEFT's "
+                f"path_initial_model_for_weight_conversion."
             )
         if raw.get("modules_to_save"):
             raise UnsupportedMethodError(
@@ -130,7 +123,7 @@ class Lora(Method):
         )
 
     def canonical(self, raw, name):
-        return adapterhub.lora_name(raw, name)
+        return peft_name(name) if "peft_type" in raw else adapterhub.lora_name(raw, name)
 
     def neutral(self, config):
         # A gain or a replaced bias acts on its own: only with the base's weights can it be told.
@@ -138,7 +131,7 @@ class Lora(Method):
 
     def base_copy(self, name):
         # PEFT adds the embedding's and the output projection's own weights when one of them is a target.
-        found = _FROZEN.fullmatch(name)
+        found = _FROZEN.fullmatch(peft_name(name))
         return found["module"] if found else None
 
     def write(self, config, spec):

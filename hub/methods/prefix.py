@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from graft.hub.errors import GraftError
 from graft.hub.methods import adapterhub, rows
-from graft.hub.methods.base import TRAINING_ONLY, Method, option, refuse_options
+from graft.hub.methods.base import TRAINING_ONLY, Method, option
+from graft.hub.methods.foreign import refuse_options
 
 _FIT_STEPS = 500  # Li & Liang's code fits the network to real activations by 500 steps of MSE, Adam 1e-4
 _FIT_RATE = 1e-3

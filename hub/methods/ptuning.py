@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from graft.hub.errors import GraftError
 from graft.hub.methods import rows
-from graft.hub.methods.base import TRAINING_ONLY, Method, refuse_options
+from graft.hub.methods.base import TRAINING_ONLY, Method
+from graft.hub.methods.foreign import refuse_options
 
 _EMBEDDING = "embedding"
 _START_SCALE = 0.1  # of torch's start; measured, docs/decisions.md

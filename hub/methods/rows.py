@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from graft.hub.errors import ArtifactError, GraftError
-from graft.hub.methods.base import PEFT_COMMON, Shape, peft_header, require_positive
+from graft.hub.methods.base import Shape, peft_header, require_positive
+from graft.hub.methods.foreign import PEFT_COMMON
 from graft.hub.spec import BaseSpec
 
 KEY = "prompt_embeddings"

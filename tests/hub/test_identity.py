@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from graft.hub.base import Base, load_base
-from graft.hub.identity import hash_of
+from graft.hub.identity import same_weight
 from tests.conftest import FAMILIES, tiny_model, tiny_tokenizer
 
 
@@ -81,9 +81,17 @@ def test_what_does_not_change_answers_does_not_count():
     assert fingerprint_of(first) == fingerprint_of(second)
 
 
-def test_hash_of_whole_tensors():
-    values = torch.randn(50, 7)
-    assert hash_of(values) == hash_of(values.bfloat16()) == hash_of(values.T.contiguous().T)
-    changed = values.clone()
-    changed[31, 3] += 1
-    assert hash_of(changed) != hash_of(values)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("served", [torch.float32, torch.bfloat16, torch.float16])
+def test_copies_of_a_whole_tensor_in_whatever_dtypes(stored, saved, served):
+    """Rounded once to the dtype it is stored in, once more to those of the training and of serving."""
+    original = (torch.randn(5000, 7) * torch.logspace(-9, 2, 7)).to(stored)  # down to where float16 has few bits
+    ours, theirs = original.to(served), original.to(saved)
+    assert same_weight(ours, theirs) and same_weight(theirs, ours)
+    coarse = 2.0**-6
+    for change in (theirs * (1 + 2 * coarse), theirs + 1e-5, theirs.roll(1, 0), theirs[:, :6]):
+        assert not same_weight(ours, change), change.shape
+    one = theirs.clone()
+    one[4999, 6] *= 1 + coarse
+    assert not same_weight(ours, one)

@@ -183,7 +183,7 @@ def test_broken_configs(text, message, tmp_path):
     "option",
     [{"modules_to_save": ["lm_head"]}, {"init_lora_weights": "pissa_niter_16"}, {"trainable_token_indices": [3]},
      {"target_parameters": ["x"]}, {"use_qalora": True}, {"layer_replication": [[0, 1]]}, {"corda_config": {"a": 1}},
-     {"some_future_option": 1}],
+     {"some_future_option": 1, "peft_version": "99.0"}, {"use_mora": True}],
 )  # fmt: skip
 def test_options_not_served_are_refused_by_name(option, tmp_path):
     refused(with_config(sound(tmp_path), **option), next(iter(option)), UnsupportedMethodError)
