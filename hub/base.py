@@ -21,7 +21,7 @@ from graft.hub.errors import BaseModelError
 from graft.hub.identity import fingerprint
 from graft.hub.named_bases import base_source
 from graft.hub.quantization import keep_differentiable, loading
-from graft.hub.spec import BaseSpec, ModuleSpec, recorded_spec
+from graft.hub.spec import BaseSpec, ModuleSpec, recorded_spec, require_no_adapter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -126,6 +126,7 @@ def load_base(
     device = usable_device(device)
     if dtype is not None and dtype not in DTYPES:
         raise BaseModelError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
+    require_no_adapter(source)
     if Path(source).exists() and not (Path(source) / "config.json").exists():
         raise BaseModelError(
             f"{source} is no base folder: it has no config.json. If it holds what a base is made of, write one with "

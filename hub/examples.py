@@ -1,11 +1,12 @@
-"""Examples: what a task's data says, and the one way its text becomes token ids, in training and in evaluation.
+"""Examples: what a task's data says, and how it is read.
 
-A line of a JSONL file is `{"messages": [...]}` (the last message is the assistant's) or `{"prompt": ...,
+A line of a JSONL file (or an item of one JSON array) is `{"messages": [...]}` (the last message is the assistant's) or `{"prompt": ...,
 "completion": ...}` (strings, or messages), TRL's schemas; `"labels": [...]` lists a classification's choices. CSV files
 have the columns prompt, completion and labels (with | between them); Parquet files (with pyarrow) and Hugging Face data
 sets (hf:NAME, with `datasets`) either's columns. Torch-free. Knows neither batches nor scores.
 """
 
+import codecs
 import csv
 import hashlib
 import io
@@ -72,7 +73,9 @@ def source_name(path: str | Path) -> str:
 
 
 def parse_examples(data: bytes, source: str) -> list[Example]:
-    """The examples of JSONL bytes; `source` names them in errors. Raises DataError with the line."""
+    """The examples of JSONL bytes, or of one JSON array; `source` names them in errors. Raises DataError with the line."""
+    if (array := _array(data, source)) is not None:
+        return _some([parse_row(row, f"{source}, item {number}") for number, row in enumerate(array, start=1)], source)
     examples = []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
@@ -81,9 +84,23 @@ def parse_examples(data: bytes, source: str) -> list[Example]:
         try:
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except (UnicodeDecodeError, RecursionError, ValueError) as error:
-            raise DataError(f"{where}: not a line of JSON ({error}).") from None
+            hint = " An example stands on one line, whole (JSONL)." if line.strip() in (b"{", b"[") else ""
+            raise DataError(f"{where}: not a line of JSON ({error}).{hint}") from None
         examples.append(parse_row(row, where))
     return _some(examples, source)
+
+
+def _array(data: bytes, source: str) -> list[Any] | None:
+    """The items where the whole file is one JSON array, as fine-tuning data often comes; None for anything else."""
+    if not data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        return None
+    try:
+        found = json.loads(data.decode("utf-8-sig"))
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise DataError(
+            f"{source} begins as a JSON array and is none ({error}). Write one array of objects, or one object a line."
+        ) from None
+    return found if isinstance(found, list) else None
 
 
 def _parse_csv(data: bytes, source: str) -> list[Example]:
@@ -192,47 +209,6 @@ def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label for example in examples for label in example.labels))
 
 
-def encode(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """(prompt ids, completion ids), tokenised apart, so that every label of a prompt follows the same ids.
-
-    The completion has no end: training adds EOS (`end_of`), a label's score has none.
-    """
-    return encode_prompt(example.prompt, tokenizer), encode_completion(example.completion, tokenizer)
-
-
-def encode_prompt(prompt: str | Sequence[Message], tokenizer: Any) -> list[int]:
-    """A string as it stands, with what the tokenizer itself puts before a text (BOS); messages by the chat template."""
-    if isinstance(prompt, str):
-        ids = tokenizer.encode(prompt, add_special_tokens=True)
-        # A few tokenizers also close a text with EOS; a prompt goes on.
-        return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-    if not tokenizer.chat_template:
-        raise DataError(
-            "The data holds messages, but this base's tokenizer has no chat template. Use plain prompt and "
-            "completion strings, or a base that was trained to chat."
-        )
-    turns = [{"role": message.role, "content": message.content} for message in prompt]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def encode_completion(text: str, tokenizer: Any) -> list[int]:
-    """A completion's (or a label's) ids, without BOS or EOS."""
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def end_of(tokenizer: Any) -> int:
-    """The id that ends a completion. Raises DataError for a tokenizer without one."""
-    if tokenizer.eos_token_id is None:
-        raise DataError("This base's tokenizer has no EOS token, so a completion could never end. Set one first.")
-    return tokenizer.eos_token_id
-
-
-def cut_left(prompt_ids: Sequence[int], room: int) -> list[int]:
-    """The last `room` ids of a prompt: what is next to the completion stays."""
-    return list(prompt_ids[max(0, len(prompt_ids) - room) :])
-
-
 def _prompt(value: Any, where: str) -> str | tuple[Message, ...]:
     return value if isinstance(value, str) else tuple(_messages(value, where, "prompt"))
 
@@ -258,13 +234,23 @@ def _messages(value: Any, where: str, key: str) -> list[Message]:
         raise DataError(f'{where}: "{key}" must be text or a list of messages, not {_shown(value)}.')
     messages = []
     for item in value:
-        known = isinstance(item, dict) and isinstance(item.get("content"), str) and item.get("role") in ROLES
-        if not known:
+        content = _content(item.get("content")) if isinstance(item, dict) else None
+        if content is None or item.get("role") not in ROLES:
             raise DataError(
                 f'{where}: a message is {{"role": {"|".join(ROLES)}, "content": text}}, not {_shown(item)}.'
             )
-        messages.append(Message(item["role"], item["content"]))
+        messages.append(Message(item["role"], content))
     return messages
+
+
+def _content(value: Any) -> str | None:
+    """A message's text, which may come in parts of text, as the server takes it; None for anything else."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        return None
+    texts = [part.get("text") for part in value]
+    return "".join(texts) if texts and all(isinstance(text, str) for text in texts) else None
 
 
 def _labels(value: Any, completion: str, where: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from graft.hub.base import DTYPES, load_base, with_id
 from graft.hub.errors import BaseModelError
 from graft.hub.outputs import claim
-from graft.hub.spec import BaseSpec, record
+from graft.hub.spec import BaseSpec, record, require_no_adapter
 
 
 def import_base(
@@ -29,6 +29,7 @@ def import_base(
     if dtype not in DTYPES:
         raise BaseModelError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
     source, gguf_file = _locate(source, gguf_file)
+    require_no_adapter(source)
     claim(folder)
     temporary = folder.with_name(folder.name + ".importing")
     shutil.rmtree(temporary, ignore_errors=True)

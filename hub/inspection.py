@@ -18,10 +18,10 @@ from graft.hub.cards import split_card, task_of, valueless_claims
 from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, UnsupportedMethodError
 from graft.hub.methods import Method, recognise
 from graft.hub.methods.foreign import dropped_options
-from graft.hub.spec import BaseSpec
+from graft.hub.spec import ADAPTER_CONFIG, BaseSpec
 from graft.hub.tensorfile import TensorEntry, holds_only, mapped, read_header, require_finite
 
-CONFIG = "adapter_config.json"
+CONFIG = ADAPTER_CONFIG
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # HF PEFT's and AdapterHub's names
 PROVENANCE = "graft.json"
 CARD = "README.md"
@@ -74,6 +74,12 @@ def parse(folder: Path) -> Parsed:
     found, _ = read_header(weights)
     if not found:
         raise ArtifactError(f"{weights.name} holds no tensor at all: the adapter was saved empty.")
+    if empty := [name for name, entry in found.items() if not entry.numel]:
+        raise ArtifactError(
+            f"{weights.name} holds {_listed(empty)} without a single number (shape {list(found[empty[0]].shape)}): it was "
+            f"saved while its parameters were spread over processes (DeepSpeed's ZeRO-3, FSDP). Save it again with them "
+            f"gathered, such as by stage3_gather_16bit_weights_on_model_save."
+        )
     require_finite(weights, found)
     copies = {module: (name, found[name]) for name in found if (module := method.base_copy(name))}
     file_names = {method.canonical(raw, name): name for name in found if not method.base_copy(name)}

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graft.hub.encoding import cut_left, encode_completion, prompt_of
 from graft.hub.errors import DataError
-from graft.hub.examples import Example, cut_left, encode_completion, encode_prompt
+from graft.hub.examples import Example
 
 _LONGER = 1.5  # a generation may be so much longer than the longest reference
 
@@ -67,7 +68,7 @@ def named(number: int) -> str:
 
 
 def _prompt(example: Example, tokenizer: Any, room: int, where: str) -> tuple[int, ...]:
-    prompt = encode_prompt(example.prompt, tokenizer)
+    prompt = prompt_of(example, tokenizer, where)
     if not prompt:
         raise DataError(f"{where}: its prompt is no token of this base.")
     if room < 1:

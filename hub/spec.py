@@ -14,6 +14,7 @@ from pathlib import Path
 from graft.hub.arch import Parts, family_parts
 from graft.hub.errors import BaseModelError
 
+ADAPTER_CONFIG = "adapter_config.json"
 RECORD = "graft-base.json"  # the manifest beside the weights, left by `graft base import`
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -74,6 +75,18 @@ def require_source(source: str, names: Iterable[str]) -> None:
             f"There is no folder {source}, and it is no hub id such as ORG/NAME, nor one of {', '.join(names)} (which "
             f"`graft base import` fetches). Check --base."
         )
+
+
+def require_no_adapter(folder: str | Path) -> None:
+    """Raises BaseModelError for a folder that holds an adapter: transformers would put it onto the base, unasked."""
+    config = Path(folder) / ADAPTER_CONFIG
+    if config.is_file():
+        beside = (
+            "beside a base: move one of them to a folder of its own."
+            if (Path(folder) / "config.json").is_file()
+            else ("and no base. Give the folder of its base, and the adapter beside it (--adapter NAME=DIR).")
+        )
+        raise BaseModelError(f"{folder} holds an adapter ({ADAPTER_CONFIG}) {beside}")
 
 
 def record(folder: str | Path, spec: BaseSpec) -> None:

@@ -7,7 +7,7 @@ error has OpenAI's one shape, and no internals in it. Each request is served by 
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from typing import Any
@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException
 
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.http import request_id
-from graft.server import openapi
+from graft.server import cors, openapi
 from graft.server.answers import CHAT, COMPLETION, Shape, Writer, broken_message, error_body, public_message
 from graft.server.completions import Answer, Asked, Disconnected, asked_chat, asked_completion
 from graft.server.detokenize import Names
@@ -31,7 +31,23 @@ log = logging.getLogger("graft.server")
 
 MAX_BODY_BYTES = 32 << 20
 MAX_AT_ONCE = 256
+MAX_HEADER_CHARS = 1000
 RETRY_AFTER_S = 1
+_CHAT_INSTEAD = "use /v1/chat/completions, which takes the whole conversation every time."
+_V1 = "every path begins with /v1, so a client's base URL is http://HOST:PORT/v1."
+# Paths of other APIs, and what does here what they do.
+ELSEWHERE = {
+    "/v1/responses": _CHAT_INSTEAD,
+    "/v1/messages": _CHAT_INSTEAD,
+    "/v1/assistants": _CHAT_INSTEAD,
+    "/v1/threads": _CHAT_INSTEAD,
+    "/api/chat": _CHAT_INSTEAD,
+    "/api/generate": "use /v1/completions.",
+    "/v1/engines": "use /v1/models.",
+    "/v1/embeddings": "this server generates text only.",
+    "/generate": "use /v1/completions.",
+    **dict.fromkeys(("/chat/completions", "/completions", "/models", "/responses", "/v1/v1/chat/completions"), _V1),
+}
 EXTENSION = "graft"
 blueprint = Blueprint("v1", __name__)
 
@@ -48,9 +64,15 @@ class Service:
         self.room = threading.BoundedSemaphore(max_at_once)
 
 
-def create_app(engine: Engine, *, base_name: str | None = None, max_at_once: int = MAX_AT_ONCE) -> Flask:
+def create_app(
+    engine: Engine,
+    *,
+    base_name: str | None = None,
+    max_at_once: int = MAX_AT_ONCE,
+    cors_origins: Sequence[str] = (),
+) -> Flask:
     """`base_name`: what the bare base is called in `model` (default: its recorded id). `max_at_once`: completions under
-    way; more are told to come again, so that threads remain for everything else."""
+    way; more are told to come again, so that threads remain for everything else. `cors_origins`: whose pages may call."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -58,6 +80,7 @@ def create_app(engine: Engine, *, base_name: str | None = None, max_at_once: int
     app.extensions[EXTENSION] = Service(engine, base_name or engine.base.spec.id or "base", max_at_once)
     app.register_blueprint(blueprint)
     app.before_request(_begin)
+    cors.allow(app, cors_origins)
     app.after_request(_stamp)
     app.register_error_handler(GraftError, _on_graft_error)
     app.register_error_handler(HTTPException, _on_http_error)
@@ -257,6 +280,7 @@ def _body(schema) -> Any:
     if request.mimetype != "application/json":
         raise _UnsupportedMediaError("Send JSON, with the header Content-Type: application/json.")
     body = parse(schema, request.get_data())
+    g.ignored = body.ignored if isinstance(body, Generation) else []
     g.served = _as_known(body.model)
     return body
 
@@ -282,6 +306,7 @@ class _UnsupportedMediaError(GraftError):
 def _begin() -> None:
     g.request_id = request_id(request.headers.get("X-Request-Id", ""))
     g.served = Served()
+    g.ignored = []
 
 
 def _stamp(response: Response) -> Response:
@@ -290,8 +315,14 @@ def _stamp(response: Response) -> Response:
         response.headers["X-Adapter-Digest"] = g.served.digest
     if g.served.revision:
         response.headers["X-Adapter-Revision"] = g.served.revision
+    if g.ignored:
+        response.headers["X-Ignored-Fields"] = ", ".join(map(_header_word, g.ignored))[:MAX_HEADER_CHARS]
     service().engine.metrics.answered(request.url_rule.rule if request.url_rule else "none", response.status_code)
     return response
+
+
+def _header_word(text: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in text)
 
 
 def _failure(status: int, message: str, code: str | None, param: str | None = None) -> Response:
@@ -313,7 +344,7 @@ def _on_http_error(error: HTTPException) -> Response:
     if status < 400:  # a redirect on its way out
         return error.get_response()
     message = {
-        404: f"There is no {request.path} here: see /openapi.json.",
+        404: f"There is no {request.path} here: {ELSEWHERE.get(request.path.rstrip('/'), 'see /openapi.json.')}",
         405: f"{request.path} takes {', '.join(sorted(getattr(error, 'valid_methods', None) or ()))} only.",
         413: f"The body is larger than {MAX_BODY_BYTES} bytes.",
     }.get(status, error.description or error.name)

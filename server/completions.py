@@ -5,18 +5,18 @@ serves the HTTP request. Stop strings are found here, in the text; the engine kn
 (answers.py) and no HTTP.
 """
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from jinja2 import TemplateError
-
+from graft.hub.encoding import TemplateRefusalError, encode_prompt
 from graft.hub.errors import GraftError
-from graft.hub.examples import Message, encode_prompt
+from graft.hub.examples import Message
 from graft.server.detokenize import Detokenizer, StopStrings, certain, decode
 from graft.server.engine import Engine
-from graft.server.requests import Finished, Request, Scored, Served, Started, Stream
+from graft.server.requests import Finished, Request, Scored, Served, Started, Stream, TooLongError
 from graft.server.sampling import Sampling, Token
 from graft.server.schemas import BadField, ChatBody, CompletionBody, Generation
 from graft.server.work import stop_ids
@@ -60,11 +60,16 @@ def asked_chat(body: ChatBody, engine: Engine, base_name: str) -> Asked:
             f"{base_name} has no chat template, so it can't take messages: use /v1/completions with a prompt.",
             "messages",
         )
+    used = [
+        key for key in body.chat_template_kwargs if re.search(rf"\b{re.escape(key)}\b", str(tokenizer.chat_template))
+    ]
+    if used:
+        raise BadField(f"chat_template_kwargs is not supported here: leave {used[0]} out.", "chat_template_kwargs")
     turns = [Message("system" if turn.role == "developer" else turn.role, turn.text) for turn in body.messages]
     try:
         prompt = encode_prompt(turns, tokenizer)
-    except TemplateError as error:
-        raise BadField(f"The base's chat template refuses these messages: {error}.", "messages") from None
+    except TemplateRefusalError as error:
+        raise BadField(str(error), "messages") from None
     if not prompt:
         raise BadField("The base's chat template makes nothing of these messages.", "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -101,8 +106,9 @@ def _asked(
     if max(len(prompt) for prompt in prompts) + (max_tokens or 0) > longest:
         most = max(len(prompt) for prompt in prompts)
         param = "max_tokens" if most < longest else "messages" if isinstance(body, ChatBody) else "prompt"
-        raise BadField(
-            f"This server takes up to {longest} tokens; the prompt has {most}, and max_tokens={max_tokens or 0}.", param
+        raise TooLongError(
+            f"This server's maximum context length is {longest} tokens; the prompt has {most}, and max_tokens={max_tokens or 0}.",
+            param,
         )
     requests = [
         Request(

@@ -44,6 +44,7 @@ from graft.server.requests import (
     Result,
     Served,
     Stream,
+    TooLongError,
 )
 from graft.server.residency import VIRTUAL_SHARE, Residency, Resident
 from graft.server.runner import make_runner
@@ -186,7 +187,7 @@ class Engine:
         self._new_tokens(request, 0)
 
     def _new_tokens(self, request: Request, virtual: int) -> int:
-        """How many tokens a request may get beside an adapter's virtual ones. Raises RequestError without room."""
+        """How many tokens a request may get beside an adapter's virtual ones. Raises TooLongError without room."""
         usable = (self.blocks.count - 1) - (self.blocks.count - 1) // VIRTUAL_SHARE - 1
         prompt = len(request.prompt)
         room = min(self.sizes.max_model_len, usable * BLOCK_ROWS) - prompt - virtual
@@ -194,12 +195,12 @@ class Engine:
         total = prompt + new + virtual
         beside = f" and the adapter's {virtual} virtual tokens" if virtual else ""
         if total > self.sizes.max_model_len:
-            raise RequestError(
+            raise TooLongError(
                 f"{prompt} prompt tokens{beside} and max_tokens={new} make {total}; "
                 f"this server takes up to {self.sizes.max_model_len}."
             )
         if total > usable * BLOCK_ROWS:
-            raise RequestError(f"{total} tokens don't fit into the KV cache ({usable * BLOCK_ROWS}; --kv-bytes).")
+            raise TooLongError(f"{total} tokens don't fit into the KV cache ({usable * BLOCK_ROWS}; --kv-bytes).")
         return new
 
     # What Residency asks (residency.Work)

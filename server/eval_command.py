@@ -67,6 +67,7 @@ def evaluate(
 
     from graft.hub.base import load_base
     from graft.hub.dtype_choice import chosen_dtype
+    from graft.hub.encoding import spaces_at_the_join
     from graft.hub.metrics import get_metric
     from graft.server.speed import evaluating
 
@@ -76,6 +77,8 @@ def evaluate(
     base = load_base(folder, device=device, dtype=dtype)
     keeper = Scorekeeper(registry, _scoring(slug, digest, metric, base), local_user())
     run = _Run(keeper)
+    if note := spaces_at_the_join(examples):
+        run.say(f"note: {note}")
     chosen = scorekeeping.of_task(registry, slug, base.spec, run.say) if entrants is None else entrants
     known = {} if again else keeper.known(chosen)
     missing = [entrant.model for entrant in chosen if entrant not in known]

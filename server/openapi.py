@@ -4,15 +4,8 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from graft.server.schemas import (
-    IGNORED,
-    MESSAGE_IGNORED,
-    NEUTRAL,
-    AdapterBody,
-    ChatBody,
-    CompletionBody,
-    PinBody,
-)
+from graft.server.fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL
+from graft.server.schemas import AdapterBody, ChatBody, CompletionBody, PinBody
 
 _BODIES = (CompletionBody, ChatBody, AdapterBody, PinBody)
 _SCHEMAS = "#/components/schemas/"
@@ -98,6 +91,5 @@ def _as_sent(schema: dict[str, Any], name: str) -> dict[str, Any]:
         properties |= {key: {"description": "Accepted, and of no effect."} for key in sorted(IGNORED)}
         properties |= {key: {"enum": [None, *values]} for key, values in NEUTRAL.items()}
     if name == "MessageBody":
-        properties |= {key: {"description": "Accepted, and of no effect."} for key in sorted(MESSAGE_IGNORED)}
-        properties["tool_calls"] = {"enum": [None, []]}
+        properties |= {key: {"enum": [None, *values]} for key, values in MESSAGE_NEUTRAL.items()}
     return schema | {"properties": properties}

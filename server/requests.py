@@ -19,6 +19,16 @@ class RequestError(GraftError):
     code = "invalid_request"
 
 
+class TooLongError(RequestError):
+    """Prompt and answer are longer than a sequence may be. Clients shorten a conversation on this very code."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
 class EngineError(GraftError):
     """The engine failed at a step; only the requests of that step are lost."""
 

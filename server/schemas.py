@@ -1,10 +1,10 @@
-"""The bodies that clients send, checked field by field: what is known, what is refused, what may be ignored.
+"""The bodies that clients send, checked field by field (fields.py says what becomes of fields that are not ours).
 
 A mistake becomes a BadField that names the field. `null` means "not given", as in OpenAI's API. Knows no engine.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from graft.server.fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL, meant, refused
 from graft.server.requests import RequestError
 
 MAX_CHOICES = 1024  # prompts x n of one request
@@ -29,29 +30,6 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 INT64 = 1 << 63
-
-# OpenAI's fields that don't change what is generated here: accepted, and left aside.
-IGNORED = frozenset(
-    ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-)
-# Fields that would change it: accepted only with the values that leave it as it is.
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "suffix": ("",),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-}
-MESSAGE_IGNORED = frozenset(("type", "name", "refusal", "annotations", "tool_calls"))  # as answers come back
 
 
 class BadField(RequestError):
@@ -120,12 +98,16 @@ class Body(BaseModel):
 class StreamOptions(Body):
     """What a stream carries besides the text."""
 
+    model_config = ConfigDict(extra="ignore")
+
     include_usage: bool = False
     include_obfuscation: bool = False  # accepted; nothing is padded here
 
 
 class Generation(Body):
-    """What completions and chat have in common."""
+    """What completions and chat have in common. Fields that nobody here knows are kept apart, as `ignored`."""
+
+    model_config = ConfigDict(extra="allow")
 
     model: Text
     n: int = Field(1, ge=1, le=MAX_N)
@@ -144,13 +126,23 @@ class Generation(Body):
     @model_validator(mode="before")
     @classmethod
     def _known_to_openai(cls, given: Any) -> Any:
-        """Drop what may be ignored; refuse by name what can't be honoured."""
+        """Drop what may be ignored; refuse by name what can't be honoured, and what is meant for a field of ours."""
         if not isinstance(given, dict):
             return given
-        for key in NEUTRAL.keys() & given.keys():
-            if given[key] is not None and given[key] not in NEUTRAL[key]:
-                raise BadField(f"{key} is not supported here: leave it out.", key)
-        return {key: value for key, value in given.items() if key not in IGNORED and key not in NEUTRAL}
+        neutral = {key: value for key, value in NEUTRAL.items() if key not in cls.model_fields}
+        if key := refused(given, neutral):
+            raise BadField(f"{key} is not supported here: leave it out.", key)
+        rest = {key: value for key, value in given.items() if key not in IGNORED and key not in neutral}
+        open_fields = cls.model_fields.keys() - rest.keys()
+        for key in rest.keys() - cls.model_fields.keys():
+            if rest[key] is not None and (name := meant(key, open_fields)):
+                raise BadField(f"Unknown field {key!r}: did you mean {name!r}?", key)
+        return rest
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields that were given and that nobody here knows."""
+        return sorted(self.model_extra or ())
 
     @model_validator(mode="after")
     def _consistent(self) -> "Generation":
@@ -178,12 +170,16 @@ class CompletionBody(Generation):
 class TextPart(Body):
     """A part of a message's content."""
 
+    model_config = ConfigDict(extra="ignore")
+
     type: Literal["text"]
     text: Text
 
 
 class MessageBody(Body):
     """One turn. `content` may come in parts of text, which are put together."""
+
+    model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
@@ -193,13 +189,11 @@ class MessageBody(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_answers_come_back(cls, given: Any) -> Any:
-        """Fields that an earlier answer carries and that say nothing here."""
-        if not isinstance(given, dict):
-            return given
-        if given.get("tool_calls"):
-            raise ValueError("tool calls are not supported here")
-        return {key: value for key, value in given.items() if key not in MESSAGE_IGNORED}
+    def _honoured(cls, given: Any) -> Any:
+        """Refuse by name what would change the prompt. What an earlier answer carries besides says nothing here."""
+        if isinstance(given, dict) and (key := refused(given, MESSAGE_NEUTRAL)):
+            raise ValueError(f"{key} is not supported here: leave it out")
+        return given
 
     @property
     def text(self) -> str:
@@ -213,6 +207,10 @@ class ChatBody(Generation):
     max_completion_tokens: int | None = Field(None, ge=0, lt=INT64)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    echo: Literal[False] = False  # of completions; accepted where it asks nothing
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Only what the base's template doesn't use."
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> "ChatBody":

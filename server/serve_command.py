@@ -50,6 +50,13 @@ DEFAULT_REGISTRY = Path("registry.db")
 @click.option("--kv-bytes", type=Size(), help="Memory of the KV cache.")
 @click.option("--adapter-host-bytes", type=Size(), help="Host memory of all adapters.")
 @click.option("--adapter-device-bytes", type=Size(), help="Device memory of all adapters.")
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="URL",
+    help="Pages of it may call from a browser; '*': any. Repeatable.",
+)
 @click.option("--allow-base-mismatch", is_flag=True, help="Serve adapters that were made for another base.")
 def serve(
     base_name: str,
@@ -68,6 +75,7 @@ def serve(
     kv_bytes: int | None,
     adapter_host_bytes: int | None,
     adapter_device_bytes: int | None,
+    cors_origins: tuple[str, ...],
     allow_base_mismatch: bool,
 ) -> None:
     """Serve a base; the adapter is chosen per request, by `model`."""
@@ -105,7 +113,7 @@ def serve(
         with Engine(base, local, shelf, options) as engine:
             ending.engine = engine
             name = base.spec.id or Path(base_name).name
-            app = create_app(engine, base_name=name, max_at_once=max_requests)
+            app = create_app(engine, base_name=name, max_at_once=max_requests, cors_origins=cors_origins)
             _answer(http_server(app, host, port, max_requests), base, name, host)
     except KeyboardInterrupt:
         pass

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graft.hub.encoding import cut_left, encode, end_of
 from graft.hub.errors import DataError
-from graft.hub.examples import Example, cut_left, encode, end_of
+from graft.hub.examples import Example
 from graft.hub.forms import CacheRows, Form, InputRows
 
 _POOL = 16  # batches whose sequences are sorted by length together

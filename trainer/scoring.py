@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from graft.hub.base import Base
-from graft.hub.examples import Example, end_of
+from graft.hub.encoding import end_of
+from graft.hub.examples import Example
 from graft.hub.forms import Form
 from graft.hub.metrics import Metric, Score, score
 from graft.hub.scoring import LabelGroup, label_groups, named, text_of, text_prompts

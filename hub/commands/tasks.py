@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 
 from graft.hub.commands.shared import day, local_user, opened, placed, print_json, print_table
+from graft.hub.encoding import spaces_at_the_join
 from graft.hub.errors import DataError
+from graft.hub.examples import parse_examples
 from graft.hub.metrics import METRICS
 
 
@@ -29,6 +31,8 @@ def add(
     except OSError as error:
         raise DataError(f"{data} can't be read: {error.strerror}.") from None
     registry = opened(registry_path, hub_url, create=True)
+    if note := spaces_at_the_join(parse_examples(examples, str(data))):
+        click.echo(f"note: {note}", err=True)
     made = registry.add_task(slug, metric, examples, description, user=local_user())
     if as_json:
         print_json(made)

@@ -7,18 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from graft.hub.encoding import cut_left, encode, encode_prompt
 from graft.hub.errors import DataError
-from graft.hub.examples import (
-    Example,
-    cut_left,
-    data_hash,
-    encode,
-    encode_prompt,
-    labels_of,
-    load_examples,
-    parse_examples,
-    source_name,
-)
+from graft.hub.examples import Example, data_hash, labels_of, load_examples, parse_examples, source_name
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"

@@ -72,7 +72,7 @@ def live(base, tmp_path_factory):
         ({"stop_token_ids": [300]}, "stop_token_ids"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"presence_penalty": 1}, "presence_penalty"),
-        ({"no_such_field": 1}, "no_such_field"),
+        ({"temprature": 1}, "temprature"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": [5, 300]}, "prompt"),

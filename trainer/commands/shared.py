@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import click
 from rich.console import Console
 
+from graft.hub.encoding import spaces_at_the_join
 from graft.hub.examples import load_examples
 from graft.hub.methods import METHODS
 from graft.hub.spec import recorded_spec
@@ -99,7 +100,8 @@ def check_early(plan: Plan) -> None:
         check_against_spec(plan, spec)
     read = functools.cache(load_examples)  # a plan's adapters share files
     for adapter in plan.adapters:
-        read(adapter.data)
+        if note := spaces_at_the_join(read(adapter.data)):
+            console.print(f"note: {adapter.data}: {note}", markup=False, highlight=False)
         metric_of(adapter, read(adapter.eval_data) if adapter.eval_data else [])
 
 

@@ -1,0 +1,37 @@
+"""Pages of other origins that may call this server from a browser. Without any, browsers keep all of them off."""
+
+from collections.abc import Sequence
+
+from flask import Flask, Response, request
+
+EXPOSED = "X-Request-Id, X-Adapter-Digest, X-Adapter-Revision, X-Ignored-Fields, Retry-After"
+MAX_AGE_S = 3600
+
+
+def allow(app: Flask, origins: Sequence[str]) -> None:
+    """Answer browsers for pages of `origins` ("*": of any), such as "http://localhost:3000"."""
+
+    def allowed() -> str | None:
+        origin = request.headers.get("Origin")
+        return "*" if origin and "*" in origins else origin if origin in origins else None
+
+    def preflight() -> Response | None:
+        if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers or not allowed():
+            return None
+        response = Response(status=204)
+        response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+        response.headers["Access-Control-Allow-Headers"] = request.headers.get("Access-Control-Request-Headers", "*")
+        response.headers["Access-Control-Max-Age"] = str(MAX_AGE_S)
+        if request.headers.get("Access-Control-Request-Private-Network") == "true":
+            response.headers["Access-Control-Allow-Private-Network"] = "true"
+        return response
+
+    def stamp(response: Response) -> Response:
+        response.headers.add("Vary", "Origin")
+        if (origin := allowed()) is not None:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = EXPOSED
+        return response
+
+    app.before_request(preflight)
+    app.after_request(stamp)

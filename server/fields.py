@@ -1,0 +1,98 @@
+"""Fields of other APIs and servers that clients send here: which are left aside, and which are refused by name.
+
+A field that nobody here knows is left aside, as OpenAI-compatible servers do, and named in the answer's header
+X-Ignored-Fields. Refused is what would silently give another answer than was asked for: a field that is known to change
+it and is not honoured, one that other servers call otherwise, and a slip of the finger for one of ours.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# Known, and of no effect on what is generated here.
+IGNORED = frozenset(
+    ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+)
+# Would change the answer: accepted only with the values that leave it as it is.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "suffix": ("",),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "top_a": (0,),
+    "logit_bias": ({},),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "use_beam_search": (False,),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": ({},),
+    "guided_json": (),
+    "guided_regex": ("",),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
+    "grammar": ("",),
+    "json_schema": ({},),
+    "modalities": (["text"],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "documents": ([],),
+    "chat_template": ("",),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
+    "web_search_options": (),
+    "prompt_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+}
+MESSAGE_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "tool_calls": ([],),
+    "tool_call_id": (),
+    "function_call": (),
+    "prefix": (False,),
+    "partial": (False,),
+}
+# What other servers call a field of ours.
+ELSEWHERE_CALLED = {
+    "max_new_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "max_length": "max_tokens",
+    "max_gen_len": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "stop_sequences": "stop",
+    "stop_strings": "stop",
+    "random_seed": "seed",
+    "num_return_sequences": "n",
+}
+_SLIP_CHARS = 6  # shorter names are one letter apart without being meant for each other
+
+
+def refused(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> str | None:
+    """The first field that would change the answer and is not honoured."""
+    return next((key for key in neutral if given.get(key) is not None and given[key] not in neutral[key]), None)
+
+
+def meant(key: str, known: Collection[str]) -> str | None:
+    """The one of `known` (fields that are not given) which an unknown key is meant for, None where it is for none."""
+    if ELSEWHERE_CALLED.get(key) in known:
+        return ELSEWHERE_CALLED[key]
+    return next((name for name in sorted(known) if _folded(key) == _folded(name) or _one_slip(key, name)), None)
+
+
+def _folded(name: str) -> str:
+    """Without what spellings differ in: maxTokens, max-tokens."""
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def _one_slip(one: str, other: str) -> bool:
+    """Whether one letter too many, too few, a wrong one, or two in the wrong order make the difference."""
+    if min(len(one), len(other)) < _SLIP_CHARS or abs(len(one) - len(other)) > 1 or one == other:
+        return False
+    start = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    a, b = one[start:], other[start:]
+    return a[1:] == b or a == b[1:] or a[1:] == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
