@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub import errors as hf
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 
@@ -47,6 +47,7 @@ T = TypeVar("T")
 
 TIMEOUT_S = 60
 MAX_PULL_BYTES = MAX_WEIGHTS_BYTES + (1 << 30)  # the largest adapter, and what lies beside its weights
+LARGE_BY_LFS = {"X-Graft-Uploads": "lfs"}  # asks graft's own hub for it (web/lfs.py); another one takes no notice
 BASE_LABEL = "base_model:adapter:"
 # Query.sort -> what the protocol calls it. Hubs other than ours know no score.
 SORTS: dict[str, Any] = {
@@ -77,7 +78,7 @@ class RemoteRegistry:
         if not url.startswith(("http://", "https://")):
             raise GraftError(f"{url!r} is no URL of a hub: it starts with http:// or https://.")
         self.url = url.rstrip("/")
-        self.client = HfApi(endpoint=self.url, token=token)
+        self.client = HfApi(endpoint=self.url, token=token, headers=LARGE_BY_LFS)
 
     # Adapters
 
@@ -94,7 +95,7 @@ class RemoteRegistry:
         """As Registry.publish; who publishes is known by the token. The adapter is proven here before it travels."""
         folder = Path(folder)
         inspect_artifact(folder, None)
-        with staged(folder) as (sent, spec), _answering(self.url), self._made(name, private):
+        with staged(folder) as (sent, spec), _answering(self.url), self._made(name, private), self._large_by_lfs():
             if spec is not None:
                 self._offer_base(spec)
             title, _, rest = message.partition("\n")
@@ -108,6 +109,18 @@ class RemoteRegistry:
             for tag in tags:
                 self.client.create_tag(name, tag=tag, revision=made.oid)
         return self.resolve(f"{name}@{made.oid}")
+
+    @contextmanager
+    def _large_by_lfs(self) -> Iterator[None]:
+        """A graft hub takes large files by LFS, piece by piece, from a client that doesn't turn to xet instead."""
+        xet = constants.HF_HUB_DISABLE_XET
+        with suppress(GraftError):  # a hub without accounts: another one than graft's
+            if self._call("GET", "/api/whoami-v2", lambda me: me["auth"]["accessToken"]["displayName"]) == "graft":
+                constants.HF_HUB_DISABLE_XET = True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_DISABLE_XET = xet
 
     def require_writer(self, names: Iterable[str]) -> None:
         """Whether this hub would let this token publish under `names`, to be known before the work.

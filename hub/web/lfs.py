@@ -24,12 +24,19 @@ from graft.hub.web.protocol import body, count_field, text_field, writable
 blueprint = Blueprint("lfs", __name__)
 
 PART_BYTES = 64 << 20  # files that are larger travel in parts, where the client knows how
+ASKED = {"X-Graft-Uploads": "lfs"}  # the header of a client that sends large files this way if the hub wants it
 SIGNATURE_LIFE_S = 3600
 
 
 def uploaded(oid: str) -> bool:
     """Whether the caller may name these bytes. Those of others look absent: a hash is no proof of knowing them."""
     return registry().blobs.has(oid) and access.may_name(registry().db, caller(), oid)
+
+
+def wanted(size: int) -> bool:
+    """Whether a file of this size shall come this way, which takes no client's memory: only where a client has asked, since
+    those with xet installed would go to a xet server that isn't there."""
+    return size > PART_BYTES and all(request.headers.get(key) == value for key, value in ASKED.items())
 
 
 @blueprint.post("/<namespace>/<name>.git/info/lfs/objects/batch")

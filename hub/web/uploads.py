@@ -1,8 +1,8 @@
 """The writing half of the Hugging Face Hub protocol: card check, preupload, commit.
 
 Every file is asked for as "regular": its bytes come base64 inside the commit, so neither xet nor LFS nor their
-environment variables matter. LFS (lfs.py) stays open for clients that insist on it. Whatever the way in, the bytes go
-through the store and one `Registry.commit`.
+environment variables matter. LFS (lfs.py) stays open for clients that insist on it, and is asked for of graft's own, which
+would else hold a large file in memory. Whatever the way in, the bytes go through the store and one `Registry.commit`.
 """
 
 import base64
@@ -19,7 +19,7 @@ from graft.hub.errors import ArtifactError, GraftError
 from graft.hub.leftovers import LeftOut, left_out, listed, require_no_pickled_adapter
 from graft.hub.web import ndjson
 from graft.hub.web.context import caller, endpoint, expect_files, registry, unquoted
-from graft.hub.web.lfs import uploaded
+from graft.hub.web.lfs import uploaded, wanted
 from graft.hub.web.protocol import MODEL, body, count_field, text_field, writable
 
 blueprint = Blueprint("uploads", __name__)
@@ -61,9 +61,7 @@ def preupload(namespace: str, name: str, revision: str) -> Response:
         if aside[path] is None:
             check_size(path, size, registry().max_weights_bytes)
             check_start(path, start)
-    response = jsonify(
-        {"files": [_preuploaded(path, aside[path] is not None, known.get(path)) for path, _, _ in given]}
-    )
+    response = jsonify({"files": [_preuploaded(file, aside[file[0]] is not None, known) for file in given]})
     if leftovers := [found for found in aside.values() if found]:
         response.headers["X-HF-Warning"] = _warning(repo.name, leftovers)
     return response
@@ -77,9 +75,11 @@ def _offered(file: Any) -> tuple[str, int, bytes]:
     return path, count_field(file, "size"), _decoded(path, text_field(file, "sample", ""))
 
 
-def _preuploaded(path: str, ignored: bool, oid: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"path": path, "uploadMode": "regular", "shouldIgnore": ignored}
-    return found | ({"oid": oid} if oid else {})
+def _preuploaded(file: tuple[str, int, bytes], ignored: bool, known: dict[str, str]) -> dict[str, Any]:
+    path, size, _ = file
+    mode = "lfs" if wanted(size) else "regular"
+    found: dict[str, Any] = {"path": path, "uploadMode": mode, "shouldIgnore": ignored}
+    return found | ({"oid": known[path]} if path in known else {})
 
 
 def _warning(repo: str, leftovers: list[LeftOut]) -> str:

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -171,24 +172,28 @@ def test_a_score_is_of_the_stored_revision(
 
 
 def test_what_a_hub_refuses_of_a_run_costs_no_other_score(
-    hub: str, registry: Registry, adapter: Path, tmp_path: Path, lora_folder, capsys
+    hub: str, registry: Registry, adapter: Path, tmp_path: Path, lora_folder
 ) -> None:
     """`graft eval --hub` by somebody who is no admin: their adapters' scores are kept, the base's is left out."""
     from graft.hub.access import create_token, first_admin
-    from graft.server.eval_command import _recorded
+    from graft.server.scorekeeping import BARE, Scorekeeper
 
     first_admin(registry.db, "root")
     task = registry.add_task("news-topic", "accuracy", EVAL_SET, "")
-    registry.publish(adapter, "ann/news")
-    registry.publish(lora_folder(tmp_path / "b", seed=1), "bob/news")
-    shared = {"task": task.slug, "data_hash": task.data_hash, "metric": "accuracy", "n": 1}
-    of_base = {"repo": None, "revision": None, "digest": None, "base_fingerprint": "f" * 64}
-    scores = [{**shared, **of_base, "value": 0.5}]
-    scores += [{**shared, "repo": name, "value": value} for name, value in (("bob/news", 0.6), ("ann/news", 0.9))]
+    ours = registry.publish(adapter, "ann/news")
+    theirs = registry.publish(lora_folder(tmp_path / "b", seed=1), "bob/news")
     ann = RemoteRegistry(hub, token=create_token(registry.db, "ann", "write"))
-    [(refused, why)] = _recorded(ann, scores)
-    assert refused == "bob/news" and "may not write" in str(why)
-    assert "bare base's score was not recorded" in capsys.readouterr().err
+    shared = {"task": task.slug, "data_hash": task.data_hash, "metric": "accuracy", "engine": "test"}
+    keeper = Scorekeeper(ann, shared | {"base_fingerprint": "f" * 64}, "ann")
+    for revision, value in ((None, 0.5), (theirs, 0.6), (ours, 0.9)):
+        model = revision and f"{revision.repo}@{revision.id}"
+        served = SimpleNamespace(revision=revision and revision.id, digest=revision and revision.digest)
+        score = SimpleNamespace(value=value, low=0.1, high=1.0, n=1)
+        keeper.record(SimpleNamespace(model=model, served=served, score=score, seconds=1.0, p=None), 3)
+    said: list[str] = []
+    [(refused, why)] = keeper.unrecorded(shelf=False, say=said.append).items()
+    assert refused == "bob/news" and "may not write" in why
+    assert len(said) == 1 and BARE in said[0]
     assert [row.evaluation.repo for row in registry.leaderboard("news-topic")] == ["ann/news"]
 
 

@@ -20,13 +20,14 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub import HfApi
 
-from graft.hub.access import first_admin
+from graft.hub.access import create_token, first_admin
 from graft.hub.cli import main
 from graft.hub.commits import MAX_WEIGHTS_BYTES
 from graft.hub.errors import ArtifactError, TooLargeError
 from graft.hub.folder import contents
 from graft.hub.registry import Registry
 from graft.hub.remote import RemoteRegistry
+from graft.hub.web import lfs
 from graft.hub.web.app import create_app
 
 KEPT = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "trainer_state.json", "plot.png", "LICENSE")
@@ -269,6 +270,19 @@ revision = registry.publish(folder, "ann/large")
 assert revision.bytes > 100_000_000, revision
 registry.pull("ann/large", sys.argv[3])
 """
+
+
+def test_large_weights_go_to_a_hub_in_parts(hub: str, registry: Registry, adapter: Path, monkeypatch) -> None:
+    """graft's own client takes the way that holds no whole file in memory; others' are asked for what they can do."""
+    monkeypatch.setattr(lfs, "PART_BYTES", 1500)
+    revision = RemoteRegistry(hub, token=first_admin(registry.db, "ann")).publish(adapter, "ann/parts")
+    assert registry.db.execute("SELECT count(*) FROM uploads WHERE who = 'ann'").fetchone()[0] == 1
+    assert registry.tree(revision.id) == registry.tree(registry.publish(adapter, "ann/whole").id)
+    asked = {"files": [{"path": "adapter_model.safetensors", "size": 9999, "sample": ""}]}
+    client, token = create_app(registry).test_client(), create_token(registry.db, "ann", "write")
+    bearer = {"Authorization": f"Bearer {token}"}
+    [answer] = client.post("/api/models/ann/parts/preupload/main", json=asked, headers=bearer).json["files"]
+    assert answer["uploadMode"] == "regular"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits a process's memory as Linux does")
