@@ -19,7 +19,7 @@ from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, Unsup
 from graft.hub.methods import Method, recognise
 from graft.hub.methods.foreign import dropped_options
 from graft.hub.spec import ADAPTER_CONFIG, BaseSpec
-from graft.hub.tensorfile import TensorEntry, holds_only, mapped, read_header, require_finite
+from graft.hub.tensorfile import TensorEntry, holds_only, pieces, read_header, require_finite
 
 CONFIG = ADAPTER_CONFIG
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # HF PEFT's and AdapterHub's names
@@ -198,10 +198,10 @@ def digest(parsed: Parsed) -> str:
     total = hashlib.sha256()
     identity = parsed.method.identity(parsed.config)
     total.update(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode())
-    data = mapped(parsed.weights)
     for name, entry in sorted(parsed.entries.items()):
         total.update(f"\n{name} {entry.dtype} {list(entry.shape)} ".encode())
-        total.update(data[entry.start : entry.stop])
+        for piece in pieces(parsed.weights, entry):
+            total.update(piece)
     return total.hexdigest()
 
 

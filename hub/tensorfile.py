@@ -25,7 +25,7 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, old and new
 LFS_POINTER = b"version "  # how the note begins that a clone without LFS has in place of a file
-_CHUNK = 1 << 22  # values checked at once
+_PIECE_BYTES = 1 << 22  # a multiple of every value's size
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
 def require_finite(path: Path, entries: dict[str, TensorEntry]) -> None:
     """Raise ArtifactError naming the first tensor that holds a NaN or an infinity."""
-    data = np.asarray(mapped(path))
     for name, entry in entries.items():
-        if entry.dtype in ("F64", "F32", "F16", "BF16") and not _finite(data[entry.start : entry.stop], entry.dtype):
+        if entry.dtype in ("F64", "F32", "F16", "BF16") and not all(map(_finite, _values(path, entry))):
             raise ArtifactError(
                 f"{path.name}: tensor {name} holds NaN or infinite values, so the adapter would answer "
                 f"nonsense. Its training diverged or the file is damaged; train it again."
@@ -94,18 +93,30 @@ def require_finite(path: Path, entries: dict[str, TensorEntry]) -> None:
 
 def holds_only(path: Path, entry: TensorEntry, value: float) -> bool:
     """Whether every element of a floating-point tensor is `value`."""
-    raw = np.asarray(mapped(path)[entry.start : entry.stop])
     if entry.dtype == "BF16":  # the upper half of a float32
         wanted, sign = np.float32(value).view(np.uint32) >> 16, 0x7FFF if value == 0 else 0xFFFF
-        return all(bool(((piece & sign) == wanted).all()) for piece in _pieces(raw.view("<u2")))
-    return entry.dtype in _NUMPY and all(
-        bool((piece == value).all()) for piece in _pieces(raw.view(_NUMPY[entry.dtype]))
-    )
+        return all(bool(((piece & sign) == wanted).all()) for piece in _values(path, entry))
+    return entry.dtype in _NUMPY and all(bool((piece == value).all()) for piece in _values(path, entry))
 
 
-def mapped(path: Path) -> memoryview:
-    """The bytes of a file, mapped, not copied: an entry's lie at [start:stop], little-endian."""
-    return memoryview(np.memmap(path, dtype=np.uint8, mode="r"))
+def pieces(path: Path, entry: TensorEntry) -> Iterator[bytes]:
+    """A tensor's bytes, little-endian, a few MiB at a time: an adapter may be larger than memory."""
+    with path.open("rb") as file:
+        file.seek(entry.start)
+        for start in range(entry.start, entry.stop, _PIECE_BYTES):
+            yield file.read(min(_PIECE_BYTES, entry.stop - start))
+
+
+def _values(path: Path, entry: TensorEntry) -> Iterator[np.ndarray]:
+    """A floating-point tensor's values in pieces; of bf16, which numpy doesn't have, the bits."""
+    kind = _NUMPY.get(entry.dtype, "<u2")
+    return (np.frombuffer(piece, kind) for piece in pieces(path, entry))
+
+
+def _finite(values: np.ndarray) -> bool:
+    if values.dtype.kind == "u":  # bf16: all exponent bits set means infinite or NaN
+        return not ((values & 0x7F80) == 0x7F80).any()
+    return bool(np.isfinite(values).all())
 
 
 def _entry(path: Path, name: str, raw: object, data_start: int) -> TensorEntry:
@@ -135,17 +146,6 @@ def _require_gapless(path: Path, entries: dict[str, TensorEntry], start: int, si
         raise _broken(path, f"it has {size} bytes where its header promises {position}; it was cut off")
     if position < size:
         raise _broken(path, f"{size - position} bytes follow the last tensor")
-
-
-def _finite(raw: np.ndarray, dtype: str) -> bool:
-    if dtype == "BF16":  # numpy has no bf16: all exponent bits set means infinite or NaN
-        return all(not ((piece & 0x7F80) == 0x7F80).any() for piece in _pieces(raw.view("<u2")))
-    return all(np.isfinite(piece).all() for piece in _pieces(raw.view(_NUMPY[dtype])))
-
-
-def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:
-    """So that what is computed of a large tensor takes little memory."""
-    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 
 def _naturals(value: object) -> bool:
