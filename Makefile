@@ -38,7 +38,7 @@ bench: $(VENV)/.benched
 # Torch first and by its exact name: a plain `torch`, or one pulled in by another package, may bring
 # gigabytes of CUDA where a CPU build is wanted.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graft needs Python 3.11 or newer")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and "graft needs Python 3.11 to 3.14, for which its packages are built: make PYTHON=python3.13")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q "$(TORCH)"
 	$(PIP) install -q -c constraints.txt -e .

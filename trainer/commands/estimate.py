@@ -1,5 +1,6 @@
 """`graft estimate`: what a training costs, before it is paid."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec,
 if TYPE_CHECKING:
     from graft.trainer.estimate import Cost, FullFineTuning
 
+_MEMORY = ("base", "master", "gradient", "optimizer", "activation", "peak")
 _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}
 
 
@@ -79,18 +81,43 @@ def estimate(
 def _print(costs: list["Cost"], full: "FullFineTuning", sizes: dict[str, int]) -> None:
     from graft.trainer.memory import bytes_text
 
-    title = f"{sizes['steps']} steps, sequences of {sizes['length']} tokens"
-    table = Table(title=title, title_justify="left")
-    keys = ("base", "master", "gradient", "optimizer", "activation", "peak")
-    for column in ("method", "trained", "of the base", *keys, "s/step", "time"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for cost in costs:
-        sizes_shown = [bytes_text(getattr(cost, f"{key}_bytes")) for key in keys]
-        shown = [cost.method, f"{cost.trained_parameters:,}", f"{cost.share:.3%}", *sizes_shown]
-        table.add_row(*shown, f"{cost.seconds_per_step:.2f}", f"{cost.seconds:,.0f} s")
-    Console().print(table)
+    time = _table(
+        f"{sizes['steps']} steps, sequences of {sizes['length']} tokens",
+        ("method", "trained", "of the base", "s/step", "time"),
+        [
+            (
+                c.method,
+                f"{c.trained_parameters:,}",
+                f"{c.share:.3%}",
+                f"{c.seconds_per_step:.2f}",
+                f"{c.seconds:,.0f} s",
+            )
+            for c in costs
+        ],
+    )
+    memory = _table(
+        "Memory in MiB",
+        ("method", *_MEMORY),
+        [(cost.method, *(_mib(getattr(cost, f"{key}_bytes")) for key in _MEMORY)) for cost in costs],
+    )
+    for table in (time, memory):  # one would be too wide for a terminal of 80 columns
+        Console().print(table)
     Console().print(
         f"Full fine-tuning in float32 with AdamW would need {bytes_text(full.weights_bytes)} of weights, "
         f"{bytes_text(full.gradient_bytes)} of gradients and {bytes_text(full.moments_bytes)} of moments: "
         f"{bytes_text(full.total_bytes)} before any activation."
     )
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "method" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _mib(count: int) -> str:
+    mib = count / 2**20
+    return f"{mib:,.0f}" if mib >= 1000 else f"{mib:.1f}"
