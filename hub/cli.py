@@ -48,6 +48,20 @@ class Rooms(click.Group):
             raise Failure(str(error)) from None
         except (OSError, sqlite3.OperationalError) as error:  # a full disk, a missing right, a locked file
             raise Failure(f"{error}. Nothing half-done was left behind.") from None
+        except (MemoryError, ImportError, RuntimeError) as error:
+            if not _memory_ran_out(error):
+                raise
+            raise Failure(
+                "There is not enough memory. End other programs, allow this one more (`ulimit -v`, a container's limit), "
+                "or ask for less: a smaller base, --batch-size, --rows-per-pass or --kv-bytes."
+            ) from None
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    """Each library has its own way to say it: Python, the loader of libraries, torch's allocators."""
+    said = str(error).lower()
+    signs = ("failed to map segment", "allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(sign in said for sign in signs)
 
 
 def _listed() -> dict[str, EntryPoint]:

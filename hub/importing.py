@@ -7,11 +7,12 @@ nothing that looks like a base.
 import shutil
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from graft.hub.base import DTYPES, load_base, with_id
-from graft.hub.errors import BaseModelError
+from graft.hub.errors import BaseModelError, GraftError
 from graft.hub.outputs import claim
 from graft.hub.spec import BaseSpec, record, require_no_adapter
 
@@ -39,6 +40,7 @@ def import_base(
             model, tokenizer = loaded.model, loaded.tokenizer
         else:
             model, tokenizer = _load_gguf(source, gguf_file, dtype)
+        _require_room(model, folder)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         del model
@@ -48,6 +50,8 @@ def import_base(
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
+    except SafetensorError as error:  # how its writer tells of a disk that others fill meanwhile
+        raise GraftError(f"{folder} can't be written: {error}. Make room or choose another folder.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return with_id(spec, base_id)
@@ -68,6 +72,18 @@ def _locate(source: Path, gguf_file: str | None) -> tuple[Path, str | None]:
     if gguf_file is not None and source.is_dir() and not (source / gguf_file).is_file():
         raise BaseModelError(f"{source} holds no file {gguf_file}.")
     return source, gguf_file
+
+
+def _require_room(model: PreTrainedModel, folder: Path) -> None:
+    """Raises GraftError where the disk is too full for the weights."""
+    needed = sum(weight.nbytes for weight in model.parameters())
+    disk = next(each for each in folder.resolve().parents if each.exists())
+    free = shutil.disk_usage(disk).free
+    if needed > free:
+        raise GraftError(
+            f"{disk} has {free >> 20} MiB left, and the imported base takes {-(-needed >> 20)} MiB there. "
+            f"Make room or choose another folder."
+        )
 
 
 def _load_gguf(folder: Path, name: str, dtype: str):

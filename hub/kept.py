@@ -34,9 +34,10 @@ def keep(kind: str, key: str, text: str) -> None:
     path = _path(kind, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # gone again whatever fails
+            fresh = Path(folder) / path.name
+            fresh.write_text(text, "utf-8")
+            os.replace(fresh, path)
     except OSError:  # a full disk, a read-only home
         return
 

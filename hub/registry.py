@@ -61,8 +61,13 @@ class Registry:
         self._thread = _Thread()
         try:
             migrate(self.db)
+        except sqlite3.OperationalError as error:
+            raise GraftError(
+                f"The registry {self.path} can't be opened or made ({error}): is there room on its disk, and may you "
+                f"write there?"
+            ) from None
         except sqlite3.DatabaseError as error:
-            raise GraftError(f"{self.path} is no registry, or can't be opened ({error}).") from None
+            raise GraftError(f"{self.path} is no registry ({error}): check --registry.") from None
 
     @property
     def db(self) -> Database:

@@ -46,6 +46,7 @@ from graft.hub.store import CHUNK_BYTES
 T = TypeVar("T")
 
 TIMEOUT_S = 60
+GREETING_S = 10
 MAX_PULL_BYTES = MAX_WEIGHTS_BYTES + (1 << 30)  # the largest adapter, and what lies beside its weights
 LARGE_BY_LFS = {"X-Graft-Uploads": "lfs"}  # asks graft's own hub for it (web/lfs.py); another one takes no notice
 BASE_LABEL = "base_model:adapter:"
@@ -79,6 +80,10 @@ class RemoteRegistry:
             raise GraftError(f"{url!r} is no URL of a hub: it starts with http:// or https://.")
         self.url = url.rstrip("/")
         self.client = HfApi(endpoint=self.url, token=token, headers=LARGE_BY_LFS)
+
+    def require_there(self) -> None:
+        """Ask once, and briefly. Raises GraftError where nobody answers, or somebody that is no hub, such as a proxy."""
+        self._call("GET", "/api/models?limit=1", _rows, timeout=GREETING_S)
 
     # Adapters
 
@@ -253,28 +258,32 @@ class RemoteRegistry:
     def leaderboard(self, task: str, base: str | None = None) -> list[Standing]:
         return self._call("GET", f"/api/tasks/{task}/leaderboard?{_query(base=base)}", _many(_standing, "standings"))
 
-    def _call(self, method: str, path: str, read: Callable[[Any], T], body: Any = None) -> T:
+    def _call(
+        self, method: str, path: str, read: Callable[[Any], T], body: Any = None, timeout: float = TIMEOUT_S
+    ) -> T:
         """What `read` makes of the answer's JSON. Raises GraftError where it is no such JSON."""
-        answer = self._fetch(method, path, body)
+        answer = self._fetch(method, path, body, timeout)
         try:
             return read(json.loads(answer))
         except (ValueError, KeyError, TypeError):
             raise GraftError(
-                f"{self.url}{path} answers, and not as a graft hub of this version does: check the URL of --hub."
+                f"{self.url}{path} answers, and not as a graft hub of this version does: check the URL of --hub, and "
+                f"the proxy on the way, if there is one (HTTP_PROXY, NO_PROXY)."
             ) from None
 
-    def _fetch(self, method: str, path: str, body: Any = None) -> bytes:
+    def _fetch(self, method: str, path: str, body: Any = None, timeout: float = TIMEOUT_S) -> bytes:
         """One request to graft's own API. Raises the GraftError that the hub answered with."""
         headers = self.client._build_hf_headers() | {"Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
                 return response.read()
         except urllib.error.HTTPError as error:
             raise _error_of(error.code, error.headers.get("X-Error-Code"), error.read()) from None
         except (OSError, http.client.HTTPException) as error:
-            raise GraftError(f"No hub answers at {self.url} ({error}): is it running?") from None
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise GraftError(f"No hub answers at {self.url} ({reason}): is it running?") from None
 
 
 @contextmanager
@@ -297,7 +306,7 @@ def _error_of(status: int, code: str | None, body: bytes) -> GraftError:
         said = json.loads(body)
         message = said["error"] if isinstance(said["error"], str) else str(said)
     except (ValueError, KeyError, TypeError):
-        message = f"The hub answered {status}."
+        message = f"The hub answered {status}: check the URL of --hub, and the proxy on the way, if there is one."
     return BY_CODE.get(code or "", BY_STATUS.get(status, GraftError))(message)
 
 
@@ -370,6 +379,12 @@ def _one(kind: Callable[..., T]) -> Callable[[Any], T]:
 
 def _many(kind: Callable[..., T], key: str) -> Callable[[Any], list[T]]:
     return lambda found: [kind(**row) for row in found[key]]
+
+
+def _rows(found: Any) -> None:
+    """Raises TypeError for what is no list of anything."""
+    if not isinstance(found, list):
+        raise TypeError
 
 
 def _anything(found: Any) -> None:

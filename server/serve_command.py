@@ -2,16 +2,19 @@
 
 import logging
 import signal
+import socket
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
+import psutil
 
 from graft.hub.commands.base_type import BASE
 from graft.hub.commands.shared import Size
 from graft.hub.errors import GraftError
 from graft.hub.http import LOOPBACK
+from graft.hub.inspection import CONFIG
 
 if TYPE_CHECKING:
     from waitress.server import BaseWSGIServer, MultiSocketServer
@@ -83,6 +86,8 @@ def serve(
     if registry_path is not None and hub_url is not None:
         raise click.UsageError("Give --registry or --hub, not both.")
     shelf = _shelf(registry_path, hub_url)
+    _require_port(host, port)
+    _require_memory(kv_bytes, device)
 
     _say(f"loading {base_name} ...")  # torch takes its seconds, too
 
@@ -144,7 +149,7 @@ def http_server(app, host: str, port: int, max_requests: int) -> "BaseWSGIServer
             ident=None,
         )
     except OSError as error:
-        raise GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.") from None
+        raise _taken(host, port, error) from None
 
 
 def port_of(server: "BaseWSGIServer | MultiSocketServer") -> int:
@@ -191,7 +196,31 @@ def _named_folder(given: str) -> tuple[str, Path]:
         raise click.UsageError(f"--adapter must be NAME=DIR, not {given!r}.")
     if not Path(folder).is_dir():
         raise click.UsageError(f"--adapter {name}: there is no folder {folder}.")
+    if not (Path(folder) / CONFIG).is_file():
+        raise click.UsageError(f"--adapter {name}: {folder} is no adapter's folder, for it holds no {CONFIG}.")
     return name, Path(folder)
+
+
+def _require_port(host: str, port: int) -> None:
+    """Raises GraftError for a port that is taken, before the base is loaded for nothing."""
+    try:
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(address[0]) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server's own will have it
+            trial.bind(address[4])
+    except OSError as error:
+        raise _taken(host, port, error) from None
+
+
+def _taken(host: str, port: int, error: OSError) -> GraftError:
+    return GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.")
+
+
+def _require_memory(kv_bytes: int | None, device: str | None) -> None:
+    """Raises GraftError for a KV cache that this machine can't hold. A GPU's memory is known later."""
+    there = psutil.virtual_memory().total
+    if kv_bytes is not None and device in (None, "cpu") and kv_bytes > there:
+        raise GraftError(f"--kv-bytes is more than the {there >> 30} GiB of memory here: give less.")
 
 
 def _shelf(registry_path: Path | None, hub_url: str | None) -> "Registry | RemoteRegistry | None":

@@ -29,7 +29,7 @@ def hub() -> None:
 @hub.command()
 @registry_option
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=7860, show_default=True)
+@click.option("--port", default=7860, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--threads", default=16, show_default=True, help="Requests answered at once.")
 @click.option("--trusted-host", "trusted_hosts", multiple=True, help="A name this hub is reached by. Repeatable.")
 @click.option("--inference", "inference_url", metavar="URL", help="A running `graft serve`, for the playground.")
@@ -48,7 +48,7 @@ def serve(
     """Serve the registry. Without users and on loopback, whoever reaches it is its owner."""
     from graft.hub.web.app import create_app
 
-    registry = Registry(registry_path, max_weights_bytes=max_weights_bytes)
+    registry = Registry(registry_path, create=False, max_weights_bytes=max_weights_bytes)
     if (behind_proxy or host not in LOOPBACK) and not access.has_users(registry.db):
         raise GraftError(
             f"This registry has no users yet, so a hub {'behind a proxy' if behind_proxy else f'on {host}'} could only "
@@ -63,8 +63,9 @@ def serve(
         behind_proxy=behind_proxy,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    server = http_server(app, host, port, threads, max_weights_bytes)
     click.echo(f"graft hub: http://{host}:{port}/  (registry {registry_path})", err=True)
-    http_server(app, host, port, threads, max_weights_bytes).run()
+    server.run()
 
 
 def http_server(
@@ -96,7 +97,11 @@ def http_server(
 @json_option
 def init(registry_path: Path, user: str, as_json: bool) -> None:
     """Make the first admin and print their token, once."""
-    _show(user, access.first_admin(Registry(registry_path).db, user), as_json)
+    new = not registry_path.exists()
+    token = access.first_admin(Registry(registry_path).db, user)
+    if new:
+        click.echo(f"Made a new registry, {registry_path}.", err=True)
+    _show(user, token, as_json)
 
 
 @hub.command()

@@ -70,12 +70,15 @@ def placed(command: Callable) -> Callable:
 def opened(
     registry_path: Path, hub_url: str | None, *, create: bool = False, max_weights_bytes: int = MAX_WEIGHTS_BYTES
 ) -> "Registry | RemoteRegistry":
-    """The registry that the options name. Raises NotFoundError for a missing file unless `create`."""
+    """The registry that the options name. Raises NotFoundError for a missing file unless `create`, GraftError for a hub
+    that does not answer."""
     if hub_url is None:
         return Registry(registry_path, create=create, max_weights_bytes=max_weights_bytes)
     from graft.hub.remote import RemoteRegistry  # the client takes its time to import
 
-    return RemoteRegistry(hub_url)
+    hub = RemoteRegistry(hub_url)
+    hub.require_there()  # the client would try again and again, half a minute in all
+    return hub
 
 
 def opened_to_publish(registry_path: Path, hub_url: str | None, names: Iterable[str]) -> "Registry | RemoteRegistry":

@@ -44,7 +44,7 @@ def add(
 @placed
 def list_(registry_path: Path, hub_url: str | None, as_json: bool) -> None:
     """Every task of the registry."""
-    found = opened(registry_path, hub_url, create=True).tasks()
+    found = opened(registry_path, hub_url).tasks()
     if as_json:
         print_json(found)
         return
