@@ -18,6 +18,7 @@ from graft.hub.arch import Parts, family_parts
 from graft.hub.attach import Attachment, Visitor
 from graft.hub.attention import ATTENTION, AttentionContext
 from graft.hub.errors import BaseModelError
+from graft.hub.fetching import require_fetchable
 from graft.hub.identity import fingerprint
 from graft.hub.named_bases import base_source
 from graft.hub.quantization import keep_differentiable, loading
@@ -132,6 +133,8 @@ def load_base(
             f"{source} is no base folder: it has no config.json. If it holds what a base is made of, write one with "
             f"`graft base import {source} NEW_FOLDER --id ORG/NAME`."
         )
+    if not Path(source).exists():
+        require_fetchable(source)
     recorded = recorded_spec(source)
     if quantize and recorded is None:
         raise BaseModelError(

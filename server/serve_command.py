@@ -87,11 +87,10 @@ def serve(
         raise click.UsageError("Give --registry or --hub, not both.")
     shelf = _shelf(registry_path, hub_url)
     _require_port(host, port)
-    _require_memory(kv_bytes, device)
 
     _say(f"loading {base_name} ...")  # torch takes its seconds, too
 
-    from graft.hub.base import load_base
+    from graft.hub.base import load_base, usable_device
     from graft.hub.dtype_choice import chosen_dtype
     from graft.server.app import create_app
     from graft.server.engine import Engine
@@ -101,6 +100,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     for client in ("httpx", "httpx2"):  # our own requests to a hub
         logging.getLogger(client).setLevel(logging.WARNING)
+    _require_memory(kv_bytes, usable_device(device))
     options = Options(
         max_running=max_running,
         step_rows=max_batch_rows,
@@ -216,11 +216,14 @@ def _taken(host: str, port: int, error: OSError) -> GraftError:
     return GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.")
 
 
-def _require_memory(kv_bytes: int | None, device: str | None) -> None:
-    """Raises GraftError for a KV cache that this machine can't hold. A GPU's memory is known later."""
-    there = psutil.virtual_memory().total
-    if kv_bytes is not None and device in (None, "cpu") and kv_bytes > there:
-        raise GraftError(f"--kv-bytes is more than the {there >> 30} GiB of memory here: give less.")
+def _require_memory(kv_bytes: int | None, device: str) -> None:
+    """Raises GraftError for a KV cache that the device can't hold."""
+    import torch
+
+    cpu = device == "cpu"
+    there = psutil.virtual_memory().total if cpu else torch.cuda.get_device_properties(device).total_memory
+    if kv_bytes is not None and kv_bytes > there:
+        raise GraftError(f"--kv-bytes is more than the {there >> 30} GiB of memory of {device}: give less.")
 
 
 def _shelf(registry_path: Path | None, hub_url: str | None) -> "Registry | RemoteRegistry | None":

@@ -63,6 +63,12 @@ def test_a_proxys_page_is_no_hub(place, proxy):
         refused(graft(*words), "check the URL of --hub", "proxy on the way")
 
 
+def test_a_base_that_cannot_be_fetched_is_told_at_once(monkeypatch, proxy):
+    refused(graft("estimate", "--method", "lora", "--base", "org/nosuch"), f"{NOBODY} does not answer", "the network")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", proxy)
+    refused(graft("estimate", "--method", "lora", "--base", "org/nosuch"), "does not answer as a model hub", "proxy")
+
+
 def test_a_silent_address_is_given_up(monkeypatch):
     monkeypatch.setattr("graft.hub.remote.GREETING_S", 0.2)
     with (

@@ -20,10 +20,13 @@ def test_a_server_finds_mistakes_before_it_loads_the_base(place, taken):
         return result
 
     refused(serve("--port", taken), f"Can't listen on 127.0.0.1:{taken}", "choose another --port")
-    refused(serve("--kv-bytes", "900000G"), "--kv-bytes is more than", "give less")
     refused(serve("--adapter", f"x={place / 'none'}"), "there is no folder")
     refused(serve("--adapter", f"x={place / 'plain'}"), "holds no adapter_config.json")
     refused(serve("--registry", place / "none.db"), "There is no registry at")
+
+
+def test_a_cache_larger_than_the_memory_is_refused(place):
+    refused(graft("serve", "--base", place / "base", "--kv-bytes", "900000G"), "--kv-bytes is more than", "give less")
 
 
 def test_a_hub_gives_no_address_where_it_does_not_listen(place, taken, tmp_path):
