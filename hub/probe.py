@@ -16,6 +16,7 @@ from typing import Any
 from graft.hub.errors import ArtifactError
 
 _MOST_TEXTS, _MOST_TOKENS, _MOST_CHARACTERS = 8, 64, 1000
+_MOST_NATS = 1e6  # of a log-probability: nothing a model says comes near, and products of two stay finite
 _FORMAT = 2
 _TIMES = 8  # a gap of so many times the noise is one that the noise explains
 _FLOOR = 1e-4  # of the size: below it no difference matters, however small the noise
@@ -178,10 +179,9 @@ def judge_serving(probe: Probe, base: Sequence[Table], adapter: Sequence[Table])
         return Verdict(Outcome.REFUSED, "the logits are not finite on the path that serves it, on the probe's texts")
     then, now = _minus(adapter_then, base_then), _minus(adapter_now, base_now)
     blur = _norm(_minus(base_now, base_then))
-    along = math.fsum(a * b for a, b in zip(then, now, strict=True))
-    if not _norm(then) > _TIMES * blur:
+    if not _norm(then) > _TIMES * blur:  # not finite: neither
         return Verdict(Outcome.UNPROVEN, f"the path that serves it blurs by {blur:.2g}, too much to show its effect")
-    if along > 0:
+    if math.fsum(a * b for a, b in zip(then, now, strict=True)) > 0:
         return Verdict(Outcome.PROVEN, "its effect points the same way on the path that serves it")
     why = "on the path that serves it, its effect on the probe's texts is not there, or points another way"
     return Verdict(Outcome.REFUSED, why)
@@ -255,6 +255,7 @@ def _asked(ids: Sequence[int], tokens: Sequence[Sequence[int]], vocabulary: int)
 
 def _table(raw: Sequence[Sequence[float]], asked: Asked) -> Table:
     table = tuple(tuple(_number(value) for value in row) for row in raw)
+    _require(all(abs(value) <= _MOST_NATS for value in chain(*table)), "a log-probability is out of all proportion")
     _require([len(row) for row in table] == [len(row) for row in asked.tokens], "answers and questions differ")
     return table
 

@@ -4,6 +4,7 @@ A name may move (a folder is trained again, an alias promoted): `locate` says wh
 `fetch` brings that version's files. Knows nothing of loading or memory.
 """
 
+import stat
 import tempfile
 import threading
 import time
@@ -119,5 +120,13 @@ def _state_of(folder: Path) -> str:
     """What `ls` would show of a folder: changes when a file is replaced. Raises NotFoundError without a folder."""
     if not folder.is_dir():
         raise NotFoundError(f"The adapter's folder {folder} is gone.")
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
+    return " ".join(filter(None, map(_file_state, sorted(folder.iterdir()))))
+
+
+def _file_state(path: Path) -> str:
+    """Of one file; "" for a folder, and for what is moved away while it is looked at."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ""
+    return f"{path.name}:{found.st_size}:{found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else ""

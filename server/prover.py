@@ -103,7 +103,7 @@ class Prover:
 
     def turn(self, seconds: float = _TURN_S) -> None:
         """Go on for about so long."""
-        if not self._turns.busy:
+        if self._waiting and not self._turns.busy:
             together = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
             self._turns.start(lambda: self._pass(together))
         self._turns.go(seconds)

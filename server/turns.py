@@ -4,9 +4,13 @@ So that a computation which can't be cut into steps by hand (a model's own forwa
 not be held up.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+
+log = logging.getLogger(__name__)
 
 
 class Ended(BaseException):
@@ -30,7 +34,7 @@ class Turns:
         return self._work is not None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Work for the turns to come, which must not raise. Only where none is left."""
+        """Work for the turns to come. Only where none is left; what it raises is logged, and ends it."""
         self._work = work
 
     def go(self, seconds: float) -> None:
@@ -57,12 +61,13 @@ class Turns:
             raise Ended
 
     def _live(self) -> None:
-        try:
+        with suppress(Ended):
             while True:
                 self._await_turn()
-                if self._work is not None:
-                    self._work()
+                try:
+                    if self._work is not None:
+                        self._work()
+                except Exception:  # whoever waits in `go` must not wait for a thread that is gone
+                    log.exception("work in turns failed")
                 self._work = None
                 self._back.release()
-        except Ended:
-            return

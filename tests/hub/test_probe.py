@@ -51,6 +51,7 @@ def test_there_and_back():
         changed(tokens=[[4, 5]] * 2),
         changed(base=[[-1.0]]),
         changed(adapter=[[-1.0, math.inf]]),
+        changed(adapter=[[-1e308, 1e308]]),
         changed(adapter=[[-1.0, "-2"]]),
         changed(text="a" * 1001),
         OLD | {"sequences": []},
@@ -101,6 +102,8 @@ def test_the_serving_path_shows_a_direction_or_nothing():
     assert outcome(0, 0) is outcome(0.01, 0.3) is Outcome.PROVEN
     assert outcome(0, 0.5) is outcome(0, 0.7) is outcome(0, math.nan) is Outcome.REFUSED  # no effect; another way
     assert outcome(0.2, 0.9) is Outcome.UNPROVEN  # the bare base is that far off itself
+    endless = (((-math.inf, math.inf),),)
+    assert judge_serving(PROBE, endless, ADAPTER).outcome is Outcome.UNPROVEN
 
 
 def test_an_old_probe_only_tells():

@@ -139,6 +139,33 @@ def test_what_breaks_in_a_pass_costs_its_own_adapter_only(base_folder, tmp_path,
         assert engine.generate([Request((5, 6), name, max_tokens=1) for name in ("lora", "bitfit")])
 
 
+def test_who_fails_to_hear_a_verdict_keeps_nobody_from_his(llama, tmp_path):
+    prover, heard = prover_module.Prover(llama), []
+    cases = [prover_module.Case(name) for name in "ab"]  # without anything to prove: the pass itself breaks
+
+    def deaf(verdict):
+        raise RuntimeError("as a fault would")
+
+    prover.prove(cases[0], deaf)
+    prover.prove(cases[1], heard.append)
+    with pytest.raises(RuntimeError):
+        prover.turn(1.0)
+    prover.turn(1.0)
+    assert len(heard) == 1 and not prover.busy
+    prover.close()
+
+
+def test_work_that_raises_ends_its_turn_and_the_next_work_runs():
+    turns, seen = Turns("test"), []
+    turns.start(lambda: [][0])
+    turns.go(1.0)
+    assert not turns.busy
+    turns.start(lambda: seen.append(1))
+    turns.go(1.0)
+    assert seen == [1]
+    turns.close()
+
+
 def test_turns_run_only_while_they_are_let():
     turns, seen = Turns("test"), []
 
