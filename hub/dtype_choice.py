@@ -101,7 +101,7 @@ def chosen_dtype(
     if outcome is None:
         outcome, quiet = _measured(Path(source), config, default, work, clock)
         if quiet:
-            keep(_KIND, key, json.dumps(asdict(outcome)))
+            keep(_KIND, key, asdict(outcome))
     say(outcome.told(work.name))
     return outcome.dtype
 
@@ -165,10 +165,9 @@ def _other_cores() -> float:
 
 
 def _recalled(key: str) -> Outcome | None:
-    text = recall(_KIND, key)
     try:
-        return None if text is None else Outcome(**json.loads(text))
-    except (ValueError, TypeError):
+        return Outcome(**recall(_KIND, key))
+    except TypeError:  # none, or of another shape
         return None
 
 

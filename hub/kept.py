@@ -1,19 +1,23 @@
-"""What was found out once on this machine and need not be found out again: small texts in graft's cache folder.
+"""What was found out once on this machine and need not be found out again: small JSON values in graft's cache folder.
 
-Losing them costs time, nothing else: a cache that can't be read or written is as good as an empty one. Torch-free.
+Losing them costs time, nothing else: a cache that can't be read or written, or half a value that a crash left, is as good
+as an empty one. Torch-free.
 """
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from graft.hub.cachedir import cache_folder
 
 
-def kept(kind: str, key: str, find_out: Callable[[], str]) -> str:
-    """The text kept under `key`, found out and kept where there is none."""
+def kept(kind: str, key: str, find_out: Callable[[], Any]) -> Any:
+    """The value kept under `key`, found out and kept where there is none."""
     there = recall(kind, key)
     if there is None:
         there = find_out()
@@ -21,25 +25,23 @@ def kept(kind: str, key: str, find_out: Callable[[], str]) -> str:
     return there
 
 
-def recall(kind: str, key: str) -> str | None:
-    """The text kept under `key`, None where there is none."""
+def recall(kind: str, key: str) -> Any:
+    """The value kept under `key`, None where there is none."""
     try:
-        return _path(kind, key).read_text("utf-8")
+        return json.loads(_path(kind, key).read_text("utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def keep(kind: str, key: str, text: str) -> None:
-    """Keep a text, whole or not at all."""
-    path = _path(kind, key)
-    try:
+def keep(kind: str, key: str, value: Any) -> None:
+    """Keep a value, whole or not at all."""
+    path, text = _path(kind, key), json.dumps(value)
+    with suppress(OSError):  # a full disk, a read-only home
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # gone again whatever fails
-            fresh = Path(folder) / path.name
-            fresh.write_text(text, "utf-8")
-            os.replace(fresh, path)
-    except OSError:  # a full disk, a read-only home
-        return
+        with tempfile.TemporaryDirectory(dir=path.parent) as work:
+            whole = Path(work) / path.name
+            whole.write_text(text, "utf-8")
+            os.replace(whole, path)
 
 
 def _path(kind: str, key: str) -> Path:

@@ -80,7 +80,7 @@ class Prover:
         weights, stored = self._open()
         known = recall(_PROOFS, _key(artifact.digest, probe, weights.content))
         if known is not None:
-            return Case(artifact.digest, probe).closed(_verdict(known))
+            return Case(artifact.digest, probe).closed(_read(known))
         return Case(artifact.digest, probe, replayed(artifact.fold(stored)))
 
     # For the engine's thread
@@ -138,7 +138,7 @@ class Prover:
         told = answers(stored, asked, self._turns.pause)
         for questions, tables in zip(unknown, told, strict=False):
             self._said[questions] = tables
-            keep(_BASES, _base_key(questions, content), json.dumps(tables))
+            keep(_BASES, _base_key(questions, content), tables)
         return [self._judged(case, own, content) for case, own in zip(cases, told[len(unknown) :], strict=True)]
 
     def _judged(self, case: Case, told: list[Table], content: str) -> Verdict:
@@ -146,15 +146,15 @@ class Prover:
             return judge_old(case.probe, told)
         verdict = judge(case.probe, self._said[case.probe.questions], told, content)
         if verdict.outcome is not Outcome.REFUSED:
-            keep(_PROOFS, _key(case.digest, case.probe, content), _text(verdict))
+            keep(_PROOFS, _key(case.digest, case.probe, content), asdict(verdict) | {"outcome": verdict.outcome.value})
         return verdict
 
     def _recalled(self, questions: Questions, content: str) -> bool:
         """Whether the bare base's answers are known from an earlier run."""
-        text = recall(_BASES, _base_key(questions, content))
-        if text is None:
+        known = recall(_BASES, _base_key(questions, content))
+        if known is None:
             return False
-        self._said[questions] = [tuple(tuple(row) for row in table) for table in json.loads(text)]
+        self._said[questions] = [tuple(tuple(row) for row in table) for table in known]
         return True
 
     def _open(self) -> tuple[StoredWeights, Base]:
@@ -190,10 +190,5 @@ def _base_key(questions: Questions, content: str) -> str:
     return json.dumps([[asdict(one) for one in questions], content, *_machine()])
 
 
-def _text(verdict: Verdict) -> str:
-    return json.dumps({**asdict(verdict), "outcome": verdict.outcome.value})
-
-
-def _verdict(text: str) -> Verdict:
-    read = Verdict(**json.loads(text))
-    return replace(read, outcome=Outcome(read.outcome))
+def _read(kept: dict[str, Any]) -> Verdict:
+    return Verdict(**{**kept, "outcome": Outcome(kept["outcome"])})
