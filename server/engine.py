@@ -50,7 +50,7 @@ from graft.server.residency import VIRTUAL_SHARE, Residency, Resident
 from graft.server.runner import make_runner
 from graft.server.sampling import Draw, sample
 from graft.server.scheduler import Plan, Scheduler, Sequence
-from graft.server.work import Consumer, Generation, RowsJob, not_finite
+from graft.server.work import Consumer, Generation, RowsJob, ends_of, not_finite
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Engine:
         self.options = options or Options()
         self.sizes = sizes(self.options, base)
         self.metrics = Metrics()
-        self.ends = _ends(base)
+        self.ends = ends_of(base)
         local = {name: Path(folder) for name, folder in (adapters or {}).items()}
         self.library = Library(base.spec.fingerprint, local, shelf)
         self.prover = Prover(base)
@@ -395,10 +395,3 @@ class Engine:
             "graft_adapter_load_failures": ("Loads that failed", lambda: loader.stats.failures),
             "graft_adapter_evictions": ("Adapters dropped from the device", lambda: residency.evictions),
         }
-
-
-def _ends(base: Base) -> frozenset[int]:
-    """The ids that end a text: the model's own list, and the tokenizer's EOS."""
-    configured = getattr(base.model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(id for id in [*ids, getattr(base.tokenizer, "eos_token_id", None)] if id is not None)

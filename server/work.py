@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from graft.hub.base import Base
 from graft.hub.errors import GraftError
 from graft.hub.probe import Asked, Table
 from graft.hub.replay import told
@@ -197,6 +198,13 @@ class Question(Consumer):
 
     def fail(self, error):
         self._done(error)
+
+
+def ends_of(base: Base) -> frozenset[int]:
+    """The ids that end a text: the model's own list, and the tokenizer's EOS."""
+    configured = getattr(base.model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(id for id in [*ids, getattr(base.tokenizer, "eos_token_id", None)] if id is not None)
 
 
 def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:
