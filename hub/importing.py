@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from graft.hub.base import DTYPES, load_base, with_id
 from graft.hub.errors import BaseModelError, GraftError
-from graft.hub.outputs import claim
+from graft.hub.outputs import claim, room_at
 from graft.hub.spec import BaseSpec, record, require_no_adapter
 
 
@@ -77,8 +77,7 @@ def _locate(source: Path, gguf_file: str | None) -> tuple[Path, str | None]:
 def _require_room(model: PreTrainedModel, folder: Path) -> None:
     """Raises GraftError where the disk is too full for the weights."""
     needed = sum(weight.nbytes for weight in model.parameters())
-    disk = next(each for each in folder.resolve().parents if each.exists())
-    free = shutil.disk_usage(disk).free
+    disk, free = room_at(folder)
     if needed > free:
         raise GraftError(
             f"{disk} has {free >> 20} MiB left, and the imported base takes {-(-needed >> 20)} MiB there. "

@@ -1,5 +1,6 @@
 """Output folders: proven to take files before the work begins, and never written over unasked. Torch-free."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,13 @@ def claim(folder: Path) -> None:
     """What a command asks of its output folder before it works for it. Raises GraftError."""
     require_free(folder)
     require_writable(folder)
+
+
+def room_at(folder: Path) -> tuple[Path, int]:
+    """What there is of a folder's path, and the free bytes of its disk."""
+    path = folder.resolve()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    return there, shutil.disk_usage(there).free
 
 
 @contextmanager

@@ -5,7 +5,6 @@ one mixed batch beside the bare base, evaluated, and the best is promoted. Every
 request. A rerun goes on where the last one stopped.
 """
 
-import shutil
 import threading
 import time
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from graft.hub.demo.story import BASE, SHORT, WHOLE, Story
 from graft.hub.demo.teller import Teller
 from graft.hub.errors import GraftError
 from graft.hub.named_bases import is_imported
+from graft.hub.outputs import room_at
 
 _LETTERS = 240  # of an example, about, before the data is there
 
@@ -77,7 +77,7 @@ def _check_room(folder: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     needed = {folder: 300_000_000, cache: 0 if is_imported(BASE) else 2 * BASE.size + 2 * BASE.disk}
     for place, size in needed.items():
-        if shutil.disk_usage(place).free < size:
+        if room_at(place)[1] < size:
             raise GraftError(f"{place} has less than {size / 1e6:.0f} MB left: make room, or choose another place.")
 
 
