@@ -181,7 +181,7 @@ def _trained(
     try:
         for job in jobs:
             outcomes.append(_finish(base, job, seconds, peak, watchers, save))
-    except KeyboardInterrupt:  # in the last scores: what was trained is not lost
+    except (KeyboardInterrupt, Exception):  # in the last scores, the last probes: what was trained is not lost
         with undisturbed():
             save_states(jobs[len(outcomes) :])
         raise

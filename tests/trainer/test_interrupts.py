@@ -76,16 +76,17 @@ def test_one_that_comes_while_saving_waits_for_it(llama, data, tmp_path, monkeyp
     assert kept_step(tmp_path / "out") == 2
 
 
-def test_one_in_the_last_scores_keeps_no_second_copy_of_what_is_finished(llama, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", [KeyboardInterrupt, MemoryError])
+def test_an_end_in_the_last_scores_keeps_what_is_trained_and_no_second_copy(llama, data, tmp_path, monkeypatch, end):
     finish = run_module._finish
 
     def interrupted(base, job, *rest):
         if job.plan.method == "bitfit":
-            raise KeyboardInterrupt
+            raise end
         return finish(base, job, *rest)
 
     adapters = [plan(data, tmp_path / method, method) for method in ("ia3", "bitfit")]
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(end):
         patch.setattr(run_module, "_finish", interrupted)
         train(llama, adapters)
     assert not training_folder(tmp_path / "ia3").exists() and kept_step(tmp_path / "bitfit") == RECIPE.steps
