@@ -26,7 +26,8 @@ from graft.hub.stored import PIECE_S, Arithmetic, StoredWeights, stored_base, st
 from graft.server.turns import Turns
 
 log = logging.getLogger(__name__)
-_TOGETHER = 16  # adapters of a pass: its logits have a row for each answer of each of them
+_TOGETHER = 16  # adapters of a pass
+_ROWS = 320  # that they ask about, each a row of logits: a stranger's probe may ask about many
 _TURN_S = 0.01  # of a turn at most: what a request may have to wait for
 _SHARE = 1 / 8  # of the steps' time, while there are steps
 _PROOFS, _BASES = "proofs", "proof-bases"  # kinds of what is kept
@@ -104,7 +105,7 @@ class Prover:
     def turn(self, seconds: float = _TURN_S) -> None:
         """Go on for about so long."""
         if self._waiting and not self._turns.busy:
-            together = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
+            together = self._together()
             self._turns.start(lambda: self._pass(together))
         self._turns.go(seconds)
         while self._finished:
@@ -113,6 +114,15 @@ class Prover:
 
     def close(self) -> None:
         self._turns.close()
+
+    def _together(self) -> list[tuple[Case, Callable[[Verdict], None]]]:
+        """The next ones, in order."""
+        taken, rows = [], 0
+        while self._waiting and len(taken) < _TOGETHER and rows < _ROWS:
+            taken.append(self._waiting.popleft())
+            probe = taken[-1][0].probe
+            rows += sum(len(asked.tokens) for asked in probe.questions) if probe else 0
+        return taken
 
     # On the turns' thread
 

@@ -121,6 +121,19 @@ def test_a_proof_is_made_once_and_many_share_a_pass(base_folder, tmp_path, monke
     assert sum(passes) == len(folders) + 1 and len(passes) < len(folders)  # and the bare base, once
 
 
+def test_a_pass_is_bounded_by_the_rows_it_answers(base_folder, tmp_path, monkeypatch):
+    base = load_base(base_folder(seed=8), dtype="float32", device="cpu")
+    folders = {kind: proven_folder(tmp_path / kind, kind, base, 5) for kind in ("lora", "prefix", "bitfit")}
+    passes, true = [], prover_module.Prover._verdicts
+    monkeypatch.setattr(
+        prover_module.Prover, "_verdicts", lambda self, cases: passes.append(len(cases)) or true(self, cases)
+    )
+    monkeypatch.setattr(prover_module, "_ROWS", 1)
+    with Engine(base, folders) as engine:
+        engine.generate([Request((5, 6, 7), name, max_tokens=1) for name in folders])
+    assert passes == [1, 1, 1]
+
+
 def test_what_breaks_in_a_pass_costs_its_own_adapter_only(base_folder, tmp_path, monkeypatch):
     base = load_base(base_folder(), dtype="float32", device="cpu")
     folders = {kind: proven_folder(tmp_path / kind, kind, base, 4) for kind in ("lora", "prefix", "bitfit")}
