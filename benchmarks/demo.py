@@ -36,6 +36,8 @@ def main() -> None:
         result = report.envelope("demo", options, samples={"seeds": samples})
         report.write(options.out, result, markdown(result))
     print((options.out / "demo.md").read_text())
+    if not (within(samples) and enough(samples)):
+        raise SystemExit("error: a bar is not reached: see above")
 
 
 def told(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -71,6 +73,14 @@ def better(sample: dict[str, Any]) -> list[tuple[str, float]]:
     return sorted(found, key=lambda pair: pair[1])
 
 
+def within(seeds: list[dict[str, Any]]) -> bool:
+    return all(sample["seconds"] <= LIMIT_S for sample in seeds)
+
+
+def enough(seeds: list[dict[str, Any]]) -> bool:
+    return all(better(sample) for sample in seeds)
+
+
 def markdown(result: dict[str, Any]) -> str:
     seeds = result["samples"]["seeds"]
     stages = list(seeds[0]["seconds_per_stage"])
@@ -79,19 +89,17 @@ def markdown(result: dict[str, Any]) -> str:
     names = [(task, row["name"]) for task, board in seeds[0]["scores"].items() for row in board]
     scores = [[task, name or "(bare base)", *(_score(sample, task, name) for sample in seeds)] for task, name in names]
     columns = [f"seed {sample['seed']} ({sample['dtype']})" for sample in seeds]
-    enough = all(better(sample) for sample in seeds)
-    within = all(sample["seconds"] <= LIMIT_S for sample in seeds)
     return "\n".join(
         [
             report.heading(result, "The demo, from end to end"),
             f"Seconds of every stage of `graft demo`, base and data being here. Within {LIMIT_S} s at every seed: "
-            f"{'yes' if within else 'no'}. Mean load of the 15 minutes before each end: "
+            f"{'yes' if within(seeds) else 'no'}. Mean load of the 15 minutes before each end: "
             f"{', '.join(str(sample['load']) for sample in seeds)}.",
             "",
             report.table(["stage", *columns], times),
             "",
             f"Scores, and p against the bare base of the task (paired). A {', '.join(KINDS[:-1])} or {KINDS[-1]} adapter "
-            f"beats it at p < {WORTH} at every seed: {'yes' if enough else 'no'}.",
+            f"beats it at p < {WORTH} at every seed: {'yes' if enough(seeds) else 'no'}.",
             "",
             report.table(["task", "adapter", *columns], scores),
         ]

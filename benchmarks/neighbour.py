@@ -38,6 +38,8 @@ def main() -> None:
         result = report.envelope("neighbour", options, samples=samples)
         report.write(options.out, result, markdown(result))
     print((options.out / "neighbour.md").read_text())
+    if short := report.missed(result["samples"], RATIOS, "runs_per_s"):
+        raise SystemExit(f"error: not reached: {'; '.join(short)}")
 
 
 def all_rows(options: argparse.Namespace) -> list[System]:

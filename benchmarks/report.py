@@ -128,6 +128,12 @@ def ratio_table(samples: Samples, ratios: Sequence[Ratio], key: str = "tokens_pe
     return table(["ratio", "measured", "min to max", "bar", "goal", "reached"], lines)
 
 
+def missed(samples: Samples, ratios: Sequence[Ratio], key: str = "tokens_per_s") -> list[str]:
+    """The ratios that were measured and don't reach their bar."""
+    medians = {ratio: statistics.median(values) for ratio in ratios if (values := paired(samples, ratio, key))}
+    return [ratio.title for ratio, middle in medians.items() if ratio.bar is not None and middle < ratio.bar]
+
+
 def _targets(ratio: Ratio, value: float) -> list[str]:
     """Bar, goal, and which of them is reached."""
     if ratio.bar is None:

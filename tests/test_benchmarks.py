@@ -226,3 +226,4 @@ def test_what_a_neighbour_costs_is_a_share_of_the_speed_alone():
     assert "| train, beside one | **1.50** |" in text
     reached = [line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| train: speed")]
     assert reached == ["bar", "bar", "no"]
+    assert report.missed(samples, neighbour.RATIOS, "runs_per_s") == ["train: speed beside two, of that alone"]
