@@ -4,6 +4,7 @@ A stage that works on several adapters goes on past one that is refused, and ret
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from graft.hub.errors import GraftError
 
 BATCH, EPOCHS = 4, 1.0
 _CHECKPOINT_STEPS = 4
+_TELL_EVERY_S = 60.0
 Refused = dict[str, str]  # why, by the adapter's name in the registry
 
 
@@ -86,7 +88,7 @@ def train(demo: Demo) -> Refused:
     plan = demo.notes.folder / "plan.toml"
     plan.write_text("\n".join(_plan_lines(demo, missing)))
     begun = any(place.exists() for entry in missing for place in demo.notes.places(entry))
-    said = _FirstEstimate(demo.teller)
+    said = _TimeLeft(demo.teller)
     started = time.monotonic()
     done = demo.runner.try_("train", "--plan", str(plan), *(["--resume"] if begun else []), watched=True, hears=said)
     failed = [entry for entry in missing if not demo.notes.is_trained(entry)]
@@ -96,16 +98,17 @@ def train(demo: Demo) -> Refused:
     return {entry.repo: f"not trained: {done.reason}" for entry in failed}
 
 
-class _FirstEstimate:
-    """Where no terminal shows the bars: says once how long the training takes, as soon as its own lines tell."""
+class _TimeLeft:
+    """Where no terminal shows the bars: says how long the training takes as soon as its own lines tell, then once a minute."""
 
     def __init__(self, teller: Teller):
         self._teller = teller
-        self._told = False
+        self._told = -math.inf
 
     def __call__(self, line: str) -> None:
-        if not self._told and (left := re.search(r"(\d+) s left$", line)):
-            self._told = True
+        now = time.monotonic()
+        if now - self._told >= _TELL_EVERY_S and (left := re.search(r"(\d+) s left$", line)):
+            self._told = now
             self._teller.say(f"training takes about {spoken(float(left[1]))} more")
 
 

@@ -76,6 +76,20 @@ def test_time_left_is_told_only_when_it_was_measured():
     assert [spoken(seconds) for seconds in (1, 43, 60, 124)] == ["5 s", "45 s", "1 min", "2 min 5 s"]
 
 
+def test_a_log_hears_once_a_minute_how_long_training_takes(monkeypatch):
+    out, now = Console(file=io.StringIO(), width=200), [1000.0]
+    monkeypatch.setattr(stages.time, "monotonic", lambda: now[0])
+    hears = stages._TimeLeft(Teller(out, {}))
+    for second in range(0, 90, 15):
+        now[0] = 1000.0 + second
+        hears(f"loss 1.0  {90 - second} s left\n")
+    hears("saving\n")
+    assert out.file.getvalue().splitlines() == [
+        "training takes about 1 min 30 s more",
+        "training takes about 30 s more",
+    ]
+
+
 @pytest.mark.parametrize("story", [WHOLE, SHORT])
 def test_the_plan_is_one_that_graft_train_takes(story, tmp_path, monkeypatch):
     notes = Notebook(tmp_path, SETTINGS)
