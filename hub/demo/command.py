@@ -7,6 +7,7 @@ request. A rerun goes on where the last one stopped.
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from graft.hub.cachedir import cache_folder
 from graft.hub.demo import stages
+from graft.hub.demo.lock import alone
 from graft.hub.demo.notebook import Notebook
 from graft.hub.demo.pace import Work
 from graft.hub.demo.running import Runner, hear_termination
@@ -51,20 +53,22 @@ def demo(port: int | None, keep_serving: bool, folder: Path, short: bool, seed: 
     notes = Notebook(folder, {"short": short, "seed": seed, "dtype": dtype})
     _check_room(folder)
     story = SHORT if short else WHOLE
-    console = Console()
-    again = notes.forget_refused(story.entries)
-    teller = Teller(console, _plan(story, notes))
-    run = Demo(story, notes, Runner(console, folder / "commands.log"), teller, seed, dtype)
-    hear_termination()
-    try:
-        report, refused = _tell(run, server_port, again)
+    with alone(folder) as lock:
+        again = notes.forget_refused(story.entries)
+        console = Console()
+        teller = Teller(console, _plan(story, notes))
+        run = Demo(story, notes, Runner(console, folder / "commands.log", lock), teller, seed, dtype)
+        hear_termination()
+        try:
+            report, refused = _tell(run, server_port, again)
+        except KeyboardInterrupt:
+            raise GraftError("Stopped. The same command goes on from here.") from None
         report["seconds"] = round(time.monotonic() - started, 1)
         stages.write_report(folder / "demo.json", report)
         _say_end(run, report, refused)
         if keep_serving:
-            _keep_serving(run, server_port, hub_port)
-    except KeyboardInterrupt:
-        raise GraftError("Stopped. The same command goes on from here.") from None
+            with suppress(KeyboardInterrupt):  # the way to end it
+                _keep_serving(run, server_port, hub_port)
     if refused:
         raise GraftError(
             f"{len(refused)} of {len(story.entries)} adapters refused; the same command trains them again."

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -68,9 +68,15 @@ class Done:
 class Runner:
     """Runs `graft` commands one after another; what they say besides is kept in `log`."""
 
-    def __init__(self, console: Console, log: Path):
+    def __init__(self, console: Console, log: Path, lock: int | None = None):
+        """`lock`: a file that the commands keep open, so that it stays locked as long as any of them lives."""
         self._console = console
         self._log = log
+        self._handed_on = () if lock is None else (lock,)
+
+    def start(self, words: tuple[str, ...], out: IO[str] | None, err: IO[str] | None) -> subprocess.Popen:
+        """A command in the background."""
+        return subprocess.Popen(command(*words), stdout=out, stderr=err, pass_fds=self._handed_on)
 
     def try_(self, *words: str, watched: bool = False, hears: Hears = _nobody) -> Done:
         """Run a command to its end, whatever that is. `watched`: it takes long, so a terminal shows its bars.
@@ -80,7 +86,7 @@ class Runner:
         self.show(words)
         shown = watched and self._console.is_terminal
         with tempfile.TemporaryFile("w+") as out, tempfile.NamedTemporaryFile("w+") as err, open(err.name) as reader:
-            process = subprocess.Popen(command(*words), stdout=out, stderr=None if shown else err)
+            process = self.start(words, out, None if shown else err)
             code = _wait(process, lambda: _hand_on(reader, hears))
             out.seek(0)
             err.seek(0)

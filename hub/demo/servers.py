@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graft.hub.demo.data import Task
-from graft.hub.demo.running import Runner, command
+from graft.hub.demo.running import Runner
 from graft.hub.demo.story import ANSWER_TOKENS, QUESTIONS
 from graft.hub.errors import GraftError
 
@@ -61,7 +61,7 @@ def serving(runner: Runner, words: tuple[str, ...], url: str, log: Path) -> Iter
     """A `graft` server in the background until the block ends. Raises GraftError if it doesn't come up."""
     runner.show(words, " &")
     with log.open("w") as out:
-        process = subprocess.Popen(command(*words), stdout=out, stderr=out)
+        process = runner.start(words, out, out)
     try:
         _wait_until_up(process, url, shlex.join(words), log)
         yield process

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from graft.hub.cli import main
 from graft.hub.demo import stages
+from graft.hub.demo.lock import alone
 from graft.hub.demo.notebook import Notebook
 from graft.hub.demo.pace import Pace, Work, spoken
 from graft.hub.demo.running import Runner, _wait, hear_termination
@@ -60,6 +61,22 @@ def test_the_folder_remembers_its_settings_and_who_was_refused(tmp_path):
     assert not again.is_trained(first) and again.is_trained(second)
     with pytest.raises(GraftError, match=r"made with other settings \(short True, seed 0"):
         Notebook(tmp_path, SETTINGS | {"seed": 1})
+
+
+def test_a_folder_is_one_run_s_until_all_that_it_started_has_ended(tmp_path):
+    with alone(tmp_path) as lock:
+        runner = Runner(Console(file=io.StringIO()), tmp_path / "log", lock)
+        left = runner.start(("hub", "serve", "--registry", str(tmp_path / "new.db"), "--port", "0"), None, None)
+        with pytest.raises(GraftError, match="Another run works in"), alone(tmp_path):
+            pass
+    try:
+        with pytest.raises(GraftError, match="a killed one left behind"), alone(tmp_path):
+            pass
+    finally:
+        left.kill()
+        left.wait()
+    with alone(tmp_path):
+        pass
 
 
 def test_time_left_is_told_only_when_it_was_measured():
