@@ -28,6 +28,7 @@ from graft.hub.kept import kept
 
 PIECE_S = 0.0005  # what a piece of a product should take
 _FIRST_PIECE = 1 << 18  # weights, before anything is known of the machine's speed
+_PIECE_ALONE = 1 << 22  # weights of a piece where nobody waits, which bounds memory only
 _IN_FILES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX: files go by the name of before transformers 5
 _HASHED_AT_ONCE = 1 << 24  # bytes
 
@@ -40,7 +41,8 @@ def no_pause() -> None:
 class Arithmetic:
     """In which dtype is computed, and whether over the weights of another copy of the base (`rounded`).
 
-    `pause` is called between two pieces, whose size follows from how long the last one took.
+    `pause` is called between two pieces, whose size follows from how long the last one took. Where there is nobody to
+    pause for it does not: beside other load threads wait for each other, which would make pieces ever smaller.
     """
 
     dtype: torch.dtype = torch.float32
@@ -58,13 +60,17 @@ class Arithmetic:
         start = 0
         while start < width:
             self.pause()
-            stop = min(width, start + max(1, int(self._work / (rows * depth))))
+            stop = min(width, start + max(1, self._weights(rows) // depth))
             began = time.perf_counter()
             own = None if bias is None else bias[start:stop]
             made[..., start:stop] = F.linear(x, self.widened(stored[start:stop]), own)
             self._adapt((stop - start) * depth * rows, time.perf_counter() - began)
             start = stop
         return made
+
+    def _weights(self, rows: int) -> int:
+        """Of a piece that is multiplied with so many rows."""
+        return _PIECE_ALONE if self.pause is no_pause else int(self._work / rows)
 
     def _adapt(self, work: float, seconds: float) -> None:
         wanted = work * PIECE_S / max(seconds, 1e-9)

@@ -113,16 +113,22 @@ class _TimeLeft:
 
 
 def _learn_pace(demo: Demo, entries: list[Entry], wall_s: float) -> None:
-    """What training has shown, for what is left, and for who reads it. What is not training is starting and saving."""
+    """What training has shown, for what is left, and for who reads it. What is neither training nor saving is starting."""
     made = [entry for entry in entries if demo.notes.is_trained(entry)]
     facts = [json.loads((demo.notes.adapter(entry) / "graft.json").read_text()) for entry in made]
     seconds, tokens = max(fact["seconds"] for fact in facts), sum(fact["tokens"] for fact in facts)
     speed = EPOCHS * sum(letters(demo, entry, "train") for entry in made) / seconds
-    demo.teller.pace = demo.teller.pace.learned(letters_per_s=speed, heavy_s=wall_s - seconds)
+    demo.teller.pace = demo.teller.pace.learned(letters_per_s=speed, heavy_s=wall_s - seconds - _saving_s(demo, made))
     dtype = facts[0]["dtype"]
     demo.teller.say(
         f"{len(made)} adapters, {tokens:,} tokens in {seconds:.0f} s: {tokens / seconds:,.0f} a second, {dtype}"
     )
+
+
+def _saving_s(demo: Demo, made: list[Entry]) -> float:
+    """How long they took to save, with their probes: one after another, so as long as lies between them, and one more."""
+    saved = [(demo.notes.adapter(entry) / "graft.json").stat().st_mtime for entry in made]
+    return (max(saved) - min(saved)) * len(saved) / max(1, len(saved) - 1)
 
 
 def _plan_lines(demo: Demo, entries: list[Entry]) -> Iterator[str]:

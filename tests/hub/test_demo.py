@@ -1,6 +1,7 @@
 """The demo's parts: ports, the time that is left, what its folder remembers, and how it runs commands."""
 
 import io
+import os
 import signal
 import socket
 import subprocess
@@ -105,6 +106,20 @@ def test_a_log_hears_once_a_minute_how_long_training_takes(monkeypatch):
         "training takes about 1 min 30 s more",
         "training takes about 30 s more",
     ]
+
+
+def test_what_saving_took_is_no_part_of_a_start(tmp_path):
+    notes, console = Notebook(tmp_path, SETTINGS), Console(file=io.StringIO())
+    demo = stages.Demo(SHORT, notes, Runner(console, tmp_path / "log"), Teller(console, {}), 0, None)
+    notes.data("news-topic", "train").parent.mkdir()
+    notes.data("news-topic", "train").write_text("x" * 600)
+    for number, entry in enumerate(SHORT.entries):
+        notes.adapter(entry).mkdir()
+        facts = notes.adapter(entry) / "graft.json"
+        facts.write_text('{"seconds": 90, "tokens": 100, "dtype": "float32"}')
+        os.utime(facts, (1000 + 10 * number,) * 2)
+    stages._learn_pace(demo, list(SHORT.entries), wall_s=128)
+    assert demo.teller.pace == Pace(letters_per_s=20, heavy_s=8)
 
 
 @pytest.mark.parametrize("story", [WHOLE, SHORT])

@@ -123,3 +123,12 @@ def test_work_is_cut_into_pieces_and_pauses_between_them(llama):
     said(stored)
     linears = 7 * llama.spec.num_layers + 1
     assert len(pauses) >= linears
+
+
+def test_pieces_follow_the_time_they_take_only_where_somebody_waits():
+    """Beside other load a piece takes long because its threads wait for each other: smaller ones would take longer."""
+    alone, beside = Arithmetic(), Arithmetic(pause=lambda: None)
+    before = alone._weights(rows=48), beside._weights(rows=48)
+    for how in (alone, beside):
+        how._adapt(1 << 18, seconds=0.1)
+    assert alone._weights(rows=48) == before[0] and beside._weights(rows=48) < before[1]
