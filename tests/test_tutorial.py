@@ -114,6 +114,7 @@ def test_every_line_runs_on_a_tiny_base(page, clone, tiny_smollm2, ports, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # ten minutes of two cores, where others have a part of them
 def test_the_tutorial_on_the_real_base(clone, ports):
     """The base is fetched where it is not in the cache; the adapters learn the task."""
     os.environ.pop("OMP_NUM_THREADS", None)

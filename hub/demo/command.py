@@ -5,6 +5,8 @@ one mixed batch beside the bare base, evaluated, and the best is promoted. Every
 request. A rerun goes on where the last one stopped.
 """
 
+import shutil
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -69,6 +71,8 @@ def demo(port: int | None, keep_serving: bool, folder: Path, short: bool, seed: 
         if keep_serving:
             with suppress(KeyboardInterrupt):  # the way to end it
                 _keep_serving(run, server_port, hub_port)
+        else:
+            _say_next(run)
     if refused:
         raise GraftError(
             f"{len(refused)} of {len(story.entries)} adapters refused; the same command trains them again."
@@ -152,9 +156,15 @@ def _say_end(run: Demo, report: dict, refused: Refused) -> None:
     say(
         f"\nDone in {minutes} min {seconds:02} s: {len(entries) - len(refused)} of {len(entries)} adapters served and scored."
     )
-    say(f"  all of this run       {run.notes.folder / 'demo.json'}")
-    say(f"  pages                 graft hub serve --registry {run.notes.registry}    then http://127.0.0.1:7860/")
-    say(f"  server                graft serve --base {BASE.name} --registry {run.notes.registry}")
+    say(f"  all of this run  {run.notes.folder / 'demo.json'}")
+
+
+def _say_next(run: Demo) -> None:
+    """How to serve what was made."""
+    graft = "graft" if shutil.which("graft") else sys.argv[0]  # `make demo` runs it where no PATH leads
+    registry, inference = f"--registry {run.notes.registry}", "--inference http://127.0.0.1:8000"
+    run.teller.say(f"  to serve them    {graft} serve --base {BASE.name} {registry}")
+    run.teller.say(f"  to see them      {graft} hub serve {registry} {inference}")
 
 
 def _keep_serving(run: Demo, server_port: int, hub_port: int) -> None:

@@ -45,7 +45,9 @@ class Teller:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        table = Table(title=Text(title), title_justify="left")
+        """The title is a line of its own: a table would break it at its own width."""
+        self.say(title)
+        table = Table()
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
