@@ -45,7 +45,7 @@ class Story:
         return self.tasks[0]
 
 
-_SEEN = 400  # examples that rates and sizes were chosen on: what is shown is scored on others
+_SEEN = 400  # rates and sizes were chosen on examples among these: what is shown is trained and scored on others
 
 # All three places: input (prefix, prompt), sublayer (series, parallel), weights (LoRA); and biases. Little data, so rates
 # are up to twice the methods' own; half of it where the base knows much of the task.
