@@ -27,7 +27,7 @@ from graft.hub.base import Base
 from graft.hub.kept import kept
 
 PIECE_S = 0.0005  # what a piece of a product should take
-_FIRST_PIECE = 1 << 18  # weights, before anything is known of the machine's speed
+_LEAST_WORK = 1 << 22  # multiplications of a piece, also before anything is known of the machine's speed
 _PIECE_ALONE = 1 << 22  # weights of a piece where nobody waits, which bounds memory only
 _IN_FILES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX: files go by the name of before transformers 5
 _HASHED_AT_ONCE = 1 << 24  # bytes
@@ -48,7 +48,7 @@ class Arithmetic:
     dtype: torch.dtype = torch.float32
     rounded: bool = False
     pause: Callable[[], None] = no_pause
-    _work: float = field(default=float(_FIRST_PIECE), init=False)  # multiplications of a piece
+    _work: float = field(default=float(_LEAST_WORK), init=False)  # multiplications of a piece
 
     def widened(self, stored: Tensor) -> Tensor:
         return (_rounded(stored) if self.rounded else stored).to(self.dtype)
@@ -74,7 +74,8 @@ class Arithmetic:
 
     def _adapt(self, work: float, seconds: float) -> None:
         wanted = work * PIECE_S / max(seconds, 1e-9)
-        self._work = min(max(wanted, self._work / 2), self._work * 2)  # one odd measurement changes little
+        # one odd measurement changes little, and what takes long though it is small had to wait, which smaller ones would too
+        self._work = max(_LEAST_WORK, min(max(wanted, self._work / 2), self._work * 2))
 
 
 class StoredLinear(nn.Module):

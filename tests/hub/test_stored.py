@@ -128,7 +128,11 @@ def test_work_is_cut_into_pieces_and_pauses_between_them(llama):
 def test_pieces_follow_the_time_they_take_only_where_somebody_waits():
     """Beside other load a piece takes long because its threads wait for each other: smaller ones would take longer."""
     alone, beside = Arithmetic(), Arithmetic(pause=lambda: None)
-    before = alone._weights(rows=48), beside._weights(rows=48)
-    for how in (alone, beside):
-        how._adapt(1 << 18, seconds=0.1)
-    assert alone._weights(rows=48) == before[0] and beside._weights(rows=48) < before[1]
+    least = beside._weights(rows=48)
+    sizes = []
+    for seconds in (1e-6, 1e-6, 0.1, 0.1, 0.1):
+        for how in (alone, beside):
+            how._adapt(1 << 24, seconds)
+        sizes.append(beside._weights(rows=48))
+    assert sizes[1] > sizes[0] > least and sizes[2] < sizes[1] and sizes[-1] == least
+    assert alone._weights(rows=48) == Arithmetic()._weights(rows=1)
