@@ -117,7 +117,8 @@ class Prover:
 
     def _together(self) -> list[tuple[Case, Callable[[Verdict], None]]]:
         """The next ones, in order."""
-        taken, rows = [], 0
+        taken: list[tuple[Case, Callable[[Verdict], None]]] = []
+        rows = 0
         while self._waiting and len(taken) < _TOGETHER and rows < _ROWS:
             taken.append(self._waiting.popleft())
             probe = taken[-1][0].probe
