@@ -154,8 +154,9 @@ class Prover:
 
     def _judged(self, case: Case, told: list[Table], content: str) -> Verdict:
         if isinstance(case.probe, OldProbe):
-            return judge_old(case.probe, told)
-        verdict = judge(case.probe, self._said[case.probe.questions], told, content)
+            verdict = judge_old(case.probe, told)
+        else:
+            verdict = judge(case.probe, self._said[case.probe.questions], told, content)
         if verdict.outcome is not Outcome.REFUSED:
             keep(_PROOFS, _key(case.digest, case.probe, content), asdict(verdict) | {"outcome": verdict.outcome.value})
         return verdict

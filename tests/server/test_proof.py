@@ -98,12 +98,14 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(base_folder, tmp_path):
         engine.generate([ASK])
 
 
-def test_old_probes_and_none_say_only_what_they_can(llama, tmp_path):
+def test_old_probes_and_none_say_only_what_they_can_and_once(llama, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "a", "prompt", llama)
     assert "no probe" in verdict(llama, folder).why
     sequence = {"tokens": [5, 9, 11], "top_tokens": [4, 5], "top_logprobs": [-0.5, -1.5]}
     found = verdict(llama, rewritten(folder, {"dtype": "bfloat16", "sequences": [sequence] * 3}))
     assert found.outcome is Outcome.UNPROVEN and "bfloat16" in found.why
+    monkeypatch.setattr(prover_module, "answers", None)
+    assert verdict(llama, folder) == found
 
 
 def test_a_proof_is_made_once_and_many_share_a_pass(base_folder, tmp_path, monkeypatch):
