@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FORGIVEN_AFTER_S = 30.0
 _THREADS = 2
 _TRIES = 3  # at a folder that is written to while it is read
-_NICE = 10
+_NICE, _NICEST = 10, 19  # steps further back than the engine; the last there is
 _SWITCH_S = 0.0005
 
 
@@ -283,7 +283,9 @@ def _step_back() -> None:
     """
     sys.setswitchinterval(_SWITCH_S)
     if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        this = threading.get_native_id()
+        own = os.getpriority(os.PRIO_PROCESS, this)  # a server that is nicer itself may not take that back
+        os.setpriority(os.PRIO_PROCESS, this, min(_NICEST, own + _NICE))
 
 
 def _logged(work: Callable[[], None]) -> None:
