@@ -57,7 +57,7 @@ class Prover:
         self._turns = Turns("graft-prover")
         self._lock = threading.Lock()
         self._opened: tuple[StoredWeights, Base] | None = None
-        self._waiting: deque[tuple[list[Case], Callable[[Verdict], None]]] = deque()
+        self._waiting: deque[tuple[Case, Callable[[Verdict], None]]] = deque()
         self._said: dict[Questions, list[Table]] = {}  # by the bare base
         self._finished: deque[tuple[Callable[[Verdict], None], Verdict]] = deque()
         self._owed = 0.0  # seconds

@@ -20,6 +20,7 @@ from graft.server.cache import block_bytes
 from graft.server.engine import Engine
 from graft.server.options import Options
 from graft.server.requests import BrokenError, ClosedError, EngineError, Request, RequestError
+from graft.server.residency import State
 from graft.server.runner import detours
 from graft.server.sampling import Sampling
 from tests.server.conftest import write_folder
@@ -61,8 +62,13 @@ def assert_greedy(base, forms, prompt, result):
 
 def assert_idle(engine):
     """Nothing is held but what resident adapters hold."""
+
+    def under_way():
+        coming = [r for r in engine.residency.snapshot() if r.state is not State.READY]
+        return len(engine._consumers) + engine.scheduler.running + len(coming)
+
     deadline = time.monotonic() + 5
-    while engine.call(lambda: len(engine._consumers) + engine.scheduler.running) and time.monotonic() < deadline:
+    while engine.call(under_way) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert engine.call(lambda: (engine.scheduler.running, engine.scheduler.waiting, len(engine._consumers))) == (
         0,
