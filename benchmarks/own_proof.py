@@ -4,7 +4,6 @@ python benchmarks/own_proof.py check  '{"base": DIR, "adapters": {NAME: DIR}, "s
 python benchmarks/own_proof.py mutate '{"base": DIR, "adapters": {NAME: DIR}, "others": {NAME: DIR}, "work": DIR}'
 """
 
-import itertools
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import torch
 from common import emit, percentiles
 from safetensors.torch import load_file, save_file
 
+import graft.hub  # noqa: F401 (before torch: it says how OpenMP's threads wait)
 from graft.hub.artifact import load_artifact
 from graft.hub.base import Base, load_base
 from graft.hub.errors import ArtifactError, GraftError
@@ -33,11 +33,12 @@ from graft.hub.stored import stored_weights
 from graft.server.engine import Engine
 from graft.server.options import Options
 from graft.server.prover import Prover
-from graft.server.requests import Request
+from graft.server.requests import Finished, Request, Stream
 from graft.server.sampling import Sampling, Token
 
 Forms = tuple[Form, ...]
-STREAMED, QUIET_S = 2000, 5.0  # tokens of a stream at most; seconds that streams without company are watched
+STREAMED, QUIET_S = 60, 8.0  # tokens of a stream; seconds that streams without company are watched
+STREAMS: list[Stream] = []  # kept, since they are told apart by their ids
 ZEROED = 0.01  # of the weights
 RATE = 1e-5  # of the base's one step
 GREEDY = Sampling(temperature=0)
@@ -118,31 +119,33 @@ def alone(base: Base, adapters: Mapping[str, str]) -> dict[str, Any]:
 
 
 def streamed(base: Base, running: Mapping[str, str], cold: Mapping[str, str | Path]) -> dict[str, Any]:
-    """Time between tokens of streams while the cold adapters come in (or for as long, where there are none)."""
+    """Time between tokens of requests that follow one another, one an adapter at any time, while the cold ones come in
+    (where there are none: for a while)."""
     with fresh_cache(), Engine(base, {**running, **cold}) as engine:
         engine.generate([Request((5, 6, 7), name, max_tokens=1) for name in running])
         sink: SimpleQueue = SimpleQueue()
-        streams = [
-            engine.submit(Request((5, 6, 7, 8), name, STREAMED, ignore_eos=True, sampling=GREEDY), sink)
-            for name in running
-        ]
-        came: dict[int, list[float]] = {id(stream): [] for stream in streams}
-        began, arrived = None, threading.Event()
-        while not arrived.is_set() and any(len(times_) < STREAMED for times_ in came.values()):
+        arrived = threading.Event()
+        began = time.perf_counter()
+        latest: dict[int, float] = {}  # arrival of a stream's latest token
+        for name in running:
+            _stream(engine, name, sink)
+        if cold:
+            threading.Thread(target=lambda: (_ask(engine, cold), arrived.set())).start()
+        gaps: list[float] = []
+        while not (arrived.is_set() if cold else time.perf_counter() - began > QUIET_S):
             stream, event = sink.get()
+            now = time.perf_counter()
             if isinstance(event, Token):
-                came[id(stream)].append(time.perf_counter())
-            if began is None and all(came.values()):
-                began = time.perf_counter()
-                if cold:
-                    threading.Thread(target=lambda: (_ask(engine, cold), arrived.set())).start()
-            if began is not None and not cold and time.perf_counter() - began > QUIET_S:
-                break
+                gaps += [now - latest[id(stream)]] if id(stream) in latest else []
+                latest[id(stream)] = now
+            elif isinstance(event, Finished):
+                _stream(engine, stream.request.model, sink)
         ended = time.perf_counter()
-        for stream in streams:
-            stream.cancel()
-    gaps = [b - a for times_ in came.values() for a, b in itertools.pairwise(times_) if a >= began]
     return {"itl_ms": percentiles(gaps), "gaps": len(gaps), "seconds": round(ended - began, 3)}
+
+
+def _stream(engine: Engine, name: str, sink: SimpleQueue) -> None:
+    STREAMS.append(engine.submit(Request((5, 6, 7, 8), name, STREAMED, ignore_eos=True, sampling=GREEDY), sink))
 
 
 def _ask(engine: Engine, names: Mapping[str, Any]) -> None:

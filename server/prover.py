@@ -54,7 +54,7 @@ class Prover:
 
     def __init__(self, base: Base):
         self._base = base
-        self._turns = Turns("graft-prover")
+        self._turns = Turns("graft-prover", _compute_alone)
         self._lock = threading.Lock()
         self._opened: tuple[StoredWeights, Base] | None = None
         self._waiting: deque[tuple[Case, Callable[[Verdict], None]]] = deque()
@@ -175,6 +175,18 @@ class Prover:
                 weights = stored_weights(self._base)
                 self._opened = weights, stored_base(self._base, weights, Arithmetic(pause=self._turns.pause))
             return self._opened
+
+
+def _compute_alone() -> None:
+    """Let this thread compute on one core: in short turns its helpers would be asleep whenever they are wanted.
+
+    torch's call is about the calling thread, but also about all that start later, so another one takes that back.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    thread = threading.Thread(target=torch.set_num_threads, args=(before,))
+    thread.start()
+    thread.join()
 
 
 def _require_same_ids(probe: Probe | OldProbe, tokenizer: Any) -> None:

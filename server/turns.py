@@ -20,7 +20,9 @@ class Ended(BaseException):
 class Turns:
     """`start` gives it work, `go` lets it run for a while; the work calls `pause` wherever it can wait."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, begin: Callable[[], None] = lambda: None):
+        """`begin`: called once, on the thread."""
+        self._begin = begin
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._work: Callable[[], None] | None = None
         self._until = 0.0
@@ -61,6 +63,7 @@ class Turns:
             raise Ended
 
     def _live(self) -> None:
+        self._begin()
         with suppress(Ended):
             while True:
                 self._await_turn()
