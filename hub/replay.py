@@ -14,8 +14,7 @@ from graft.hub.base import Base
 from graft.hub.detours import Rows, Stack, Step
 from graft.hub.forms import CacheRows, Form, InputRows
 from graft.hub.probe import Asked, Table
-from graft.hub.segments import Segments
-from graft.hub.stored import no_pause
+from graft.hub.segments import Segments, no_pause
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def answers(
     layout = _Layout(base)
     for adapter, questions in asked:
         layout.add(adapter, questions)
-    logits = layout.run([adapter.stack for adapter, _ in asked])
+    logits = layout.run([adapter.stack for adapter, _ in asked], pause)
     texts = iter(logits.split([len(question.tokens) for _, questions in asked for question in questions]))
     return [[_table(next(texts), question, pause) for question in questions] for _, questions in asked]
 
@@ -93,7 +92,7 @@ class _Layout:
         self._rows.append(self._total - before)
         self._logits.append(sum(len(question.tokens) for question in questions))
 
-    def run(self, stacks: Sequence[Stack]) -> Tensor:
+    def run(self, stacks: Sequence[Stack], pause: Callable[[], None] = no_pause) -> Tensor:
         """The logits of the wanted rows."""
         base = self._base
         head = base.spec.parts.lm_head
@@ -106,7 +105,7 @@ class _Layout:
             torch.cat(self._pieces),
             torch.cat(self._positions),
             attention,
-            Segments(steps, self._rows, self._logits, lm_head=head),
+            Segments(steps, self._rows, self._logits, lm_head=head, pause=pause),
             torch.cat(self._wanted),
         )
 

@@ -25,16 +25,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from graft.hub.base import Base
 from graft.hub.kept import kept
+from graft.hub.segments import no_pause
 
 PIECE_S = 0.0005  # what a piece of a product should take
 _LEAST_WORK = 1 << 22  # multiplications of a piece, also before anything is known of the machine's speed
 _PIECE_ALONE = 1 << 22  # weights of a piece where nobody waits, which bounds memory only
 _IN_FILES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX: files go by the name of before transformers 5
 _HASHED_AT_ONCE = 1 << 24  # bytes
-
-
-def no_pause() -> None:
-    """Nobody waits."""
 
 
 @dataclass

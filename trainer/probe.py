@@ -19,8 +19,8 @@ TEXTS = (
     "Question: Which gas do plants take from the air, and which one do they give back? Answer: carbon dioxide, oxygen",
     "def area(width, height):\n    return width * height  # in square metres, never negative",
 )
-_TOKENS = 16  # of a text
-_ROWS = 6  # the last ones of a text, whose answers are told
+_TOKENS = 12  # of a text
+_ROWS = 4  # the last ones of a text, whose answers are told
 _TOP = 4  # tokens that are asked for after each
 
 
