@@ -27,6 +27,8 @@ import report
 from common import Load
 from harness import BENCHMARKS, CACHE, DTYPES, commit, say
 
+from graft.hub.threads import wait_briefly
+
 NOTICED = 20  # multiples of the noise from which on every change must be noticed
 STEPS, EXAMPLES = 20, 4
 COLD = 20  # adapters that come in together
@@ -65,6 +67,7 @@ class Trained:
 
 
 def main() -> None:
+    wait_briefly()  # also in the processes that are started here
     options = arguments()
     work = CACHE / "proof"
     if options.fresh:

@@ -6,14 +6,13 @@ as an empty one. Torch-free.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from graft.hub.cachedir import cache_folder
+from graft.hub.whole import write_whole
 
 
 def kept(kind: str, key: str, find_out: Callable[[], Any]) -> Any:
@@ -38,10 +37,7 @@ def keep(kind: str, key: str, value: Any) -> None:
     path, text = _path(kind, key), json.dumps(value)
     with suppress(OSError):  # a full disk, a read-only home
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:
-            whole = Path(work) / path.name
-            whole.write_text(text, "utf-8")
-            os.replace(whole, path)
+        write_whole(path, text)
 
 
 def _path(kind: str, key: str) -> Path:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -136,8 +137,9 @@ def is_imported(base: NamedBase) -> bool:
 def _imported(id: str) -> Path | None:
     """The folder in the cache that was imported under this id."""
     for record in sorted(bases_folder().glob(f"*/{RECORD}")):
-        if json.loads(record.read_text())["id"] == id:
-            return record.parent
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a broken one is not what is asked for
+            if json.loads(record.read_text("utf-8"))["id"] == id:
+                return record.parent
     return None
 
 

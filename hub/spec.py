@@ -68,9 +68,14 @@ class BaseSpec:
         return BaseSpec(**raw, modules=modules)
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether it has the form ORG/NAME."""
+    return bool(_HUB_ID.fullmatch(source))
+
+
 def require_source(source: str, names: Iterable[str]) -> None:
     """Raises BaseModelError for what is neither a folder nor a hub's id: no hub need be asked for it."""
-    if not Path(source).exists() and not _HUB_ID.fullmatch(source):
+    if not Path(source).exists() and not is_hub_id(source):
         raise BaseModelError(
             f"There is no folder {source}, and it is no hub id such as ORG/NAME, nor one of {', '.join(names)} (which "
             f"`graft base import` fetches). Check --base."

@@ -26,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from graft.hub.base import Base
 from graft.hub.kept import kept
 from graft.hub.segments import no_pause
+from graft.hub.spec import is_hub_id
 
 PIECE_S = 0.0005  # what a piece of a product should take
 _LEAST_WORK = 1 << 22  # multiplications of a piece, also before anything is known of the machine's speed
@@ -189,8 +190,8 @@ def _names(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _files(source: str | None) -> Iterator[Path]:
-    """The safetensors files of a folder, or of a hub id in the hub's cache."""
-    if source is None:
+    """The safetensors files of a folder, or of a hub id in the hub's cache; none where neither is there any more."""
+    if source is None or not (Path(source).is_dir() or is_hub_id(source)):
         return
     for name in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):
         there = Path(source) / name if Path(source).is_dir() else try_to_load_from_cache(source, name)

@@ -6,6 +6,7 @@ Knows nothing of what the files are.
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +39,14 @@ def written_whole(folder: Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
         if new:
             with suppress(OSError):  # not empty: it has been written
                 folder.rmdir()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """One small file, whole or as it was. Raises OSError."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:  # gone again whatever fails
+        whole = Path(work) / path.name
+        whole.write_text(text, "utf-8")
+        os.replace(whole, path)
 
 
 def _move(staging: Path, folder: Path, last: Sequence[str]) -> None:

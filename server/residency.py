@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from graft.hub.errors import GraftError
 from graft.hub.forms import CacheRows
+from graft.hub.probe import Verdict
 from graft.server.batch import BLOCK_ROWS
 from graft.server.blocks import Blocks
 from graft.server.fairness import Gate
@@ -84,7 +85,7 @@ class Residency:
         self._blocks = blocks
         self._work = work
         self._pinned = pinned
-        self._proven: set[str] = set()
+        self._proven: dict[str, Verdict] = {}
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
 
     @property
@@ -218,6 +219,7 @@ class Residency:
             return
         resident.virtual = VirtualRows(resident.loaded.virtual_rows, text_start, tuple(blocks))
         if resident.digest in self._proven:
+            resident.loaded.case = resident.loaded.case.closed(self._proven[resident.digest])
             resident.state = State.READY
             return
         resident.state = State.PROVING
@@ -227,7 +229,7 @@ class Residency:
         if wrong is not None:
             self._refuse(resident, wrong)
             return
-        self._proven.add(resident.digest)
+        self._proven[resident.digest] = resident.loaded.case.verdict
         resident.state = State.READY
 
     def _refuse(self, resident: Resident, error: GraftError) -> None:

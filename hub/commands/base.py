@@ -75,6 +75,7 @@ def _import_named(named: NamedBase, folder: Path, dtype: str) -> BaseSpec:
     """Fetch and convert, or take what an earlier import left in the cache folder."""
     if folder == named.folder and is_imported(named):
         click.echo(f"{named.name} is here already: {folder}", err=True)
+        write_notices(named, folder)  # of an import that was killed before it came to them
         return recorded_spec(folder)
     console = Console(stderr=True)
     for line in _announced(named):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from graft.hub.demo.story import Entry
 from graft.hub.errors import GraftError
+from graft.hub.whole import write_whole
 
 
 class Notebook:
@@ -18,7 +19,7 @@ class Notebook:
         try:
             (folder / "adapters").mkdir(parents=True, exist_ok=True)
             known = json.loads(self._settings.read_text()) if self._settings.exists() else settings
-            self._settings.write_text(json.dumps(known))
+            write_whole(self._settings, json.dumps(known))
         except OSError as error:
             raise GraftError(f"{folder} can't be used ({error.strerror}): choose another --folder.") from None
         if known != settings:
@@ -48,7 +49,7 @@ class Notebook:
         return json.loads(self._refused.read_text()) if self._refused.exists() else {}
 
     def note_refused(self, refused: dict[str, str]) -> None:
-        self._refused.write_text(json.dumps(refused, indent=2))
+        write_whole(self._refused, json.dumps(refused, indent=2))
 
     def forget_refused(self, entries: tuple[Entry, ...]) -> list[Entry]:
         """Remove the folders of those that were refused, so that they are trained again; returns them."""
