@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from harness import BENCHMARKS, CACHE, DTYPES, commit, say
 from graft.hub.threads import wait_briefly
 
 NOTICED = 20  # multiples of the noise from which on every change must be noticed
-STEPS, EXAMPLES = 20, 4
+STEPS, SHORT_STEPS, EXAMPLES = 20, 10, 4
 COLD = 20  # adapters that come in together
 RUNNERS, THREADS, CPUS = ("eager", "fast"), (1, 2), ("avx2", "default")
 KINDS = {
@@ -60,10 +60,12 @@ class Trained:
     stored: str
     dtype: str
     seed: int
+    steps: int = STEPS
 
     @property
     def name(self) -> str:
-        return f"{self.base}-{self.stored}-trained-in-{self.dtype}-seed{self.seed}"
+        short = "" if self.steps == STEPS else f"-{self.steps}-steps"
+        return f"{self.base}-{self.stored}-trained-in-{self.dtype}-seed{self.seed}{short}"
 
 
 def main() -> None:
@@ -90,13 +92,13 @@ def main() -> None:
 def planned(options: argparse.Namespace) -> Iterator[Trained]:
     """One seed has a second one for company, whose layers some changes take."""
     for base in options.bases:
-        whole = base == "smollm2" and not options.short
+        whole, steps = base == "smollm2" and not options.short, SHORT_STEPS if options.short else STEPS
         for seed in (0, 1, 2) if whole else (0, 1):
             if seed == 0 or whole:
                 stored_in = DTYPES[:1] if options.short else DTYPES
-                yield from (Trained(base, stored, dtype, seed) for stored in stored_in for dtype in DTYPES)
+                yield from (Trained(base, stored, dtype, seed, steps) for stored in stored_in for dtype in DTYPES)
             else:
-                yield Trained(base, "bfloat16", "bfloat16", seed)
+                yield Trained(base, "bfloat16", "bfloat16", seed, steps)
 
 
 def base_folder(base: str, stored: str) -> Path:
@@ -126,7 +128,7 @@ def train(run: Trained, work: Path) -> None:
         ]
         plan += [
             f"out = {json.dumps(str(out / kind))}",
-            f"steps = {STEPS}",
+            f"steps = {run.steps}",
             f"batch_size = {EXAMPLES}",
             f"seed = {run.seed}",
         ]
@@ -156,7 +158,7 @@ def mutated(runs: list[Trained], work: Path) -> list[dict[str, Any]]:
     for run in runs:
         if (run.stored, run.dtype, run.seed) != ("bfloat16", "bfloat16", 0):
             continue
-        other = Trained(run.base, run.stored, run.dtype, 1)
+        other = replace(run, seed=1)
         asked = {
             "base": str(base_folder(run.base, run.stored)),
             "adapters": {kind: str(work / run.name / kind) for kind in KINDS},
@@ -265,7 +267,7 @@ def markdown(result: dict[str, Any]) -> str:
     refused = false_refusals(checks)
     parts = [
         report.heading(result, "Proofs: nothing sound is refused, and what was changed is noticed"),
-        f"{len(result['runs'])} trainings of {len(KINDS)} kinds ({STEPS} steps of {EXAMPLES} examples), "
+        f"{len(result['runs'])} trainings of {len(KINDS)} kinds ({result['runs'][0]['steps']} steps of {EXAMPLES} examples), "
         f"{len(checks)} proofs of them. **False refusals: {len(refused)}.** The gap is of the adapter's effect, relative to "
         f"its size, and in multiples of the noise (float32 against float64) that its probe recorded; 8 are allowed.",
         "",
