@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -173,7 +174,7 @@ def _recalled(key: str) -> Outcome | None:
 
 def _machine() -> list[object]:
     """What speed depends on beside the base and the work."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = sorted({line for line in lines if line.startswith(("model name", "model\t", "flags", "Features"))})
