@@ -18,6 +18,7 @@ from common import Load, emit, seconds_of
 from harness import CACHE
 
 from graft.hub.base import Base, load_base
+from graft.hub.compute_threads import ComputeThreads
 from graft.hub.examples import Example
 from graft.hub.metrics import METRICS
 from graft.server.bench import Draw, Workload
@@ -75,11 +76,14 @@ def training(base: Base, folder: str) -> Iterator[Run]:
         recipe = TrainConfig(steps=10_000, batch_size=BATCH)
         learner = prepare(base, AdapterPlan("lora", data, Path(place) / "out", recipe=recipe)).learner
 
-        def run() -> None:
-            for _ in range(STEPS):
-                train_step(base, [learner], RunConfig())
+        with ComputeThreads() as threads:  # as train_all does
 
-        yield run
+            def run() -> None:
+                for _ in range(STEPS):
+                    threads.fit()
+                    train_step(base, [learner], RunConfig())
+
+            yield run
 
 
 @contextmanager

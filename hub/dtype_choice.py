@@ -8,9 +8,7 @@ kept for the machine. Only where there is a choice: on a CPU, for a base stored 
 import copy
 import json
 import math
-import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -26,10 +24,9 @@ from transformers.utils import logging as transformers_logging
 from graft.hub.attention import ATTENTION
 from graft.hub.base import DTYPES, Base, default_dtype, usable_device
 from graft.hub.kept import keep, recall
-from graft.hub.load import Load
+from graft.hub.load import Load, usable_cores
 
 GAIN = 1.15  # what the default is left for
-QUIET_CORES = 0.25  # of other load: with more before nothing is measured, with more meanwhile nothing is kept
 _LOOK_S = 0.3  # how long the machine is looked at before
 _RUNS, _CASE_S = 5, 3.0  # the best of so many, in about so long
 _SAMPLE_BYTES = 1 << 30  # of stored weights: of a larger base some layers are timed
@@ -94,7 +91,7 @@ def chosen_dtype(
     default = _name(default_dtype("cpu", config.dtype))
     key = json.dumps([_machine(), work.name, work.sizes, default, config.to_dict()], default=str, sort_keys=True)
     outcome = _recalled(key)
-    if outcome is None and _other_cores() > QUIET_CORES:
+    if outcome is None and not _quiet():
         say(
             f"{default} for {work.name}: other work is running, so which dtype is fast was not measured. --dtype chooses."
         )
@@ -113,7 +110,7 @@ def _measured(source: Path, config: Any, default: str, work: Work, clock: Callab
     load = Load()
     ours, theirs = (_seconds(source, config, dtype, work, clock) for dtype in (default, other))
     shares = {name: ours[name] / theirs[name] for name in ours}
-    return Outcome(default, other, shares), load.cores()["other_cores"] <= QUIET_CORES
+    return Outcome(default, other, shares), load.cores().quiet
 
 
 def _seconds(source: Path, config: Any, dtype: str, work: Work, clock: Callable[[], float]) -> dict[str, float]:
@@ -159,10 +156,10 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def _other_cores() -> float:
+def _quiet() -> bool:
     load = Load()
     time.sleep(_LOOK_S)
-    return load.cores()["other_cores"]
+    return load.cores().quiet
 
 
 def _recalled(key: str) -> Outcome | None:
@@ -174,14 +171,13 @@ def _recalled(key: str) -> Outcome | None:
 
 def _machine() -> list[object]:
     """What speed depends on beside the base and the work."""
-    cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = sorted({line for line in lines if line.startswith(("model name", "model\t", "flags", "Features"))})
     except OSError:
         cpu = [platform.processor()]
     abilities = torch.backends.cpu.get_cpu_capability()
-    return [cpu, cores, torch.get_num_threads(), abilities, version("torch"), version("grafthub")]
+    return [cpu, usable_cores(), torch.get_num_threads(), abilities, version("torch"), version("grafthub")]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -133,7 +133,7 @@ def measure(
         "seconds": [round(value, 4) for value in seconds],
         "warm_up_s": round(warm_up, 3),
         **latencies(timings),
-        **cores,
+        **cores.to_dict(),
     }
 
 

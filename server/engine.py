@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from graft.hub.base import Base
+from graft.hub.compute_threads import ComputeThreads
 from graft.hub.errors import GraftError
 from graft.hub.probe import Asked, Table
 from graft.hub.registry import Registry
@@ -235,27 +236,34 @@ class Engine:
     # The engine's thread
 
     def _live(self) -> None:
-        while not self._closing:
-            busy = self.scheduler.running or self.scheduler.waiting
-            for message in self._inbox.take(wait=not busy and not self.prover.busy):
-                self._guarded(message)
-            plan = self.scheduler.plan()
-            if plan.chunks:
-                began = time.monotonic()
-                self._step(plan)
-                if self.prover.busy:
-                    self._guarded(partial(self.prover.beside, time.monotonic() - began))
-            elif self.prover.busy:
-                self._guarded(self.prover.turn)
-            elif busy:  # an adapter is on its way in
-                for message in self._inbox.take(wait=True, timeout=0.05):
-                    self._guarded(message)
+        with ComputeThreads() as threads:
+            while not self._closing:
+                if self.runner.meets_often:
+                    threads.fit()
+                self._turn()
         for message in self._inbox.close():
             self._guarded(message)
         gone = ClosedError("The server is shutting down.")
         for consumer in [*self._consumers.values(), *self._unplaced]:
             if isinstance(consumer, Generation):
                 consumer.fail(gone)
+
+    def _turn(self) -> None:
+        """Read what has come in, and do what there is to do, or wait for it."""
+        busy = self.scheduler.running or self.scheduler.waiting
+        for message in self._inbox.take(wait=not busy and not self.prover.busy):
+            self._guarded(message)
+        plan = self.scheduler.plan()
+        if plan.chunks:
+            began = time.monotonic()
+            self._step(plan)
+            if self.prover.busy:
+                self._guarded(partial(self.prover.beside, time.monotonic() - began))
+        elif self.prover.busy:
+            self._guarded(self.prover.turn)
+        elif busy:  # an adapter is on its way in
+            for message in self._inbox.take(wait=True, timeout=0.05):
+                self._guarded(message)
 
     def _guarded(self, message: Callable[[], None]) -> None:
         try:

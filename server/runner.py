@@ -40,6 +40,7 @@ class Runner(Protocol):
     """Owns a base, a KV cache and the detours of the resident adapters."""
 
     cache: KVCache
+    meets_often: bool  # its threads wait for each other after every operator, so that one without a core holds all up
 
     def prepare(self, forms: Sequence[Form]) -> Prepared:
         """Detours (LowRank, Vector) as `add` takes them. Called by the loader's thread while steps run."""
@@ -70,6 +71,8 @@ class _Detours:
 
 class EagerRunner:
     """The reference: eager torch, any family, any device."""
+
+    meets_often = True
 
     def __init__(self, base: Base, cache: KVCache):
         self.cache = cache

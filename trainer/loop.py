@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from graft.hub.base import Base
+from graft.hub.compute_threads import ComputeThreads
 from graft.hub.metrics import Score
 from graft.trainer.checkpointing import recomputing
 from graft.trainer.config import RunConfig
@@ -41,9 +42,13 @@ def train_all(
     evaluate: Callable[[Learner], Score | None],
 ) -> None:
     """Train until every adapter is done. `evaluate` scores one as it stands (None: it has no evaluation data)."""
-    with recomputing(base, run.checkpoint_layers, [learner.dropout for learner in learners]):
+    with (
+        recomputing(base, run.checkpoint_layers, [learner.dropout for learner in learners]),
+        ComputeThreads() as threads,
+    ):
         while active := [learner for learner in learners if not learner.done]:
             started = time.monotonic()
+            threads.fit()
             train_step(base, active, run)
             seconds = time.monotonic() - started
             for learner in active:

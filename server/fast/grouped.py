@@ -40,6 +40,8 @@ _FAILURES = (TritonError, RuntimeError, OSError, SubprocessError)  # Triton call
 class GroupedRunner:
     """A `Runner` (server/runner.py) for every family on a GPU. `record`: how static steps are made; None: there are none."""
 
+    meets_often = False
+
     def __init__(self, base: Base, cache: KVCache, record: Record | None):
         self.cache = cache
         self._base = base

@@ -53,6 +53,8 @@ def fast_runner(base: Base, cache: KVCache) -> "FastRunner":
 class FastRunner:
     """A `Runner` (server/runner.py) for a base without `families.obstacle`."""
 
+    meets_often = False  # kernels/csrc/team.h
+
     def __init__(self, base: Base, cache: KVCache, kernels: ModuleType):
         self.cache = cache
         self._base = base

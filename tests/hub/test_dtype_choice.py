@@ -9,6 +9,7 @@ import torch
 from graft.hub import dtype_choice
 from graft.hub.base import default_dtype
 from graft.hub.dtype_choice import Outcome, Work, chosen_dtype
+from graft.hub.load import QUIET_CORES, Cores
 from graft.server.speed import evaluating, serving
 from graft.trainer.speed import TRAINING
 from tests.conftest import tiny_base
@@ -35,10 +36,10 @@ class Machine:
 
         class Loads:
             def cores(self):
-                return {"other_cores": meanwhile}
+                return Cores(own=1.0, other=meanwhile, stolen=0.0)
 
         monkeypatch.setattr(dtype_choice, "Load", Loads)
-        monkeypatch.setattr(dtype_choice, "_other_cores", lambda: before)
+        monkeypatch.setattr(dtype_choice, "_quiet", lambda: before <= QUIET_CORES)
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
         monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
         monkeypatch.setenv("GRAFT_CACHE", str(tmp_path))
@@ -113,7 +114,7 @@ def test_cases_are_weighed_by_their_geometric_mean():
 )
 def test_the_real_kernels_are_timed_on_the_first_layers(stored_in, monkeypatch, work):
     monkeypatch.setattr(dtype_choice, "_SAMPLE_BYTES", 1000)
-    monkeypatch.setattr(dtype_choice, "_other_cores", lambda: 0.0)
+    monkeypatch.setattr(dtype_choice, "_quiet", lambda: True)
     seen, said = [], []
 
     @contextmanager

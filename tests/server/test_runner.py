@@ -1,6 +1,8 @@
 """Every runner against the packed reference: mixed equals alone, chunked equals whole, slot 0 untouched."""
 
 import copy
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -120,6 +122,24 @@ def texts():
     generator = torch.Generator().manual_seed(7)
     lengths = [3, 24, 9, 17, 40, 6, 12, 31, 5, 20, 11, 15]
     return [torch.randint(2, 300, (n,), generator=generator).tolist() for n in lengths]
+
+
+def test_threads_without_a_core_change_no_bit(llama, make_forms, texts):
+    """More threads than cores: some miss whole phases of a step, and what they missed they must not do again."""
+    steps = [[0, 1, 2, 3], [4], list(range(8)), [5, 6], list(range(12))] * 8
+
+    def logits():
+        sequences = Sequences("fast", llama, blocks=128)
+        for i in range(len(texts)):
+            sequences.add(str(i), make_forms("lora", llama, i), len(texts[i]))
+        return [sequences.feed({str(i): (texts[i], 0) for i in step}) for step in steps]
+
+    alone = logits()
+    with ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(3 * os.cpu_count() + 1)) as pool:
+        crowded = pool.submit(logits).result()
+        pool.submit(torch.set_num_threads, 1).result()  # it is also about threads to come
+    for ours, theirs in zip(alone, crowded, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ template <class S>
 Tensor linear(const Linear<S>& weight, const Tensor& x) {
   Tensor y = at::empty({x.size(0), weight.out}, x.options());
   const Product<S> job{&weight, (const S*)x.data_ptr(), weight.in, (S*)y.data_ptr(), weight.out};
-  Team::run([&](Team& team) { multiply(team, &job, 1, x.size(0)); });
+  Team::run([&](Team::Member& team) { multiply(team, &job, 1, x.size(0)); });
   return y;
 }
 
@@ -55,7 +55,7 @@ void detour(const std::vector<const Adapter<S>*>& adapters, std::vector<Tensor> 
   std::vector<Span<S>> taps;
   for (const Tensor& value : values) taps.push_back({(S*)value.data_ptr(), value.size(1), value.size(1)});
   const std::vector<Block> blocks = blocks_of(lengths, at::get_num_threads());
-  Team::run([&](Team& team) {
+  Team::run([&](Team::Member& team) {
     Scratch<S> scratch;
     team.share(blocks.size(), [&](int64_t i) {
       if (blocks[i].owner < 0) return;
@@ -77,7 +77,7 @@ Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& va
   const AttentionShape shape{heads, kv_heads, dim, (float)scale, window, (float)softcap};
   const Pages<S> k{(S*)keys.data_ptr(), kv_heads, dim}, v{(S*)values.data_ptr(), kv_heads, dim};
   Tensor out = at::empty_like(query);
-  Team::run([&](Team& team) {
+  Team::run([&](Team::Member& team) {
     Scratch<S> scratch;
     team.share(tiles.size() * kv_heads, [&](int64_t item) {
       const auto [row, count] = tiles[item / kv_heads];

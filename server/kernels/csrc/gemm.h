@@ -181,7 +181,7 @@ void panel_rows(const Product<S>& job, int64_t p, int64_t row, int64_t stop) {
 
 // All products of a phase over `rows` rows, shared out among the team.
 template <class S>
-void multiply(Team& team, const Product<S>* jobs, int count, int64_t rows) {
+void multiply(Team::Member& team, const Product<S>* jobs, int count, int64_t rows) {
   int64_t total = 0;
   for (int j = 0; j < count; j++) total += jobs[j].items(rows);
   if (rows <= kFewRows)  // the inputs lie in the caches of the threads that made them: ask for all of them at once

@@ -70,7 +70,7 @@ struct Buffers {
 // What one call of `step` works on.
 template <class S>
 struct Step {
-  Team* team = nullptr;
+  Team::Member* team = nullptr;
   int64_t rows = 0, logit_rows = 0;
   std::vector<Block> blocks, head_blocks;
   std::vector<const Adapter<S>*> adapters;
@@ -123,7 +123,7 @@ class Model {
     scratch_.resize(at::get_num_threads());
     std::memcpy(buffers_.stream, rows.data_ptr(), rows.nbytes());
     const int64_t layer_bytes = keys.stride(0);
-    Team::run([&](Team& team) {
+    Team::run([&](Team::Member& team) {
       Step<S> mine = step;  // taps and pages move from layer to layer; every thread moves its own
       mine.team = &team;
       walk(mine, scratch_[omp_get_thread_num()], layer_bytes);
