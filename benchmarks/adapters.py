@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from graft.hub.artifact import save_artifact
-from graft.hub.base import load_base
-from graft.hub.methods import get_method
-from graft.hub.spec import BaseSpec, recorded_spec
+from graft.hub.adapters.artifact import save_artifact
+from graft.hub.adapters.methods import get_method
+from graft.hub.base.manifest import BaseSpec, recorded_spec
+from graft.hub.base.model import load_base
 
 
 @dataclass(frozen=True)

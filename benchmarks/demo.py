@@ -45,7 +45,9 @@ def told(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     dtype = ("--dtype", options.dtype) if options.dtype else ()
     with harness.held(options.lock), tempfile.TemporaryDirectory() as folder:
         words = ("demo", "--folder", folder, "--port", str(options.port), "--seed", str(seed), *dtype)
-        done = subprocess.run([sys.executable, "-m", "graft.hub.cli", *words], stdout=sys.stderr, env=settings(options))
+        done = subprocess.run(
+            [sys.executable, "-m", "graft.hub.cli.main", *words], stdout=sys.stderr, env=settings(options)
+        )
         if done.returncode:
             raise SystemExit(f"graft {' '.join(words)} failed")
         found = json.loads((Path(folder) / "demo.json").read_text())

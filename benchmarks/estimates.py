@@ -17,12 +17,12 @@ import harness
 import report
 from training import BATCH, LENGTH, SHARES, examples
 
-from graft.hub.methods import METHODS
-from graft.trainer.plan import BASELINES
+from graft.hub.adapters.methods import METHODS
+from graft.trainer.plan.plan import BASELINES
 
 STEPS = 4
 WITHIN = 0.15  # of the measured peak
-GRAFT = (sys.executable, "-m", "graft.hub.cli")
+GRAFT = (sys.executable, "-m", "graft.hub.cli.main")
 # row: method, further flags
 ROWS = {name: (name, ()) for name in (*METHODS, *BASELINES)} | {
     "lora/layers recomputed": ("lora", ("--checkpoint-layers",)),

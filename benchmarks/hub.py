@@ -36,11 +36,12 @@ import psutil
 import report
 from safetensors.numpy import save
 
-from graft.hub import catalog, upkeep
-from graft.hub.access import create_token
-from graft.hub.clock import now
-from graft.hub.registry import Registry
-from graft.hub.schema import writing
+from graft.hub.registry import maintenance as upkeep
+from graft.hub.registry import search as catalog
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.storage.schema import writing
+from graft.hub.registry.storage.timestamps import now
+from graft.hub.registry.users import create_token
 
 VERSIONS, SCORES = 3, 5
 BROWSE_TARGET, PUBLISH_TARGETS = 50, {"publish 5 MB, alone": 150, "publish 5 MB, 16 at once": 1000}  # p95, ms
@@ -137,7 +138,7 @@ def serving(registry: Registry) -> Iterator[tuple[str, psutil.Process, float]]:
         port = probe.getsockname()[1]
     words = ["hub", "serve", "--registry", str(registry.path), "--port", str(port)]
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "graft.hub.cli", *words], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "graft.hub.cli.main", *words], stderr=subprocess.DEVNULL)
     try:
         while True:
             try:

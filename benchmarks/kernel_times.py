@@ -18,7 +18,7 @@ import report
 import torch
 from common import Load
 
-from graft.server.kernels.build import load
+from graft.server.runners.cpu.build import load
 
 COPIES = 30  # of weights and cache, as many as layers, so that they come from memory as in a real step
 Pair = tuple[str, Callable[[int], object], Callable[[int], object]]  # name, ours(copy), torch's(copy)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from graft.hub.forms import CacheRows, Form, InputRows, LowRank, Vector
+from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank, Vector
 
 Forms = tuple[Form, ...]
 ZEROED = 0.01  # of the weights
@@ -209,7 +209,7 @@ BASE_MUTATIONS = {
 
 
 def _a_used_token(tokenizer: Any) -> tuple[int, int]:
-    from graft.trainer.probe import TEXTS
+    from graft.trainer.artifact.probe import TEXTS
 
     return tokenizer(TEXTS[0])["input_ids"][5], tokenizer(" zebra")["input_ids"][-1]
 

@@ -17,19 +17,19 @@ from pathlib import Path
 from common import Load, emit, seconds_of
 from harness import CACHE
 
-from graft.hub.base import Base, load_base
-from graft.hub.compute_threads import ComputeThreads
-from graft.hub.examples import Example
-from graft.hub.metrics import METRICS
-from graft.server.bench import Draw, Workload
-from graft.server.engine import Engine
-from graft.server.evaluate import Evaluated, evaluate
-from graft.server.options import Options
-from graft.server.targets import EngineTarget
+from graft.hub.base.model import Base, load_base
+from graft.hub.evaluation.metrics import METRICS
+from graft.hub.evaluation.task_data import Example
+from graft.hub.machine.compute_threads import ComputeThreads
+from graft.server.benchmark.targets import EngineTarget
+from graft.server.benchmark.workload import Draw, Workload
+from graft.server.engine.engine import Engine
+from graft.server.engine.options import Options
+from graft.server.evaluation.shelf import Evaluated, evaluate
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig
-from graft.trainer.allocator import keep_freed_memory
-from graft.trainer.loop import train_step
-from graft.trainer.run import prepare
+from graft.trainer.process.allocator import keep_freed_memory
+from graft.trainer.training.loop import train_step
+from graft.trainer.training.run import prepare
 
 WORDS = ("red", "green", "blue", "fast", "slow", "old", "new", "warm", "cold", "dark", "light", "near", "far", "open")
 LABELS = (" yes", " no")

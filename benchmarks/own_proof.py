@@ -20,18 +20,18 @@ import torch
 from common import emit, percentiles
 from mutations import ADAPTER_MUTATIONS, BASE_MUTATIONS, Forms
 
-from graft.hub.artifact import load_artifact
-from graft.hub.base import Base, load_base
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.adapters.probe import Outcome, Verdict
+from graft.hub.adapters.probe_replay import replayed
+from graft.hub.adapters.validation import PROVENANCE
+from graft.hub.base.model import Base, load_base
+from graft.hub.base.stored_weights import stored_weights
 from graft.hub.errors import ArtifactError, GraftError
-from graft.hub.inspection import PROVENANCE
-from graft.hub.probe import Outcome, Verdict
-from graft.hub.replay import replayed
-from graft.hub.stored import stored_weights
-from graft.server.engine import Engine
-from graft.server.options import Options
-from graft.server.prover import Prover
-from graft.server.requests import Finished, Request, Stream
-from graft.server.sampling import Sampling, Token
+from graft.server.adapters.prover import Prover
+from graft.server.engine.engine import Engine
+from graft.server.engine.options import Options
+from graft.server.engine.request import Finished, Request, Stream
+from graft.server.engine.sampling import Sampling, Token
 
 STREAMED, QUIET_S = 60, 8.0  # tokens of a stream; seconds that streams without company are watched
 STREAMS: list[Stream] = []  # kept, since they are told apart by their ids

@@ -7,10 +7,10 @@ from typing import Any
 
 from common import Load, emit, peak_tree_bytes, training_figures
 
-from graft.hub.base import load_base
+from graft.hub.base.model import load_base
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
-from graft.trainer.allocator import keep_freed_memory
-from graft.trainer.baselines import train_baseline
+from graft.trainer.process.allocator import keep_freed_memory
+from graft.trainer.training.base_weights import train_baseline
 
 
 class Stopwatch:

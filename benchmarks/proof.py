@@ -27,7 +27,7 @@ import report
 from common import Load
 from harness import BENCHMARKS, CACHE, DTYPES, commit, say
 
-from graft.hub.threads import wait_briefly
+from graft.hub.machine.openmp_wait import wait_briefly
 
 NOTICED = 20  # multiples of the noise from which on every change must be noticed
 STEPS, SHORT_STEPS, EXAMPLES = 20, 10, 4
@@ -347,7 +347,7 @@ _REASONS = {  # what a refusal says -> in a cell
 
 
 def graft(*words: str) -> None:
-    command = [sys.executable, "-m", "graft.hub.cli", *words]
+    command = [sys.executable, "-m", "graft.hub.cli.main", *words]
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 

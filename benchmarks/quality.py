@@ -22,15 +22,15 @@ import plots
 import report
 from harness import BENCHMARKS, System
 
-from graft.hub.artifact import load_artifact
-from graft.hub.base import Base, load_base
-from graft.hub.examples import Example, load_examples
-from graft.hub.forms import Form
-from graft.hub.methods import get_method
-from graft.hub.metrics import default_metric, sign_flips
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.adapters.methods import get_method
+from graft.hub.adapters.serving_forms import Form
+from graft.hub.base.model import Base, load_base
+from graft.hub.evaluation.metrics import default_metric, sign_flips
+from graft.hub.evaluation.task_data import Example, load_examples
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
-from graft.trainer.data import Order, sequences_of, without_overlap
-from graft.trainer.scoring import score_examples
+from graft.trainer.data.data import Order, sequences_of, without_overlap
+from graft.trainer.evaluation.scoring import score_examples
 
 BARE = "bare base"
 RECIPE = ("steps", "batch_size", "dtype")  # what samples of one table share

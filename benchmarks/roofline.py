@@ -16,8 +16,8 @@ import torch
 from common import Load, Workload, emit
 from shapes import SIZES, Shape
 
-from graft.hub.base import load_base
-from graft.hub.spec import recorded_spec
+from graft.hub.base.manifest import recorded_spec
+from graft.hub.base.model import load_base
 
 _GIGA = 1e9
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from graft.hub.base import load_base, with_id
-from graft.hub.spec import BaseSpec, record
+from graft.hub.base.manifest import BaseSpec, record
+from graft.hub.base.model import load_base, with_id
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from harness import CACHE
 
+from graft.hub.base.named_bases import NAMED_BASES, base_source
 from graft.hub.demo.data import TASKS, WHOLE, write_tasks
-from graft.hub.named_bases import NAMED_BASES, base_source
 
 
 def standard_base() -> Path:

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from graft.hub.registry import Registry
-from graft.hub.threads import wait_briefly
+from graft.hub.machine.openmp_wait import wait_briefly
+from graft.hub.registry.registry import Registry
 
 if TYPE_CHECKING:
-    from graft.hub.artifact import load_artifact
+    from graft.hub.adapters.artifact import load_artifact
 
 __all__ = ["Registry", "load_artifact"]
 
@@ -15,7 +15,7 @@ wait_briefly()
 
 def __getattr__(name: str) -> Any:
     if name == "load_artifact":
-        from graft.hub.artifact import load_artifact
+        from graft.hub.adapters.artifact import load_artifact
 
         return load_artifact
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

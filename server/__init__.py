@@ -1,5 +1,5 @@
 """The server: requests -> tokens. Importing it is cheap."""
 
-from graft.hub.threads import wait_briefly
+from graft.hub.machine.openmp_wait import wait_briefly
 
 wait_briefly()

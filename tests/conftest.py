@@ -9,7 +9,9 @@ for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 _cache = tempfile.TemporaryDirectory(prefix="graft-test-cache-")  # what tests find out is not kept for later
 os.environ["GRAFT_CACHE"] = _cache.name
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as hub/threads.py does for who does not import torch first
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "10000"
+)  # as hub/machine/openmp_wait.py does for who does not import torch first
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ if not torch.cuda.is_available():
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from graft.hub.base import Base
+from graft.hub.base.model import Base
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 

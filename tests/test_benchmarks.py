@@ -121,8 +121,8 @@ def test_ratio_table_says_which_target_is_reached():
 def test_made_adapters_load(kind, tmp_path, llama):
     import adapters
 
-    from graft.hub.artifact import load_artifact
-    from graft.hub.spec import record
+    from graft.hub.adapters.artifact import load_artifact
+    from graft.hub.base.manifest import record
 
     record(tmp_path, llama.spec)
     first, second = adapters.make([kind], 2, tmp_path, tmp_path)
@@ -189,7 +189,7 @@ def test_the_peer_learns_what_follows_the_prompt():
 def test_a_size_in_numbers_is_the_shape_of_the_base_made_of_it(tmp_path, llama):
     import shapes
 
-    from graft.hub.base import load_base
+    from graft.hub.base.model import load_base
 
     size = shapes.Size(hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, vocabulary=0)
     llama.model.save_pretrained(tmp_path / "standard")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-GRAFT = (sys.executable, "-m", "graft.hub.cli")
+GRAFT = (sys.executable, "-m", "graft.hub.cli.main")
 PORT = os.environ.get("GRAFT_TEST_PORT", "18460")
 NAMES = {"demo/news-topic-lora", "demo/news-topic-parallel", "demo/news-topic-prefix"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.hub.examples import load_examples
+from graft.hub.evaluation.task_data import load_examples
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TABLE = re.findall(

@@ -88,6 +88,6 @@ def test_the_list_of_files_names_every_one():
 
 
 def test_the_hub_starts_without_torch():
-    code = "import graft.hub.cli, graft.hub.registry, graft.hub.web.app, sys; print(*[m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import graft.hub.cli.main, graft.hub.registry.registry, graft.hub.web.app, sys; print(*[m for m in ('torch', 'transformers') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == ""

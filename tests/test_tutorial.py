@@ -14,10 +14,10 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from graft.hub.base import with_id
-from graft.hub.cli import main
-from graft.hub.named_bases import NAMED_BASES
-from graft.hub.spec import record
+from graft.hub.base.manifest import record
+from graft.hub.base.model import with_id
+from graft.hub.base.named_bases import NAMED_BASES
+from graft.hub.cli.main import main
 from tests.conftest import tiny_base
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def tiny_smollm2(tmp_path, monkeypatch) -> None:
 
 def in_background(words: list[str], ports: tuple[int, int]) -> subprocess.Popen:
     port = ports[words[0] == "hub"]
-    process = subprocess.Popen([sys.executable, "-m", "graft.hub.cli", *words, "--port", str(port)])
+    process = subprocess.Popen([sys.executable, "-m", "graft.hub.cli.main", *words, "--port", str(port)])
     for _ in range(600):
         assert process.poll() is None, words
         try:

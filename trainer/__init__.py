@@ -6,14 +6,14 @@
 import importlib
 from typing import Any
 
-from graft.hub.threads import wait_briefly
+from graft.hub.machine.openmp_wait import wait_briefly
 
 _PUBLIC = {
-    "train": "graft.trainer.run",
-    "Outcome": "graft.trainer.run",
-    "AdapterPlan": "graft.trainer.plan",
-    "TrainConfig": "graft.trainer.config",
-    "RunConfig": "graft.trainer.config",
+    "train": "graft.trainer.training.run",
+    "Outcome": "graft.trainer.training.run",
+    "AdapterPlan": "graft.trainer.plan.plan",
+    "TrainConfig": "graft.trainer.plan.config",
+    "RunConfig": "graft.trainer.plan.config",
 }
 __all__ = ["AdapterPlan", "Outcome", "RunConfig", "TrainConfig", "train"]
 

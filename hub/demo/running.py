@@ -110,7 +110,7 @@ class Runner:
 
 def command(*words: str) -> list[str]:
     """A `graft` command line run by this very Python."""
-    return [sys.executable, "-m", "graft.hub.cli", *words]
+    return [sys.executable, "-m", "graft.hub.cli.main", *words]
 
 
 def _hand_on(lines: Iterable[str], hears: Hears) -> None:

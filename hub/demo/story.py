@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from graft.hub.base.named_bases import NAMED_BASES
 from graft.hub.demo.data import HEADLINES, SENTIMENT, TOPICS, Size, Task
-from graft.hub.named_bases import NAMED_BASES
 
 BASE = NAMED_BASES["smollm2"]
 NAMESPACE = "demo"

@@ -5,15 +5,16 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from graft.hub import catalog, scores
-from graft.hub.catalog import Query
+from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError
-from graft.hub.records import Revision
-from graft.hub.scores import Standing, Task
-from graft.hub.spec import BaseSpec
-from graft.hub.web.context import caller, expect_files, registry, unquoted
+from graft.hub.registry import leaderboard as scores
+from graft.hub.registry import search as catalog
+from graft.hub.registry.leaderboard import Standing, Task
+from graft.hub.registry.queries import Revision
+from graft.hub.registry.search import Query
+from graft.hub.web.huggingface.read import body, readable, text_field, writable
 from graft.hub.web.openapi import document
-from graft.hub.web.protocol import body, readable, text_field, writable
+from graft.hub.web.request import caller, expect_files, registry, unquoted
 
 blueprint = Blueprint("api", __name__)
 

@@ -9,11 +9,15 @@ from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from graft.hub import access
-from graft.hub.http import LOOPBACK
-from graft.hub.registry import Registry
-from graft.hub.web import api, failures, forms, lfs, protocol, security, uploads
-from graft.hub.web.context import EXTENSION, Hub
+from graft.hub.registry import users as access
+from graft.hub.registry.registry import Registry
+from graft.hub.web import api, forms, security
+from graft.hub.web import error_responses as failures
+from graft.hub.web.huggingface import commit as uploads
+from graft.hub.web.huggingface import git_lfs as lfs
+from graft.hub.web.huggingface import read as protocol
+from graft.hub.web.request import EXTENSION, Hub
+from graft.hub.wsgi import LOOPBACK
 
 MAX_REQUEST_BYTES = 4 << 20  # the few views that take files ask for more (context.expect_files)
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")  # as a Host header has them

@@ -14,15 +14,16 @@ from flask import flash, jsonify, redirect, render_template, request, session, s
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response
 
-from graft.hub import access, catalog
-from graft.hub.commits import START_BYTES, Put, changed, check_repo_name
 from graft.hub.errors import ArtifactError, ForbiddenError, GraftError, UnauthorizedError
-from graft.hub.leftovers import LeftOut, left_out, listed, require_no_pickled_adapter
-from graft.hub.proof import holds_adapter, prove
-from graft.hub.records import FACTS
-from graft.hub.web.context import caller, expect_files, hub, registry
+from graft.hub.registry import search as catalog
+from graft.hub.registry import users as access
+from graft.hub.registry.commits.changes import START_BYTES, Put, changed, check_repo_name
+from graft.hub.registry.commits.commit_check import holds_adapter, prove
+from graft.hub.registry.commits.trainer_leftovers import LeftOut, left_out, listed, require_no_pickled_adapter
+from graft.hub.registry.queries import FACTS
+from graft.hub.web.huggingface.read import body, text_field, writable
 from graft.hub.web.pages import blueprint
-from graft.hub.web.protocol import body, text_field, writable
+from graft.hub.web.request import caller, expect_files, hub, registry
 
 MAX_ASKED = 6
 MAX_PROMPT_CHARS = 20_000

@@ -5,10 +5,10 @@ The Hugging Face protocol is described by its own clients' documentation and is 
 
 from typing import Any
 
-from graft.hub import scores
-from graft.hub.catalog import SORTS
-from graft.hub.commits import REPO_NAME
-from graft.hub.metrics import METRICS
+from graft.hub.evaluation.metrics import METRICS
+from graft.hub.registry import leaderboard as scores
+from graft.hub.registry.commits.changes import REPO_NAME
+from graft.hub.registry.search import SORTS
 
 TEXT: dict[str, Any] = {"type": "string"}
 NAME: dict[str, Any] = {"type": "string", "pattern": f"^{REPO_NAME.pattern}$"}

@@ -11,17 +11,19 @@ from typing import Any
 from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
-from graft.hub import catalog, scores
-from graft.hub.cards import split_card
-from graft.hub.commits import REPO_NAME
+from graft.hub.adapters.model_card import split_card
+from graft.hub.adapters.validation import CARD, Inspection
 from graft.hub.errors import GraftError, RepoNotFoundError
-from graft.hub.inspection import CARD, Inspection
-from graft.hub.records import Repo, Revision
-from graft.hub.refs import Ref
-from graft.hub.web import charts, present
+from graft.hub.registry import leaderboard as scores
+from graft.hub.registry import search as catalog
+from graft.hub.registry.commits.changes import REPO_NAME
+from graft.hub.registry.queries import Repo, Revision
+from graft.hub.registry.refs import Ref
+from graft.hub.web import filters as present
+from graft.hub.web import svg_charts as charts
 from graft.hub.web.api import query_of
-from graft.hub.web.context import caller, endpoint, hub, registry, unquoted
-from graft.hub.web.protocol import readable
+from graft.hub.web.huggingface.read import readable
+from graft.hub.web.request import caller, endpoint, hub, registry, unquoted
 
 blueprint = Blueprint("pages", __name__)
 

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, current_app, request
 
-from graft.hub.access import OWNER
 from graft.hub.errors import ForbiddenError
-from graft.hub.web import failures
-from graft.hub.web.context import caller
+from graft.hub.registry.users import OWNER
+from graft.hub.web import error_responses as failures
+from graft.hub.web.request import caller
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 CONTENT_POLICY = (

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from graft.hub.cli import main
-from graft.hub.spec import record
+from graft.hub.base.manifest import record
+from graft.hub.cli.main import main
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.trainer.cases import HELD_OUT, ROWS, write_rows

@@ -1,7 +1,7 @@
 """A full disk under what is written: an output, the cache, a registry."""
 
-from graft.hub.kept import keep, recall
-from graft.hub.registry import Registry
+from graft.hub.machine.kept_values import keep, recall
+from graft.hub.registry.registry import Registry
 from tests.field.conftest import files_end_at, graft, refused
 
 FAST = ("--steps", 2, "--dtype", "float32")

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from graft.hub.commands.shared import opened
+from graft.hub.cli.shared import opened
 from graft.hub.errors import GraftError
 from tests.field.conftest import graft, refused
 
@@ -70,7 +70,7 @@ def test_a_base_that_cannot_be_fetched_is_told_at_once(monkeypatch, proxy):
 
 
 def test_a_silent_address_is_given_up(monkeypatch):
-    monkeypatch.setattr("graft.hub.remote.GREETING_S", 0.2)
+    monkeypatch.setattr("graft.hub.registry.hub_client.GREETING_S", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(GraftError, match=r"No hub answers at .*timed out"),

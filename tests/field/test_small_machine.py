@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from graft.hub.cli import main
+from graft.hub.cli.main import main
 from tests.field.conftest import graft
 
 ROOT = Path(__file__).parents[2]
 _PR_CAPBSET_DROP, _PASSES_PERMISSIONS = 24, (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-GRAFT = [sys.executable, "-m", "graft.hub.cli"]
+GRAFT = [sys.executable, "-m", "graft.hub.cli.main"]
 # Several commands in one process: a start takes seconds. Each is a list of words on a line of its own.
 SEVERAL = """
 import json, sys
-from graft.hub.cli import main
+from graft.hub.cli.main import main
 for line in sys.stdin:
     try:
         main(json.loads(line), prog_name="graft")

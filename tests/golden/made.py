@@ -17,14 +17,14 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from graft.hub import clock
-from graft.hub.base import Base
-from graft.hub.commits import Delete, Put
-from graft.hub.examples import data_hash, parse_examples
-from graft.hub.inspection import inspect_artifact
-from graft.hub.methods import METHODS
-from graft.hub.registry import Registry
-from graft.hub.spec import BaseSpec
+from graft.hub.adapters.methods import METHODS
+from graft.hub.adapters.validation import inspect_artifact
+from graft.hub.base.manifest import BaseSpec
+from graft.hub.base.model import Base
+from graft.hub.evaluation.task_data import data_hash, parse_examples
+from graft.hub.registry.commits.changes import Delete, Put
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.storage import timestamps as clock
 from tests.conftest import FAMILIES, tiny_tokenizer
 from tests.methods.cases import VARIANTS
 

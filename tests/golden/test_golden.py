@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from graft.hub.base import Base
-from graft.hub.catalog import Query
-from graft.hub.registry import Registry
-from graft.hub.upkeep import check
+from graft.hub.base.model import Base
+from graft.hub.registry.maintenance import check
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import Query
 from tests.conftest import FAMILIES, tiny_tokenizer
 from tests.golden import made
 from tests.methods.cases import VARIANTS

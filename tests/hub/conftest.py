@@ -14,9 +14,9 @@ from graft.hub.web.app import create_app
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-from graft.hub.commands.serving import http_server
-from graft.hub.registry import Registry
-from graft.hub.spec import BaseSpec, ModuleSpec
+from graft.hub.base.manifest import BaseSpec, ModuleSpec
+from graft.hub.cli.hub import http_server
+from graft.hub.registry.registry import Registry
 
 HIDDEN, LAYERS, INNER, KV = 32, 2, 64, 16
 

@@ -7,9 +7,9 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
-from graft.hub.artifact import load_artifact, save_artifact
-from graft.hub.commands.export import export
-from graft.hub.compose import convert, merge, weighted_sum
+from graft.hub.adapters.artifact import load_artifact, save_artifact
+from graft.hub.adapters.merging import convert, merge, weighted_sum
+from graft.hub.cli.export import export
 from graft.hub.errors import ArtifactError, UnsupportedMethodError
 from tests.conftest import FAMILIES, tiny_base, tiny_tokenizer
 from tests.methods.cases import LONG, VARIANTS, base_of, case, served_logits

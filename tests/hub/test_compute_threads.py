@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-from graft.hub import compute_threads
-from graft.hub.compute_threads import ComputeThreads
-from graft.hub.load import Cores, usable_cores
+from graft.hub.machine import compute_threads
+from graft.hub.machine.compute_threads import ComputeThreads
+from graft.hub.machine.cpu_load import Cores, usable_cores
 
 
 class Machine:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from graft.hub.cli import main
+from graft.hub.cli.main import main
 from graft.hub.demo import stages
 from graft.hub.demo.lock import alone
 from graft.hub.demo.notebook import Notebook
@@ -21,7 +21,7 @@ from graft.hub.demo.servers import ports
 from graft.hub.demo.story import SHORT, WHOLE
 from graft.hub.demo.teller import Teller
 from graft.hub.errors import GraftError
-from graft.trainer.plan import check_plan, read_plan
+from graft.trainer.plan.plan import check_plan, read_plan
 
 SETTINGS = {"short": True, "seed": 0, "dtype": None}
 

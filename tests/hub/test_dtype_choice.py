@@ -6,12 +6,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from graft.hub import dtype_choice
-from graft.hub.base import default_dtype
-from graft.hub.dtype_choice import Outcome, Work, chosen_dtype
-from graft.hub.load import QUIET_CORES, Cores
-from graft.server.speed import evaluating, serving
-from graft.trainer.speed import TRAINING
+from graft.hub.base import dtype_choice
+from graft.hub.base.dtype_choice import Outcome, Work, chosen_dtype
+from graft.hub.base.model import default_dtype
+from graft.hub.machine.cpu_load import QUIET_CORES, Cores
+from graft.server.benchmark.dtype_speed import evaluating, serving
+from graft.trainer.training.dtype_speed import TRAINING
 from tests.conftest import tiny_base
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from graft.hub.encoding import cut_left, encode, encode_prompt
 from graft.hub.errors import DataError
-from graft.hub.examples import Example, data_hash, labels_of, load_examples, parse_examples, source_name
+from graft.hub.evaluation.task_data import Example, data_hash, labels_of, load_examples, parse_examples, source_name
+from graft.hub.evaluation.tokenization import cut_left, encode, encode_prompt
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -86,7 +86,7 @@ def test_plain_text_stands_as_it_is_and_messages_take_the_template(llama):
 
 
 def load_rows(row):
-    from graft.hub.examples import parse_row
+    from graft.hub.evaluation.task_data import parse_row
 
     return parse_row(row, "here")
 
@@ -98,7 +98,7 @@ def test_a_long_prompt_loses_its_beginning():
 
 
 def test_examples_and_metrics_need_no_torch():
-    code = "import sys, graft.hub.examples, graft.hub.metrics; sys.exit('torch' in sys.modules)"
+    code = "import sys, graft.hub.evaluation.task_data, graft.hub.evaluation.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

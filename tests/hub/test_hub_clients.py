@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from graft.hub.access import create_token, first_admin
-from graft.hub.registry import Registry
-from graft.hub.web import lfs
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.users import create_token, first_admin
+from graft.hub.web.huggingface import git_lfs as lfs
 
 CALLS = Path(__file__).with_name("client_calls.py")
 CLIENTS = Path(__file__).parents[2] / "build" / "clients"
@@ -55,8 +55,8 @@ def test_our_own_remote_runs_on_the_oldest_client_that_we_allow(hub: str, adapte
         words = ["-q", "--no-deps", "--target", str(library), "huggingface_hub==1.5.0"]
         subprocess.run([sys.executable, "-m", "pip", "install", *words], check=True)
     code = (
-        "import sys, huggingface_hub\nfrom graft.hub.catalog import Query\nfrom graft.hub.errors import GraftError\n"
-        "from graft.hub.remote import RemoteRegistry\n"
+        "import sys, huggingface_hub\nfrom graft.hub.registry.search import Query\nfrom graft.hub.errors import GraftError\n"
+        "from graft.hub.registry.hub_client import RemoteRegistry\n"
         "assert huggingface_hub.__version__ == '1.5.0'\nurl, adapter, out = sys.argv[1:]\n"
         "remote = RemoteRegistry(url)\nmade = remote.publish(adapter, 'ann/news')\n"
         "assert remote.pull('ann/news', out) == remote.resolve(f'ann/news@{made.id}')\n"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from graft.hub.access import caller_of
-from graft.hub.cli import main
+from graft.hub.cli.main import main
 from graft.hub.errors import UnauthorizedError
-from graft.hub.registry import Registry
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.users import caller_of
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_a_missing_registry_and_a_file_that_is_none(tmp_path: Path) -> None:
 
 def test_the_hub_starts_without_torch() -> None:
     code = (
-        "import sys, graft.hub.cli, graft.hub.remote, graft.hub.web.app, graft.hub.commands.artifacts,"
-        " graft.hub.commands.serving, graft.hub.commands.tasks, graft.hub.commands.upkeep;"
+        "import sys, graft.hub.cli.main, graft.hub.registry.hub_client, graft.hub.web.app, graft.hub.cli.adapters,"
+        " graft.hub.cli.hub, graft.hub.cli.tasks, graft.hub.cli.registry;"
         "print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

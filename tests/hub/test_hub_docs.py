@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 from click.testing import CliRunner
 
-from graft.hub.cli import main
-from graft.hub.registry import Registry
+from graft.hub.cli.main import main
+from graft.hub.registry.registry import Registry
 
 DOC = Path(__file__).parents[2] / "docs" / "hub.md"
 
@@ -34,7 +34,7 @@ def test_the_documented_commands_run(tmp_path: Path, monkeypatch, base_spec, lor
         for line in lines:
             words = shlex.split(line.removesuffix(" &"))
             if line.endswith("&"):
-                command = [sys.executable, "-m", "graft.hub.cli", *words]
+                command = [sys.executable, "-m", "graft.hub.cli.main", *words]
                 background.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
                 wait_for(f"http://127.0.0.1:{port}/health")
                 continue

@@ -17,17 +17,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from graft.hub import upkeep
-from graft.hub.access import create_token, secret
-from graft.hub.commits import Put
 from graft.hub.errors import ConflictError
-from graft.hub.registry import Registry
-from graft.hub.schema import writing
+from graft.hub.registry import maintenance as upkeep
+from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.storage.schema import writing
+from graft.hub.registry.users import create_token, secret
 
 WRITER = """
 import sys
-from graft.hub.commits import Put
-from graft.hub.registry import Registry
+from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.registry import Registry
 registry, who, adapter = Registry(sys.argv[1]), sys.argv[2], sys.argv[3]
 registry.publish(adapter, f"{who}/news")
 number = 0
@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_nothing_half_done(registry: Registry, adapter: Path,
     big = lora_folder(tmp_path / "big", rank=16, seed=3)
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
-        "from graft.hub.cli import main; main(sys.argv[1:])"
+        "from graft.hub.cli.main import main; main(sys.argv[1:])"
     )
     words = ["publish", str(big), "ann/news", "--registry", str(registry.path)]
     done = subprocess.run([sys.executable, "-c", limited, *words], capture_output=True, text=True)
@@ -213,7 +213,7 @@ def test_a_hub_reports_storage_failures_as_such(hub: str, registry: Registry, ad
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("graft.hub.store.os.fsync", full)
+    monkeypatch.setattr("graft.hub.registry.storage.blob_store.os.fsync", full)
     body = b'{"key": "file", "value": {"path": "a.json", "content": "e30=", "encoding": "base64"}}\n'
     reply = httpx.post(f"{hub}/api/models/ann/news/commit/main", content=body)
     assert reply.status_code == 507 and "No space left" in reply.json()["error"]
@@ -244,7 +244,7 @@ def test_files_go_only_after_their_rows(registry: Registry, adapter: Path, monke
     def crash(*_: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr("graft.hub.store.BlobStore.remove", crash)
+    monkeypatch.setattr("graft.hub.registry.storage.blob_store.BlobStore.remove", crash)
     with pytest.raises(RuntimeError):
         upkeep.collect(registry, grace_s=0)
     monkeypatch.undo()

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 from werkzeug.test import Client
 
-from graft.hub.access import create_token, first_admin
-from graft.hub.cli import main
-from graft.hub.commits import Put
-from graft.hub.registry import Registry
+from graft.hub.cli.main import main
+from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.users import create_token, first_admin
 from graft.hub.web import security
 from graft.hub.web.app import create_app
 

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from graft.hub import upkeep
-from graft.hub.catalog import Query
-from graft.hub.commits import Delete, Put, check_path
 from graft.hub.errors import ArtifactError, ConflictError, GraftError, RepoNotFoundError
-from graft.hub.registry import Registry
+from graft.hub.registry import maintenance as upkeep
+from graft.hub.registry.commits.changes import Delete, Put, check_path
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import Query
 from graft.hub.web.app import create_app
 
 NAMES = st.sampled_from([f"{space}/{name}" for space in ("ann", "bob") for name in ("a", "b", "c")])

@@ -9,9 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from graft.hub.access import create_token
-from graft.hub.catalog import Query
-from graft.hub.commits import Put
 from graft.hub.errors import (
     ArtifactError,
     ConflictError,
@@ -22,8 +19,11 @@ from graft.hub.errors import (
     TooLargeError,
     UnauthorizedError,
 )
-from graft.hub.registry import Registry
-from graft.hub.remote import RemoteRegistry
+from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.hub_client import RemoteRegistry
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import Query
+from graft.hub.registry.users import create_token
 
 EVAL_SET = b'{"prompt": "a", "completion": "b"}\n'
 
@@ -123,7 +123,7 @@ def test_damaged_bytes_are_not_taken(remote: RemoteRegistry, registry: Registry,
 def test_a_token_is_needed_where_there_are_users(
     remote: RemoteRegistry, registry: Registry, hub: str, adapter: Path
 ) -> None:
-    from graft.hub.access import create_token, first_admin
+    from graft.hub.registry.users import create_token, first_admin
 
     ann = RemoteRegistry(hub, token=first_admin(registry.db, "ann"))
     bob = RemoteRegistry(hub, token=create_token(registry.db, "bob", "write"))
@@ -175,8 +175,8 @@ def test_what_a_hub_refuses_of_a_run_costs_no_other_score(
     hub: str, registry: Registry, adapter: Path, tmp_path: Path, lora_folder
 ) -> None:
     """`graft eval --hub` by somebody who is no admin: their adapters' scores are kept, the base's is left out."""
-    from graft.hub.access import create_token, first_admin
-    from graft.server.scorekeeping import BARE, Scorekeeper
+    from graft.hub.registry.users import create_token, first_admin
+    from graft.server.evaluation.scorekeeping import BARE, Scorekeeper
 
     first_admin(registry.db, "root")
     task = registry.add_task("news-topic", "accuracy", EVAL_SET, "")
@@ -252,7 +252,7 @@ def test_no_more_than_an_adapter_is_pulled(
     }
     cached = {path.name for path in (tmp_path / "cache").rglob("*")}
     assert "adapter_model.safetensors" in cached and "extra.safetensors" not in cached
-    monkeypatch.setattr("graft.hub.remote.MAX_PULL_BYTES", 1000)
+    monkeypatch.setattr("graft.hub.registry.hub_client.MAX_PULL_BYTES", 1000)
     with pytest.raises(TooLargeError, match=r"at most 1,000 are pulled"):
         remote.pull("ann/news", tmp_path / "again")
     assert not (tmp_path / "again").exists()

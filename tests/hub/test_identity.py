@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from graft.hub.base import Base, load_base
-from graft.hub.identity import same_weight
+from graft.hub.base.fingerprint import same_weight
+from graft.hub.base.model import Base, load_base
 from tests.conftest import FAMILIES, tiny_model, tiny_tokenizer
 
 

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from graft.hub.artifact import load_artifact, save_artifact
+from graft.hub.adapters.artifact import load_artifact, save_artifact
+from graft.hub.adapters.methods import virtual_tokens as rows
+from graft.hub.adapters.methods.target_modules import full_matches
+from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, UnsupportedMethodError
-from graft.hub.inspection import inspect_artifact
-from graft.hub.methods import rows
-from graft.hub.methods.targets import full_matches
 from tests.methods.cases import VARIANTS, base_of, case
 
 WEIGHTS, CONFIG, PROVENANCE = "adapter_model.safetensors", "adapter_config.json", "graft.json"
@@ -252,7 +252,7 @@ def test_patterns_run_in_bounded_time(pattern):
 
 
 def test_a_pattern_that_takes_too_long_is_stopped(monkeypatch):
-    monkeypatch.setattr("graft.hub.methods.targets._SECONDS", 0.2)
+    monkeypatch.setattr("graft.hub.adapters.methods.target_modules._SECONDS", 0.2)
     start = time.process_time()
     with pytest.raises(ArtifactError, match="too complex"):
         full_matches(r"(?:(a|a|aa|aaa)+c?)+[bc]d", ["a" * 400 + "bb"])
@@ -275,8 +275,8 @@ def test_methods_and_inspection_need_no_torch(tmp_path):
     folders = [str(sound(tmp_path / str(i), variant)) for i, variant in enumerate(VARIANTS)]
     (tmp_path / "spec.json").write_text(SPEC.to_json())
     code = (
-        "import sys; from pathlib import Path; from graft.hub.inspection import inspect_artifact;"
-        "from graft.hub.spec import BaseSpec; spec = BaseSpec.from_json(Path(sys.argv[1]).read_text());"
+        "import sys; from pathlib import Path; from graft.hub.adapters.validation import inspect_artifact;"
+        "from graft.hub.base.manifest import BaseSpec; spec = BaseSpec.from_json(Path(sys.argv[1]).read_text());"
         "print(*(inspect_artifact(Path(folder), spec).digest for folder in sys.argv[2:]));"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from graft.hub import kept
-from graft.hub.kept import keep, recall
+from graft.hub.machine import kept_values as kept
+from graft.hub.machine.kept_values import keep, recall
 
 
 @pytest.fixture(autouse=True)

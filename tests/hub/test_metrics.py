@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from graft.hub.errors import GraftError
-from graft.hub.examples import Example
-from graft.hub.metrics import (
+from graft.hub.evaluation.metrics import (
     METRICS,
     bootstrap,
     default_metric,
@@ -16,6 +15,7 @@ from graft.hub.metrics import (
     sign_flips,
     wilson,
 )
+from graft.hub.evaluation.task_data import Example
 
 
 def test_values_of_every_metric():

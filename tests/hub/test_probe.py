@@ -6,9 +6,20 @@ from dataclasses import replace
 
 import pytest
 
+from graft.hub.adapters.probe import (
+    Asked,
+    Gaps,
+    OldProbe,
+    Outcome,
+    Probe,
+    ProbeText,
+    gaps,
+    judge,
+    judge_old,
+    judge_serving,
+)
+from graft.hub.adapters.probe import read_probe as read
 from graft.hub.errors import ArtifactError
-from graft.hub.probe import Asked, Gaps, OldProbe, Outcome, Probe, ProbeText, gaps, judge, judge_old, judge_serving
-from graft.hub.probe import read_probe as read
 
 BASE, ADAPTER = (((-1.0, -2.0),),), (((-1.5, -2.5),),)  # an effect of size 0.707
 TEXT = ProbeText("a text", Asked((1, 2, 3), ((4, 5),)), BASE[0], ADAPTER[0])

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from graft.hub.catalog import Query
-from graft.hub.commits import Put
 from graft.hub.errors import (
     ArtifactError,
     BaseMismatchError,
@@ -19,8 +17,10 @@ from graft.hub.errors import (
     RevisionNotFoundError,
     StaleParentError,
 )
-from graft.hub.metrics import METRICS, Metric
-from graft.hub.registry import Registry
+from graft.hub.evaluation.metrics import METRICS, Metric
+from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import Query
 
 LAUGHS = (
     "---\na: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefgh")) + "---\n"

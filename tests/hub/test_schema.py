@@ -1,6 +1,6 @@
 """The tables of a fresh registry, written down: a migration that changes them changes this file, on purpose."""
 
-from graft.hub.registry import Registry
+from graft.hub.registry.registry import Registry
 
 EXPECTED = {
     "_sqlite_migrations": "id migration_set name applied_at",

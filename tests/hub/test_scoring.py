@@ -3,8 +3,8 @@
 import pytest
 
 from graft.hub.errors import DataError
-from graft.hub.examples import Example
-from graft.hub.scoring import label_groups, named, text_prompts
+from graft.hub.evaluation.eval_prompts import label_groups, named, text_prompts
+from graft.hub.evaluation.task_data import Example
 from tests.conftest import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()  # a byte, a token

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graft.hub.base import load_base
-from graft.hub.probe import Asked
-from graft.hub.replay import answers, most_likely, replayed
-from graft.hub.stored import Arithmetic, stored_base, stored_weights
+from graft.hub.adapters.probe import Asked
+from graft.hub.adapters.probe_replay import answers, most_likely, replayed
+from graft.hub.base.model import load_base
+from graft.hub.base.stored_weights import Arithmetic, stored_base, stored_weights
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.server.conftest import KINDS, random_tensors
 
@@ -76,7 +76,7 @@ def test_the_likeliest_tokens_are_those_of_the_logits(llama):
 
 
 def _whole(length):
-    from graft.hub.attention import PackedAttention
+    from graft.hub.adapters.packed_attention import PackedAttention
 
     return PackedAttention([length], None, torch.device("cpu"))
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from graft.hub.adapters.safetensors_header import MAX_HEADER_BYTES, holds_only, read_header, require_finite
 from graft.hub.errors import ArtifactError
-from graft.hub.tensorfile import MAX_HEADER_BYTES, holds_only, read_header, require_finite
 
 
 def file_of(folder, header, data=b"", *, length=None):

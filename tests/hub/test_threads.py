@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from graft.hub.threads import SHORT, SPINS
+from graft.hub.machine.openmp_wait import SHORT, SPINS
 
 SHOW = f"import os; print(os.environ.get({SPINS!r}))"
 

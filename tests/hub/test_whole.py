@@ -3,7 +3,7 @@
 import pytest
 from safetensors import SafetensorError
 
-from graft.hub.whole import written_whole
+from graft.hub.machine.atomic_files import written_whole
 
 
 def write(folder, **files):

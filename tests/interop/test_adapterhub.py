@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graft.hub.artifact import load_artifact, save_artifact
+from graft.hub.adapters.artifact import load_artifact, save_artifact
 from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
 from tests.conftest import tiny_model
 from tests.methods.cases import LONG, base_of, eager_model, served_logits

@@ -13,7 +13,7 @@ from peft import (
 )
 from safetensors.torch import load_file
 
-from graft.hub.artifact import load_artifact, save_artifact
+from graft.hub.adapters.artifact import load_artifact, save_artifact
 from tests.conftest import FAMILIES as BASES
 from tests.conftest import tiny_model
 from tests.methods.cases import LONG, TEXTS, VARIANTS, base_of, case, served_logits

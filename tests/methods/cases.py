@@ -7,12 +7,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from graft.hub.attention import PackedAttention, cache_rows
-from graft.hub.base import Base
-from graft.hub.detours import Rows, Stack, Step
-from graft.hub.forms import CacheRows, Form, InputRows
-from graft.hub.methods import METHODS, InitContext, Method
-from graft.hub.spec import BaseSpec
+from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.methods import METHODS, InitContext, Method
+from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
+from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
+from graft.hub.base.manifest import BaseSpec
+from graft.hub.base.model import Base
 from tests.conftest import tiny_base, tiny_model
 
 TEXTS = ((5, 17, 90, 33), (21, 8, 8, 140, 60, 7, 201, 11, 3, 45), (77, 76, 75, 74, 73, 72, 71))

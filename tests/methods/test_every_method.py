@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from graft.hub.artifact import load_artifact, save_artifact
-from graft.hub.inspection import inspect_artifact
-from graft.hub.methods import METHODS
+from graft.hub.adapters.artifact import load_artifact, save_artifact
+from graft.hub.adapters.methods import METHODS
+from graft.hub.adapters.validation import inspect_artifact
 from tests.conftest import FAMILIES
 from tests.methods.cases import (
     IDENTITY,

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from graft.hub.attention import PackedAttention
-from graft.hub.base import Base
-from graft.hub.detours import Rows, Stack, Step
-from graft.hub.forms import CacheRows, InputRows
-from graft.hub.methods import METHODS, InitContext
-from graft.hub.sites import Tap, added, normed_in, stream_in, stream_out
+from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.methods import METHODS, InitContext
+from graft.hub.adapters.packed_attention import PackedAttention
+from graft.hub.adapters.serving_forms import CacheRows, InputRows
+from graft.hub.base.hook_points import Tap, added, normed_in, stream_in, stream_out
+from graft.hub.base.model import Base
 from tests.conftest import FAMILIES, tiny_tokenizer
 from tests.methods.cases import LONG, TEXTS, base_of, case, served_logits, trained_logits
 from tests.methods.reference import plain_logits, reference_logits

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from graft.hub.artifact import save_artifact
-from graft.hub.base import Base
-from graft.hub.methods import get_method
+from graft.hub.adapters.artifact import save_artifact
+from graft.hub.adapters.methods import get_method
+from graft.hub.base.model import Base
 
 # name -> (method, options): every kind and several shapes of the common ones
 KINDS = {

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft.hub.base import Base
-from graft.server.app import create_app
-from graft.server.engine import Engine
-from graft.server.options import Options
-from graft.server.serve_command import http_server, port_of
+from graft.hub.base.model import Base
+from graft.server.commands.serve import http_server, port_of
+from graft.server.engine.engine import Engine
+from graft.server.engine.options import Options
+from graft.server.http.app import create_app
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"

@@ -6,11 +6,11 @@ import openai
 import pytest
 import torch
 
-from graft.hub.artifact import load_artifact
-from graft.hub.registry import Registry
-from graft.server.detokenize import decode
-from graft.server.requests import Request
-from graft.server.sampling import Sampling
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.registry.registry import Registry
+from graft.server.engine.request import Request
+from graft.server.engine.sampling import Sampling
+from graft.server.http.text import decode
 from tests.conftest import tiny_base
 from tests.methods.cases import served_logits
 from tests.server.conftest import KINDS, write_folder

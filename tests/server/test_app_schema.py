@@ -10,9 +10,9 @@ from jsonschema_rs import validator_for
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
-from graft.server import openapi
-from graft.server.app import create_app
-from graft.server.engine import Engine
+from graft.server.engine.engine import Engine
+from graft.server.http import openapi
+from graft.server.http.app import create_app
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.live import CHAT_TEMPLATE, OPTIONS

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft.server.batch import BLOCK_ROWS
-from graft.server.blocks import Blocks, chain_hash, root_hash
+from graft.server.cache.blocks import Blocks, chain_hash, root_hash
+from graft.server.cache.step import BLOCK_ROWS
 
 OWNERS = (None, "a" * 64, "b" * 64)
 

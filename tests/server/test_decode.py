@@ -6,24 +6,24 @@ On a CPU they are called, in Triton's interpreter; on a GPU test_gpu.py has them
 import pytest
 import torch
 
-from graft.hub.detours import Rows, Stack, Step
-from graft.hub.forms import CacheRows, InputRows, LowRank, Vector
-from graft.hub.sites import Tap
-from graft.server.batch import BLOCK_ROWS, Run, make_batch
-from graft.server.cache import KVCache
-from graft.server.runner import detours
+from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.serving_forms import CacheRows, InputRows, LowRank, Vector
+from graft.hub.base.hook_points import Tap
+from graft.server.cache.step import BLOCK_ROWS, Run, make_batch
+from graft.server.cache.tensors import KVCache
+from graft.server.runners.eager.runner import detours
 
 pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
 if torch.cuda.is_available():
     pytest.skip("these run in Triton's interpreter; test_gpu.py has the GPU's", allow_module_level=True)
-from graft.server.fast import bank as bank_module
-from graft.server.fast import visits
-from graft.server.fast.bank import Bank
-from graft.server.fast.graphs import GraphError, called
-from graft.server.fast.grouped import GroupedRunner
-from graft.server.fast.layout import Layouts
-from graft.server.fast.visits import GroupedStep
-from graft.server.kernels.grouped import make_tiles
+from graft.server.runners.cuda import adapter_table as bank_module
+from graft.server.runners.cuda import detours as visits
+from graft.server.runners.cuda.adapter_table import Bank
+from graft.server.runners.cuda.detours import GroupedStep
+from graft.server.runners.cuda.graphs import GraphError, called
+from graft.server.runners.cuda.kernels.detours import make_tiles
+from graft.server.runners.cuda.launches import Layouts
+from graft.server.runners.cuda.runner import GroupedRunner
 
 KINDS = ("lora", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix")
 TOLERANCE = dict(atol=1e-4, rtol=1e-4)  # float32, as test_runner.py: the orders of additions differ

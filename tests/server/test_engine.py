@@ -10,19 +10,19 @@ from queue import SimpleQueue
 import pytest
 import torch
 
-from graft.hub.attention import PackedAttention, cache_rows
-from graft.hub.detours import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
+from graft.hub.adapters.serving_forms import CacheRows, InputRows
 from graft.hub.errors import ArtifactError, NotFoundError
-from graft.hub.forms import CacheRows, InputRows
-from graft.hub.registry import Registry
-from graft.hub.whole import STAGING
-from graft.server.cache import block_bytes
-from graft.server.engine import Engine
-from graft.server.options import Options
-from graft.server.requests import BrokenError, ClosedError, EngineError, Request, RequestError
-from graft.server.residency import State
-from graft.server.runner import detours
-from graft.server.sampling import Sampling
+from graft.hub.machine.atomic_files import STAGING
+from graft.hub.registry.registry import Registry
+from graft.server.adapters.device import State
+from graft.server.cache.tensors import block_bytes
+from graft.server.engine.engine import Engine
+from graft.server.engine.options import Options
+from graft.server.engine.request import BrokenError, ClosedError, EngineError, Request, RequestError
+from graft.server.engine.sampling import Sampling
+from graft.server.runners.eager.runner import detours
 from tests.server.conftest import write_folder
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")

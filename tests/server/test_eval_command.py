@@ -5,12 +5,12 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from graft.hub.cli import main
+from graft.hub.base.manifest import record
+from graft.hub.cli.main import main
 from graft.hub.errors import ForbiddenError
-from graft.hub.registry import Registry
-from graft.hub.spec import record
-from graft.server.engine import Engine
-from graft.server.scorekeeping import Scorekeeper
+from graft.hub.registry.registry import Registry
+from graft.server.engine.engine import Engine
+from graft.server.evaluation.scorekeeping import Scorekeeper
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 
@@ -66,7 +66,7 @@ def test_what_is_scored_on_the_same_data_is_not_scored_again(graft_eval, shelf, 
     assert first.exit_code == 0, first.output
     assert names(first) == ["", "ann/lora", "bob/ia3"] and "3/3  " in first.stderr
     with monkeypatch.context() as patch:
-        patch.setattr("graft.server.engine.Engine.__init__", None)
+        patch.setattr("graft.server.engine.engine.Engine.__init__", None)
         second = graft_eval()
     assert second.exit_code == 0, second.output
     assert json.loads(second.stdout) == [row | {"name": row["repo"]} for row in json.loads(first.stdout)]
@@ -81,7 +81,7 @@ def test_what_is_scored_on_the_same_data_is_not_scored_again(graft_eval, shelf, 
 
 
 def test_names_that_are_not_there_fail_before_the_base_is_loaded(graft_eval, monkeypatch):
-    monkeypatch.setattr("graft.hub.base.load_base", None)
+    monkeypatch.setattr("graft.hub.base.model.load_base", None)
     done = graft_eval("--adapters", "ann/lora, ann/nothing,lora")
     assert done.exit_code == 1 and "'ann/nothing'" in done.stderr and "'lora'" in done.stderr
     assert "can't be read" in graft_eval("--data", "nowhere.jsonl").stderr

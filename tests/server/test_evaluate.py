@@ -5,14 +5,14 @@ import random
 import pytest
 import torch
 
-from graft.hub.attention import PackedAttention
+from graft.hub.adapters.packed_attention import PackedAttention
 from graft.hub.errors import DataError
-from graft.hub.examples import Example
-from graft.hub.metrics import METRICS
-from graft.server.engine import Engine
-from graft.server.evaluate import evaluate
-from graft.server.requests import Request
-from graft.trainer.scoring import score_examples
+from graft.hub.evaluation.metrics import METRICS
+from graft.hub.evaluation.task_data import Example
+from graft.server.engine.engine import Engine
+from graft.server.engine.request import Request
+from graft.server.evaluation.shelf import evaluate
+from graft.trainer.evaluation.scoring import score_examples
 
 KINDS = ("lora", "houlsby", "prompt", "prefix")
 

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from graft.hub.base import Base
-from graft.server.engine import Engine
-from graft.server.options import Options
-from graft.server.requests import Request
+from graft.hub.base.model import Base
+from graft.server.engine.engine import Engine
+from graft.server.engine.options import Options
+from graft.server.engine.request import Request
 from tests.server.test_engine import GREEDY, KINDS, assert_greedy, assert_idle, prompts
 
 pytestmark = [
@@ -43,7 +43,7 @@ def test_all_kinds_in_one_batch_say_what_each_says_alone_on_a_cpu(runner, base, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_gpu_serves_with_its_own_kernels(dtype, llama, on_gpu):
     """The check at the start has passed: "auto" would hide a failure, "fast" raises it."""
-    from graft.server.fast.grouped import GroupedRunner
+    from graft.server.runners.cuda.runner import GroupedRunner
 
     with Engine(on_gpu(llama, dtype), {}, options=Options(runner="fast")) as engine:
         assert isinstance(engine.runner, GroupedRunner)

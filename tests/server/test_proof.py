@@ -7,16 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graft.hub.artifact import load_artifact
-from graft.hub.base import load_base
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.adapters.probe import Outcome
+from graft.hub.adapters.validation import inspect_artifact
+from graft.hub.base.model import load_base
 from graft.hub.errors import ArtifactError
-from graft.hub.inspection import inspect_artifact
-from graft.hub.probe import Outcome
-from graft.server import prover as prover_module
-from graft.server.engine import Engine
-from graft.server.requests import Request
-from graft.server.turns import Turns
-from graft.trainer.probe import Prober
+from graft.server.adapters import prover as prover_module
+from graft.server.adapters.turns import Turns
+from graft.server.engine.engine import Engine
+from graft.server.engine.request import Request
+from graft.trainer.artifact.probe import Prober
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.server.conftest import KINDS, write_folder
 

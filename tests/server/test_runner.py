@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from graft.hub.attention import PackedAttention, cache_rows
-from graft.hub.base import Base
-from graft.hub.detours import Rows, Stack, Step
-from graft.hub.forms import CacheRows, InputRows
-from graft.server.batch import BLOCK_ROWS, Run, make_batch
-from graft.server.cache import KVCache
-from graft.server.fast.families import obstacle
-from graft.server.kernels.build import load
-from graft.server.runner import detours, make_runner
+from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
+from graft.hub.adapters.serving_forms import CacheRows, InputRows
+from graft.hub.base.model import Base
+from graft.server.cache.step import BLOCK_ROWS, Run, make_batch
+from graft.server.cache.tensors import KVCache
+from graft.server.runners.cpu.build import load
+from graft.server.runners.cpu.weights import obstacle
+from graft.server.runners.eager.runner import detours, make_runner
 from tests.conftest import FAMILIES
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")
@@ -48,7 +48,7 @@ def runner(kind, base, blocks):
     if kind != "grouped":
         return make_runner(kind, base, KVCache(base.spec, blocks, base.dtype, base.device))
     pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
-    from graft.server.fast.grouped import grouped_runner
+    from graft.server.runners.cuda.runner import grouped_runner
 
     if torch.cuda.is_available():
         base = Base(copy.deepcopy(base.model).to("cuda"), base.tokenizer, base.spec.id)

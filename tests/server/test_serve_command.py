@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 
-GRAFT = [sys.executable, "-m", "graft.hub.cli", "serve"]
+GRAFT = [sys.executable, "-m", "graft.hub.cli.main", "serve"]
 
 
 @pytest.fixture(scope="module")

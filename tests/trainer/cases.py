@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from graft.trainer.config import TrainConfig
-from graft.trainer.plan import AdapterPlan
-from graft.trainer.run import prepare
+from graft.trainer.plan.config import TrainConfig
+from graft.trainer.plan.plan import AdapterPlan
+from graft.trainer.training.run import prepare
 
 ROWS = [
     {

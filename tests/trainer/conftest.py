@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.hub.spec import record
+from graft.hub.base.manifest import record
 from tests.conftest import tiny_base
 from tests.trainer.cases import HELD_OUT, ROWS, write_rows
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from graft.hub.base import load_base
+from graft.hub.base.model import load_base
 from graft.hub.errors import GraftError
 from graft.trainer import TrainConfig
-from graft.trainer.baselines import train_baseline, trained_weights
-from graft.trainer.plan import AdapterPlan
+from graft.trainer.plan.plan import AdapterPlan
+from graft.trainer.training.base_weights import train_baseline, trained_weights
 
 RECIPE = TrainConfig(batch_size=3, steps=4, learning_rate=1e-3)
 
@@ -46,9 +46,9 @@ def test_full_equals_plain_adamw(llama, data, tmp_path):
     """Against torch's AdamW on the model's own loss, one sequence after another."""
     import copy
 
-    from graft.trainer.data import Order, sequences_of
-    from graft.trainer.learner import rate_factor
-    from graft.trainer.run import read_data
+    from graft.trainer.data.data import Order, sequences_of
+    from graft.trainer.learners.learner import rate_factor
+    from graft.trainer.training.run import read_data
 
     plan = AdapterPlan("full", data, tmp_path / "out", recipe=RECIPE)
     twin = copy.deepcopy(llama.model)

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from graft.hub.artifact import load_artifact
-from graft.hub.base import load_base
-from graft.hub.cli import main
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.base.model import load_base
+from graft.hub.cli.main import main
 from graft.hub.errors import GraftError
-from graft.hub.registry import Registry
+from graft.hub.registry.registry import Registry
 from graft.trainer.commands.shared import print_numbers
-from graft.trainer.plan import training_folder
+from graft.trainer.plan.plan import training_folder
 from tests.trainer.cases import write_rows
 
 FAST = ["--steps", "2", "--batch-size", "3", "--dtype", "float32"]
@@ -282,7 +282,7 @@ def test_what_is_finished_is_printed_published_and_taken_as_finished(base_folder
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("graft.trainer.baselines.run_jobs", broken)
+        patch.setattr("graft.trainer.training.base_weights.run_jobs", broken)
         stopped = graft(*flags)
     assert stopped.exit_code == 1 and "Published me/ia3@" in stopped.stderr
     (first,) = json.loads(stopped.stdout)
@@ -374,11 +374,11 @@ def test_the_dtype_is_chosen_once_and_obeyed_when_resumed(base_folder, data, hel
         return "bfloat16"
 
     with monkeypatch.context() as patch:
-        patch.setattr("graft.hub.dtype_choice.chosen_dtype", chosen)
-        patch.setattr("graft.trainer.run.score_examples", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("graft.hub.base.dtype_choice.chosen_dtype", chosen)
+        patch.setattr("graft.trainer.training.run.score_examples", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         ended = graft("train", *flags, "--eval-data", held_out)
     assert "bfloat16 for training: measured." in ended.stderr and "Continue from step 2" in ended.stderr
-    monkeypatch.setattr("graft.hub.dtype_choice.chosen_dtype", None)
+    monkeypatch.setattr("graft.hub.base.dtype_choice.chosen_dtype", None)
     resumed = graft("train", *flags, "--eval-data", held_out, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert json.loads((tmp_path / "out" / "graft.json").read_text())["dtype"] == "bfloat16"

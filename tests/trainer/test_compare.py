@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from graft.hub.artifact import load_artifact
-from graft.hub.base import load_base
-from graft.hub.catalog import Query
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.base.model import load_base
 from graft.hub.errors import GraftError
-from graft.hub.registry import Registry
-from graft.trainer.compare import compare
-from graft.trainer.config import RunConfig, TrainConfig
-from graft.trainer.estimate import estimate, full_fine_tuning, lengths_of
-from graft.trainer.learner import Learner
-from graft.trainer.plan import AdapterPlan
-from graft.trainer.scoring import score_examples
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import Query
+from graft.trainer.evaluation.scoring import score_examples
+from graft.trainer.learners.learner import Learner
+from graft.trainer.plan.config import RunConfig, TrainConfig
+from graft.trainer.plan.plan import AdapterPlan
+from graft.trainer.reports.comparison import compare
+from graft.trainer.reports.estimate import estimate, full_fine_tuning, lengths_of
 from tests.trainer.cases import ALL
 from tests.trainer.test_commands import FAST, graft
 
@@ -37,7 +37,7 @@ def test_the_table_of_the_literature(base_folder, data, held_out, tmp_path):
 
 
 def test_a_comparison_is_never_written_beside_other_files(base_folder, data, held_out, tmp_path, monkeypatch):
-    monkeypatch.setattr("graft.trainer.compare.compare", None)
+    monkeypatch.setattr("graft.trainer.reports.comparison.compare", None)
     (tmp_path / "old" / "lora").mkdir(parents=True)
     for out in (base_folder, tmp_path / "old"):
         before = sorted(out.iterdir())
@@ -51,7 +51,7 @@ def test_a_comparison_that_is_interrupted_leaves_what_is_finished(base_folder, d
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("graft.trainer.compare.train_baseline", interrupted)
+    monkeypatch.setattr("graft.trainer.reports.comparison.train_baseline", interrupted)
     flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "t"]
     done = graft("compare", *flags, "--methods", "ia3,full", *FAST)
     assert done.exit_code == 1 and "a comparison can't be continued. What was finished is in" in done.stderr
@@ -92,7 +92,7 @@ def test_every_method_is_scored_with_the_length_it_was_trained_with(
         seen.append(limit)
         return score_examples(base, forms, examples, metric, limit)
 
-    monkeypatch.setattr("graft.trainer.compare.score_examples", scoring)
+    monkeypatch.setattr("graft.trainer.reports.comparison.score_examples", scoring)
     recipe = TrainConfig(steps=1, max_length=max_length)
     template = AdapterPlan("", data, tmp_path / "out", eval_data=held_out, recipe=recipe)
     compare(lambda: load_base(base_folder, device="cpu"), ["lora", "prompt", "last-layers"], template, RunConfig())
@@ -134,7 +134,7 @@ def test_every_method_has_a_cost(llama, tmp_path, method):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_layers_are_recomputed_in_the_estimate_as_in_the_training(llama, tmp_path, monkeypatch, recompute):
     calls = []
-    from graft.trainer import checkpointing
+    from graft.trainer.forward import checkpointing
 
     kept = checkpointing.checkpoint
 
@@ -159,7 +159,7 @@ def diverging(*arguments, **options):
 def test_one_method_that_fails_leaves_the_table_of_the_others(base_folder, data, held_out, tmp_path, monkeypatch):
     out = tmp_path / "table"
     flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--methods", "ia3,bitfit,full"]
-    monkeypatch.setattr("graft.trainer.compare.train_baseline", diverging)
+    monkeypatch.setattr("graft.trainer.reports.comparison.train_baseline", diverging)
     update = Learner.update
 
     def diverges(self, loss, tokens):
@@ -192,7 +192,7 @@ def test_one_method_that_fails_leaves_the_table_of_the_others(base_folder, data,
 def test_a_comparison_that_could_not_end_well_does_not_begin(
     base_folder, data, held_out, tmp_path, monkeypatch, change, code, words
 ):
-    monkeypatch.setattr("graft.trainer.compare.compare", None)
+    monkeypatch.setattr("graft.trainer.reports.comparison.compare", None)
     flags = {
         "--base": base_folder,
         "--data": data,
@@ -220,7 +220,7 @@ def test_a_table_that_the_disk_has_no_room_for_is_printed(base_folder, data, hel
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("graft.trainer.compare.plot", full)
+    monkeypatch.setattr("graft.trainer.reports.comparison.plot", full)
     flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "t"]
     done = graft("compare", *flags, "--methods", "ia3", *FAST)
     assert done.exit_code == 1 and "No space left" in done.stderr and "| IA3 |" in done.stdout

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import graft.trainer.cross_entropy as subject
-from graft.trainer.cross_entropy import cross_entropy
+import graft.trainer.forward.cross_entropy as subject
+from graft.trainer.forward.cross_entropy import cross_entropy
 
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 21])

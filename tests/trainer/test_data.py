@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from graft.hub.adapters.serving_forms import CacheRows, InputRows
 from graft.hub.errors import DataError
-from graft.hub.examples import Example, load_examples
-from graft.hub.forms import CacheRows, InputRows
-from graft.trainer.data import Order, Pack, Sequence, lay_out, passes, sequences_of, without_overlap
+from graft.hub.evaluation.task_data import Example, load_examples
+from graft.trainer.data.data import Order, Pack, Sequence, lay_out, passes, sequences_of, without_overlap
 from tests.trainer.cases import write_rows
 
 

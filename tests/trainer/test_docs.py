@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from graft.hub.cli import main
+from graft.hub.cli.main import main
 
 DOC = Path(__file__).parents[2] / "docs" / "training.md"
 

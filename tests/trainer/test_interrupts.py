@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from graft.hub.artifact import load_artifact
-from graft.trainer import run as run_module
-from graft.trainer.config import RunConfig
-from graft.trainer.plan import training_folder
-from graft.trainer.resume import kept_step, save_checkpoint
-from graft.trainer.run import train
+from graft.hub.adapters.artifact import load_artifact
+from graft.trainer.plan.config import RunConfig
+from graft.trainer.plan.plan import training_folder
+from graft.trainer.training import run as run_module
+from graft.trainer.training.checkpoints import kept_step, save_checkpoint
+from graft.trainer.training.run import train
 from tests.trainer.cases import RECIPE, Watching, plan
 
 SAID_S = 10.0  # a thread says it, at once

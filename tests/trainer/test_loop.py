@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from graft.hub.attention import PackedAttention
-from graft.hub.detours import Rows, Stack, Step
-from graft.hub.forms import CacheRows, InputRows
-from graft.hub.methods import METHODS
-from graft.trainer.baselines import make_baseline
-from graft.trainer.config import RunConfig, TrainConfig
-from graft.trainer.learner import rate_factor
-from graft.trainer.loop import train_all, train_step
-from graft.trainer.plan import AdapterPlan
+from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.methods import METHODS
+from graft.hub.adapters.packed_attention import PackedAttention
+from graft.hub.adapters.serving_forms import CacheRows, InputRows
+from graft.trainer.learners.learner import rate_factor
+from graft.trainer.plan.config import RunConfig, TrainConfig
+from graft.trainer.plan.plan import AdapterPlan
+from graft.trainer.training.base_weights import make_baseline
+from graft.trainer.training.loop import train_all, train_step
 from tests.conftest import tiny_base
 from tests.trainer.cases import ALL, RECIPE, trainee
 
@@ -176,7 +176,7 @@ def test_eos_is_learned(llama, data):
     adapter = trainee(llama, data, recipe=TrainConfig(steps=60, batch_size=6, learning_rate=2e-2))
     run(llama, [adapter])
     assert adapter.progress.history[-1]["loss"] < 0.5 * adapter.progress.history[0]["loss"]
-    from graft.trainer.generation import generate
+    from graft.trainer.evaluation.generation import generate
 
     prompts = [list(sequence.ids[: sequence.answer_start]) for sequence in adapter.sequences[:3]]
     with torch.no_grad():

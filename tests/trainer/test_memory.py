@@ -8,8 +8,8 @@ import pytest
 
 STRETCHES = """
 import torch
-from graft.trainer.allocator import keep_freed_memory
-from graft.trainer.memory import peak_bytes, restart_peak
+from graft.trainer.process.allocator import keep_freed_memory
+from graft.trainer.process.memory import peak_bytes, restart_peak
 
 keep_freed_memory()
 cpu = torch.device("cpu")

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from graft.trainer import train
-from graft.trainer.progress import Bars
+from graft.trainer.training.progress import Bars
 from tests.trainer.cases import plan
 
 

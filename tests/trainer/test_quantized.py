@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from graft.hub.artifact import load_artifact
-from graft.hub.attention import PackedAttention
-from graft.hub.base import Base, load_base
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.adapters.packed_attention import PackedAttention
+from graft.hub.adapters.probe import Outcome
+from graft.hub.base.manifest import record
+from graft.hub.base.model import Base, load_base
 from graft.hub.errors import BaseModelError, GraftError
-from graft.hub.probe import Outcome
-from graft.hub.spec import record
-from graft.server.engine import Engine
-from graft.server.requests import Request
+from graft.server.engine.engine import Engine
+from graft.server.engine.request import Request
 from graft.trainer import RunConfig, TrainConfig, train
 from tests.conftest import FAMILIES, tiny_tokenizer
 from tests.trainer.cases import plan

@@ -9,22 +9,22 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from graft.hub.artifact import load_artifact
-from graft.hub.attention import PackedAttention
-from graft.hub.cards import reported_scores, split_card, task_of
-from graft.hub.detours import Rows, Stack, Step
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.model_card import reported_scores, split_card, task_of
+from graft.hub.adapters.packed_attention import PackedAttention
+from graft.hub.adapters.probe import read_probe
+from graft.hub.adapters.serving_forms import CacheRows
+from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import DataError, GraftError
-from graft.hub.forms import CacheRows
-from graft.hub.inspection import inspect_artifact
-from graft.hub.probe import read_probe
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
-from graft.trainer import resume as resume_module
-from graft.trainer import run as run_module
-from graft.trainer.data import Pack
-from graft.trainer.passes import running, served
-from graft.trainer.probe import TEXTS
-from graft.trainer.resume import load_checkpoint, save_checkpoint, training_folder
-from graft.trainer.run import read_data
+from graft.trainer.artifact.probe import TEXTS
+from graft.trainer.data.data import Pack
+from graft.trainer.forward.passes import running, served
+from graft.trainer.training import checkpoints as resume_module
+from graft.trainer.training import run as run_module
+from graft.trainer.training.checkpoints import load_checkpoint, save_checkpoint, training_folder
+from graft.trainer.training.run import read_data
 from tests.conftest import tiny_base
 from tests.trainer.cases import ALL, RECIPE, ROWS, Watching, plan, trainee, write_rows
 

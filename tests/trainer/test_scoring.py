@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from graft.hub.artifact import load_artifact
+from graft.hub.adapters.artifact import load_artifact
 from graft.hub.errors import DataError
-from graft.hub.examples import Example
-from graft.hub.metrics import METRICS
+from graft.hub.evaluation.metrics import METRICS
+from graft.hub.evaluation.task_data import Example
 from graft.trainer import TrainConfig, train
-from graft.trainer.data import Pack, Sequence
-from graft.trainer.generation import generate
-from graft.trainer.passes import running, served
-from graft.trainer.scoring import predict_labels, score_examples
+from graft.trainer.data.data import Pack, Sequence
+from graft.trainer.evaluation.generation import generate
+from graft.trainer.evaluation.scoring import predict_labels, score_examples
+from graft.trainer.forward.passes import running, served
 from tests.trainer.cases import plan
 
 EXAMPLES = [

@@ -12,15 +12,15 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from graft.hub.access import first_admin
-from graft.hub.catalog import Query, on_base
-from graft.hub.cli import main
+from graft.hub.base.manifest import record
+from graft.hub.cli.main import main
 from graft.hub.errors import ArtifactError, BaseMismatchError, RevisionNotFoundError
-from graft.hub.registry import Registry
-from graft.hub.remote import RemoteRegistry
-from graft.hub.spec import record
-from graft.server.inventory import Inventory
-from graft.server.scorekeeping import of_task
+from graft.hub.registry.hub_client import RemoteRegistry
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import Query, on_base
+from graft.hub.registry.users import first_admin
+from graft.server.evaluation.scorekeeping import of_task
+from graft.server.http.adapters import Inventory
 
 ID, PRINT = "acme/tiny-llama", "f" * 64
 

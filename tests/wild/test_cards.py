@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from graft.hub.cards import labels, reported_scores, split_card
-from graft.hub.cli import main
+from graft.hub.adapters.model_card import labels, reported_scores, split_card
+from graft.hub.cli.main import main
 from graft.hub.errors import ArtifactError, GraftError
-from graft.hub.registry import Registry
+from graft.hub.registry.registry import Registry
 from graft.hub.web.app import create_app
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graft.hub.artifact import load_artifact, save_artifact
+from graft.hub.adapters.artifact import load_artifact, save_artifact
+from graft.hub.adapters.methods.foreign_config import KNOWN_PEFT, PEFT_COMMON, PEFT_OPTIONS
+from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import ArtifactError, UnsupportedMethodError
-from graft.hub.inspection import inspect_artifact
-from graft.hub.methods.foreign import KNOWN_PEFT, PEFT_COMMON, PEFT_OPTIONS
 from tests.methods.cases import base_of, case
 
 SPEC = base_of("llama").spec

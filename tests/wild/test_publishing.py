@@ -20,15 +20,15 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub import HfApi
 
-from graft.hub.access import create_token, first_admin
-from graft.hub.cli import main
-from graft.hub.commits import MAX_WEIGHTS_BYTES
+from graft.hub.cli.main import main
 from graft.hub.errors import ArtifactError, TooLargeError
-from graft.hub.folder import contents
-from graft.hub.registry import Registry
-from graft.hub.remote import RemoteRegistry
-from graft.hub.web import lfs
+from graft.hub.registry.commits.changes import MAX_WEIGHTS_BYTES
+from graft.hub.registry.commits.publish_folder import contents
+from graft.hub.registry.hub_client import RemoteRegistry
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.users import create_token, first_admin
 from graft.hub.web.app import create_app
+from graft.hub.web.huggingface import git_lfs as lfs
 
 KEPT = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "trainer_state.json", "plot.png", "LICENSE")
 PICKLE = pickle.dumps({"learning_rate": 1e-4})
@@ -245,7 +245,7 @@ LARGE = """
 import json, resource, sys
 from pathlib import Path
 import numpy as np
-from graft.hub.registry import Registry
+from graft.hub.registry.registry import Registry
 
 folder, rank, width = Path(sys.argv[1]), 1024, 24576
 config = json.loads((folder / "adapter_config.json").read_text())

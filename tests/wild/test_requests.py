@@ -9,10 +9,10 @@ fields are ignored as OpenAI-compatible servers do; what would change the answer
 
 import pytest
 
-from graft.server.app import create_app
-from graft.server.engine import Engine
-from graft.server.fields import IGNORED, NEUTRAL, meant
-from graft.server.schemas import ChatBody, CompletionBody
+from graft.server.engine.engine import Engine
+from graft.server.http.app import create_app
+from graft.server.http.fields import IGNORED, NEUTRAL, meant
+from graft.server.http.schemas import ChatBody, CompletionBody
 from tests.conftest import tiny_base
 from tests.server.live import CHAT_TEMPLATE, OPTIONS
 

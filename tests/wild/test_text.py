@@ -17,18 +17,18 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 
-from graft.hub.artifact import save_artifact
-from graft.hub.base import load_base
-from graft.hub.cli import main
-from graft.hub.encoding import TemplateRefusalError, encode, encode_prompt, prompt_of, spaces_at_the_join
+from graft.hub.adapters.artifact import save_artifact
+from graft.hub.adapters.validation import inspect_artifact
+from graft.hub.base.importer import import_base
+from graft.hub.base.model import load_base
+from graft.hub.cli.main import main
 from graft.hub.errors import ArtifactError, BaseModelError, DataError
-from graft.hub.examples import Example, Message, data_hash, load_examples, parse_examples
-from graft.hub.importing import import_base
-from graft.hub.inspection import inspect_artifact
-from graft.hub.scoring import label_groups, text_prompts
-from graft.server.app import create_app
-from graft.server.engine import Engine
-from graft.trainer.data import sequences_of
+from graft.hub.evaluation.eval_prompts import label_groups, text_prompts
+from graft.hub.evaluation.task_data import Example, Message, data_hash, load_examples, parse_examples
+from graft.hub.evaluation.tokenization import TemplateRefusalError, encode, encode_prompt, prompt_of, spaces_at_the_join
+from graft.server.engine.engine import Engine
+from graft.server.http.app import create_app
+from graft.trainer.data.data import sequences_of
 from tests.conftest import tiny_base, tiny_tokenizer
 from tests.methods.cases import case
 from tests.server.live import OPTIONS

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graft.hub.artifact import load_artifact, save_artifact
-from graft.hub.base import Base
+from graft.hub.adapters.artifact import load_artifact, save_artifact
+from graft.hub.adapters.methods import get_method
+from graft.hub.base.model import Base
 from graft.hub.errors import BaseMismatchError
-from graft.hub.methods import get_method
 from tests.conftest import tiny_model, tiny_tokenizer
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from graft.hub.commands.base_type import BASE
-from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, registry_option
+from graft.hub.cli.base_argument import BASE
+from graft.hub.cli.shared import hub_option, local_user, opened_to_publish, registry_option
 from graft.hub.errors import GraftError
-from graft.hub.outputs import claim
-from graft.hub.whole import written_whole
+from graft.hub.machine.atomic_files import written_whole
+from graft.hub.machine.output_folder import claim
 from graft.trainer.commands.shared import bars, base_loader, check_early, configured, names_of, said
-from graft.trainer.config import RunConfig, TrainConfig
-from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_plan
+from graft.trainer.plan.config import RunConfig, TrainConfig
+from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_plan
 
 _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}  # a comparison can't be resumed
 
@@ -62,7 +62,7 @@ def compare(
     check_early(plan)
     wanted = [adapter.publish for adapter in plan.adapters if adapter.publish]
     registry = opened_to_publish(registry_path, hub_url, wanted) if wanted else None
-    from graft.trainer import compare as comparing
+    from graft.trainer.reports import comparison as comparing
 
     with nullcontext() if as_json else bars() as shown:
         watchers = [shown] if shown else []

@@ -9,14 +9,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from graft.hub.commands.base_type import BASE
+from graft.hub.cli.base_argument import BASE
 from graft.hub.errors import GraftError
 from graft.trainer.commands.shared import BUDGET, base_loader, configured, names_of, parse_settings, print_numbers
-from graft.trainer.config import RunConfig, TrainConfig
-from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, room_of
+from graft.trainer.plan.config import RunConfig, TrainConfig
+from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, room_of
 
 if TYPE_CHECKING:
-    from graft.trainer.estimate import Cost, FullFineTuning
+    from graft.trainer.reports.estimate import Cost, FullFineTuning
 
 _MEMORY = ("base", "master", "gradient", "optimizer", "activation", "peak")
 _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}
@@ -50,7 +50,7 @@ def estimate(
         for name in names_of("--method", methods)
     )
     check_plan(Plan(base, plans, run))
-    from graft.trainer import estimate as estimating
+    from graft.trainer.reports import estimate as estimating
 
     load = base_loader(base, run)
     loaded = load()
@@ -79,7 +79,7 @@ def estimate(
 
 
 def _print(costs: list["Cost"], full: "FullFineTuning", sizes: dict[str, int]) -> None:
-    from graft.trainer.memory import bytes_text
+    from graft.trainer.process.memory import bytes_text
 
     time = _table(
         f"{sizes['steps']} steps, sequences of {sizes['length']} tokens",

@@ -11,12 +11,12 @@ from typing import Any, get_args, get_type_hints
 import click
 from rich.console import Console
 
-from graft.hub.encoding import spaces_at_the_join
-from graft.hub.examples import load_examples
-from graft.hub.methods import METHODS
-from graft.hub.spec import recorded_spec
-from graft.trainer.config import QUANTIZATIONS, SCHEDULES, RunConfig, TrainConfig
-from graft.trainer.plan import BASELINES, Plan, check_against_spec, metric_of
+from graft.hub.adapters.methods import METHODS
+from graft.hub.base.manifest import recorded_spec
+from graft.hub.evaluation.task_data import load_examples
+from graft.hub.evaluation.tokenization import spaces_at_the_join
+from graft.trainer.plan.config import QUANTIZATIONS, SCHEDULES, RunConfig, TrainConfig
+from graft.trainer.plan.plan import BASELINES, Plan, check_against_spec, metric_of
 
 console = Console(stderr=True)
 BUDGET = ("epochs", "steps", "batch_size", "max_length")  # of TrainConfig: what a training's cost depends on
@@ -109,10 +109,10 @@ def base_loader(base: str, run: RunConfig, begun_in: str | None = None) -> Calla
     """Loads the base afresh each time: baselines change theirs. `begun_in`: the dtype of what is to be continued."""
     said(f"Loading {base} ...")  # torch takes its seconds, too
 
-    from graft.hub.base import load_base
-    from graft.hub.dtype_choice import chosen_dtype
-    from graft.trainer.allocator import keep_freed_memory
-    from graft.trainer.speed import TRAINING
+    from graft.hub.base.dtype_choice import chosen_dtype
+    from graft.hub.base.model import load_base
+    from graft.trainer.process.allocator import keep_freed_memory
+    from graft.trainer.training.dtype_speed import TRAINING
 
     keep_freed_memory()
     dtype = run.dtype or begun_in or (None if run.quantize else chosen_dtype(base, run.device, TRAINING, said))
@@ -121,7 +121,7 @@ def base_loader(base: str, run: RunConfig, begun_in: str | None = None) -> Calla
 
 def bars():
     """Progress on the terminal, as a context that is a watcher."""
-    from graft.trainer.progress import Bars
+    from graft.trainer.training.progress import Bars
 
     return Bars(console)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from graft.hub.commands.base_type import BASE
-from graft.hub.commands.shared import hub_option, local_user, opened_to_publish, print_table, registry_option
+from graft.hub.adapters.validation import PROVENANCE
+from graft.hub.cli.base_argument import BASE
+from graft.hub.cli.shared import hub_option, local_user, opened_to_publish, print_table, registry_option
 from graft.hub.errors import GraftError
-from graft.hub.inspection import PROVENANCE
 from graft.trainer.commands.shared import (
     bars,
     base_loader,
@@ -24,11 +24,11 @@ from graft.trainer.commands.shared import (
     said,
     text_of,
 )
-from graft.trainer.config import RunConfig, TrainConfig
-from graft.trainer.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, claim_outs, read_plan
+from graft.trainer.plan.config import RunConfig, TrainConfig
+from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, claim_outs, read_plan
 
 if TYPE_CHECKING:
-    from graft.trainer.run import Outcome
+    from graft.trainer.training.run import Outcome
 
 _BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "overwrite", "tensorboard", "as_json")
 
@@ -149,9 +149,9 @@ def _run(
     begun_in = filter(None, (_begun_dtype(adapter.out) for adapter in plan.adapters)) if resume else iter(())
     fresh_base = base_loader(plan.base, plan.run, next(begun_in, None))
 
-    from graft.trainer.baselines import check_baseline, train_baseline
-    from graft.trainer.board import Board
-    from graft.trainer.run import train as train_adapters
+    from graft.trainer.training.base_weights import check_baseline, train_baseline
+    from graft.trainer.training.board import Board
+    from graft.trainer.training.run import train as train_adapters
 
     adapters = [adapter for adapter in plan.adapters if adapter.method not in BASELINES]
     baselines = [adapter for adapter in plan.adapters if adapter.method in BASELINES]
@@ -171,7 +171,7 @@ def _run(
 
 def _begun_dtype(out: Path) -> str | None:
     """The dtype of what a training to `out` left there: its checkpoint's, else the finished one's."""
-    from graft.trainer.resume import kept_facts
+    from graft.trainer.training.checkpoints import kept_facts
 
     if facts := kept_facts(out):
         return facts["told"]["dtype"]
@@ -182,7 +182,7 @@ def _begun_dtype(out: Path) -> str | None:
 
 def _interrupted(plan: Plan, done: list["Outcome"]) -> str:
     """What a run that was ended leaves, as it lies on the disk."""
-    from graft.trainer.resume import kept_step
+    from graft.trainer.training.checkpoints import kept_step
 
     finished = {outcome.folder for outcome in done}
     step = max((kept_step(adapter.out) for adapter in plan.adapters if adapter.out not in finished), default=0)

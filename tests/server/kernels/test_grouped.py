@@ -13,22 +13,23 @@ import sys
 import pytest
 import torch
 
-from graft.hub import detours
-from graft.hub.detours import Rows, Stack, Step
-from graft.hub.forms import LowRank, Vector
-from graft.hub.sites import Tap
-from graft.server.cache import KVCache
-from graft.server.runner import FastPathError, make_runner
+from graft.hub.adapters import batched_apply as detours
+from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.serving_forms import LowRank, Vector
+from graft.hub.base.hook_points import Tap
+from graft.server.cache.tensors import KVCache
+from graft.server.runners.eager.runner import FastPathError, make_runner
 
 pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
-from graft.server.fast import decode, visits
-from graft.server.fast import grouped as runner_module
-from graft.server.fast.bank import Bank
-from graft.server.fast.graphs import GraphError
-from graft.server.fast.grouped import GroupedRunner, grouped_runner
-from graft.server.fast.layout import Layouts
-from graft.server.fast.visits import GroupedStep
-from graft.server.kernels import grouped as kernels
+from graft.server.runners.cuda import decode_step as decode
+from graft.server.runners.cuda import detours as visits
+from graft.server.runners.cuda import runner as runner_module
+from graft.server.runners.cuda.adapter_table import Bank
+from graft.server.runners.cuda.detours import GroupedStep
+from graft.server.runners.cuda.graphs import GraphError
+from graft.server.runners.cuda.kernels import detours as kernels
+from graft.server.runners.cuda.launches import Layouts
+from graft.server.runners.cuda.runner import GroupedRunner, grouped_runner
 from tests.conftest import tiny_base
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -245,7 +246,8 @@ COMPILE = """
 import itertools, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from graft.server.kernels import grouped, paged
+from graft.server.runners.cuda.kernels import detours as grouped
+from graft.server.runners.cuda.kernels import attention as paged
 
 def compiled(kernel, dtype, capability, **constants):
     types = {name: "constexpr" if name in constants else KNOWN.get(name, "i32") for name in kernel.arg_names}

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from graft.hub.detours import ACTIVATIONS
-from graft.server.fast.taps import HEAD_TAPS, LAYER_TAPS
-from graft.server.kernels.build import BuildError, _compiler, load
+from graft.hub.adapters.batched_apply import ACTIVATIONS
+from graft.server.runners.cpu.build import BuildError, _compiler, load
+from graft.server.runners.cpu.taps import HEAD_TAPS, LAYER_TAPS
 
 DTYPES = {"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2**-8)}
 BLOCK = 16
@@ -209,9 +209,9 @@ def test_matrices_that_do_not_fit_are_refused(kernels, dtype, wrong):
 
 def test_a_block_table_too_short_is_refused(kernels, dtype):
     """A wrong step raises in Python instead of writing elsewhere."""
-    from graft.server.batch import Batch, Run
-    from graft.server.cache import KVCache
-    from graft.server.fast.runner import FastRunner
+    from graft.server.cache.step import Batch, Run
+    from graft.server.cache.tensors import KVCache
+    from graft.server.runners.cpu.runner import FastRunner
     from tests.conftest import tiny_base
 
     base = tiny_base("llama")
@@ -221,7 +221,7 @@ def test_a_block_table_too_short_is_refused(kernels, dtype):
 
 
 def test_without_a_compiler_there_are_none(monkeypatch, caplog, tmp_path):
-    from graft.server.kernels import build
+    from graft.server.runners.cpu import build
 
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("GRAFT_KERNELS", str(tmp_path))
@@ -234,7 +234,7 @@ def test_without_a_compiler_there_are_none(monkeypatch, caplog, tmp_path):
 
 
 def test_a_failed_build_leaves_nothing_and_says_why(monkeypatch, caplog, tmp_path):
-    from graft.server.kernels import build
+    from graft.server.runners.cpu import build
 
     sources = tmp_path / "csrc"
     sources.mkdir()

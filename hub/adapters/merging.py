@@ -1,0 +1,237 @@
+"""Adapters made into other things: merged into a copy of their base, summed, or moved between formats.
+
+Every operation is exact up to rounding, and refuses by name what it can't do exactly. Knows forms and the base's
+weights; nothing of training or serving.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from graft.hub.adapters.artifact import Artifact, save_artifact
+from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.methods.lora import LoraConfig
+from graft.hub.adapters.methods.virtual_tokens import KEY
+from graft.hub.adapters.packed_attention import PackedAttention
+from graft.hub.adapters.serving_forms import Form, LowRank, Vector
+from graft.hub.base.hook_points import Tap
+from graft.hub.base.model import Base
+from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
+
+_CHECK_TOKENS = 24
+_LIBRARIES = {"peft": "peft", "adapterhub": "adapters"}  # a format's name on the command line, on a card
+_TOLERANCE = 1e-3  # of log-probabilities in float32
+_CANCELLED = 1e-6  # of the parts: float32's rounding
+
+
+# Merging
+
+
+def merge(artifact: Artifact, base: Base, *, check: bool = True) -> float:
+    """Change `base`'s own weights so that it answers as it did with the adapter. -> largest difference found.
+
+    `base` must be float32 and is used up: it is no longer the base it was. Raises UnsupportedMethodError for a
+    kind that is no change of weights, before anything is changed; GraftError where the merged base answers
+    differently.
+    """
+    if base.dtype != torch.float32:
+        raise GraftError("Merge in float32, and round once at the end: load the base with dtype float32.")
+    forms = artifact.fold(base)
+    # a step's order: the base's value, then Vectors, then LowRanks
+    ordered = sorted(forms, key=lambda form: isinstance(form, LowRank))
+    changes = [_change(artifact.method.title, form, base) for form in ordered]
+    expected = _log_probs(base, forms) if check else None
+    with torch.no_grad():
+        for form, module in changes:
+            _apply(form, module)
+    if expected is None:
+        return 0.0
+    difference = (_log_probs(base, ()) - expected).abs().max().item()
+    if not difference < _TOLERANCE:
+        raise GraftError(
+            f"The merged base's log-probabilities differ from the adapter's by {difference:.2g}, more than "
+            f"{_TOLERANCE:g}: nothing was saved. Please report this as a bug."
+        )
+    return difference
+
+
+def _change(title: str, form: Form, base: Base) -> tuple[LowRank | Vector, nn.Module]:
+    """The module whose weights a form changes. Raises UnsupportedMethodError where it changes none."""
+    tap = _weight_tap(form)
+    if tap is None:
+        raise UnsupportedMethodError(
+            f"{title} can't be merged: it is no change of the base's weights, but rows or layers of its own. "
+            f"Serve it beside the base instead."
+        )
+    module = base.model.get_submodule(tap.module)
+    embedding = base.model.get_input_embeddings()
+    if getattr(module, "weight", None) is embedding.weight:
+        raise UnsupportedMethodError(
+            f"{title} changes {tap.module}, whose weight is also this base's embedding: merging would change both."
+        )
+    moves = form.b if isinstance(form, LowRank) else form.bias
+    if moves is not None and base.bias(tap.module) is None:
+        raise UnsupportedMethodError(
+            f"{title} adds a bias to {tap.module}, and a {base.spec.model_type} base has no place for one: its "
+            f"configuration knows no bias there. Serve it beside the base instead."
+        )
+    return form, module
+
+
+def _weight_tap(form: Form) -> Tap | None:
+    """Where the form acts, if it acts on one linear's or norm's weights."""
+    if isinstance(form, Vector):
+        return form.tap
+    if isinstance(form, LowRank) and form.activation == "none" and form.a is None and form.adds_to.side == "out":
+        return form.adds_to if form.reads == (Tap(form.adds_to.module, "in"),) else None
+    return None
+
+
+def _apply(form: LowRank | Vector, module: nn.Module) -> None:
+    """Change weight and bias in place."""
+    weight = module.weight.T if isinstance(module, Conv1D) else module.weight  # [out, in]; [d] of a norm
+    if isinstance(form, LowRank):
+        weight += (form.B * form.scale).T @ form.A
+        if form.b is not None:
+            module.bias += form.b * form.scale
+    elif form.tap.side == "in":
+        weight *= form.scale[None, :]
+    else:
+        if form.scale is not None:
+            weight *= form.scale[:, None] if weight.ndim == 2 else form.scale
+            if module.bias is not None:
+                module.bias *= form.scale
+        if form.bias is not None:
+            module.bias += form.bias
+
+
+def _log_probs(base: Base, forms: Sequence[Form]) -> Tensor:
+    """[T, V] of a fixed random text."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(base.spec.vocab_size, (_CHECK_TOKENS,), generator=generator).to(base.device)
+    rows = Rows(0, (len(ids),))
+    step = Step(Stack([forms], base.dtype, base.device), rows, lm_head=base.spec.parts.lm_head) if forms else None
+    context = PackedAttention([len(ids)], None, base.device)
+    with torch.no_grad():
+        logits = base.forward(base.embed(ids), torch.arange(len(ids), device=base.device), context, step)
+    return logits.float().log_softmax(-1)
+
+
+# Sums
+
+
+def weighted_sum(parts: Sequence[tuple[Artifact, float]], base: Base) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """A LoRA whose every change of a weight is the weighted sum of the parts': ranks side by side, exactly.
+
+    Raises UnsupportedMethodError for parts that are not plain LoRAs.
+    """
+    ranks, pieces = {}, {}
+    for artifact, weight in parts:
+        config = artifact.config
+        plain = isinstance(config, LoraConfig) and not config.dora and not config.lora_bias and config.bias == "none"
+        if not plain:
+            raise UnsupportedMethodError(
+                f"Only plain LoRAs can be summed exactly, not {artifact.method.title} {artifact.method.variant(config)}."
+            )
+        for form in artifact.fold(base):
+            name = form.adds_to.module
+            pieces.setdefault(name, []).append((form.A, form.B * (form.scale * weight)))
+            ranks[name] = ranks.get(name, 0) + form.A.shape[0]
+    _require_effect(pieces)
+    most = max(ranks.values())
+    differing = {name: rank for name, rank in ranks.items() if rank != most}
+    config = LoraConfig(
+        r=most, alpha=float(most), targets=tuple(sorted(ranks)),
+        rank_pattern=differing, alpha_pattern={name: float(rank) for name, rank in differing.items()},
+    )  # fmt: skip
+    tensors = {}
+    for name, own in pieces.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([A for A, _ in own])
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat([B for _, B in own]).T
+    return config, tensors
+
+
+def _require_effect(pieces: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> None:
+    """Raises ArtifactError for parts that cancel each other out everywhere: the sum would change nothing."""
+    for own in pieces.values():
+        changes = [A.T @ B for A, B in own]
+        if sum(changes).norm() > _CANCELLED * sum(change.norm() for change in changes):
+            return
+    raise ArtifactError("These weights make the parts cancel each other out: the sum would change nothing.")
+
+
+def lineage(parts: Sequence[tuple[Artifact, float]], spec) -> dict[str, Any]:
+    """graft.json of a sum: which artifacts, by digest, with which weights."""
+    return {
+        "format": 1,
+        "base": {"id": spec.id, "fingerprint": spec.fingerprint},
+        "method": "lora",
+        "parents": [{"digest": artifact.digest, "weight": weight} for artifact, weight in parts],
+    }
+
+
+# Formats
+
+
+def convert(artifact: Artifact, base: Base, to: str, folder: str | Path) -> None:
+    """Write the adapter in another library's format, `to` "peft" or "adapterhub", with the same answers.
+
+    Raises UnsupportedMethodError where the format has no place for it.
+    """
+    config, tensors = artifact.config, dict(artifact.tensors)
+    if artifact.method.name == "prefix":
+        config, tensors = _moved_prefix(config, tensors, base, shifts_text=to == "peft")
+    _require_format(artifact, config, to)
+    provenance = {"format": 1, "base": artifact.provenance.get("base", {}), "parents": [{"digest": artifact.digest}]}
+    save_artifact(folder, artifact.method, config, tensors, base.spec, provenance=provenance)
+    if to == "adapterhub":  # the name that `adapters` looks for
+        (Path(folder) / "adapter_model.safetensors").rename(Path(folder) / "adapter.safetensors")
+
+
+def _require_format(artifact: Artifact, config: Any, to: str) -> None:
+    method = artifact.method
+    if method.library(config) != _LIBRARIES[to]:
+        kind = f"{method.title} {method.variant(config)}".strip()
+        raise UnsupportedMethodError(f"{kind} can't be written for {to}: it has no place for this kind.")
+
+
+def _moved_prefix(config: Any, tensors: Mapping[str, Tensor], base: Base, *, shifts_text: bool):
+    """The prefix with the text at position P (PEFT) or 0 (AdapterHub): rotary keys turn with the text."""
+    if config.shifts_text == shifts_text:
+        return config, dict(tensors)
+    if not base.spec.rotary:
+        raise UnsupportedMethodError(
+            f"A prefix can't be moved on a {base.spec.model_type} base: its learned positions make the text's place "
+            f"matter, and only rotary keys can be turned."
+        )
+    spec = base.spec
+    shape = (config.tokens, spec.num_layers, 2, spec.num_kv_heads, spec.head_dim)
+    rows = tensors[KEY].float().reshape(shape).clone()
+    by = config.tokens if shifts_text else -config.tokens
+    for layer in range(spec.num_layers):
+        rows[:, layer, 0] = _rotated(rows[:, layer, 0], by, layer, base)
+    flat = rows.reshape(config.tokens, -1)
+    return replace(config, shifts_text=shifts_text), {KEY: flat if shifts_text else flat.reshape(-1)}
+
+
+def _rotated(keys: Tensor, by: int, layer: int, base: Base) -> Tensor:
+    """Rotary keys [P, kv_heads, D] moved by `by` positions, with the base's own rotary tables."""
+    rotary = base.model.get_submodule(base.spec.parts.layers.rpartition(".")[0] + ".rotary_emb")
+    kinds = base.model.config.layer_types[layer : layer + 1] if _takes_layer_type(rotary) else []
+    position = torch.tensor([[abs(by)]], device=base.device)
+    cos, sin = (part[0, 0].float() for part in rotary(torch.zeros(1, device=base.device), position, *kinds))
+    size = (cos**2 + sin**2).sqrt()  # some tables scale the attention too
+    cos, sin = cos / size, sin / size * (1 if by > 0 else -1)
+    turned, rest = keys[..., : len(cos)], keys[..., len(cos) :]  # some families rotate only a part
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+
+
+def _takes_layer_type(rotary: nn.Module) -> bool:
+    return "layer_type" in inspect.signature(rotary.forward).parameters

@@ -1,0 +1,111 @@
+"""IA3 (Liu et al. 2022, arXiv 2205.05638): learned vectors that scale keys, values and the MLP's inner state.
+
+y = l * (W x) for attention linears, y = W (l * x) for feed-forward ones. Format: HF PEFT's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from graft.hub.adapters.methods import adapterhub_format as adapterhub
+from graft.hub.adapters.methods.foreign_config import PEFT_COMMON, peft_name, refuse_options
+from graft.hub.adapters.methods.method import PEFT_PREFIX, Method, option, peft_header
+from graft.hub.adapters.methods.target_modules import Targets, full_matches, match_modules, names_of
+from graft.hub.base.hook_points import Tap
+from graft.hub.errors import UnsupportedMethodError
+
+
+@dataclass(frozen=True)
+class Ia3Config:
+    targets: Targets = ()  # empty: keys, values and the MLP's last linear
+    feedforward: Targets = ()  # those of the targets whose input is scaled
+    exclude: Targets = ()
+
+
+class Ia3(Method):
+    name = "ia3"
+    title = "IA3"
+    paper = "arXiv 2205.05638"
+    Config = Ia3Config
+    learning_rate = 1e-2
+
+    def recognises(self, raw):
+        return raw.get("peft_type") == "IA3" or adapterhub.is_lora(raw, "scale")
+
+    def read(self, raw, shapes):
+        if adapterhub.is_lora(raw, "scale"):  # there all vectors scale outputs
+            config, targets, exclude = adapterhub.read_lora(raw, shapes)
+            if option(config, "alpha", float, 1.0) != 1:
+                raise UnsupportedMethodError("This AdapterHub IA3 adapter sets alpha to something else than 1.")
+            return Ia3Config(targets=targets, exclude=exclude)
+        neutral = {
+            "target_modules",
+            "feedforward_modules",
+            "exclude_modules",
+            "fan_in_fan_out",
+            "init_ia3_weights",
+        }
+        refuse_options("IA3", raw, PEFT_COMMON | neutral)
+        return Ia3Config(
+            targets=names_of("target_modules", raw.get("target_modules")),
+            feedforward=names_of("feedforward_modules", raw.get("feedforward_modules")),
+            exclude=names_of("exclude_modules", raw.get("exclude_modules")),
+        )
+
+    def canonical(self, raw, name):
+        return peft_name(name) if "peft_type" in raw else adapterhub.lora_name(raw, name)
+
+    def neutral(self, config):
+        return {"ia3_l": 1.0}
+
+    def write(self, config, spec):
+        def listed(names):
+            return names if isinstance(names, str) else list(names)
+
+        return {
+            **peft_header("IA3", spec),
+            "target_modules": listed(config.targets),
+            "feedforward_modules": listed(config.feedforward),
+            "exclude_modules": listed(config.exclude),
+            "fan_in_fan_out": spec.model_type == "gpt2",
+            "init_ia3_weights": True,
+            "modules_to_save": None,
+        }
+
+    def resolve(self, config, spec):
+        if config.targets:
+            return config
+        parts = spec.parts
+        last = parts.mlp_out
+        return replace(config, targets=tuple(sorted({parts.keys, parts.values, last})), feedforward=(last,))
+
+    def shapes(self, config, spec):
+        shapes = {}
+        for name, feedforward in self._modules(config, spec).items():
+            module = spec.modules[name]
+            shape = (1, module.in_features) if feedforward else (module.out_features, 1)
+            shapes[f"{PEFT_PREFIX}{name}.ia3_l"] = shape
+        return shapes
+
+    def init(self, config, context):
+        import torch
+
+        shapes = self.shapes(config, context.base.spec)
+        return {name: torch.ones(shape, device=context.base.device) for name, shape in shapes.items()}
+
+    def fold(self, config, tensors, base):
+        from graft.hub.adapters.serving_forms import Vector
+
+        return tuple(
+            Vector(Tap(name, "in" if feedforward else "out"), scale=tensors[f"{PEFT_PREFIX}{name}.ia3_l"].reshape(-1))
+            for name, feedforward in self._modules(config, base.spec).items()
+        )
+
+    def _modules(self, config, spec):
+        """Matched module -> whether its input (feed-forward) rather than its output is scaled."""
+        modules = match_modules("ia3", config.targets, spec, exclude=config.exclude)
+        if isinstance(config.feedforward, str):
+            inner = full_matches(config.feedforward, modules) if config.feedforward else set()
+        else:  # as PEFT: a name's end, and no dot is asked for before it
+            inner = {name for name in modules if name.endswith(config.feedforward)} if config.feedforward else set()
+        return {name: name in inner for name in modules}

@@ -1,0 +1,66 @@
+"""The serving forms: the closed set of shapes that every PEFT method folds to.
+
+Following the unified view of adapters (He et al. 2022, arXiv 2110.04366): a method is a small detour around
+frozen weights. The trainer and the server know methods only through these forms, so what is served is what
+was trained. Order at one tap: the base's value, then `Vector`, then the sum of all `LowRank` deltas.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from graft.hub.base.hook_points import Tap
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """delta = scale * (act(x A^T + a) B + b), x the sum of the taps `reads`, added at `adds_to`.
+
+    Shapes: A [r, in], B [r, out], a [r], b [out].
+    """
+
+    reads: tuple[Tap, ...]
+    adds_to: Tap
+    A: Tensor
+    B: Tensor
+    a: Tensor | None = None
+    b: Tensor | None = None
+    activation: str = "none"  # a key of detours.ACTIVATIONS
+    scale: float | Tensor = 1.0
+    dropout: float = field(default=0.0, compare=False)  # training only: on x
+
+
+@dataclass(frozen=True)
+class Vector:
+    """y = y * scale + bias, elementwise at one tap. Shapes: scale [d], bias [d]."""
+
+    tap: Tap
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class InputRows:
+    """Rows before the text at the base's input, in embedding space after the base's own scaling.
+
+    Shape: rows [P, H]. Trained as they stand; the server runs them once through the base and keeps the
+    resulting `CacheRows`.
+    """
+
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class CacheRows:
+    """P key/value rows that precede the text in every layer's cache.
+
+    Shapes: keys, values [L, P, kv_heads, head_dim], keys as the cache holds them (after any rotation).
+    The text's positions begin at `text_start`.
+    """
+
+    keys: Tensor
+    values: Tensor
+    text_start: int
+
+
+Form = LowRank | Vector | InputRows | CacheRows

@@ -1,0 +1,172 @@
+"""`graft publish | pull | search | promote | history`: adapters in and out, and the names that move over them."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from graft.hub.base.manifest import recorded_spec
+from graft.hub.cli.shared import (
+    amount,
+    day,
+    local_user,
+    max_weights_option,
+    opened,
+    placed,
+    print_json,
+    print_table,
+    short,
+)
+from graft.hub.machine.output_folder import claim
+from graft.hub.registry.commits.publish_folder import contents
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import SORTS, Query
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("name", metavar="NS/NAME")
+@click.option("--tag", "tags", multiple=True, help="A name for this version that stays, such as v1. Repeatable.")
+@click.option("--private", is_flag=True, help="For your namespace's members only (when the repo is new).")
+@click.option("--message", "-m", default="", help="What is new in this version.")
+@max_weights_option
+@placed
+def publish(
+    folder: Path,
+    name: str,
+    tags: tuple[str, ...],
+    private: bool,
+    message: str,
+    max_weights_bytes: int,
+    registry_path: Path,
+    hub_url: str | None,
+    as_json: bool,
+) -> None:
+    """Publish the adapter in FOLDER as a new version of NS/NAME.
+
+    What a trainer leaves beside it (checkpoints, optimizer states, logs, pickles) is left out, and named.
+    """
+    registry = opened(registry_path, hub_url, create=True, max_weights_bytes=max_weights_bytes)
+    left_out = contents(folder, max_weights_bytes).left_out
+    revision = registry.publish(folder, name, tags=tags, private=private, user=local_user(), message=message)
+    found = registry.found(revision.id) if isinstance(registry, Registry) else None
+    if as_json:
+        print_json({**asdict(revision), "left_out": left_out})
+        return
+    click.echo(f"{name}@{revision.id}")
+    for file in left_out:
+        click.echo(f"left out: {file}", err=True)
+    for warning in found.warnings if found else ():
+        click.echo(f"note: {warning}", err=True)
+
+
+@click.command()
+@click.argument("name", metavar="NS/NAME[@REV]")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder to write (default: the adapter's own name).")
+@placed
+def pull(name: str, out: Path | None, registry_path: Path, hub_url: str | None, as_json: bool) -> None:
+    """Fetch an adapter's files, every byte checked. REV: a commit, branch, tag or alias."""
+    folder = out or Path(name.partition("@")[0].rpartition("/")[2].removeprefix("task:"))
+    claim(folder)
+    revision = opened(registry_path, hub_url).pull(name, folder)
+    if as_json:
+        print_json({"folder": str(folder), "revision": revision})
+    else:
+        click.echo(f"{revision.repo}@{revision.id} -> {folder}")
+
+
+@click.command()
+@click.argument("text", default="")
+@click.option("--task", default="", help="Only adapters of this task.")
+@click.option("--base", default="", help="Only adapters of this base (its id, its fingerprint, or its folder).")
+@click.option("--method", default="", help="Only adapters of this method.")
+@click.option("--author", default="", help="Only adapters of this namespace.")
+@click.option("--sort", default="updated", show_default=True, type=click.Choice(sorted(SORTS)))
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
+@placed
+def search(
+    text: str,
+    task: str,
+    base: str,
+    method: str,
+    author: str,
+    sort: str,
+    limit: int,
+    registry_path: Path,
+    hub_url: str | None,
+    as_json: bool,
+) -> None:
+    """Find adapters by TEXT in their name, tags or card, by task, base and method."""
+    query = Query(
+        text=text, task=task, base=_known_base(base, hub_url), method=method, author=author, sort=sort, limit=limit
+    )
+    page = opened(registry_path, hub_url).search(query)
+    if as_json:
+        print_json(page.entries)
+        return
+    rows = [
+        (
+            entry.name,
+            entry.task,
+            entry.method,
+            entry.base,
+            amount(entry.parameters),
+            "" if entry.score is None else f"{entry.score:.3f}",
+            entry.downloads,
+            day(entry.updated_at),
+        )
+        for entry in page.entries
+    ]
+    columns = ("adapter", "task", "method", "base?", "parameters?:", "score:", "downloads?:", "updated?")
+    print_table(f"{page.total} found", columns, rows, empty="no adapter answers to that")
+
+
+def _known_base(base: str, hub_url: str | None) -> str:
+    """What the registry knows a base's folder by: its fingerprint; a hub has labels, which name bases by their ids."""
+    spec = recorded_spec(Path(base).expanduser()) if base else None
+    return base if spec is None else (spec.id or base) if hub_url else spec.fingerprint
+
+
+@click.command()
+@click.argument("name", metavar="NS/NAME@REV")
+@click.argument("alias")
+@click.option("--why", default="", help="The reason; kept in the history.")
+@click.option("--rollback", is_flag=True, help="Undo the alias's last move instead (REV is not needed).")
+@placed
+def promote(
+    name: str, alias: str, why: str, rollback: bool, registry_path: Path, hub_url: str | None, as_json: bool
+) -> None:
+    """Point ALIAS (production, ...) at a version of an adapter. `task:T` serves what is in production for task T."""
+    registry = opened(registry_path, hub_url)
+    if rollback:
+        revision = registry.rollback(name.partition("@")[0], alias, who=local_user(), why=why)
+    else:
+        revision = registry.promote(name, alias, who=local_user(), why=why)
+    if as_json:
+        print_json({"alias": alias, "revision": revision})
+    else:
+        click.echo(f"{revision.repo}@{alias} -> {revision.id}")
+
+
+@click.command()
+@click.argument("name", metavar="NS/NAME")
+@placed
+def history(name: str, registry_path: Path, hub_url: str | None, as_json: bool) -> None:
+    """Versions of an adapter, and every move of its branches, tags and aliases: what, when, who, why."""
+    registry = opened(registry_path, hub_url)
+    revisions, refs, moves = registry.revisions(name), registry.all_refs(name), registry.history(name)
+    if as_json:
+        print_json({"name": name, "revisions": revisions, "refs": refs, "moves": moves})
+        return
+    names: dict[str, list[str]] = {}
+    for ref in refs:
+        names.setdefault(ref.revision, []).append(ref.name)
+    rows = [
+        (short(found.id), ", ".join(names.get(found.id, ())), found.title, found.author, day(found.created_at))
+        for found in revisions
+    ]
+    print_table(f"Versions of {name}", ("revision", "names", "title", "who", "when"), rows)
+    moved = [
+        (move.kind, move.name, short(move.old), short(move.new), move.who, move.why, day(move.at)) for move in moves
+    ]
+    print_table("Moves, newest first", ("kind", "name", "from", "to", "who", "why", "when"), moved)

@@ -1,0 +1,102 @@
+"""The bases a registry knows by fingerprint, and the base an artifact folder names.
+
+A path on somebody's disk tells the next reader nothing, so publishing replaces it by the id recorded for the base's
+fingerprint. Knows neither torch nor HTTP.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from graft.hub.adapters.model_card import texts
+from graft.hub.adapters.validation import CARD, CONFIG, base_name, fingerprint_of, read_text
+from graft.hub.base.manifest import BaseSpec
+from graft.hub.errors import ArtifactError
+from graft.hub.registry.storage.database import Database
+from graft.hub.registry.storage.timestamps import now
+
+CONFIG_KEYS = ("base_model_name_or_path", "model_name")  # PEFT's key; AdapterHub's
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# A base in a client's download cache: the path says which hub's repo it is.
+_DOWNLOADED = re.compile(r".*/models--(?P<org>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/[^/]+/?")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The base that an artifact says it is for: the key in its config, what stands there, a fingerprint if recorded."""
+
+    key: str
+    name: str
+    fingerprint: str | None
+
+    @property
+    def is_local(self) -> bool:
+        return bool(self.name) and (not HUB_ID.fullmatch(self.name) or Path(self.name).is_dir())
+
+    def or_made_for(self, fingerprint: str | None) -> "Declared":
+        """With the fingerprint of the base that lies where `name` leads, unless the adapter records one itself."""
+        return replace(self, fingerprint=self.fingerprint or fingerprint)
+
+
+def declared_base(config: dict[str, Any], provenance: dict[str, Any]) -> Declared:
+    """Read from a parsed adapter_config.json and graft.json."""
+    name = base_name(config) or ""
+    key = next((key for key in CONFIG_KEYS if config.get(key) == name), CONFIG_KEYS[0])
+    return Declared(key, name, fingerprint_of(provenance))
+
+
+def add_base(db: Database, spec: BaseSpec) -> None:
+    """Record a base's manifest under its fingerprint. Raises ArtifactError for one without an id."""
+    if not spec.id:
+        raise ArtifactError("This base has no id yet: give it one with `graft base import SRC DIR --id ORG/NAME`.")
+    db.execute(
+        "INSERT INTO bases (fingerprint, id, manifest, created_at) VALUES (?, ?, ?, ?) "
+        "ON CONFLICT (fingerprint) DO UPDATE SET id = excluded.id, manifest = excluded.manifest",
+        [spec.fingerprint, spec.id, spec.to_json(), now()],
+    )
+
+
+def find_base(db: Database, *, fingerprint: str | None = None, id: str | None = None) -> BaseSpec | None:
+    """The recorded manifest: by fingerprint where there is one, else by id if just one base bears it."""
+    column, value = ("fingerprint", fingerprint) if fingerprint else ("id", id)
+    rows = db.execute(f"SELECT manifest FROM bases WHERE {column} = ? LIMIT 2", [value]).fetchall()
+    return BaseSpec.from_json(rows[0]["manifest"]) if len(rows) == 1 else None
+
+
+def claimed_id(card: dict[str, Any]) -> str | None:
+    """The hub id that a model card gives as its base, where it gives just one."""
+    found = [name for name in texts(card.get("base_model")) if HUB_ID.fullmatch(name) and "/" in name]
+    return found[0] if len(found) == 1 and not Path(found[0]).is_dir() else None
+
+
+def public_base_id(declared: Declared, lookup: Callable[[str], str | None], claimed: str | None = None) -> str:
+    """What should stand in the config: the recorded id of the base's fingerprint, else a hub id as it is, or as the
+    path of a client's download cache spells it, or (`claimed`) as the card has it beside a path in the config.
+
+    Raises ArtifactError for a local path of a base that nobody recorded.
+    """
+    recorded = lookup(declared.fingerprint) if declared.fingerprint else None
+    if recorded is None and (downloaded := _DOWNLOADED.fullmatch(declared.name)):
+        recorded = f"{downloaded['org']}/{downloaded['name']}"
+    if recorded is None and declared.is_local:
+        recorded = claimed
+    if recorded is None and declared.is_local:
+        raise ArtifactError(
+            f"{CONFIG} names its base by the local path {declared.name!r}, which means nothing elsewhere, and no base "
+            "with its fingerprint is recorded here. Give the base an id once with "
+            f"`graft base import {declared.name} DIR --id ORG/NAME`, or write the base's hub id into {declared.key!r}."
+        )
+    return recorded or declared.name
+
+
+def renamed(folder: Path, declared: Declared, id: str) -> Iterator[tuple[str, str]]:
+    """What stands in the files of an adapter that name the base, with its public id instead."""
+    config = json.loads(read_text(folder / CONFIG))
+    yield CONFIG, json.dumps({**config, declared.key: id}, indent=2, sort_keys=True) + "\n"
+    if (folder / CARD).exists():
+        # Every whole mention of the local path.
+        mention = rf"(?<![\w/.-]){re.escape(declared.name)}(?![\w/-])"
+        yield CARD, re.sub(mention, lambda _: id, read_text(folder / CARD))

@@ -1,0 +1,146 @@
+"""How a commit comes about: proven first, then recorded in one transaction, or not at all.
+
+Functions over an open connection and the store. What a commit *is* (trees, changes, ids) stands in commits.py.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from graft.hub.errors import ConflictError, ForbiddenError, RepoNotFoundError, StaleParentError
+from graft.hub.registry import leaderboard as scores
+from graft.hub.registry import queries as records
+from graft.hub.registry import refs, repos
+from graft.hub.registry import search as catalog
+from graft.hub.registry.commits.changes import Change, Put, Tree, changed, commit_id
+from graft.hub.registry.commits.commit_check import Proven, prove
+from graft.hub.registry.queries import Repo, Revision
+from graft.hub.registry.storage.blob_store import Blob, BlobStore
+from graft.hub.registry.storage.database import Database
+from graft.hub.registry.storage.schema import writing
+from graft.hub.registry.storage.timestamps import now
+from graft.hub.registry.users import OWNER, audit
+
+MAX_ATTEMPTS = 32  # of a commit without a parent, when others keep moving the branch
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A commit that somebody wants made.
+
+    `parent` must be the branch's head; None goes on top of whatever is there. `replace` drops every file that `changes`
+    don't write. `create` makes a missing repo (then `private` or not) in the same transaction, `tags` name the result.
+    """
+
+    name: str
+    changes: tuple[Change, ...]
+    title: str
+    message: str
+    user: str
+    branch: str
+    parent: str | None
+    tags: tuple[str, ...]
+    create: bool
+    private: bool
+    replace: bool
+    base_fingerprint: str | None = None  # of the base that lies where the adapter's config names a path
+
+
+def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
+    """The new revision, or the head as it is when nothing would change. Raises as Registry.commit says."""
+    for _ in range(MAX_ATTEMPTS):
+        head = _head(db, intent)
+        if intent.parent is not None and head != intent.parent:
+            return _repeated(db, blobs, intent, head)
+        proven = prove(db, blobs, _tree(db, intent, head), made_for=intent.base_fingerprint)
+        with writing(db):
+            if _head(db, intent) == head:
+                return _record(db, blobs, intent, head, proven)
+    raise ConflictError(f"Others kept writing to {intent.name} for {MAX_ATTEMPTS} attempts: try again.")
+
+
+def _existing(db: Database, intent: Intent) -> Repo | None:
+    """The repo; None where it is missing and the commit may make it."""
+    try:
+        return records.repo(db, intent.name, OWNER)
+    except RepoNotFoundError:
+        if intent.create:
+            return None
+        raise
+
+
+def _head(db: Database, intent: Intent) -> str | None:
+    repo = _existing(db, intent)
+    if repo is None:
+        return None
+    if repo.disabled:
+        raise ForbiddenError(f"Access to this resource is disabled. {repo.disabled}")
+    return records.branch_head(db, repo, intent.branch)
+
+
+def _tree(db: Database, intent: Intent, parent: str | None) -> Tree:
+    """What the commit makes of `parent`'s files."""
+    return changed({} if intent.replace else records.tree(db, parent), intent.changes)
+
+
+def _repeated(db: Database, blobs: BlobStore, intent: Intent, head: str | None) -> Revision:
+    """The answer to a commit whose parent isn't the head: the head, if it is this commit come a second time."""
+    latest = records.revision(db, head) if head else None
+    if latest is not None and latest.parent == intent.parent:
+        tree = prove(db, blobs, _tree(db, intent, intent.parent), made_for=intent.base_fingerprint).tree
+        if tree == records.tree(db, head):
+            return latest
+    raise StaleParentError(
+        f"{intent.name} has moved on from {intent.parent} to {head}: read it again, then repeat your change."
+    )
+
+
+def _record(db: Database, blobs: BlobStore, intent: Intent, head: str | None, proven: Proven) -> Revision:
+    """Inside the transaction: rows for what is new, the branch moved, the listing renewed, the tags set."""
+    if _existing(db, intent) is None:
+        repos.insert(db, intent.name, intent.private, intent.user)
+    repo = records.repo(db, intent.name, OWNER)
+    if head is not None and proven.tree == records.tree(db, head):
+        made = head
+    else:
+        made = _insert(db, blobs, intent, repo, head, proven)
+        refs.move(db, repo.id, "branch", intent.branch, made, intent.user, intent.title)
+        if intent.branch == "main":
+            catalog.list_repo(db, repo.id, made, proven.card, proven.body)
+        audit(db, intent.user, "commit", repo.name, made)
+    for tag in intent.tags:
+        refs.create(db, repo.id, "tag", tag, made, intent.user, "published with this tag", same_is_fine=True)
+    return records.revision(db, made)
+
+
+def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: str | None, proven: Proven) -> str:
+    """The rows of a new revision; its id."""
+    at = now()
+    id = commit_id(repo.id, head, proven.tree, intent.user, intent.title, at)
+    _insert_blobs(db, blobs, [*(c.blob for c in intent.changes if isinstance(c, Put)), *proven.rewritten], at)
+    row = {"id": id, "repo_id": repo.id, "parent": head, "author": intent.user, "title": intent.title}
+    db.table("revisions").insert(row | {"message": intent.message, "created_at": at})
+    before = {file.path: file for file in records.files(db, head)}
+    db.table("files").insert_all(
+        {
+            "revision_id": id,
+            "path": path,
+            "sha256": sha256,
+            "changed_in": before[path].changed_in if path in before and before[path].sha256 == sha256 else id,
+        }
+        for path, sha256 in proven.tree.items()
+    )
+    db.execute("UPDATE repos SET updated_at = ? WHERE id = ?", [at, repo.id])
+    if proven.found is not None:
+        db.table("artifacts").insert(records.artifact_row(id, proven.found))
+        scores.record_reported(db, repo.id, id, proven.found, intent.user)
+    return id
+
+
+def _insert_blobs(db: Database, blobs: BlobStore, written: Iterable[Blob], at: str) -> None:
+    for blob in written:
+        if not blobs.has(blob.sha256):  # gc took it between upload and commit
+            raise ConflictError(f"Blob {blob.sha256} is gone: upload the file again.")
+        db.execute(
+            "INSERT OR IGNORE INTO blobs (sha256, git_oid, size, created_at) VALUES (?, ?, ?, ?)",
+            [blob.sha256, blob.git_oid, blob.size, at],
+        )

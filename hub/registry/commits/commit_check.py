@@ -1,0 +1,72 @@
+"""The proof that a commit's tree holds a sound adapter, made before anything refers to it.
+
+Knows the store and the recorded bases, no HTTP, no torch. A tree without a complete adapter (only a card so far, or
+config without weights) is fine; one with an adapter must pass every check that needs no base weights.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from graft.hub.adapters.model_card import split_card
+from graft.hub.adapters.validation import (
+    CARD,
+    CONFIG,
+    PROVENANCE,
+    WEIGHTS,
+    Inspection,
+    inspect_artifact,
+    read_json,
+    read_text,
+)
+from graft.hub.registry import base_models as bases
+from graft.hub.registry.commits.changes import Tree
+from graft.hub.registry.storage.blob_store import Blob, BlobStore
+from graft.hub.registry.storage.database import Database
+
+READ = frozenset((CARD, CONFIG, PROVENANCE, *WEIGHTS))
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A tree that may be committed: what its adapter is, its card taken apart, and the files that were rewritten."""
+
+    tree: Tree
+    found: Inspection | None
+    card: dict[str, Any]
+    body: str
+    rewritten: tuple[Blob, ...] = ()
+
+
+def prove(db: Database, blobs: BlobStore, tree: Tree, *, made_for: str | None = None) -> Proven:
+    """Raises ArtifactError and its kin with what to mend.
+
+    `made_for`: the fingerprint of the base that lies where the config names a path, for one who can look there.
+    """
+    with blobs.laid_out({path: sha256 for path, sha256 in tree.items() if path in READ}) as folder:
+        card, body = split_card(read_text(folder / CARD)) if CARD in tree else ({}, "")
+        if not holds_adapter(tree):
+            return Proven(tree, None, card, body)
+        provenance = read_json(folder / PROVENANCE) if PROVENANCE in tree else {}
+        declared = bases.declared_base(read_json(folder / CONFIG), provenance).or_made_for(made_for)
+        claimed = bases.claimed_id(card)
+        public = bases.public_base_id(declared, lambda fingerprint: _recorded_id(db, fingerprint), claimed)
+        if public != declared.name and declared.name:
+            written = {path: blobs.put_bytes(text.encode()) for path, text in bases.renamed(folder, declared, public)}
+            renamed = tree | {path: blob.sha256 for path, blob in written.items()}
+            again = prove(db, blobs, renamed, made_for=declared.fingerprint)
+            return replace(again, rewritten=tuple(written.values()))
+        spec = bases.find_base(db, fingerprint=declared.fingerprint) or bases.find_base(db, id=public or claimed)
+        found = inspect_artifact(folder, spec)
+    if spec is not None and found.base_fingerprint is None:  # a plain PEFT folder whose base, known by id, fits
+        found = replace(found, base_fingerprint=spec.fingerprint)
+    return Proven(tree, replace(found, base_id=found.base_id or claimed), card, body)
+
+
+def holds_adapter(tree: Tree) -> bool:
+    """Whether config and weights are both there."""
+    return CONFIG in tree and any(name in tree for name in WEIGHTS)
+
+
+def _recorded_id(db: Database, fingerprint: str) -> str | None:
+    spec = bases.find_base(db, fingerprint=fingerprint)
+    return spec.id if spec else None

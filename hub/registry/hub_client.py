@@ -1,0 +1,403 @@
+"""A registry behind a URL: graft's own hub or huggingface.co, through the ordinary Hugging Face client.
+
+Answers to the same names as `Registry`, so that a command takes either. What the Hugging Face protocol has no word for
+(aliases, tasks, scores) goes to graft's own API, and is refused by name where the hub doesn't have it.
+"""
+
+import hashlib
+import http.client
+import json
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import errors as hf
+from huggingface_hub.hf_api import ModelInfo, RepoFile
+
+from graft.hub.adapters.model_card import TASK_PREFIX, UNTASKED
+from graft.hub.adapters.validation import CONFIG, inspect_artifact
+from graft.hub.base.manifest import BaseSpec
+from graft.hub.errors import (
+    ArtifactError,
+    ConflictError,
+    EntryNotFoundError,
+    ForbiddenError,
+    GraftError,
+    NotFoundError,
+    RepoNotFoundError,
+    RevisionNotFoundError,
+    TooLargeError,
+    UnauthorizedError,
+)
+from graft.hub.registry.commits.changes import MAX_WEIGHTS_BYTES
+from graft.hub.registry.commits.publish_folder import PULLED, staged
+from graft.hub.registry.leaderboard import Evaluation, Standing, Task
+from graft.hub.registry.queries import FACTS, Revision
+from graft.hub.registry.refs import Move, Ref
+from graft.hub.registry.search import Entry, Page, Query
+from graft.hub.registry.storage.blob_store import CHUNK_BYTES
+
+T = TypeVar("T")
+
+TIMEOUT_S = 60
+GREETING_S = 10
+MAX_PULL_BYTES = MAX_WEIGHTS_BYTES + (1 << 30)  # the largest adapter, and what lies beside its weights
+LARGE_BY_LFS = {"X-Graft-Uploads": "lfs"}  # asks graft's own hub for it (web/lfs.py); another one takes no notice
+BASE_LABEL = "base_model:adapter:"
+# Query.sort -> what the protocol calls it. Hubs other than ours know no score.
+SORTS: dict[str, Any] = {
+    "updated": "last_modified",
+    "created": "created_at",
+    "downloads": "downloads",
+    "score": "score",
+}
+BY_STATUS: dict[int, type[GraftError]] = {
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: ConflictError,
+    412: ConflictError,
+    422: ArtifactError,
+}
+BY_CODE: dict[str, type[GraftError]] = {
+    "RepoNotFound": RepoNotFoundError,
+    "RevisionNotFound": RevisionNotFoundError,
+    "EntryNotFound": EntryNotFoundError,
+}
+
+
+class RemoteRegistry:
+    """A hub at `url`. The token is the client's own (HF_TOKEN, or `hf auth login`) unless one is given."""
+
+    def __init__(self, url: str, token: str | None = None):
+        if not url.startswith(("http://", "https://")):
+            raise GraftError(f"{url!r} is no URL of a hub: it starts with http:// or https://.")
+        self.url = url.rstrip("/")
+        self.client = HfApi(endpoint=self.url, token=token, headers=LARGE_BY_LFS)
+
+    def require_there(self) -> None:
+        """Ask once, and briefly. Raises GraftError where nobody answers, or somebody that is no hub, such as a proxy."""
+        self._call("GET", "/api/models?limit=1", _rows, timeout=GREETING_S)
+
+    # Adapters
+
+    def publish(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        tags: Sequence[str] = (),
+        private: bool = False,
+        user: str = "",
+        message: str = "",
+    ) -> Revision:
+        """As Registry.publish; who publishes is known by the token. The adapter is proven here before it travels."""
+        folder = Path(folder)
+        inspect_artifact(folder, None)
+        with staged(folder) as (sent, spec), _answering(self.url), self._made(name, private), self._large_by_lfs():
+            if spec is not None:
+                self._offer_base(spec)
+            title, _, rest = message.partition("\n")
+            made = self.client.upload_folder(
+                repo_id=name,
+                folder_path=sent,
+                delete_patterns="*",
+                commit_message=title or f"Publish {folder.resolve().name}",
+                commit_description=rest.strip() or None,
+            )
+            for tag in tags:
+                self.client.create_tag(name, tag=tag, revision=made.oid)
+        return self.resolve(f"{name}@{made.oid}")
+
+    @contextmanager
+    def _large_by_lfs(self) -> Iterator[None]:
+        """A graft hub takes large files by LFS, piece by piece, from a client that doesn't turn to xet instead."""
+        xet = constants.HF_HUB_DISABLE_XET
+        with suppress(GraftError):  # a hub without accounts: another one than graft's
+            if self._call("GET", "/api/whoami-v2", lambda me: me["auth"]["accessToken"]["displayName"]) == "graft":
+                constants.HF_HUB_DISABLE_XET = True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_DISABLE_XET = xet
+
+    def require_writer(self, names: Iterable[str]) -> None:
+        """Whether this hub would let this token publish under `names`, to be known before the work.
+
+        Raises GraftError where no hub answers, UnauthorizedError or ForbiddenError for a token that can't write there.
+        """
+        role = None
+        with suppress(NotFoundError):  # a hub without this address is asked by the publishing itself
+            role = self._call("GET", "/api/whoami-v2", lambda me: dict(me["auth"].get("accessToken") or {}).get("role"))
+        if role == "read":
+            raise ForbiddenError(f"The token for {self.url} may only read: publishing needs one that may write.")
+        for name in names:
+            with suppress(NotFoundError):  # a repo that is not there yet, on a hub that asks for it first
+                self._call("GET", f"/api/models/{name}/auth-check/write", _anything)
+
+    @contextmanager
+    def _made(self, name: str, private: bool) -> Iterator[None]:
+        """The repo, made when missing, and taken away again where nothing got into it."""
+        missing = not self.client.repo_exists(name)
+        self.client.create_repo(name, private=private, exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            if missing and self.client.model_info(name).sha is None:
+                self.client.delete_repo(name)
+            raise
+
+    def _offer_base(self, spec: BaseSpec) -> None:
+        """A graft hub checks shapes by the manifest; another one has no place for it."""
+        with suppress(NotFoundError):
+            self._call("POST", "/api/bases", _anything, json.loads(spec.to_json()))
+
+    def resolve(self, name: str, *, base: str | None = None) -> Revision:
+        """As Registry.resolve."""
+        if name.startswith(TASK_PREFIX):
+            return self._call("GET", f"/api/resolve?{_query(name=name, base=base)}", _one(Revision))
+        repo, _, ref = name.partition("@")
+        with _answering(self.url):
+            return _revision(self.client.model_info(repo, revision=ref or None))
+
+    def pull(self, name: str, folder: str | Path) -> Revision:
+        """The files of an adapter (folder.PULLED) and no others, for a repo may hold whole bases and checkpoints.
+
+        Every file's hash is compared with what the hub lists for that commit. Raises TooLargeError, before a byte
+        travels, above MAX_PULL_BYTES in all, ArtifactError for a repo without an adapter.
+        """
+        revision = self.resolve(name)
+        with _answering(self.url):
+            # Nothing else is asked for or written, so a hub's own spelling of a path leads nowhere.
+            listed = self.client.list_repo_tree(revision.repo, revision=revision.id)
+            files = [entry for entry in listed if isinstance(entry, RepoFile) and entry.path in PULLED]
+            _require_an_adapter(name, files)
+            local = Path(
+                snapshot_download(
+                    revision.repo,
+                    revision=revision.id,
+                    endpoint=self.url,
+                    token=self.client.token,
+                    allow_patterns=[file.path for file in files],
+                )
+            )
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            _require_intact(local / file.path, file)
+            shutil.copyfile(local / file.path, Path(folder) / file.path)
+        return revision
+
+    def search(self, query: Query) -> Page:
+        """As Registry.search, by the client's own list_models. Raises GraftError for a sort that it can't do."""
+        if query.sort not in SORTS:
+            raise GraftError(f"A hub can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
+        labels = [*query.labels, *([query.method] if query.method else [])]
+        labels += [TASK_PREFIX + query.task] if query.task else []
+        labels += [BASE_LABEL + query.base] if query.base else []
+        with _answering(self.url):
+            found = self.client.list_models(
+                filter=labels or None,
+                author=query.author or None,
+                search=query.text or None,
+                sort=SORTS[query.sort],
+                limit=query.offset + query.limit,
+                full=True,
+            )
+            entries = tuple(_entry(info) for info in found)[query.offset :]
+        return Page(entries, query.offset + len(entries))
+
+    # What only graft's own hub has
+
+    def promote(self, ref: str, alias: str, *, who: str = "", why: str = "") -> Revision:
+        repo, _, revision = ref.partition("@")
+        body = {"revision": revision or "main", "why": why}
+        return self._call("PUT", f"/api/adapters/{repo}/aliases/{alias}", _one(Revision), body)
+
+    def rollback(self, name: str, alias: str, *, who: str = "", why: str = "") -> Revision:
+        return self._call("POST", f"/api/adapters/{name}/aliases/{alias}/rollback", _one(Revision), {"why": why})
+
+    def revisions(self, name: str) -> list[Revision]:
+        return self._call("GET", f"/api/adapters/{name}/history", _many(Revision, "revisions"))
+
+    def all_refs(self, name: str) -> list[Ref]:
+        return self._call("GET", f"/api/adapters/{name}/history", _many(Ref, "refs"))
+
+    def history(self, name: str) -> list[Move]:
+        return self._call("GET", f"/api/adapters/{name}/history", _many(Move, "moves"))
+
+    def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = "") -> Task:
+        body = {"metric": metric, "description": description, "data": data.decode()}
+        return self._call("PUT", f"/api/tasks/{slug}", _one(Task), body)
+
+    def task(self, slug: str) -> Task:
+        return self._call("GET", f"/api/tasks/{slug}", _one(Task))
+
+    def tasks(self) -> list[Task]:
+        return self._call("GET", "/api/tasks", _many(Task, "tasks"))
+
+    def task_data(self, slug: str) -> bytes:
+        """The evaluation set. Raises ArtifactError when it does not hash to what the hub says."""
+        wanted, data = self.task(slug).data_hash, self._fetch("GET", f"/api/tasks/{slug}/data")
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise ArtifactError(f"The evaluation set of {slug} arrived damaged: try again.")
+        return data
+
+    def record_evaluation(self, *, user: str = "", **score: Any) -> None:
+        """As Registry.record_evaluation; who measured is known by the token."""
+        self._call("POST", "/api/evaluations", _anything, score)
+
+    def evaluations(self, name: str) -> list[Evaluation]:
+        return self._call("GET", f"/api/adapters/{name}/evaluations", _many(Evaluation, "evaluations"))
+
+    def leaderboard(self, task: str, base: str | None = None) -> list[Standing]:
+        return self._call("GET", f"/api/tasks/{task}/leaderboard?{_query(base=base)}", _many(_standing, "standings"))
+
+    def _call(
+        self, method: str, path: str, read: Callable[[Any], T], body: Any = None, timeout: float = TIMEOUT_S
+    ) -> T:
+        """What `read` makes of the answer's JSON. Raises GraftError where it is no such JSON."""
+        answer = self._fetch(method, path, body, timeout)
+        try:
+            return read(json.loads(answer))
+        except (ValueError, KeyError, TypeError):
+            raise GraftError(
+                f"{self.url}{path} answers, and not as a graft hub of this version does: check the URL of --hub, and "
+                f"the proxy on the way, if there is one (HTTP_PROXY, NO_PROXY)."
+            ) from None
+
+    def _fetch(self, method: str, path: str, body: Any = None, timeout: float = TIMEOUT_S) -> bytes:
+        """One request to graft's own API. Raises the GraftError that the hub answered with."""
+        headers = self.client._build_hf_headers() | {"Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                return response.read()
+        except urllib.error.HTTPError as error:
+            raise _error_of(error.code, error.headers.get("X-Error-Code"), error.read()) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise GraftError(f"No hub answers at {self.url} ({reason}): is it running?") from None
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """The client's exceptions as ours."""
+    try:
+        yield
+    except hf.HfHubHTTPError as error:
+        response = error.response
+        raise _error_of(response.status_code, response.headers.get("X-Error-Code"), response.content) from None
+    # HTTPError is the base of whichever transport this version of the client has.
+    except (hf.HTTPError, hf.LocalEntryNotFoundError, hf.OfflineModeIsEnabled) as error:
+        raise GraftError(f"No hub answers at {url} ({type(error).__name__}): is it running?") from None
+    except ValueError as error:  # the client's own checks of names and cards
+        raise GraftError(str(error)) from None
+
+
+def _error_of(status: int, code: str | None, body: bytes) -> GraftError:
+    try:
+        said = json.loads(body)
+        message = said["error"] if isinstance(said["error"], str) else str(said)
+    except (ValueError, KeyError, TypeError):
+        message = f"The hub answered {status}: check the URL of --hub, and the proxy on the way, if there is one."
+    return BY_CODE.get(code or "", BY_STATUS.get(status, GraftError))(message)
+
+
+def _require_an_adapter(name: str, files: Sequence[RepoFile]) -> None:
+    if CONFIG not in {file.path for file in files}:
+        raise ArtifactError(f"{name} holds no {CONFIG}: it is no adapter.")
+    if (size := sum(file.size for file in files)) > MAX_PULL_BYTES:
+        raise TooLargeError(
+            f"The adapter files of {name} have {size:,} bytes and at most {MAX_PULL_BYTES:,} are pulled: "
+            "check that it is an adapter, and not a whole model."
+        )
+
+
+def _require_intact(path: Path, file: RepoFile) -> None:
+    """Clients don't compare what they downloaded with its hash. Raises ArtifactError where it differs."""
+    if file.lfs is not None:
+        digest, wanted = hashlib.sha256(), file.lfs.sha256
+    else:
+        digest, wanted = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False), file.blob_id
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != wanted:
+        raise ArtifactError(
+            f"{file.path} arrived damaged, or was changed in the download cache: delete {path} and pull again."
+        )
+
+
+def _revision(info: ModelInfo) -> Revision:
+    """A commit as its hub describes it; only graft's own hub tells the digest and its kin."""
+    found = vars(info).get("graft") or {}
+    if info.sha is None:
+        raise RevisionNotFoundError(f"{info.id} has no commit yet: publish something first.")
+    return Revision(
+        repo=info.id,
+        id=info.sha,
+        parent=None,
+        author=info.author or "",
+        title="",
+        message="",
+        created_at=info.last_modified.isoformat() if info.last_modified else "",
+        **{key: found.get(key) for key in FACTS},
+    )
+
+
+def _entry(info: ModelInfo) -> Entry:
+    """A list entry, read from the labels that every hub keeps."""
+    found, labels = vars(info).get("graft") or {}, info.tags or []
+    return Entry(
+        name=info.id,
+        revision_id=info.sha or "",
+        digest=found.get("digest"),
+        private=bool(info.private),
+        task=_labelled(labels, TASK_PREFIX) or UNTASKED,
+        base=_labelled(labels, BASE_LABEL),
+        method=found.get("method") or "",
+        license=_labelled(labels, "license:"),
+        parameters=found.get("parameters"),
+        bytes=found.get("bytes") or 0,
+        score=found.get("score"),
+        downloads=info.downloads or 0,
+        created_at=info.created_at.isoformat() if info.created_at else "",
+        updated_at=info.last_modified.isoformat() if info.last_modified else "",
+    )
+
+
+def _one(kind: Callable[..., T]) -> Callable[[Any], T]:
+    return lambda found: kind(**found)
+
+
+def _many(kind: Callable[..., T], key: str) -> Callable[[Any], list[T]]:
+    return lambda found: [kind(**row) for row in found[key]]
+
+
+def _rows(found: Any) -> None:
+    """Raises TypeError for what is no list of anything."""
+    if not isinstance(found, list):
+        raise TypeError
+
+
+def _anything(found: Any) -> None:
+    """What the hub says to a write that is answered by nothing but its success."""
+
+
+def _standing(evaluation: Mapping[str, Any], **row: Any) -> Standing:
+    return Standing(evaluation=Evaluation(**evaluation), **row)
+
+
+def _labelled(labels: Sequence[str], prefix: str) -> str:
+    return next((label.removeprefix(prefix) for label in labels if label.startswith(prefix)), "")
+
+
+def _query(**values: str | None) -> str:
+    return urlencode({key: value for key, value in values.items() if value})

@@ -1,0 +1,204 @@
+"""What a registry's rows mean: repos, revisions, files, and how each is read.
+
+Functions over an open connection; nothing is written here.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graft.hub.adapters.validation import Inspection
+from graft.hub.errors import EntryNotFoundError, RepoNotFoundError
+from graft.hub.registry import refs
+from graft.hub.registry.commits.changes import Tree
+from graft.hub.registry.storage.database import Database
+from graft.hub.registry.users import Caller
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repo's row. `disabled` says why an operator withdrew it."""
+
+    id: int
+    name: str  # "namespace/name"
+    private: bool
+    disabled: str | None
+    created_at: str
+    updated_at: str
+    downloads: int
+
+    @property
+    def namespace(self) -> str:
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One commit, and what was found in its adapter (None, where it holds no complete adapter)."""
+
+    repo: str
+    id: str
+    parent: str | None
+    author: str
+    title: str
+    message: str
+    created_at: str
+    digest: str | None
+    method: str | None
+    variant: str | None
+    task: str | None
+    base_id: str | None
+    base_fingerprint: str | None
+    parameters: int | None
+    bytes: int | None
+    max_rank: int | None
+    dtype: str | None
+
+
+# What a revision tells of its adapter: what it has in common with the adapter's inspection.
+FACTS = tuple(name for name in Revision.__dataclass_fields__ if name in Inspection.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a revision. `changed_in`: the commit that last wrote it."""
+
+    path: str
+    sha256: str
+    git_oid: str
+    size: int
+    changed_in: str
+
+
+def repo(db: Database, name: str, caller: Caller) -> Repo:
+    """Raises RepoNotFoundError when there is none, it was deleted, or `caller` may not see it."""
+    namespace, _, short = name.partition("/")
+    row = db.execute("SELECT * FROM repos WHERE namespace = ? AND name = ?", [namespace, short]).fetchone()
+    if row is not None and row["moved_to"] is not None:
+        row = db.execute("SELECT * FROM repos WHERE id = ?", [row["moved_to"]]).fetchone()
+    if row is None or row["deleted_at"] or (row["private"] and not caller.owns(row["namespace"])):
+        raise RepoNotFoundError(f"There is no adapter {name!r} here, or it is private and you are not signed in.")
+    return _repo(row)
+
+
+def repos_named(db: Database, names: Sequence[str]) -> dict[str, Repo]:
+    """name -> repo, of those that are there under just this name."""
+    pairs = json.dumps([name.partition("/")[::2] for name in names])
+    rows = db.execute(
+        "SELECT repos.* FROM json_each(?) JOIN repos ON namespace = json_extract(value, '$[0]') "
+        "AND name = json_extract(value, '$[1]') WHERE deleted_at IS NULL",
+        [pairs],
+    )
+    return {repo.name: repo for repo in map(_repo, rows)}
+
+
+def _repo(row: Any) -> Repo:
+    return Repo(
+        id=row["id"],
+        name=f"{row['namespace']}/{row['name']}",
+        private=bool(row["private"]),
+        disabled=row["disabled"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        downloads=row["downloads"],
+    )
+
+
+def branch_head(db: Database, repo: Repo, branch: str) -> str | None:
+    """A branch's head; None for a branch main that has no commit yet. Raises RevisionNotFoundError."""
+    return refs.target(db, repo.id, "branch", branch) if branch == "main" else refs.branch(db, repo.id, branch)
+
+
+def revision(db: Database, id: str) -> Revision:
+    return revisions(db, [id])[id]
+
+
+def revisions(db: Database, ids: Sequence[str]) -> dict[str, Revision]:
+    """id -> revision, of those that are there."""
+    rows = db.execute(f"{_REVISION} WHERE revisions.id IN (SELECT value FROM json_each(?))", [json.dumps(ids)])
+    return {row["id"]: Revision(**dict(row)) for row in rows}
+
+
+def line(db: Database, start: str, limit: int) -> list[Revision]:
+    """From revision `start` back to the first, following parents."""
+    rows = db.execute(
+        "WITH RECURSIVE line(id, depth) AS (SELECT ?, 0 UNION ALL SELECT revisions.parent, depth + 1 FROM line "
+        "JOIN revisions ON revisions.id = line.id WHERE revisions.parent IS NOT NULL AND depth < ?) "
+        f"{_REVISION} JOIN line ON line.id = revisions.id ORDER BY depth",
+        [start, limit - 1],
+    )
+    return [Revision(**dict(row)) for row in rows]
+
+
+def tree(db: Database, revision_id: str | None) -> Tree:
+    """path -> sha256; empty for None."""
+    rows = db.execute("SELECT path, sha256 FROM files WHERE revision_id = ?", [revision_id])
+    return {row["path"]: row["sha256"] for row in rows}
+
+
+def files(db: Database, revision_id: str | None) -> list[File]:
+    return [_file(row) for row in db.execute(f"{_FILE} WHERE revision_id = ? ORDER BY path", [revision_id])]
+
+
+def files_of(db: Database, revision_ids: Sequence[str]) -> dict[str, list[File]]:
+    """revision id -> its files, by path."""
+    rows = db.execute(
+        f"{_FILE} WHERE revision_id IN (SELECT value FROM json_each(?)) ORDER BY revision_id, path",
+        [json.dumps(revision_ids)],
+    )
+    found: dict[str, list[File]] = {}
+    for row in rows:
+        found.setdefault(row["revision_id"], []).append(_file(row))
+    return found
+
+
+def cards(db: Database, revision_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """revision id -> its card's front matter, of those that hold an adapter."""
+    rows = db.execute(
+        "SELECT revision_id, card FROM artifacts WHERE revision_id IN (SELECT value FROM json_each(?))",
+        [json.dumps(revision_ids)],
+    )
+    return {row["revision_id"]: _kept(row["card"]) for row in rows}
+
+
+def file(db: Database, revision_id: str, path: str) -> File:
+    """Raises EntryNotFoundError."""
+    row = db.execute(f"{_FILE} WHERE revision_id = ? AND path = ?", [revision_id, path]).fetchone()
+    if row is None:
+        raise EntryNotFoundError(f"There is no file {path!r} in revision {revision_id}.")
+    return _file(row)
+
+
+def _file(row: Any) -> File:
+    return File(**{name: row[name] for name in File.__dataclass_fields__})
+
+
+def found(db: Database, revision_id: str) -> Inspection | None:
+    """What was found in the revision's adapter when it was published."""
+    row = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
+    if row is None:
+        return None
+    plain = {name: row[name] for name in Inspection.__dataclass_fields__ if name not in _JSON_COLUMNS}
+    return Inspection(**plain, **{name: _kept(row[name]) for name in _JSON_COLUMNS})
+
+
+def _kept(text: str) -> Any:
+    """JSON of a column. Registries of graft before 0.1 may hold a card's NaN, which is no JSON: it reads as null."""
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def artifact_row(revision_id: str, found: Inspection) -> dict[str, Any]:
+    """The row that `found` reads back."""
+    row = {name: getattr(found, name) for name in Inspection.__dataclass_fields__}
+    as_json = {name: json.dumps(row[name], allow_nan=False) for name in _JSON_COLUMNS}
+    return {"revision_id": revision_id} | row | as_json
+
+
+_JSON_COLUMNS = ("config", "tensors", "provenance", "card", "warnings")
+_REVISION = (
+    "SELECT repos.namespace || '/' || repos.name AS repo, revisions.id, parent, author, title, message, "
+    f"revisions.created_at, {', '.join(FACTS)} "
+    "FROM revisions JOIN repos ON repos.id = repo_id LEFT JOIN artifacts ON artifacts.revision_id = revisions.id"
+)
+_FILE = "SELECT revision_id, path, blobs.sha256, git_oid, size, changed_in FROM files JOIN blobs USING (sha256)"

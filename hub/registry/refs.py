@@ -1,0 +1,166 @@
+"""Names that point at revisions: branches move with commits, tags stay, aliases are promoted, and every move is kept.
+
+Functions over an open connection; the writing ones are called inside a transaction.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from graft.hub.errors import ConflictError, RevisionNotFoundError
+from graft.hub.registry.commits.changes import COMMIT_ID, check_ref_name
+from graft.hub.registry.storage.database import Database
+from graft.hub.registry.storage.timestamps import now
+from graft.hub.registry.users import Caller
+
+PRODUCTION = "production"  # the alias that `task:T` follows
+SHORT_ID_CHARS = 7
+
+
+@dataclass(frozen=True)
+class Ref:
+    """`kind`: branch, tag or alias."""
+
+    kind: str
+    name: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """A ref's way from `old` to `new`; None is "not there"."""
+
+    kind: str
+    name: str
+    old: str | None
+    new: str | None
+    who: str
+    why: str
+    at: str
+
+
+def target(db: Database, repo_id: int, kind: str, name: str) -> str | None:
+    row = db.execute(
+        "SELECT revision_id FROM refs WHERE repo_id = ? AND kind = ? AND name = ?", [repo_id, kind, name]
+    ).fetchone()
+    return row["revision_id"] if row else None
+
+
+def branch(db: Database, repo_id: int, name: str) -> str:
+    """A branch's head. Raises RevisionNotFoundError."""
+    found = target(db, repo_id, "branch", name)
+    if found is None:
+        raise RevisionNotFoundError(f"There is no branch {name!r}: create it first, or commit to main.")
+    return found
+
+
+def find(db: Database, repo_id: int, repo_name: str, ref: str) -> str:
+    """A commit id, a branch, tag or alias, or the unique start of a commit id. Raises RevisionNotFoundError."""
+    if COMMIT_ID.fullmatch(ref):
+        rows = db.execute("SELECT id FROM revisions WHERE repo_id = ? AND id = ?", [repo_id, ref]).fetchall()
+    else:
+        rows = db.execute("SELECT revision_id FROM refs WHERE repo_id = ? AND name = ?", [repo_id, ref]).fetchall()
+        if not rows and len(ref) >= SHORT_ID_CHARS and set(ref) <= set("0123456789abcdef"):
+            rows = db.execute(
+                "SELECT id FROM revisions WHERE repo_id = ? AND id BETWEEN ? AND ? LIMIT 2", [repo_id, ref, ref + "g"]
+            ).fetchall()
+    if len(rows) != 1:
+        known = ", ".join(row["name"] for row in db.execute("SELECT name FROM refs WHERE repo_id = ?", [repo_id]))
+        hint = f"it has: {known}" if known else "it has no commit yet"
+        raise RevisionNotFoundError(f"{repo_name} has no revision {ref!r}; {hint}.")
+    return rows[0][0]
+
+
+def move(db: Database, repo_id: int, kind: str, name: str, new: str | None, who: str, why: str) -> None:
+    """Point a ref at `new` (None: take it away) and note who did it and why."""
+    old = target(db, repo_id, kind, name)
+    if new is None:
+        db.execute("DELETE FROM refs WHERE repo_id = ? AND kind = ? AND name = ?", [repo_id, kind, name])
+    else:
+        db.table("refs").insert({"repo_id": repo_id, "kind": kind, "name": name, "revision_id": new}, replace=True)
+    row = {"repo_id": repo_id, "kind": kind, "name": name, "old": old, "new": new, "who": who, "why": why, "at": now()}
+    db.table("ref_moves").insert(row)
+
+
+def require_free(db: Database, repo_id: int, name: str, *, but: str | None = None) -> None:
+    """Raises ConflictError when the name is a ref of another kind than `but`: a name means one thing in a repo."""
+    check_ref_name(name)
+    rows = db.execute("SELECT kind FROM refs WHERE repo_id = ? AND name = ?", [repo_id, name]).fetchall()
+    for row in rows:
+        if row["kind"] != but:
+            raise ConflictError(f"{name!r} is already a {row['kind']} here: choose another name.")
+
+
+def create(
+    db: Database,
+    repo_id: int,
+    kind: str,
+    name: str,
+    revision_id: str,
+    who: str,
+    why: str,
+    *,
+    same_is_fine: bool = False,
+) -> None:
+    """Raises ConflictError when the name is taken (`same_is_fine`: unless it is this very ref)."""
+    if same_is_fine and target(db, repo_id, kind, name) == revision_id:
+        return
+    require_free(db, repo_id, name)
+    move(db, repo_id, kind, name, revision_id, who, why)
+
+
+def delete(db: Database, repo_id: int, kind: str, name: str, who: str) -> None:
+    if kind == "branch" and name == "main":
+        raise ConflictError("The branch main can't be deleted: delete the repo instead.")
+    if target(db, repo_id, kind, name) is None:
+        raise RevisionNotFoundError(f"There is no {kind} {name!r}.")
+    move(db, repo_id, kind, name, None, who, "deleted")
+
+
+def previous(db: Database, repo_id: int, repo_name: str, alias: str) -> str:
+    """Where an alias was before its last move. Raises RevisionNotFoundError when it was nowhere."""
+    row = db.execute(
+        "SELECT old FROM ref_moves WHERE repo_id = ? AND kind = 'alias' AND name = ? ORDER BY id DESC LIMIT 1",
+        [repo_id, alias],
+    ).fetchone()
+    if row is None or row["old"] is None:
+        raise RevisionNotFoundError(f"{repo_name}@{alias} has no earlier revision to go back to: promote one by id.")
+    return row["old"]
+
+
+def promoted(db: Database, task: str, base: str | None, caller: Caller) -> str:
+    """The revision last promoted to production among the task's adapters (on the base with this fingerprint)."""
+    rows = db.execute(
+        "SELECT refs.revision_id, repos.namespace, repos.private, artifacts.base_fingerprint, artifacts.base_id FROM refs "
+        "JOIN artifacts ON artifacts.revision_id = refs.revision_id JOIN repos ON repos.id = refs.repo_id "
+        "WHERE refs.kind = 'alias' AND refs.name = ? AND artifacts.task = ? ORDER BY "
+        "(SELECT max(id) FROM ref_moves WHERE repo_id = refs.repo_id AND kind = 'alias' AND name = refs.name) DESC",
+        [PRODUCTION, task],
+    )
+    ids = {row["id"] for row in db.execute("SELECT id FROM bases WHERE fingerprint = ?", [base])}
+
+    def may_be(row: Any) -> bool:
+        """Whether an adapter without a fingerprint may be for this base: nobody knows the base by another id."""
+        return not ids or row["base_id"] is None or row["base_id"] in ids
+
+    for row in rows:
+        visible = not row["private"] or caller.owns(row["namespace"])
+        if visible and (
+            base is None or row["base_fingerprint"] == base or (not row["base_fingerprint"] and may_be(row))
+        ):
+            return row["revision_id"]
+    raise RevisionNotFoundError(
+        f"No adapter of task {task!r} is in production{' on this base' if base else ''}: "
+        f"`graft promote NS/NAME@REV {PRODUCTION}` puts one there."
+    )
+
+
+def all_of(db: Database, repo_id: int) -> list[Ref]:
+    rows = db.execute("SELECT kind, name, revision_id FROM refs WHERE repo_id = ? ORDER BY kind, name", [repo_id])
+    return [Ref(row["kind"], row["name"], row["revision_id"]) for row in rows]
+
+
+def moves(db: Database, repo_id: int) -> list[Move]:
+    """Newest first."""
+    columns = ", ".join(Move.__dataclass_fields__)
+    rows = db.execute(f"SELECT {columns} FROM ref_moves WHERE repo_id = ? ORDER BY id DESC", [repo_id])
+    return [Move(**dict(row)) for row in rows]

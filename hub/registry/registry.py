@@ -1,0 +1,378 @@
+"""`registry.db`: repos of adapters, their immutable revisions, and the names that move over them.
+
+The one way in for commands, pages and the wire protocol: publishing over HTTP and from a folder is the same `commit`.
+Knows neither HTTP nor torch. What a caller may do is decided before it gets here (hub/registry/users.py); a method takes `user`
+only to write down who did it. Safe for many threads and processes: each thread has its own connection, every write is
+one immediate transaction, and the proof of an artifact runs before the transaction, not inside it.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from graft.hub.adapters.validation import Inspection
+from graft.hub.base.manifest import BaseSpec
+from graft.hub.errors import ArtifactError, GraftError, NotFoundError
+from graft.hub.registry import base_models as bases
+from graft.hub.registry import leaderboard as scores
+from graft.hub.registry import queries as records
+from graft.hub.registry import refs, repos
+from graft.hub.registry import search as catalog
+from graft.hub.registry.commits import commit as committing
+from graft.hub.registry.commits.changes import (
+    MAX_WEIGHTS_BYTES,
+    START_BYTES,
+    Change,
+    Put,
+    Tree,
+    check_path,
+    check_repo_name,
+    check_size,
+    check_start,
+)
+from graft.hub.registry.commits.commit import Intent
+from graft.hub.registry.commits.publish_folder import base_at_hand, contents
+from graft.hub.registry.queries import File, Repo, Revision
+from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable
+from graft.hub.registry.storage.database import Database
+from graft.hub.registry.storage.schema import connect, migrate, writing
+from graft.hub.registry.users import OWNER, Caller, audit
+
+
+class _Thread(threading.local):
+    """What each thread has of its own."""
+
+    db: Database | None = None
+
+
+class Registry:
+    """An open registry. The file and the folder of blobs beside it are made when missing."""
+
+    def __init__(
+        self, path: str | Path = "registry.db", *, create: bool = True, max_weights_bytes: int = MAX_WEIGHTS_BYTES
+    ):
+        """`max_weights_bytes`: the largest file of weights that is taken.
+
+        Raises NotFoundError when the file is missing and `create` is false, GraftError for a file of another kind.
+        """
+        self.path = Path(path)
+        self.max_weights_bytes = max_weights_bytes
+        if not create and not self.path.is_file():
+            raise NotFoundError(f"There is no registry at {self.path}: publish something first, or check --registry.")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.blobs = BlobStore(self.path.with_suffix(".blobs"))
+        self._thread = _Thread()
+        try:
+            migrate(self.db)
+        except sqlite3.OperationalError as error:
+            raise GraftError(
+                f"The registry {self.path} can't be opened or made ({error}): is there room on its disk, and may you "
+                f"write there?"
+            ) from None
+        except sqlite3.DatabaseError as error:
+            raise GraftError(f"{self.path} is no registry ({error}): check --registry.") from None
+
+    @property
+    def db(self) -> Database:
+        """This thread's connection."""
+        if self._thread.db is None:
+            self._thread.db = connect(self.path)
+        return self._thread.db
+
+    def close(self) -> None:
+        """Close this thread's connection; the next use opens another."""
+        if self._thread.db is not None:
+            self._thread.db.close()
+            self._thread.db = None
+
+    # Bases
+
+    def add_base(self, spec: BaseSpec, *, user: str = OWNER.name, replace: bool = True) -> None:
+        """Record a base's manifest; with `replace` false, one that is there stays as it is.
+
+        Raises ArtifactError for a base without an id.
+        """
+        with writing(self.db):
+            if replace or bases.find_base(self.db, fingerprint=spec.fingerprint) is None:
+                bases.add_base(self.db, spec)
+                catalog.rename_base(self.db, spec.fingerprint, spec.id or "")
+                audit(self.db, user, "base.add", spec.id or "", spec.fingerprint)
+
+    def bases(self) -> list[dict[str, str]]:
+        """id and fingerprint of every recorded base."""
+        rows = self.db.execute("SELECT id, fingerprint, created_at FROM bases ORDER BY id")
+        return [dict(row) for row in rows]
+
+    def base(self, id_or_fingerprint: str) -> BaseSpec:
+        """Raises NotFoundError where none is recorded, or several bear the id."""
+        found = bases.find_base(self.db, fingerprint=id_or_fingerprint) or bases.find_base(
+            self.db, id=id_or_fingerprint
+        )
+        if found is None:
+            raise NotFoundError(
+                f"No base {id_or_fingerprint!r} is recorded here: `graft base import` gives a base an id."
+            )
+        return found
+
+    # Repos
+
+    def repo(self, name: str, caller: Caller = OWNER) -> Repo:
+        """Raises RepoNotFoundError when there is none, it was deleted, or `caller` may not see it."""
+        return records.repo(self.db, name, caller)
+
+    def create_repo(self, name: str, *, private: bool = False, user: str = OWNER.name) -> Repo:
+        """Raises ConflictError when the name is taken or ever was, by whoever."""
+        with writing(self.db):
+            repos.insert(self.db, name, private, user)
+        return self.repo(name)
+
+    def set_private(self, name: str, private: bool, *, user: str = OWNER.name) -> None:
+        with writing(self.db):
+            repos.set_private(self.db, self.repo(name), private, user)
+
+    def move_repo(self, name: str, new_name: str, *, user: str = OWNER.name) -> Repo:
+        """Rename; the old name leads to the new one for ever. Raises ConflictError when the new one is taken."""
+        with writing(self.db):
+            repos.move(self.db, self.repo(name), new_name, user)
+        return self.repo(new_name)
+
+    def delete_repo(self, name: str, *, user: str = OWNER.name) -> None:
+        """Take a repo away; its name stays taken. Its bytes go with the next `gc`."""
+        with writing(self.db):
+            repos.delete(self.db, self.repo(name), user)
+
+    # Commits
+
+    def publish(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        tags: Sequence[str] = (),
+        private: bool = False,
+        user: str = OWNER.name,
+        message: str = "",
+    ) -> Revision:
+        """Make `folder` the whole content of `name`'s main branch; the repo is made when missing.
+
+        What a trainer leaves beside an adapter is left out (folder.contents says what).
+        Raises ArtifactError and its kin with what to mend; nothing is left behind then.
+        """
+        check_repo_name(name)
+        files = contents(Path(folder), self.max_weights_bytes).files
+        spec = base_at_hand(Path(folder))
+        if spec is not None and spec.id:
+            self.add_base(spec, replace=False)
+        puts = [Put(path, self.store_file(path, source)) for path, source in files.items()]
+        return self.commit(
+            name,
+            puts,
+            title=message.partition("\n")[0] or f"Publish {Path(folder).resolve().name}",
+            message=message.partition("\n")[2].strip(),
+            user=user,
+            tags=tags,
+            create=True,
+            private=private,
+            replace=True,
+            base_fingerprint=spec.fingerprint if spec else None,
+        )
+
+    def store_file(self, path: str, source: Path) -> Blob:
+        """As `store`, of a file on this disk."""
+        with source.open("rb") as stream:
+            return self.store(path, stream, source.stat().st_size)
+
+    def store(self, path: str, stream: Seekable, size: int) -> Blob:
+        """Put `size` bytes into the store, to be committed as `path`.
+
+        Raises ArtifactError and its kin for what no repo may hold, by name, by size or by how it starts.
+        """
+        check_path(path)
+        check_size(path, size, self.max_weights_bytes)
+        check_start(path, stream.read(START_BYTES))
+        stream.seek(0)
+        return self.blobs.put(stream, size)
+
+    def commit(
+        self,
+        name: str,
+        changes: Sequence[Change],
+        *,
+        title: str,
+        message: str = "",
+        user: str = OWNER.name,
+        branch: str = "main",
+        parent: str | None = None,
+        tags: Sequence[str] = (),
+        create: bool = False,
+        private: bool = False,
+        replace: bool = False,
+        base_fingerprint: str | None = None,
+    ) -> Revision:
+        """One new revision on `branch`, or the head as it is when nothing would change (so a repeated call is harmless).
+
+        `parent` must be the head (StaleParentError); without it the changes go on top of whatever is there. `replace`
+        drops every file that `changes` don't write. `create` makes a missing repo in the same transaction.
+        `base_fingerprint` is of the base that lies where the adapter's config names a path.
+        Raises ArtifactError and its kin when the resulting adapter can't be proven sound.
+        """
+        intent = Intent(
+            name=name,
+            changes=tuple(changes),
+            title=title,
+            message=message,
+            user=user,
+            branch=branch,
+            parent=parent,
+            tags=tuple(tags),
+            create=create,
+            private=private,
+            replace=replace,
+            base_fingerprint=base_fingerprint,
+        )
+        return committing.commit(self.db, self.blobs, intent)
+
+    # Reading
+
+    def resolve(self, name: str, *, base: str | None = None, caller: Caller = OWNER) -> Revision:
+        """'ns/name', 'ns/name@commit|branch|tag|alias', or 'task:T' (what was last promoted to production for the task).
+
+        `base`, a fingerprint, narrows 'task:T' to one base. Raises RepoNotFoundError or RevisionNotFoundError.
+        """
+        if name.startswith("task:"):
+            return self.revision(refs.promoted(self.db, name.removeprefix("task:"), base, caller))
+        repo_name, _, ref = name.partition("@")
+        repo = self.repo(repo_name, caller)
+        return self.revision(refs.find(self.db, repo.id, repo.name, ref or "main"))
+
+    def revision(self, id: str) -> Revision:
+        """By its full commit id, which must be one."""
+        return records.revision(self.db, id)
+
+    def revisions(self, name: str, *, ref: str = "main", limit: int = 1000) -> list[Revision]:
+        """From `ref` back to the first, following parents."""
+        return records.line(self.db, self.resolve(f"{name}@{ref}").id, limit)
+
+    def tree(self, revision_id: str | None) -> Tree:
+        """path -> sha256; empty for None."""
+        return records.tree(self.db, revision_id)
+
+    def files(self, revision_id: str) -> list[File]:
+        return records.files(self.db, revision_id)
+
+    def file(self, revision_id: str, path: str) -> File:
+        """Raises EntryNotFoundError."""
+        return records.file(self.db, revision_id, path)
+
+    def found(self, revision_id: str) -> Inspection | None:
+        """What was found in the revision's adapter when it was published."""
+        return records.found(self.db, revision_id)
+
+    def pull(self, name: str, folder: str | Path, *, caller: Caller = OWNER) -> Revision:
+        """Write a revision's files into `folder`, every byte checked against its hash; counts as a download.
+
+        Raises DamagedBlobError when a stored file has changed.
+        """
+        revision = self.resolve(name, caller=caller)
+        for path, sha256 in self.tree(revision.id).items():
+            self.blobs.copy_out(sha256, Path(folder) / path)
+        self.count_download(revision.repo)
+        return revision
+
+    def count_download(self, name: str) -> None:
+        repo = self.repo(name)
+        with writing(self.db):
+            self.db.execute("UPDATE repos SET downloads = downloads + 1 WHERE id = ?", [repo.id])
+            self.db.execute("UPDATE listing SET downloads = downloads + 1 WHERE repo_id = ?", [repo.id])
+
+    def search(self, query: catalog.Query, caller: Caller = OWNER) -> catalog.Page:
+        """A page of repos: `search(Query(text="news", task="topic", sort="score"))`."""
+        return catalog.search(self.db, query, caller)
+
+    # Names that move
+
+    def promote(self, ref: str, alias: str, *, who: str = OWNER.name, why: str = "") -> Revision:
+        """Point `alias` at a revision that holds an adapter. Raises ArtifactError where it holds none."""
+        revision = self.resolve(ref)
+        if revision.digest is None:
+            raise ArtifactError(f"{ref} holds no complete adapter: publish one before you promote it.")
+        repo = self.repo(revision.repo)
+        with writing(self.db):
+            refs.require_free(self.db, repo.id, alias, but="alias")
+            refs.move(self.db, repo.id, "alias", alias, revision.id, who, why)
+            audit(self.db, who, "promote", f"{repo.name}@{alias}", revision.id)
+        return revision
+
+    def rollback(self, name: str, alias: str, *, who: str = OWNER.name, why: str = "") -> Revision:
+        """Undo an alias's last move. Raises NotFoundError when it has moved only once."""
+        repo = self.repo(name)
+        with writing(self.db):
+            before = refs.previous(self.db, repo.id, repo.name, alias)
+            refs.move(self.db, repo.id, "alias", alias, before, who, why or "rollback")
+            audit(self.db, who, "rollback", f"{repo.name}@{alias}", before)
+        return self.revision(before)
+
+    def create_ref(self, name: str, kind: str, ref: str, at: str = "main", *, user: str = OWNER.name) -> None:
+        """A new 'tag' or 'branch'. Raises ConflictError when the name is taken."""
+        revision = self.resolve(f"{name}@{at}")
+        repo = self.repo(name)
+        with writing(self.db):
+            refs.create(self.db, repo.id, kind, ref, revision.id, user, f"{kind} at {at}")
+            audit(self.db, user, f"{kind}.create", f"{repo.name}@{ref}", revision.id)
+
+    def delete_ref(self, name: str, kind: str, ref: str, *, user: str = OWNER.name) -> None:
+        """Raises RevisionNotFoundError when there is none, ConflictError for the branch main."""
+        repo = self.repo(name)
+        with writing(self.db):
+            refs.delete(self.db, repo.id, kind, ref, user)
+            audit(self.db, user, f"{kind}.delete", f"{repo.name}@{ref}")
+
+    def branch_head(self, repo: Repo, branch: str) -> str | None:
+        """A branch's head; None for a branch main that has no commit yet. Raises RevisionNotFoundError."""
+        return records.branch_head(self.db, repo, branch)
+
+    def all_refs(self, name: str) -> list[refs.Ref]:
+        return refs.all_of(self.db, self.repo(name).id)
+
+    def history(self, name: str) -> list[refs.Move]:
+        """Every move of every branch, tag and alias, newest first: what was it when, by whom, why."""
+        return refs.moves(self.db, self.repo(name).id)
+
+    # Tasks and scores
+
+    def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = OWNER.name) -> scores.Task:
+        """Add a task, or give it a new evaluation set (scores on the old one stay, and are not ranked with the new)."""
+        return scores.add_task(self.db, self.blobs, slug, metric, data, description, user)
+
+    def task(self, slug: str) -> scores.Task:
+        """Raises NotFoundError."""
+        return scores.task(self.db, slug)
+
+    def task_data(self, slug: str) -> bytes:
+        """The task's present evaluation set, as it was added. Raises NotFoundError."""
+        return self.blobs.read(self.task(slug).data_hash)
+
+    def tasks(self) -> list[scores.Task]:
+        return scores.tasks(self.db)
+
+    def record_evaluation(self, *, user: str = OWNER.name, **score: Any) -> None:
+        """Note a score (scores.Evaluation's fields) of an adapter's revision (default: main), or of the bare base (no `repo`).
+
+        Digest and base are the stored artifact's. Raises NotFoundError for an unknown repo or revision, ConflictError
+        where the score says that it is of other weights or another base, TypeError for a field that there isn't.
+        """
+        evaluation = scores.Evaluation(**score)
+        if evaluation.repo is None:
+            scores.record(self.db, None, evaluation, user)
+            return
+        revision = self.resolve(f"{evaluation.repo}@{evaluation.revision or 'main'}")
+        scores.record(self.db, self.repo(revision.repo).id, scores.of_revision(evaluation, revision), user)
+
+    def evaluations(self, name: str) -> list[scores.Evaluation]:
+        return scores.of_repo(self.db, self.repo(name).id)
+
+    def leaderboard(self, task: str, base: str | None = None, caller: Caller = OWNER) -> list[scores.Standing]:
+        """The task's adapters and bare bases, best first, all on its present evaluation set; `base` is a fingerprint or id."""
+        return scores.leaderboard(self.db, self.task(task), base, caller)

@@ -1,0 +1,251 @@
+"""Browsing: one flat, indexed row a repo, a full-text index, and the questions people ask of them.
+
+Functions over an open connection; `list_repo` and its kin are called inside the transaction that changes a repo, so the
+listing is never behind. Private repos are part of every answer to their owners and of none to others.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graft.hub.adapters import model_card as cards
+from graft.hub.base.manifest import BaseSpec
+from graft.hub.errors import GraftError
+from graft.hub.registry.storage.database import Database
+from graft.hub.registry.users import Caller
+
+MAX_PAGE = 1000
+MAX_INDEXED_CARD_CHARS = 20_000
+NO_METHOD = "none"
+FACETS = ("task", "base", "method", "license")
+
+# sort=... -> ORDER BY, in the direction of an index. A missing score is the smallest, so it comes last.
+SORTS = {
+    "score": "score DESC, repo_id DESC",
+    "downloads": "downloads DESC, repo_id DESC",
+    "created": "created_at DESC, repo_id DESC",
+    "updated": "updated_at DESC, repo_id DESC",
+    "size": "bytes, repo_id",
+    "name": "namespace, listing.name",
+}
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to look for. Empty fields ask nothing; `labels` must all be there."""
+
+    text: str = ""
+    task: str = ""
+    base: str = ""  # an id, or a fingerprint
+    method: str = ""
+    license: str = ""
+    author: str = ""
+    labels: tuple[str, ...] = ()
+    sort: str = "updated"
+    limit: int = 50
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A repo as browsing shows it: its main revision, flattened. `score` is on its task's present evaluation set."""
+
+    name: str
+    revision_id: str
+    digest: str | None
+    private: bool
+    task: str
+    base: str
+    method: str
+    license: str
+    parameters: int | None
+    bytes: int
+    score: float | None
+    downloads: int
+    created_at: str
+    updated_at: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of the `total` repos that answer a query."""
+
+    entries: tuple[Entry, ...]
+    total: int
+
+
+def on_base(search: Callable[[Query], Page], spec: BaseSpec, task: str = "") -> Iterator[Entry]:
+    """Every adapter (of `task`) on a base, each once, by whichever of its names the adapter knows it: the fingerprint,
+    or the id alone, as of an adapter that was published before its base was recorded."""
+    seen: set[str] = set()
+    for name in dict.fromkeys((spec.fingerprint, spec.id or spec.fingerprint)):
+        offset, entries = 0, search(Query(task=task, base=name, sort="name", limit=MAX_PAGE)).entries
+        while entries:
+            yield from (entry for entry in entries if entry.name not in seen)
+            seen |= {entry.name for entry in entries}
+            offset += len(entries)
+            entries = search(Query(task=task, base=name, sort="name", limit=MAX_PAGE, offset=offset)).entries
+
+
+def search(db: Database, query: Query, caller: Caller) -> Page:
+    """Raises GraftError for an unknown sort key."""
+    if query.sort not in SORTS:
+        raise GraftError(f"Can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
+    where, values = _conditions(db, query, caller)
+    total = db.execute(f"SELECT count(*) FROM listing WHERE {where}", values).fetchone()[0]
+    rows = db.execute(
+        f"SELECT {_ENTRY} FROM listing WHERE {where} ORDER BY {SORTS[query.sort]} LIMIT ? OFFSET ?",
+        [*values, min(query.limit, MAX_PAGE), query.offset],
+    )
+    return Page(tuple(_entry(row) for row in rows), total)
+
+
+def facets(db: Database, query: Query, caller: Caller) -> dict[str, list[tuple[str, int]]]:
+    """For each facet its values with counts, the most frequent first, each counted under the *other* chosen facets."""
+    found = {}
+    for facet in FACETS:
+        where, values = _conditions(db, query, caller, without=facet)
+        rows = db.execute(
+            f"SELECT {facet} AS value, count(*) AS n FROM listing WHERE {where} GROUP BY {facet} ORDER BY n DESC, value",
+            values,
+        )
+        found[facet] = [(row["value"], row["n"]) for row in rows]
+    return found
+
+
+def labels_of(db: Database, repo_ids: Sequence[int]) -> dict[int, list[str]]:
+    """repo id -> its labels."""
+    found: dict[int, list[str]] = {}
+    for row in db.execute(
+        "SELECT repo_id, label FROM labels WHERE repo_id IN (SELECT value FROM json_each(?))", [json.dumps(repo_ids)]
+    ):
+        found.setdefault(row["repo_id"], []).append(row["label"])
+    return found
+
+
+def scores_of(db: Database, repo_ids: Sequence[int]) -> dict[int, float | None]:
+    """repo id -> the score it is listed with."""
+    rows = db.execute(
+        "SELECT repo_id, score FROM listing WHERE repo_id IN (SELECT value FROM json_each(?))", [json.dumps(repo_ids)]
+    )
+    return {row["repo_id"]: row["score"] for row in rows}
+
+
+def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping[str, Any], body: str) -> None:
+    """Renew a repo's row, labels and indexed text from its new main revision (None: it is empty)."""
+    repo = db.execute("SELECT * FROM repos WHERE id = ?", [repo_id]).fetchone()
+    found = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
+    task = found["task"] if found else cards.task_of(card)
+    base = _base_name(db, found) if found else next(iter(cards.texts(card.get("base_model"))), "")
+    db.table("listing").insert(
+        {
+            "repo_id": repo_id,
+            "revision_id": revision_id or "",
+            "digest": found["digest"] if found else None,
+            "private": repo["private"],
+            "namespace": repo["namespace"],
+            "name": repo["name"],
+            "task": task,
+            "base": base,
+            "method": found["method"] if found else NO_METHOD,
+            "license": next(iter(cards.texts(card.get("license"))), "unknown"),
+            "parameters": found["parameters"] if found else None,
+            "bytes": found["bytes"] if found else 0,
+            "score": None,
+            "downloads": repo["downloads"],
+            "created_at": repo["created_at"],
+            "updated_at": repo["updated_at"],
+        },
+        replace=True,
+    )
+    extra = [cards.TASK_PREFIX + task] if task != cards.UNTASKED else []
+    extra += [found["method"], f"base_model:{base}", f"base_model:adapter:{base}"] if found else []
+    labels = cards.labels(card, extra)
+    db.execute("DELETE FROM labels WHERE repo_id = ?", [repo_id])
+    db.table("labels").insert_all({"label": label, "repo_id": repo_id} for label in labels)
+    _index(db, repo_id, f"{repo['namespace']}/{repo['name']}", " ".join(labels), body[:MAX_INDEXED_CARD_CHARS])
+    refresh_scores(db, task, repo_id=repo_id)
+
+
+def unlist_repo(db: Database, repo_id: int) -> None:
+    for table in ("listing", "labels"):
+        db.execute(f"DELETE FROM {table} WHERE repo_id = ?", [repo_id])
+    db.execute("DELETE FROM texts WHERE rowid = ?", [repo_id])
+
+
+def rename_repo(db: Database, repo_id: int, namespace: str, name: str) -> None:
+    db.execute("UPDATE listing SET namespace = ?, name = ? WHERE repo_id = ?", [namespace, name, repo_id])
+    db.execute("UPDATE texts SET name = ? WHERE rowid = ?", [f"{namespace}/{name}", repo_id])
+
+
+def rename_base(db: Database, fingerprint: str, id: str) -> None:
+    """A base has got its id, or another one: adapters that were listed under what their config calls it are found by it."""
+    rows = db.execute(
+        "SELECT repo_id FROM listing JOIN artifacts USING (revision_id) WHERE base_fingerprint = ? AND base != ?",
+        [fingerprint, id],
+    ).fetchall()
+    for row in rows:
+        db.execute("UPDATE listing SET base = ? WHERE repo_id = ?", [id, row["repo_id"]])
+        for label in (f"base_model:{id}", f"base_model:adapter:{id}"):
+            db.execute("INSERT OR IGNORE INTO labels (label, repo_id) VALUES (?, ?)", [label, row["repo_id"]])
+
+
+def refresh_scores(db: Database, task: str, *, repo_id: int | None = None) -> None:
+    """Set `listing.score` to the latest score of a listed adapter on its task's present evaluation set.
+
+    Only scores recorded for the repo itself count: whoever copies an adapter can't score the original by its digest.
+    """
+    db.execute(
+        "UPDATE listing SET score = (SELECT value FROM evaluations e JOIN tasks ON tasks.slug = e.task "
+        "WHERE e.repo_id = listing.repo_id AND e.digest = listing.digest AND e.task = listing.task AND e.data_hash = tasks.data_hash "
+        "AND e.metric = tasks.metric AND e.source = 'graft' ORDER BY e.id DESC LIMIT 1) "
+        "WHERE task = ? AND (? IS NULL OR repo_id = ?)",
+        [task, repo_id, repo_id],
+    )
+
+
+_ENTRY = (
+    "namespace || '/' || listing.name AS name, revision_id, digest, private, task, "
+    "base, method, license, parameters, bytes, score, downloads, "
+    "created_at, updated_at"
+)
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(**dict(row) | {"private": bool(row["private"])})
+
+
+def _base_name(db: Database, artifact: Any) -> str:
+    row = db.execute("SELECT id FROM bases WHERE fingerprint = ?", [artifact["base_fingerprint"]]).fetchone()
+    return row["id"] if row else artifact["base_id"] or ""
+
+
+def _index(db: Database, repo_id: int, name: str, labels: str, card: str) -> None:
+    db.execute("DELETE FROM texts WHERE rowid = ?", [repo_id])
+    db.execute("INSERT INTO texts (rowid, name, labels, card) VALUES (?, ?, ?, ?)", [repo_id, name, labels, card])
+
+
+def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -> tuple[str, list[Any]]:
+    """The WHERE clause over `listing` and its values."""
+    clauses, values = ["1"], []
+    if caller.namespaces is not None:
+        mine = json.dumps(sorted(caller.namespaces))
+        clauses.append("(private = 0 OR lower(namespace) IN (SELECT value FROM json_each(?)))")
+        values.append(mine)
+    base = query.base and _base_name(db, {"base_fingerprint": query.base, "base_id": query.base})
+    wanted = {"task": query.task, "base": base, "method": query.method, "license": query.license}
+    for column, value in wanted.items():
+        if value and column != without:
+            clauses.append(f"{column} = ?")
+            values.append(value)
+    if query.author:
+        clauses.append("namespace = ?")
+        values.append(query.author)
+    for label in query.labels:
+        clauses.append("repo_id IN (SELECT repo_id FROM labels WHERE label = ?)")
+        values.append(label)
+    if words := query.text.replace("\0", " ").split():  # an index's query ends at a NUL
+        clauses.append("repo_id IN (SELECT rowid FROM texts WHERE texts MATCH ?)")
+        values.append(" ".join('"' + word.replace('"', '""') + '"*' for word in words))
+    return " AND ".join(clauses), values

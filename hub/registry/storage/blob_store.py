@@ -1,0 +1,203 @@
+"""Bytes by their sha256: `registry.blobs/ab/abcdef...`, each file written once, whole and on disk, or not at all.
+
+Knows neither SQLite nor adapters. A blob appears under its name only after its bytes and its folder entry are
+flushed; whoever refers to it (a row in `registry.db`) does so afterwards. So a blob without a row is garbage that
+`graft registry gc` takes after a grace period, and a row without a blob cannot come about.
+"""
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from graft.hub.errors import ConflictError, GraftError, NotFoundError
+from graft.hub.machine.atomic_files import flush
+
+CHUNK_BYTES = 1 << 20
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """What a stored file is known by: its own hash, git's name for the same bytes, and its size in bytes."""
+
+    sha256: str
+    git_oid: str
+    size: int
+
+
+class Readable(Protocol):
+    def read(self, count: int, /) -> bytes:
+        """At least one byte and about `count`; none at the end."""
+        ...
+
+
+class Seekable(Readable, Protocol):
+    def seek(self, at: int, /) -> Any: ...
+
+
+class DamagedBlobError(GraftError):
+    """A stored file no longer has the bytes it is named after."""
+
+    status = 500
+    code = "damaged_blob"
+
+
+class BlobStore:
+    """A folder of immutable files named by their hash. Safe for many threads and processes at once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.incoming = folder / "tmp"
+        self.incoming.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where the blob lies, whether or not it is there. Raises NotFoundError for a name that is no sha256."""
+        if not SHA256.fullmatch(sha256):
+            raise NotFoundError(f"{sha256!r} is not a sha256.")
+        return self.folder / sha256[:2] / sha256
+
+    def put(self, stream: Readable, size: int, expected_sha256: str | None = None) -> Blob:
+        """Store exactly `size` bytes of `stream`; return what they are known by.
+
+        Raises ConflictError when the stream ends early, goes on, or does not hash to `expected_sha256`;
+        nothing is left behind then, nor when the disk fills up (OSError).
+        """
+        sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        descriptor, name = tempfile.mkstemp(dir=self.incoming)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as out:
+                written = 0
+                while chunk := stream.read(min(CHUNK_BYTES, size - written + 1)):
+                    written += len(chunk)
+                    if written > size:
+                        break
+                    sha256.update(chunk)
+                    git.update(chunk)
+                    out.write(chunk)
+                if written != size:
+                    raise ConflictError(f"Expected {size} bytes and received {written}: send the file again.")
+                digest = sha256.hexdigest()
+                if expected_sha256 not in (None, digest):
+                    raise ConflictError(
+                        f"The bytes received hash to {digest}, not to {expected_sha256}: send them again."
+                    )
+                out.flush()
+                os.fsync(out.fileno())
+            self._adopt(temporary, self.path(digest))
+        finally:
+            temporary.unlink(missing_ok=True)
+        return Blob(digest, git.hexdigest(), size)
+
+    def put_bytes(self, data: bytes) -> Blob:
+        return self.put(io.BytesIO(data), len(data))
+
+    def _adopt(self, temporary: Path, target: Path) -> None:
+        """Move a flushed file to its name. Renaming over an equal file also renews its age, which keeps `gc` off it."""
+        if not target.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            flush(self.folder)
+        temporary.chmod(0o444)
+        temporary.replace(target)
+        flush(target.parent)
+
+    def describe(self, sha256: str) -> Blob:
+        """What a stored blob is known by, read anew from its bytes. Raises DamagedBlobError when it isn't there."""
+        size = self.path(sha256).stat().st_size if self.has(sha256) else 0
+        git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        with self.open(sha256) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                git.update(chunk)
+        return Blob(sha256, git.hexdigest(), size)
+
+    def has(self, sha256: str) -> bool:
+        return self.path(sha256).is_file()
+
+    def open(self, sha256: str) -> BinaryIO:
+        """Raises DamagedBlobError when the file is gone, which only a hand in the folder can bring about."""
+        try:
+            return self.path(sha256).open("rb")
+        except FileNotFoundError:
+            raise self._missing(sha256) from None
+
+    def _missing(self, sha256: str) -> DamagedBlobError:
+        return DamagedBlobError(f"Blob {sha256} is missing from {self.folder}: restore it from a backup.")
+
+    def read(self, sha256: str) -> bytes:
+        with self.open(sha256) as stream:
+            return stream.read()
+
+    def copy_out(self, sha256: str, target: Path) -> None:
+        """Write the blob to `target`, hashed on the way. Raises DamagedBlobError rather than hand out wrong bytes."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with self.open(sha256) as source, target.open("wb") as out:
+            while chunk := source.read(CHUNK_BYTES):
+                digest.update(chunk)
+                out.write(chunk)
+        if digest.hexdigest() != sha256:
+            target.unlink()
+            raise DamagedBlobError(
+                f"Blob {sha256} is damaged on disk (now {digest.hexdigest()}): run `graft registry check`, restore a backup."
+            )
+
+    def is_sound(self, sha256: str) -> bool:
+        """Whether the file is there and still hashes to its name."""
+        path = self.path(sha256)
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
+
+    def names(self) -> Iterator[str]:
+        """Every blob's sha256, in no order."""
+        for shard in self.folder.iterdir():
+            if len(shard.name) == 2:
+                yield from (entry.name for entry in shard.iterdir())
+
+    def remove(self, sha256: str) -> int:
+        """Delete a blob nobody refers to; returns the bytes freed."""
+        path = self.path(sha256)
+        size = path.stat().st_size
+        path.unlink()
+        return size
+
+    def age_s(self, sha256: str) -> float:
+        return time.time() - self.path(sha256).stat().st_mtime
+
+    def sweep_incoming(self, older_than_s: float) -> int:
+        """Delete what interrupted uploads left; returns the number of entries."""
+        stale = [entry for entry in self.incoming.iterdir() if time.time() - entry.stat().st_mtime > older_than_s]
+        for entry in stale:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        return len(stale)
+
+    @contextmanager
+    def laid_out(self, tree: dict[str, str]) -> Iterator[Path]:
+        """A temporary folder with the files of `tree` (path -> sha256), linked, for reading only."""
+        with tempfile.TemporaryDirectory(dir=self.incoming) as name:
+            folder = Path(name)
+            for path, sha256 in tree.items():
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._link(sha256, target)
+            yield folder
+
+    def _link(self, sha256: str, target: Path) -> None:
+        """A second name for a blob. Whoever stores the same bytes just now renames a new file over this one: link()
+        then finds a file without a name and fails, though the blob's name never vanishes; so it is tried again."""
+        while True:
+            try:
+                return os.link(self.path(sha256), target)
+            except FileNotFoundError:
+                if not self.has(sha256):
+                    raise self._missing(sha256) from None

@@ -1,0 +1,189 @@
+"""The tables of `registry.db`, as numbered migrations, and how a connection to them is opened.
+
+Knows SQLite only: no adapters, no HTTP. A released migration is never edited; a change is a new `mNNN_` function.
+Three habits keep the data true: foreign keys are on, `synchronous` stays FULL (an acknowledged commit survives a
+power cut), and every write runs inside `writing()`, because a deferred transaction that turns into a write under
+concurrency fails at once with "database is locked", whatever the busy timeout.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from graft.hub.registry.storage.database import Database, Migrations
+
+BUSY_TIMEOUT_S = 30.0
+
+_TURN = threading.RLock()
+
+migrations = Migrations("graft")
+
+
+@migrations()
+def m001_people(db: Database) -> None:
+    """Users, their hashed tokens, the namespaces they share, and what everybody wrote when."""
+    _run(
+        db,
+        """CREATE TABLE users (
+            id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE COLLATE NOCASE, created_at TEXT NOT NULL)""",
+        """CREATE TABLE tokens (
+            id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES users(id),
+            name TEXT NOT NULL, hash TEXT NOT NULL UNIQUE, scope TEXT NOT NULL CHECK (scope IN ('read','write','admin')),
+            created_at TEXT NOT NULL, revoked_at TEXT)""",
+        """CREATE TABLE members (
+            namespace TEXT NOT NULL COLLATE NOCASE, user_id INTEGER NOT NULL REFERENCES users(id),
+            PRIMARY KEY (namespace, user_id)) WITHOUT ROWID""",
+        """CREATE TABLE audit (
+            id INTEGER PRIMARY KEY, at TEXT NOT NULL, who TEXT NOT NULL, action TEXT NOT NULL,
+            subject TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '')""",
+        "CREATE INDEX audit_subject ON audit(subject, id)",
+        "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    )
+
+
+@migrations()
+def m002_repos(db: Database) -> None:
+    """Repos (their names are never issued twice: a deleted row stays), immutable revisions, movable refs, blobs."""
+    _run(
+        db,
+        "CREATE TABLE bases (fingerprint TEXT PRIMARY KEY, id TEXT NOT NULL, manifest TEXT NOT NULL, created_at TEXT NOT NULL)",
+        "CREATE INDEX bases_id ON bases(id)",
+        """CREATE TABLE repos (
+            id INTEGER PRIMARY KEY, namespace TEXT NOT NULL COLLATE NOCASE, name TEXT NOT NULL COLLATE NOCASE,
+            private INTEGER NOT NULL DEFAULT 0, disabled TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+            deleted_at TEXT, moved_to INTEGER REFERENCES repos(id), downloads INTEGER NOT NULL DEFAULT 0,
+            UNIQUE (namespace, name))""",
+        """CREATE TABLE blobs (
+            sha256 TEXT PRIMARY KEY, git_oid TEXT NOT NULL, size INTEGER NOT NULL, created_at TEXT NOT NULL) WITHOUT ROWID""",
+        """CREATE TABLE revisions (
+            id TEXT PRIMARY KEY, repo_id INTEGER NOT NULL REFERENCES repos(id), parent TEXT,
+            author TEXT NOT NULL, title TEXT NOT NULL, message TEXT NOT NULL, created_at TEXT NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX revisions_repo ON revisions(repo_id, created_at)",
+        """CREATE TABLE files (
+            revision_id TEXT NOT NULL REFERENCES revisions(id) ON DELETE CASCADE, path TEXT NOT NULL,
+            sha256 TEXT NOT NULL REFERENCES blobs(sha256), changed_in TEXT NOT NULL,
+            PRIMARY KEY (revision_id, path)) WITHOUT ROWID""",
+        "CREATE INDEX files_sha256 ON files(sha256)",
+        """CREATE TABLE refs (
+            repo_id INTEGER NOT NULL REFERENCES repos(id), kind TEXT NOT NULL CHECK (kind IN ('branch','tag','alias')),
+            name TEXT NOT NULL, revision_id TEXT REFERENCES revisions(id), PRIMARY KEY (repo_id, kind, name)) WITHOUT ROWID""",
+        "CREATE INDEX refs_revision ON refs(revision_id)",
+        """CREATE TABLE ref_moves (
+            id INTEGER PRIMARY KEY, repo_id INTEGER NOT NULL REFERENCES repos(id), kind TEXT NOT NULL, name TEXT NOT NULL,
+            old TEXT, new TEXT, who TEXT NOT NULL, why TEXT NOT NULL, at TEXT NOT NULL)""",
+        "CREATE INDEX ref_moves_ref ON ref_moves(repo_id, kind, name, id)",
+    )
+
+
+@migrations()
+def m003_artifacts(db: Database) -> None:
+    """What was found in a revision's adapter, and one row a repo for browsing: its `main`, flattened and indexed."""
+    _run(
+        db,
+        """CREATE TABLE artifacts (
+            revision_id TEXT PRIMARY KEY REFERENCES revisions(id) ON DELETE CASCADE, digest TEXT NOT NULL,
+            method TEXT NOT NULL, variant TEXT NOT NULL, task TEXT NOT NULL, base_id TEXT, base_fingerprint TEXT,
+            parameters INTEGER NOT NULL, bytes INTEGER NOT NULL, max_rank INTEGER, dtype TEXT NOT NULL,
+            config TEXT NOT NULL, tensors TEXT NOT NULL, provenance TEXT NOT NULL, card TEXT NOT NULL, warnings TEXT NOT NULL)""",
+        "CREATE INDEX artifacts_digest ON artifacts(digest)",
+        """CREATE TABLE listing (
+            repo_id INTEGER PRIMARY KEY REFERENCES repos(id) ON DELETE CASCADE, revision_id TEXT NOT NULL, digest TEXT,
+            private INTEGER NOT NULL, namespace TEXT NOT NULL COLLATE NOCASE, task TEXT NOT NULL, base TEXT NOT NULL,
+            method TEXT NOT NULL, license TEXT NOT NULL, parameters INTEGER, bytes INTEGER NOT NULL, score REAL,
+            downloads INTEGER NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL)""",
+        "CREATE INDEX listing_facets ON listing(private, task, base, method, license)",
+        "CREATE INDEX listing_updated ON listing(updated_at)",
+        "CREATE INDEX listing_created ON listing(created_at)",
+        "CREATE INDEX listing_downloads ON listing(downloads)",
+        "CREATE INDEX listing_score ON listing(score)",
+        "CREATE INDEX listing_task ON listing(task, base)",
+        """CREATE TABLE labels (
+            label TEXT NOT NULL, repo_id INTEGER NOT NULL REFERENCES repos(id) ON DELETE CASCADE,
+            PRIMARY KEY (label, repo_id)) WITHOUT ROWID""",
+        "CREATE INDEX labels_repo ON labels(repo_id)",
+        "CREATE VIRTUAL TABLE texts USING fts5(name, labels, card, tokenize='porter unicode61')",
+    )
+
+
+@migrations()
+def m004_tasks(db: Database) -> None:
+    """Tasks with their evaluation set, and every score with the data it was measured on."""
+    _run(
+        db,
+        """CREATE TABLE tasks (
+            slug TEXT PRIMARY KEY, metric TEXT NOT NULL, description TEXT NOT NULL,
+            data_hash TEXT NOT NULL REFERENCES blobs(sha256), examples INTEGER NOT NULL,
+            created_at TEXT NOT NULL, updated_at TEXT NOT NULL) WITHOUT ROWID""",
+        """CREATE TABLE evaluations (
+            id INTEGER PRIMARY KEY, repo_id INTEGER REFERENCES repos(id), revision_id TEXT, digest TEXT,
+            base_fingerprint TEXT, task TEXT NOT NULL, data_hash TEXT NOT NULL, metric TEXT NOT NULL, value REAL NOT NULL,
+            n INTEGER NOT NULL, low REAL, high REAL, seconds REAL, engine TEXT NOT NULL, source TEXT NOT NULL
+            CHECK (source IN ('graft','self-reported')), extra TEXT NOT NULL, who TEXT NOT NULL, created_at TEXT NOT NULL)""",
+        "CREATE INDEX evaluations_repo ON evaluations(repo_id, id)",
+        "CREATE INDEX evaluations_task ON evaluations(task, data_hash, base_fingerprint)",
+        "CREATE INDEX evaluations_digest ON evaluations(digest, task, data_hash)",
+    )
+
+
+@migrations()
+def m005_listed_names(db: Database) -> None:
+    """A repo's short name in its listing, so that a page of many is found without looking anything else up."""
+    _run(
+        db,
+        "ALTER TABLE listing ADD COLUMN name TEXT NOT NULL DEFAULT ''",
+        "UPDATE listing SET name = (SELECT name FROM repos WHERE repos.id = repo_id)",
+        "CREATE INDEX listing_name ON listing(namespace, name)",
+    )
+
+
+@migrations()
+def m006_uploads(db: Database) -> None:
+    """Whose bytes came by LFS and wait for their commit: nobody else may commit them by their hash alone."""
+    _run(
+        db,
+        """CREATE TABLE uploads (
+            sha256 TEXT NOT NULL, who TEXT NOT NULL COLLATE NOCASE, created_at TEXT NOT NULL,
+            PRIMARY KEY (sha256, who)) WITHOUT ROWID""",
+    )
+
+
+def _run(db: Database, *statements: str) -> None:
+    for statement in statements:
+        db.execute(statement)
+
+
+def connect(path: Path) -> Database:
+    """A connection for one thread. Rows answer to column names; autocommit, so that `writing()` alone opens transactions."""
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA cache_size = -32000")
+    return Database(connection)
+
+
+@contextmanager
+def writing(db: Database) -> Iterator[None]:
+    """One write transaction that takes its lock at the start; rolled back when the body raises.
+
+    Threads of one process take turns before they ask SQLite, which lets the loser of a race sleep ever longer.
+    """
+    with _TURN:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            if db.conn.in_transaction:  # a full disk makes SQLite roll back by itself
+                db.execute("ROLLBACK")
+            raise
+
+
+def migrate(db: Database) -> None:
+    """Bring the tables up to date, all or nothing, also when several processes open a new file at once."""
+    if migrations.pending(db):
+        with writing(db):
+            migrations.apply(db)

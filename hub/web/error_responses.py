@@ -1,0 +1,94 @@
+"""Every failure in one shape: JSON `{"error"}` with the headers that Hugging Face clients read, or a page for a person."""
+
+import logging
+import sqlite3
+
+from flask import Flask, Response, g, jsonify, render_template, request
+from werkzeug.exceptions import HTTPException
+
+from graft.hub.errors import (
+    EntryNotFoundError,
+    GraftError,
+    RepoNotFoundError,
+    RevisionNotFoundError,
+)
+from graft.hub.wsgi import request_id
+
+log = logging.getLogger("graft.hub")
+
+# Without X-Error-Code a client takes a 404 for a broken connection.
+ERROR_CODES: dict[type[GraftError], str] = {
+    RepoNotFoundError: "RepoNotFound",
+    RevisionNotFoundError: "RevisionNotFound",
+    EntryNotFoundError: "EntryNotFound",
+}
+HF_PATHS = ("/api/models/", "/api/datasets/", "/api/spaces/")
+MAX_HEADER_CHARS = 1000
+STORAGE_FAILURES = frozenset(
+    (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+)
+
+
+def install(app: Flask) -> None:
+    app.register_error_handler(GraftError, _on_graft_error)
+    app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(sqlite3.OperationalError, _on_database_error)
+    app.register_error_handler(OSError, _on_storage_error)
+    app.register_error_handler(Exception, _on_bug)
+    app.before_request(_name_request)
+    app.after_request(_echo_request_id)
+
+
+def failure(status: int, message: str, code: str | None = None) -> Response:
+    """The one error response. `code` goes into X-Error-Code."""
+    for_people = request.accept_mimetypes.best_match(("application/json", "text/html")) == "text/html"
+    if for_people and not request.path.startswith("/api/"):
+        response = Response(render_template("error.html", status=status, message=message), status)
+    else:
+        response = jsonify({"error": message})
+        response.status_code = status
+    if code:
+        response.headers["X-Error-Code"] = code
+    response.headers["X-Error-Message"] = (
+        message.encode("ascii", "replace").decode().replace("\n", " ")[:MAX_HEADER_CHARS]
+    )
+    return response
+
+
+def _name_request() -> None:
+    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
+
+
+def _echo_request_id(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.get("request_id", "")
+    return response
+
+
+def _on_graft_error(error: GraftError) -> Response:
+    return failure(error.status, str(error), ERROR_CODES.get(type(error)))
+
+
+def _on_http_error(error: HTTPException) -> Response:
+    status = error.code or 500
+    if status < 400:  # a redirect on its way out
+        return error.get_response()
+    hidden = status in (404, 405) and request.path.startswith(HF_PATHS)
+    code = "RepoNotFound" if hidden else "EntryNotFound" if status == 404 else None
+    return failure(status, error.description or error.name, code)
+
+
+def _on_database_error(error: sqlite3.OperationalError) -> Response:
+    # The extended code's low byte is the kind of failure; everything else is a bug of ours.
+    return _on_storage_error(error) if error.sqlite_errorcode & 0xFF in STORAGE_FAILURES else _on_bug(error)
+
+
+def _on_storage_error(error: Exception) -> Response:
+    log.error("request %s: %s", g.get("request_id"), error)
+    return failure(
+        507, f"The hub can't store or read this now ({error}). Nothing was changed; an operator has to look."
+    )
+
+
+def _on_bug(error: Exception) -> Response:
+    log.exception("request %s failed", g.get("request_id"))
+    return failure(500, f"The hub failed on its own account; its log has request {g.get('request_id')}.")

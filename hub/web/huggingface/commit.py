@@ -1,0 +1,164 @@
+"""The writing half of the Hugging Face Hub protocol: card check, preupload, commit.
+
+Every file is asked for as "regular": its bytes come base64 inside the commit, so neither xet nor LFS nor their
+environment variables matter. LFS (lfs.py) stays open for clients that insist on it, and is asked for of graft's own, which
+would else hold a large file in memory. Whatever the way in, the bytes go through the store and one `Registry.commit`.
+"""
+
+import base64
+import binascii
+import io
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+from flask import Blueprint, Response, jsonify, request
+
+from graft.hub.adapters.model_card import split_card, task_of, texts
+from graft.hub.errors import ArtifactError, GraftError
+from graft.hub.registry.commits.changes import START_BYTES, Change, Delete, Put, check_path, check_size, check_start
+from graft.hub.registry.commits.trainer_leftovers import LeftOut, left_out, listed, require_no_pickled_adapter
+from graft.hub.web.huggingface import commit_body as ndjson
+from graft.hub.web.huggingface.git_lfs import uploaded, wanted
+from graft.hub.web.huggingface.read import MODEL, body, count_field, text_field, writable
+from graft.hub.web.request import caller, endpoint, expect_files, registry, unquoted
+
+blueprint = Blueprint("uploads", __name__)
+
+READ_BYTES = 1 << 20  # unbuffered, a line would be read byte by byte
+MAX_PREUPLOAD_FILES = 1000
+
+
+@blueprint.post("/api/validate-yaml")
+def validate_yaml() -> Response:
+    """What a client asks before it uploads a card: errors stop it there, warnings are printed."""
+    try:
+        card, _ = split_card(text_field(body(), "content"))
+    except GraftError as error:
+        response = jsonify({"errors": [{"message": str(error)}], "warnings": []})
+        response.status_code = 400
+        return response
+    advice = {
+        "Tag the adapter with its task (`tags: [task:SLUG]`), or nobody finds it by task.": task_of(card) == "untasked",
+        "Say which base it is for (`base_model: ORG/NAME`).": not texts(card.get("base_model")),
+        "Say under which licence it may be used (`license: ...`).": not texts(card.get("license")),
+    }
+    return jsonify({"errors": [], "warnings": [{"message": text} for text, holds in advice.items() if holds]})
+
+
+@blueprint.post(f"{MODEL}/preupload/<revision>")
+def preupload(namespace: str, name: str, revision: str) -> Response:
+    """Name what is no part of an adapter, which clients then leave out, and what is there already, so that it need not
+    travel. Refuses a file of the adapter's own that could not be committed."""
+    repo, files = writable(namespace, name), body().get("files")
+    if not isinstance(files, list) or len(files) > MAX_PREUPLOAD_FILES:
+        raise GraftError(f"'files' must be a list of at most {MAX_PREUPLOAD_FILES} files.")
+    head = registry().branch_head(repo, unquoted(revision))
+    known = {file.path: file.git_oid for file in registry().files(head)} if head else {}
+    given = [_offered(file) for file in files]
+    require_no_pickled_adapter(path for path, _, _ in given)
+    aside = {path: left_out(path, size, start, registry().max_weights_bytes) for path, size, start in given}
+    for path, size, start in given:
+        if aside[path] is None:
+            check_size(path, size, registry().max_weights_bytes)
+            check_start(path, start)
+    response = jsonify({"files": [_preuploaded(file, aside[file[0]] is not None, known) for file in given]})
+    if leftovers := [found for found in aside.values() if found]:
+        response.headers["X-HF-Warning"] = _warning(repo.name, leftovers)
+    return response
+
+
+def _offered(file: Any) -> tuple[str, int, bytes]:
+    """Path, size and first bytes."""
+    if not isinstance(file, dict):
+        raise GraftError("Each of 'files' must be an object with path, size and sample.")
+    path = text_field(file, "path")
+    return path, count_field(file, "size"), _decoded(path, text_field(file, "sample", ""))
+
+
+def _preuploaded(file: tuple[str, int, bytes], ignored: bool, known: dict[str, str]) -> dict[str, Any]:
+    path, size, _ = file
+    mode = "lfs" if wanted(size) else "regular"
+    found: dict[str, Any] = {"path": path, "uploadMode": mode, "shouldIgnore": ignored}
+    return found | ({"oid": known[path]} if path in known else {})
+
+
+def _warning(repo: str, leftovers: list[LeftOut]) -> str:
+    """What clients print; they print one warning a topic, which stands before the semicolon."""
+    said = f"left out of {repo}; Left out, as no part of an adapter: {listed(leftovers)}."
+    return said.encode("ascii", "replace").decode()
+
+
+@blueprint.post(f"{MODEL}/commit/<revision>")
+def commit(namespace: str, name: str, revision: str) -> Response:
+    repo = writable(namespace, name)
+    if request.args.get("create_pr") in ("1", "true", "True"):
+        raise GraftError("This hub has no pull requests: commit to a branch instead (create_branch).")
+    expect_files()
+    stream = io.BufferedReader(cast(io.RawIOBase, request.stream), READ_BYTES)
+    most = registry().max_weights_bytes // 3 * 4 + 4  # base64
+    header, changes = _read_commit(ndjson.lines(stream, most, registry().blobs.incoming))
+    parent = header.get("parentCommit")
+    revision_made = registry().commit(
+        repo.name,
+        changes,
+        title=text_field(header, "summary", "") or "Upload",
+        message=text_field(header, "description", "") or "",
+        user=caller().name,
+        branch=unquoted(revision),
+        parent=parent if isinstance(parent, str) and parent else None,
+    )
+    url = f"{endpoint()}/{repo.name}/commit/{revision_made.id}"
+    return jsonify({"success": True, "commitOid": revision_made.id, "commitUrl": url, "hookOutput": ""})
+
+
+def _read_commit(lines: Iterator[tuple[str, dict[str, Any], IO[bytes] | None]]) -> tuple[dict[str, Any], list[Change]]:
+    """The header and the changes of a commit, files stored on the way. Raises GraftError for an unknown key."""
+    header: dict[str, Any] = {}
+    changes: list[Change] = []
+    for key, value, content in lines:
+        match key:
+            case "header":
+                header = value
+            case "file":
+                changes.append(_file(value, content))
+            case "lfsFile":
+                changes.append(_lfs_file(value))
+            case "deletedFile":
+                changes.append(Delete(text_field(value, "path")))
+            case "deletedFolder":
+                changes.append(Delete(text_field(value, "path").rstrip("/") + "/"))
+            case _:
+                raise GraftError(f"{key!r} is no part of a commit: header, file, lfsFile, deletedFile, deletedFolder.")
+    return header, changes
+
+
+def _file(value: dict[str, Any], content: IO[bytes] | None) -> Put:
+    """`content`: where the value's own is only the sign that it was moved there."""
+    path, text = text_field(value, "path"), text_field(value, "content", "").encode()
+    if text_field(value, "encoding", "utf-8") == "base64":
+        try:
+            data = ndjson.Base64(content or io.BytesIO(text))
+            return Put(path, registry().store(path, data, data.size))
+        except binascii.Error:
+            raise ArtifactError(f"{path}: the content is not base64.") from None
+    if content is not None:
+        raise GraftError(f"{path}: a content as long as this must come as base64.")
+    return Put(path, registry().store(path, io.BytesIO(text), len(text)))
+
+
+def _decoded(path: str, content: str) -> bytes:
+    try:
+        return base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError):
+        raise ArtifactError(f"{path}: the content is not base64.") from None
+
+
+def _lfs_file(value: dict[str, Any]) -> Put:
+    """A file whose bytes came before, by LFS, or were in the repo all along."""
+    path, oid = text_field(value, "path"), text_field(value, "oid")
+    check_path(path)
+    if not uploaded(oid):
+        raise ArtifactError(f"{path}: its bytes ({oid}) were never uploaded, or not by you.")
+    with registry().blobs.open(oid) as stream:
+        check_start(path, stream.read(START_BYTES))
+    return Put(path, registry().blobs.describe(oid))

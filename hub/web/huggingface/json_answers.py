@@ -1,0 +1,147 @@
+"""Repos, revisions and files the way Hugging Face clients parse them. Many at once cost as many queries as one.
+
+Knows the registry, no routes. Weights are spelled with `lfs` (their sha256 is their ETag) though they never travel by
+LFS, so that a client names and compares them by content.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from graft.hub.adapters.model_card import texts
+from graft.hub.registry import queries as records
+from graft.hub.registry import search as catalog
+from graft.hub.registry import users as access
+from graft.hub.registry.queries import FACTS, File, Repo, Revision
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import Entry
+
+
+def infos(registry: Registry, found: Sequence[tuple[Repo, Revision | None]], *, sizes: bool = False) -> list[dict]:
+    """Each repo at a revision (None: it is empty) as `model_info` parses it."""
+    db, revisions = registry.db, [revision.id for _, revision in found if revision]
+    repos = [repo.id for repo, _ in found]
+    labels, scores = catalog.labels_of(db, repos), catalog.scores_of(db, repos)
+    cards, files = records.cards(db, revisions), records.files_of(db, revisions)
+    return [
+        _info(
+            repo,
+            revision,
+            card=cards.get(revision.id, {}) if revision else {},
+            files=files.get(revision.id, []) if revision else [],
+            labels=labels.get(repo.id, []),
+            score=scores.get(repo.id),
+            sizes=sizes,
+        )
+        for repo, revision in found
+    ]
+
+
+def _info(
+    repo: Repo,
+    revision: Revision | None,
+    *,
+    card: Mapping[str, Any],
+    files: Sequence[File],
+    labels: Sequence[str],
+    score: float | None,
+    sizes: bool,
+) -> dict[str, Any]:
+    """`graft` adds what only we know, the digest above all."""
+    base = revision.base_id if revision else None
+    info: dict[str, Any] = {
+        "_id": str(repo.id),
+        "id": repo.name,
+        "modelId": repo.name,
+        "author": repo.namespace,
+        "sha": revision.id if revision else None,
+        "lastModified": repo.updated_at,
+        "createdAt": repo.created_at,
+        "private": repo.private,
+        "gated": False,
+        "disabled": False,
+        "downloads": repo.downloads,
+        "likes": 0,
+        "tags": labels,
+        "pipeline_tag": next(iter(texts(card.get("pipeline_tag"))), None),
+        "library_name": next(iter(texts(card.get("library_name"))), None),
+        "cardData": card,
+        "baseModels": {"relation": "adapter", "models": [{"id": base}]} if base else None,
+        "usedStorage": sum(file.size for file in files),
+    }
+    if revision and revision.digest:
+        info["graft"] = {key: getattr(revision, key) for key in FACTS} | {"score": score}
+    return info | {"siblings": [_sibling(file, sizes) for file in files]}
+
+
+def listed(registry: Registry, entries: Sequence[Entry], full: bool) -> list[dict[str, Any]]:
+    """Repos as `list_models` parses them; `full` as `model_info` does."""
+    db = registry.db
+    repos = records.repos_named(db, [entry.name for entry in entries])
+    there = [(repos[entry.name], entry) for entry in entries if entry.name in repos]  # the others went in between
+    if full:
+        revisions = records.revisions(db, [entry.revision_id for _, entry in there])
+        return infos(registry, [(repo, revisions.get(entry.revision_id)) for repo, entry in there])
+    labels = catalog.labels_of(db, [repo.id for repo, _ in there])
+    return [_listed(repo, entry, labels.get(repo.id, [])) for repo, entry in there]
+
+
+def _listed(repo: Repo, entry: Entry, labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "_id": str(repo.id),
+        "id": entry.name,
+        "modelId": entry.name,
+        "author": repo.namespace,
+        "lastModified": entry.updated_at,
+        "createdAt": entry.created_at,
+        "private": entry.private,
+        "downloads": entry.downloads,
+        "likes": 0,
+        "sha": entry.revision_id or None,
+        "tags": labels,
+    }
+
+
+def etag(file: File) -> str:
+    """What a client names its cached copy by: the content's sha256 for weights, git's name for the rest."""
+    return file.sha256 if _is_weights(file) else file.git_oid
+
+
+def _is_weights(file: File) -> bool:
+    return file.path.endswith(".safetensors")
+
+
+def _lfs(file: File) -> dict[str, Any]:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
+    return {"oid": file.sha256, "sha256": file.sha256, "size": file.size, "pointerSize": len(pointer)}
+
+
+def _sibling(file: File, sizes: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {"rfilename": file.path}
+    if sizes:
+        entry |= {"size": file.size, "blobId": file.git_oid}
+        entry |= {"lfs": _lfs(file)} if _is_weights(file) else {}
+    return entry
+
+
+def tree_entry(registry: Registry, file: File, expand: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": file.path, "size": file.size, "oid": file.git_oid}
+    entry |= {"lfs": _lfs(file)} if _is_weights(file) else {}
+    if expand:
+        commit = registry.revision(file.changed_in)
+        entry["lastCommit"] = {"id": commit.id, "title": commit.title, "date": commit.created_at}
+        entry["securityFileStatus"] = None
+    return entry
+
+
+def folders(files: list[File], prefix: str) -> list[dict[str, Any]]:
+    """The folders that `files` lie in, below `prefix`. Folders are not stored; their name stands in for git's."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        parts = file.path.split("/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            found.setdefault("/".join(parts[:depth]), []).append(file.git_oid)
+    inside = {path: oids for path, oids in found.items() if not prefix or path.startswith(f"{prefix}/")}
+    return [
+        {"type": "directory", "path": path, "size": 0, "oid": access.token_hash("".join(oids))[:40]}
+        for path, oids in sorted(inside.items())
+    ]

@@ -1,0 +1,366 @@
+"""The reading half of the Hugging Face Hub protocol, and what manages repos: enough for unmodified clients.
+
+One view an endpoint; spelling.py has the words. Uploads: uploads.py.
+"""
+
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Blueprint, Response, jsonify, request, send_file
+
+from graft.hub.adapters.model_card import texts
+from graft.hub.adapters.validation import strict_json
+from graft.hub.errors import (
+    ConflictError,
+    EntryNotFoundError,
+    ForbiddenError,
+    GraftError,
+    RepoNotFoundError,
+    UnauthorizedError,
+)
+from graft.hub.registry import search as catalog
+from graft.hub.registry.commits.changes import check_repo_name
+from graft.hub.registry.queries import Repo, Revision
+from graft.hub.registry.search import Query
+from graft.hub.web.error_responses import ERROR_CODES
+from graft.hub.web.huggingface import json_answers as spelling
+from graft.hub.web.request import caller, endpoint, registry, unquoted
+
+blueprint = Blueprint("protocol", __name__)
+
+MODEL = "/api/models/<namespace>/<name>"
+PAGE = 100
+SORTS = {
+    "lastModified": "updated",
+    "last_modified": "updated",
+    "createdAt": "created",
+    "created_at": "created",
+    "downloads": "downloads",
+    "likes": "downloads",
+    "trendingScore": "downloads",
+    "trending_score": "downloads",
+    "score": "score",
+}
+# A client counts as one download when it fetches the file that every adapter has.
+COUNTED = "adapter_config.json"
+
+
+def readable(namespace: str, name: str) -> Repo:
+    """The repo. Raises RepoNotFoundError, also for what the caller may not see, and ForbiddenError for a withdrawn one."""
+    repo = registry().repo(f"{namespace}/{name}", caller())
+    if repo.disabled:
+        raise ForbiddenError("Access to this resource is disabled.")
+    return repo
+
+
+def writable(namespace: str, name: str) -> Repo:
+    """As `readable`, and raises UnauthorizedError or ForbiddenError where the caller may not write."""
+    repo = readable(namespace, name)
+    caller().require_namespace(repo.namespace)
+    return repo
+
+
+def body() -> dict[str, Any]:
+    """The request's JSON object. Raises GraftError for anything else."""
+    try:
+        found = strict_json(request.get_data(as_text=True))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise GraftError("The request's body must be a JSON object (NaN and Infinity are no JSON).")
+    return found
+
+
+def body_if_any() -> dict[str, Any]:
+    """As `body`, for a request that may come without one."""
+    return body() if request.get_data() else {}
+
+
+def text_field(found: dict[str, Any], key: str, default: str | None = None) -> str:
+    """A string of a JSON body. Raises GraftError when it is missing or of another kind."""
+    value = found.get(key, default)
+    if not isinstance(value, str):
+        raise GraftError(f"The field {key!r} must be a string.")
+    return value
+
+
+def count_field(found: dict[str, Any], key: str) -> int:
+    """A whole number of a JSON body, 0 or more. Raises GraftError when it is missing or of another kind."""
+    value = found.get(key)
+    if type(value) is not int or value < 0:
+        raise GraftError(f"The field {key!r} must be a whole number, 0 or more.")
+    return value
+
+
+# People
+
+
+@blueprint.get("/api/whoami-v2")
+def whoami() -> Response:
+    me = caller()
+    if me.scope is None:
+        raise UnauthorizedError("Invalid credentials in Authorization header: send a token.")
+    orgs = sorted(name for name in me.namespaces or () if name != me.name.lower())
+    token = {"displayName": "graft", "role": "read" if me.scope == "read" else "write"}
+    return jsonify(
+        {
+            "type": "user",
+            "id": me.name,
+            "name": me.name,
+            "fullname": me.name,
+            "orgs": [{"type": "org", "id": name, "name": name, "fullname": name} for name in orgs],
+            "auth": {"type": "access_token", "accessToken": token},
+        }
+    )
+
+
+@blueprint.get(f"{MODEL}/auth-check")
+def auth_check(namespace: str, name: str) -> Response:
+    readable(namespace, name)
+    return jsonify({})
+
+
+@blueprint.get(f"{MODEL}/auth-check/write")
+def auth_check_write(namespace: str, name: str) -> Response:
+    caller().require_namespace(namespace)  # asked before a repo is made, too
+    writable(namespace, name)
+    return jsonify({})
+
+
+# Repos
+
+
+@blueprint.post("/api/repos/create")
+def create_repo() -> Response:
+    found = body()
+    if found.get("type") not in (None, "model"):
+        raise GraftError("This hub keeps adapters only: create a repo of type 'model'.")
+    full = _full_name(found)
+    namespace, _ = check_repo_name(full)
+    caller().require_namespace(namespace)
+    private = found.get("visibility") == "private" or found.get("private") is True
+    url = {"url": f"{endpoint()}/{full}", "name": full}
+    try:
+        repo = registry().create_repo(full, private=private, user=caller().name)
+    except ConflictError as error:
+        response = jsonify({"error": str(error), **url})
+        response.status_code = 409
+        return response
+    return jsonify(url | {"id": str(repo.id)})
+
+
+@blueprint.delete("/api/repos/delete")
+def delete_repo() -> Response:
+    repo = writable(*check_repo_name(_full_name(body())))
+    registry().delete_repo(repo.name, user=caller().name)
+    return jsonify({})
+
+
+@blueprint.post("/api/repos/move")
+def move_repo() -> Response:
+    found = body()
+    repo = writable(*check_repo_name(text_field(found, "fromRepo")))
+    target, _ = check_repo_name(text_field(found, "toRepo"))
+    caller().require_namespace(target)
+    registry().move_repo(repo.name, text_field(found, "toRepo"), user=caller().name)
+    return jsonify({})
+
+
+@blueprint.put(f"{MODEL}/settings")
+def settings(namespace: str, name: str) -> Response:
+    repo, found = writable(namespace, name), body()
+    if found.get("gated"):
+        raise GraftError("This hub has no gated repos: make the repo private instead.")
+    private = found.get("visibility") == "private" if "visibility" in found else found.get("private")
+    if isinstance(private, bool):
+        registry().set_private(repo.name, private, user=caller().name)
+    return jsonify({"private": registry().repo(repo.name).private})
+
+
+def _full_name(found: dict[str, Any]) -> str:
+    """'ns/name' of a body that gives `name` and, apart or within it, the `organization`."""
+    name, organization = text_field(found, "name"), found.get("organization")
+    return name if "/" in name else f"{organization or caller().name}/{name}"
+
+
+# What there is
+
+
+@blueprint.get("/api/models")
+def list_models() -> Response:
+    page, limit = _number("p", 0), min(_number("limit", PAGE), catalog.MAX_PAGE)
+    labels = [label for key in ("filter", "pipeline_tag", "tags") for label in request.args.getlist(key)]
+    query = Query(
+        text=request.args.get("search", ""),
+        author=request.args.get("author", ""),
+        labels=tuple(label for group in labels for label in group.split(",") if label),
+        sort=SORTS.get(request.args.get("sort", "trendingScore"), "updated"),
+        limit=limit,
+        offset=page * limit,
+    )
+    found = registry().search(query, caller()) if request.args.get("gated") != "true" else catalog.Page((), 0)
+    full = bool({"full", "cardData", "expand"} & request.args.keys())
+    response = jsonify(spelling.listed(registry(), found.entries, full))
+    if limit and query.offset + limit < found.total:
+        rest = [(key, value) for key, value in request.args.items(multi=True) if key != "p"]
+        response.headers["Link"] = f'<{endpoint()}/api/models?{urlencode([*rest, ("p", page + 1)])}>; rel="next"'
+    return response
+
+
+@blueprint.get(MODEL)
+@blueprint.get(f"{MODEL}/revision/<revision>")
+def model_info(namespace: str, name: str, revision: str = "main") -> Response:
+    repo = readable(namespace, name)
+    found = None if _is_empty(repo, revision) else _revision(repo, revision)
+    [info] = spelling.infos(registry(), [(repo, found)], sizes="blobs" in request.args)
+    wanted = request.args.getlist("expand")
+    return jsonify({key: value for key, value in info.items() if key in ("id", "_id", *wanted)} if wanted else info)
+
+
+@blueprint.get(f"{MODEL}/tree/<revision>")
+@blueprint.get(f"{MODEL}/tree/<revision>/<path:path>")
+def tree(namespace: str, name: str, revision: str, path: str = "") -> Response:
+    repo, prefix = readable(namespace, name), unquoted(path).strip("/")
+    if _is_empty(repo, revision):
+        return jsonify([])
+    files = registry().files(_revision(repo, revision).id)
+    inside = [file for file in files if not prefix or file.path.startswith(f"{prefix}/")]
+    if prefix and not inside:
+        raise EntryNotFoundError(f"There is no folder {prefix!r} in {namespace}/{name}@{revision}.")
+    folders = spelling.folders(inside, prefix)
+    if request.args.get("recursive", "").lower() not in ("true", "1"):
+        depth = prefix.count("/") + 1 if prefix else 0
+        inside = [file for file in inside if file.path.count("/") == depth]
+        folders = [folder for folder in folders if folder["path"].count("/") == depth]
+    expand = request.args.get("expand", "").lower() in ("true", "1")
+    return jsonify([*folders, *(spelling.tree_entry(registry(), file, expand) for file in inside)])
+
+
+@blueprint.post(f"{MODEL}/paths-info/<revision>")
+def paths_info(namespace: str, name: str, revision: str) -> Response:
+    files = registry().files(_revision(readable(namespace, name), revision).id)
+    given = request.form or body_if_any()
+    paths = request.form.getlist("paths") if request.form else texts(given.get("paths"))
+    wanted, expand = {path.strip("/") for path in paths}, str(given.get("expand", "")).lower() in ("true", "1")
+    folders = [folder for folder in spelling.folders(files, "") if folder["path"] in wanted]
+    return jsonify(
+        [*folders, *(spelling.tree_entry(registry(), file, expand) for file in files if file.path in wanted)]
+    )
+
+
+@blueprint.get(f"{MODEL}/commits/<revision>")
+def commits(namespace: str, name: str, revision: str) -> Response:
+    repo = readable(namespace, name)
+    page, limit = _number("p", 0), min(_number("limit", PAGE), catalog.MAX_PAGE)
+    line = registry().revisions(repo.name, ref=_revision(repo, revision).id, limit=(page + 1) * limit + 1)
+    shown = line[page * limit : (page + 1) * limit]
+    response = jsonify(
+        [
+            {
+                "id": commit.id,
+                "title": commit.title,
+                "message": commit.message,
+                "date": commit.created_at,
+                "authors": [{"user": commit.author}],
+            }
+            for commit in shown
+        ]
+    )
+    if len(line) > (page + 1) * limit:
+        response.headers["Link"] = f'<{request.base_url}?limit={limit}&p={page + 1}>; rel="next"'
+    return response
+
+
+@blueprint.get(f"{MODEL}/refs")
+def list_refs(namespace: str, name: str) -> Response:
+    found: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": [], "pullRequests": []}
+    spelled = {"branch": ("branches", "refs/heads/"), "tag": ("tags", "refs/tags/")}
+    for ref in registry().all_refs(readable(namespace, name).name):
+        if ref.kind in spelled:
+            group, prefix = spelled[ref.kind]
+            found[group].append({"name": ref.name, "ref": prefix + ref.name, "targetCommit": ref.revision})
+    return jsonify(found)
+
+
+@blueprint.post(f"{MODEL}/tag/<revision>")
+def create_tag(namespace: str, name: str, revision: str) -> Response:
+    repo, found = writable(namespace, name), body()
+    registry().create_ref(repo.name, "tag", text_field(found, "tag"), unquoted(revision), user=caller().name)
+    return jsonify({})
+
+
+@blueprint.post(f"{MODEL}/branch/<branch>")
+def create_branch(namespace: str, name: str, branch: str) -> Response:
+    repo = writable(namespace, name)
+    start = text_field(body_if_any(), "startingPoint", "main")
+    registry().create_ref(repo.name, "branch", unquoted(branch), start, user=caller().name)
+    return jsonify({})
+
+
+@blueprint.delete(f"{MODEL}/<any(tag, branch):kind>/<ref>")
+def delete_ref(namespace: str, name: str, kind: str, ref: str) -> Response:
+    registry().delete_ref(writable(namespace, name).name, kind, unquoted(ref), user=caller().name)
+    return jsonify({})
+
+
+# Bytes
+
+
+@blueprint.get("/<namespace>/<name>/resolve/<revision>/<path:path>")
+@blueprint.get("/<namespace>/<name>/raw/<revision>/<path:path>")
+def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
+    """A file, always as an attachment; HEAD carries its true length, for a client takes 0 for an empty file."""
+    repo = readable(namespace, name)
+    if _is_empty(repo, revision):
+        raise EntryNotFoundError(f"{repo.name} holds no file yet.")
+    found = _revision(repo, revision)
+    try:
+        file = registry().file(found.id, unquoted(path))
+    except EntryNotFoundError as error:
+        response = jsonify({"error": str(error)})
+        response.status_code = 404
+        response.headers.update({"X-Error-Code": ERROR_CODES[EntryNotFoundError], "X-Repo-Commit": found.id})
+        return response
+    blobs = registry().blobs
+    blobs.open(file.sha256).close()  # a missing blob is our failure, not an absent file
+    response = send_file(
+        blobs.path(file.sha256).absolute(),
+        mimetype="application/octet-stream",
+        as_attachment=True,
+        download_name=file.path.rpartition("/")[2],
+        conditional=True,
+        etag=spelling.etag(file),
+        max_age=0,
+    )
+    response.headers["X-Repo-Commit"] = found.id
+    response.headers["X-Linked-Size"] = str(file.size)
+    response.headers["X-Linked-ETag"] = f'"{spelling.etag(file)}"'
+    if request.method == "GET" and response.status_code == 200 and file.path == COUNTED:
+        registry().count_download(repo.name)
+    return response
+
+
+@blueprint.route("/api/models/<path:rest>", methods=["GET", "POST", "PUT", "DELETE"])
+@blueprint.route("/api/datasets/<path:rest>", methods=["GET", "POST", "PUT", "DELETE"])
+@blueprint.route("/api/spaces/<path:rest>", methods=["GET", "POST", "PUT", "DELETE"])
+def nothing_else(rest: str) -> Response:
+    raise RepoNotFoundError(f"{rest} is not here: this hub keeps adapters, as NAMESPACE/NAME among the models.")
+
+
+# Arguments
+
+
+def _revision(repo: Repo, revision: str) -> Revision:
+    return registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
+
+
+def _is_empty(repo: Repo, revision: str) -> bool:
+    """Whether this asks for the main branch of a repo without commits, which clients expect to exist."""
+    return revision == "main" and registry().branch_head(repo, "main") is None
+
+
+def _number(key: str, default: int) -> int:
+    value = request.args.get(key, str(default))
+    if not value.isdecimal() or len(value) > 9:
+        raise GraftError(f"{key} must be a whole number, not {value!r}.")
+    return int(value)

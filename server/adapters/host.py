@@ -1,0 +1,297 @@
+"""The host tier: adapters parsed, checked and folded on threads of their own, kept in memory by real bytes.
+
+A load never runs the base and never touches the engine's thread; a broken adapter costs its own requests a clear
+error, remembered for a while. Adapters in use are counted and never dropped; the others go least recently used first.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank
+from graft.hub.base.model import Base
+from graft.hub.errors import GraftError
+from graft.server.adapters.names import Library, Location
+from graft.server.adapters.prover import Case, Prover
+from graft.server.engine.request import BrokenError, CapacityError, ClosedError, Served
+from graft.server.runners.eager.runner import at, detours, form_bytes
+
+log = logging.getLogger(__name__)
+FORGIVEN_AFTER_S = 30.0
+_THREADS = 2
+_TRIES = 3  # at a folder that is written to while it is read
+_NICE, _NICEST = 10, 19  # steps further back than the engine; the last there is
+_SWITCH_S = 0.0005
+
+
+@dataclass(eq=False)
+class Loaded:
+    """An adapter in host memory, in the base's dtype. `users`: requests that hold it."""
+
+    digest: str
+    method: str
+    variant: str
+    detours: tuple[Form, ...]
+    rows: InputRows | CacheRows | None
+    case: Case  # its proof
+    bytes: int
+    seconds: float  # what the load took
+    users: int = 0
+
+    @property
+    def virtual_rows(self) -> int:
+        if isinstance(self.rows, InputRows):
+            return self.rows.rows.shape[0]
+        return 0 if self.rows is None else self.rows.keys.shape[1]
+
+
+@dataclass
+class LoaderStats:
+    hits: int = 0
+    misses: int = 0
+    failures: int = 0
+
+
+Answer = tuple[Loaded, Served] | GraftError
+
+
+class Loader:
+    """Safe for many threads."""
+
+    def __init__(
+        self,
+        base: Base,
+        library: Library,
+        prover: Prover,
+        *,
+        budget_bytes: int,
+        allow_base_mismatch: bool = False,
+        on_load: Callable[[str, float], None] = lambda name, seconds: None,
+    ):
+        """`on_load(name, seconds)` is told of each load."""
+        self.library = library
+        self.stats = LoaderStats()
+        self.budget_bytes = budget_bytes
+        self.pinned: set[str] = set()  # digests
+        self._base = base
+        self._prover = prover
+        self._on_load = on_load
+        self._allow_base_mismatch = allow_base_mismatch
+        self._lock = threading.Lock()
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()  # by digest, least recently used first
+        self._served: dict[tuple[str, str], Served] = {}  # (name, version) -> what it turned out to be
+        self._failed: dict[tuple[str, str], tuple[float, GraftError]] = {}
+        self._waiting: dict[tuple[str, str], list[Callable[[Answer], None]]] = {}
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="graft-loader", initializer=_step_back)
+
+    @property
+    def bytes(self) -> int:
+        with self._lock:
+            return sum(loaded.bytes for loaded in self._loaded.values())
+
+    def snapshot(self) -> list[Loaded]:
+        with self._lock:
+            return list(self._loaded.values())
+
+    def served(self) -> dict[str, Served]:
+        """What each name stood for when it was last loaded, by name."""
+        with self._lock:
+            return {name: served for (name, _), served in self._served.items()}
+
+    def find(self, location: Location) -> Loaded | None:
+        """A version that is in memory already, None where it isn't."""
+        with self._lock:
+            served = self._served.get((location.name, location.version))
+            digest = served.digest if served else location.digest
+            return self._loaded.get(digest) if digest else None
+
+    def request(self, name: str, done: Callable[[Answer], None]) -> None:
+        """Call `done` with the adapter, held for one user, or with why there is none: now or from a loader's thread."""
+        if self.library.is_quick(name):
+            self._begin(name, done)
+        else:
+            self.later(lambda: self._begin(name, done))
+
+    def release(self, loaded: Loaded) -> None:
+        """One user less."""
+        with self._lock:
+            loaded.users -= 1
+            self._shrink()
+
+    def drop(self, digest: str) -> None:
+        """Forget an adapter; who holds it keeps it until done, the next request loads it anew."""
+        with self._lock:
+            self._loaded.pop(digest, None)
+            self._served = {key: served for key, served in self._served.items() if served.digest != digest}
+
+    def refuse(self, digest: str, error: GraftError) -> None:
+        """The adapter loaded but failed its proof: remember it as a failed load."""
+        with self._lock:
+            for key in [key for key, served in self._served.items() if served.digest == digest]:
+                self._remember(key, error)
+        self.drop(digest)
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Run something on a loader's thread."""
+        try:
+            self._pool.submit(_logged, work)
+        except RuntimeError:
+            raise ClosedError("The server is shutting down.") from None
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self, name: str, done: Callable[[Answer], None]) -> None:
+        try:
+            location = self.library.locate(name)
+        except GraftError as error:
+            done(error)
+            return
+        except Exception as error:
+            log.exception("looking up %s failed", name)
+            done(BrokenError(f"Looking up {name} failed: {type(error).__name__}: {error}"))
+            return
+        key = (location.name, location.version)
+        with self._lock:
+            answer = self._known(key, location)
+            if answer is None:
+                waiting = self._waiting.setdefault(key, [])
+                waiting.append(done)
+                if len(waiting) == 1:
+                    self.stats.misses += 1
+                    self.later(lambda: self._load(key, location))
+                return
+        done(answer)
+
+    def _known(self, key: tuple[str, str], location: Location) -> Answer | None:
+        """The answer where there is one already, held for its user. Called with the lock."""
+        if key in self._failed and self._failed[key][0] > time.monotonic():
+            return self._failed[key][1]
+        digest = self._served[key].digest if key in self._served else location.digest
+        loaded = self._loaded.get(digest) if digest else None
+        if loaded is None:
+            return None
+        self.stats.hits += 1
+        return self._held(key, loaded, location)
+
+    def _held(self, key: tuple[str, str], loaded: Loaded, location: Location) -> tuple[Loaded, Served]:
+        loaded.users += 1
+        self._loaded.move_to_end(loaded.digest)
+        served = self._served.setdefault(key, Served(location.name, loaded.digest, location.revision))
+        return loaded, served
+
+    def _remember(self, key: tuple[str, str], error: GraftError) -> None:
+        """A failed load is not tried again for a while. Called with the lock."""
+        now = time.monotonic()
+        self._failed = {key: kept for key, kept in self._failed.items() if kept[0] > now}
+        self._failed[key] = (now + FORGIVEN_AFTER_S, error)
+
+    def _load(self, key: tuple[str, str], location: Location) -> None:
+        try:
+            fresh: Loaded | GraftError = self._read_whole(location)
+            self._on_load(location.name, fresh.seconds)
+        except GraftError as error:
+            fresh = error
+        except Exception as error:
+            log.exception("loading %s failed", location.name)
+            fresh = BrokenError(f"Loading {location.name} failed: {type(error).__name__}: {error}")
+        with self._lock:
+            waiting = self._waiting.pop(key)
+            answers: list[Answer] = []
+            if isinstance(fresh, GraftError):
+                self.stats.failures += 1
+                self._remember(key, fresh)
+                answers = [fresh] * len(waiting)
+            else:
+                kept = self._loaded.setdefault(fresh.digest, fresh)
+                answers = [self._held(key, kept, location) for _ in waiting]
+                self._shrink()
+        for done, answer in zip(waiting, answers, strict=True):
+            done(answer)
+
+    def _read_whole(self, location: Location) -> Loaded:
+        """A folder that was written to meanwhile is read again: half of one version is neither error nor adapter."""
+        for _ in range(_TRIES - 1):
+            try:
+                loaded, error = self._read(location), None
+            except GraftError as refusal:
+                loaded, error = None, refusal
+            before, location = location, self.library.as_written(location)
+            if location.version != before.version:
+                continue
+            if error is not None:
+                raise error
+            return loaded
+        return self._read(location)
+
+    def _read(self, location: Location) -> Loaded:
+        began = time.monotonic()
+        with self.library.fetch(location) as folder, torch.inference_mode():
+            artifact = load_artifact(folder, self._base.spec, allow_base_mismatch=self._allow_base_mismatch)
+            forms = [_hosted(form, self._base.dtype) for form in artifact.fold(self._base)]
+            case = self._prover.case(artifact)
+        rows = [form for form in forms if isinstance(form, (InputRows, CacheRows))]
+        size = sum(form_bytes(form) for form in forms)
+        if size > self.budget_bytes:
+            raise CapacityError(
+                f"{location.name} needs {size} bytes of host memory, all adapters together may take "
+                f"{self.budget_bytes} (--adapter-host-bytes)."
+            )
+        return Loaded(
+            digest=artifact.digest,
+            method=artifact.method.name,
+            variant=artifact.method.variant(artifact.config),
+            detours=detours(forms),
+            rows=rows[0] if rows else None,
+            case=case,
+            bytes=size,
+            seconds=time.monotonic() - began,
+        )
+
+    def _shrink(self) -> None:
+        """Drop what nobody uses, least recently used first, until the budget holds. Called with the lock."""
+        excess = sum(loaded.bytes for loaded in self._loaded.values()) - self.budget_bytes
+        for digest, loaded in list(self._loaded.items()):
+            if excess <= 0:
+                return
+            if not loaded.users and digest not in self.pinned:
+                del self._loaded[digest]
+                excess -= loaded.bytes
+
+
+def _hosted(form: Form, dtype: torch.dtype) -> Form:
+    """A form in host memory of its own, its scale multiplied in while it is still float32."""
+    if isinstance(form, LowRank):
+        b = None if form.b is None else form.b * form.scale
+        form = replace(form, B=form.B * form.scale, b=b, scale=1.0)
+    return at(form, dtype, "cpu", copy=True)
+
+
+def _step_back() -> None:
+    """Let the engine go first: a loader's thread takes what its steps spare of the cores, and hands on the interpreter.
+
+    By default a thread keeps it for 5 ms after another has asked; with a lower priority it may not even run then.
+    """
+    sys.setswitchinterval(_SWITCH_S)
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        this = threading.get_native_id()
+        own = os.getpriority(os.PRIO_PROCESS, this)  # a server that is nicer itself may not take that back
+        os.setpriority(os.PRIO_PROCESS, this, min(_NICEST, own + _NICE))
+
+
+def _logged(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except ClosedError:  # nobody waits for it any more
+        pass
+    except Exception:
+        log.exception("a loader's thread failed")

@@ -1,0 +1,132 @@
+"""From a name in a request to an adapter's folder: local folders, a registry, a hub. Torch-free.
+
+A name may move (a folder is trained again, an alias promoted): `locate` says which version it stands for now, cheaply;
+`fetch` brings that version's files. Knows nothing of loading or memory.
+"""
+
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.machine.atomic_files import STAGING
+from graft.hub.registry.hub_client import RemoteRegistry
+from graft.hub.registry.registry import Registry
+
+WRITING_S = 2.0  # how long a folder may be under way from one version to the next; one that was killed stays
+REMOTE_TTL_S = 10.0  # how long a hub's answer about a moving name is trusted
+
+
+@dataclass(frozen=True)
+class Location:
+    """A name's present version. `version` changes whenever its content may have."""
+
+    name: str  # one a repository, however it was asked for ("NS/Name", "ns/name@rev", "task:T")
+    version: str
+    folder: Path | None = None  # local folders only
+    revision: str | None = None  # registries only
+    digest: str | None = None  # where the registry knows it
+
+
+class Library:
+    """`local`: NAME -> folder. `shelf`: where "ns/name", "ns/name@rev" and "task:T" are looked up, if anywhere."""
+
+    def __init__(
+        self,
+        fingerprint: str,
+        local: Mapping[str, Path] | None = None,
+        shelf: Registry | RemoteRegistry | None = None,
+    ):
+        self._fingerprint = fingerprint
+        self._local = dict(local or {})
+        self.shelf = shelf
+        self._remote = isinstance(shelf, RemoteRegistry)
+        self._trusted: dict[str, tuple[float, Location | GraftError]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """Local names, known without asking anyone."""
+        return sorted(self._local)
+
+    def is_quick(self, name: str) -> bool:
+        """Whether `locate` answers without a network."""
+        if name in self._local or not self._remote:
+            return True
+        with self._lock:
+            return name in self._fresh()
+
+    def locate(self, name: str) -> Location:
+        """Raises NotFoundError where the name stands for nothing."""
+        if name in self._local:
+            folder = self._local[name]
+            return Location(name, _state_of(folder), folder=folder)
+        with self._lock:
+            known = self._fresh().get(name)
+        if known is None:
+            known = self._asked(name)
+            if self._remote:
+                with self._lock:
+                    self._trusted[name] = (time.monotonic() + REMOTE_TTL_S, known)
+        if isinstance(known, GraftError):
+            raise known
+        return known
+
+    def as_written(self, location: Location) -> Location:
+        """A local folder's version once who writes to it is done; anything else's is what it was.
+
+        Raises NotFoundError for a folder that has gone.
+        """
+        if location.folder is None:
+            return location
+        deadline = time.monotonic() + WRITING_S
+        while (location.folder / STAGING).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.locate(location.name)
+
+    @contextmanager
+    def fetch(self, location: Location) -> Iterator[Path]:
+        """The version's folder, for as long as the context lasts."""
+        if location.folder is not None:
+            yield location.folder
+            return
+        with tempfile.TemporaryDirectory(prefix="graft-adapter-") as folder:
+            self.shelf.pull(f"{location.name}@{location.revision}", folder)
+            yield Path(folder)
+
+    def _asked(self, name: str) -> Location | GraftError:
+        if self.shelf is None or not ("/" in name or name.startswith("task:")):
+            places = f"Served here are {', '.join(self.names) or 'no adapters'} besides the base"
+            hint = "" if self.shelf else "; start the server with --registry or --hub for more"
+            return NotFoundError(f"There is no model {name!r}. {places}{hint}.")
+        try:
+            found = self.shelf.resolve(name, base=self._fingerprint)
+        except NotFoundError as error:
+            return error
+        return Location(found.repo, found.id, revision=found.id, digest=found.digest)
+
+    def _fresh(self) -> dict[str, Location | GraftError]:
+        now = time.monotonic()
+        self._trusted = {name: kept for name, kept in self._trusted.items() if kept[0] > now}
+        return {name: found for name, (_, found) in self._trusted.items()}
+
+
+def _state_of(folder: Path) -> str:
+    """What `ls` would show of a folder: changes when a file is replaced. Raises NotFoundError without a folder."""
+    if not folder.is_dir():
+        raise NotFoundError(f"The adapter's folder {folder} is gone.")
+    return " ".join(filter(None, map(_file_state, sorted(folder.iterdir()))))
+
+
+def _file_state(path: Path) -> str:
+    """Of one file; "" for a folder, and for what is moved away while it is looked at."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ""
+    return f"{path.name}:{found.st_size}:{found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else ""

@@ -1,0 +1,94 @@
+"""What must hold before an adapter's requests start: its proof, step by step, as the engine finds the time.
+
+First on the path that serves it, in its own dtype, for what that can show; then in float32 over the stored base
+(server/adapters/prover.py). Runs on the engine's thread.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from graft.hub.adapters.probe import Asked, Outcome, Probe, Table, Verdict, judge_serving
+from graft.hub.errors import ArtifactError, GraftError
+from graft.server.adapters.device import Resident
+from graft.server.adapters.prover import Prover
+from graft.server.engine.consumers import Question
+
+log = logging.getLogger(__name__)
+Told = Sequence[Table] | GraftError
+Ask = Callable[[Question], None]  # puts a question to the path that serves
+
+
+class Proof:
+    """Of one resident. `base_said`: what the bare base answered on this path, filled here. `done`: what is wrong, or None."""
+
+    def __init__(
+        self,
+        resident: Resident,
+        ask: Ask,
+        prover: Prover,
+        base_said: dict[tuple[Asked, ...], Sequence[Table]],
+        done: Callable[[GraftError | None], None],
+    ):
+        self._resident, self._ask, self._prover = resident, ask, prover
+        self._base_said, self._done = base_said, done
+        self._case = resident.loaded.case
+
+    def begin(self) -> None:
+        probe = self._case.probe
+        if not isinstance(probe, Probe):
+            self._replay()
+        elif probe.questions in self._base_said:
+            self._base_known(self._base_said[probe.questions])
+        else:
+            self._put(probe.questions, None, self._base_known)
+
+    def _base_known(self, told: Told) -> None:
+        if isinstance(told, GraftError):
+            self._done(told)
+            return
+        self._base_said[self._case.probe.questions] = told
+        self._put(self._case.probe.questions, self._resident, self._adapter_known)
+
+    def _adapter_known(self, told: Told) -> None:
+        if isinstance(told, GraftError):
+            self._done(told)
+            return
+        verdict = judge_serving(self._case.probe, self._base_said[self._case.probe.questions], told)
+        if verdict.outcome is Outcome.REFUSED:
+            self._judged(verdict)
+        else:
+            self._replay()
+
+    def _replay(self) -> None:
+        if self._case.verdict is not None:
+            self._judged(self._case.verdict)
+        else:
+            self._prover.prove(self._case, self._judged)
+
+    def _judged(self, verdict: Verdict) -> None:
+        self._resident.loaded.case = self._case.closed(verdict)
+        if verdict.outcome is Outcome.ROUNDED:
+            log.warning("Adapter %s is served as a rounded copy: %s.", self._case.digest[:12], verdict.why)
+        refused = verdict.outcome is Outcome.REFUSED
+        self._done(ArtifactError(_refusal(verdict)) if refused else None)
+
+    def _put(self, questions: Sequence[Asked], resident: Resident | None, done: Callable[[Told], None]) -> None:
+        """Ask all of them; `done` gets the answers in order, or the first thing that went wrong."""
+        told: dict[int, Table | GraftError] = {}
+
+        def one_told(place: int, answer: Table | GraftError) -> None:
+            told[place] = answer
+            if len(told) == len(questions):
+                answers = [told[i] for i in range(len(questions))]
+                done(next((one for one in answers if isinstance(one, GraftError)), answers))
+
+        for place, asked in enumerate(questions):
+            self._ask(Question(asked, resident, partial(one_told, place)))
+
+
+def _refusal(verdict: Verdict) -> str:
+    return (
+        f"This adapter does not do here what it did when it was trained: {verdict.why}. "
+        "Train or publish it again, or serve it on the base of its training."
+    )

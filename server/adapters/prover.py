@@ -1,0 +1,218 @@
+"""Proofs of adapters that come in: their probes run again in float32 over the base's stored weights, a turn at a time.
+
+Adapters that wait together share one pass over the layers; what the bare base answers is computed once per content of
+the base. What is proven stays proven on this machine (hub/machine/kept_values.py). Knows no requests: the engine gives it the time
+between its steps.
+"""
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from graft.hub.adapters.artifact import Artifact
+from graft.hub.adapters.probe import Asked, OldProbe, Outcome, Probe, Table, Verdict, judge, judge_old, read_probe
+from graft.hub.adapters.probe_replay import Replayed, answers, replayed
+from graft.hub.base.model import Base
+from graft.hub.base.stored_weights import PIECE_S, Arithmetic, StoredWeights, stored_base, stored_weights
+from graft.hub.errors import ArtifactError
+from graft.hub.machine.kept_values import keep, recall
+from graft.server.adapters.turns import Turns
+
+log = logging.getLogger(__name__)
+_TOGETHER = 4  # adapters of a pass: beyond, what cannot be cut (the attention of all) grows longer than a turn
+_ROWS = 320  # that they ask about, each a row of logits: a stranger's probe may ask about many
+_TURN_S = 0.01  # of a turn at most: what a request may have to wait for
+_SHARE = 1 / 12  # of the steps' time, while there are steps
+_PROOFS, _BASES = "proofs", "proof-bases"  # kinds of what is kept
+
+Questions = tuple[Asked, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What an adapter says of itself, and what is known of it. `adapter`: in float32 on the stored base, as long as it is
+    needed."""
+
+    digest: str
+    probe: Probe | OldProbe | None = None
+    adapter: Replayed | None = None
+    verdict: Verdict | None = None  # None: still to be proven
+
+    def closed(self, verdict: Verdict) -> "Case":
+        return replace(self, adapter=None, verdict=verdict)
+
+
+class Prover:
+    """`case` is for loaders' threads; the rest is for the engine's, which lends the time."""
+
+    def __init__(self, base: Base):
+        self._base = base
+        self._turns = Turns("graft-prover", _compute_alone)
+        self._lock = threading.Lock()
+        self._opened: tuple[StoredWeights, Base] | None = None
+        self._waiting: deque[tuple[Case, Callable[[Verdict], None]]] = deque()
+        self._said: dict[Questions, list[Table]] = {}  # by the bare base
+        self._finished: deque[tuple[Callable[[Verdict], None], Verdict]] = deque()
+        self._owed = 0.0  # seconds
+
+    # For loaders
+
+    def case(self, artifact: Artifact) -> Case:
+        """What there is to prove of an adapter.
+
+        Raises ArtifactError for a malformed probe, and where this base's tokenizer is not that of the training.
+        """
+        if artifact.probe is None:
+            return Case(artifact.digest).closed(Verdict(Outcome.UNPROVEN, "it brings no probe"))
+        recorded = artifact.provenance.get("base")
+        fingerprint = recorded.get("fingerprint") if isinstance(recorded, dict) else None
+        if fingerprint not in (None, self._base.spec.fingerprint):
+            why = "this is not the base of its training (--allow-base-mismatch)"
+            return Case(artifact.digest).closed(Verdict(Outcome.UNPROVEN, why))
+        probe = read_probe(artifact.probe, self._base.spec.vocab_size)
+        _require_same_ids(probe, self._base.tokenizer)
+        weights, stored = self._open()
+        known = recall(_PROOFS, _key(artifact.digest, probe, weights.content))
+        if known is not None:
+            return Case(artifact.digest, probe).closed(_read(known))
+        return Case(artifact.digest, probe, replayed(artifact.fold(stored)))
+
+    # For the engine's thread
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return self._turns.busy or bool(self._waiting or self._finished)
+
+    def prove(self, case: Case, done: Callable[[Verdict], None]) -> None:
+        """Call `done` within a later `turn`."""
+        self._waiting.append((case, done))
+
+    def beside(self, step_s: float) -> None:
+        """A step took so long: go on for a small share of that, once it has added up to something."""
+        self._owed = min(_TURN_S, self._owed + step_s * _SHARE)
+        if self._owed >= PIECE_S:
+            self.turn(self._owed)
+            self._owed = 0.0
+
+    def turn(self, seconds: float = _TURN_S) -> None:
+        """Go on for about so long."""
+        if self._waiting and not self._turns.busy:
+            together = self._together()
+            self._turns.start(lambda: self._pass(together))
+        self._turns.go(seconds)
+        while self._finished:
+            done, verdict = self._finished.popleft()
+            done(verdict)
+
+    def close(self) -> None:
+        self._turns.close()
+
+    def _together(self) -> list[tuple[Case, Callable[[Verdict], None]]]:
+        """The next ones, in order."""
+        taken: list[tuple[Case, Callable[[Verdict], None]]] = []
+        rows = 0
+        while self._waiting and len(taken) < _TOGETHER and rows < _ROWS:
+            taken.append(self._waiting.popleft())
+            probe = taken[-1][0].probe
+            rows += sum(len(asked.tokens) for asked in probe.questions) if probe else 0
+        return taken
+
+    # On the turns' thread
+
+    def _pass(self, together: list[tuple[Case, Callable[[Verdict], None]]]) -> None:
+        try:
+            verdicts = self._verdicts([case for case, _ in together])
+        except Exception as error:
+            if len(together) > 1:  # one of them is to blame: each alone
+                for one in together:
+                    self._pass([one])
+                return
+            log.exception("a proof failed")
+            verdicts = [Verdict(Outcome.REFUSED, f"its probe can't be run here ({type(error).__name__}: {error})")]
+        self._finished += [(done, verdict) for (_, done), verdict in zip(together, verdicts, strict=True)]
+
+    def _verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
+        weights, stored = self._open()
+        content = weights.content
+        new = {case.probe.questions for case in cases if isinstance(case.probe, Probe)} - self._said.keys()
+        unknown = [questions for questions in new if not self._recalled(questions, content)]
+        asked = [(replayed(()), questions) for questions in unknown]
+        asked += [(case.adapter, case.probe.questions) for case in cases]
+        told = answers(stored, asked, self._turns.pause)
+        for questions, tables in zip(unknown, told, strict=False):
+            self._said[questions] = tables
+            keep(_BASES, _base_key(questions, content), tables)
+        return [self._judged(case, own, content) for case, own in zip(cases, told[len(unknown) :], strict=True)]
+
+    def _judged(self, case: Case, told: list[Table], content: str) -> Verdict:
+        if isinstance(case.probe, OldProbe):
+            verdict = judge_old(case.probe, told)
+        else:
+            verdict = judge(case.probe, self._said[case.probe.questions], told, content)
+        if verdict.outcome is not Outcome.REFUSED:
+            keep(_PROOFS, _key(case.digest, case.probe, content), asdict(verdict) | {"outcome": verdict.outcome.value})
+        return verdict
+
+    def _recalled(self, questions: Questions, content: str) -> bool:
+        """Whether the bare base's answers are known from an earlier run."""
+        known = recall(_BASES, _base_key(questions, content))
+        if known is None:
+            return False
+        self._said[questions] = [tuple(tuple(row) for row in table) for table in known]
+        return True
+
+    def _open(self) -> tuple[StoredWeights, Base]:
+        with self._lock:
+            if self._opened is None:
+                weights = stored_weights(self._base)
+                self._opened = weights, stored_base(self._base, weights, Arithmetic(pause=self._turns.pause))
+            return self._opened
+
+
+def _compute_alone() -> None:
+    """Let this thread compute on one core: in short turns its helpers would be asleep whenever they are wanted.
+
+    torch's call is about the calling thread, but also about all that start later, so another one takes that back.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    thread = threading.Thread(target=torch.set_num_threads, args=(before,))
+    thread.start()
+    thread.join()
+
+
+def _require_same_ids(probe: Probe | OldProbe, tokenizer: Any) -> None:
+    if tokenizer is None or isinstance(probe, OldProbe):
+        return
+    for one in probe.texts:
+        ids = tokenizer(one.text)["input_ids"][: len(one.asked.ids)]
+        if tuple(ids) != one.asked.ids:
+            raise ArtifactError(
+                f"This base's tokenizer makes other ids of the probe's text {one.text[:40]!r} than it did when the "
+                "adapter was trained: its prompts would be read otherwise. Serve it on the base of its training."
+            )
+
+
+def _machine() -> list[str]:
+    """What a proof holds for, beside adapter and base."""
+    return [version("grafthub"), torch.__version__, version("transformers"), torch.backends.cpu.get_cpu_capability()]
+
+
+def _key(digest: str, probe: Probe | OldProbe, content: str) -> str:
+    return json.dumps([digest, asdict(probe), content, *_machine()])
+
+
+def _base_key(questions: Questions, content: str) -> str:
+    return json.dumps([[asdict(one) for one in questions], content, *_machine()])
+
+
+def _read(kept: dict[str, Any]) -> Verdict:
+    return Verdict(**{**kept, "outcome": Outcome(kept["outcome"])})

@@ -1,0 +1,123 @@
+"""What `graft bench` measures: an engine in this process, or a server by its URL."""
+
+import http.client
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from urllib.parse import urlsplit
+
+from graft.hub.errors import GraftError
+from graft.server.benchmark.workload import Job, Timing
+from graft.server.engine.engine import Engine
+from graft.server.engine.request import Finished, Request, Stream
+from graft.server.engine.sampling import Sampling, Token
+
+_TIMEOUT_S = 600
+
+
+class EngineTarget:
+    """An engine of this process; one thread submits and listens, so that measuring costs next to nothing."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def run(self, jobs: Sequence[Job], at_once: int) -> list[Timing]:
+        sink: SimpleQueue = SimpleQueue()
+        sent: dict[Stream, float] = {}
+        times: dict[Stream, list[float]] = {}
+        start, left, under_way = time.perf_counter(), list(reversed(jobs)), 0
+        while left or under_way:
+            while left and under_way < at_once and start + left[-1].at <= time.perf_counter():
+                stream = self._engine.submit(_request(left.pop()), sink)
+                sent[stream], times[stream] = time.perf_counter(), []
+                under_way += 1
+            due = start + left[-1].at if left and under_way < at_once else None
+            try:
+                stream, event = sink.get(timeout=None if due is None else max(0.0, due - time.perf_counter()))
+            except Empty:
+                continue
+            match event:
+                case Token():
+                    times[stream].append(time.perf_counter())
+                case Finished():
+                    under_way -= 1
+                case GraftError():
+                    raise event
+        return [Timing(at, tuple(times[stream])) for stream, at in sent.items()]
+
+
+def _request(job: Job) -> Request:
+    return Request(job.prompt, job.model, job.new_tokens, ignore_eos=True, sampling=Sampling(temperature=0))
+
+
+class UrlTarget:
+    """A server with OpenAI's completions API that takes token ids and `ignore_eos` (graft's, vLLM's)."""
+
+    def __init__(self, url: str):
+        """Raises GraftError where nobody answers."""
+        self._url = urlsplit(url)
+        listed = json.loads(self._answer("GET", "/v1/models", None).read())["data"]
+        self._base_model = next(model["id"] for model in listed if not model.get("parent"))
+
+    def run(self, jobs: Sequence[Job], at_once: int) -> list[Timing]:
+        start = time.perf_counter()
+
+        def one(job: Job) -> Timing:
+            if (wait := start + job.at - time.perf_counter()) > 0:
+                time.sleep(wait)
+            return self._timed(job)
+
+        with ThreadPoolExecutor(min(len(jobs), at_once)) as pool:
+            return list(pool.map(one, jobs))
+
+    def load(self, model: str) -> None:
+        """One token of an adapter, so that it is in the server's memory."""
+        self._answer("POST", "/v1/completions", {"model": model, "prompt": [0], "max_tokens": 1}).read()
+
+    def load_and_unload(self, model: str) -> None:
+        """The same, and cold again (graft's servers)."""
+        self.load(model)
+        self._answer("POST", "/v1/adapters/unload", {"model": model}).read()
+
+    def _timed(self, job: Job) -> Timing:
+        body = {
+            "model": job.model or self._base_model,
+            "prompt": list(job.prompt),
+            "max_tokens": job.new_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        sent, times, told = time.perf_counter(), [], 0
+        response = self._answer("POST", "/v1/completions", body)
+        while line := response.readline():
+            if not line.startswith(b"data: {"):
+                continue
+            times.append(time.perf_counter())
+            told = (json.loads(line[6:]).get("usage") or {}).get("completion_tokens", told)
+        if told != job.new_tokens or not times:
+            raise GraftError(f"{self._base_url} answered {told} tokens where {job.new_tokens} were asked for.")
+        # the chunk with the usage brings no token, and one with the finish reason may bring none
+        return Timing(sent, tuple(times[: job.new_tokens]))
+
+    @property
+    def _base_url(self) -> str:
+        return self._url.geturl()
+
+    def _answer(self, method: str, path: str, body: dict | None) -> http.client.HTTPResponse:
+        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self._url.hostname, self._url.port, timeout=_TIMEOUT_S)
+        payload = None if body is None else json.dumps(body)
+        try:
+            connection.request(method, self._url.path.rstrip("/") + path, payload, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+        except OSError as error:
+            raise GraftError(f"Nobody answers at {self._base_url} ({error}): is the server running?") from None
+        if response.status != 200:
+            raise GraftError(
+                f"{self._base_url} answered {response.status}: {response.read(2000).decode(errors='replace')}"
+            )
+        return response

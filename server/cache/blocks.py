@@ -1,0 +1,113 @@
+"""Which cache blocks are free, used or shared: reference counts, prefix sharing, least recently used eviction.
+
+Pure bookkeeping: holds no keys and values (cache.py does) and knows no requests. A full block can be found again by
+a chain hash over its owner's identity (an adapter's digest, or the base) and every token up to its end, so blocks are
+never shared across owners.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from graft.server.cache.step import TRASH_BLOCK
+
+
+def root_hash(owner: str | None) -> bytes:
+    """Where an owner's chain begins. `owner`: an adapter's digest, None for the bare base."""
+    return blake2b(b"base" if owner is None else b"adapter " + owner.encode(), digest_size=16).digest()
+
+
+def chain_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """The hash of a block whose tokens follow everything that `parent` stands for."""
+    return blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest()
+
+
+class Blocks:
+    """Hands out blocks 1..count-1; block 0 is the trash. Used by the engine's thread alone."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.hits = 0  # blocks found again
+        self.misses = 0  # full prompt blocks that had to be computed
+        self._free = list(range(count - 1, TRASH_BLOCK, -1))
+        self._idle: OrderedDict[int, None] = OrderedDict()  # findable, used by nobody; least recently used first
+        self._users = [0] * count
+        self._hash: dict[int, bytes] = {}
+        self._found: dict[bytes, int] = {}
+
+    @property
+    def available(self) -> int:
+        """Blocks that `take` could hand out."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def used(self) -> int:
+        return self.count - 1 - self.available
+
+    def take(self, n: int) -> list[int]:
+        """n blocks with one user each. Raises MemoryError, changing nothing, when there are fewer."""
+        if n > self.available:
+            raise MemoryError(f"{n} cache blocks wanted, {self.available} available")
+        taken = []
+        for _ in range(n):
+            block = self._free.pop() if self._free else self._evict()
+            self._users[block] = 1
+            taken.append(block)
+        return taken
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """One user less for each. Released back to front, so that a prefix outlives what follows it."""
+        for block in reversed(blocks):
+            self._users[block] -= 1
+            if self._users[block] == 0:
+                if block in self._hash:
+                    self._idle[block] = None
+                else:
+                    self._free.append(block)
+            elif self._users[block] < 0:
+                raise ValueError(f"block {block} was released more often than taken")
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """One more user for each block that is in use already."""
+        for block in blocks:
+            if not self._users[block]:
+                raise ValueError(f"block {block} is in nobody's use")
+            self._users[block] += 1
+
+    def find(self, hashes: Sequence[bytes]) -> list[int]:
+        """The longest run of blocks from the first hash on that are still there; each gets one more user."""
+        found = []
+        for key in hashes:
+            block = self._found.get(key)
+            if block is None:
+                break
+            self._idle.pop(block, None)
+            self._users[block] += 1
+            found.append(block)
+        return found
+
+    def peek(self, hashes: Sequence[bytes]) -> int:
+        """How many blocks `find` would find."""
+        return next((i for i, key in enumerate(hashes) if key not in self._found), len(hashes))
+
+    def publish(self, block: int, key: bytes) -> None:
+        """Make a block in use findable. Where an equal one is already, this one stays private."""
+        if key not in self._found and block not in self._hash:
+            self._found[key] = block
+            self._hash[block] = key
+
+    def withdraw(self, blocks: Sequence[int]) -> None:
+        """Make blocks unfindable: their content was never computed."""
+        for block in blocks:
+            key = self._hash.pop(block, None)
+            if key is not None:
+                del self._found[key]
+                if block in self._idle:
+                    del self._idle[block]
+                    self._free.append(block)
+
+    def _evict(self) -> int:
+        block, _ = self._idle.popitem(last=False)
+        del self._found[self._hash.pop(block)]
+        return block

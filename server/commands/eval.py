@@ -1,0 +1,200 @@
+"""`graft eval`: a task's whole shelf through an engine in this process.
+
+Torch and the base are imported when a command runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graft.hub.base.manifest import recorded_spec
+from graft.hub.cli.base_argument import BASE
+from graft.hub.cli.shared import local_user, opened, placed, print_json, print_table
+from graft.hub.errors import DataError, GraftError
+from graft.server.evaluation import scorekeeping
+from graft.server.evaluation.scorekeeping import Scorekeeper
+
+if TYPE_CHECKING:
+    from graft.hub.base.model import Base
+    from graft.hub.evaluation.metrics import Metric
+    from graft.hub.evaluation.task_data import Example
+    from graft.server.evaluation.shelf import Evaluated
+
+_EVAL_STEP_ROWS = 2048  # nobody waits for a next token: large steps are quickest
+_EVAL_RUNNING = 256
+
+
+@click.command("eval")
+@click.option("--task", "slug", required=True, help="The task whose adapters are scored.")
+@click.option(
+    "--base", "folder", required=True, type=BASE, help="A folder, an imported base's name or id, or a hub id."
+)
+@click.option("--adapters", default="all", show_default=True, help="'all' of the task, or NS/NAME[@REV],...")
+@click.option("--data", type=click.Path(path_type=Path), help="Other examples (JSONL) than the task's evaluation set.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first examples (kept apart on the leaderboard).")
+@click.option("--again", is_flag=True, help="Score also what has a score on the same data by the same engine.")
+@click.option("--device", help="cpu, cuda (default: cuda where there is one).")
+@click.option("--dtype", help="float32, bfloat16, float16 (default: as measured here).")
+@placed
+def evaluate(
+    slug: str,
+    folder: str,
+    adapters: str,
+    data: Path | None,
+    limit: int | None,
+    again: bool,
+    device: str | None,
+    dtype: str | None,
+    registry_path: Path,
+    hub_url: str | None,
+    as_json: bool,
+) -> None:
+    """Score every stored adapter of a task, and the bare base, in one run; print the leaderboard.
+
+    Each score goes to the registry as soon as it is there, with digest, data hash and interval: Ctrl-C keeps what is
+    finished, and the same command goes on with the rest. Exits 1 where an adapter could not be served.
+    """
+    registry = opened(registry_path, hub_url)
+    task = registry.task(slug)
+    entrants = None if adapters == "all" else scorekeeping.named(registry, adapters, recorded_spec(folder))
+    raw = _read(data) if data else registry.task_data(slug)
+
+    _say(f"Loading {folder} ...")  # torch takes its seconds, too
+
+    from graft.hub.base.dtype_choice import chosen_dtype
+    from graft.hub.base.model import load_base
+    from graft.hub.evaluation.metrics import get_metric
+    from graft.hub.evaluation.tokenization import spaces_at_the_join
+    from graft.server.benchmark.dtype_speed import evaluating
+
+    metric = get_metric(task.metric)
+    examples, digest = _examples(raw, str(data or f"the evaluation set of {slug}"), limit)
+    dtype = dtype or chosen_dtype(folder, device, evaluating(), _say)
+    base = load_base(folder, device=device, dtype=dtype)
+    keeper = Scorekeeper(registry, _scoring(slug, digest, metric, base), local_user())
+    run = _Run(keeper)
+    if note := spaces_at_the_join(examples):
+        run.say(f"note: {note}")
+    chosen = scorekeeping.of_task(registry, slug, base.spec, run.say) if entrants is None else entrants
+    known = {} if again else keeper.known(chosen)
+    missing = [entrant.model for entrant in chosen if entrant not in known]
+    bare = None if again or missing else keeper.known_base()  # else it is scored anew: p is paired with it
+    if known:
+        run.say(f"{len(known)} of {len(chosen)} adapters are scored on this data already: --again scores them again.")
+    if bare is None:
+        run.score(base, missing, examples, metric)
+    rows = [*known.values(), *run.rows, *([bare] if bare else [])]
+    rows.sort(key=lambda row: (row["value"] if metric.lower_is_better else -row["value"], row["repo"] or ""))
+    if as_json:
+        print_json([row | {"name": row["repo"]} for row in rows])
+    elif rows:
+        _print_board(rows)
+    if run.interrupted:
+        raise GraftError("Interrupted. What is scored is kept: the same command goes on with the rest.")
+    failed = run.failed | keeper.unrecorded(shelf=adapters == "all", say=run.say)
+    if failed:
+        raise GraftError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _read(data: Path) -> bytes:
+    try:
+        return data.read_bytes()
+    except OSError as error:
+        raise DataError(f"{data} can't be read: {error.strerror}.") from None
+
+
+def _examples(raw: bytes, name: str, limit: int | None) -> tuple[list[Example], str]:
+    """The first examples, and the hash of just these."""
+    from graft.hub.evaluation.task_data import data_hash, parse_examples
+
+    examples = parse_examples(raw, name)
+    chosen = examples[:limit]
+    return chosen, hashlib.sha256(raw).hexdigest() if len(chosen) == len(examples) else data_hash(chosen)
+
+
+def _scoring(slug: str, digest: str, metric: Metric, base: Base) -> dict[str, Any]:
+    """What all scores of a run have in common."""
+    from importlib.metadata import version
+
+    dtype = str(base.dtype).removeprefix("torch.")
+    return {
+        "task": slug,
+        "data_hash": digest,
+        "metric": metric.name,
+        "base_fingerprint": base.spec.fingerprint,
+        "engine": f"graft {version('grafthub')} {base.device.type} {dtype}",
+    }
+
+
+class _Run:
+    """Scores adapters; as the run's listener it shows a bar, says a line a system, and has each score recorded."""
+
+    def __init__(self, keeper: Scorekeeper):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.rows: list[dict[str, Any]] = []
+        self.failed: dict[str, str] = {}
+        self.interrupted = False
+        self._keeper, self._console, self._systems = keeper, Console(stderr=True), 1
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self._console)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def score(self, base: Base, models: list[str], examples: list[Example], metric: Metric) -> None:
+        """`models` and the bare base, until all are done or Ctrl-C ends it."""
+        from graft.server.engine.engine import Engine
+        from graft.server.engine.options import Options
+        from graft.server.evaluation.shelf import evaluate
+
+        options = Options(step_rows=_EVAL_STEP_ROWS, max_running=_EVAL_RUNNING)
+        self._shown = self._bar.add_task("Scoring", total=None)
+        try:
+            with Engine(base, shelf=self._keeper.registry, options=options) as engine, self._bar:
+                evaluate(engine, models, examples, metric, self)
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def loaded(self, systems: int) -> None:
+        self._systems = systems
+
+    def refused(self, model: str, why: str) -> None:
+        self.failed[model] = why
+        self.say(f"refused: {model}: {why}")
+
+    def scored(self, found: Evaluated) -> None:
+        row = self._keeper.record(found, self._systems)
+        self.rows.append(row)
+        where = f"{len(self.rows)}/{self._systems}"
+        self.say(
+            f"{where}  {row['repo'] or '(bare base)'}: {row['metric']} {row['value']:.3f} in {row['seconds']:.1f} s"
+        )
+
+    def answered(self, done: int, total: int) -> None:
+        self._bar.update(self._shown, completed=done, total=total)
+
+
+def _print_board(scores: list[dict[str, Any]]) -> None:
+    rows = []
+    rank = 0
+    for row in scores:
+        rank += row["repo"] is not None
+        p = row["extra"].get("p_vs_base")
+        interval = f"{row['low']:.3f} .. {row['high']:.3f}"
+        against = "" if p is None else f"{p:.2g}"
+        rows.append(
+            (rank if row["repo"] else "", row["repo"] or "(bare base)", f"{row['value']:.3f}", interval, against)
+        )
+    task, metric, n = (scores[0][key] for key in ("task", "metric", "n"))
+    columns = ("rank:", "adapter", f"{metric}:", "95 % interval", "p vs base:")
+    print_table(f"{task}: {metric} on {n} examples", columns, rows)

@@ -1,0 +1,235 @@
+"""`graft serve`: a base and its adapters over HTTP, until SIGINT or SIGTERM."""
+
+import logging
+import signal
+import socket
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+import psutil
+
+from graft.hub.adapters.validation import CONFIG
+from graft.hub.cli.base_argument import BASE
+from graft.hub.cli.shared import Size
+from graft.hub.errors import GraftError
+from graft.hub.wsgi import LOOPBACK
+
+if TYPE_CHECKING:
+    from waitress.server import BaseWSGIServer, MultiSocketServer
+
+    from graft.hub.base.model import Base
+    from graft.hub.registry.hub_client import RemoteRegistry
+    from graft.hub.registry.registry import Registry
+    from graft.server.engine.engine import Engine
+
+SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
+CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
+DEFAULT_REGISTRY = Path("registry.db")
+
+
+@click.command()
+@click.option(
+    "--base", "base_name", required=True, type=BASE, help="A folder, an imported base's name or id, or a hub id."
+)
+@click.option(
+    "--registry",
+    "registry_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=f"Where NS/NAME and task:T are looked up.  [default: {DEFAULT_REGISTRY}, if it is there]",
+)
+@click.option("--hub", "hub_url", metavar="URL", help="A hub instead (graft's own, or huggingface.co).")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="A folder by a name. Repeatable.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as measured here]")
+@click.option("--runner", type=click.Choice(["auto", "fast", "eager"]), default="auto", show_default=True)
+@click.option("--max-requests", default=256, show_default=True, type=click.IntRange(1, 4096), help="Answered at once.")
+@click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
+@click.option("--max-batch-rows", type=click.IntRange(1), help="Rows in a step.")
+@click.option("--max-model-len", type=click.IntRange(1), help="Tokens of one sequence, virtual ones included.")
+@click.option("--kv-bytes", type=Size(), help="Memory of the KV cache.")
+@click.option("--adapter-host-bytes", type=Size(), help="Host memory of all adapters.")
+@click.option("--adapter-device-bytes", type=Size(), help="Device memory of all adapters.")
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="URL",
+    help="Pages of it may call from a browser; '*': any. Repeatable.",
+)
+@click.option("--allow-base-mismatch", is_flag=True, help="Serve adapters that were made for another base.")
+def serve(
+    base_name: str,
+    registry_path: Path | None,
+    hub_url: str | None,
+    adapters: tuple[str, ...],
+    host: str,
+    port: int,
+    device: str | None,
+    dtype: str | None,
+    runner: str,
+    max_requests: int,
+    max_running: int,
+    max_batch_rows: int | None,
+    max_model_len: int | None,
+    kv_bytes: int | None,
+    adapter_host_bytes: int | None,
+    adapter_device_bytes: int | None,
+    cors_origins: tuple[str, ...],
+    allow_base_mismatch: bool,
+) -> None:
+    """Serve a base; the adapter is chosen per request, by `model`."""
+    local = dict(_named_folder(given) for given in adapters)
+    if registry_path is not None and hub_url is not None:
+        raise click.UsageError("Give --registry or --hub, not both.")
+    shelf = _shelf(registry_path, hub_url)
+    _require_port(host, port)
+
+    _say(f"loading {base_name} ...")  # torch takes its seconds, too
+
+    from graft.hub.base.dtype_choice import chosen_dtype
+    from graft.hub.base.model import load_base, usable_device
+    from graft.server.benchmark.dtype_speed import serving
+    from graft.server.engine.engine import Engine
+    from graft.server.engine.options import Options
+    from graft.server.http.app import create_app
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    for client in ("httpx", "httpx2"):  # our own requests to a hub
+        logging.getLogger(client).setLevel(logging.WARNING)
+    _require_memory(kv_bytes, usable_device(device))
+    options = Options(
+        max_running=max_running,
+        step_rows=max_batch_rows,
+        cache_bytes=kv_bytes,
+        host_bytes=adapter_host_bytes,
+        device_bytes=adapter_device_bytes,
+        max_model_len=max_model_len,
+        runner=runner,
+        allow_base_mismatch=allow_base_mismatch,
+    )
+    ending = _Ending()
+    try:
+        dtype = dtype or chosen_dtype(base_name, device, serving(runner, max_running), _say)
+        base = load_base(base_name, dtype=dtype, device=device)
+        with Engine(base, local, shelf, options) as engine:
+            ending.engine = engine
+            name = base.spec.id or Path(base_name).name
+            app = create_app(engine, base_name=name, max_at_once=max_requests, cors_origins=cors_origins)
+            _answer(http_server(app, host, port, max_requests), base, name, host)
+    except KeyboardInterrupt:
+        pass
+    click.echo("graft serve: ended", err=True)
+
+
+def _say(text: str) -> None:
+    click.echo(f"graft serve: {text}", err=True)
+
+
+def http_server(app, host: str, port: int, max_requests: int) -> "BaseWSGIServer | MultiSocketServer":
+    """A listening server; its `run` answers. Raises GraftError where the port can't be had."""
+    import waitress
+
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # each request of a burst would be a warning
+    threads = max_requests + SPARE_THREADS
+    try:
+        return waitress.create_server(
+            app,
+            host=host,
+            port=port,
+            threads=threads,
+            connection_limit=threads * CONNECTIONS_PER_THREAD,
+            backlog=1024,
+            asyncore_use_poll=True,  # select() ends at 1024 connections
+            channel_request_lookahead=1,  # reads on while a request is answered, which is how a hang-up is noticed
+            send_bytes=1,  # a token leaves when it is there
+            ident=None,
+        )
+    except OSError as error:
+        raise _taken(host, port, error) from None
+
+
+def port_of(server: "BaseWSGIServer | MultiSocketServer") -> int:
+    """A name may stand for several addresses, and each has a socket then."""
+    from waitress.server import MultiSocketServer
+
+    return server.effective_listen[0][1] if isinstance(server, MultiSocketServer) else server.effective_port
+
+
+def _answer(server: "BaseWSGIServer | MultiSocketServer", base: "Base", name: str, host: str) -> None:
+    """Say so, and answer until a signal comes."""
+    shown = f"[{host}]" if ":" in host else host
+    if host not in LOOPBACK:
+        click.echo("graft serve: whoever reaches this address may use it; put a proxy with a login in front.", err=True)
+    click.echo(
+        f"graft serve: ready at http://{shown}:{port_of(server)}/v1  "
+        f"({name}, {str(base.dtype).removeprefix('torch.')} on {base.device})",
+        err=True,
+    )
+    server.run()
+
+
+class _Ending:
+    """What the first SIGINT or SIGTERM ends: the start, or the engine, by which every stream ends with an error."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        for number in self.SIGNALS:
+            signal.signal(number, self._end)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        for each in self.SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        if self.engine is not None:
+            self.engine.close()
+        raise KeyboardInterrupt
+
+
+def _named_folder(given: str) -> tuple[str, Path]:
+    name, equals, folder = given.partition("=")
+    if not equals or not name or not folder:
+        raise click.UsageError(f"--adapter must be NAME=DIR, not {given!r}.")
+    if not Path(folder).is_dir():
+        raise click.UsageError(f"--adapter {name}: there is no folder {folder}.")
+    if not (Path(folder) / CONFIG).is_file():
+        raise click.UsageError(f"--adapter {name}: {folder} is no adapter's folder, for it holds no {CONFIG}.")
+    return name, Path(folder)
+
+
+def _require_port(host: str, port: int) -> None:
+    """Raises GraftError for a port that is taken, before the base is loaded for nothing."""
+    try:
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(address[0]) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server's own will have it
+            trial.bind(address[4])
+    except OSError as error:
+        raise _taken(host, port, error) from None
+
+
+def _taken(host: str, port: int, error: OSError) -> GraftError:
+    return GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.")
+
+
+def _require_memory(kv_bytes: int | None, device: str) -> None:
+    """Raises GraftError for a KV cache that the device can't hold."""
+    import torch
+
+    cpu = device == "cpu"
+    there = psutil.virtual_memory().total if cpu else torch.cuda.get_device_properties(device).total_memory
+    if kv_bytes is not None and kv_bytes > there:
+        raise GraftError(f"--kv-bytes is more than the {there >> 30} GiB of memory of {device}: give less.")
+
+
+def _shelf(registry_path: Path | None, hub_url: str | None) -> "Registry | RemoteRegistry | None":
+    """Raises NotFoundError for a registry that was asked for and isn't there."""
+    if registry_path is None and hub_url is None and not DEFAULT_REGISTRY.is_file():
+        return None
+    from graft.hub.cli.shared import opened
+
+    return opened(registry_path or DEFAULT_REGISTRY, hub_url)

@@ -1,0 +1,405 @@
+"""The engine: one thread that owns the base and turns requests into tokens, step by step.
+
+Messages (requests, cancellations, loaded adapters) come in through an inbox; tokens leave through streams. Each step
+is planned by the scheduler, carried out by the runner, and handed to whoever its rows belong to. A failing step costs
+its own requests an error, and nobody else anything.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as List
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graft.hub.adapters.probe import Asked, Table
+from graft.hub.base.model import Base
+from graft.hub.errors import GraftError
+from graft.hub.machine.compute_threads import ComputeThreads
+from graft.hub.registry.hub_client import RemoteRegistry
+from graft.hub.registry.registry import Registry
+from graft.server.adapters.device import VIRTUAL_SHARE, Residency, Resident
+from graft.server.adapters.host import Answer, Loaded, Loader
+from graft.server.adapters.names import Library
+from graft.server.adapters.proof import Proof
+from graft.server.adapters.prover import Prover
+from graft.server.cache.blocks import Blocks
+from graft.server.cache.step import BLOCK_ROWS, make_batch
+from graft.server.cache.tensors import KVCache
+from graft.server.engine.consumers import Consumer, Generation, RowsJob, ends_of, not_finite
+from graft.server.engine.fair_queue import Gate
+from graft.server.engine.options import Options, sizes
+from graft.server.engine.request import (
+    BrokenError,
+    ClosedError,
+    Inbox,
+    Request,
+    RequestError,
+    Result,
+    Served,
+    Stream,
+    TooLongError,
+)
+from graft.server.engine.sampling import Draw, sample
+from graft.server.engine.scheduler import Plan, Scheduler, Sequence
+from graft.server.runners.eager.runner import make_runner
+from graft.server.telemetry import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Serves a base and any adapters of it. Start one a process; `close` it when done (or use it in a `with`)."""
+
+    def __init__(
+        self,
+        base: Base,
+        adapters: Mapping[str, str | Path] | None = None,
+        shelf: Registry | RemoteRegistry | None = None,
+        options: Options | None = None,
+    ):
+        """`adapters`: NAME -> folder. `shelf`: where other names are looked up. Loads nothing yet."""
+        self.base = base
+        self.options = options or Options()
+        self.sizes = sizes(self.options, base)
+        self.metrics = Metrics()
+        self.ends = ends_of(base)
+        local = {name: Path(folder) for name, folder in (adapters or {}).items()}
+        self.library = Library(base.spec.fingerprint, local, shelf)
+        self.prover = Prover(base)
+        self.loader = Loader(
+            base,
+            self.library,
+            self.prover,
+            budget_bytes=self.sizes.host_bytes,
+            allow_base_mismatch=self.options.allow_base_mismatch,
+            on_load=self.metrics.loaded,
+        )
+        self.blocks = Blocks(self.sizes.blocks)
+        cache = KVCache(base.spec, self.sizes.blocks, base.dtype, base.device)
+        self.runner = make_runner(self.options.runner, base, cache)
+        self.scheduler = Scheduler(
+            self.blocks,
+            step_rows=self.sizes.step_rows,
+            max_running=self.options.max_running,
+            prefix_sharing=self.options.prefix_sharing,
+            gate=self._gate,
+            reclaim=self._reclaim,
+        )
+        self.residency = Residency(
+            self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes, pinned=self.loader.pinned
+        )
+        self.metrics.gauges(self._gauges())
+        self._consumers: dict[Sequence, Consumer] = {}
+        self._unplaced: set[Generation] = set()  # their adapters are being loaded
+        self._base_said: dict[tuple[Asked, ...], List[Table]] = {}  # to probes' questions, on this runner
+        self._inbox = Inbox()
+        self._closing = False
+        self.steps = 0
+        self._thread = threading.Thread(target=self._live, name="graft-engine", daemon=True)
+        self._thread.start()
+
+    # For callers, on any thread
+
+    def submit(self, request: Request, sink: "SimpleQueue | None" = None) -> Stream:
+        """Queue a request. `sink`: a queue for the events of several streams (requests.Stream).
+
+        Raises RequestError where the request can't be served as it stands, ClosedError after `close`.
+        """
+        self._check(request)
+        if self._closing:
+            raise ClosedError("The server is shutting down.")
+
+        def cancel() -> None:
+            with suppress(ClosedError):  # then it has ended anyway
+                self._inbox.put(lambda: self._cancel(generation))
+
+        stream = Stream(request, cancel, sink or SimpleQueue())
+        generation = Generation(stream, self.ends, self.base.device, self.metrics)
+        self._inbox.put(lambda: self._unplaced.add(generation))
+        if request.model is None:
+            self._inbox.put(lambda: self._place(generation, None))
+        else:
+            self.loader.request(request.model, lambda answer: self._inbox.put(lambda: self._place(generation, answer)))
+        return stream
+
+    def generate(self, requests: List[Request]) -> list[Result]:
+        """Serve requests together and wait for all. Raises the first one's error, the others cancelled."""
+        streams: list[Stream] = []
+        try:
+            for request in requests:
+                streams.append(self.submit(request))
+            return [stream.result() for stream in streams]
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
+
+    def call(self, question: Callable[[], Any]) -> Any:
+        """Ask something on the engine's thread, between steps, and wait for the answer.
+
+        Raises what the question raises, ClosedError after `close`.
+        """
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(question())
+            except Exception as error:
+                answer.set_exception(error)
+
+        self._inbox.put(ask)
+        return answer.result()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken."""
+        return self._thread.is_alive() and not self._closing
+
+    def close(self) -> None:
+        """End: requests under way get ClosedError. Idempotent."""
+        if not self._closing:
+            self._closing = True
+            self._inbox.put(lambda: None)  # wakes the thread
+        self._thread.join()
+        self.loader.close()
+        self.prover.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, request: Request) -> None:
+        if not request.prompt:
+            raise RequestError("The prompt is empty: the first token needs something to follow.")
+        vocabulary = self.base.spec.vocab_size
+        if not all(0 <= id < vocabulary for id in (*request.prompt, *request.score_next)):
+            raise RequestError(f"A prompt token lies outside the base's vocabulary of {vocabulary}.")
+        self._new_tokens(request, 0)
+
+    def _new_tokens(self, request: Request, virtual: int) -> int:
+        """How many tokens a request may get beside an adapter's virtual ones. Raises TooLongError without room."""
+        usable = (self.blocks.count - 1) - (self.blocks.count - 1) // VIRTUAL_SHARE - 1
+        prompt = len(request.prompt)
+        room = min(self.sizes.max_model_len, usable * BLOCK_ROWS) - prompt - virtual
+        new = max(1, room) if request.max_tokens is None else request.max_tokens
+        total = prompt + new + virtual
+        beside = f" and the adapter's {virtual} virtual tokens" if virtual else ""
+        if total > self.sizes.max_model_len:
+            raise TooLongError(
+                f"{prompt} prompt tokens{beside} and max_tokens={new} make {total}; "
+                f"this server takes up to {self.sizes.max_model_len}."
+            )
+        if total > usable * BLOCK_ROWS:
+            raise TooLongError(f"{total} tokens don't fit into the KV cache ({usable * BLOCK_ROWS}; --kv-bytes).")
+        return new
+
+    # What Residency asks (residency.Work)
+
+    def prepare(self, loaded: Loaded, done: Callable[[Any], None]) -> None:
+        def work() -> None:
+            try:
+                made: Any = self.runner.prepare(loaded.detours)
+            except Exception as error:
+                log.exception("preparing %s failed", loaded.digest)
+                made = BrokenError(f"The adapter can't be brought to the device: {type(error).__name__}: {error}")
+            self._inbox.put(lambda: done(made))
+
+        self.loader.later(work)
+
+    def take_blocks(self, n: int, digest: str) -> list[int]:
+        return self.scheduler.take(n, digest)
+
+    def run_rows(self, resident: Resident, done: Callable[[Any], None]) -> None:
+        self._start(RowsJob(resident, resident.loaded.rows.rows, done, self.scheduler.detach))
+
+    def prove(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
+        Proof(resident, self._start, self.prover, self._base_said, done).begin()
+
+    def is_running(self, digest: str) -> bool:
+        return self.scheduler.is_running(digest)
+
+    def refused(self, digest: str, error: GraftError) -> None:
+        self.loader.refuse(digest, error)
+        self._inbox.put(lambda: self._fail_owner(digest, error))
+
+    # The engine's thread
+
+    def _live(self) -> None:
+        with ComputeThreads() as threads:
+            while not self._closing:
+                if self.runner.meets_often:
+                    threads.fit()
+                self._turn()
+        for message in self._inbox.close():
+            self._guarded(message)
+        gone = ClosedError("The server is shutting down.")
+        for consumer in [*self._consumers.values(), *self._unplaced]:
+            if isinstance(consumer, Generation):
+                consumer.fail(gone)
+
+    def _turn(self) -> None:
+        """Read what has come in, and do what there is to do, or wait for it."""
+        busy = self.scheduler.running or self.scheduler.waiting
+        for message in self._inbox.take(wait=not busy and not self.prover.busy):
+            self._guarded(message)
+        plan = self.scheduler.plan()
+        if plan.chunks:
+            began = time.monotonic()
+            self._step(plan)
+            if self.prover.busy:
+                self._guarded(partial(self.prover.beside, time.monotonic() - began))
+        elif self.prover.busy:
+            self._guarded(self.prover.turn)
+        elif busy:  # an adapter is on its way in
+            for message in self._inbox.take(wait=True, timeout=0.05):
+                self._guarded(message)
+
+    def _guarded(self, message: Callable[[], None]) -> None:
+        try:
+            message()
+        except Exception:
+            log.exception("the engine could not handle a message")
+
+    def _place(self, generation: Generation, answer: Answer | None) -> None:
+        """The adapter is in host memory (or there is none, or an error): schedule the request."""
+        self._unplaced.discard(generation)
+        loaded, served = (None, Served()) if answer is None or isinstance(answer, GraftError) else answer
+        if generation.cancelled:
+            if loaded:
+                self.loader.release(loaded)
+            return
+        if isinstance(answer, GraftError):
+            generation.fail(answer)
+            return
+        try:
+            new = self._new_tokens(generation.stream.request, loaded.virtual_rows if loaded else 0)
+            if loaded:
+                self.residency.check(loaded)
+        except GraftError as error:
+            generation.fail(error)
+            if loaded:
+                self.loader.release(loaded)
+            return
+        sequence = generation.begin(loaded, served, new)
+        if sequence.remaining <= 0:
+            generation.finish()
+            if loaded:
+                self.loader.release(loaded)
+            return
+        self._start(generation)
+        if loaded:
+            self.residency.prefetch(loaded)
+
+    def _start(self, consumer: Consumer) -> None:
+        self._consumers[consumer.sequence] = consumer
+        self.scheduler.add(consumer.sequence)
+
+    def _end(self, consumer: Consumer) -> bool:
+        """Take a consumer's sequence out; False where it is out already."""
+        if self._consumers.pop(consumer.sequence, None) is None:
+            return False
+        if not consumer.keeps_blocks:
+            self.scheduler.remove(consumer.sequence)
+        if consumer.loaded is not None:
+            self.loader.release(consumer.loaded)
+        return True
+
+    def _finish(self, consumer: Consumer) -> None:
+        if self._end(consumer):
+            consumer.finish()
+
+    def _fail(self, consumer: Consumer, error: GraftError) -> None:
+        if self._end(consumer):
+            if consumer.keeps_blocks:
+                self.scheduler.remove(consumer.sequence)
+            consumer.fail(error)
+
+    def _fail_owner(self, digest: str, error: GraftError) -> None:
+        for consumer in [c for c in self._consumers.values() if c.loaded is not None and c.loaded.digest == digest]:
+            self._fail(consumer, error)
+
+    def _cancel(self, generation: Generation) -> None:
+        if generation in self._unplaced:
+            self._unplaced.discard(generation)
+            generation.cancel()
+        elif self._consumers.get(generation.sequence) is generation:
+            self._end(generation)
+            generation.cancel()
+
+    def _gate(self, sequence: Sequence) -> Gate:
+        loaded = self._consumers[sequence].loaded
+        if loaded is None:
+            return Gate.READY
+        gate, sequence.virtual = self.residency.gate(loaded)
+        return gate
+
+    def _reclaim(self, keep: str | None) -> bool:
+        return self.residency.reclaim(keep)
+
+    def _step(self, plan: Plan) -> None:
+        self.steps += 1
+        chunks = plan.chunks
+        try:
+            batch, order = make_batch([(chunk.sequence.owner, chunk.run()) for chunk in chunks], plan.copies)
+            logits = self.runner.run(batch)
+            self._deliver([(chunks[i], run.logits) for i, run in zip(order, batch.runs, strict=True)], logits)
+        except Exception as error:
+            log.exception("a step failed")
+            self.scheduler.withdraw(plan)
+            failure = error if isinstance(error, GraftError) else BrokenError(f"A step failed: {error}")
+            for chunk in chunks:
+                if chunk.sequence in self._consumers:
+                    self._fail(self._consumers[chunk.sequence], failure)
+
+    def _deliver(self, parts: list, logits: Tensor) -> None:
+        """Hand each chunk its logits, draw what is asked for, and see who is done. parts: (chunk, its rows)."""
+        rows: list[int] = []
+        draws: list[tuple[Consumer, Draw]] = []
+        first = 0
+        for chunk, count in parts:
+            consumer = self._consumers[chunk.sequence]
+            draw = consumer.observe(chunk, logits[first : first + count])
+            first += count
+            if draw is not None:
+                draws.append((consumer, draw))
+                rows.append(first - 1)
+            elif chunk.sequence.remaining <= 0:
+                self._finish(consumer)
+        if not draws:
+            return
+        wanted = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+        tokens = sample(wanted, [draw for _, draw in draws], self.runner.argmax)
+        for (consumer, _), token in zip(draws, tokens, strict=True):
+            if token is None:
+                self._fail(consumer, not_finite())
+            elif consumer.accept(token):
+                self._finish(consumer)
+
+    def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        blocks, scheduler, loader, residency = self.blocks, self.scheduler, self.loader, self.residency
+        return {
+            "graft_requests_running": ("Requests in the present step", lambda: scheduler.running),
+            "graft_requests_waiting": ("Requests not admitted yet", lambda: scheduler.waiting),
+            "graft_preemptions": ("Requests that gave up their blocks", lambda: scheduler.preemptions),
+            "graft_cache_blocks_used": ("KV cache blocks in use", lambda: blocks.used),
+            "graft_cache_blocks": ("KV cache blocks", lambda: blocks.count - 1),
+            "graft_prefix_blocks_found": ("Prompt blocks found in the cache", lambda: blocks.hits),
+            "graft_prefix_blocks_computed": ("Shareable prompt blocks computed", lambda: blocks.misses),
+            "graft_adapter_host_bytes": ("Adapters in host memory", lambda: loader.bytes),
+            "graft_adapter_device_bytes": ("Adapters on the device", lambda: residency.bytes),
+            "graft_adapter_hits": ("Requests whose adapter was in host memory", lambda: loader.stats.hits),
+            "graft_adapter_misses": ("Requests that began a load", lambda: loader.stats.misses),
+            "graft_adapter_load_failures": ("Loads that failed", lambda: loader.stats.failures),
+            "graft_adapter_evictions": ("Adapters dropped from the device", lambda: residency.evictions),
+        }

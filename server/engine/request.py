@@ -1,0 +1,203 @@
+"""What a caller asks of the engine, and what it gets back: a request, its stream of events, its result.
+
+Knows neither HTTP nor torch. A `Stream` is the only thing that two threads share: the engine puts events in, the
+caller takes them out.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+from graft.hub.errors import GraftError
+from graft.server.engine.sampling import Sampling, Token
+
+
+class RequestError(GraftError):
+    """A request that can't be served as it stands."""
+
+    code = "invalid_request"
+
+
+class TooLongError(RequestError):
+    """Prompt and answer are longer than a sequence may be. Clients shorten a conversation on this very code."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
+class EngineError(GraftError):
+    """The engine failed at a step; only the requests of that step are lost."""
+
+    status = 500
+    code = "engine_error"
+
+
+class BrokenError(EngineError):
+    """Something failed that should not have. Its message is for the log: it may tell of internals."""
+
+    code = "internal_error"
+
+
+class CapacityError(EngineError):
+    """The adapter does not fit into the memory that this server was given."""
+
+    status = 422
+    code = "no_capacity"
+
+
+class BusyError(GraftError):
+    """Too much is waiting already."""
+
+    status = 429
+    code = "overloaded"
+
+
+class ClosedError(GraftError):
+    """The engine has been closed."""
+
+    status = 503
+    code = "closed"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue. `model`: an adapter's name, None for the bare base.
+
+    `max_tokens`: None for as many as there is room for. `score_from`: report the log-probability of every prompt
+    token from this index on (the first has none).
+    """
+
+    prompt: tuple[int, ...]
+    model: str | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_ids: tuple[int, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    score_from: int | None = None
+    score_next: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a request runs on. `digest` and the rest are None for the bare base."""
+
+    name: str | None = None
+    digest: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished request. `prompt`: scored prompt tokens from `score_from` on, then those of `score_next`."""
+
+    tokens: tuple[Token, ...]
+    finish_reason: str  # "stop" | "length" | "cancelled"
+    served: Served
+    prompt: tuple[Token, ...] = ()
+    cached_tokens: int = 0
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request's first step is planned: its adapter is loaded and proven."""
+
+    served: Served
+    cached_tokens: int = 0  # prompt tokens whose keys and values were found, not computed
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The next scored prompt tokens; after the last of them, those of `score_next`."""
+
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    reason: str
+    cached_tokens: int = 0  # prompt tokens whose keys and values were found, not computed
+
+
+Event = Started | Scored | Token | Finished
+
+
+@dataclass(eq=False)
+class Stream:
+    """The events of one request, in order, until Finished; iterating raises GraftError where the request failed.
+
+    Several streams may share one `sink`; whoever reads it then, tells them apart by the stream beside each event.
+    """
+
+    request: Request
+    cancel: Callable[[], None]
+    sink: "SimpleQueue[tuple[Stream, Event | GraftError]]" = field(default_factory=SimpleQueue)
+
+    def put(self, event: Event | GraftError) -> None:
+        self.sink.put((self, event))
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            _, event = self.sink.get()
+            if isinstance(event, GraftError):
+                raise event
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    def result(self) -> Result:
+        """Wait for the end."""
+        served, tokens, prompt = Served(), [], []
+        for event in self:
+            match event:
+                case Started():
+                    served = event.served
+                case Scored():
+                    prompt.extend(event.tokens)
+                case Token():
+                    tokens.append(event)
+                case Finished():
+                    return Result(tuple(tokens), event.reason, served, tuple(prompt), event.cached_tokens)
+        raise AssertionError("a stream ends with Finished")
+
+
+class Inbox:
+    """Messages to the engine's thread, which sleeps while there are none."""
+
+    def __init__(self) -> None:
+        self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._filled = threading.Event()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def put(self, message: Callable[[], None]) -> None:
+        """Raises ClosedError where nobody will read the message."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError("The server is shutting down.")
+            self._messages.put(message)
+        self._filled.set()
+
+    def close(self) -> list[Callable[[], None]]:
+        """The last messages; nothing can be put from now on."""
+        with self._lock:
+            self._closed = True
+        return self.take(wait=False)
+
+    def take(self, *, wait: bool, timeout: float | None = None) -> list[Callable[[], None]]:
+        """All messages so far; waits for one if asked to."""
+        if wait:
+            self._filled.wait(timeout)
+        self._filled.clear()
+        taken = []
+        while not self._messages.empty():
+            taken.append(self._messages.get())
+        return taken

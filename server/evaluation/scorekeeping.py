@@ -1,0 +1,122 @@
+"""What a registry knows of a task's adapters before an evaluation, and what it is told of each score. Torch-free."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from graft.hub.base.manifest import BaseSpec
+from graft.hub.errors import ForbiddenError, GraftError
+from graft.hub.registry.leaderboard import FIELDS, Evaluation
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import MAX_PAGE, Query, on_base
+
+if TYPE_CHECKING:
+    from graft.hub.registry.hub_client import RemoteRegistry
+    from graft.server.evaluation.shelf import Evaluated
+
+BARE = "(bare base)"
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An adapter to be scored, pinned to the revision it stands for now."""
+
+    repo: str
+    revision: str
+    digest: str | None
+
+    @property
+    def model(self) -> str:
+        return f"{self.repo}@{self.revision}"
+
+
+def named(registry: "Registry | RemoteRegistry", names: str, base: BaseSpec | None) -> list[Entrant]:
+    """The adapters in a list separated by commas. Raises GraftError naming each that is not there."""
+    entrants, missing = [], []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        try:
+            found = registry.resolve(name, base=base.fingerprint if base else None)
+            entrants.append(Entrant(found.repo, found.id, found.digest))
+        except GraftError as error:
+            missing.append(str(error))
+    if missing:
+        raise GraftError(" ".join(missing))
+    if not entrants:
+        raise GraftError("--adapters names none: give NS/NAME[@REV],... or 'all'.")
+    return entrants
+
+
+def of_task(
+    registry: "Registry | RemoteRegistry", slug: str, spec: BaseSpec, say: Callable[[str], None]
+) -> list[Entrant]:
+    """Every adapter of the task on this base; `say` is told those on other bases."""
+    found = list(on_base(registry.search, spec, slug))
+    names = {entry.name for entry in found}
+    others = [entry for entry in registry.search(Query(task=slug, limit=MAX_PAGE)).entries if entry.name not in names]
+    for entry in others:
+        say(f"left out: {entry.name}, for the base {entry.base or 'that it does not name'}")
+    return [Entrant(entry.name, entry.revision_id, entry.digest) for entry in found]
+
+
+class Scorekeeper:
+    """The scores of one task, on one set of examples, by one engine. `scoring`: what all of them have in common."""
+
+    def __init__(self, registry: "Registry | RemoteRegistry", scoring: Mapping[str, Any], user: str):
+        self.registry, self.scoring, self.user = registry, dict(scoring), user
+        self.refused: dict[str, GraftError] = {}  # why a score could not be recorded, by repo
+
+    def known(self, entrants: Iterable[Entrant]) -> dict[Entrant, dict[str, Any]]:
+        """The scores that are there already, of the same weights on the same examples by the same engine."""
+        found = {}
+        for entrant in entrants:
+            for row in self.registry.evaluations(entrant.repo):
+                same = row.digest == entrant.digest if entrant.digest else row.revision == entrant.revision
+                if same and self._is_ours(row):
+                    found[entrant] = _as_row(row) | {"repo": entrant.repo, "revision": entrant.revision}
+                    break
+        return found
+
+    def known_base(self) -> dict[str, Any] | None:
+        """The bare base's score, where it is on the leaderboard."""
+        standings = self.registry.leaderboard(self.scoring["task"], self.scoring["base_fingerprint"])
+        rows = (standing.evaluation for standing in standings if standing.evaluation.repo is None)
+        return next((_as_row(row) for row in rows if self._is_ours(row)), None)
+
+    def record(self, found: "Evaluated", systems: int) -> dict[str, Any]:
+        """Write a score to the registry as soon as it is there; what it refuses is kept in `refused`."""
+        row = self.scoring | {
+            "value": found.score.value,
+            "low": found.score.low,
+            "high": found.score.high,
+            "n": found.score.n,
+            "repo": found.model.partition("@")[0] if found.model else None,
+            "revision": found.served.revision,
+            "digest": found.served.digest,
+            "seconds": found.seconds,
+            "extra": {"systems": systems, **({} if found.p is None else {"p_vs_base": found.p})},
+        }
+        try:
+            self.registry.record_evaluation(user=self.user, **row)
+        except GraftError as error:
+            self.refused[row["repo"] or BARE] = error
+        return row
+
+    def unrecorded(self, *, shelf: bool, say: Callable[[str], None]) -> dict[str, str]:
+        """Which scores could not be recorded, and why. Whoever scores a whole `shelf` may not write to all of it.
+
+        Nor may all write the bare base's on a hub, which takes an admin's token: both are said, and are no failures.
+        """
+        forbidden = {repo for repo, why in self.refused.items() if isinstance(why, ForbiddenError)}
+        excused = forbidden if shelf else forbidden & {BARE}
+        if excused:
+            why = self.refused[min(excused)]
+            say(f"note: measured and shown, but not recorded: {', '.join(sorted(excused))} ({why})")
+        return {repo: str(why) for repo, why in self.refused.items() if repo not in excused}
+
+    def _is_ours(self, row: Evaluation) -> bool:
+        told = {"base_fingerprint": row.base_fingerprint or self.scoring["base_fingerprint"]}
+        return row.source == "graft" and asdict(row) | told | self.scoring == asdict(row) | told
+
+
+def _as_row(found: Evaluation) -> dict[str, Any]:
+    return {key: value for key, value in asdict(found).items() if key in FIELDS}

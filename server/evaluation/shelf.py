@@ -1,0 +1,221 @@
+"""Scoring a task's whole shelf in one mixed run: every adapter and the bare base, through the same engine.
+
+Classification: the label with the largest sum of token log-probabilities after the prompt; generation: greedy text
+against the reference. Knows an engine, examples and metrics; no registry, no terminal.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from queue import SimpleQueue
+from typing import Protocol
+
+from graft.hub.errors import GraftError
+from graft.hub.evaluation.eval_prompts import label_groups, named, text_of, text_prompts
+from graft.hub.evaluation.metrics import Metric, Score, paired_p, score
+from graft.hub.evaluation.task_data import Example
+from graft.server.engine.engine import Engine
+from graft.server.engine.request import Finished, Request, Scored, Served, Started, Stream
+from graft.server.engine.sampling import Sampling, Token
+
+_AHEAD = 512  # requests submitted and not answered yet
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One system's score; `model` None is the bare base. `p`: that it differs from the bare base, paired."""
+
+    model: str | None
+    served: Served
+    score: Score
+    predictions: list[str]
+    seconds: float  # since the system before it was done, the first since all were loaded
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A mixed run. `failed`: adapters that could not be served, and why."""
+
+    systems: list[Evaluated]
+    failed: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One request that every system gets, and which answers it gives."""
+
+    example: int
+    request: Request
+    labels: tuple[tuple[str, int], ...] = ()  # (label, index of its last id in score_next)
+
+
+@dataclass
+class _Answer:
+    """What one system says to it."""
+
+    ask: _Ask
+    scored: list[Token] = field(default_factory=list)
+    drawn: list[Token] = field(default_factory=list)
+
+
+class Listener(Protocol):
+    """Whoever wants to know how a run goes."""
+
+    def loaded(self, systems: int) -> None:
+        """So many will be scored, the bare base among them."""
+
+    def refused(self, model: str, why: str) -> None:
+        """An adapter can't be served; the others go on."""
+
+    def scored(self, found: Evaluated) -> None:
+        """A system is done: whatever happens later, this score stands."""
+
+    def answered(self, done: int, total: int) -> None:
+        """So many requests have their answer."""
+
+
+def evaluate(
+    engine: Engine,
+    models: Sequence[str],
+    examples: Sequence[Example],
+    metric: Metric,
+    listener: Listener,
+) -> Evaluation:
+    """Score `models` and the bare base, which comes first; `listener` is told of each as soon as it is done.
+
+    Raises DataError naming an example that lacks labels the metric needs, or has no room for its prompt.
+    """
+    began = time.monotonic()
+    served, failed = _loaded(engine, models, listener)
+    systems: list[str | None] = [None, *served]
+    listener.loaded(len(systems))
+    asks = {"labels": _label_asks, "text": _text_asks}[metric.answers](engine, examples)
+    answer = {"labels": _best_label, "text": lambda answers: _text(engine, answers)}[metric.answers]
+    references = [example.completion for example in examples]
+    found: list[Evaluated] = []
+    bare: list[float] | None = None
+    at = time.monotonic()
+    for model, answers in zip(systems, _answered(engine, systems, asks, listener.answered), strict=True):
+        predictions = [answer(own) for own in _by_example(answers, len(examples))]
+        values = metric.values(predictions, references)
+        p = None if bare is None else paired_p(metric, values, bare)
+        bare, now = values if bare is None else bare, time.monotonic()
+        system = Evaluated(
+            model, served.get(model, Served()), score(metric, values), predictions, seconds=now - at, p=p
+        )
+        at = now
+        found.append(system)
+        listener.scored(system)
+    return Evaluation(found, failed, time.monotonic() - began)
+
+
+def _loaded(engine: Engine, models: Sequence[str], listener: Listener) -> tuple[dict[str, Served], dict[str, str]]:
+    """Load every adapter, all at once: what each stands for, and what is wrong with the others."""
+    streams = {name: engine.submit(Request(prompt=(0,), model=name, max_tokens=1)) for name in models}
+    served, failed = {}, {}
+    for name, stream in streams.items():
+        try:
+            served[name] = stream.result().served
+        except GraftError as error:
+            failed[name] = str(error)
+            listener.refused(name, failed[name])
+    return served, failed
+
+
+def _room(engine: Engine) -> int:
+    """Tokens that every system can take: the longest sequence less the longest virtual prompt."""
+    return engine.sizes.max_model_len - max((one.virtual_rows for one in engine.loader.snapshot()), default=0)
+
+
+def _label_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
+    """Labels that differ in their last id only are one request: the ids before it, then all the last ones."""
+    room, asks = _room(engine), []
+    for index, example in enumerate(examples):
+        for group in label_groups(example, engine.base.tokenizer, room, named(index)):
+            request = Request(
+                prompt=(*group.prompt, *group.before),
+                max_tokens=0,
+                score_from=len(group.prompt) if group.before else None,
+                score_next=tuple(group.last.values()),
+            )
+            asks.append(_Ask(index, request, tuple((label, place) for place, label in enumerate(group.last))))
+    return asks
+
+
+def _text_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
+    prompts, new_tokens = text_prompts(examples, engine.base.tokenizer, _room(engine))
+    return [
+        _Ask(index, Request(prompt=prompt, max_tokens=new_tokens, sampling=Sampling(temperature=0)))
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _answered(
+    engine: Engine, systems: Sequence[str | None], asks: Sequence[_Ask], progress: Callable[[int, int], None]
+) -> Iterator[list[_Answer]]:
+    """Each system's answers, one system after the other, so that an end in the middle leaves whole ones.
+
+    The engine is kept supplied across their boundaries. Raises the first error, the rest cancelled.
+    """
+    sink: SimpleQueue = SimpleQueue()
+    waiting: dict[Stream, tuple[int, _Answer]] = {}
+    given: list[list[_Answer]] = [[] for _ in systems]
+    left = ((place, _Answer(ask)) for place in range(len(systems)) for ask in asks)
+    done, total = 0, len(systems) * len(asks)
+
+    def submit(place: int, answer: _Answer) -> None:
+        waiting[engine.submit(replace(answer.ask.request, model=systems[place]), sink)] = (place, answer)
+
+    try:
+        for place, answer in islice(left, _AHEAD):
+            submit(place, answer)
+        for place in range(len(systems)):
+            while len(given[place]) < len(asks):
+                stream, event = sink.get()
+                match event:
+                    case Started():
+                        pass
+                    case Scored():
+                        waiting[stream][1].scored.extend(event.tokens)
+                    case Token():
+                        waiting[stream][1].drawn.append(event)
+                    case Finished():
+                        finished, answer = waiting.pop(stream)
+                        given[finished].append(answer)
+                        done += 1
+                        progress(done, total)
+                        for follower in islice(left, 1):
+                            submit(*follower)
+                    case _:
+                        raise event
+            yield given[place]
+    finally:
+        for stream in waiting:
+            stream.cancel()
+
+
+def _by_example(answers: Sequence[_Answer], count: int) -> list[list[_Answer]]:
+    found: list[list[_Answer]] = [[] for _ in range(count)]
+    for answer in answers:
+        found[answer.ask.example].append(answer)
+    return found
+
+
+def _best_label(answers: Sequence[_Answer]) -> str:
+    sums: dict[str, float] = {}
+    for answer in answers:
+        labels = answer.ask.labels
+        shared = len(answer.scored) - len(labels)
+        before = sum(token.logprob for token in answer.scored[:shared])
+        for label, place in labels:
+            sums[label] = before + answer.scored[shared + place].logprob
+    return max(sums, key=sums.__getitem__)
+
+
+def _text(engine: Engine, answers: Sequence[_Answer]) -> str:
+    (answer,) = answers
+    ids = [token.id for token in answer.drawn if token.id not in engine.ends]
+    return text_of(ids, engine.base.tokenizer)

@@ -1,0 +1,205 @@
+"""What is served here, as clients see it: the base and its adapters, where they are, and moving them on request.
+
+Reads the engine's library, loader and residency; changes them on the engine's thread. Knows no HTTP.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graft.hub.adapters.probe import Verdict
+from graft.hub.adapters.validation import Inspection, inspect_artifact
+from graft.hub.errors import ConflictError, GraftError, NotFoundError
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import on_base
+from graft.server.adapters.host import Loaded
+from graft.server.adapters.names import Location
+from graft.server.engine.engine import Engine
+from graft.server.engine.request import Request, Served
+
+PINNED_SHARE = 2  # pins may take half of a budget, so that the other adapters can always come and go
+
+
+class NotLoadedError(NotFoundError):
+    """The adapter is known, and not in memory."""
+
+    code = "not_loaded"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An adapter. `error`: why it can't be served; then what was not found out is None."""
+
+    name: str
+    digest: str | None = None
+    revision: str | None = None
+    method: str | None = None
+    variant: str | None = None
+    task: str | None = None
+    bytes: int | None = None  # of its weights
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where an adapter is."""
+
+    host_bytes: int = 0
+    device_bytes: int = 0
+    pinned: bool = False
+    virtual_tokens: int = 0
+    proof: Verdict | None = None  # None: not in memory, or still under way
+
+    @property
+    def state(self) -> str:
+        return "device" if self.device_bytes else "host" if self.host_bytes else "disk"
+
+
+class Inventory:
+    """Safe for many threads."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._inspected: dict[str, tuple[str, Inspection | GraftError]] = {}  # local name -> (version, what it is)
+
+    def entries(self) -> list[Entry]:
+        """Every adapter that can be named: local ones, those on the shelf (registries only; a remote hub's as far as
+        they have been asked for)."""
+        found = {name: self.entry(name) for name in self._engine.library.names}
+        for entry in self._shelved():
+            found.setdefault(entry.name, entry)
+        for name in self._engine.loader.served().keys() - found.keys():
+            found[name] = self.entry(name)
+        return [entry for _, entry in sorted(found.items())]
+
+    def entry(self, name: str) -> Entry:
+        """One adapter by any of its names. Raises NotFoundError."""
+        try:
+            location = self._engine.library.locate(name)
+        except NotFoundError:
+            if name in self._engine.library.names:  # its folder has gone
+                return Entry(name, error="The adapter's folder is gone.")
+            raise
+        if location.folder is not None:
+            return self._local(location, location.folder)
+        loaded = next((one for one in self._engine.loader.snapshot() if one.digest == location.digest), None)
+        return Entry(
+            name=name,
+            digest=location.digest,
+            revision=location.revision,
+            method=loaded.method if loaded else None,
+            variant=loaded.variant if loaded else None,
+            bytes=loaded.bytes if loaded else None,
+        )
+
+    def placed(self) -> dict[str, Placed]:
+        """Digest -> where it is, of all in memory."""
+        loader, residency = self._engine.loader, self._engine.residency
+        device = self._engine.call(lambda: {one.digest: one.bytes for one in residency.snapshot()})
+        return {
+            one.digest: Placed(
+                one.bytes, device.get(one.digest, 0), one.digest in loader.pinned, one.virtual_rows, one.case.verdict
+            )
+            for one in loader.snapshot()
+        }
+
+    def load(self, name: str) -> Served:
+        """Bring an adapter to the device and prove it. Raises the GraftError that a request for it would get."""
+        start = next(iter(self._engine.ends), 0)
+        return self._engine.submit(Request((start, start), name, max_tokens=0, score_from=0)).result().served
+
+    def unload(self, name: str) -> Served:
+        """Take an adapter out of memory, unpinned; it stays known, and comes back when asked for.
+
+        Raises NotLoadedError, or ConflictError while requests use it.
+        """
+        loaded, served = self._in_memory(name)
+
+        def drop() -> bool:
+            if loaded.users or not self._engine.residency.drop(loaded.digest):
+                return False
+            self._engine.loader.pinned.discard(loaded.digest)
+            self._engine.loader.drop(loaded.digest)
+            return True
+
+        if not self._engine.call(drop):
+            raise ConflictError(f"{name} is in use: unload it when its requests are done.")
+        return served
+
+    def pin(self, name: str, pinned: bool) -> Served:
+        """Keep the version that the name stands for now in memory, or let it go again.
+
+        Raises ConflictError where pins would take more than their share of memory.
+        """
+        if not pinned:
+            loaded, served = self._in_memory(name)
+            self._engine.call(lambda: self._engine.loader.pinned.discard(loaded.digest))
+            return served
+        self.load(name)
+        loaded, served = self._in_memory(name)
+        if not self._engine.call(lambda: self._pinned(loaded)):
+            raise ConflictError(
+                f"Pinning {name} would leave too little room for other adapters: unpin one first, or start the "
+                f"server with larger --adapter-device-bytes and --adapter-host-bytes."
+            )
+        return served
+
+    def _pinned(self, loaded: Loaded) -> bool:
+        """On the engine's thread."""
+        loader, residency = self._engine.loader, self._engine.residency
+        together = [one for one in loader.snapshot() if one.digest in loader.pinned and one is not loaded] + [loaded]
+        size = sum(one.bytes for one in together)
+        if PINNED_SHARE * size > min(loader.budget_bytes, residency.budget_bytes):
+            return False
+        if PINNED_SHARE * residency.blocks_of(together) > residency.virtual_limit:
+            return False
+        loader.pinned.add(loaded.digest)
+        return True
+
+    def _in_memory(self, name: str) -> tuple[Loaded, Served]:
+        """Raises NotFoundError for an unknown name, NotLoadedError for an adapter that isn't in memory."""
+        location = self._engine.library.locate(name)
+        loaded = self._engine.loader.find(location)
+        if loaded is None:
+            raise NotLoadedError(f"{name} is not loaded.")
+        return loaded, Served(name, loaded.digest, location.revision)
+
+    def _local(self, location: Location, folder: Path) -> Entry:
+        version, found = self._inspected.get(location.name, ("", GraftError()))
+        if version != location.version:
+            try:
+                found = inspect_artifact(folder, self._engine.base.spec)
+            except GraftError as error:
+                found = error
+            self._inspected[location.name] = (location.version, found)
+        if isinstance(found, GraftError):
+            return Entry(location.name, error=str(found))
+        return Entry(location.name, found.digest, None, found.method, found.variant, found.task, found.bytes, None)
+
+    def _shelved(self) -> Iterator[Entry]:
+        shelf = self._engine.library.shelf
+        if not isinstance(shelf, Registry):
+            return
+        for row in on_base(shelf.search, self._engine.base.spec):
+            if row.digest:
+                yield Entry(row.name, row.digest, row.revision_id, row.method, None, row.task, row.bytes)
+
+
+def described(entry: Entry, placed: Placed) -> dict[str, Any]:
+    """An adapter for /v1/adapters: what it is and where it is."""
+    return {
+        "id": entry.name,
+        "digest": entry.digest,
+        "revision": entry.revision,
+        "kind": entry.method,
+        "variant": entry.variant,
+        "task": entry.task,
+        "bytes": entry.bytes,
+        "state": placed.state,
+        "bytes_by_tier": {"host": placed.host_bytes, "device": placed.device_bytes},
+        "pinned": placed.pinned,
+        "virtual_tokens": placed.virtual_tokens,
+        "proof": {"outcome": proof.outcome.value, "why": proof.why} if (proof := placed.proof) else None,
+        "error": entry.error,
+    }

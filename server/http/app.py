@@ -1,0 +1,367 @@
+"""The server over HTTP: OpenAI's API, the adapters, health and numbers, as one WSGI application around an engine.
+
+Routes and errors only: bodies are checked in schemas.py, answered by completions.py, written by answers.py. Every
+error has OpenAI's one shape, and no internals in it. Each request is served by one thread from start to end.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
+from prometheus_client import CONTENT_TYPE_LATEST
+from werkzeug.exceptions import HTTPException
+
+from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.wsgi import request_id
+from graft.server.engine.engine import Engine
+from graft.server.engine.request import BusyError, ClosedError, Served
+from graft.server.http import cors, openapi
+from graft.server.http.adapters import Entry, Inventory, NotLoadedError, Placed, described
+from graft.server.http.answer import Answer, Asked, Disconnected, asked_chat, asked_completion
+from graft.server.http.schemas import AdapterBody, BadField, ChatBody, CompletionBody, Generation, PinBody, parse
+from graft.server.http.shapes import CHAT, COMPLETION, Shape, Writer, broken_message, error_body, public_message
+from graft.server.http.text import Names
+
+log = logging.getLogger("graft.server")
+
+MAX_BODY_BYTES = 32 << 20
+MAX_AT_ONCE = 256
+MAX_HEADER_CHARS = 1000
+RETRY_AFTER_S = 1
+_CHAT_INSTEAD = "use /v1/chat/completions, which takes the whole conversation every time."
+_V1 = "every path begins with /v1, so a client's base URL is http://HOST:PORT/v1."
+# Paths of other APIs, and what does here what they do.
+ELSEWHERE = {
+    "/v1/responses": _CHAT_INSTEAD,
+    "/v1/messages": _CHAT_INSTEAD,
+    "/v1/assistants": _CHAT_INSTEAD,
+    "/v1/threads": _CHAT_INSTEAD,
+    "/api/chat": _CHAT_INSTEAD,
+    "/api/generate": "use /v1/completions.",
+    "/v1/engines": "use /v1/models.",
+    "/v1/embeddings": "this server generates text only.",
+    "/generate": "use /v1/completions.",
+    **dict.fromkeys(("/chat/completions", "/completions", "/models", "/responses", "/v1/v1/chat/completions"), _V1),
+}
+EXTENSION = "graft"
+blueprint = Blueprint("v1", __name__)
+
+
+class Service:
+    """What the routes share."""
+
+    def __init__(self, engine: Engine, base_name: str, max_at_once: int):
+        self.engine = engine
+        self.base_name = base_name
+        self.started = int(time.time())
+        self.inventory = Inventory(engine)
+        self.names = Names(engine.base.tokenizer)
+        self.room = threading.BoundedSemaphore(max_at_once)
+
+
+def create_app(
+    engine: Engine,
+    *,
+    base_name: str | None = None,
+    max_at_once: int = MAX_AT_ONCE,
+    cors_origins: Sequence[str] = (),
+) -> Flask:
+    """`base_name`: what the bare base is called in `model` (default: its recorded id). `max_at_once`: completions under
+    way; more are told to come again, so that threads remain for everything else. `cors_origins`: whose pages may call."""
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.url_map.strict_slashes = False
+    app.extensions[EXTENSION] = Service(engine, base_name or engine.base.spec.id or "base", max_at_once)
+    app.register_blueprint(blueprint)
+    app.before_request(_begin)
+    cors.allow(app, cors_origins)
+    app.after_request(_stamp)
+    app.register_error_handler(GraftError, _on_graft_error)
+    app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(Disconnected, _on_disconnect)
+    app.register_error_handler(Exception, _on_bug)
+    return app
+
+
+def service() -> Service:
+    return current_app.extensions[EXTENSION]
+
+
+# Completions
+
+
+@blueprint.post("/v1/completions")
+def completions() -> Response:
+    body = _body(CompletionBody)
+    return _complete(body, asked_completion(body, service().engine, service().base_name), COMPLETION)
+
+
+@blueprint.post("/v1/chat/completions")
+def chat_completions() -> Response:
+    body = _body(ChatBody)
+    return _complete(body, asked_chat(body, service().engine, service().base_name), CHAT)
+
+
+def _complete(body: Generation, asked: Asked, shape: Shape) -> Response:
+    """One answer, whole or as a stream. Nothing stays under way in the engine once this request has ended."""
+    with ExitStack() as cleanup:
+        if not service().room.acquire(blocking=False):
+            raise BusyError("The server is answering as many requests as it can: try again in a moment.")
+        cleanup.callback(service().room.release)
+        answer = Answer(service().engine, asked, request.environ.get("waitress.client_disconnected", lambda: False))
+        cleanup.callback(answer.cancel)
+        try:
+            first = answer.begin()
+        except NotFoundError as error:
+            raise _UnknownModelError(str(error)) from None
+        finally:
+            g.served = answer.served if answer.served.digest else g.served
+        writer = Writer(shape, answer, body.model, g.request_id, _fingerprint(), service().names)
+        pieces = chain(first, answer.pieces())
+        if not body.stream:
+            return jsonify(writer.whole(pieces))
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        events = _guarded(writer.stream(pieces, include_usage=include_usage), g.request_id)
+        response = Response(events, mimetype="text/event-stream")
+        response.headers["Cache-Control"] = "no-cache"
+        response.headers["X-Accel-Buffering"] = "no"
+        response.call_on_close(cleanup.pop_all().close)
+        return response
+
+
+class _UnknownModelError(NotFoundError):
+    code = "model_not_found"
+    param = "model"
+
+
+def _guarded(events: Iterator[bytes], request_id: str) -> Iterator[bytes]:
+    """The headers are out: a bug can only end the stream with an error event."""
+    try:
+        yield from events
+    except Disconnected:
+        return
+    except Exception:
+        log.exception("request %s failed", request_id)
+        yield Writer.failure(request_id)
+
+
+# Models and adapters
+
+
+@blueprint.get("/v1/models")
+def models() -> Response:
+    placed = service().inventory.placed()
+    adapters = [_model(entry, placed) for entry in service().inventory.entries()]
+    return jsonify(object="list", data=[_base_model(), *adapters])
+
+
+@blueprint.get("/v1/models/<path:name>")
+def model(name: str) -> Response:
+    if name == service().base_name:
+        return jsonify(_base_model())
+    return jsonify(_model(_known(name), service().inventory.placed()))
+
+
+@blueprint.get("/v1/adapters")
+def adapters() -> Response:
+    placed = service().inventory.placed()
+    data = [described(entry, placed.get(entry.digest or "", Placed())) for entry in service().inventory.entries()]
+    return jsonify(object="list", data=data)
+
+
+@blueprint.post("/v1/adapters/load")
+def load() -> Response:
+    return _moved(AdapterBody, lambda body: service().inventory.load(body.model))
+
+
+@blueprint.post("/v1/adapters/unload")
+def unload() -> Response:
+    return _moved(AdapterBody, lambda body: service().inventory.unload(body.model))
+
+
+@blueprint.post("/v1/adapters/pin")
+def pin() -> Response:
+    return _moved(PinBody, lambda body: service().inventory.pin(body.model, body.pinned))
+
+
+def _moved(schema, move) -> Response:
+    """Do something with an adapter and say how it stands now."""
+    body = _body(schema)
+    if body.model == service().base_name:
+        raise BadField(f"{body.model} is the base, which is always there; name an adapter.", "model")
+    try:
+        g.served = move(body)
+    except NotLoadedError:
+        raise
+    except NotFoundError as error:
+        raise _UnknownModelError(str(error)) from None
+    entry = _known(body.model)
+    placed = service().inventory.placed().get(g.served.digest or "", Placed())
+    return jsonify(described(entry, placed))
+
+
+def _known(name: str) -> Entry:
+    try:
+        entry = service().inventory.entry(name)
+    except NotFoundError as error:
+        raise _UnknownModelError(str(error)) from None
+    g.served = Served(name, entry.digest, entry.revision)
+    return entry
+
+
+def _base_model() -> dict[str, Any]:
+    spec = service().engine.base.spec
+    return {
+        "id": service().base_name,
+        "object": "model",
+        "created": service().started,
+        "owned_by": "graft",
+        "root": service().base_name,
+        "parent": None,
+        "fingerprint": spec.fingerprint,
+        "kind": "base",
+        "parameters": spec.parameters,
+        "max_model_len": service().engine.sizes.max_model_len,
+    }
+
+
+def _model(entry: Entry, placed: dict[str, Placed]) -> dict[str, Any]:
+    head = {
+        "id": entry.name,
+        "object": "model",
+        "created": service().started,
+        "owned_by": "graft",
+        "root": entry.name,
+        "parent": service().base_name,
+    }
+    return head | described(entry, placed.get(entry.digest or "", Placed()))
+
+
+# The server itself
+
+
+@blueprint.get("/health")
+def health() -> Response:
+    """Alive: the process answers and the engine's thread runs."""
+    if not service().engine.alive:
+        raise ClosedError("The engine has stopped: restart the server.")
+    return jsonify(status="ok")
+
+
+@blueprint.get("/ready")
+def ready() -> Response:
+    """Able to serve: the base is loaded and the engine takes requests."""
+    if not service().engine.alive:
+        raise ClosedError("The server is shutting down.")
+    return jsonify(status="ready", model=service().base_name)
+
+
+@blueprint.get("/metrics")
+def metrics() -> Response:
+    return Response(service().engine.metrics.text(), content_type=CONTENT_TYPE_LATEST)
+
+
+@blueprint.get("/openapi.json")
+def document() -> Response:
+    return jsonify(openapi.document(service().base_name))
+
+
+# Around every request
+
+
+def _body(schema) -> Any:
+    """The checked body. Raises BadField, or a 415 for another media type."""
+    if request.mimetype != "application/json":
+        raise _UnsupportedMediaError("Send JSON, with the header Content-Type: application/json.")
+    body = parse(schema, request.get_data())
+    g.ignored = body.ignored if isinstance(body, Generation) else []
+    g.served = _as_known(body.model)
+    return body
+
+
+def _as_known(name: str) -> Served:
+    """What a name stands for, where that can be told without a network: for the headers of an error."""
+    library = service().engine.library
+    if name != service().base_name and library.is_quick(name):
+        try:
+            location = library.locate(name)
+        except GraftError:
+            return Served()
+        loaded = service().engine.loader.find(location)
+        return Served(name, loaded.digest if loaded else location.digest, location.revision)
+    return Served()
+
+
+class _UnsupportedMediaError(GraftError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+def _begin() -> None:
+    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
+    g.served = Served()
+    g.ignored = []
+
+
+def _stamp(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    if g.served.digest:
+        response.headers["X-Adapter-Digest"] = g.served.digest
+    if g.served.revision:
+        response.headers["X-Adapter-Revision"] = g.served.revision
+    if g.ignored:
+        response.headers["X-Ignored-Fields"] = ", ".join(map(_header_word, g.ignored))[:MAX_HEADER_CHARS]
+    service().engine.metrics.answered(request.url_rule.rule if request.url_rule else "none", response.status_code)
+    return response
+
+
+def _header_word(text: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in text)
+
+
+def _failure(status: int, message: str, code: str | None, param: str | None = None) -> Response:
+    response = jsonify(error=error_body(status, message, code, param))
+    response.status_code = status
+    if status in (429, 503):
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
+
+
+def _on_graft_error(error: GraftError) -> Response:
+    if error.status >= 500:
+        log.error("request %s: %s", g.request_id, error)
+    return _failure(error.status, public_message(error, g.request_id), error.code, error.param)
+
+
+def _on_http_error(error: HTTPException) -> Response:
+    status = error.code or 500
+    if status < 400:  # a redirect on its way out
+        return error.get_response()
+    message = {
+        404: f"There is no {request.path} here: {ELSEWHERE.get(request.path.rstrip('/'), 'see /openapi.json.')}",
+        405: f"{request.path} takes {', '.join(sorted(getattr(error, 'valid_methods', None) or ()))} only.",
+        413: f"The body is larger than {MAX_BODY_BYTES} bytes.",
+    }.get(status, error.description or error.name)
+    response = _failure(status, message, error.name.lower().replace(" ", "_"))
+    if status == 405:
+        response.headers["Allow"] = ", ".join(getattr(error, "valid_methods", None) or ())
+    return response
+
+
+def _on_disconnect(error: Disconnected) -> Response:
+    return _failure(499, "The client closed the connection.", "client_closed_request")
+
+
+def _on_bug(error: Exception) -> Response:
+    log.exception("request %s failed", g.request_id)
+    return _failure(500, broken_message(g.request_id), "internal_error")
+
+
+def _fingerprint() -> str:
+    return f"fp_{service().engine.base.spec.fingerprint[:16]}"

@@ -1,0 +1,284 @@
+"""The bodies that clients send, checked field by field (fields.py says what becomes of fields that are not ours).
+
+A mistake becomes a BadField that names the field. `null` means "not given", as in OpenAI's API. Knows no engine.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from graft.server.engine.request import RequestError
+from graft.server.http.fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL, meant, refused
+
+MAX_CHOICES = 1024  # prompts x n of one request
+MAX_N = 128
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+INT64 = 1 << 63
+
+
+class BadField(RequestError):
+    """A field of the body that can't be used as it stands. `param` names it."""
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text holds half a surrogate pair, which is no character") from None
+    return text
+
+
+def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
+    """A string, strings, ids, or lists of ids -> prompts."""
+    if isinstance(value, str):
+        return (_encodable(value),)
+    if not isinstance(value, list) or not value:
+        raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists, not empty")
+    if all(type(item) is str for item in value):
+        return tuple(_encodable(item) for item in value)
+    if all(type(item) is int for item in value):
+        return (tuple(value),)
+    if all(type(item) is list and item and all(type(id) is int for id in item) for item in value):
+        return tuple(tuple(item) for item in value)
+    raise ValueError("must hold strings, or token ids, or lists of token ids (none of them empty), not a mixture")
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+Prompts = Annotated[
+    tuple[str | tuple[int, ...], ...],
+    BeforeValidator(_prompts),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _IDS, {"type": "array", "items": _IDS, "minItems": 1}]}),
+]
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+Stops = Annotated[
+    list[Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]}),
+]
+
+
+class Body(BaseModel):
+    """A JSON object: no unknown fields, no conversions, nulls as if not given."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+
+class StreamOptions(Body):
+    """What a stream carries besides the text."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # accepted; nothing is padded here
+
+
+class Generation(Body):
+    """What completions and chat have in common. Fields that nobody here knows are kept apart, as `ignored`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: Text
+    n: int = Field(1, ge=1, le=MAX_N)
+    max_tokens: int | None = Field(None, ge=0, lt=INT64)
+    min_tokens: int = Field(0, ge=0, lt=INT64)
+    temperature: FiniteFloat = Field(1.0, ge=0, le=100)
+    top_p: FiniteFloat = Field(1.0, ge=0, le=1)
+    top_k: int = Field(0, ge=-1, lt=INT64, description="0 or -1: no limit")
+    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    stop: Stops = Field(default_factory=list)
+    stop_token_ids: list[int] = Field(default_factory=list, max_length=MAX_STOPS)
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_to_openai(cls, given: Any) -> Any:
+        """Drop what may be ignored; refuse by name what can't be honoured, and what is meant for a field of ours."""
+        if not isinstance(given, dict):
+            return given
+        neutral = {key: value for key, value in NEUTRAL.items() if key not in cls.model_fields}
+        if key := refused(given, neutral):
+            raise BadField(f"{key} is not supported here: leave it out.", key)
+        rest = {key: value for key, value in given.items() if key not in IGNORED and key not in neutral}
+        open_fields = cls.model_fields.keys() - rest.keys()
+        for key in rest.keys() - cls.model_fields.keys():
+            if rest[key] is not None and (name := meant(key, open_fields)):
+                raise BadField(f"Unknown field {key!r}: did you mean {name!r}?", key)
+        return rest
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields that were given and that nobody here knows."""
+        return sorted(self.model_extra or ())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Generation":
+        if self.stream_options is not None and not self.stream:
+            raise BadField("stream_options may only be given together with stream=true.", "stream_options")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise BadField(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).", "min_tokens")
+        return self
+
+
+class CompletionBody(Generation):
+    """POST /v1/completions"""
+
+    prompt: Prompts
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> "CompletionBody":
+        if len(self.prompt) * self.n > MAX_CHOICES:
+            raise BadField(f"prompts times n may be {MAX_CHOICES} at most.", "n" if self.n > 1 else "prompt")
+        return self
+
+
+class TextPart(Body):
+    """A part of a message's content."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["text"]
+    text: Text
+
+
+class MessageBody(Body):
+    """One turn. `content` may come in parts of text, which are put together."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        Annotated[Text, Tag("(text)")] | Annotated[list[TextPart], Tag("(parts)")],
+        Discriminator(lambda given: "(parts)" if isinstance(given, list) else "(text)"),
+    ] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _honoured(cls, given: Any) -> Any:
+        """Refuse by name what would change the prompt. What an earlier answer carries besides says nothing here."""
+        if isinstance(given, dict) and (key := refused(given, MESSAGE_NEUTRAL)):
+            raise ValueError(f"{key} is not supported here: leave it out")
+        return given
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatBody(Generation):
+    """POST /v1/chat/completions"""
+
+    messages: list[MessageBody] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=0, lt=INT64)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    echo: Literal[False] = False  # of completions; accepted where it asks nothing
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Only what the base's template doesn't use."
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> "ChatBody":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise BadField("top_logprobs may only be given together with logprobs=true.", "top_logprobs")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise BadField("max_tokens and max_completion_tokens differ: give one of them.", "max_completion_tokens")
+        limit = self.limit
+        if limit is not None and self.min_tokens > limit:
+            raise BadField(f"min_tokens ({self.min_tokens}) is above max_completion_tokens ({limit}).", "min_tokens")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class AdapterBody(Body):
+    """POST /v1/adapters/load and /v1/adapters/unload"""
+
+    model: Text
+
+
+class PinBody(AdapterBody):
+    """POST /v1/adapters/pin"""
+
+    pinned: bool = True
+
+
+def parse(schema: type[Body], data: bytes) -> Any:
+    """A request's body as `schema`. Raises BadField."""
+    try:
+        given = json.loads(data.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadField(f"The body is not JSON: {_one_line(error)}.") from None
+    if not isinstance(given, dict):
+        raise BadField("The body must be a JSON object.")
+    try:
+        return schema.model_validate(given)
+    except ValidationError as error:
+        raise _first(error) from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _first(error: ValidationError) -> BadField:
+    """The first mistake, in OpenAI's way of naming fields: messages[0].content."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    param = _param(found["loc"])
+    messages = {
+        "extra_forbidden": f"Unknown field {param!r}: see /openapi.json for what is known.",
+        "missing": f"The field {param!r} is required.",
+    }
+    reason = found["msg"].removeprefix("Value error, ")
+    return BadField(messages.get(found["type"], f"{param}: {reason}."), param or None)
+
+
+def _param(location: Sequence[int | str]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if _is_field(part)]
+    return "".join(parts).removeprefix(".")
+
+
+def _is_field(part: int | str) -> bool:
+    """Not the name that pydantic gives to a branch of a union."""
+    return isinstance(part, int) or (not any(c in part for c in "[(-") and part not in ("str", "TextPart"))
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else "it is nested too deeply"

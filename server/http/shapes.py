@@ -1,0 +1,211 @@
+"""The JSON of answers in OpenAI's two shapes, whole and as stream chunks.
+
+A `Shape` says how a choice's text, report and end are written; everything else is the same for completions and chat.
+"""
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graft.hub.errors import GraftError
+from graft.server.engine.consumers import not_finite
+from graft.server.engine.request import BrokenError
+from graft.server.http.answer import Answer, Mark, Piece
+from graft.server.http.text import Names
+
+LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON has no word for
+
+
+class Shape(ABC):
+    """One of the two routes."""
+
+    object: str
+    chunk_object: str
+    id_prefix: str
+
+    @abstractmethod
+    def choice(self, text: str, report: Any) -> dict[str, Any]:
+        """A whole choice's own keys."""
+
+    @abstractmethod
+    def delta(self, text: str, report: Any) -> dict[str, Any]:
+        """The same of a part in a stream."""
+
+    @abstractmethod
+    def report(self, marks: Sequence[Mark], names: Names) -> Any:
+        """Log-probabilities of some tokens."""
+
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        """What a stream says of a choice before its text."""
+        return []
+
+
+class CompletionShape(Shape):
+    object = chunk_object = "text_completion"
+    id_prefix = "cmpl-"
+
+    def choice(self, text, report):
+        return {"text": text, "logprobs": report}
+
+    delta = choice
+
+    def report(self, marks, names):
+        tops = [_by_text(mark, names) for mark in marks]
+        return {
+            "tokens": [names.name(mark.token.id)[0] for mark in marks],
+            "token_logprobs": [_number(mark.token.logprob) for mark in marks],
+            "top_logprobs": tops,
+            "text_offset": [mark.offset for mark in marks],
+        }
+
+
+class ChatShape(Shape):
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+    id_prefix = "chatcmpl-"
+
+    def choice(self, text, report):
+        return {"message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": report}
+
+    def delta(self, text, report):
+        return {"delta": {"content": text} if text else {}, "logprobs": report}
+
+    def opening(self, index):
+        return [_choice(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None}, None)]
+
+    def report(self, marks, names):
+        content = [
+            _entry(mark.token.id, mark.token.logprob, names)
+            | {"top_logprobs": [_entry(id, logprob, names) for id, logprob in mark.token.top]}
+            for mark in marks
+        ]
+        return {"content": content, "refusal": None}
+
+
+COMPLETION, CHAT = CompletionShape(), ChatShape()
+
+
+@dataclass
+class Writer:
+    """Writes one answer."""
+
+    shape: Shape
+    answer: Answer
+    model: str
+    request_id: str
+    fingerprint: str
+    names: Names
+
+    def __post_init__(self) -> None:
+        self._head = {
+            "id": self.shape.id_prefix + self.request_id,
+            "created": int(time.time()),
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+
+    def whole(self, pieces: Iterator[Piece]) -> dict[str, Any]:
+        """The answer once it is complete."""
+        texts: dict[int, list[str]] = {index: [] for index in range(len(self.answer.choices))}
+        marks: dict[int, list[Mark]] = {index: [] for index in texts}
+        ends: dict[int, str | None] = {}
+        for piece in pieces:
+            texts[piece.index].append(piece.text)
+            marks[piece.index].extend(piece.marks)
+            ends[piece.index] = piece.finish_reason
+        choices = [
+            _choice(index, self.shape.choice("".join(texts[index]), self._report(marks[index])), ends[index])
+            for index in texts
+        ]
+        return {"object": self.shape.object, **self._head, "choices": choices, "usage": self._usage()}
+
+    def stream(self, pieces: Iterator[Piece], *, include_usage: bool) -> Iterator[bytes]:
+        """Server-sent events. A GraftError on the way becomes the last of them."""
+        unused = {"usage": None} if include_usage else {}  # OpenAI's: the key is there from the beginning
+        try:
+            for index in range(len(self.answer.choices)):
+                for opening in self.shape.opening(index):
+                    yield self._event({"choices": [opening], **unused})
+            for piece in pieces:
+                own = self.shape.delta(piece.text, self._report(piece.marks) if piece.marks else None)
+                yield self._event({"choices": [_choice(piece.index, own, piece.finish_reason)], **unused})
+            if include_usage:
+                yield self._event({"choices": [], "usage": self._usage()})
+            yield b"data: [DONE]\n\n"
+        except GraftError as error:
+            message = public_message(error, self.request_id)
+            yield _sse({"error": error_body(error.status, message, error.code)})
+
+    @staticmethod
+    def failure(request_id: str) -> bytes:
+        """The last event of a stream that broke on our own account."""
+        return _sse({"error": error_body(500, broken_message(request_id), "internal_error")})
+
+    def _event(self, rest: dict[str, Any]) -> bytes:
+        return _sse({"object": self.shape.chunk_object, **self._head, **rest})
+
+    def _report(self, marks: Sequence[Mark]) -> Any:
+        return None if self.answer.asked.logprobs is None else self.shape.report(marks, self.names)
+
+    def _usage(self) -> dict[str, Any]:
+        prompt, completion = self.answer.asked.prompt_tokens, self.answer.completion_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": self.answer.cached_tokens},
+        }
+
+
+def public_message(error: GraftError, request_id: str) -> str:
+    """What a client may read of an error."""
+    return broken_message(request_id) if isinstance(error, BrokenError) else str(error)
+
+
+def broken_message(request_id: str) -> str:
+    return f"The server failed on its own account; its log has request {request_id}."
+
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def error_body(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's one shape of an error."""
+    type = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"message": message, "type": type, "code": code, "param": param}
+
+
+def _choice(index: int, own: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, **own, "finish_reason": finish_reason}
+
+
+def _entry(id: int, logprob: float | None, names: Names) -> dict[str, Any]:
+    text, raw = names.name(id)
+    return {"token": text, "logprob": _number(logprob), "bytes": list(raw)}
+
+
+def _by_text(mark: Mark, names: Names) -> dict[str, float] | None:
+    """The alternatives and the token itself, the most probable first; of equal texts the more probable one."""
+    if mark.token.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for id, logprob in (*mark.token.top, (mark.token.id, mark.token.logprob)):
+        found.setdefault(names.name(id)[0], _number(logprob))
+    return found
+
+
+def _number(logprob: float | None) -> float | None:
+    """Raises EngineError for what is no number."""
+    if logprob is None:
+        return None
+    if math.isnan(logprob):
+        raise not_finite()
+    return max(logprob, LEAST_LOGPROB)
+
+
+def _sse(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event, allow_nan=False).encode() + b"\n\n"

@@ -1,0 +1,187 @@
+"""The fast runner: one call into the C++ kernels a step, for the Llama-like families on a CPU.
+
+Each adapter is packed by itself when it is prepared; a step only names the ones that take part. What the kernels
+can't do (a detour at a tap they don't pass) is the eager runner's: the rows of such an adapter take the generic path
+in the same step, everyone else's stay on the fast one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graft.hub.adapters.serving_forms import Form, LowRank, Vector
+from graft.hub.base.model import Base
+from graft.server.cache.step import BLOCK_ROWS, TRASH_BLOCK, Batch, Run
+from graft.server.cache.tensors import KVCache
+from graft.server.runners.cpu import weights as families
+from graft.server.runners.cpu.build import load
+from graft.server.runners.cpu.taps import Place, count, places
+from graft.server.runners.eager.runner import EagerRunner, FastPathError
+
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative, of all logits of one step
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """An adapter as the kernels hold it, or, where they can't, as the eager runner does."""
+
+    adapter: Any  # kernels.Adapter_DTYPE, None where `eager` is set
+    eager: Any
+    bytes: int
+
+
+def fast_runner(base: Base, cache: KVCache) -> "FastRunner":
+    """The fast runner of a base, checked against the eager one. Builds the kernels the first time.
+
+    Raises FastPathError, saying why, where this base or this machine has none.
+    """
+    reason = families.obstacle(base)
+    if reason:
+        raise FastPathError(f"The CPU kernels can't run this base: {reason}.")
+    kernels = load()
+    if kernels is None:
+        raise FastPathError("There are no CPU kernels on this machine (the log says why).")
+    runner = FastRunner(base, cache, kernels)
+    runner.check()
+    return runner
+
+
+class FastRunner:
+    """A `Runner` (server/runners/eager/runner.py) for a base without `families.obstacle`."""
+
+    meets_often = False  # kernels/csrc/team.h
+
+    def __init__(self, base: Base, cache: KVCache, kernels: ModuleType):
+        self.cache = cache
+        self._base = base
+        self._kernels = kernels
+        self._eager = EagerRunner(base, cache)
+        self._dtype = str(base.dtype).removeprefix("torch.")
+        self._argmax = getattr(kernels, f"argmax_{self._dtype}")
+        self._places = places(base.spec)
+        self._adapters: dict[str, _Packed] = {}
+        positions = min(base.spec.max_positions, cache.keys.shape[1] * BLOCK_ROWS)
+        self._model = families.packed(kernels, base, positions)
+
+    def prepare(self, forms: Sequence[Form]) -> _Packed:
+        if not all(_fits(form, self._places) for form in forms):
+            eager = self._eager.prepare(forms)
+            return _Packed(None, eager, eager.bytes)
+        adapter = getattr(self._kernels, f"Adapter_{self._dtype}")(
+            taps=count(self._base.spec),
+            vectors=[self._vector(form) for form in forms if isinstance(form, Vector)],
+            low_ranks=[self._low_rank(form) for form in forms if isinstance(form, LowRank)],
+        )
+        return _Packed(adapter, None, adapter.bytes)
+
+    def add(self, digest: str, prepared: _Packed) -> None:
+        self._adapters[digest] = prepared
+        if prepared.adapter is None:
+            self._eager.add(digest, prepared.eager)
+
+    def remove(self, digest: str) -> None:
+        if self._adapters.pop(digest).adapter is None:
+            self._eager.remove(digest)
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Tensor:
+        self.cache.copy(batch.copies)
+        others = {i for i, digest in enumerate(batch.adapters, start=1) if self._adapters[digest].adapter is None}
+        if not others:
+            return self._run(batch)
+        return self._run_apart(batch, others)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        return self._argmax(logits)
+
+    def check(self) -> None:
+        """Compare one short step with the eager runner's, in the trash block. Raises FastPathError if they differ."""
+        draw = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self._base.spec.vocab_size, (BLOCK_ROWS,), generator=draw).tolist()
+        batch = Batch((Run(0, tokens, 0, 0, [TRASH_BLOCK], BLOCK_ROWS),))
+        expected, got = self._eager.run(batch).float(), self.run(batch).float()
+        error = float((got - expected).norm() / expected.norm())
+        if not error <= _TOLERANCE[self._base.dtype]:
+            raise FastPathError(
+                f"The CPU kernels disagree with transformers on this base (relative error {error:.1g} of its logits): "
+                f"its config has an option that server/runners/cpu/weights.py does not read."
+            )
+
+    def _run(self, batch: Batch) -> Tensor:
+        runs = [self._kernels.Run(run.owner, run.length, run.start, run.position, run.logits) for run in batch.runs]
+        return self._model.step(
+            self._rows(batch.runs),
+            self.cache.keys,
+            self.cache.values,
+            runs,
+            [run.blocks for run in batch.runs],
+            [self._adapters[digest].adapter for digest in batch.adapters],
+        )
+
+    def _run_apart(self, batch: Batch, others: set[int]) -> Tensor:
+        """Owners never read each other's blocks, so those of `others` can run by themselves."""
+        pieces: dict[int, Tensor] = {}
+        for owners, run in ((others, self._eager.run), (set(range(len(batch.adapters) + 1)) - others, self._run)):
+            part = _only(batch, sorted(owners))
+            if part.runs:
+                lengths = part.logit_lengths
+                split = run(part).split(lengths)
+                pieces |= {old: split[new] for old, new in _renumbered(sorted(owners)).items()}
+        return torch.cat([pieces[owner] for owner in sorted(pieces)])
+
+    def _rows(self, runs: Sequence[Run]) -> Tensor:
+        """Embedded rows [T, H]."""
+        ids = [token for run in runs for token in (run.tokens if run.virtual is None else [0] * run.length)]
+        rows = self._base.embed(torch.tensor(ids, dtype=torch.long))
+        start = 0
+        for run in runs:
+            if run.virtual is not None:
+                rows[start : start + run.length] = run.virtual.to(rows.dtype)
+            start += run.length
+        return rows
+
+    def _vector(self, form: Vector) -> Any:
+        return self._kernels.Vector(tap=self._places[form.tap].number, scale=form.scale, bias=form.bias)
+
+    def _low_rank(self, form: LowRank) -> Any:
+        return self._kernels.LowRank(
+            tap=self._places[form.adds_to].number,
+            reads=[self._places[tap].index for tap in form.reads],
+            A=form.A.to(self._base.dtype),
+            B=_scaled(form.B, form.scale).to(self._base.dtype),
+            a=form.a,
+            b=None if form.b is None else _scaled(form.b, form.scale),
+            activation=form.activation,
+        )
+
+
+def _scaled(value: Tensor, scale: float) -> Tensor:
+    return value if scale == 1.0 else value * scale  # the loader has multiplied it in already
+
+
+def _fits(form: Form, known: dict[Any, Place]) -> bool:
+    """Whether the kernels pass all taps of a form in the order it needs."""
+    if isinstance(form, Vector):
+        return form.tap in known and known[form.tap].changeable
+    if not isinstance(form, LowRank) or not all(tap in known for tap in (form.adds_to, *form.reads)):
+        return False
+    target = known[form.adds_to]
+    return target.changeable and all(
+        known[tap].layer == target.layer and known[tap].index <= target.index for tap in form.reads
+    )
+
+
+def _renumbered(owners: Sequence[int]) -> dict[int, int]:
+    """Owner in a batch -> owner in the part that holds only `owners`; the bare base stays 0."""
+    return {owner: (i if 0 in owners else i + 1) if owner else 0 for i, owner in enumerate(owners)}
+
+
+def _only(batch: Batch, owners: Sequence[int]) -> Batch:
+    """The part of a batch whose rows are those of `owners`. Its copies are done already."""
+    number = _renumbered(owners)
+    runs = tuple(replace(run, owner=number[run.owner]) for run in batch.runs if run.owner in number)
+    return Batch(runs, tuple(batch.adapters[owner - 1] for owner in owners if owner))

@@ -1,0 +1,215 @@
+"""The GPU's runner: transformers' own modules, with Triton's kernels for adapters and decode attention, and CUDA graphs.
+
+Adapters lie in a bank (bank.py) and are visited tap by tap (visits.py). Steps that only decode are static (decode.py)
+and replayed as graphs; the others are launched piece by piece. Each stage is checked when an engine starts, against the
+one before it on the same device, and where it fails the log says why and the one before it serves.
+"""
+
+import logging
+from collections.abc import Sequence
+from subprocess import SubprocessError
+
+import torch
+from torch import Tensor
+from triton.errors import TritonError
+
+from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.serving_forms import Form, LowRank, Vector
+from graft.hub.base.hook_points import Tap
+from graft.hub.base.model import Base
+from graft.server.cache.step import TRASH_BLOCK, Batch, Run
+from graft.server.cache.tensors import KVCache
+from graft.server.runners.cuda.adapter_table import Bank, Prepared
+from graft.server.runners.cuda.decode_step import Decoder, Record
+from graft.server.runners.cuda.detours import GroupedStep
+from graft.server.runners.cuda.graphs import GraphError, Graphs, called, relative_error
+from graft.server.runners.cuda.kernels.attention import attend_rows
+from graft.server.runners.cuda.kernels.detours import make_tiles
+from graft.server.runners.cuda.launches import Layouts
+from graft.server.runners.eager.attention import PagedAttention
+from graft.server.runners.eager.runner import EagerRunner, FastPathError, Runner, packed_rows
+
+log = logging.getLogger(__name__)
+
+# Relative errors: of the kernels alone, on a step's rows, and of the logits behind all layers, whose roundings add up.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
+_LOGITS_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
+_FAILURES = (TritonError, RuntimeError, OSError, SubprocessError)  # Triton calls a C compiler
+
+
+class GroupedRunner:
+    """A `Runner` (server/runners/eager/runner.py) for every family on a GPU. `record`: how static steps are made; None: there are none."""
+
+    meets_often = False
+
+    def __init__(self, base: Base, cache: KVCache, record: Record | None):
+        self.cache = cache
+        self._base = base
+        self._bank = Bank(base.dtype, base.device)
+        self._layouts = Layouts(self._bank, base.spec)
+        self._decoder = Decoder(base, cache, self._bank, self._layouts, record) if record else None
+
+    @property
+    def static(self) -> bool:
+        """Whether steps that only decode are static ones; no longer once one could not be recorded."""
+        return self._decoder is not None
+
+    def prepare(self, forms: Sequence[Form]) -> Prepared:
+        return self._bank.prepare(forms)
+
+    def add(self, digest: str, prepared: Prepared) -> None:
+        self._bank.add(digest, prepared)
+
+    def remove(self, digest: str) -> None:
+        self._bank.remove(digest)
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Tensor:
+        self.cache.copy(batch.copies)
+        if self._decoder is not None and self._decoder.takes(batch):
+            try:
+                return self._decoder.run(batch)
+            except GraphError as reason:
+                log.warning("Decoding goes on without CUDA graphs. %s", reason)
+                self._decoder = None
+        rows, positions, wanted = packed_rows(batch, self._base)
+        attention = PagedAttention(batch, self.cache, GroupedSingles)
+        return self._base.forward(rows, positions, attention, self._step(batch), wanted)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        return logits.argmax(dim=-1)
+
+    def _step(self, batch: Batch) -> GroupedStep | None:
+        """None where no adapter of the step has a detour, so that the base runs untouched."""
+        layout = self._layouts.exact(batch.adapters)
+        if layout is None:
+            return None
+        slots = (0, *(self._bank.slot(digest) for digest in batch.adapters))
+        tiles, head_tiles = (
+            make_tiles([*zip(lengths, slots, strict=True)], self._base.device)
+            for lengths in (batch.lengths, batch.logit_lengths)
+        )
+        return GroupedStep(layout, tiles, head_tiles, self._base.spec.parts.lm_head)
+
+
+class GroupedSingles:
+    """The runs of one row in a step that has others too (paged.SingleRows)."""
+
+    def __init__(self, rows: Tensor, tables: Tensor, last: Tensor, device: torch.device):
+        self.rows = rows.to(device)
+        self._tables = tables.flatten().to(device)
+        self._firsts = (torch.arange(len(tables)) * tables.shape[1]).to(device)
+        self._lengths = (last + 1).to(device)
+
+    def attend(self, query, keys, values, scaling, window, softcap):
+        return attend_rows(
+            query, keys, values, self._tables, self._firsts, self._lengths,
+            scaling=scaling, window=window, softcap=softcap,
+        )  # fmt: skip
+
+
+def grouped_runner(base: Base, cache: KVCache) -> GroupedRunner:
+    """The GPU's runner of a base, its kernels compiled and checked; with CUDA graphs where they can be had.
+
+    Raises FastPathError, saying why, where the kernels fail. Called before `cache` holds anything.
+    """
+    if base.dtype not in _TOLERANCE:
+        raise FastPathError(f"The GPU's kernels don't know the dtype {base.dtype}.")
+    try:
+        _refuse(disagreement(base), _TOLERANCE[base.dtype], base)
+        piecewise = _trial(GroupedRunner(base, cache, None), base)
+        _refuse(relative_error(piecewise, _trial(EagerRunner(base, cache), base)), _LOGITS_TOLERANCE[base.dtype], base)
+    except _FAILURES as failure:
+        raise FastPathError(f"Triton's kernels don't run on {base.device}: {failure}") from failure
+    return GroupedRunner(base, cache, _recording(base, cache, piecewise))
+
+
+def _refuse(error: float, tolerance: float, base: Base) -> None:
+    if not error <= tolerance:
+        raise FastPathError(f"Triton's kernels disagree with torch on {base.device} (relative error {error:.1g}).")
+
+
+def _recording(base: Base, cache: KVCache, piecewise: Tensor) -> Record | None:
+    """How a base's static steps are made; None where they are not what the steps launched piece by piece are."""
+    tolerance = _LOGITS_TOLERANCE[base.dtype]
+    record = Graphs(base.device, tolerance).record if base.device.type == "cuda" else called
+    runner = GroupedRunner(base, cache, record)
+    try:
+        error = relative_error(_trial(runner, base), piecewise)
+    except _FAILURES as failure:
+        log.warning("Decoding without CUDA graphs: static steps fail on %s. %s", base.device, failure)
+        return None
+    if not error <= tolerance:
+        log.warning("Decoding without CUDA graphs: static steps disagree with others (relative error %.1g).", error)
+        return None
+    return record if runner.static else None
+
+
+def _trial(runner: Runner, base: Base) -> Tensor:
+    """Logits [6, V] of an adapter's prompt and one decoding step after it, in the trash block."""
+    runner.add("trial", runner.prepare(_trial_forms(base)))
+    tokens = [id % base.spec.vocab_size for id in (5, 17, 90, 33, 64, 12)]
+    steps = [Run(1, tokens[:5], 0, 0, (TRASH_BLOCK,), 5), Run(1, tokens[5:], 5, 5, (TRASH_BLOCK,), 1)]
+    return torch.cat([runner.run(Batch((run,), ("trial",))) for run in steps])
+
+
+def _trial_forms(base: Base) -> list[Form]:
+    """A detour of every kind in the first layer: at each linear, after its attention, and on its first norm."""
+    spec, parts = base.spec, base.spec.parts
+    draw = torch.Generator().manual_seed(0)
+
+    def low_rank(reads: Tap, adds_to: Tap, inputs: int, outputs: int, activation: str) -> LowRank:
+        A = torch.randn(4, inputs, generator=draw) / inputs**0.5
+        B = torch.randn(4, outputs, generator=draw) * 0.1
+        return LowRank((reads,), adds_to, A, B, activation=activation)
+
+    linears = {name: spec.modules[name] for name in (spec.module(0, part) for part in parts.linears)}
+    forms: list[Form] = [
+        low_rank(Tap(name, "in"), Tap(name, "out"), linear.in_features, linear.out_features, "none")
+        for name, linear in linears.items()
+    ]
+    added, norm = Tap(spec.module(0, parts.attn_out), "out"), Tap(spec.module(0, parts.attn_norm), "out")
+    width = linears[added.module].out_features
+    vector = 1 + 0.1 * torch.randn(width, generator=draw)
+    return [*forms, low_rank(added, added, width, width, "gelu_new"), Vector(norm, vector, vector)]
+
+
+def disagreement(base: Base) -> float:
+    """The relative error of the kernels' result on random rows as wide as the base's, decoding and prefill, biases and all."""
+    draw = torch.Generator().manual_seed(0)
+    width = base.spec.hidden_size
+    read, changed = Tap("", "in"), Tap("", "out")
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw)
+
+    def forms(rank: int, activation: str) -> list[Form]:
+        A, B = random(rank, width) / width**0.5, random(rank, width) / rank**0.5
+        return [
+            LowRank((read,), changed, A, B, random(rank), random(width), activation),
+            Vector(changed, random(width), random(width)),
+        ]
+
+    adapters = [forms(8, "none"), [], forms(40, "gelu_new")]
+    bank = Bank(base.dtype, base.device)
+    names = [str(i) for i in range(len(adapters))]
+    for name, adapter in zip(names, adapters, strict=True):
+        bank.add(name, bank.prepare(adapter))
+    layout = Layouts(bank, base.spec).exact(names)
+    stack = Stack(adapters, base.dtype, base.device)
+    errors = []
+    for whose in (Rows(3, (1, 2, 5)), Rows(3, (1, 2, 100))):
+        rows, x = (random(whose.total, width).to(base.device, base.dtype) for _ in range(2))
+        slots = (0, *(bank.slot(name) for name in names))
+        tiles = make_tiles([*zip((whose.bare, *whose.lengths), slots, strict=True)], base.device)
+        expected, got = (
+            _visited(step, read, x, changed, rows)
+            for step in (Step(stack, whose, lm_head="head"), GroupedStep(layout, tiles, tiles, "head"))
+        )
+        errors.append(float((got - expected).float().norm() / expected.float().norm()))
+    return float(torch.tensor(errors).max())  # a NaN counts
+
+
+def _visited(step: Step | GroupedStep, read: Tap, x: Tensor, changed: Tap, rows: Tensor) -> Tensor:
+    step.visit(read, x)
+    return step.visit(changed, rows)

@@ -1,0 +1,260 @@
+"""The literature's table for your own data: every method under one budget, beside the bare base.
+
+Each method is trained alone, so that its time and memory are its own, or all in one pass, which is sooner done; on the
+same examples, steps and seed. Baselines get a base of their own. Knows nothing of the terminal.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.adapters.methods import METHODS
+from graft.hub.adapters.validation import WEIGHTS
+from graft.hub.base.model import Base
+from graft.hub.errors import GraftError
+from graft.hub.evaluation.metrics import Score, paired_p
+from graft.trainer.data.data import sequences_of
+from graft.trainer.evaluation.scoring import Scored, score_examples
+from graft.trainer.plan.config import RunConfig
+from graft.trainer.plan.plan import BASELINES, AdapterPlan
+from graft.trainer.process.memory import bytes_text
+from graft.trainer.training.base_weights import train_baseline
+from graft.trainer.training.checkpoints import drop_checkpoint
+from graft.trainer.training.loop import Watcher
+from graft.trainer.training.run import Data, Outcome, read_data, train
+
+BARE = "none"  # the row of the base without any training
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table. `p`: two-sided, paired, against the bare base on the same examples."""
+
+    method: str
+    title: str
+    parameters: int  # trained
+    share: float  # of the base's parameters
+    artifact_bytes: int
+    peak_memory_bytes: int
+    seconds: float
+    tokens_per_s: float
+    score: Score | None
+    p: float | None
+    folder: str | None
+    failed: str | None = None  # why there is no score
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison."""
+
+    base: str
+    task: str
+    data: str
+    examples: int
+    steps: int  # of each, where nothing stopped it earlier
+    seed: int
+    together: bool  # one pass for all adapters: seconds, tokens/s and peak memory are the pass's
+    lines: tuple[Line, ...]
+
+    @property
+    def winner(self) -> Line | None:
+        """The adapter with the best score; None where none has one."""
+        return next((line for line in self.ranked if line.method in METHODS), None)
+
+    @property
+    def ranked(self) -> list[Line]:
+        """The rows with a score, the best first."""
+        return sorted((line for line in self.lines if line.score), key=lambda line: -line.score.value)
+
+    @property
+    def failed(self) -> list[Line]:
+        return [line for line in self.lines if line.failed]
+
+
+def compare(
+    load: Callable[[], Base],
+    methods: Sequence[str],
+    template: AdapterPlan,
+    run: RunConfig,
+    *,
+    together: bool = False,
+    watchers: Sequence[Watcher] = (),
+) -> Comparison:
+    """Train and score `methods` (METHODS and baselines) as `template` says, into folders below its `out`.
+
+    `together`: all adapters in one pass over one base, instead of one after the other.
+
+    `load` gives a fresh base: baselines change theirs. Raises GraftError for an unknown method or data without an
+    evaluation set; a method that fails in training gets a row that says why.
+    """
+    known = [*METHODS, *BASELINES]
+    if unknown := [method for method in methods if method not in known]:
+        raise GraftError(f"Unknown method {unknown[0]!r}. Known: {', '.join(known)}.")
+    if template.eval_data is None:
+        raise GraftError("A comparison needs held-out data: give --eval-data.")
+    base = load()
+    data = read_data(base, template)
+    limit = template.recipe.text_limit(base.spec.max_positions)
+    # What no method could train on is no method's failure.
+    sequences = sequences_of(data.train, base.tokenizer, limit, base.spec.max_positions)
+    steps = template.recipe.steps_over(len(sequences))
+    bare = score_examples(base, (), data.held_out, data.metric, limit)
+    lines = [Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, bare.score, None, None)]
+    plans = [replace(template, method=method, out=template.out / method, name=method) for method in methods]
+    for outcome, score in _trained(load, base, plans, run, data, together, watchers):
+        if isinstance(outcome, Failure):
+            lines.append(_failed_line(base, outcome.method, outcome.reason))
+        elif outcome.folder is None:
+            lines.append(_failed_line(base, outcome.method, outcome.stopped, outcome))
+        else:
+            scored = score()
+            lines.append(_line(base, outcome, scored, paired_p(data.metric, scored.values, bare.values)))
+    name = base.spec.id or "base"
+    seed = template.recipe.seed
+    return Comparison(name, template.task, data.hash, len(data.train), steps, seed, together, tuple(lines))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A method whose training ended in an error."""
+
+    method: str
+    reason: str
+
+
+def _trained(
+    load: Callable[[], Base],
+    base: Base,
+    plans: Sequence[AdapterPlan],
+    run: RunConfig,
+    data: Data,
+    together: bool,
+    watchers: Sequence[Watcher],
+) -> Iterator[tuple[Outcome | Failure, Callable[[], Scored]]]:
+    """Each outcome, adapters first, with what scores it."""
+    adapters = [plan for plan in plans if plan.method not in BASELINES]
+    for group in [adapters] if together and adapters else [[plan] for plan in adapters]:
+        for outcome in _attempted(group, partial(train, base, group, run, watchers=watchers)):
+            yield outcome, partial(_scored_as_served, base, outcome, data)
+    for plan in plans:
+        if plan.method in BASELINES:
+            own = load()
+            (outcome,) = _attempted([plan], lambda: [train_baseline(own, plan, run, watchers=watchers)])  # noqa: B023
+            yield outcome, partial(_scored_itself, own, outcome, data)
+
+
+def _attempted(group: list[AdapterPlan], training: Callable[[], list[Outcome]]) -> list[Outcome] | list[Failure]:
+    """The outcomes of a group, or why it has none: the other groups are trained all the same."""
+    try:
+        return training()
+    except GraftError as error:
+        return [Failure(plan.method, str(error)) for plan in group]
+    except KeyboardInterrupt:
+        for plan in group:
+            drop_checkpoint(plan.out)  # nothing continues it
+        raise
+
+
+def _scored_itself(base: Base, outcome: Outcome, data: Data) -> Scored:
+    return score_examples(base, (), data.held_out, data.metric, outcome.limit)
+
+
+def _scored_as_served(base: Base, outcome: Outcome, data: Data) -> Scored:
+    forms = load_artifact(outcome.folder, base.spec).fold(base)
+    return score_examples(base, forms, data.held_out, data.metric, outcome.limit)
+
+
+def _line(base: Base, outcome: Outcome, scored: Scored, p: float) -> Line:
+    weights = outcome.folder / WEIGHTS[0]
+    kept = outcome.parameters * base.model.dtype.itemsize  # of a baseline: apart from the base
+    size = kept if outcome.method in BASELINES else weights.stat().st_size
+    return Line(
+        method=outcome.method,
+        title=_title(outcome.method),
+        parameters=outcome.parameters,
+        share=outcome.parameters / base.spec.parameters,
+        artifact_bytes=size,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        seconds=outcome.seconds,
+        tokens_per_s=outcome.tokens / outcome.seconds,
+        score=scored.score,
+        p=p,
+        folder=str(outcome.folder),
+    )
+
+
+def _failed_line(base: Base, method: str, reason: str, outcome: Outcome | None = None) -> Line:
+    """The row of a method without an artifact."""
+    trained = outcome.parameters if outcome else 0
+    peak, seconds, tokens = (outcome.peak_memory_bytes, outcome.seconds, outcome.tokens) if outcome else (0, 0.0, 0)
+    return Line(
+        method=method,
+        title=_title(method),
+        parameters=trained,
+        share=trained / base.spec.parameters,
+        artifact_bytes=0,
+        peak_memory_bytes=peak,
+        seconds=seconds,
+        tokens_per_s=tokens / seconds if seconds else 0.0,
+        score=None,
+        p=None,
+        folder=None,
+        failed=reason.removesuffix("."),
+    )
+
+
+def _title(method: str) -> str:
+    return method.replace("-", " ") if method in BASELINES else METHODS[method].title
+
+
+def as_json(found: Comparison) -> str:
+    return json.dumps(asdict(found), indent=2)
+
+
+def as_markdown(found: Comparison) -> str:
+    """The table, best score first, those that failed last."""
+    head = "| method | trained | of the base | artifact | peak memory | seconds | tok/s | score (95 % interval) | p |"
+    lines = [
+        f"# {found.task} on {found.base}",
+        "",
+        f"{found.examples} training examples, {found.steps} steps each, seed {found.seed}; {found.lines[0].score.metric} "
+        f"on {found.lines[0].score.n} held-out examples; p against the bare base, paired. Trained are the parameters "
+        f"in training, which for P-tuning and projected prefixes include an encoder that the artifact leaves behind."
+        + (" The adapters were trained in one pass: their memory, seconds and tok/s are the pass's." * found.together),
+        "",
+        head,
+        "|---" + "|--:" * 8 + "|",
+    ]
+    for line in [*found.ranked, *found.failed]:
+        score = line.score
+        cells = [line.title, f"{line.parameters:,}", f"{line.share:.3%}", bytes_text(line.artifact_bytes)]
+        cells += [bytes_text(line.peak_memory_bytes), f"{line.seconds:.1f}", f"{line.tokens_per_s:,.0f}"]
+        if score:
+            shown = f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+        else:
+            shown = f"failed: {line.failed}".replace("|", "\\|").replace("\n", " ")
+        cells += [shown, "" if line.p is None else f"{line.p:.2g}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(found: Comparison, path: Path) -> None:
+    """Score against trained parameters, as a picture; none where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for line in [line for line in found.ranked if line.parameters]:
+        score = line.score
+        spread = [[score.value - score.low], [score.high - score.value]]
+        axes.errorbar(line.parameters, score.value, yerr=spread, fmt="o", capsize=3, label=line.title)
+    axes.axhline(found.lines[0].score.value, linestyle="--", linewidth=1, label="bare base")
+    axes.set(xscale="log", xlabel="trained parameters", ylabel=found.lines[0].score.metric, title=found.task)
+    figure.legend(loc="outside right center", frameon=False)
+    figure.savefig(path)
