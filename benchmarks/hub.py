@@ -36,7 +36,7 @@ import psutil
 import report
 from safetensors.numpy import save
 
-from graft.hub.registry import maintenance as upkeep
+from graft.hub.registry import maintenance
 from graft.hub.registry import search as catalog
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.schema import writing
@@ -278,7 +278,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         acknowledged = {*alone[1], *many[1]}
         kept = {entry.name for entry in registry.search(catalog.Query(author="bench", limit=1000)).entries}
         found["acknowledged"], found["lost"] = len(acknowledged), len(acknowledged - kept)
-        found["problems"] = len(upkeep.check(registry).problems)
+        found["problems"] = len(maintenance.check(registry).problems)
     return found
 
 

@@ -29,7 +29,8 @@ from graft.hub.base.model import Base, load_base
 from graft.hub.evaluation.metrics import default_metric, sign_flips
 from graft.hub.evaluation.task_data import Example, load_examples
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
-from graft.trainer.data.data import Order, sequences_of, without_overlap
+from graft.trainer.data.batches import Order
+from graft.trainer.data.sequences import sequences_of, without_overlap
 from graft.trainer.evaluation.scoring import score_examples
 
 BARE = "bare base"

@@ -1,21 +1,14 @@
-"""Attention over packed rows, plugged into transformers' own model classes.
-
-Every supported family calls the function registered under ATTENTION with q, k, v after rotation; it hands
-them to the `AttentionContext` of the running step, which came along as the keyword `graft`. No mask is ever
-registered under the name, so causality, windows and padding are decided here (and in the server's paged
-context), never by transformers.
-"""
+"""Attention over packed rows without a cache: the trainer's context, and that of proofs."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface
 
 from graft.hub.adapters.serving_forms import CacheRows
 
@@ -23,46 +16,9 @@ if TYPE_CHECKING:
     from graft.hub.adapters.batched_apply import Step
     from graft.hub.base.model import Base
 
-ATTENTION = "graft"
 # Up to this many keys a CPU is faster with plain products than with torch's fused kernel, forward and backward,
 # measured on 2 cores: bf16 4.8 against 16.4 ms at 8 x 128, 18.7 against 29.1 at 2 x 512; above, fp32 turns.
 _PLAIN_KEYS = 512
-
-
-class AttentionContext(Protocol):
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """query [T, heads, D], key and value [T, kv_heads, D], rows packed -> [T, heads, D]."""
-        ...
-
-
-def _attention(
-    module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, *, graft, **_
-):
-    # query [1, heads, T, D]; the remaining keywords are transformers' own (dropout, position_ids, ...)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = graft.attend(
-        module.layer_idx,
-        query.squeeze(0).transpose(0, 1),
-        key.squeeze(0).transpose(0, 1),
-        value.squeeze(0).transpose(0, 1),
-        scaling=scaling,
-        window=sliding_window,
-        softcap=softcap,
-    )
-    return out[None], None
-
-
-AttentionInterface.register(ATTENTION, _attention)
 
 
 class PackedAttention:

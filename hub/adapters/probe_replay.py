@@ -12,9 +12,10 @@ from torch import Tensor
 from graft.hub.adapters.batched_apply import Rows, Stack, Step
 from graft.hub.adapters.packed_attention import PackedAttention
 from graft.hub.adapters.probe import Asked, Table
-from graft.hub.adapters.segments import Segments, no_pause
+from graft.hub.adapters.segments import Segments
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
 from graft.hub.base.model import Base
+from graft.hub.base.stored_weights import no_pause
 
 
 @dataclass(frozen=True)

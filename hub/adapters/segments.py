@@ -13,10 +13,7 @@ from torch import Tensor
 
 from graft.hub.adapters.batched_apply import Step
 from graft.hub.base.hook_points import Tap
-
-
-def no_pause() -> None:
-    """Nobody waits."""
+from graft.hub.base.stored_weights import no_pause
 
 
 class Segments:

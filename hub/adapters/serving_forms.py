@@ -5,8 +5,10 @@ frozen weights. The trainer and the server know methods only through these forms
 was trained. Order at one tap: the base's value, then `Vector`, then the sum of all `LowRank` deltas.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
+import torch
 from torch import Tensor
 
 from graft.hub.base.hook_points import Tap
@@ -64,3 +66,23 @@ class CacheRows:
 
 
 Form = LowRank | Vector | InputRows | CacheRows
+
+
+def form_bytes(form: Form) -> int:
+    """Bytes of a form's tensors."""
+    return sum(value.nbytes for value in _tensors(form).values())
+
+
+def detours(forms: Sequence[Form]) -> tuple[Form, ...]:
+    """The forms a runner takes: those at taps, not the rows in the cache."""
+    return tuple(form for form in forms if isinstance(form, (LowRank, Vector)))
+
+
+def at(form: Form, dtype: torch.dtype, device: torch.device | str, *, copy: bool = False) -> Form:
+    """The form with its tensors moved and cast; `copy`: into memory of their own even where nothing changes."""
+    return replace(form, **{name: value.to(device, dtype, copy=copy) for name, value in _tensors(form).items()})
+
+
+def _tensors(form: Form) -> dict[str, Tensor]:
+    values = {field.name: getattr(form, field.name) for field in fields(form)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from graft.hub.adapters.packed_attention import ATTENTION
+from graft.hub.base.attention import ATTENTION
 from graft.hub.base.model import DTYPES, Base, default_dtype, usable_device
 from graft.hub.machine.cpu_load import Load, usable_cores
 from graft.hub.machine.kept_values import keep, recall

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from graft.hub.adapters.packed_attention import ATTENTION, AttentionContext
 from graft.hub.base.architectures import Parts, family_parts
+from graft.hub.base.attention import ATTENTION, AttentionContext
 from graft.hub.base.download import require_fetchable
 from graft.hub.base.fingerprint import fingerprint
 from graft.hub.base.hooks import Attachment, Visitor

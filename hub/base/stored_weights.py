@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from graft.hub.adapters.segments import no_pause
 from graft.hub.base.manifest import is_hub_id
 from graft.hub.base.model import Base
 from graft.hub.machine.kept_values import kept
@@ -33,6 +32,10 @@ _LEAST_WORK = 1 << 22  # multiplications of a piece, also before anything is kno
 _PIECE_ALONE = 1 << 22  # weights of a piece where nobody waits, which bounds memory only
 _IN_FILES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX: files go by the name of before transformers 5
 _HASHED_AT_ONCE = 1 << 24  # bytes
+
+
+def no_pause() -> None:
+    """Nobody waits."""
 
 
 @dataclass

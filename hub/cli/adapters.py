@@ -6,21 +6,12 @@ from pathlib import Path
 import click
 
 from graft.hub.base.manifest import recorded_spec
-from graft.hub.cli.shared import (
-    amount,
-    day,
-    local_user,
-    max_weights_option,
-    opened,
-    placed,
-    print_json,
-    print_table,
-    short,
-)
 from graft.hub.machine.output_folder import claim
 from graft.hub.registry.commits.publish_folder import contents
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import SORTS, Query
+from graft.hub.terminal.options import local_user, max_weights_option, opened, placed
+from graft.hub.terminal.tables import amount, day, print_json, print_table, short
 
 
 @click.command()

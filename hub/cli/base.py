@@ -15,11 +15,11 @@ from rich.table import Table
 
 from graft.hub.base.manifest import BaseSpec, recorded_spec
 from graft.hub.base.named_bases import NAMED_BASES, NamedBase, assemble, is_imported, write_notices
-from graft.hub.cli.base_argument import BASE
-from graft.hub.cli.download_progress import Download
-from graft.hub.cli.shared import json_option, opened
 from graft.hub.errors import BaseModelError, GraftError
 from graft.hub.machine.output_folder import claim
+from graft.hub.terminal.base_argument import BASE
+from graft.hub.terminal.download_progress import Download
+from graft.hub.terminal.options import json_option, opened
 
 _recorded_in = click.option(
     "--registry",

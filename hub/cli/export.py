@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from graft.hub.cli.base_argument import BASE
 from graft.hub.machine.output_folder import claim
+from graft.hub.terminal.base_argument import BASE
 
 
 @click.command()
@@ -46,7 +46,8 @@ def export(
     claim(out)
 
     from graft.hub.adapters.artifact import load_artifact, save_artifact
-    from graft.hub.adapters.merging import convert, lineage, weighted_sum
+    from graft.hub.adapters.formats import convert
+    from graft.hub.adapters.merging import lineage, weighted_sum
     from graft.hub.base.model import load_base
 
     base = load_base(base_folder, dtype="float32", device="cpu")

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from graft.hub.cli.shared import json_option, max_weights_option, print_json, registry_option
 from graft.hub.errors import GraftError
 from graft.hub.registry import users as access
-from graft.hub.registry.commits.changes import MAX_WEIGHTS_BYTES
+from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.registry import Registry
+from graft.hub.terminal.options import json_option, max_weights_option, registry_option
+from graft.hub.terminal.tables import print_json
 from graft.hub.wsgi import LOOPBACK
 
 if TYPE_CHECKING:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import click
 
-from graft.hub.cli.shared import json_option, print_json, print_table, registry_option
 from graft.hub.errors import GraftError
-from graft.hub.registry import maintenance as upkeep
+from graft.hub.registry import maintenance
 from graft.hub.registry.registry import Registry
+from graft.hub.terminal.options import json_option, registry_option
+from graft.hub.terminal.tables import print_json, print_table
 
 
 @click.group()
@@ -29,7 +30,7 @@ def _show(title: str, facts: dict[str, object], as_json: bool) -> None:
 @json_option
 def check(registry_path: Path, as_json: bool) -> None:
     """Re-hash every blob and follow every reference. Exit 1 when something is wrong."""
-    report = upkeep.check(Registry(registry_path, create=False))
+    report = maintenance.check(Registry(registry_path, create=False))
     facts = asdict(report) | {"problems": list(report.problems)}
     _show(f"Check of {registry_path}", facts if as_json else {**facts, "problems": len(report.problems)}, as_json)
     if report.problems:
@@ -42,7 +43,7 @@ def check(registry_path: Path, as_json: bool) -> None:
 @json_option
 def gc(registry_path: Path, grace: float, as_json: bool) -> None:
     """Take what deleted repos and interrupted uploads left."""
-    _show("Collected", asdict(upkeep.collect(Registry(registry_path, create=False), grace)), as_json)
+    _show("Collected", asdict(maintenance.collect(Registry(registry_path, create=False), grace)), as_json)
 
 
 @registry.command()
@@ -51,7 +52,7 @@ def gc(registry_path: Path, grace: float, as_json: bool) -> None:
 @json_option
 def backup(registry_path: Path, folder: Path, as_json: bool) -> None:
     """Copy the registry, also one in use, into FOLDER; a repeated backup copies only what is new."""
-    report = upkeep.backup(Registry(registry_path, create=False), folder)
+    report = maintenance.backup(Registry(registry_path, create=False), folder)
     _show(f"Backed up to {folder}", asdict(report) | {"problems": list(report.problems)}, as_json)
 
 
@@ -61,7 +62,7 @@ def backup(registry_path: Path, folder: Path, as_json: bool) -> None:
 @json_option
 def restore(registry_path: Path, folder: Path, as_json: bool) -> None:
     """Make the registry anew from a backup in FOLDER, every byte checked."""
-    report = upkeep.restore(folder, registry_path)
+    report = maintenance.restore(folder, registry_path)
     _show(f"Restored to {registry_path}", asdict(report) | {"problems": list(report.problems)}, as_json)
 
 
@@ -70,4 +71,4 @@ def restore(registry_path: Path, folder: Path, as_json: bool) -> None:
 @json_option
 def stats(registry_path: Path, as_json: bool) -> None:
     """Counts and sizes."""
-    _show(str(registry_path), dict(upkeep.stats(Registry(registry_path, create=False))), as_json)
+    _show(str(registry_path), dict(maintenance.stats(Registry(registry_path, create=False))), as_json)

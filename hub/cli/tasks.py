@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 
-from graft.hub.cli.shared import day, local_user, opened, placed, print_json, print_table
 from graft.hub.errors import DataError
 from graft.hub.evaluation.metrics import METRICS
 from graft.hub.evaluation.task_data import parse_examples
 from graft.hub.evaluation.tokenization import spaces_at_the_join
+from graft.hub.terminal.options import local_user, opened, placed
+from graft.hub.terminal.tables import day, print_json, print_table
 
 
 @click.group()

@@ -10,65 +10,56 @@ import json
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlencode
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub import errors as hf
-from huggingface_hub.hf_api import ModelInfo, RepoFile
+from huggingface_hub.hf_api import RepoFile
 
-from graft.hub.adapters.model_card import TASK_PREFIX, UNTASKED
+from graft.hub.adapters.model_card import TASK_PREFIX
 from graft.hub.adapters.validation import CONFIG, inspect_artifact
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import (
     ArtifactError,
-    ConflictError,
-    EntryNotFoundError,
     ForbiddenError,
     GraftError,
     NotFoundError,
-    RepoNotFoundError,
-    RevisionNotFoundError,
     TooLargeError,
-    UnauthorizedError,
 )
-from graft.hub.registry.commits.changes import MAX_WEIGHTS_BYTES
+from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import PULLED, staged
+from graft.hub.registry.hub_answers import (
+    BASE_LABEL,
+    T,
+    entry_of,
+    error_of,
+    errors_of_client,
+    ignored,
+    many_of,
+    one_of,
+    require_rows,
+    revision_of,
+    standing_of,
+)
 from graft.hub.registry.leaderboard import Evaluation, Standing, Task
-from graft.hub.registry.queries import FACTS, Revision
+from graft.hub.registry.queries import Revision
 from graft.hub.registry.refs import Move, Ref
-from graft.hub.registry.search import Entry, Page, Query
+from graft.hub.registry.search import Page, Query
 from graft.hub.registry.storage.blob_store import CHUNK_BYTES
-
-T = TypeVar("T")
 
 TIMEOUT_S = 60
 GREETING_S = 10
 MAX_PULL_BYTES = MAX_WEIGHTS_BYTES + (1 << 30)  # the largest adapter, and what lies beside its weights
 LARGE_BY_LFS = {"X-Graft-Uploads": "lfs"}  # asks graft's own hub for it (web/lfs.py); another one takes no notice
-BASE_LABEL = "base_model:adapter:"
 # Query.sort -> what the protocol calls it. Hubs other than ours know no score.
 SORTS: dict[str, Any] = {
     "updated": "last_modified",
     "created": "created_at",
     "downloads": "downloads",
     "score": "score",
-}
-BY_STATUS: dict[int, type[GraftError]] = {
-    401: UnauthorizedError,
-    403: ForbiddenError,
-    404: NotFoundError,
-    409: ConflictError,
-    412: ConflictError,
-    422: ArtifactError,
-}
-BY_CODE: dict[str, type[GraftError]] = {
-    "RepoNotFound": RepoNotFoundError,
-    "RevisionNotFound": RevisionNotFoundError,
-    "EntryNotFound": EntryNotFoundError,
 }
 
 
@@ -83,7 +74,7 @@ class RemoteRegistry:
 
     def require_there(self) -> None:
         """Ask once, and briefly. Raises GraftError where nobody answers, or somebody that is no hub, such as a proxy."""
-        self._call("GET", "/api/models?limit=1", _rows, timeout=GREETING_S)
+        self._call("GET", "/api/models?limit=1", require_rows, timeout=GREETING_S)
 
     # Adapters
 
@@ -100,7 +91,12 @@ class RemoteRegistry:
         """As Registry.publish; who publishes is known by the token. The adapter is proven here before it travels."""
         folder = Path(folder)
         inspect_artifact(folder, None)
-        with staged(folder) as (sent, spec), _answering(self.url), self._made(name, private), self._large_by_lfs():
+        with (
+            staged(folder) as (sent, spec),
+            errors_of_client(self.url),
+            self._made(name, private),
+            self._large_by_lfs(),
+        ):
             if spec is not None:
                 self._offer_base(spec)
             title, _, rest = message.partition("\n")
@@ -139,7 +135,7 @@ class RemoteRegistry:
             raise ForbiddenError(f"The token for {self.url} may only read: publishing needs one that may write.")
         for name in names:
             with suppress(NotFoundError):  # a repo that is not there yet, on a hub that asks for it first
-                self._call("GET", f"/api/models/{name}/auth-check/write", _anything)
+                self._call("GET", f"/api/models/{name}/auth-check/write", ignored)
 
     @contextmanager
     def _made(self, name: str, private: bool) -> Iterator[None]:
@@ -156,15 +152,15 @@ class RemoteRegistry:
     def _offer_base(self, spec: BaseSpec) -> None:
         """A graft hub checks shapes by the manifest; another one has no place for it."""
         with suppress(NotFoundError):
-            self._call("POST", "/api/bases", _anything, json.loads(spec.to_json()))
+            self._call("POST", "/api/bases", ignored, json.loads(spec.to_json()))
 
     def resolve(self, name: str, *, base: str | None = None) -> Revision:
         """As Registry.resolve."""
         if name.startswith(TASK_PREFIX):
-            return self._call("GET", f"/api/resolve?{_query(name=name, base=base)}", _one(Revision))
+            return self._call("GET", f"/api/resolve?{_query(name=name, base=base)}", one_of(Revision))
         repo, _, ref = name.partition("@")
-        with _answering(self.url):
-            return _revision(self.client.model_info(repo, revision=ref or None))
+        with errors_of_client(self.url):
+            return revision_of(self.client.model_info(repo, revision=ref or None))
 
     def pull(self, name: str, folder: str | Path) -> Revision:
         """The files of an adapter (folder.PULLED) and no others, for a repo may hold whole bases and checkpoints.
@@ -173,7 +169,7 @@ class RemoteRegistry:
         travels, above MAX_PULL_BYTES in all, ArtifactError for a repo without an adapter.
         """
         revision = self.resolve(name)
-        with _answering(self.url):
+        with errors_of_client(self.url):
             # Nothing else is asked for or written, so a hub's own spelling of a path leads nowhere.
             listed = self.client.list_repo_tree(revision.repo, revision=revision.id)
             files = [entry for entry in listed if isinstance(entry, RepoFile) and entry.path in PULLED]
@@ -200,7 +196,7 @@ class RemoteRegistry:
         labels = [*query.labels, *([query.method] if query.method else [])]
         labels += [TASK_PREFIX + query.task] if query.task else []
         labels += [BASE_LABEL + query.base] if query.base else []
-        with _answering(self.url):
+        with errors_of_client(self.url):
             found = self.client.list_models(
                 filter=labels or None,
                 author=query.author or None,
@@ -209,7 +205,7 @@ class RemoteRegistry:
                 limit=query.offset + query.limit,
                 full=True,
             )
-            entries = tuple(_entry(info) for info in found)[query.offset :]
+            entries = tuple(entry_of(info) for info in found)[query.offset :]
         return Page(entries, query.offset + len(entries))
 
     # What only graft's own hub has
@@ -217,29 +213,29 @@ class RemoteRegistry:
     def promote(self, ref: str, alias: str, *, who: str = "", why: str = "") -> Revision:
         repo, _, revision = ref.partition("@")
         body = {"revision": revision or "main", "why": why}
-        return self._call("PUT", f"/api/adapters/{repo}/aliases/{alias}", _one(Revision), body)
+        return self._call("PUT", f"/api/adapters/{repo}/aliases/{alias}", one_of(Revision), body)
 
     def rollback(self, name: str, alias: str, *, who: str = "", why: str = "") -> Revision:
-        return self._call("POST", f"/api/adapters/{name}/aliases/{alias}/rollback", _one(Revision), {"why": why})
+        return self._call("POST", f"/api/adapters/{name}/aliases/{alias}/rollback", one_of(Revision), {"why": why})
 
     def revisions(self, name: str) -> list[Revision]:
-        return self._call("GET", f"/api/adapters/{name}/history", _many(Revision, "revisions"))
+        return self._call("GET", f"/api/adapters/{name}/history", many_of(Revision, "revisions"))
 
     def all_refs(self, name: str) -> list[Ref]:
-        return self._call("GET", f"/api/adapters/{name}/history", _many(Ref, "refs"))
+        return self._call("GET", f"/api/adapters/{name}/history", many_of(Ref, "refs"))
 
     def history(self, name: str) -> list[Move]:
-        return self._call("GET", f"/api/adapters/{name}/history", _many(Move, "moves"))
+        return self._call("GET", f"/api/adapters/{name}/history", many_of(Move, "moves"))
 
     def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = "") -> Task:
         body = {"metric": metric, "description": description, "data": data.decode()}
-        return self._call("PUT", f"/api/tasks/{slug}", _one(Task), body)
+        return self._call("PUT", f"/api/tasks/{slug}", one_of(Task), body)
 
     def task(self, slug: str) -> Task:
-        return self._call("GET", f"/api/tasks/{slug}", _one(Task))
+        return self._call("GET", f"/api/tasks/{slug}", one_of(Task))
 
     def tasks(self) -> list[Task]:
-        return self._call("GET", "/api/tasks", _many(Task, "tasks"))
+        return self._call("GET", "/api/tasks", many_of(Task, "tasks"))
 
     def task_data(self, slug: str) -> bytes:
         """The evaluation set. Raises ArtifactError when it does not hash to what the hub says."""
@@ -250,13 +246,15 @@ class RemoteRegistry:
 
     def record_evaluation(self, *, user: str = "", **score: Any) -> None:
         """As Registry.record_evaluation; who measured is known by the token."""
-        self._call("POST", "/api/evaluations", _anything, score)
+        self._call("POST", "/api/evaluations", ignored, score)
 
     def evaluations(self, name: str) -> list[Evaluation]:
-        return self._call("GET", f"/api/adapters/{name}/evaluations", _many(Evaluation, "evaluations"))
+        return self._call("GET", f"/api/adapters/{name}/evaluations", many_of(Evaluation, "evaluations"))
 
     def leaderboard(self, task: str, base: str | None = None) -> list[Standing]:
-        return self._call("GET", f"/api/tasks/{task}/leaderboard?{_query(base=base)}", _many(_standing, "standings"))
+        return self._call(
+            "GET", f"/api/tasks/{task}/leaderboard?{_query(base=base)}", many_of(standing_of, "standings")
+        )
 
     def _call(
         self, method: str, path: str, read: Callable[[Any], T], body: Any = None, timeout: float = TIMEOUT_S
@@ -280,34 +278,10 @@ class RemoteRegistry:
             with urllib.request.urlopen(request, timeout=timeout) as response:
                 return response.read()
         except urllib.error.HTTPError as error:
-            raise _error_of(error.code, error.headers.get("X-Error-Code"), error.read()) from None
+            raise error_of(error.code, error.headers.get("X-Error-Code"), error.read()) from None
         except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise GraftError(f"No hub answers at {self.url} ({reason}): is it running?") from None
-
-
-@contextmanager
-def _answering(url: str) -> Iterator[None]:
-    """The client's exceptions as ours."""
-    try:
-        yield
-    except hf.HfHubHTTPError as error:
-        response = error.response
-        raise _error_of(response.status_code, response.headers.get("X-Error-Code"), response.content) from None
-    # HTTPError is the base of whichever transport this version of the client has.
-    except (hf.HTTPError, hf.LocalEntryNotFoundError, hf.OfflineModeIsEnabled) as error:
-        raise GraftError(f"No hub answers at {url} ({type(error).__name__}): is it running?") from None
-    except ValueError as error:  # the client's own checks of names and cards
-        raise GraftError(str(error)) from None
-
-
-def _error_of(status: int, code: str | None, body: bytes) -> GraftError:
-    try:
-        said = json.loads(body)
-        message = said["error"] if isinstance(said["error"], str) else str(said)
-    except (ValueError, KeyError, TypeError):
-        message = f"The hub answered {status}: check the URL of --hub, and the proxy on the way, if there is one."
-    return BY_CODE.get(code or "", BY_STATUS.get(status, GraftError))(message)
 
 
 def _require_an_adapter(name: str, files: Sequence[RepoFile]) -> None:
@@ -333,70 +307,6 @@ def _require_intact(path: Path, file: RepoFile) -> None:
         raise ArtifactError(
             f"{file.path} arrived damaged, or was changed in the download cache: delete {path} and pull again."
         )
-
-
-def _revision(info: ModelInfo) -> Revision:
-    """A commit as its hub describes it; only graft's own hub tells the digest and its kin."""
-    found = vars(info).get("graft") or {}
-    if info.sha is None:
-        raise RevisionNotFoundError(f"{info.id} has no commit yet: publish something first.")
-    return Revision(
-        repo=info.id,
-        id=info.sha,
-        parent=None,
-        author=info.author or "",
-        title="",
-        message="",
-        created_at=info.last_modified.isoformat() if info.last_modified else "",
-        **{key: found.get(key) for key in FACTS},
-    )
-
-
-def _entry(info: ModelInfo) -> Entry:
-    """A list entry, read from the labels that every hub keeps."""
-    found, labels = vars(info).get("graft") or {}, info.tags or []
-    return Entry(
-        name=info.id,
-        revision_id=info.sha or "",
-        digest=found.get("digest"),
-        private=bool(info.private),
-        task=_labelled(labels, TASK_PREFIX) or UNTASKED,
-        base=_labelled(labels, BASE_LABEL),
-        method=found.get("method") or "",
-        license=_labelled(labels, "license:"),
-        parameters=found.get("parameters"),
-        bytes=found.get("bytes") or 0,
-        score=found.get("score"),
-        downloads=info.downloads or 0,
-        created_at=info.created_at.isoformat() if info.created_at else "",
-        updated_at=info.last_modified.isoformat() if info.last_modified else "",
-    )
-
-
-def _one(kind: Callable[..., T]) -> Callable[[Any], T]:
-    return lambda found: kind(**found)
-
-
-def _many(kind: Callable[..., T], key: str) -> Callable[[Any], list[T]]:
-    return lambda found: [kind(**row) for row in found[key]]
-
-
-def _rows(found: Any) -> None:
-    """Raises TypeError for what is no list of anything."""
-    if not isinstance(found, list):
-        raise TypeError
-
-
-def _anything(found: Any) -> None:
-    """What the hub says to a write that is answered by nothing but its success."""
-
-
-def _standing(evaluation: Mapping[str, Any], **row: Any) -> Standing:
-    return Standing(evaluation=Evaluation(**evaluation), **row)
-
-
-def _labelled(labels: Sequence[str], prefix: str) -> str:
-    return next((label.removeprefix(prefix) for label in labels if label.startswith(prefix)), "")
 
 
 def _query(**values: str | None) -> str:

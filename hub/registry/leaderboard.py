@@ -7,7 +7,6 @@ apart as 'self-reported'.
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,15 +16,16 @@ from graft.hub.adapters.validation import Inspection
 from graft.hub.errors import ArtifactError, ConflictError, GraftError, NotFoundError
 from graft.hub.evaluation.metrics import METRICS, get_metric
 from graft.hub.evaluation.task_data import parse_examples
-from graft.hub.registry import search as catalog
+from graft.hub.registry import search
+from graft.hub.registry.audit import audit
+from graft.hub.registry.naming import check_slug
 from graft.hub.registry.queries import Revision
 from graft.hub.registry.storage.blob_store import BlobStore
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.schema import writing
 from graft.hub.registry.storage.timestamps import now
-from graft.hub.registry.users import Caller, audit
+from graft.hub.registry.users import Caller
 
-SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 MAX_NUMBER = 2**53  # whole numbers up to here are the same in JSON, in a double and in SQLite
 
 
@@ -106,12 +106,6 @@ def read_evaluation(raw: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def check_slug(slug: str) -> None:
-    """Raises GraftError for what can't name a task."""
-    if not SLUG.fullmatch(slug):
-        raise GraftError(f"{slug!r} can't name a task: use small letters, digits and '-', such as 'news-topic'.")
-
-
 def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes, description: str, user: str) -> Task:
     """Raises GraftError for a bad slug or an unknown metric, DataError (with the line) for a bad evaluation set."""
     check_slug(slug)
@@ -133,7 +127,7 @@ def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes
             "updated_at = excluded.updated_at",
             [slug, metric, description, blob.sha256, examples, at, at],
         )
-        catalog.refresh_scores(db, slug)
+        search.refresh_scores(db, slug)
         audit(db, user, "task.add", slug, blob.sha256)
     return task(db, slug)
 
@@ -183,7 +177,7 @@ def record(db: Database, repo_id: int | None, evaluation: Evaluation, user: str)
         )
     with writing(db):
         _insert(db, repo_id, evaluation, user)
-        catalog.refresh_scores(db, evaluation.task, repo_id=repo_id)
+        search.refresh_scores(db, evaluation.task, repo_id=repo_id)
         audit(db, user, "evaluation", evaluation.repo or evaluation.base_fingerprint or "", evaluation.task)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from graft.hub.adapters.validation import Inspection
 from graft.hub.errors import EntryNotFoundError, RepoNotFoundError
 from graft.hub.registry import refs
-from graft.hub.registry.commits.changes import Tree
+from graft.hub.registry.storage.blob_store import Tree
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.users import Caller
 

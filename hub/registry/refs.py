@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graft.hub.errors import ConflictError, RevisionNotFoundError
-from graft.hub.registry.commits.changes import COMMIT_ID, check_ref_name
+from graft.hub.registry.naming import COMMIT_ID, check_ref_name
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.timestamps import now
 from graft.hub.registry.users import Caller

@@ -15,30 +15,27 @@ from typing import Any
 from graft.hub.adapters.validation import Inspection
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError, GraftError, NotFoundError
-from graft.hub.registry import base_models as bases
+from graft.hub.registry import base_models, queries, refs, repos
 from graft.hub.registry import leaderboard as scores
-from graft.hub.registry import queries as records
-from graft.hub.registry import refs, repos
 from graft.hub.registry import search as catalog
+from graft.hub.registry.audit import audit
 from graft.hub.registry.commits import commit as committing
-from graft.hub.registry.commits.changes import (
+from graft.hub.registry.commits.accepted_files import (
     MAX_WEIGHTS_BYTES,
     START_BYTES,
-    Change,
-    Put,
-    Tree,
     check_path,
-    check_repo_name,
     check_size,
     check_start,
 )
+from graft.hub.registry.commits.changes import Change, Put
 from graft.hub.registry.commits.commit import Intent
 from graft.hub.registry.commits.publish_folder import base_at_hand, contents
+from graft.hub.registry.naming import check_repo_name
 from graft.hub.registry.queries import File, Repo, Revision
-from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable
+from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable, Tree
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.schema import connect, migrate, writing
-from graft.hub.registry.users import OWNER, Caller, audit
+from graft.hub.registry.users import OWNER, Caller
 
 
 class _Thread(threading.local):
@@ -95,8 +92,8 @@ class Registry:
         Raises ArtifactError for a base without an id.
         """
         with writing(self.db):
-            if replace or bases.find_base(self.db, fingerprint=spec.fingerprint) is None:
-                bases.add_base(self.db, spec)
+            if replace or base_models.find_base(self.db, fingerprint=spec.fingerprint) is None:
+                base_models.add_base(self.db, spec)
                 catalog.rename_base(self.db, spec.fingerprint, spec.id or "")
                 audit(self.db, user, "base.add", spec.id or "", spec.fingerprint)
 
@@ -107,7 +104,7 @@ class Registry:
 
     def base(self, id_or_fingerprint: str) -> BaseSpec:
         """Raises NotFoundError where none is recorded, or several bear the id."""
-        found = bases.find_base(self.db, fingerprint=id_or_fingerprint) or bases.find_base(
+        found = base_models.find_base(self.db, fingerprint=id_or_fingerprint) or base_models.find_base(
             self.db, id=id_or_fingerprint
         )
         if found is None:
@@ -120,7 +117,7 @@ class Registry:
 
     def repo(self, name: str, caller: Caller = OWNER) -> Repo:
         """Raises RepoNotFoundError when there is none, it was deleted, or `caller` may not see it."""
-        return records.repo(self.db, name, caller)
+        return queries.repo(self.db, name, caller)
 
     def create_repo(self, name: str, *, private: bool = False, user: str = OWNER.name) -> Repo:
         """Raises ConflictError when the name is taken or ever was, by whoever."""
@@ -249,26 +246,26 @@ class Registry:
 
     def revision(self, id: str) -> Revision:
         """By its full commit id, which must be one."""
-        return records.revision(self.db, id)
+        return queries.revision(self.db, id)
 
     def revisions(self, name: str, *, ref: str = "main", limit: int = 1000) -> list[Revision]:
         """From `ref` back to the first, following parents."""
-        return records.line(self.db, self.resolve(f"{name}@{ref}").id, limit)
+        return queries.line(self.db, self.resolve(f"{name}@{ref}").id, limit)
 
     def tree(self, revision_id: str | None) -> Tree:
         """path -> sha256; empty for None."""
-        return records.tree(self.db, revision_id)
+        return queries.tree(self.db, revision_id)
 
     def files(self, revision_id: str) -> list[File]:
-        return records.files(self.db, revision_id)
+        return queries.files(self.db, revision_id)
 
     def file(self, revision_id: str, path: str) -> File:
         """Raises EntryNotFoundError."""
-        return records.file(self.db, revision_id, path)
+        return queries.file(self.db, revision_id, path)
 
     def found(self, revision_id: str) -> Inspection | None:
         """What was found in the revision's adapter when it was published."""
-        return records.found(self.db, revision_id)
+        return queries.found(self.db, revision_id)
 
     def pull(self, name: str, folder: str | Path, *, caller: Caller = OWNER) -> Revision:
         """Write a revision's files into `folder`, every byte checked against its hash; counts as a download.
@@ -331,7 +328,7 @@ class Registry:
 
     def branch_head(self, repo: Repo, branch: str) -> str | None:
         """A branch's head; None for a branch main that has no commit yet. Raises RevisionNotFoundError."""
-        return records.branch_head(self.db, repo, branch)
+        return queries.branch_head(self.db, repo, branch)
 
     def all_refs(self, name: str) -> list[refs.Ref]:
         return refs.all_of(self.db, self.repo(name).id)

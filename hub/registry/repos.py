@@ -4,12 +4,12 @@ Functions over an open connection, called inside a transaction.
 """
 
 from graft.hub.errors import ConflictError
-from graft.hub.registry import search as catalog
-from graft.hub.registry.commits.changes import check_repo_name
+from graft.hub.registry import search
+from graft.hub.registry.audit import audit
+from graft.hub.registry.naming import check_repo_name
 from graft.hub.registry.queries import Repo
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.timestamps import now
-from graft.hub.registry.users import audit
 
 
 def insert(db: Database, name: str, private: bool, user: str) -> int:
@@ -24,7 +24,7 @@ def insert(db: Database, name: str, private: bool, user: str) -> int:
         "INSERT INTO repos (namespace, name, private, created_at, updated_at) VALUES (?, ?, ?, ?, ?) RETURNING id",
         [namespace, short, private, at, at],
     ).fetchone()["id"]
-    catalog.list_repo(db, repo_id, None, {}, "")
+    search.list_repo(db, repo_id, None, {}, "")
     audit(db, user, "repo.create", name, "private" if private else "")
     return repo_id
 
@@ -41,14 +41,14 @@ def move(db: Database, repo: Repo, new_name: str, user: str) -> None:
     new_id = insert(db, new_name, repo.private, user)
     # The two rows change places: the old one keeps its id, which everything refers to, under the new name.
     old_namespace, _, old_short = repo.name.partition("/")
-    catalog.unlist_repo(db, new_id)
+    search.unlist_repo(db, new_id)
     db.execute("UPDATE repos SET name = ? WHERE id = ?", [f"{short}\0moving", new_id])
     db.execute("UPDATE repos SET namespace = ?, name = ? WHERE id = ?", [namespace, short, repo.id])
     db.execute(
         "UPDATE repos SET namespace = ?, name = ?, deleted_at = ?, moved_to = ? WHERE id = ?",
         [old_namespace, old_short, now(), repo.id, new_id],
     )
-    catalog.rename_repo(db, repo.id, namespace, short)
+    search.rename_repo(db, repo.id, namespace, short)
     audit(db, user, "repo.move", repo.name, new_name)
 
 
@@ -62,7 +62,7 @@ def delete(db: Database, repo: Repo, user: str) -> None:
     else:
         db.execute("DELETE FROM repos WHERE id = ?", [repo.id])
     db.execute("DELETE FROM refs WHERE repo_id = ?", [repo.id])
-    catalog.unlist_repo(db, repo.id)
+    search.unlist_repo(db, repo.id)
     audit(db, user, "repo.delete", repo.name)
 
 

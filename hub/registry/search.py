@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graft.hub.adapters import model_card as cards
+from graft.hub.adapters import model_card
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError
 from graft.hub.registry.storage.database import Database
@@ -136,8 +136,8 @@ def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping
     """Renew a repo's row, labels and indexed text from its new main revision (None: it is empty)."""
     repo = db.execute("SELECT * FROM repos WHERE id = ?", [repo_id]).fetchone()
     found = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
-    task = found["task"] if found else cards.task_of(card)
-    base = _base_name(db, found) if found else next(iter(cards.texts(card.get("base_model"))), "")
+    task = found["task"] if found else model_card.task_of(card)
+    base = _base_name(db, found) if found else next(iter(model_card.texts(card.get("base_model"))), "")
     db.table("listing").insert(
         {
             "repo_id": repo_id,
@@ -149,7 +149,7 @@ def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping
             "task": task,
             "base": base,
             "method": found["method"] if found else NO_METHOD,
-            "license": next(iter(cards.texts(card.get("license"))), "unknown"),
+            "license": next(iter(model_card.texts(card.get("license"))), "unknown"),
             "parameters": found["parameters"] if found else None,
             "bytes": found["bytes"] if found else 0,
             "score": None,
@@ -159,9 +159,9 @@ def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping
         },
         replace=True,
     )
-    extra = [cards.TASK_PREFIX + task] if task != cards.UNTASKED else []
+    extra = [model_card.TASK_PREFIX + task] if task != model_card.UNTASKED else []
     extra += [found["method"], f"base_model:{base}", f"base_model:adapter:{base}"] if found else []
-    labels = cards.labels(card, extra)
+    labels = model_card.labels(card, extra)
     db.execute("DELETE FROM labels WHERE repo_id = ?", [repo_id])
     db.table("labels").insert_all({"label": label, "repo_id": repo_id} for label in labels)
     _index(db, repo_id, f"{repo['namespace']}/{repo['name']}", " ".join(labels), body[:MAX_INDEXED_CARD_CHARS])

@@ -10,7 +10,8 @@ import secrets
 from dataclasses import dataclass
 
 from graft.hub.errors import ConflictError, ForbiddenError, GraftError, NotFoundError, UnauthorizedError
-from graft.hub.registry.commits.changes import REPO_NAME
+from graft.hub.registry.audit import audit
+from graft.hub.registry.naming import REPO_NAME
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.schema import writing
 from graft.hub.registry.storage.timestamps import now
@@ -117,32 +118,6 @@ def caller_of_hash(db: Database, hashed: str) -> Caller:
         raise UnauthorizedError("Invalid credentials in Authorization header: the token is unknown or was revoked.")
     mine = db.execute("SELECT namespace FROM members WHERE user_id = ?", [row["id"]]).fetchall()
     return Caller(row["name"], row["scope"], frozenset(member["namespace"].lower() for member in mine))
-
-
-def audit(db: Database, who: str, action: str, subject: str, detail: str = "") -> None:
-    """Note a write, inside its own transaction."""
-    db.execute(
-        "INSERT INTO audit (at, who, action, subject, detail) VALUES (?, ?, ?, ?, ?)",
-        [now(), who, action, subject, detail],
-    )
-
-
-def note_upload(db: Database, sha256: str, who: str) -> None:
-    """Remember who brought bytes that no commit names yet."""
-    with writing(db):
-        db.execute("INSERT OR REPLACE INTO uploads (sha256, who, created_at) VALUES (?, ?, ?)", [sha256, who, now()])
-
-
-def may_name(db: Database, caller: Caller, sha256: str) -> bool:
-    """Whether `caller` may commit a blob by its hash: they uploaded it, or may read a repo that holds it."""
-    if db.execute("SELECT 1 FROM uploads WHERE sha256 = ? AND who = ?", [sha256, caller.name]).fetchone():
-        return True
-    rows = db.execute(
-        "SELECT DISTINCT namespace, private FROM files JOIN revisions ON revisions.id = revision_id "
-        "JOIN repos ON repos.id = repo_id WHERE sha256 = ? AND deleted_at IS NULL AND disabled IS NULL",
-        [sha256],
-    )
-    return any(not row["private"] or caller.owns(row["namespace"]) for row in rows)
 
 
 def secret(db: Database, purpose: str) -> bytes:

@@ -9,13 +9,10 @@ from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from graft.hub.registry import users as access
+from graft.hub.registry import users
 from graft.hub.registry.registry import Registry
-from graft.hub.web import api, forms, security
-from graft.hub.web import error_responses as failures
-from graft.hub.web.huggingface import commit as uploads
-from graft.hub.web.huggingface import git_lfs as lfs
-from graft.hub.web.huggingface import read as protocol
+from graft.hub.web import api, error_responses, forms, playground, security
+from graft.hub.web.huggingface import commit, git_lfs, read
 from graft.hub.web.request import EXTENSION, Hub
 from graft.hub.wsgi import LOOPBACK
 
@@ -40,7 +37,7 @@ def create_app(
     app.config.update(
         MAX_CONTENT_LENGTH=MAX_REQUEST_BYTES,
         MAX_FORM_MEMORY_SIZE=MAX_REQUEST_BYTES,
-        SECRET_KEY=access.secret(registry.db, "session"),
+        SECRET_KEY=users.secret(registry.db, "session"),
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_HTTPONLY=True,
         # A page elsewhere that gets its name to point here must not reach a hub that trusts its own machine.
@@ -51,10 +48,10 @@ def create_app(
     app.wsgi_app = KeepQuotedSlashes(ProxyFix(app.wsgi_app) if behind_proxy else app.wsgi_app)  # type: ignore[method-assign]
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    failures.install(app)
+    error_responses.install(app)
     security.protect(app)
-    for blueprint in (protocol.blueprint, uploads.blueprint, lfs.blueprint, api.blueprint, forms.blueprint):
-        app.register_blueprint(blueprint)
+    for part in (read, commit, git_lfs, api, forms, playground):
+        app.register_blueprint(part.blueprint)
     return app
 
 

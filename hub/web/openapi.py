@@ -6,13 +6,14 @@ The Hugging Face protocol is described by its own clients' documentation and is 
 from typing import Any
 
 from graft.hub.evaluation.metrics import METRICS
-from graft.hub.registry import leaderboard as scores
-from graft.hub.registry.commits.changes import REPO_NAME
+from graft.hub.registry import leaderboard
+from graft.hub.registry.naming import REPO_NAME
+from graft.hub.registry.naming import SLUG as TASK_NAME
 from graft.hub.registry.search import SORTS
 
 TEXT: dict[str, Any] = {"type": "string"}
 NAME: dict[str, Any] = {"type": "string", "pattern": f"^{REPO_NAME.pattern}$"}
-SLUG: dict[str, Any] = {"type": "string", "pattern": f"^{scores.SLUG.pattern}$"}
+SLUG: dict[str, Any] = {"type": "string", "pattern": f"^{TASK_NAME.pattern}$"}
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 
 ADAPTER = "/api/adapters/{namespace}/{name}"
@@ -28,7 +29,7 @@ SEARCH = {
 PROMOTION = {"revision": TEXT, "why": TEXT}
 TASK = {"metric": {"enum": list(METRICS)}, "description": TEXT, "data": TEXT}
 SCHEMAS: dict[type, dict[str, Any]] = {str: TEXT, int: COUNT, float: {"type": "number"}, dict: {"type": "object"}}
-EVALUATION = {name: SCHEMAS[kinds[-1]] for name, kinds in scores.FIELDS.items()}
+EVALUATION = {name: SCHEMAS[kinds[-1]] for name, kinds in leaderboard.FIELDS.items()}
 
 # (method, path, what it does, query arguments, body fields, required body fields)
 OPERATIONS: tuple[tuple[str, str, str, dict[str, Any], dict[str, Any] | None, tuple[str, ...]], ...] = (
@@ -46,7 +47,7 @@ OPERATIONS: tuple[tuple[str, str, str, dict[str, Any], dict[str, Any] | None, tu
     ("put", "/api/tasks/{slug}", "Add a task, or renew its evaluation set (admin)", {}, TASK, ("metric", "data")),
     ("get", "/api/tasks/{slug}/data", "The evaluation set, JSONL", {}, None, ()),
     ("get", "/api/tasks/{slug}/leaderboard", "Ranked scores on the present data", {"base": TEXT}, None, ()),
-    ("post", "/api/evaluations", "Record a score", {}, EVALUATION, scores.REQUIRED),
+    ("post", "/api/evaluations", "Record a score", {}, EVALUATION, leaderboard.REQUIRED),
     ("get", "/api/bases", "Recorded bases", {}, None, ()),
     ("post", "/api/bases", "Record a base's manifest", {}, {"id": TEXT, "fingerprint": TEXT}, ("id", "fingerprint")),
 )

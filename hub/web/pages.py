@@ -14,13 +14,11 @@ from werkzeug.wrappers import Response
 from graft.hub.adapters.model_card import split_card
 from graft.hub.adapters.validation import CARD, Inspection
 from graft.hub.errors import GraftError, RepoNotFoundError
-from graft.hub.registry import leaderboard as scores
-from graft.hub.registry import search as catalog
-from graft.hub.registry.commits.changes import REPO_NAME
+from graft.hub.registry import leaderboard, search
+from graft.hub.registry.naming import REPO_NAME
 from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.refs import Ref
-from graft.hub.web import filters as present
-from graft.hub.web import svg_charts as charts
+from graft.hub.web import filters, svg_charts
 from graft.hub.web.api import query_of
 from graft.hub.web.huggingface.read import readable
 from graft.hub.web.request import caller, endpoint, hub, registry, unquoted
@@ -45,7 +43,7 @@ MAX_CURVE_POINTS = 2000
 
 @blueprint.record_once
 def _prepare(state: Any) -> None:
-    present.install(state.app)
+    filters.install(state.app)
 
 
 @blueprint.app_context_processor
@@ -61,7 +59,7 @@ def _everywhere() -> dict[str, Any]:
 def browse() -> str:
     query = query_of(request.args | {"limit": str(PAGE)} if "limit" not in request.args else request.args)
     found = registry().search(query, caller())
-    facets = catalog.facets(registry().db, query, caller())
+    facets = search.facets(registry().db, query, caller())
     return render_template(
         "browse.html", query=query, found=found, facets=facets, facet_names=FACETS, sorts=SORTS, args=request.args
     )
@@ -123,7 +121,7 @@ def _tab(tab: str, repo: Repo, found: Revision, inspection: Inspection | None) -
             return {"evaluations": registry().evaluations(repo.name), "present": _present_data()}
         case "use":
             return {"snippets": _snippets(repo, found)}
-    return {"card": present.card_html(_body(found)), "curve": _curve(inspection)}
+    return {"card": filters.card_html(_body(found)), "curve": _curve(inspection)}
 
 
 def _names(repo: Repo) -> dict[str, list[Ref]]:
@@ -154,7 +152,7 @@ def _curve(inspection: Inspection | None) -> Any:
         for row in rows[:MAX_CURVE_POINTS]
         if isinstance(row, dict) and all(isinstance(row.get(key), (int, float)) for key in ("step", "loss"))
     ]
-    return charts.curve(values, "Training loss by step", "step", "loss")
+    return svg_charts.curve(values, "Training loss by step", "step", "loss")
 
 
 def _snippets(repo: Repo, found: Revision) -> list[tuple[str, str]]:
@@ -193,7 +191,7 @@ def _snippets(repo: Repo, found: Revision) -> list[tuple[str, str]]:
 
 @blueprint.get("/tasks")
 def tasks() -> str:
-    counts = dict(catalog.facets(registry().db, catalog.Query(), caller())["task"])
+    counts = dict(search.facets(registry().db, search.Query(), caller())["task"])
     return render_template("tasks.html", tasks=registry().tasks(), counts=counts)
 
 
@@ -220,12 +218,12 @@ def task(slug: str) -> str:
     )
 
 
-def _scatter(found: scores.Task, standings: Sequence[scores.Standing]) -> Any:
+def _scatter(found: leaderboard.Task, standings: Sequence[leaderboard.Standing]) -> Any:
     points = [
-        charts.Point(
+        svg_charts.Point(
             x=float(row.parameters),
             y=row.evaluation.value,
-            label=f"{row.evaluation.repo}: {row.evaluation.value:.3f} with {present.amount(row.parameters)} parameters",
+            label=f"{row.evaluation.repo}: {row.evaluation.value:.3f} with {filters.amount(row.parameters)} parameters",
             kind=f"m-{row.method}",
             low=row.evaluation.low,
             high=row.evaluation.high,
@@ -239,8 +237,8 @@ def _scatter(found: scores.Task, standings: Sequence[scores.Standing]) -> Any:
         if row.rank and row.parameters and row.evaluation.repo
     ]
     bare = [row.evaluation.value for row in standings if not row.rank]
-    line = charts.Point(1, bare[0], "bare base") if len(bare) == 1 else None
-    return charts.scatter(points, f"{found.metric} against size", "trained parameters", found.metric, line)
+    line = svg_charts.Point(1, bare[0], "bare base") if len(bare) == 1 else None
+    return svg_charts.scatter(points, f"{found.metric} against size", "trained parameters", found.metric, line)
 
 
 # Comparing
@@ -261,7 +259,7 @@ def compare() -> str:
         config=_differing(configs),
         metrics=_metrics(revisions),
         tensors=_tensors(inspections),
-        choices=registry().search(catalog.Query(sort="name", limit=500), caller()).entries,
+        choices=registry().search(search.Query(sort="name", limit=500), caller()).entries,
         most=MAX_COMPARED,
     )
 
@@ -271,8 +269,8 @@ def _facts(revisions: Sequence[Revision]) -> list[tuple[str, list[str]]]:
         "method": lambda r: f"{r.method or ''} {r.variant if r.variant and r.variant != r.method else ''}".strip(),
         "task": lambda r: r.task or "",
         "base": lambda r: r.base_id or "",
-        "parameters": lambda r: present.amount(r.parameters),
-        "weights": lambda r: present.size(r.bytes),
+        "parameters": lambda r: filters.amount(r.parameters),
+        "weights": lambda r: filters.size(r.bytes),
         "largest rank": lambda r: str(r.max_rank or "–"),
         "kind of number": lambda r: r.dtype or "",
         "digest": lambda r: (r.digest or "")[:16],
@@ -288,9 +286,9 @@ def _differing(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _metrics(revisions: Sequence[Revision]) -> list[tuple[str, list[scores.Evaluation | None]]]:
+def _metrics(revisions: Sequence[Revision]) -> list[tuple[str, list[leaderboard.Evaluation | None]]]:
     """Latest graft-run score of each, a row per task, data and metric, so that a row compares like with like."""
-    latest: dict[tuple[str, str, str], dict[int, scores.Evaluation]] = {}
+    latest: dict[tuple[str, str, str], dict[int, leaderboard.Evaluation]] = {}
     for column, revision in enumerate(revisions):
         for row in reversed(registry().evaluations(revision.repo)):
             if row.digest == revision.digest and row.source == "graft":

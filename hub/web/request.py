@@ -6,7 +6,7 @@ from urllib.parse import unquote
 from flask import current_app, g, request, session
 
 from graft.hub.errors import UnauthorizedError
-from graft.hub.registry import users as access
+from graft.hub.registry import users
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.users import OWNER, STRANGER, Caller
 
@@ -39,14 +39,14 @@ def caller() -> Caller:
 
 def _find_caller() -> Caller:
     db = registry().db
-    if hub().single_user and not access.has_users(db):
+    if hub().single_user and not users.has_users(db):
         return OWNER
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
-        return access.caller_of(db, token.strip())
+        return users.caller_of(db, token.strip())
     if signed_in := session.get("token_hash"):
         try:
-            return access.caller_of_hash(db, signed_in)
+            return users.caller_of_hash(db, signed_in)
         except UnauthorizedError:
             session.clear()
     return STRANGER

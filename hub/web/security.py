@@ -12,7 +12,7 @@ from flask import Flask, Response, current_app, request
 
 from graft.hub.errors import ForbiddenError
 from graft.hub.registry.users import OWNER
-from graft.hub.web import error_responses as failures
+from graft.hub.web import error_responses
 from graft.hub.web.request import caller
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -89,7 +89,7 @@ def _limit_rate() -> Response | None:
     left, seconds = current_app.extensions["graft-rates"].count(who)
     if left >= 0:
         return None
-    response = failures.failure(429, f"Too many requests: wait {seconds} s.")
+    response = error_responses.failure(429, f"Too many requests: wait {seconds} s.")
     response.headers["Retry-After"] = str(seconds)
     response.headers["RateLimit"] = f'"api";r=0;t={seconds}'
     return response

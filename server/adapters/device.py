@@ -15,12 +15,11 @@ from graft.hub.adapters.probe import Verdict
 from graft.hub.adapters.serving_forms import CacheRows
 from graft.hub.errors import GraftError
 from graft.server.adapters.host import Loaded
+from graft.server.adapters.readiness import NO_ROWS, Gate, VirtualRows
 from graft.server.cache.blocks import Blocks
 from graft.server.cache.step import BLOCK_ROWS
-from graft.server.engine.fair_queue import Gate
-from graft.server.engine.request import CapacityError
-from graft.server.engine.scheduler import NO_ROWS, VirtualRows
-from graft.server.runners.eager.runner import Runner
+from graft.server.errors import CapacityError
+from graft.server.runners.protocol import Runner
 
 VIRTUAL_SHARE = 4  # at most 1/4 of the cache's blocks holds virtual rows, so that requests always find room
 

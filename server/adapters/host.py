@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from graft.hub.adapters.artifact import load_artifact
-from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank
+from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank, at, detours, form_bytes
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.server.adapters.names import Library, Location
 from graft.server.adapters.prover import Case, Prover
-from graft.server.engine.request import BrokenError, CapacityError, ClosedError, Served
-from graft.server.runners.eager.runner import at, detours, form_bytes
+from graft.server.errors import BrokenError, CapacityError, ClosedError
+from graft.server.served import Served
 
 log = logging.getLogger(__name__)
 FORGIVEN_AFTER_S = 30.0

@@ -13,10 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.machine.atomic_files import STAGING
 from graft.hub.registry.hub_client import RemoteRegistry
 from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import Entry, on_base
+
+Shelf = Registry | RemoteRegistry
 
 WRITING_S = 2.0  # how long a folder may be under way from one version to the next; one that was killed stays
 REMOTE_TTL_S = 10.0  # how long a hub's answer about a moving name is trusted
@@ -40,7 +44,7 @@ class Library:
         self,
         fingerprint: str,
         local: Mapping[str, Path] | None = None,
-        shelf: Registry | RemoteRegistry | None = None,
+        shelf: Shelf | None = None,
     ):
         self._fingerprint = fingerprint
         self._local = dict(local or {})
@@ -98,6 +102,11 @@ class Library:
         with tempfile.TemporaryDirectory(prefix="graft-adapter-") as folder:
             self.shelf.pull(f"{location.name}@{location.revision}", folder)
             yield Path(folder)
+
+    def shelved(self, base: BaseSpec) -> Iterator[Entry]:
+        """What a registry on this machine has for a base. A hub is not asked for all it has."""
+        if isinstance(self.shelf, Registry):
+            yield from on_base(self.shelf.search, base)
 
     def _asked(self, name: str) -> Location | GraftError:
         if self.shelf is None or not ("/" in name or name.startswith("task:")):

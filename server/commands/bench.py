@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graft.hub.cli.base_argument import BASE
-from graft.hub.cli.shared import print_json, print_table
+from graft.hub.terminal.base_argument import BASE
+from graft.hub.terminal.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from graft.server.benchmark.workload import Workload

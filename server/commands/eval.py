@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graft.hub.base.manifest import recorded_spec
-from graft.hub.cli.base_argument import BASE
-from graft.hub.cli.shared import local_user, opened, placed, print_json, print_table
 from graft.hub.errors import DataError, GraftError
-from graft.server.evaluation import scorekeeping
-from graft.server.evaluation.scorekeeping import Scorekeeper
+from graft.hub.terminal.base_argument import BASE
+from graft.hub.terminal.options import local_user, opened, placed
+from graft.hub.terminal.tables import print_json, print_table
+from graft.server.commands import scorekeeping
+from graft.server.commands.scorekeeping import Scorekeeper
 
 if TYPE_CHECKING:
     from graft.hub.base.model import Base

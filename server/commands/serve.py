@@ -11,9 +11,9 @@ import click
 import psutil
 
 from graft.hub.adapters.validation import CONFIG
-from graft.hub.cli.base_argument import BASE
-from graft.hub.cli.shared import Size
 from graft.hub.errors import GraftError
+from graft.hub.terminal.base_argument import BASE
+from graft.hub.terminal.options import Size
 from graft.hub.wsgi import LOOPBACK
 
 if TYPE_CHECKING:
@@ -230,6 +230,6 @@ def _shelf(registry_path: Path | None, hub_url: str | None) -> "Registry | Remot
     """Raises NotFoundError for a registry that was asked for and isn't there."""
     if registry_path is None and hub_url is None and not DEFAULT_REGISTRY.is_file():
         return None
-    from graft.hub.cli.shared import opened
+    from graft.hub.terminal.options import opened
 
     return opened(registry_path or DEFAULT_REGISTRY, hub_url)

@@ -17,9 +17,12 @@ from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.server.adapters.device import Resident
 from graft.server.adapters.host import Loaded
-from graft.server.engine.request import EngineError, Finished, Request, Scored, Served, Started, Stream
+from graft.server.adapters.readiness import NO_ROWS
+from graft.server.engine.request import Finished, Request, Scored, Started, Stream
 from graft.server.engine.sampling import Draw, Token, generator_for, score
-from graft.server.engine.scheduler import NO_ROWS, Chunk, Sequence
+from graft.server.engine.scheduler import Chunk, Sequence
+from graft.server.errors import EngineError
+from graft.server.served import Served
 from graft.server.telemetry import Metrics
 
 UNPLACED = Served("(not loaded)")  # in the numbers: names that stand for nothing, or for nothing that loads

@@ -24,33 +24,24 @@ from graft.hub.adapters.probe import Asked, Table
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.hub.machine.compute_threads import ComputeThreads
-from graft.hub.registry.hub_client import RemoteRegistry
-from graft.hub.registry.registry import Registry
 from graft.server.adapters.device import VIRTUAL_SHARE, Residency, Resident
 from graft.server.adapters.host import Answer, Loaded, Loader
-from graft.server.adapters.names import Library
-from graft.server.adapters.proof import Proof
+from graft.server.adapters.names import Library, Shelf
 from graft.server.adapters.prover import Prover
+from graft.server.adapters.readiness import Gate
 from graft.server.cache.blocks import Blocks
 from graft.server.cache.step import BLOCK_ROWS, make_batch
 from graft.server.cache.tensors import KVCache
+from graft.server.engine.adapter_proof import Proof
 from graft.server.engine.consumers import Consumer, Generation, RowsJob, ends_of, not_finite
-from graft.server.engine.fair_queue import Gate
+from graft.server.engine.inbox import Inbox
 from graft.server.engine.options import Options, sizes
-from graft.server.engine.request import (
-    BrokenError,
-    ClosedError,
-    Inbox,
-    Request,
-    RequestError,
-    Result,
-    Served,
-    Stream,
-    TooLongError,
-)
+from graft.server.engine.request import Request, Result, Stream
 from graft.server.engine.sampling import Draw, sample
 from graft.server.engine.scheduler import Plan, Scheduler, Sequence
-from graft.server.runners.eager.runner import make_runner
+from graft.server.errors import BrokenError, ClosedError, RequestError, TooLongError
+from graft.server.runners.factory import make_runner
+from graft.server.served import Served
 from graft.server.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -63,7 +54,7 @@ class Engine:
         self,
         base: Base,
         adapters: Mapping[str, str | Path] | None = None,
-        shelf: Registry | RemoteRegistry | None = None,
+        shelf: Shelf | None = None,
         options: Options | None = None,
     ):
         """`adapters`: NAME -> folder. `shelf`: where other names are looked up. Loads nothing yet."""

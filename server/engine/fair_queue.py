@@ -8,18 +8,11 @@ another's backlog. Pure.
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Generic, TypeVar
 
+from graft.server.adapters.readiness import Gate
+
 Item = TypeVar("Item")
-
-
-class Gate(Enum):
-    """Whether an item may start."""
-
-    READY = "ready"
-    SOON = "soon"  # what it needs is on its way: others may go first
-    FULL = "full"  # what it needs is held by those who run: nobody may go first, or it might wait for ever
 
 
 @dataclass

@@ -4,63 +4,13 @@ Knows neither HTTP nor torch. A `Stream` is the only thing that two threads shar
 caller takes them out.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from graft.hub.errors import GraftError
 from graft.server.engine.sampling import Sampling, Token
-
-
-class RequestError(GraftError):
-    """A request that can't be served as it stands."""
-
-    code = "invalid_request"
-
-
-class TooLongError(RequestError):
-    """Prompt and answer are longer than a sequence may be. Clients shorten a conversation on this very code."""
-
-    code = "context_length_exceeded"
-
-    def __init__(self, message: str, param: str | None = None):
-        super().__init__(message)
-        self.param = param
-
-
-class EngineError(GraftError):
-    """The engine failed at a step; only the requests of that step are lost."""
-
-    status = 500
-    code = "engine_error"
-
-
-class BrokenError(EngineError):
-    """Something failed that should not have. Its message is for the log: it may tell of internals."""
-
-    code = "internal_error"
-
-
-class CapacityError(EngineError):
-    """The adapter does not fit into the memory that this server was given."""
-
-    status = 422
-    code = "no_capacity"
-
-
-class BusyError(GraftError):
-    """Too much is waiting already."""
-
-    status = 429
-    code = "overloaded"
-
-
-class ClosedError(GraftError):
-    """The engine has been closed."""
-
-    status = 503
-    code = "closed"
+from graft.server.served import Served
 
 
 @dataclass(frozen=True)
@@ -80,15 +30,6 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     score_from: int | None = None
     score_next: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Served:
-    """What a request runs on. `digest` and the rest are None for the bare base."""
-
-    name: str | None = None
-    digest: str | None = None
-    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,37 +108,3 @@ class Stream:
                 case Finished():
                     return Result(tuple(tokens), event.reason, served, tuple(prompt), event.cached_tokens)
         raise AssertionError("a stream ends with Finished")
-
-
-class Inbox:
-    """Messages to the engine's thread, which sleeps while there are none."""
-
-    def __init__(self) -> None:
-        self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._filled = threading.Event()
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def put(self, message: Callable[[], None]) -> None:
-        """Raises ClosedError where nobody will read the message."""
-        with self._lock:
-            if self._closed:
-                raise ClosedError("The server is shutting down.")
-            self._messages.put(message)
-        self._filled.set()
-
-    def close(self) -> list[Callable[[], None]]:
-        """The last messages; nothing can be put from now on."""
-        with self._lock:
-            self._closed = True
-        return self.take(wait=False)
-
-    def take(self, *, wait: bool, timeout: float | None = None) -> list[Callable[[], None]]:
-        """All messages so far; waits for one if asked to."""
-        if wait:
-            self._filled.wait(timeout)
-        self._filled.clear()
-        taken = []
-        while not self._messages.empty():
-            taken.append(self._messages.get())
-        return taken

@@ -13,30 +13,10 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 from typing import Any
 
+from graft.server.adapters.readiness import NO_ROWS, Gate, VirtualRows
 from graft.server.cache.blocks import Blocks, chain_hash, root_hash
 from graft.server.cache.step import BLOCK_ROWS, Run
-from graft.server.engine.fair_queue import FairQueue, Gate
-
-
-@dataclass(frozen=True)
-class VirtualRows:
-    """An adapter's rows before the text, in the cache already: whole blocks shared by its requests, and perhaps a
-    last, partial block, which is copied for each request and never written by one."""
-
-    count: int
-    text_start: int  # position of the first row of the text
-    blocks: tuple[int, ...]
-
-    @property
-    def whole(self) -> tuple[int, ...]:
-        return self.blocks[: self.count // BLOCK_ROWS]
-
-    @property
-    def partial(self) -> int | None:
-        return self.blocks[-1] if self.count % BLOCK_ROWS else None
-
-
-NO_ROWS = VirtualRows(0, 0, ())
+from graft.server.engine.fair_queue import FairQueue
 
 
 @dataclass(eq=False)

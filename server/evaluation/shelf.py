@@ -16,8 +16,9 @@ from graft.hub.evaluation.eval_prompts import label_groups, named, text_of, text
 from graft.hub.evaluation.metrics import Metric, Score, paired_p, score
 from graft.hub.evaluation.task_data import Example
 from graft.server.engine.engine import Engine
-from graft.server.engine.request import Finished, Request, Scored, Served, Started, Stream
+from graft.server.engine.request import Finished, Request, Scored, Started, Stream
 from graft.server.engine.sampling import Sampling, Token
+from graft.server.served import Served
 
 _AHEAD = 512  # requests submitted and not answered yet
 

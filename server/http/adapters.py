@@ -11,12 +11,11 @@ from typing import Any
 from graft.hub.adapters.probe import Verdict
 from graft.hub.adapters.validation import Inspection, inspect_artifact
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
-from graft.hub.registry.registry import Registry
-from graft.hub.registry.search import on_base
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.names import Location
 from graft.server.engine.engine import Engine
-from graft.server.engine.request import Request, Served
+from graft.server.engine.request import Request
+from graft.server.served import Served
 
 PINNED_SHARE = 2  # pins may take half of a budget, so that the other adapters can always come and go
 
@@ -178,10 +177,7 @@ class Inventory:
         return Entry(location.name, found.digest, None, found.method, found.variant, found.task, found.bytes, None)
 
     def _shelved(self) -> Iterator[Entry]:
-        shelf = self._engine.library.shelf
-        if not isinstance(shelf, Registry):
-            return
-        for row in on_base(shelf.search, self._engine.base.spec):
+        for row in self._engine.library.shelved(self._engine.base.spec):
             if row.digest:
                 yield Entry(row.name, row.digest, row.revision_id, row.method, None, row.task, row.bytes)
 

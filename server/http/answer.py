@@ -16,10 +16,12 @@ from graft.hub.evaluation.task_data import Message
 from graft.hub.evaluation.tokenization import TemplateRefusalError, encode_prompt
 from graft.server.engine.consumers import stop_ids
 from graft.server.engine.engine import Engine
-from graft.server.engine.request import Finished, Request, Scored, Served, Started, Stream, TooLongError
+from graft.server.engine.request import Finished, Request, Scored, Started, Stream
 from graft.server.engine.sampling import Sampling, Token
+from graft.server.errors import TooLongError
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, Generation
 from graft.server.http.text import Detokenizer, StopStrings, certain, decode
+from graft.server.served import Served
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's; a chat goes on as long as there is room
 LOOK_S = 0.5  # how often a silent client is looked after while nothing comes

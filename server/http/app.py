@@ -19,13 +19,14 @@ from werkzeug.exceptions import HTTPException
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.wsgi import request_id
 from graft.server.engine.engine import Engine
-from graft.server.engine.request import BusyError, ClosedError, Served
+from graft.server.errors import BusyError, ClosedError
 from graft.server.http import cors, openapi
 from graft.server.http.adapters import Entry, Inventory, NotLoadedError, Placed, described
 from graft.server.http.answer import Answer, Asked, Disconnected, asked_chat, asked_completion
 from graft.server.http.schemas import AdapterBody, BadField, ChatBody, CompletionBody, Generation, PinBody, parse
 from graft.server.http.shapes import CHAT, COMPLETION, Shape, Writer, broken_message, error_body, public_message
 from graft.server.http.text import Names
+from graft.server.served import Served
 
 log = logging.getLogger("graft.server")
 

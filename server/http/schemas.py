@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from graft.server.engine.request import RequestError
+from graft.server.errors import RequestError
 from graft.server.http.fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL, meant, refused
 
 MAX_CHOICES = 1024  # prompts x n of one request

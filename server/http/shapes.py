@@ -13,7 +13,7 @@ from typing import Any
 
 from graft.hub.errors import GraftError
 from graft.server.engine.consumers import not_finite
-from graft.server.engine.request import BrokenError
+from graft.server.errors import BrokenError
 from graft.server.http.answer import Answer, Mark, Piece
 from graft.server.http.text import Names
 

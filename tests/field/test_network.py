@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from graft.hub.cli.shared import opened
 from graft.hub.errors import GraftError
+from graft.hub.terminal.options import opened
 from tests.field.conftest import graft, refused
 
 NOBODY = "http://127.0.0.1:9"

@@ -24,7 +24,7 @@ from graft.hub.base.model import Base
 from graft.hub.evaluation.task_data import data_hash, parse_examples
 from graft.hub.registry.commits.changes import Delete, Put
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.storage import timestamps as clock
+from graft.hub.registry.storage import timestamps
 from tests.conftest import FAMILIES, tiny_tokenizer
 from tests.methods.cases import VARIANTS
 
@@ -170,7 +170,7 @@ CLAIM = """model-index:
 
 def registry(folder: Path, at: Clock) -> Registry:
     """Repos, revisions, branches, tags, aliases and their moves, scores, a task; `at` is set as the clock meanwhile."""
-    kept, clock.datetime = clock.datetime, at  # type: ignore[misc, assignment]
+    kept, timestamps.datetime = timestamps.datetime, at  # type: ignore[misc, assignment]
     try:
         made = Registry(folder / "registry.db")
         made.add_base(small_spec(), user="ann")
@@ -199,7 +199,7 @@ def registry(folder: Path, at: Clock) -> Registry:
         )
         made.count_download("ann/topics")
     finally:
-        clock.datetime = kept  # type: ignore[misc]
+        timestamps.datetime = kept  # type: ignore[misc]
     return made
 
 

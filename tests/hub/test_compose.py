@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from graft.hub.adapters.artifact import load_artifact, save_artifact
-from graft.hub.adapters.merging import convert, merge, weighted_sum
+from graft.hub.adapters.formats import convert
+from graft.hub.adapters.merging import merge, weighted_sum
 from graft.hub.cli.export import export
 from graft.hub.errors import ArtifactError, UnsupportedMethodError
 from tests.conftest import FAMILIES, tiny_base, tiny_tokenizer

@@ -15,7 +15,7 @@ import pytest
 
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.users import create_token, first_admin
-from graft.hub.web.huggingface import git_lfs as lfs
+from graft.hub.web.huggingface import git_lfs
 
 CALLS = Path(__file__).with_name("client_calls.py")
 CLIENTS = Path(__file__).parents[2] / "build" / "clients"
@@ -139,7 +139,7 @@ def test_the_client_uploads_in_parts(hub: str, registry: Registry, adapter: Path
     from huggingface_hub.lfs import lfs_upload
 
     weights = (adapter / "adapter_model.safetensors").read_bytes()
-    monkeypatch.setattr(lfs, "PART_BYTES", len(weights) // 3)
+    monkeypatch.setattr(git_lfs, "PART_BYTES", len(weights) // 3)
     token = first_admin(registry.db, "ann")
     client = httpx.Client(base_url=hub, headers={"Authorization": f"Bearer {token}"})
     client.post("/api/repos/create", json={"name": "news"}).raise_for_status()

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from graft.hub.errors import ArtifactError, ConflictError, GraftError, RepoNotFoundError
-from graft.hub.registry import maintenance as upkeep
-from graft.hub.registry.commits.changes import Delete, Put, check_path
+from graft.hub.registry import maintenance
+from graft.hub.registry.commits.accepted_files import check_path
+from graft.hub.registry.commits.changes import Delete, Put
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
 from graft.hub.web.app import create_app
@@ -120,7 +121,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(commit=consumes(commits))
     def collect(self, commit: tuple[str, str] | None) -> None:
-        upkeep.collect(self.registry, grace_s=0)
+        maintenance.collect(self.registry, grace_s=0)
 
     @invariant()
     def agrees(self) -> None:
@@ -137,7 +138,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if self.registry is not None:
-            assert upkeep.check(self.registry).problems == ()
+            assert maintenance.check(self.registry).problems == ()
             self.registry.close()
             self.folder.cleanup()
 

@@ -176,7 +176,7 @@ def test_what_a_hub_refuses_of_a_run_costs_no_other_score(
 ) -> None:
     """`graft eval --hub` by somebody who is no admin: their adapters' scores are kept, the base's is left out."""
     from graft.hub.registry.users import create_token, first_admin
-    from graft.server.evaluation.scorekeeping import BARE, Scorekeeper
+    from graft.server.commands.scorekeeping import BARE, Scorekeeper
 
     first_admin(registry.db, "root")
     task = registry.add_task("news-topic", "accuracy", EVAL_SET, "")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from graft.hub.adapters.artifact import load_artifact, save_artifact
-from graft.hub.adapters.methods import virtual_tokens as rows
+from graft.hub.adapters.methods import virtual_tokens
 from graft.hub.adapters.methods.target_modules import full_matches
 from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, UnsupportedMethodError
@@ -313,5 +313,5 @@ def test_the_order_of_patterns_counts_and_is_kept(tmp_path):
 @pytest.mark.parametrize(("tokens", "said"), [(4, "has 5 rows"), (0, "whole number above 0"), (True, "whole number")])
 def test_a_prompt_has_as_many_rows_as_it_says(tokens, said):
     with pytest.raises(ArtifactError, match=said):
-        rows.tokens_of({"num_virtual_tokens": tokens}, {rows.KEY: (5, 8)})
-    assert rows.tokens_of({"num_virtual_tokens": 5}, {rows.KEY: (5, 8)}) == 5
+        virtual_tokens.tokens_of({"num_virtual_tokens": tokens}, {virtual_tokens.KEY: (5, 8)})
+    assert virtual_tokens.tokens_of({"num_virtual_tokens": 5}, {virtual_tokens.KEY: (5, 8)}) == 5

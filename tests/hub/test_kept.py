@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from graft.hub.machine import kept_values as kept
+from graft.hub.machine import kept_values
 from graft.hub.machine.kept_values import keep, recall
 
 
@@ -17,7 +17,7 @@ def cache(tmp_path, monkeypatch):
 def test_a_value_is_found_out_once():
     found = []
     for _ in range(2):
-        assert kept.kept("kind", "key", lambda: found.append(1) or {"a": [1.5, None]}) == {"a": [1.5, None]}
+        assert kept_values.kept("kind", "key", lambda: found.append(1) or {"a": [1.5, None]}) == {"a": [1.5, None]}
     assert found == [1] and recall("kind", "other") is None
 
 

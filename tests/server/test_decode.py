@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from graft.hub.adapters.batched_apply import Rows, Stack, Step
-from graft.hub.adapters.serving_forms import CacheRows, InputRows, LowRank, Vector
+from graft.hub.adapters.serving_forms import CacheRows, InputRows, LowRank, Vector, detours
 from graft.hub.base.hook_points import Tap
 from graft.server.cache.step import BLOCK_ROWS, Run, make_batch
 from graft.server.cache.tensors import KVCache
-from graft.server.runners.eager.runner import detours
 
 pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
 if torch.cuda.is_available():

@@ -12,7 +12,7 @@ import torch
 
 from graft.hub.adapters.batched_apply import Rows, Stack, Step
 from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
-from graft.hub.adapters.serving_forms import CacheRows, InputRows
+from graft.hub.adapters.serving_forms import CacheRows, InputRows, detours
 from graft.hub.errors import ArtifactError, NotFoundError
 from graft.hub.machine.atomic_files import STAGING
 from graft.hub.registry.registry import Registry
@@ -20,9 +20,9 @@ from graft.server.adapters.device import State
 from graft.server.cache.tensors import block_bytes
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
-from graft.server.engine.request import BrokenError, ClosedError, EngineError, Request, RequestError
+from graft.server.engine.request import Request
 from graft.server.engine.sampling import Sampling
-from graft.server.runners.eager.runner import detours
+from graft.server.errors import BrokenError, ClosedError, EngineError, RequestError
 from tests.server.conftest import write_folder
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")

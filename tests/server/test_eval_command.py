@@ -9,8 +9,8 @@ from graft.hub.base.manifest import record
 from graft.hub.cli.main import main
 from graft.hub.errors import ForbiddenError
 from graft.hub.registry.registry import Registry
+from graft.server.commands.scorekeeping import Scorekeeper
 from graft.server.engine.engine import Engine
-from graft.server.evaluation.scorekeeping import Scorekeeper
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 

@@ -9,13 +9,13 @@ import torch
 
 from graft.hub.adapters.batched_apply import Rows, Stack, Step
 from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
-from graft.hub.adapters.serving_forms import CacheRows, InputRows
+from graft.hub.adapters.serving_forms import CacheRows, InputRows, detours
 from graft.hub.base.model import Base
 from graft.server.cache.step import BLOCK_ROWS, Run, make_batch
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.cpu.build import load
 from graft.server.runners.cpu.weights import obstacle
-from graft.server.runners.eager.runner import detours, make_runner
+from graft.server.runners.factory import make_runner
 from tests.conftest import FAMILIES
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")

@@ -5,10 +5,11 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graft.server.adapters.readiness import Gate, VirtualRows
 from graft.server.cache.blocks import Blocks
 from graft.server.cache.step import BLOCK_ROWS
-from graft.server.engine.fair_queue import FairQueue, Gate
-from graft.server.engine.scheduler import Scheduler, Sequence, VirtualRows
+from graft.server.engine.fair_queue import FairQueue
+from graft.server.engine.scheduler import Scheduler, Sequence
 
 
 def run(scheduler, lengths, limit=3000, cancel=lambda step: ()):

@@ -46,7 +46,8 @@ def test_full_equals_plain_adamw(llama, data, tmp_path):
     """Against torch's AdamW on the model's own loss, one sequence after another."""
     import copy
 
-    from graft.trainer.data.data import Order, sequences_of
+    from graft.trainer.data.batches import Order
+    from graft.trainer.data.sequences import sequences_of
     from graft.trainer.learners.learner import rate_factor
     from graft.trainer.training.run import read_data
 

@@ -220,7 +220,7 @@ def test_a_table_that_the_disk_has_no_room_for_is_printed(base_folder, data, hel
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("graft.trainer.reports.comparison.plot", full)
+    monkeypatch.setattr("graft.trainer.reports.table.plot", full)
     flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "t"]
     done = graft("compare", *flags, "--methods", "ia3", *FAST)
     assert done.exit_code == 1 and "No space left" in done.stderr and "| IA3 |" in done.stdout

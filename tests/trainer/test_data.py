@@ -6,7 +6,9 @@ import torch
 from graft.hub.adapters.serving_forms import CacheRows, InputRows
 from graft.hub.errors import DataError
 from graft.hub.evaluation.task_data import Example, load_examples
-from graft.trainer.data.data import Order, Pack, Sequence, lay_out, passes, sequences_of, without_overlap
+from graft.trainer.data.batches import Order, passes
+from graft.trainer.data.packing import Pack, lay_out
+from graft.trainer.data.sequences import Sequence, sequences_of, without_overlap
 from tests.trainer.cases import write_rows
 
 

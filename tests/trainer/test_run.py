@@ -19,7 +19,7 @@ from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import DataError, GraftError
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
 from graft.trainer.artifact.probe import TEXTS
-from graft.trainer.data.data import Pack
+from graft.trainer.data.packing import Pack
 from graft.trainer.forward.passes import running, served
 from graft.trainer.training import checkpoints as resume_module
 from graft.trainer.training import run as run_module

@@ -8,7 +8,8 @@ from graft.hub.errors import DataError
 from graft.hub.evaluation.metrics import METRICS
 from graft.hub.evaluation.task_data import Example
 from graft.trainer import TrainConfig, train
-from graft.trainer.data.data import Pack, Sequence
+from graft.trainer.data.packing import Pack
+from graft.trainer.data.sequences import Sequence
 from graft.trainer.evaluation.generation import generate
 from graft.trainer.evaluation.scoring import predict_labels, score_examples
 from graft.trainer.forward.passes import running, served

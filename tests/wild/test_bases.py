@@ -7,7 +7,6 @@ a name that leads nowhere is an error, and an adapter that is passed over is nam
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -19,8 +18,8 @@ from graft.hub.registry.hub_client import RemoteRegistry
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query, on_base
 from graft.hub.registry.users import first_admin
-from graft.server.evaluation.scorekeeping import of_task
-from graft.server.http.adapters import Inventory
+from graft.server.adapters.names import Library
+from graft.server.commands.scorekeeping import of_task
 
 ID, PRINT = "acme/tiny-llama", "f" * 64
 
@@ -151,8 +150,8 @@ def test_evaluating_all_takes_every_name_and_names_the_others(
 def test_the_server_lists_what_it_can_serve_by_any_name(lora_folder, spec, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "r.db")
     registry.publish(plain(lora_folder, tmp_path / "b", ID), "ann/by-id")
-    engine = SimpleNamespace(library=SimpleNamespace(shelf=registry), base=SimpleNamespace(spec=spec))
-    assert [entry.name for entry in Inventory(engine)._shelved()] == ["ann/by-id"]
+    library = Library(spec.fingerprint, shelf=registry)
+    assert [entry.name for entry in library.shelved(spec)] == ["ann/by-id"]
 
 
 def test_search_takes_the_bases_folder(registry: Registry, imported: Path, lora_folder, tmp_path: Path) -> None:

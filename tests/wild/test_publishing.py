@@ -22,13 +22,13 @@ from huggingface_hub import HfApi
 
 from graft.hub.cli.main import main
 from graft.hub.errors import ArtifactError, TooLargeError
-from graft.hub.registry.commits.changes import MAX_WEIGHTS_BYTES
+from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import contents
 from graft.hub.registry.hub_client import RemoteRegistry
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.users import create_token, first_admin
 from graft.hub.web.app import create_app
-from graft.hub.web.huggingface import git_lfs as lfs
+from graft.hub.web.huggingface import git_lfs
 
 KEPT = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "trainer_state.json", "plot.png", "LICENSE")
 PICKLE = pickle.dumps({"learning_rate": 1e-4})
@@ -274,7 +274,7 @@ registry.pull("ann/large", sys.argv[3])
 
 def test_large_weights_go_to_a_hub_in_parts(hub: str, registry: Registry, adapter: Path, monkeypatch) -> None:
     """graft's own client takes the way that holds no whole file in memory; others' are asked for what they can do."""
-    monkeypatch.setattr(lfs, "PART_BYTES", 1500)
+    monkeypatch.setattr(git_lfs, "PART_BYTES", 1500)
     revision = RemoteRegistry(hub, token=first_admin(registry.db, "ann")).publish(adapter, "ann/parts")
     assert registry.db.execute("SELECT count(*) FROM uploads WHERE who = 'ann'").fetchone()[0] == 1
     assert registry.tree(revision.id) == registry.tree(registry.publish(adapter, "ann/whole").id)
@@ -295,7 +295,7 @@ def test_100_megabytes_go_through_little_memory(lora_folder, tmp_path: Path) -> 
 
 
 def test_a_clone_without_git_lfs_says_so(registry: Registry, adapter: Path) -> None:
-    note = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 5000\n"
+    note = b"version https://git-git_lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 5000\n"
     (adapter / "adapter_model.safetensors").write_bytes(note)
     with pytest.raises(ArtifactError, match="git lfs pull"):
         registry.publish(adapter, "ann/news")

@@ -28,7 +28,7 @@ from graft.hub.evaluation.task_data import Example, Message, data_hash, load_exa
 from graft.hub.evaluation.tokenization import TemplateRefusalError, encode, encode_prompt, prompt_of, spaces_at_the_join
 from graft.server.engine.engine import Engine
 from graft.server.http.app import create_app
-from graft.trainer.data.data import sequences_of
+from graft.trainer.data.sequences import sequences_of
 from tests.conftest import tiny_base, tiny_tokenizer
 from tests.methods.cases import case
 from tests.server.live import OPTIONS

@@ -11,7 +11,7 @@ from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.plan import AdapterPlan
 
 if TYPE_CHECKING:
-    from graft.trainer.training.run import Data, Outcome
+    from graft.trainer.learners.job import Data, Outcome
 
 _PACKAGES = ("grafthub", "torch", "transformers", "safetensors", "numpy")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from graft.hub.cli.base_argument import BASE
-from graft.hub.cli.shared import hub_option, local_user, opened_to_publish, registry_option
 from graft.hub.errors import GraftError
 from graft.hub.machine.atomic_files import written_whole
 from graft.hub.machine.output_folder import claim
+from graft.hub.terminal.base_argument import BASE
+from graft.hub.terminal.options import hub_option, local_user, opened_to_publish, registry_option
 from graft.trainer.commands.shared import bars, base_loader, check_early, configured, names_of, said
 from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_plan
@@ -62,23 +62,25 @@ def compare(
     check_early(plan)
     wanted = [adapter.publish for adapter in plan.adapters if adapter.publish]
     registry = opened_to_publish(registry_path, hub_url, wanted) if wanted else None
-    from graft.trainer.reports import comparison as comparing
+    from graft.trainer.reports.comparison import compare as compared
+    from graft.trainer.reports.table import as_json as json_of
+    from graft.trainer.reports.table import as_markdown, plot
 
     with nullcontext() if as_json else bars() as shown:
         watchers = [shown] if shown else []
         load = base_loader(base, run)
         try:
-            found = comparing.compare(load, names, template, run, together=together, watchers=watchers)
+            found = compared(load, names, template, run, together=together, watchers=watchers)
         except KeyboardInterrupt:
             left = ", ".join(sorted(path.name for path in out.iterdir())) if out.is_dir() else ""
             kept = f" What was finished is in {out}: {left}." if left else ""
             raise GraftError(f"Interrupted: a comparison can't be continued.{kept}") from None
-    table = comparing.as_markdown(found)
-    click.echo(comparing.as_json(found) if as_json else table)  # before the disk could be full
+    table = as_markdown(found)
+    click.echo(json_of(found) if as_json else table)  # before the disk could be full
     with written_whole(out) as staging:
         (staging / "compare.md").write_text(table, "utf-8")
-        (staging / "compare.json").write_text(comparing.as_json(found))
-        comparing.plot(found, staging / "compare.svg")
+        (staging / "compare.json").write_text(json_of(found))
+        plot(found, staging / "compare.svg")
         written = sorted(path.name for path in staging.iterdir())
     said(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")
     if registry and (best := found.winner):

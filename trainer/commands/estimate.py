@@ -9,8 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from graft.hub.cli.base_argument import BASE
 from graft.hub.errors import GraftError
+from graft.hub.terminal.base_argument import BASE
 from graft.trainer.commands.shared import BUDGET, base_loader, configured, names_of, parse_settings, print_numbers
 from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, room_of

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from graft.hub.adapters.validation import PROVENANCE
-from graft.hub.cli.base_argument import BASE
-from graft.hub.cli.shared import hub_option, local_user, opened_to_publish, print_table, registry_option
 from graft.hub.errors import GraftError
+from graft.hub.terminal.base_argument import BASE
+from graft.hub.terminal.options import hub_option, local_user, opened_to_publish, registry_option
+from graft.hub.terminal.tables import print_table
 from graft.trainer.commands.shared import (
     bars,
     base_loader,
@@ -28,7 +29,7 @@ from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, claim_outs, read_plan
 
 if TYPE_CHECKING:
-    from graft.trainer.training.run import Outcome
+    from graft.trainer.learners.job import Outcome
 
 _BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "overwrite", "tensorboard", "as_json")
 

@@ -16,7 +16,8 @@ from graft.hub.evaluation.eval_prompts import LabelGroup, label_groups, named, t
 from graft.hub.evaluation.metrics import Metric, Score, score
 from graft.hub.evaluation.task_data import Example
 from graft.hub.evaluation.tokenization import end_of
-from graft.trainer.data.data import Pack, Sequence
+from graft.trainer.data.packing import Pack
+from graft.trainer.data.sequences import Sequence
 from graft.trainer.evaluation.generation import generate
 from graft.trainer.forward.passes import running, served
 

@@ -15,7 +15,7 @@ from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
 from graft.hub.adapters.segments import Segments
 from graft.hub.adapters.serving_forms import Form, InputRows
 from graft.hub.base.model import Base
-from graft.trainer.data.data import Pack, Rows, lay_out
+from graft.trainer.data.packing import Pack, Rows, lay_out
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from graft.hub.adapters.methods import InitContext, Method
 from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.model import Base
 from graft.hub.evaluation.task_data import Example, labels_of
-from graft.trainer.data.data import Sequence, virtual_rows
+from graft.trainer.data.packing import virtual_rows
+from graft.trainer.data.sequences import Sequence
 from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import TrainConfig
 

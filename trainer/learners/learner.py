@@ -15,7 +15,8 @@ from torch import Tensor
 from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.model import Base
 from graft.hub.evaluation.metrics import Score
-from graft.trainer.data.data import Order, Sequence
+from graft.trainer.data.batches import Order
+from graft.trainer.data.sequences import Sequence
 from graft.trainer.plan.config import TrainConfig
 
 _BETAS = (0.9, 0.999)

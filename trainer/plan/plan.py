@@ -18,8 +18,7 @@ from graft.hub.errors import DataError, GraftError
 from graft.hub.evaluation.metrics import Metric, default_metric, get_metric
 from graft.hub.evaluation.task_data import Example
 from graft.hub.machine.output_folder import require_free, require_writable
-from graft.hub.registry.commits.changes import check_repo_name
-from graft.hub.registry.leaderboard import check_slug
+from graft.hub.registry.naming import check_repo_name, check_slug
 from graft.trainer.plan.config import RunConfig, TrainConfig
 
 BASELINES = (

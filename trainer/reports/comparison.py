@@ -4,11 +4,9 @@ Each method is trained alone, so that its time and memory are its own, or all in
 same examples, steps and seed. Baselines get a base of their own. Knows nothing of the terminal.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.methods import METHODS
@@ -16,15 +14,15 @@ from graft.hub.adapters.validation import WEIGHTS
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.metrics import Score, paired_p
-from graft.trainer.data.data import sequences_of
+from graft.trainer.data.sequences import sequences_of
 from graft.trainer.evaluation.scoring import Scored, score_examples
+from graft.trainer.learners.job import Data, Outcome
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan
-from graft.trainer.process.memory import bytes_text
 from graft.trainer.training.base_weights import train_baseline
 from graft.trainer.training.checkpoints import drop_checkpoint
 from graft.trainer.training.loop import Watcher
-from graft.trainer.training.run import Data, Outcome, read_data, train
+from graft.trainer.training.run import read_data, train
 
 BARE = "none"  # the row of the base without any training
 
@@ -209,52 +207,3 @@ def _failed_line(base: Base, method: str, reason: str, outcome: Outcome | None =
 
 def _title(method: str) -> str:
     return method.replace("-", " ") if method in BASELINES else METHODS[method].title
-
-
-def as_json(found: Comparison) -> str:
-    return json.dumps(asdict(found), indent=2)
-
-
-def as_markdown(found: Comparison) -> str:
-    """The table, best score first, those that failed last."""
-    head = "| method | trained | of the base | artifact | peak memory | seconds | tok/s | score (95 % interval) | p |"
-    lines = [
-        f"# {found.task} on {found.base}",
-        "",
-        f"{found.examples} training examples, {found.steps} steps each, seed {found.seed}; {found.lines[0].score.metric} "
-        f"on {found.lines[0].score.n} held-out examples; p against the bare base, paired. Trained are the parameters "
-        f"in training, which for P-tuning and projected prefixes include an encoder that the artifact leaves behind."
-        + (" The adapters were trained in one pass: their memory, seconds and tok/s are the pass's." * found.together),
-        "",
-        head,
-        "|---" + "|--:" * 8 + "|",
-    ]
-    for line in [*found.ranked, *found.failed]:
-        score = line.score
-        cells = [line.title, f"{line.parameters:,}", f"{line.share:.3%}", bytes_text(line.artifact_bytes)]
-        cells += [bytes_text(line.peak_memory_bytes), f"{line.seconds:.1f}", f"{line.tokens_per_s:,.0f}"]
-        if score:
-            shown = f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
-        else:
-            shown = f"failed: {line.failed}".replace("|", "\\|").replace("\n", " ")
-        cells += [shown, "" if line.p is None else f"{line.p:.2g}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def plot(found: Comparison, path: Path) -> None:
-    """Score against trained parameters, as a picture; none where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for line in [line for line in found.ranked if line.parameters]:
-        score = line.score
-        spread = [[score.value - score.low], [score.high - score.value]]
-        axes.errorbar(line.parameters, score.value, yerr=spread, fmt="o", capsize=3, label=line.title)
-    axes.axhline(found.lines[0].score.value, linestyle="--", linewidth=1, label="bare base")
-    axes.set(xscale="log", xlabel="trained parameters", ylabel=found.lines[0].score.metric, title=found.task)
-    figure.legend(loc="outside right center", frameon=False)
-    figure.savefig(path)

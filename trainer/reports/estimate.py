@@ -12,7 +12,7 @@ from pathlib import Path
 from graft.hub.adapters.methods import get_method
 from graft.hub.base.model import Base
 from graft.hub.evaluation.task_data import load_examples
-from graft.trainer.data.data import Sequence, sequences_of
+from graft.trainer.data.sequences import Sequence, sequences_of
 from graft.trainer.forward.checkpointing import recomputing
 from graft.trainer.learners.adapter import Trainee
 from graft.trainer.learners.learner import Learner

@@ -19,12 +19,13 @@ from graft.hub.base.model import Base, describe
 from graft.hub.errors import GraftError
 from graft.hub.machine.atomic_files import written_whole
 from graft.trainer.artifact.provenance import provenance_of
-from graft.trainer.data.data import Sequence
+from graft.trainer.data.sequences import Sequence
+from graft.trainer.learners.job import Job, Outcome
 from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, baseline_layers
 from graft.trainer.training.loop import Watcher
-from graft.trainer.training.run import Job, Outcome, Say, read_sequences, run_jobs, silent
+from graft.trainer.training.run import Say, read_sequences, run_jobs, silent
 
 LEARNING_RATES = {"full": 2e-5, "last-layers": 1e-4}
 

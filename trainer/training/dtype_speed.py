@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from graft.hub.adapters.methods import get_method
 from graft.hub.base.dtype_choice import Cases, Work
 from graft.hub.base.model import Base
-from graft.trainer.data.data import Sequence
+from graft.trainer.data.sequences import Sequence
 from graft.trainer.learners.adapter import Trainee
 from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.training.loop import step_on

@@ -14,7 +14,9 @@ import torch
 from graft.hub.base.model import Base
 from graft.hub.evaluation.metrics import Score
 from graft.hub.machine.compute_threads import ComputeThreads
-from graft.trainer.data.data import Pack, Sequence, passes
+from graft.trainer.data.batches import passes
+from graft.trainer.data.packing import Pack
+from graft.trainer.data.sequences import Sequence
 from graft.trainer.forward.checkpointing import recomputing
 from graft.trainer.forward.cross_entropy import cross_entropy
 from graft.trainer.forward.passes import running

@@ -7,8 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import cast
 from uuid import uuid4
 
@@ -20,16 +19,17 @@ from graft.hub.adapters.methods import get_method
 from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
-from graft.hub.evaluation.metrics import Metric, Score
-from graft.hub.evaluation.task_data import Example, data_hash, load_examples
+from graft.hub.evaluation.metrics import Score
+from graft.hub.evaluation.task_data import data_hash, load_examples
 from graft.hub.machine.output_folder import require_free
 from graft.trainer.artifact.card import model_card
 from graft.trainer.artifact.probe import Prober
 from graft.trainer.artifact.provenance import identity_of, provenance_of
-from graft.trainer.data.data import Sequence as Tokens
-from graft.trainer.data.data import sequences_of, without_overlap
+from graft.trainer.data.sequences import Sequence as Tokens
+from graft.trainer.data.sequences import sequences_of, without_overlap
 from graft.trainer.evaluation.scoring import check_scorable, score_examples
 from graft.trainer.learners.adapter import Trainee
+from graft.trainer.learners.job import Data, Job, Outcome
 from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import (
@@ -53,48 +53,6 @@ Say = Callable[[str], None]  # what a person should know of the run
 
 def silent(message: str) -> None:
     """Nobody listens."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a plan's files hold, read and checked."""
-
-    train: list[Example]
-    held_out: list[Example]
-    metric: Metric | None  # None without evaluation data
-
-    @property
-    def hash(self) -> str:
-        return data_hash(self.train)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A plan with everything read and ready."""
-
-    plan: AdapterPlan
-    learner: Learner
-    data: Data
-    limit: int  # tokens of a text, virtual ones not counted
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one adapter. `folder` is None where nothing was saved, and `stopped` says why."""
-
-    name: str
-    method: str
-    task: str
-    folder: Path | None
-    parameters: int  # trained
-    steps: int
-    loss: float  # mean over the last tenth of the steps
-    score: Score | None
-    seconds: float  # of the training, which adapters of a run share
-    tokens: int
-    peak_memory_bytes: int  # of the whole run
-    limit: int  # tokens of a text, in training and in its score
-    stopped: str | None
 
 
 def train(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from graft.hub.adapters.methods import adapterhub_format as adapterhub
+from graft.hub.adapters.methods import adapterhub_format
 from graft.hub.adapters.methods.bitfit import BitFit
 from graft.hub.adapters.methods.ia3 import Ia3
 from graft.hub.adapters.methods.lora import Lora
@@ -34,7 +34,7 @@ def recognise(raw: Mapping[str, Any]) -> Method:
     for method in METHODS.values():
         if method.recognises(raw):
             return method
-    kind = raw.get("peft_type") or adapterhub.config_of(raw).get("architecture")
+    kind = raw.get("peft_type") or adapterhub_format.config_of(raw).get("architecture")
     if kind is None:
         raise UnsupportedMethodError(
             "adapter_config.json names no method: neither PEFT's peft_type nor AdapterHub's config is there."

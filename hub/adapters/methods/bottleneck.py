@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from graft.hub.adapters.methods import adapterhub_format as adapterhub
+from graft.hub.adapters.methods import adapterhub_format
 from graft.hub.adapters.methods.foreign_config import PEFT_COMMON, refuse_options
 from graft.hub.adapters.methods.method import (
     PEFT_PREFIX,
@@ -82,15 +82,15 @@ class Bottleneck(Method):
 
     def recognises(self, raw):
         if _is_adapterhub(raw):
-            return (adapterhub.config_of(raw).get("is_parallel") is True) == self.parallel
+            return (adapterhub_format.config_of(raw).get("is_parallel") is True) == self.parallel
         return _is_llm_adapters(raw) and (raw.get("use_parallel_adapter") is True) == self.parallel
 
     def read(self, raw, shapes):
         if _is_llm_adapters(raw):
             return self.Config(**_read_llm_adapters(raw, shapes))
-        config = adapterhub.config_of(raw)
+        config = adapterhub_format.config_of(raw)
         option(config, "is_parallel", bool, False)
-        adapterhub.refuse_unless_plain(config, _ADAPTERHUB_PLAIN)
+        adapterhub_format.refuse_unless_plain(config, _ADAPTERHUB_PLAIN)
         return self.read_blocks(config, raw, shapes)
 
     def write(self, config, spec):
@@ -105,7 +105,7 @@ class Bottleneck(Method):
         """AdapterHub keys carry the adapter's own name; the canonical one is NAME."""
         if not _is_adapterhub(raw):
             return name
-        return name.replace(f".adapters.{adapterhub.own_name(raw)}.", f".adapters.{adapterhub.NAME}.", 1)
+        return name.replace(f".adapters.{adapterhub_format.own_name(raw)}.", f".adapters.{adapterhub_format.NAME}.", 1)
 
     def neutral(self, config):
         return _NEUTRAL
@@ -183,7 +183,7 @@ def with_targets(config: Any, parts: tuple[str, ...]) -> Any:
 
 def _is_adapterhub(raw: Mapping[str, Any]) -> bool:
     """AdapterHub's bottleneck config."""
-    return "reduction_factor" in adapterhub.config_of(raw)
+    return "reduction_factor" in adapterhub_format.config_of(raw)
 
 
 def _is_llm_adapters(raw: Mapping[str, Any]) -> bool:
@@ -226,7 +226,7 @@ def block_place(spec: BaseSpec, layer: int, sublayer: str, reads: tuple[Tap, ...
 
 
 def _block_key(spec: BaseSpec, layer: int, sublayer: str) -> str:
-    return f"{spec.module(layer, _BLOCKS[sublayer])}.adapters.{adapterhub.NAME}."
+    return f"{spec.module(layer, _BLOCKS[sublayer])}.adapters.{adapterhub_format.NAME}."
 
 
 def _block_shapes(key: str, size: int, hidden: int) -> dict[str, Shape]:
@@ -261,7 +261,7 @@ def adapterhub_config(spec: BaseSpec, size: int, **settings: Any) -> dict[str, A
         "reduction_factor": _reduction_factor(spec.hidden_size, size),
         **settings,
     }
-    return adapterhub.envelope(config, spec)
+    return adapterhub_format.envelope(config, spec)
 
 
 def _llm_adapters_config(config: Any, spec: BaseSpec, parallel: bool) -> dict[str, Any]:

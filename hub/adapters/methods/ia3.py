@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graft.hub.adapters.methods import adapterhub_format as adapterhub
+from graft.hub.adapters.methods import adapterhub_format
 from graft.hub.adapters.methods.foreign_config import PEFT_COMMON, peft_name, refuse_options
 from graft.hub.adapters.methods.method import PEFT_PREFIX, Method, option, peft_header
 from graft.hub.adapters.methods.target_modules import Targets, full_matches, match_modules, names_of
@@ -30,11 +30,11 @@ class Ia3(Method):
     learning_rate = 1e-2
 
     def recognises(self, raw):
-        return raw.get("peft_type") == "IA3" or adapterhub.is_lora(raw, "scale")
+        return raw.get("peft_type") == "IA3" or adapterhub_format.is_lora(raw, "scale")
 
     def read(self, raw, shapes):
-        if adapterhub.is_lora(raw, "scale"):  # there all vectors scale outputs
-            config, targets, exclude = adapterhub.read_lora(raw, shapes)
+        if adapterhub_format.is_lora(raw, "scale"):  # there all vectors scale outputs
+            config, targets, exclude = adapterhub_format.read_lora(raw, shapes)
             if option(config, "alpha", float, 1.0) != 1:
                 raise UnsupportedMethodError("This AdapterHub IA3 adapter sets alpha to something else than 1.")
             return Ia3Config(targets=targets, exclude=exclude)
@@ -53,7 +53,7 @@ class Ia3(Method):
         )
 
     def canonical(self, raw, name):
-        return peft_name(name) if "peft_type" in raw else adapterhub.lora_name(raw, name)
+        return peft_name(name) if "peft_type" in raw else adapterhub_format.lora_name(raw, name)
 
     def neutral(self, config):
         return {"ia3_l": 1.0}

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from graft.hub.adapters.methods import adapterhub_format as adapterhub
+from graft.hub.adapters.methods import adapterhub_format
 from graft.hub.adapters.methods.foreign_config import PEFT_COMMON, peft_name, refuse_options
 from graft.hub.adapters.methods.method import PEFT_PREFIX as PREFIX
 from graft.hub.adapters.methods.method import (
@@ -94,11 +94,11 @@ class Lora(Method):
     learning_rate = 5e-4
 
     def recognises(self, raw):
-        return raw.get("peft_type") == "LORA" or adapterhub.is_lora(raw, "add")
+        return raw.get("peft_type") == "LORA" or adapterhub_format.is_lora(raw, "add")
 
     def read(self, raw, shapes):
-        if adapterhub.is_lora(raw, "add"):
-            config, targets, exclude = adapterhub.read_lora(raw, shapes)
+        if adapterhub_format.is_lora(raw, "add"):
+            config, targets, exclude = adapterhub_format.read_lora(raw, shapes)
             r = option(config, "r", int, 8)
             return LoraConfig(r=r, alpha=option(config, "alpha", float, 8.0), targets=targets, exclude=exclude)
         init = str(raw.get("init_lora_weights", True)).lower()
@@ -130,7 +130,7 @@ class Lora(Method):
         )
 
     def canonical(self, raw, name):
-        return peft_name(name) if "peft_type" in raw else adapterhub.lora_name(raw, name)
+        return peft_name(name) if "peft_type" in raw else adapterhub_format.lora_name(raw, name)
 
     def neutral(self, config):
         # A gain or a replaced bias acts on its own: only with the base's weights can it be told.

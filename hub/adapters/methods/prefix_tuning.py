@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from graft.hub.adapters.methods import adapterhub_format as adapterhub
+from graft.hub.adapters.methods import adapterhub_format
 from graft.hub.adapters.methods import virtual_tokens as rows
 from graft.hub.adapters.methods.foreign_config import refuse_options
 from graft.hub.adapters.methods.method import TRAINING_ONLY, Method, option
@@ -54,15 +54,15 @@ class Prefix(Method):
 
     def read(self, raw, shapes):
         if _is_adapterhub(raw):
-            config = adapterhub.config_of(raw)
-            adapterhub.refuse_unless_plain(config, {"flat": True, "use_gating": False, "leave_out": []})
+            config = adapterhub_format.config_of(raw)
+            adapterhub_format.refuse_unless_plain(config, {"flat": True, "use_gating": False, "leave_out": []})
             return PrefixConfig(tokens=option(config, "prefix_length", int, 30), shifts_text=False)
         neutral = {"encoder_hidden_size", "prefix_projection", "init_weights", "num_frozen_tokens"}
         refuse_options("prefix tuning", raw, rows.COMMON | neutral)
         return PrefixConfig(tokens=rows.tokens_of(raw, shapes))
 
     def canonical(self, raw, name):
-        if _is_adapterhub(raw) and name.endswith(_ADAPTERHUB_KEY.format(adapterhub.own_name(raw))):
+        if _is_adapterhub(raw) and name.endswith(_ADAPTERHUB_KEY.format(adapterhub_format.own_name(raw))):
             return rows.KEY
         return name
 
@@ -70,12 +70,12 @@ class Prefix(Method):
         if config.shifts_text:
             return name
         stem = spec.parts.layers.rpartition(".")[0]
-        return f"{stem}.{_ADAPTERHUB_KEY.format(adapterhub.NAME)}"
+        return f"{stem}.{_ADAPTERHUB_KEY.format(adapterhub_format.NAME)}"
 
     def write(self, config, spec):
         if not config.shifts_text:
             own = {"architecture": "prefix_tuning", "prefix_length": config.tokens, "bottleneck_size": config.hidden}
-            return adapterhub.envelope({**_ADAPTERHUB_FLAT, **own}, spec)
+            return adapterhub_format.envelope({**_ADAPTERHUB_FLAT, **own}, spec)
         dim = spec.num_kv_heads * spec.head_dim
         header = rows.peft_rows_header("PREFIX_TUNING", config.tokens, dim, spec.num_kv_heads, spec)
         # The saved rows are flat whatever made them: PEFT must not run a projection over them again.
@@ -138,7 +138,7 @@ class Prefix(Method):
 
 
 def _is_adapterhub(raw) -> bool:
-    return adapterhub.config_of(raw).get("architecture") == "prefix_tuning"
+    return adapterhub_format.config_of(raw).get("architecture") == "prefix_tuning"
 
 
 def _width(spec) -> int:

@@ -7,18 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graft.hub.errors import ConflictError, ForbiddenError, RepoNotFoundError, StaleParentError
-from graft.hub.registry import leaderboard as scores
-from graft.hub.registry import queries as records
-from graft.hub.registry import refs, repos
-from graft.hub.registry import search as catalog
-from graft.hub.registry.commits.changes import Change, Put, Tree, changed, commit_id
+from graft.hub.registry import leaderboard, queries, refs, repos, search
+from graft.hub.registry.audit import audit
+from graft.hub.registry.commits.changes import Change, Put, changed, commit_id
 from graft.hub.registry.commits.commit_check import Proven, prove
 from graft.hub.registry.queries import Repo, Revision
-from graft.hub.registry.storage.blob_store import Blob, BlobStore
+from graft.hub.registry.storage.blob_store import Blob, BlobStore, Tree
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.schema import writing
 from graft.hub.registry.storage.timestamps import now
-from graft.hub.registry.users import OWNER, audit
+from graft.hub.registry.users import OWNER
 
 MAX_ATTEMPTS = 32  # of a commit without a parent, when others keep moving the branch
 
@@ -61,7 +59,7 @@ def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
 def _existing(db: Database, intent: Intent) -> Repo | None:
     """The repo; None where it is missing and the commit may make it."""
     try:
-        return records.repo(db, intent.name, OWNER)
+        return queries.repo(db, intent.name, OWNER)
     except RepoNotFoundError:
         if intent.create:
             return None
@@ -74,20 +72,20 @@ def _head(db: Database, intent: Intent) -> str | None:
         return None
     if repo.disabled:
         raise ForbiddenError(f"Access to this resource is disabled. {repo.disabled}")
-    return records.branch_head(db, repo, intent.branch)
+    return queries.branch_head(db, repo, intent.branch)
 
 
 def _tree(db: Database, intent: Intent, parent: str | None) -> Tree:
     """What the commit makes of `parent`'s files."""
-    return changed({} if intent.replace else records.tree(db, parent), intent.changes)
+    return changed({} if intent.replace else queries.tree(db, parent), intent.changes)
 
 
 def _repeated(db: Database, blobs: BlobStore, intent: Intent, head: str | None) -> Revision:
     """The answer to a commit whose parent isn't the head: the head, if it is this commit come a second time."""
-    latest = records.revision(db, head) if head else None
+    latest = queries.revision(db, head) if head else None
     if latest is not None and latest.parent == intent.parent:
         tree = prove(db, blobs, _tree(db, intent, intent.parent), made_for=intent.base_fingerprint).tree
-        if tree == records.tree(db, head):
+        if tree == queries.tree(db, head):
             return latest
     raise StaleParentError(
         f"{intent.name} has moved on from {intent.parent} to {head}: read it again, then repeat your change."
@@ -98,18 +96,18 @@ def _record(db: Database, blobs: BlobStore, intent: Intent, head: str | None, pr
     """Inside the transaction: rows for what is new, the branch moved, the listing renewed, the tags set."""
     if _existing(db, intent) is None:
         repos.insert(db, intent.name, intent.private, intent.user)
-    repo = records.repo(db, intent.name, OWNER)
-    if head is not None and proven.tree == records.tree(db, head):
+    repo = queries.repo(db, intent.name, OWNER)
+    if head is not None and proven.tree == queries.tree(db, head):
         made = head
     else:
         made = _insert(db, blobs, intent, repo, head, proven)
         refs.move(db, repo.id, "branch", intent.branch, made, intent.user, intent.title)
         if intent.branch == "main":
-            catalog.list_repo(db, repo.id, made, proven.card, proven.body)
+            search.list_repo(db, repo.id, made, proven.card, proven.body)
         audit(db, intent.user, "commit", repo.name, made)
     for tag in intent.tags:
         refs.create(db, repo.id, "tag", tag, made, intent.user, "published with this tag", same_is_fine=True)
-    return records.revision(db, made)
+    return queries.revision(db, made)
 
 
 def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: str | None, proven: Proven) -> str:
@@ -119,7 +117,7 @@ def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: st
     _insert_blobs(db, blobs, [*(c.blob for c in intent.changes if isinstance(c, Put)), *proven.rewritten], at)
     row = {"id": id, "repo_id": repo.id, "parent": head, "author": intent.user, "title": intent.title}
     db.table("revisions").insert(row | {"message": intent.message, "created_at": at})
-    before = {file.path: file for file in records.files(db, head)}
+    before = {file.path: file for file in queries.files(db, head)}
     db.table("files").insert_all(
         {
             "revision_id": id,
@@ -131,8 +129,8 @@ def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: st
     )
     db.execute("UPDATE repos SET updated_at = ? WHERE id = ?", [at, repo.id])
     if proven.found is not None:
-        db.table("artifacts").insert(records.artifact_row(id, proven.found))
-        scores.record_reported(db, repo.id, id, proven.found, intent.user)
+        db.table("artifacts").insert(queries.artifact_row(id, proven.found))
+        leaderboard.record_reported(db, repo.id, id, proven.found, intent.user)
     return id
 
 

@@ -18,9 +18,8 @@ from graft.hub.adapters.validation import (
     read_json,
     read_text,
 )
-from graft.hub.registry import base_models as bases
-from graft.hub.registry.commits.changes import Tree
-from graft.hub.registry.storage.blob_store import Blob, BlobStore
+from graft.hub.registry import base_models
+from graft.hub.registry.storage.blob_store import Blob, BlobStore, Tree
 from graft.hub.registry.storage.database import Database
 
 READ = frozenset((CARD, CONFIG, PROVENANCE, *WEIGHTS))
@@ -47,15 +46,19 @@ def prove(db: Database, blobs: BlobStore, tree: Tree, *, made_for: str | None = 
         if not holds_adapter(tree):
             return Proven(tree, None, card, body)
         provenance = read_json(folder / PROVENANCE) if PROVENANCE in tree else {}
-        declared = bases.declared_base(read_json(folder / CONFIG), provenance).or_made_for(made_for)
-        claimed = bases.claimed_id(card)
-        public = bases.public_base_id(declared, lambda fingerprint: _recorded_id(db, fingerprint), claimed)
+        declared = base_models.declared_base(read_json(folder / CONFIG), provenance).or_made_for(made_for)
+        claimed = base_models.claimed_id(card)
+        public = base_models.public_base_id(declared, lambda fingerprint: _recorded_id(db, fingerprint), claimed)
         if public != declared.name and declared.name:
-            written = {path: blobs.put_bytes(text.encode()) for path, text in bases.renamed(folder, declared, public)}
+            written = {
+                path: blobs.put_bytes(text.encode()) for path, text in base_models.renamed(folder, declared, public)
+            }
             renamed = tree | {path: blob.sha256 for path, blob in written.items()}
             again = prove(db, blobs, renamed, made_for=declared.fingerprint)
             return replace(again, rewritten=tuple(written.values()))
-        spec = bases.find_base(db, fingerprint=declared.fingerprint) or bases.find_base(db, id=public or claimed)
+        spec = base_models.find_base(db, fingerprint=declared.fingerprint) or base_models.find_base(
+            db, id=public or claimed
+        )
         found = inspect_artifact(folder, spec)
     if spec is not None and found.base_fingerprint is None:  # a plain PEFT folder whose base, known by id, fits
         found = replace(found, base_fingerprint=spec.fingerprint)
@@ -68,5 +71,5 @@ def holds_adapter(tree: Tree) -> bool:
 
 
 def _recorded_id(db: Database, fingerprint: str) -> str | None:
-    spec = bases.find_base(db, fingerprint=fingerprint)
+    spec = base_models.find_base(db, fingerprint=fingerprint)
     return spec.id if spec else None

@@ -17,8 +17,8 @@ from graft.hub.adapters.validation import CARD, CONFIG, PROVENANCE, WEIGHTS, fin
 from graft.hub.base.manifest import BaseSpec, recorded_spec
 from graft.hub.errors import ArtifactError
 from graft.hub.machine.atomic_files import STAGING
-from graft.hub.registry import base_models as bases
-from graft.hub.registry.commits.changes import MAX_WEIGHTS_BYTES, START_BYTES
+from graft.hub.registry import base_models
+from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES, START_BYTES
 from graft.hub.registry.commits.trainer_leftovers import ESSENTIAL, LeftOut, left_out
 
 IGNORED = frozenset((".git", ".cache", "__pycache__", ".DS_Store", ".ipynb_checkpoints", STAGING))
@@ -55,7 +55,7 @@ def contents(folder: Path, max_bytes: int = MAX_WEIGHTS_BYTES) -> Contents:
 
 def base_at_hand(folder: Path) -> BaseSpec | None:
     """The manifest of the base that the adapter names, if that is a folder on this machine with its manifest in it."""
-    name = bases.declared_base(_json_or_empty(folder / CONFIG), _json_or_empty(folder / PROVENANCE)).name
+    name = base_models.declared_base(_json_or_empty(folder / CONFIG), _json_or_empty(folder / PROVENANCE)).name
     return recorded_spec(Path(name).expanduser()) if name else None
 
 
@@ -64,21 +64,21 @@ def staged(folder: Path) -> Iterator[tuple[Path, BaseSpec | None]]:
     """What of `folder` is sent, a local base path replaced by its id, and the base's manifest if it is at hand."""
     provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
     spec = base_at_hand(folder)
-    named = bases.declared_base(read_json(folder / CONFIG), provenance)
+    named = base_models.declared_base(read_json(folder / CONFIG), provenance)
     named = named.or_made_for(spec.fingerprint if spec else None)
     known = {spec.fingerprint: spec.id} if spec else {}
     recorded = provenance.get("base", {}).get("id") if isinstance(provenance.get("base"), dict) else None
-    if named.fingerprint and isinstance(recorded, str) and bases.HUB_ID.fullmatch(recorded) and "/" in recorded:
+    if named.fingerprint and isinstance(recorded, str) and base_models.HUB_ID.fullmatch(recorded) and "/" in recorded:
         known.setdefault(named.fingerprint, recorded)
     card = split_card(read_text(folder / CARD))[0] if (folder / CARD).exists() else {}
-    public = bases.public_base_id(named, known.get, bases.claimed_id(card))
+    public = base_models.public_base_id(named, known.get, base_models.claimed_id(card))
     with tempfile.TemporaryDirectory() as name:
         for path, source in contents(folder).files.items():
             target = Path(name, path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source.resolve())  # weights may be large
         if public != named.name:
-            for path, text in bases.renamed(folder, named, public):
+            for path, text in base_models.renamed(folder, named, public):
                 Path(name, path).unlink()
                 Path(name, path).write_text(text, "utf-8")
         yield Path(name), spec

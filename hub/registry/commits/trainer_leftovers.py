@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from graft.hub.adapters.validation import CARD, CONFIG, PICKLES, PROVENANCE, WEIGHTS, pickled_weights
 from graft.hub.errors import ArtifactError, TooLargeError
-from graft.hub.registry.commits.changes import check_path, check_size, check_start
+from graft.hub.registry.commits.accepted_files import check_path, check_size, check_start
 
 ESSENTIAL = frozenset((CONFIG, *WEIGHTS, PROVENANCE, CARD))
 # Folders that trainers and loggers write beside an adapter, whatever is in them.

@@ -22,6 +22,7 @@ from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.hub.machine.atomic_files import flush
 
 CHUNK_BYTES = 1 << 20
+Tree = dict[str, str]  # a file's path -> its sha256
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

@@ -15,9 +15,10 @@ from flask import Blueprint, Response, jsonify, request
 
 from graft.hub.adapters.model_card import split_card, task_of, texts
 from graft.hub.errors import ArtifactError, GraftError
-from graft.hub.registry.commits.changes import START_BYTES, Change, Delete, Put, check_path, check_size, check_start
+from graft.hub.registry.commits.accepted_files import START_BYTES, check_path, check_size, check_start
+from graft.hub.registry.commits.changes import Change, Delete, Put
 from graft.hub.registry.commits.trainer_leftovers import LeftOut, left_out, listed, require_no_pickled_adapter
-from graft.hub.web.huggingface import commit_body as ndjson
+from graft.hub.web.huggingface import commit_body
 from graft.hub.web.huggingface.git_lfs import uploaded, wanted
 from graft.hub.web.huggingface.read import MODEL, body, count_field, text_field, writable
 from graft.hub.web.request import caller, endpoint, expect_files, registry, unquoted
@@ -96,7 +97,7 @@ def commit(namespace: str, name: str, revision: str) -> Response:
     expect_files()
     stream = io.BufferedReader(cast(io.RawIOBase, request.stream), READ_BYTES)
     most = registry().max_weights_bytes // 3 * 4 + 4  # base64
-    header, changes = _read_commit(ndjson.lines(stream, most, registry().blobs.incoming))
+    header, changes = _read_commit(commit_body.lines(stream, most, registry().blobs.incoming))
     parent = header.get("parentCommit")
     revision_made = registry().commit(
         repo.name,
@@ -137,7 +138,7 @@ def _file(value: dict[str, Any], content: IO[bytes] | None) -> Put:
     path, text = text_field(value, "path"), text_field(value, "content", "").encode()
     if text_field(value, "encoding", "utf-8") == "base64":
         try:
-            data = ndjson.Base64(content or io.BytesIO(text))
+            data = commit_body.Base64(content or io.BytesIO(text))
             return Put(path, registry().store(path, data, data.size))
         except binascii.Error:
             raise ArtifactError(f"{path}: the content is not base64.") from None

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, jsonify, request
 
 from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError
-from graft.hub.registry import users as access
+from graft.hub.registry import upload_claims, users
 from graft.hub.registry.storage.blob_store import CHUNK_BYTES
 from graft.hub.web.huggingface.read import body, count_field, text_field, writable
 from graft.hub.web.request import caller, endpoint, expect_files, registry
@@ -30,7 +30,7 @@ SIGNATURE_LIFE_S = 3600
 
 def uploaded(oid: str) -> bool:
     """Whether the caller may name these bytes. Those of others look absent: a hash is no proof of knowing them."""
-    return registry().blobs.has(oid) and access.may_name(registry().db, caller(), oid)
+    return registry().blobs.has(oid) and upload_claims.may_name(registry().db, caller(), oid)
 
 
 def wanted(size: int) -> bool:
@@ -90,7 +90,7 @@ def upload() -> Response:
     given = _permitted("upload")
     expect_files()
     registry().blobs.put(request.stream, int(given["size"]), expected_sha256=given["oid"])
-    access.note_upload(registry().db, given["oid"], given["who"])
+    upload_claims.note_upload(registry().db, given["oid"], given["who"])
     return Response(status=200)
 
 
@@ -125,7 +125,7 @@ def complete() -> Response:
         raise ConflictError(f"No part of {given['oid']} has arrived: start the upload again.")
     if folder.is_dir():
         registry().blobs.put(Joined(sorted(folder.iterdir())), int(given["size"]), expected_sha256=given["oid"])
-        access.note_upload(registry().db, given["oid"], given["who"])
+        upload_claims.note_upload(registry().db, given["oid"], given["who"])
         shutil.rmtree(folder)
     return jsonify({})
 
@@ -182,6 +182,6 @@ def _permitted(action: str, *more: str) -> dict[str, str]:
 
 def _signed(action: str, fields: dict[str, str]) -> str:
     """The query string of `fields` with a signature over them and what they permit."""
-    key = access.secret(registry().db, "lfs")
+    key = users.secret(registry().db, "lfs")
     signature = hmac.new(key, f"{action}?{urlencode(fields)}".encode(), hashlib.sha256).hexdigest()
     return urlencode(fields | {"signature": signature})

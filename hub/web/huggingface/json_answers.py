@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graft.hub.adapters.model_card import texts
-from graft.hub.registry import queries as records
-from graft.hub.registry import search as catalog
-from graft.hub.registry import users as access
+from graft.hub.registry import queries, search, users
 from graft.hub.registry.queries import FACTS, File, Repo, Revision
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Entry
@@ -20,8 +18,8 @@ def infos(registry: Registry, found: Sequence[tuple[Repo, Revision | None]], *, 
     """Each repo at a revision (None: it is empty) as `model_info` parses it."""
     db, revisions = registry.db, [revision.id for _, revision in found if revision]
     repos = [repo.id for repo, _ in found]
-    labels, scores = catalog.labels_of(db, repos), catalog.scores_of(db, repos)
-    cards, files = records.cards(db, revisions), records.files_of(db, revisions)
+    labels, scores = search.labels_of(db, repos), search.scores_of(db, repos)
+    cards, files = queries.cards(db, revisions), queries.files_of(db, revisions)
     return [
         _info(
             repo,
@@ -76,12 +74,12 @@ def _info(
 def listed(registry: Registry, entries: Sequence[Entry], full: bool) -> list[dict[str, Any]]:
     """Repos as `list_models` parses them; `full` as `model_info` does."""
     db = registry.db
-    repos = records.repos_named(db, [entry.name for entry in entries])
+    repos = queries.repos_named(db, [entry.name for entry in entries])
     there = [(repos[entry.name], entry) for entry in entries if entry.name in repos]  # the others went in between
     if full:
-        revisions = records.revisions(db, [entry.revision_id for _, entry in there])
+        revisions = queries.revisions(db, [entry.revision_id for _, entry in there])
         return infos(registry, [(repo, revisions.get(entry.revision_id)) for repo, entry in there])
-    labels = catalog.labels_of(db, [repo.id for repo, _ in there])
+    labels = search.labels_of(db, [repo.id for repo, _ in there])
     return [_listed(repo, entry, labels.get(repo.id, [])) for repo, entry in there]
 
 
@@ -142,6 +140,6 @@ def folders(files: list[File], prefix: str) -> list[dict[str, Any]]:
             found.setdefault("/".join(parts[:depth]), []).append(file.git_oid)
     inside = {path: oids for path, oids in found.items() if not prefix or path.startswith(f"{prefix}/")}
     return [
-        {"type": "directory", "path": path, "size": 0, "oid": access.token_hash("".join(oids))[:40]}
+        {"type": "directory", "path": path, "size": 0, "oid": users.token_hash("".join(oids))[:40]}
         for path, oids in sorted(inside.items())
     ]

@@ -1,6 +1,6 @@
 """The reading half of the Hugging Face Hub protocol, and what manages repos: enough for unmodified clients.
 
-One view an endpoint; spelling.py has the words. Uploads: uploads.py.
+One view an endpoint; json_answers.py has the words. Uploads: uploads.py.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ from graft.hub.errors import (
     RepoNotFoundError,
     UnauthorizedError,
 )
-from graft.hub.registry import search as catalog
-from graft.hub.registry.commits.changes import check_repo_name
+from graft.hub.registry import search
+from graft.hub.registry.naming import check_repo_name
 from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.search import Query
 from graft.hub.web.error_responses import ERROR_CODES
-from graft.hub.web.huggingface import json_answers as spelling
+from graft.hub.web.huggingface import json_answers
 from graft.hub.web.request import caller, endpoint, registry, unquoted
 
 blueprint = Blueprint("protocol", __name__)
@@ -188,7 +188,7 @@ def _full_name(found: dict[str, Any]) -> str:
 
 @blueprint.get("/api/models")
 def list_models() -> Response:
-    page, limit = _number("p", 0), min(_number("limit", PAGE), catalog.MAX_PAGE)
+    page, limit = _number("p", 0), min(_number("limit", PAGE), search.MAX_PAGE)
     labels = [label for key in ("filter", "pipeline_tag", "tags") for label in request.args.getlist(key)]
     query = Query(
         text=request.args.get("search", ""),
@@ -198,9 +198,9 @@ def list_models() -> Response:
         limit=limit,
         offset=page * limit,
     )
-    found = registry().search(query, caller()) if request.args.get("gated") != "true" else catalog.Page((), 0)
+    found = registry().search(query, caller()) if request.args.get("gated") != "true" else search.Page((), 0)
     full = bool({"full", "cardData", "expand"} & request.args.keys())
-    response = jsonify(spelling.listed(registry(), found.entries, full))
+    response = jsonify(json_answers.listed(registry(), found.entries, full))
     if limit and query.offset + limit < found.total:
         rest = [(key, value) for key, value in request.args.items(multi=True) if key != "p"]
         response.headers["Link"] = f'<{endpoint()}/api/models?{urlencode([*rest, ("p", page + 1)])}>; rel="next"'
@@ -212,7 +212,7 @@ def list_models() -> Response:
 def model_info(namespace: str, name: str, revision: str = "main") -> Response:
     repo = readable(namespace, name)
     found = None if _is_empty(repo, revision) else _revision(repo, revision)
-    [info] = spelling.infos(registry(), [(repo, found)], sizes="blobs" in request.args)
+    [info] = json_answers.infos(registry(), [(repo, found)], sizes="blobs" in request.args)
     wanted = request.args.getlist("expand")
     return jsonify({key: value for key, value in info.items() if key in ("id", "_id", *wanted)} if wanted else info)
 
@@ -227,13 +227,13 @@ def tree(namespace: str, name: str, revision: str, path: str = "") -> Response:
     inside = [file for file in files if not prefix or file.path.startswith(f"{prefix}/")]
     if prefix and not inside:
         raise EntryNotFoundError(f"There is no folder {prefix!r} in {namespace}/{name}@{revision}.")
-    folders = spelling.folders(inside, prefix)
+    folders = json_answers.folders(inside, prefix)
     if request.args.get("recursive", "").lower() not in ("true", "1"):
         depth = prefix.count("/") + 1 if prefix else 0
         inside = [file for file in inside if file.path.count("/") == depth]
         folders = [folder for folder in folders if folder["path"].count("/") == depth]
     expand = request.args.get("expand", "").lower() in ("true", "1")
-    return jsonify([*folders, *(spelling.tree_entry(registry(), file, expand) for file in inside)])
+    return jsonify([*folders, *(json_answers.tree_entry(registry(), file, expand) for file in inside)])
 
 
 @blueprint.post(f"{MODEL}/paths-info/<revision>")
@@ -242,16 +242,16 @@ def paths_info(namespace: str, name: str, revision: str) -> Response:
     given = request.form or body_if_any()
     paths = request.form.getlist("paths") if request.form else texts(given.get("paths"))
     wanted, expand = {path.strip("/") for path in paths}, str(given.get("expand", "")).lower() in ("true", "1")
-    folders = [folder for folder in spelling.folders(files, "") if folder["path"] in wanted]
+    folders = [folder for folder in json_answers.folders(files, "") if folder["path"] in wanted]
     return jsonify(
-        [*folders, *(spelling.tree_entry(registry(), file, expand) for file in files if file.path in wanted)]
+        [*folders, *(json_answers.tree_entry(registry(), file, expand) for file in files if file.path in wanted)]
     )
 
 
 @blueprint.get(f"{MODEL}/commits/<revision>")
 def commits(namespace: str, name: str, revision: str) -> Response:
     repo = readable(namespace, name)
-    page, limit = _number("p", 0), min(_number("limit", PAGE), catalog.MAX_PAGE)
+    page, limit = _number("p", 0), min(_number("limit", PAGE), search.MAX_PAGE)
     line = registry().revisions(repo.name, ref=_revision(repo, revision).id, limit=(page + 1) * limit + 1)
     shown = line[page * limit : (page + 1) * limit]
     response = jsonify(
@@ -329,12 +329,12 @@ def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
         as_attachment=True,
         download_name=file.path.rpartition("/")[2],
         conditional=True,
-        etag=spelling.etag(file),
+        etag=json_answers.etag(file),
         max_age=0,
     )
     response.headers["X-Repo-Commit"] = found.id
     response.headers["X-Linked-Size"] = str(file.size)
-    response.headers["X-Linked-ETag"] = f'"{spelling.etag(file)}"'
+    response.headers["X-Linked-ETag"] = f'"{json_answers.etag(file)}"'
     if request.method == "GET" and response.status_code == 200 and file.path == COUNTED:
         registry().count_download(repo.name)
     return response

@@ -17,10 +17,11 @@ from graft.hub.adapters.serving_forms import Form, LowRank, Vector
 from graft.hub.base.model import Base
 from graft.server.cache.step import BLOCK_ROWS, TRASH_BLOCK, Batch, Run
 from graft.server.cache.tensors import KVCache
-from graft.server.runners.cpu import weights as families
+from graft.server.runners.cpu import weights
 from graft.server.runners.cpu.build import load
 from graft.server.runners.cpu.taps import Place, count, places
-from graft.server.runners.eager.runner import EagerRunner, FastPathError
+from graft.server.runners.eager.runner import EagerRunner
+from graft.server.runners.protocol import FastPathError
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative, of all logits of one step
 
@@ -39,7 +40,7 @@ def fast_runner(base: Base, cache: KVCache) -> "FastRunner":
 
     Raises FastPathError, saying why, where this base or this machine has none.
     """
-    reason = families.obstacle(base)
+    reason = weights.obstacle(base)
     if reason:
         raise FastPathError(f"The CPU kernels can't run this base: {reason}.")
     kernels = load()
@@ -51,7 +52,7 @@ def fast_runner(base: Base, cache: KVCache) -> "FastRunner":
 
 
 class FastRunner:
-    """A `Runner` (server/runners/eager/runner.py) for a base without `families.obstacle`."""
+    """A `Runner` (server/runners/eager/runner.py) for a base without `weights.obstacle`."""
 
     meets_often = False  # kernels/csrc/team.h
 
@@ -65,7 +66,7 @@ class FastRunner:
         self._places = places(base.spec)
         self._adapters: dict[str, _Packed] = {}
         positions = min(base.spec.max_positions, cache.keys.shape[1] * BLOCK_ROWS)
-        self._model = families.packed(kernels, base, positions)
+        self._model = weights.packed(kernels, base, positions)
 
     def prepare(self, forms: Sequence[Form]) -> _Packed:
         if not all(_fits(form, self._places) for form in forms):

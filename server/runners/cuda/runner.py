@@ -27,7 +27,8 @@ from graft.server.runners.cuda.kernels.attention import attend_rows
 from graft.server.runners.cuda.kernels.detours import make_tiles
 from graft.server.runners.cuda.launches import Layouts
 from graft.server.runners.eager.attention import PagedAttention
-from graft.server.runners.eager.runner import EagerRunner, FastPathError, Runner, packed_rows
+from graft.server.runners.eager.runner import EagerRunner, packed_rows
+from graft.server.runners.protocol import FastPathError, Runner
 
 log = logging.getLogger(__name__)
 

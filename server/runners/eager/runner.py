@@ -1,66 +1,24 @@
-"""What carries out a step. `Runner` is the interface; `EagerRunner` is the generic path, and the reference.
+"""The generic runner, and the reference for the others: eager torch.
 
-The eager runner drives transformers' own model classes through `Base.forward`, with the step's adapters stacked
-side by side; it serves every family on every device. server/fast/ replaces it, or its detours, where a faster path
-exists and is tested equal to it. Knows steps and adapters' forms; no requests, no scheduling.
+It drives transformers' own model classes through `Base.forward`, with the step's adapters stacked side by side, and serves
+every family on every device. runners/cpu and runners/cuda replace it, or its adapters' arithmetic, where that is faster.
 """
 
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from graft.hub.adapters.batched_apply import Rows, Stack, Step
-from graft.hub.adapters.serving_forms import Form, LowRank, Vector
+from graft.hub.adapters.serving_forms import Form, at, form_bytes
 from graft.hub.base.model import Base
-from graft.hub.errors import GraftError
 from graft.server.cache.step import Batch
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.eager.attention import PagedAttention
 
-log = logging.getLogger(__name__)
 _KEPT_STACKS = 4
-
-
-class FastPathError(GraftError):
-    """There is no fast path for this base on this machine."""
-
-
-class Prepared(Protocol):
-    """An adapter's detours in the shape a runner wants them, on its device."""
-
-    bytes: int
-
-
-class Runner(Protocol):
-    """Owns a base, a KV cache and the detours of the resident adapters."""
-
-    cache: KVCache
-    meets_often: bool  # its threads wait for each other after every operator, so that one without a core holds all up
-
-    def prepare(self, forms: Sequence[Form]) -> Prepared:
-        """Detours (LowRank, Vector) as `add` takes them. Called by the loader's thread while steps run."""
-        ...
-
-    def add(self, digest: str, prepared: Any) -> None:
-        """Make an adapter resident under its digest. Cheap: called by the engine's thread between steps."""
-        ...
-
-    def remove(self, digest: str) -> None:
-        """Forget a resident adapter and free its memory."""
-        ...
-
-    def run(self, batch: Batch) -> Tensor:
-        """Carry out a step (batch.py says what is owed). Returns logits [n, V] in the order of the wanted rows."""
-        ...
-
-    def argmax(self, logits: Tensor) -> Tensor:
-        """[n, V] -> [n]: where each row's largest value is, the first of equals; a NaN's place where there is one."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -150,56 +108,3 @@ def packed_rows(batch: Batch, base: Base) -> tuple[Tensor, Tensor, Tensor]:
 
 def _embedded(tokens: list[int], base: Base) -> Tensor:
     return base.embed(torch.tensor(tokens, dtype=torch.long, device=base.device))
-
-
-RUNNERS = ("auto", "fast", "eager")
-
-
-def make_runner(name: str, base: Base, cache: KVCache) -> Runner:
-    """`name`: one of RUNNERS; "auto" is the fast one where this base and machine have it.
-
-    Raises GraftError for an unknown name, or where "fast" is asked for and there is none.
-    """
-    if name not in RUNNERS:
-        raise GraftError(f"Unknown runner {name!r}. Known: {', '.join(RUNNERS)}.")
-    if name != "eager":
-        try:
-            return _fast_runner(base, cache)
-        except FastPathError as reason:
-            if name == "fast":
-                raise
-            log.info("Serving on the generic path. %s", reason)
-    return EagerRunner(base, cache)
-
-
-def _fast_runner(base: Base, cache: KVCache) -> Runner:
-    """The fast runner for the base's device. May compile, the first time. Raises FastPathError."""
-    if base.device.type != "cuda":
-        from graft.server.runners.cpu.runner import fast_runner
-
-        return fast_runner(base, cache)
-    try:
-        from graft.server.runners.cuda.runner import grouped_runner
-    except ImportError as error:
-        raise FastPathError(f"Triton, which the GPU's kernels need, can't be imported: {error}.") from error
-    return grouped_runner(base, cache)
-
-
-def form_bytes(form: Form) -> int:
-    """Bytes of a form's tensors."""
-    return sum(value.nbytes for value in _tensors(form).values())
-
-
-def detours(forms: Sequence[Form]) -> tuple[Form, ...]:
-    """The forms a runner takes: those at taps, not the rows in the cache."""
-    return tuple(form for form in forms if isinstance(form, (LowRank, Vector)))
-
-
-def at(form: Form, dtype: torch.dtype, device: torch.device | str, *, copy: bool = False) -> Form:
-    """The form with its tensors moved and cast; `copy`: into memory of their own even where nothing changes."""
-    return replace(form, **{name: value.to(device, dtype, copy=copy) for name, value in _tensors(form).items()})
-
-
-def _tensors(form: Form) -> dict[str, Tensor]:
-    values = {field.name: getattr(form, field.name) for field in fields(form)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -13,16 +13,16 @@ import sys
 import pytest
 import torch
 
-from graft.hub.adapters import batched_apply as detours
+from graft.hub.adapters import batched_apply
 from graft.hub.adapters.batched_apply import Rows, Stack, Step
 from graft.hub.adapters.serving_forms import LowRank, Vector
 from graft.hub.base.hook_points import Tap
 from graft.server.cache.tensors import KVCache
-from graft.server.runners.eager.runner import FastPathError, make_runner
+from graft.server.runners.factory import make_runner
+from graft.server.runners.protocol import FastPathError
 
 pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
-from graft.server.runners.cuda import decode_step as decode
-from graft.server.runners.cuda import detours as visits
+from graft.server.runners.cuda import decode_step, detours
 from graft.server.runners.cuda import runner as runner_module
 from graft.server.runners.cuda.adapter_table import Bank
 from graft.server.runners.cuda.detours import GroupedStep
@@ -102,7 +102,13 @@ def test_random_batches_equal_the_eager_detours(seed, dtype, draw):
         (
             owner,
             form(
-                draw, rng.randint(1, 64), width, out, rng.choice(list(detours.ACTIVATIONS)), rng.random() < 0.5, dtype
+                draw,
+                rng.randint(1, 64),
+                width,
+                out,
+                rng.choice(list(batched_apply.ACTIVATIONS)),
+                rng.random() < 0.5,
+                dtype,
             ),
         )
         for owner in owners
@@ -113,10 +119,10 @@ def test_random_batches_equal_the_eager_detours(seed, dtype, draw):
 
 
 def test_every_activation_is_known():
-    assert set(kernels.ACTIVATIONS) == set(detours.ACTIVATIONS)
+    assert set(kernels.ACTIVATIONS) == set(batched_apply.ACTIVATIONS)
 
 
-@pytest.mark.parametrize("activation", detours.ACTIVATIONS)
+@pytest.mark.parametrize("activation", batched_apply.ACTIVATIONS)
 def test_each_activation(activation, draw):
     """On values from very negative to very positive."""
     owned = [(0, form(draw, 9, 32, 40, activation)), (1, form(draw, 3, 32, 40, activation, biased=True))]
@@ -206,14 +212,14 @@ def test_a_gpu_whose_kernels_fail_is_served_without_them(error, llama, monkeypat
     llama.model.to(DEVICE)
     cache = KVCache(llama.spec, 4, llama.dtype, llama.device)
     assert isinstance(grouped_runner(llama, cache), GroupedRunner)
-    monkeypatch.setattr(visits, "add_low_rank", lambda rows, *_: rows * float("nan"))
+    monkeypatch.setattr(detours, "add_low_rank", lambda rows, *_: rows * float("nan"))
     with pytest.raises(FastPathError, match="disagree"):
         grouped_runner(llama, cache)
 
     def broken(*_):
         raise error
 
-    monkeypatch.setattr(visits, "add_low_rank", broken)
+    monkeypatch.setattr(detours, "add_low_rank", broken)
     with pytest.raises(FastPathError, match="no driver"):
         grouped_runner(llama, cache)
 
@@ -223,7 +229,7 @@ def test_a_gpu_whose_static_steps_fail_is_served_without_them(failing, llama, mo
     """Their check at the engine's start: wrong logits and errors cost the graphs, and nothing else."""
     llama.model.to(DEVICE)
     if failing == "attend":
-        monkeypatch.setattr(decode, "attend_rows", lambda query, *_, **__: query * float("nan"))
+        monkeypatch.setattr(decode_step, "attend_rows", lambda query, *_, **__: query * float("nan"))
     else:
         monkeypatch.setattr(runner_module, "called", refuse)
         monkeypatch.setattr(runner_module.Graphs, "record", lambda self, function: refuse(function))
@@ -247,7 +253,7 @@ import itertools, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from graft.server.runners.cuda.kernels import detours as grouped
-from graft.server.runners.cuda.kernels import attention as paged
+from graft.server.runners.cuda.kernels import attention
 
 def compiled(kernel, dtype, capability, **constants):
     types = {name: "constexpr" if name in constants else KNOWN.get(name, "i32") for name in kernel.arg_names}
@@ -267,11 +273,11 @@ for capability, dtype in itertools.product((80, 90), ("*bf16", "*fp32")):
             compiled(grouped.scale_shift, dtype, capability, ROWS=rows, WIDTH=grouped._OUTPUTS),
         ]
     for width, capped in ((64, False), (256, True)):
-        keys = paged.keys_at_a_time(width, 2 if dtype == "*bf16" else 4)
+        keys = attention.keys_at_a_time(width, 2 if dtype == "*bf16" else 4)
         sizes = dict(HEADS=16, WIDTH=width, KEYS=keys, BLOCK_ROWS=16)
         kernels += [
-            compiled(paged.attend_part, dtype, capability, CAPPED=capped, **sizes),
-            compiled(paged.join_parts, dtype, capability, PARTS=16, WIDTH=width),
+            compiled(attention.attend_part, dtype, capability, CAPPED=capped, **sizes),
+            compiled(attention.join_parts, dtype, capability, PARTS=16, WIDTH=width),
         ]
     print(capability, dtype, *(kernel.metadata.shared for kernel in kernels))
 """

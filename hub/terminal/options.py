@@ -1,0 +1,85 @@
+"""Options that several commands take: where the registry is, sizes in bytes."""
+
+import getpass
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
+from graft.hub.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from graft.hub.registry.hub_client import RemoteRegistry
+
+registry_option = click.option(
+    "--registry",
+    "registry_path",
+    default="registry.db",
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The registry on this machine.",
+)
+hub_option = click.option("--hub", "hub_url", metavar="URL", help="A hub instead (graft's own, or huggingface.co).")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+class Size(click.ParamType):
+    """Bytes: a number, or one with K, M, G (powers of 1024)."""
+
+    name = "bytes"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, int):
+            return value
+        number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+        factor = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
+        try:
+            size = int(float(number) * (factor or 0))
+        except (ValueError, OverflowError):
+            size = 0
+        if size <= 0:
+            self.fail(f"{value!r} is no size: write bytes, or 512M, 4G.", param, ctx)
+        return size
+
+
+max_weights_option = click.option(
+    "--max-weights-bytes",
+    type=Size(),
+    default=MAX_WEIGHTS_BYTES,
+    show_default="8G",
+    help="The largest file of weights that is taken.",
+)
+
+
+def placed(command: Callable) -> Callable:
+    """Adds --registry, --hub and --json."""
+    return registry_option(hub_option(json_option(command)))
+
+
+def opened(
+    registry_path: Path, hub_url: str | None, *, create: bool = False, max_weights_bytes: int = MAX_WEIGHTS_BYTES
+) -> "Registry | RemoteRegistry":
+    """The registry that the options name. Raises NotFoundError for a missing file unless `create`, GraftError for a hub
+    that does not answer."""
+    if hub_url is None:
+        return Registry(registry_path, create=create, max_weights_bytes=max_weights_bytes)
+    from graft.hub.registry.hub_client import RemoteRegistry  # the client takes its time to import
+
+    hub = RemoteRegistry(hub_url)
+    hub.require_there()  # the client would try again and again, half a minute in all
+    return hub
+
+
+def opened_to_publish(registry_path: Path, hub_url: str | None, names: Iterable[str]) -> "Registry | RemoteRegistry":
+    """As `opened`, made when missing. Raises GraftError where a hub is not there or would not take `names` from us."""
+    registry = opened(registry_path, hub_url, create=True)
+    if not isinstance(registry, Registry):
+        registry.require_writer(names)
+    return registry
+
+
+def local_user() -> str:
+    """Who is written down for what is done straight on a registry file."""
+    return getpass.getuser()

@@ -1,0 +1,106 @@
+"""The playground: a prompt answered by adapters side by side, through an inference server."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Blueprint, render_template, request, stream_with_context
+from werkzeug.wrappers import Response
+
+from graft.hub.errors import ForbiddenError, GraftError
+from graft.hub.registry import search
+from graft.hub.web.huggingface.read import body, text_field
+from graft.hub.web.request import caller, hub, registry
+
+blueprint = Blueprint("playground", __name__)
+MAX_ASKED = 6
+MAX_PROMPT_CHARS = 20_000
+MAX_NEW_TOKENS = 512
+INFERENCE_TIMEOUT_S = 120
+EVENT_BYTES = 4096
+
+
+@blueprint.get("/playground")
+def page() -> str:
+    return _playground([])
+
+
+@blueprint.post("/playground")
+def answered() -> str:
+    """The way without JavaScript: all answers, when all are there."""
+    names = request.form.getlist("model")[:MAX_ASKED]
+    return _playground([(name, _answer(_asked(name, request.form, stream=False))) for name in names])
+
+
+def _playground(answers: list[tuple[str, str]]) -> str:
+    """Adapters of one base, since one server has one base."""
+    bases = [base for base, _ in search.facets(registry().db, search.Query(), caller())["base"] if base]
+    base = request.values.get("base") or (bases[0] if bases else "")
+    found = registry().search(search.Query(base=base, sort="name", limit=200), caller()).entries if base else ()
+    return render_template(
+        "playground.html",
+        bases=bases,
+        base=base,
+        adapters=[entry for entry in found if entry.digest],
+        chosen=request.values.getlist("model"),
+        prompt=request.values.get("prompt", ""),
+        answers=answers,
+        most=MAX_ASKED,
+    )
+
+
+@blueprint.post("/playground/stream")
+def stream() -> Response:
+    """One model's answer as it comes, passed on from the inference server so that pages talk to one origin only."""
+    given = body()
+    upstream = _open(_asked(text_field(given, "model"), given, stream=True))
+
+    def events() -> Iterator[bytes]:
+        with upstream:
+            while chunk := upstream.read1(EVENT_BYTES):
+                yield chunk
+
+    return Response(stream_with_context(events()), mimetype="text/event-stream")
+
+
+def _asked(model: str, given: Any, *, stream: bool) -> dict[str, Any]:
+    """The completion request. Raises GraftError for a prompt or a length out of bounds."""
+    caller().require("read")
+    prompt, tokens = str(given.get("prompt", "")), str(given.get("max_tokens") or "48")
+    if not prompt or len(prompt) > MAX_PROMPT_CHARS:
+        raise GraftError(f"The prompt must have 1 to {MAX_PROMPT_CHARS:,} characters.")
+    if not tokens.isdecimal() or not 0 < int(tokens[:6]) <= MAX_NEW_TOKENS:
+        raise GraftError(f"The answer's length must be 1 to {MAX_NEW_TOKENS} tokens.")
+    return {"model": model, "prompt": prompt, "max_tokens": int(tokens), "temperature": 0, "stream": stream}
+
+
+def _open(wanted: dict[str, Any]) -> Any:
+    """Raises GraftError with the inference server's own message, or saying that there is none."""
+    url = hub().inference_url
+    if url is None:
+        raise ForbiddenError("This hub knows no inference server: start it with `graft hub serve --inference URL`.")
+    data = json.dumps(wanted).encode()
+    asked = urllib.request.Request(f"{url}/v1/completions", data, {"Content-Type": "application/json"})
+    try:
+        return urllib.request.urlopen(asked, timeout=INFERENCE_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        raise GraftError(_upstream_message(error.read())) from None
+    except OSError as error:
+        raise GraftError(f"No inference server answers at {url} ({error}): is `graft serve` running?") from None
+
+
+def _answer(wanted: dict[str, Any]) -> str:
+    try:
+        with _open(wanted) as reply:
+            return json.load(reply)["choices"][0]["text"]
+    except GraftError as error:
+        return f"({error})"
+
+
+def _upstream_message(data: bytes) -> str:
+    try:
+        return str(json.loads(data)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return "The inference server refused this without a reason."

@@ -1,0 +1,53 @@
+"""What can go wrong in serving, each with its HTTP status and code."""
+
+from graft.hub.errors import GraftError
+
+
+class RequestError(GraftError):
+    """A request that can't be served as it stands."""
+
+    code = "invalid_request"
+
+
+class TooLongError(RequestError):
+    """Prompt and answer are longer than a sequence may be. Clients shorten a conversation on this very code."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
+class EngineError(GraftError):
+    """The engine failed at a step; only the requests of that step are lost."""
+
+    status = 500
+    code = "engine_error"
+
+
+class BrokenError(EngineError):
+    """Something failed that should not have. Its message is for the log: it may tell of internals."""
+
+    code = "internal_error"
+
+
+class CapacityError(EngineError):
+    """The adapter does not fit into the memory that this server was given."""
+
+    status = 422
+    code = "no_capacity"
+
+
+class BusyError(GraftError):
+    """Too much is waiting already."""
+
+    status = 429
+    code = "overloaded"
+
+
+class ClosedError(GraftError):
+    """The engine has been closed."""
+
+    status = 503
+    code = "closed"

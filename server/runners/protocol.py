@@ -1,0 +1,48 @@
+"""What carries out a step: the interface that every runner keeps. Knows steps and adapters' forms; no requests, no scheduling."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from graft.hub.adapters.serving_forms import Form
+from graft.hub.errors import GraftError
+from graft.server.cache.step import Batch
+from graft.server.cache.tensors import KVCache
+
+
+class FastPathError(GraftError):
+    """There is no fast path for this base on this machine."""
+
+
+class Prepared(Protocol):
+    """An adapter's detours in the shape a runner wants them, on its device."""
+
+    bytes: int
+
+
+class Runner(Protocol):
+    """Owns a base, a KV cache and the detours of the resident adapters."""
+
+    cache: KVCache
+    meets_often: bool  # its threads wait for each other after every operator, so that one without a core holds all up
+
+    def prepare(self, forms: Sequence[Form]) -> Prepared:
+        """Detours (LowRank, Vector) as `add` takes them. Called by the loader's thread while steps run."""
+        ...
+
+    def add(self, digest: str, prepared: Any) -> None:
+        """Make an adapter resident under its digest. Cheap: called by the engine's thread between steps."""
+        ...
+
+    def remove(self, digest: str) -> None:
+        """Forget a resident adapter and free its memory."""
+        ...
+
+    def run(self, batch: Batch) -> Tensor:
+        """Carry out a step (batch.py says what is owed). Returns logits [n, V] in the order of the wanted rows."""
+        ...
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """[n, V] -> [n]: where each row's largest value is, the first of equals; a NaN's place where there is one."""
+        ...
