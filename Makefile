@@ -30,7 +30,8 @@ check: $(VENV)/.tested build/types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=build/types $(BIN)/mypy -p graft.hub -p graft.server -p graft.trainer
-	$(BIN)/python -m pytest -q tests/test_house.py
+	PYTHONPATH=build/types $(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python -m pytest -q tests/test_house.py tests/test_architecture.py
 
 bench: $(VENV)/.benched
 	$(BIN)/python benchmarks/serving.py $(ARGS)

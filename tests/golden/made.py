@@ -26,7 +26,7 @@ from graft.hub.registry.commits.changes import Delete, Put
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage import timestamps
 from tests.conftest import FAMILIES, tiny_tokenizer
-from tests.methods.cases import VARIANTS
+from tests.hub.adapters.methods.cases import VARIANTS
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden.json"

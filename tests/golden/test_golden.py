@@ -19,7 +19,7 @@ from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
 from tests.conftest import FAMILIES, tiny_tokenizer
 from tests.golden import made
-from tests.methods.cases import VARIANTS
+from tests.hub.adapters.methods.cases import VARIANTS
 
 GOLDEN = json.loads(made.GOLDEN.read_text())
 

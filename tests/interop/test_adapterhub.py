@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from graft.hub.adapters.artifact import load_artifact, save_artifact
 from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
 from tests.conftest import tiny_model
-from tests.methods.cases import LONG, base_of, eager_model, served_logits
+from tests.hub.adapters.methods.cases import LONG, base_of, eager_model, served_logits
 
 H, B = 32, 4  # width of the tiny bases and of the bottlenecks
 GENERATOR = torch.Generator().manual_seed(11)

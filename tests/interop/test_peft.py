@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from graft.hub.adapters.artifact import load_artifact, save_artifact
 from tests.conftest import FAMILIES as BASES
 from tests.conftest import tiny_model
-from tests.methods.cases import LONG, TEXTS, VARIANTS, base_of, case, served_logits
+from tests.hub.adapters.methods.cases import LONG, TEXTS, VARIANTS, base_of, case, served_logits
 
 # GQA; Conv1D, fused qkv, learned positions, biases everywhere; windows shorter than the text, soft-caps,
 # post-norms; biases on q, k, v only

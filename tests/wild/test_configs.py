@@ -18,7 +18,7 @@ from graft.hub.adapters.artifact import load_artifact, save_artifact
 from graft.hub.adapters.methods.foreign_config import KNOWN_PEFT, PEFT_COMMON, PEFT_OPTIONS
 from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import ArtifactError, UnsupportedMethodError
-from tests.methods.cases import base_of, case
+from tests.hub.adapters.methods.cases import base_of, case
 
 SPEC = base_of("llama").spec
 WEIGHTS = "adapter_model.safetensors"

@@ -30,7 +30,7 @@ from graft.server.engine.engine import Engine
 from graft.server.http.app import create_app
 from graft.trainer.data.sequences import sequences_of
 from tests.conftest import tiny_base, tiny_tokenizer
-from tests.methods.cases import case
+from tests.hub.adapters.methods.cases import case
 from tests.server.live import OPTIONS
 
 STRICT = (

@@ -18,7 +18,7 @@ from graft.hub.registry.users import create_token, first_admin
 from graft.hub.web.huggingface import git_lfs
 
 CALLS = Path(__file__).with_name("client_calls.py")
-CLIENTS = Path(__file__).parents[2] / "build" / "clients"
+CLIENTS = Path(__file__).parents[3] / "build" / "clients"
 
 
 def environment(hub: str, token: str, home: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from graft.hub.cli.main import main
 
-DOC = Path(__file__).parents[2] / "docs" / "training.md"
+DOC = Path(__file__).parents[3] / "docs" / "training.md"
 
 
 def blocks(kind: str) -> list[str]:

@@ -16,7 +16,7 @@ from graft.trainer.plan.plan import AdapterPlan
 from graft.trainer.reports.comparison import compare
 from graft.trainer.reports.estimate import estimate, full_fine_tuning, lengths_of
 from tests.trainer.cases import ALL
-from tests.trainer.test_commands import FAST, graft
+from tests.trainer.commands.test_commands import FAST, graft
 
 
 def test_the_table_of_the_literature(base_folder, data, held_out, tmp_path):

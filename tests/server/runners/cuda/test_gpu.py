@@ -9,7 +9,7 @@ from graft.hub.base.model import Base
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
-from tests.server.test_engine import GREEDY, KINDS, assert_greedy, assert_idle, prompts
+from tests.server.engine.test_engine import GREEDY, KINDS, assert_greedy, assert_idle, prompts
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,7 +17,7 @@ from graft.server.engine.request import Request
 from graft.trainer import RunConfig, TrainConfig, train
 from tests.conftest import FAMILIES, tiny_tokenizer
 from tests.trainer.cases import plan
-from tests.trainer.test_commands import FAST, graft
+from tests.trainer.commands.test_commands import FAST, graft
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from graft.hub.errors import GraftError
 from graft.trainer import train
 from graft.trainer.training.board import Board
 from tests.trainer.cases import plan
-from tests.trainer.test_commands import FAST, graft
+from tests.trainer.commands.test_commands import FAST, graft
 
 
 def logged(folder):

@@ -13,7 +13,7 @@ from graft.hub.adapters.merging import merge, weighted_sum
 from graft.hub.cli.export import export
 from graft.hub.errors import ArtifactError, UnsupportedMethodError
 from tests.conftest import FAMILIES, tiny_base, tiny_tokenizer
-from tests.methods.cases import LONG, VARIANTS, base_of, case, served_logits
+from tests.hub.adapters.methods.cases import LONG, VARIANTS, base_of, case, served_logits
 
 MERGEABLE = [v for v, (method, _) in VARIANTS.items() if method in ("lora", "ia3", "bitfit")]
 UNMERGEABLE = ["houlsby", "parallel", "parallel per linear", "prompt", "ptuning mlp", "prefix"]

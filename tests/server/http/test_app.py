@@ -12,7 +12,7 @@ from graft.server.engine.request import Request
 from graft.server.engine.sampling import Sampling
 from graft.server.http.text import decode
 from tests.conftest import tiny_base
-from tests.methods.cases import served_logits
+from tests.hub.adapters.methods.cases import served_logits
 from tests.server.conftest import KINDS, write_folder
 from tests.server.live import CHAT_TEMPLATE, serving
 

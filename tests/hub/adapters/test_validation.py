@@ -17,7 +17,7 @@ from graft.hub.adapters.methods import virtual_tokens
 from graft.hub.adapters.methods.target_modules import full_matches
 from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import ArtifactError, BaseMismatchError, GraftError, UnsupportedMethodError
-from tests.methods.cases import VARIANTS, base_of, case
+from tests.hub.adapters.methods.cases import VARIANTS, base_of, case
 
 WEIGHTS, CONFIG, PROVENANCE = "adapter_model.safetensors", "adapter_config.json", "graft.json"
 SPEC = base_of("llama").spec

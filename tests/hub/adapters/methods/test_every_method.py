@@ -9,7 +9,7 @@ from graft.hub.adapters.artifact import load_artifact, save_artifact
 from graft.hub.adapters.methods import METHODS
 from graft.hub.adapters.validation import inspect_artifact
 from tests.conftest import FAMILIES
-from tests.methods.cases import (
+from tests.hub.adapters.methods.cases import (
     IDENTITY,
     LONG,
     NEARLY_IDENTITY,
@@ -21,7 +21,7 @@ from tests.methods.cases import (
     served_logits,
     trained_logits,
 )
-from tests.methods.reference import plain_logits, reference_logits
+from tests.hub.adapters.methods.reference import plain_logits, reference_logits
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -119,7 +119,7 @@ def test_bare_rows_are_the_base_bit_for_bit(family):
 
 
 def test_the_page_on_methods_names_each_with_its_learning_rate():
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    page = (Path(__file__).parents[4] / "docs" / "methods.md").read_text()
     for name, method in METHODS.items():
         assert f"(`{name}`)" in page
         assert f"{method.learning_rate:.0e}".replace("e-0", "e-") in page, name

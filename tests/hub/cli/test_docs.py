@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from graft.hub.cli.main import main
 from graft.hub.registry.registry import Registry
 
-DOC = Path(__file__).parents[2] / "docs" / "hub.md"
+DOC = Path(__file__).parents[3] / "docs" / "hub.md"
 
 
 def test_the_documented_commands_run(tmp_path: Path, monkeypatch, base_spec, lora_folder) -> None:

@@ -13,8 +13,8 @@ from graft.hub.adapters.serving_forms import CacheRows, InputRows
 from graft.hub.base.hook_points import Tap, added, normed_in, stream_in, stream_out
 from graft.hub.base.model import Base
 from tests.conftest import FAMILIES, tiny_tokenizer
-from tests.methods.cases import LONG, TEXTS, base_of, case, served_logits, trained_logits
-from tests.methods.reference import plain_logits, reference_logits
+from tests.hub.adapters.methods.cases import LONG, TEXTS, base_of, case, served_logits, trained_logits
+from tests.hub.adapters.methods.reference import plain_logits, reference_logits
 
 # bases that the ten families' tiny ones do not cover
 SPECIAL = {
