@@ -22,7 +22,7 @@ from graft.hub.evaluation.metrics import METRICS
 from graft.hub.evaluation.task_data import Example
 from graft.hub.machine.compute_threads import ComputeThreads
 from graft.server.benchmark.targets import EngineTarget
-from graft.server.benchmark.workload import Draw, Workload
+from graft.server.benchmark.workload import RequestDraw, Workload
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.evaluation.shelf import Evaluated, evaluate
@@ -104,7 +104,7 @@ def evaluating(base: Base, folder: str) -> Iterator[Run]:
 def serving(base: Base, folder: str, runner: str) -> Iterator[Run]:
     """Requests that arrive at once, half of them on each of two LoRAs."""
     with serving_engine(base, folder, runner) as (engine, names):
-        draw, target = Draw(SERVED, range(1000, base.spec.vocab_size), names), EngineTarget(engine)
+        draw, target = RequestDraw(SERVED, range(1000, base.spec.vocab_size), names), EngineTarget(engine)
         yield lambda: target.run(draw.round(), SERVED.requests)
 
 

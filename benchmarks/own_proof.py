@@ -21,7 +21,7 @@ from common import emit, percentiles
 from mutations import ADAPTER_MUTATIONS, BASE_MUTATIONS, Forms
 
 from graft.hub.adapters.artifact import load_artifact
-from graft.hub.adapters.probe import Outcome, Verdict
+from graft.hub.adapters.probe import ProofOutcome, Verdict
 from graft.hub.adapters.probe_replay import replayed
 from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.base.model import Base, load_base
@@ -164,7 +164,7 @@ def proofs(
             try:
                 case = prover.case(artifact)
             except ArtifactError as error:
-                verdicts[kind] = Verdict(Outcome.REFUSED, str(error))
+                verdicts[kind] = Verdict(ProofOutcome.REFUSED, str(error))
                 continue
             forms = artifact.fold(base)
             forms = change(kind, forms) if change else forms

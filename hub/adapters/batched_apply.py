@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowOwners:
     """Whose rows are whose: `bare` rows of the base, then `lengths[i]` rows of adapter i."""
 
     bare: int
@@ -91,11 +91,11 @@ class Channel:
             [owner for owner, start, stop, _ in spans for _ in range(stop - start)], device=device
         )
 
-    def reach(self, whose: Rows) -> tuple[int, int]:
+    def reach(self, whose: RowOwners) -> tuple[int, int]:
         """The stretch of a step's rows that holds all rows of this channel's adapters."""
         return whose.span(self.owners[0]) if len(self.owners) == 1 else (whose.bare, whose.total)
 
-    def plan(self, whose: Rows) -> Tensor | None:
+    def plan(self, whose: RowOwners) -> Tensor | None:
         """Which columns a step's rows keep, [T', R], None for all."""
         if len(self.owners) == 1:
             return None
@@ -200,10 +200,10 @@ class Step:
     def __init__(
         self,
         stack: Stack,
-        rows: Rows,
+        rows: RowOwners,
         *,
         lm_head: str,
-        logit_rows: Rows | None = None,
+        logit_rows: RowOwners | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ):
         self.stack = stack
@@ -253,7 +253,7 @@ class Step:
             x = self._dropped(x, start, channel, plan)
         return channel.add(rows, x, start, self._planned(at_head, channel))
 
-    def _dropped(self, x: Tensor, start: int, channel: Channel, plan: Rows) -> Tensor:
+    def _dropped(self, x: Tensor, start: int, channel: Channel, plan: RowOwners) -> Tensor:
         pieces, position = [], 0
         for owner in channel.owners:
             first, last = (edge - start for edge in plan.span(owner))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from graft.hub.adapters.artifact import Artifact
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.methods.lora import LoraConfig
 from graft.hub.adapters.packed_attention import PackedAttention
 from graft.hub.adapters.serving_forms import Form, LowRank, Vector
@@ -110,7 +110,7 @@ def _log_probs(base: Base, forms: Sequence[Form]) -> Tensor:
     """[T, V] of a fixed random text."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(base.spec.vocab_size, (_CHECK_TOKENS,), generator=generator).to(base.device)
-    rows = Rows(0, (len(ids),))
+    rows = RowOwners(0, (len(ids),))
     step = Step(Stack([forms], base.dtype, base.device), rows, lm_head=base.spec.parts.lm_head) if forms else None
     context = PackedAttention([len(ids)], None, base.device)
     with torch.no_grad():

@@ -25,7 +25,7 @@ Table = tuple[tuple[float, ...], ...]  # per row, a log-probability per token th
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProbeQuestion:
     """After each of the last len(tokens) ids: how probable are these tokens?"""
 
     ids: tuple[int, ...]
@@ -37,7 +37,7 @@ class ProbeText:
     """One text, the ids that the base's tokenizer makes of its beginning, and the answers: of the base, the adapter."""
 
     text: str
-    asked: Asked
+    asked: ProbeQuestion
     base: Table
     adapter: Table
 
@@ -61,7 +61,7 @@ class Probe:
     rounding: Gaps
 
     @property
-    def questions(self) -> tuple[Asked, ...]:
+    def questions(self) -> tuple[ProbeQuestion, ...]:
         return tuple(text.asked for text in self.texts)
 
     def to_json(self) -> dict[str, Any]:
@@ -90,11 +90,11 @@ class OldProbe:
     """Of graft before format 2: in the dtype of the training, on random ids, without the base's own answers."""
 
     dtype: str
-    questions: tuple[Asked, ...]
+    questions: tuple[ProbeQuestion, ...]
     adapter: tuple[Table, ...]
 
 
-class Outcome(Enum):
+class ProofOutcome(Enum):
     PROVEN = "proven"  # it does here what it did when it was trained
     ROUNDED = "rounded copy"  # so far as a base of other, rounded weights can show
     UNPROVEN = "unproven"  # the probe can't tell
@@ -105,7 +105,7 @@ class Outcome(Enum):
 class Verdict:
     """What a run of a probe proves. `gap`: of the effect, relative to its size; `noises`: in multiples of the noise."""
 
-    outcome: Outcome
+    outcome: ProofOutcome
     why: str
     gap: float | None = None
     noises: float | None = None
@@ -127,15 +127,15 @@ def judge(probe: Probe, base: Sequence[Table], adapter: Sequence[Table], content
     effect_then, effect_now = _minus(adapter_then, base_then), _minus(adapter_now, base_now)
     apart = Gaps(_norm(_minus(base_now, base_then)), _norm(_minus(effect_now, effect_then)))
     if not all(map(math.isfinite, (apart.base, apart.effect))):
-        return Verdict(Outcome.REFUSED, "its log-probabilities on the probe's texts are not finite")
+        return Verdict(ProofOutcome.REFUSED, "its log-probabilities on the probe's texts are not finite")
     size = Gaps(_norm(base_then), _norm(effect_then))
     gap, noises = apart.effect / size.effect if size.effect else math.inf, _times(apart.effect, probe.noise.effect)
     allowed = _allowed(probe.noise, size)
     if _within(apart, allowed):
         if allowed.effect >= size.effect:
             why = f"its effect on the probe's texts ({size.effect:.2g}) is no larger than what arithmetic blurs"
-            return Verdict(Outcome.UNPROVEN, why, gap, noises)
-        return Verdict(Outcome.PROVEN, f"{gap:.1e} from its effect in training", gap, noises)
+            return Verdict(ProofOutcome.UNPROVEN, why, gap, noises)
+        return Verdict(ProofOutcome.PROVEN, f"{gap:.1e} from its effect in training", gap, noises)
     rounded = _allowed(probe.rounding, size)
     if content != probe.content and _within(apart, rounded):
         blurred = "" if rounded.effect < size.effect else ", which is as large as its effect"
@@ -143,29 +143,29 @@ def judge(probe: Probe, base: Sequence[Table], adapter: Sequence[Table], content
             f"the base's weights are another copy of those of its training ({probe.stored}): {gap:.1e} from its effect "
             f"there, and up to {rounded.effect / max(size.effect, 1e-300):.1e} is rounding{blurred}"
         )
-        return Verdict(Outcome.ROUNDED, why, gap, noises)
+        return Verdict(ProofOutcome.ROUNDED, why, gap, noises)
     if apart.base > (allowed if content == probe.content else rounded).base:
         base_noises = _times(apart.base, probe.noise.base)
         why = (
             f"the bare base answers its texts otherwise than in training, by {base_noises:.3g} times the noise of the "
             "arithmetic: it is another base, or one whose weights were changed"
         )
-        return Verdict(Outcome.REFUSED, why, gap, base_noises)
+        return Verdict(ProofOutcome.REFUSED, why, gap, base_noises)
     why = (
         f"its effect on the probe's texts differs from that in training by {gap:.1e} of its size, {noises:.3g} times the "
         "noise of the arithmetic: its weights or config are not those of its training"
     )
-    return Verdict(Outcome.REFUSED, why, gap, noises)
+    return Verdict(ProofOutcome.REFUSED, why, gap, noises)
 
 
 def judge_old(probe: OldProbe, adapter: Sequence[Table]) -> Verdict:
     """What an old probe tells: a figure to look at. It can't say how much of it is rounding."""
     apart = _minus(_flat(adapter), _flat(probe.adapter))
     if not all(map(math.isfinite, apart)):
-        return Verdict(Outcome.REFUSED, "its log-probabilities on the probe's tokens are not finite")
+        return Verdict(ProofOutcome.REFUSED, "its log-probabilities on the probe's tokens are not finite")
     worst = max(map(abs, apart))
     why = f"an older graft recorded its probe in {probe.dtype}; a log-probability differs from it by {worst:.2g}"
-    return Verdict(Outcome.UNPROVEN, why)
+    return Verdict(ProofOutcome.UNPROVEN, why)
 
 
 def judge_serving(probe: Probe, base: Sequence[Table], adapter: Sequence[Table]) -> Verdict:
@@ -176,15 +176,19 @@ def judge_serving(probe: Probe, base: Sequence[Table], adapter: Sequence[Table])
     base_then, adapter_then = _flat(one.base for one in probe.texts), _flat(one.adapter for one in probe.texts)
     base_now, adapter_now = _flat(base), _flat(adapter)
     if not all(map(math.isfinite, adapter_now)):
-        return Verdict(Outcome.REFUSED, "the logits are not finite on the path that serves it, on the probe's texts")
+        return Verdict(
+            ProofOutcome.REFUSED, "the logits are not finite on the path that serves it, on the probe's texts"
+        )
     then, now = _minus(adapter_then, base_then), _minus(adapter_now, base_now)
     blur = _norm(_minus(base_now, base_then))
     if not _norm(then) > _TIMES * blur:  # not finite: neither
-        return Verdict(Outcome.UNPROVEN, f"the path that serves it blurs by {blur:.2g}, too much to show its effect")
+        return Verdict(
+            ProofOutcome.UNPROVEN, f"the path that serves it blurs by {blur:.2g}, too much to show its effect"
+        )
     if math.fsum(a * b for a, b in zip(then, now, strict=True)) > 0:
-        return Verdict(Outcome.PROVEN, "its effect points the same way on the path that serves it")
+        return Verdict(ProofOutcome.PROVEN, "its effect points the same way on the path that serves it")
     why = "on the path that serves it, its effect on the probe's texts is not there, or points another way"
-    return Verdict(Outcome.REFUSED, why)
+    return Verdict(ProofOutcome.REFUSED, why)
 
 
 def gaps(base: tuple[Sequence[Table], Sequence[Table]], adapter: tuple[Sequence[Table], Sequence[Table]]) -> Gaps:
@@ -244,8 +248,8 @@ def _text(raw: Mapping[str, Any], vocabulary: int) -> ProbeText:
     return ProbeText(text, asked, base, adapter)
 
 
-def _asked(ids: Sequence[int], tokens: Sequence[Sequence[int]], vocabulary: int) -> Asked:
-    asked = Asked(tuple(ids), tuple(tuple(row) for row in tokens))
+def _asked(ids: Sequence[int], tokens: Sequence[Sequence[int]], vocabulary: int) -> ProbeQuestion:
+    asked = ProbeQuestion(tuple(ids), tuple(tuple(row) for row in tokens))
     every = (*asked.ids, *chain.from_iterable(asked.tokens))
     _require(all(type(id) is int and 0 <= id < vocabulary for id in every), "an id is outside the vocabulary")
     _require(0 < len(asked.tokens) <= len(asked.ids) <= _MOST_TOKENS, "a text has the wrong length")
@@ -253,7 +257,7 @@ def _asked(ids: Sequence[int], tokens: Sequence[Sequence[int]], vocabulary: int)
     return asked
 
 
-def _table(raw: Sequence[Sequence[float]], asked: Asked) -> Table:
+def _table(raw: Sequence[Sequence[float]], asked: ProbeQuestion) -> Table:
     table = tuple(tuple(_number(value) for value in row) for row in raw)
     _require(all(abs(value) <= _MOST_NATS for value in chain(*table)), "a log-probability is out of all proportion")
     _require([len(row) for row in table] == [len(row) for row in asked.tokens], "answers and questions differ")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.packed_attention import PackedAttention
-from graft.hub.adapters.probe import Asked, Table
+from graft.hub.adapters.probe import ProbeQuestion, Table
 from graft.hub.adapters.segments import Segments
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
 from graft.hub.base.model import Base
@@ -34,7 +34,7 @@ def replayed(forms: Sequence[Form], dtype: torch.dtype = torch.float32) -> Repla
 
 @torch.inference_mode()
 def answers(
-    base: Base, asked: Sequence[tuple[Replayed, Sequence[Asked]]], pause: Callable[[], None] = no_pause
+    base: Base, asked: Sequence[tuple[Replayed, Sequence[ProbeQuestion]]], pause: Callable[[], None] = no_pause
 ) -> list[list[Table]]:
     """What each adapter says to its questions: of each question, a table. `pause`: called wherever others can go on."""
     layout = _Layout(base)
@@ -49,7 +49,7 @@ def answers(
 def most_likely(base: Base, texts: Sequence[tuple[int, ...]], rows: int, top: int) -> list[tuple[tuple[int, ...], ...]]:
     """Of each text's last `rows` ids: the `top` tokens that the bare base finds most probable after it."""
     layout, bare = _Layout(base), replayed((), base.dtype)
-    questions = [Asked(ids, ((),) * min(rows, len(ids))) for ids in texts]
+    questions = [ProbeQuestion(ids, ((),) * min(rows, len(ids))) for ids in texts]
     layout.add(bare, questions)
     likely = iter(layout.run([bare.stack]).topk(top, dim=-1).indices.tolist())
     return [tuple(tuple(next(likely)) for _ in question.tokens) for question in questions]
@@ -61,7 +61,7 @@ def told(logits: Tensor, tokens: Sequence[int]) -> tuple[float, ...]:
     return tuple(row.log_softmax(dim=-1)[list(tokens)].tolist())
 
 
-def _table(logits: Tensor, question: Asked, pause: Callable[[], None]) -> Table:
+def _table(logits: Tensor, question: ProbeQuestion, pause: Callable[[], None]) -> Table:
     pause()
     return tuple(told(row, tokens) for row, tokens in zip(logits, question.tokens, strict=True))
 
@@ -80,7 +80,7 @@ class _Layout:
         self._logits: list[int] = []
         self._total = 0
 
-    def add(self, adapter: Replayed, questions: Sequence[Asked]) -> None:
+    def add(self, adapter: Replayed, questions: Sequence[ProbeQuestion]) -> None:
         base, before, given = self._base, self._total, adapter.rows
         prefix = given if isinstance(given, CacheRows) else None
         start, leader = prefix.text_start if prefix else 0, None
@@ -98,7 +98,7 @@ class _Layout:
         base = self._base
         head = base.spec.parts.lm_head
         steps = [
-            Step(stack, Rows(0, (rows,)), lm_head=head, logit_rows=Rows(0, (wanted,)))
+            Step(stack, RowOwners(0, (rows,)), lm_head=head, logit_rows=RowOwners(0, (wanted,)))
             for stack, rows, wanted in zip(stacks, self._rows, self._logits, strict=True)
         ]
         attention = PackedAttention([len(piece) for piece in self._pieces], self._prefixes, base.device, self._leaders)

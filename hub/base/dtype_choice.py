@@ -1,7 +1,7 @@
 """Which dtype a base computes in where nobody says: the documented default, unless the other is measured to be faster.
 
 A CPU's flags say what it can multiply, not what is fast: that depends on the kernels, the shapes and the threads. So the
-room that will work brings its kernels (a `Work`), they are timed on the first layers of the very base, and the outcome is
+room that will work brings its kernels (a `TimedWork`), they are timed on the first layers of the very base, and the outcome is
 kept for the machine. Only where there is a choice: on a CPU, for a base stored in bfloat16, which float32 holds whole.
 """
 
@@ -36,7 +36,7 @@ Cases = Mapping[str, Callable[[], object]]  # what is timed, by name
 
 
 @dataclass(frozen=True)
-class Work:
+class TimedWork:
     """What a base is loaded for: `cases(base)` opens the real kernels on it. `sizes`: what the timing depends on."""
 
     name: str
@@ -45,7 +45,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DtypeOutcome:
     """`shares`: how many times as fast each case is in `other`; `gain`: their geometric mean."""
 
     default: str
@@ -72,7 +72,7 @@ class Outcome:
 def chosen_dtype(
     source: str,
     device: str | None,
-    work: Work,
+    work: TimedWork,
     say: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> str | None:
@@ -104,16 +104,18 @@ def chosen_dtype(
     return outcome.dtype
 
 
-def _measured(source: Path, config: Any, default: str, work: Work, clock: Callable[[], float]) -> tuple[Outcome, bool]:
+def _measured(
+    source: Path, config: Any, default: str, work: TimedWork, clock: Callable[[], float]
+) -> tuple[DtypeOutcome, bool]:
     """The outcome, and whether little else ran meanwhile."""
     (other,) = {"float32", "bfloat16"} - {default}
     load = Load()
     ours, theirs = (_seconds(source, config, dtype, work, clock) for dtype in (default, other))
     shares = {name: ours[name] / theirs[name] for name in ours}
-    return Outcome(default, other, shares), load.cores().quiet
+    return DtypeOutcome(default, other, shares), load.cores().quiet
 
 
-def _seconds(source: Path, config: Any, dtype: str, work: Work, clock: Callable[[], float]) -> dict[str, float]:
+def _seconds(source: Path, config: Any, dtype: str, work: TimedWork, clock: Callable[[], float]) -> dict[str, float]:
     with work.cases(_sample(source, config, dtype)) as cases:
         return {name: _best(run, clock) for name, run in cases.items()}
 
@@ -162,9 +164,9 @@ def _quiet() -> bool:
     return load.cores().quiet
 
 
-def _recalled(key: str) -> Outcome | None:
+def _recalled(key: str) -> DtypeOutcome | None:
     try:
-        return Outcome(**recall(_KIND, key))
+        return DtypeOutcome(**recall(_KIND, key))
     except TypeError:  # none, or of another shape
         return None
 

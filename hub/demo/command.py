@@ -20,8 +20,8 @@ from graft.hub.base.named_bases import is_imported
 from graft.hub.demo import stages
 from graft.hub.demo.lock import alone
 from graft.hub.demo.notebook import Notebook
-from graft.hub.demo.pace import Work
-from graft.hub.demo.running import Runner, hear_termination
+from graft.hub.demo.pace import StageWork
+from graft.hub.demo.running import CommandRunner, hear_termination
 from graft.hub.demo.servers import ports, serving
 from graft.hub.demo.stages import Demo, Refused
 from graft.hub.demo.story import BASE, SHORT, WHOLE, Story
@@ -59,7 +59,7 @@ def demo(port: int | None, keep_serving: bool, folder: Path, short: bool, seed: 
         again = notes.forget_refused(story.entries)
         console = Console()
         teller = Teller(console, _plan(story, notes))
-        run = Demo(story, notes, Runner(console, folder / "commands.log", lock), teller, seed, dtype)
+        run = Demo(story, notes, CommandRunner(console, folder / "commands.log", lock), teller, seed, dtype)
         hear_termination()
         try:
             report, refused = _tell(run, server_port, again)
@@ -89,19 +89,19 @@ def _check_room(folder: Path) -> None:
             raise GraftError(f"{place} has less than {size / 1e6:.0f} MB left: make room, or choose another place.")
 
 
-def _plan(story: Story, notes: Notebook) -> dict[str, Work]:
+def _plan(story: Story, notes: Notebook) -> dict[str, StageWork]:
     """Every stage, in order, with the work that is left of it."""
     missing = [entry for entry in story.entries if not notes.is_trained(entry)]
     trained = sum(stages.EPOCHS * story.sizes[entry.task].train * _LETTERS for entry in missing)
-    plan = {"fetch": Work(light=1), "tasks": Work(light=len(story.tasks))}
-    plan["train"] = Work(trained=trained, heavy=bool(missing))
-    plan["publish"] = Work(light=len(missing))
-    plan["search"] = Work(light=1)
-    plan["serve"] = Work(heavy=1)
+    plan = {"fetch": StageWork(light=1), "tasks": StageWork(light=len(story.tasks))}
+    plan["train"] = StageWork(trained=trained, heavy=bool(missing))
+    plan["publish"] = StageWork(light=len(missing))
+    plan["search"] = StageWork(light=1)
+    plan["serve"] = StageWork(heavy=1)
     for task in story.tasks:
         models = 1 + sum(entry.task is task for entry in story.entries)
-        plan[f"evaluate {task.slug}"] = Work(read=models * story.sizes[task].test * _LETTERS, heavy=1)
-    plan["promote"] = Work(light=1)
+        plan[f"evaluate {task.slug}"] = StageWork(read=models * story.sizes[task].test * _LETTERS, heavy=1)
+    plan["promote"] = StageWork(light=1)
     return plan
 
 

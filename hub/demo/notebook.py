@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from graft.hub.demo.story import Entry
+from graft.hub.demo.story import DemoAdapter
 from graft.hub.errors import GraftError
 from graft.hub.machine.atomic_files import write_whole
 
@@ -30,15 +30,15 @@ class Notebook:
     def registry(self) -> Path:
         return self.folder / "registry.db"
 
-    def adapter(self, entry: Entry) -> Path:
+    def adapter(self, entry: DemoAdapter) -> Path:
         return self.folder / "adapters" / entry.name
 
-    def places(self, entry: Entry) -> tuple[Path, Path]:
+    def places(self, entry: DemoAdapter) -> tuple[Path, Path]:
         """Its folder, and that of its interrupted training."""
         folder = self.adapter(entry)
         return folder, folder.with_name(f"{folder.name}.training")
 
-    def is_trained(self, entry: Entry) -> bool:
+    def is_trained(self, entry: DemoAdapter) -> bool:
         return (self.adapter(entry) / "graft.json").exists()
 
     def data(self, slug: str, part: str) -> Path:
@@ -51,7 +51,7 @@ class Notebook:
     def note_refused(self, refused: dict[str, str]) -> None:
         write_whole(self._refused, json.dumps(refused, indent=2))
 
-    def forget_refused(self, entries: tuple[Entry, ...]) -> list[Entry]:
+    def forget_refused(self, entries: tuple[DemoAdapter, ...]) -> list[DemoAdapter]:
         """Remove the folders of those that were refused, so that they are trained again; returns them."""
         refused = self.refused()
         again = [entry for entry in entries if entry.repo in refused]

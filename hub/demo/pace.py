@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """What a stage takes: letters of text to train on and to read, starts of commands with torch and without."""
 
     trained: float = 0
@@ -12,8 +12,8 @@ class Work:
     heavy: int = 0
     light: int = 0
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(
+    def __add__(self, other: "StageWork") -> "StageWork":
+        return StageWork(
             self.trained + other.trained, self.read + other.read, self.heavy + other.heavy, self.light + other.light
         )
 
@@ -26,7 +26,7 @@ class Pace:
     heavy_s: float | None = None  # to start a command that loads torch and the base
     light_s: float | None = None  # a command that does not
 
-    def seconds(self, work: Work) -> float | None:
+    def seconds(self, work: StageWork) -> float | None:
         """For so much work. Reading is half of training, which computes forward and backward; None: not known yet."""
         if None in (self.letters_per_s, self.heavy_s, self.light_s):
             return None

@@ -65,7 +65,7 @@ class Done:
             return None
 
 
-class Runner:
+class CommandRunner:
     """Runs `graft` commands one after another; what they say besides is kept in `log`."""
 
     def __init__(self, console: Console, log: Path, lock: int | None = None):

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft.hub.demo.data import Task
-from graft.hub.demo.running import Runner
+from graft.hub.demo.data import DemoTask
+from graft.hub.demo.running import CommandRunner
 from graft.hub.demo.story import ANSWER_TOKENS, QUESTIONS
 from graft.hub.errors import GraftError
 
@@ -23,7 +23,7 @@ _UP_S = 300  # a base loads within it, wherever training it was bearable
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     """What a model said to its task's question, or why it was refused."""
 
     task: str
@@ -57,7 +57,7 @@ def _is_free(port: int) -> bool:
 
 
 @contextmanager
-def serving(runner: Runner, words: tuple[str, ...], url: str, log: Path) -> Iterator[subprocess.Popen]:
+def serving(runner: CommandRunner, words: tuple[str, ...], url: str, log: Path) -> Iterator[subprocess.Popen]:
     """A `graft` server in the background until the block ends. Raises GraftError if it doesn't come up."""
     runner.show(words, " &")
     with log.open("w") as out:
@@ -88,7 +88,7 @@ def _wait_until_up(process: subprocess.Popen, url: str, words: str, log: Path) -
     raise GraftError(f"`graft {words}` did not answer at {url} within {_UP_S} s; what it said: {log}.")
 
 
-def ask(port: int, task: Task, model: str) -> Answer:
+def ask(port: int, task: DemoTask, model: str) -> ModelAnswer:
     """The task's question to one model. A refusal is an answer; only a server that fails raises GraftError."""
     body = {"model": model, "prompt": QUESTIONS[task], "max_tokens": ANSWER_TOKENS[task], "temperature": 0}
     request = urllib.request.Request(
@@ -97,11 +97,11 @@ def ask(port: int, task: Task, model: str) -> Answer:
     try:
         with urllib.request.urlopen(request, timeout=300) as response:
             text = json.load(response)["choices"][0]["text"].strip()
-            return Answer(task.slug, model, text.partition("\n")[0], response.headers.get("X-Adapter-Digest", ""))
+            return ModelAnswer(task.slug, model, text.partition("\n")[0], response.headers.get("X-Adapter-Digest", ""))
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace")
         if error.code >= 500:
             raise GraftError(f"The server failed on {model}: {said}") from None
-        return Answer(task.slug, model, refused=json.loads(said)["error"]["message"])
+        return ModelAnswer(task.slug, model, refused=json.loads(said)["error"]["message"])
     except OSError as error:
         raise GraftError(f"The server did not answer for {model}: {error}.") from None

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft.hub.demo.data import Task, write_tasks
+from graft.hub.demo.data import DemoTask, write_tasks
 from graft.hub.demo.notebook import Notebook
 from graft.hub.demo.pace import spoken
-from graft.hub.demo.running import Runner
-from graft.hub.demo.servers import Answer, ask, serving
-from graft.hub.demo.story import BASE, QUESTIONS, Entry, Story
+from graft.hub.demo.running import CommandRunner
+from graft.hub.demo.servers import ModelAnswer, ask, serving
+from graft.hub.demo.story import BASE, QUESTIONS, DemoAdapter, Story
 from graft.hub.demo.teller import Teller
 from graft.hub.errors import GraftError
 
@@ -34,7 +34,7 @@ class Demo:
 
     story: Story
     notes: Notebook
-    runner: Runner
+    runner: CommandRunner
     teller: Teller
     seed: int
     dtype: str | None
@@ -74,7 +74,7 @@ def register_tasks(demo: Demo) -> None:
     demo.teller.say(", ".join(f"{task.slug} ({task.metric})" for task in demo.story.tasks))
 
 
-def letters(demo: Demo, entry: Entry, part: str) -> int:
+def letters(demo: Demo, entry: DemoAdapter, part: str) -> int:
     """Of the entry's data, which cost in proportion."""
     return demo.notes.data(entry.task.slug, part).stat().st_size
 
@@ -112,7 +112,7 @@ class _TimeLeft:
             self._teller.say(f"training takes about {spoken(float(left[1]))} more")
 
 
-def _learn_pace(demo: Demo, entries: list[Entry], wall_s: float) -> None:
+def _learn_pace(demo: Demo, entries: list[DemoAdapter], wall_s: float) -> None:
     """What training has shown, for what is left, and for who reads it. What is neither training nor saving is starting."""
     made = [entry for entry in entries if demo.notes.is_trained(entry)]
     facts = [json.loads((demo.notes.adapter(entry) / "graft.json").read_text()) for entry in made]
@@ -125,13 +125,13 @@ def _learn_pace(demo: Demo, entries: list[Entry], wall_s: float) -> None:
     )
 
 
-def _saving_s(demo: Demo, made: list[Entry]) -> float:
+def _saving_s(demo: Demo, made: list[DemoAdapter]) -> float:
     """How long they took to save, with their probes: one after another, so as long as lies between them, and one more."""
     saved = [(demo.notes.adapter(entry) / "graft.json").stat().st_mtime for entry in made]
     return (max(saved) - min(saved)) * len(saved) / max(1, len(saved) - 1)
 
 
-def _plan_lines(demo: Demo, entries: list[Entry]) -> Iterator[str]:
+def _plan_lines(demo: Demo, entries: list[DemoAdapter]) -> Iterator[str]:
     yield f"base = {json.dumps(demo.base)}"
     yield f"checkpoint_every = {_CHECKPOINT_STEPS}"
     if demo.dtype:
@@ -151,7 +151,7 @@ def _plan_lines(demo: Demo, entries: list[Entry]) -> Iterator[str]:
         yield f"set = {{ {entry.settings} }}"
 
 
-def publish(demo: Demo, again: list[Entry]) -> Refused:
+def publish(demo: Demo, again: list[DemoAdapter]) -> Refused:
     """Every trained adapter that is not in the registry, and those that were trained `again`, as a new version."""
     there = {row["name"] for row in demo.runner.run("search", *demo.registry, "--json").answer}
     refused, sent = {}, 0
@@ -168,7 +168,7 @@ def publish(demo: Demo, again: list[Entry]) -> Refused:
     return refused
 
 
-def _versions(demo: Demo, entry: Entry) -> int:
+def _versions(demo: Demo, entry: DemoAdapter) -> int:
     return len(demo.runner.run("history", entry.repo, *demo.registry, "--json").answer["revisions"])
 
 
@@ -183,7 +183,7 @@ def serve_words(demo: Demo, port: int) -> tuple[str, ...]:
     return ("serve", "--base", demo.base, *demo.registry, "--port", str(port), *demo.as_dtype)
 
 
-def ask_all(demo: Demo, port: int, refused: Refused) -> list[Answer]:
+def ask_all(demo: Demo, port: int, refused: Refused) -> list[ModelAnswer]:
     """Every adapter and the bare base answer at once: one mixed batch on the server."""
     entries = [entry for entry in demo.story.entries if entry.repo not in refused]
     asked = [(entry.task, entry.repo) for entry in entries] + [(task, BASE.id) for task in demo.story.tasks]
@@ -199,7 +199,7 @@ def ask_all(demo: Demo, port: int, refused: Refused) -> list[Answer]:
     return answers
 
 
-def evaluate(demo: Demo, task: Task) -> tuple[list[dict[str, Any]], Refused]:
+def evaluate(demo: Demo, task: DemoTask) -> tuple[list[dict[str, Any]], Refused]:
     """Scores of every stored adapter of the task and of the bare base, from one mixed run."""
     words = ("--task", task.slug, "--base", demo.base, "--adapters", "all", *demo.as_dtype, *demo.registry)
     done = demo.runner.try_("eval", *words, "--json", watched=True)

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from graft.hub.base.named_bases import NAMED_BASES
-from graft.hub.demo.data import HEADLINES, SENTIMENT, TOPICS, Size, Task
+from graft.hub.demo.data import HEADLINES, SENTIMENT, TOPICS, DataSize, DemoTask
 
 BASE = NAMED_BASES["smollm2"]
 NAMESPACE = "demo"
 
 
 @dataclass(frozen=True)
-class Entry:
+class DemoAdapter:
     """One adapter of the demo: its name says method and task."""
 
     method: str
-    task: Task
+    task: DemoTask
     settings: str = ""  # inline TOML of the method's options
     learning_rate: float = field(kw_only=True)
 
@@ -32,15 +32,15 @@ class Entry:
 class Story:
     """A demo: its adapters, and how much data each task gets."""
 
-    entries: tuple[Entry, ...]
-    sizes: Mapping[Task, Size]
+    entries: tuple[DemoAdapter, ...]
+    sizes: Mapping[DemoTask, DataSize]
 
     @property
-    def tasks(self) -> tuple[Task, ...]:
+    def tasks(self) -> tuple[DemoTask, ...]:
         return tuple(self.sizes)
 
     @property
-    def main(self) -> Task:
+    def main(self) -> DemoTask:
         """The task whose best adapter is promoted."""
         return self.tasks[0]
 
@@ -51,24 +51,24 @@ _SEEN = 400  # rates and sizes were chosen on examples among these: what is show
 # are up to twice the methods' own; half of it where the base knows much of the task.
 WHOLE = Story(
     entries=(
-        Entry("lora", TOPICS, learning_rate=1e-3),
-        Entry("series", TOPICS, learning_rate=2e-3),
-        Entry("parallel", TOPICS, learning_rate=1e-3),
-        Entry("prefix", TOPICS, learning_rate=1e-2),
-        Entry("prompt", TOPICS, learning_rate=2e-2),
-        Entry("lora", SENTIMENT, learning_rate=5e-4),
-        Entry("bitfit", SENTIMENT, learning_rate=5e-4),
-        Entry("lora", HEADLINES, learning_rate=1e-3),
+        DemoAdapter("lora", TOPICS, learning_rate=1e-3),
+        DemoAdapter("series", TOPICS, learning_rate=2e-3),
+        DemoAdapter("parallel", TOPICS, learning_rate=1e-3),
+        DemoAdapter("prefix", TOPICS, learning_rate=1e-2),
+        DemoAdapter("prompt", TOPICS, learning_rate=2e-2),
+        DemoAdapter("lora", SENTIMENT, learning_rate=5e-4),
+        DemoAdapter("bitfit", SENTIMENT, learning_rate=5e-4),
+        DemoAdapter("lora", HEADLINES, learning_rate=1e-3),
     ),
     sizes={
-        TOPICS: Size(112, 80, words=20, skip=_SEEN),
-        SENTIMENT: Size(128, 80, skip=_SEEN),
-        HEADLINES: Size(80, 16, words=20, skip=_SEEN),
+        TOPICS: DataSize(112, 80, words=20, skip=_SEEN),
+        SENTIMENT: DataSize(128, 80, skip=_SEEN),
+        HEADLINES: DataSize(80, 16, words=20, skip=_SEEN),
     },
 )
 SHORT = Story(
     entries=(WHOLE.entries[0], WHOLE.entries[2], WHOLE.entries[3]),  # one of each place
-    sizes={TOPICS: Size(48, 40, words=20)},
+    sizes={TOPICS: DataSize(48, 40, words=20)},
 )
 
 # What the mixed batch asks, a prompt a task, none of it in the training data.

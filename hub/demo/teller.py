@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from graft.hub.demo.pace import Pace, Work, spoken
+from graft.hub.demo.pace import Pace, StageWork, spoken
 
 
 class Teller:
     """Tells stage by stage, and notes the seconds of each."""
 
-    def __init__(self, console: Console, plan: dict[str, Work]):
+    def __init__(self, console: Console, plan: dict[str, StageWork]):
         """`plan`: every stage to come, in order, with its work."""
         self.console = console
         self.pace = Pace()
@@ -36,7 +36,7 @@ class Teller:
         del self._left[name]
 
     def _time_left(self, name: str) -> str:
-        this, whole = self.pace.seconds(self._left[name]), self.pace.seconds(sum(self._left.values(), Work()))
+        this, whole = self.pace.seconds(self._left[name]), self.pace.seconds(sum(self._left.values(), StageWork()))
         if this is None or whole is None:
             return ""
         return f"  (about {spoken(this)}; to the end about {spoken(whole)})"

@@ -22,7 +22,7 @@ from graft.hub.errors import (
 )
 from graft.hub.registry.leaderboard import Evaluation, Standing
 from graft.hub.registry.queries import FACTS, Revision
-from graft.hub.registry.search import Entry
+from graft.hub.registry.search import SearchHit
 
 T = TypeVar("T")
 BASE_LABEL = "base_model:adapter:"
@@ -82,10 +82,10 @@ def revision_of(info: ModelInfo) -> Revision:
     )
 
 
-def entry_of(info: ModelInfo) -> Entry:
+def entry_of(info: ModelInfo) -> SearchHit:
     """A list entry, read from the labels that every hub keeps."""
     found, labels = vars(info).get("graft") or {}, info.tags or []
-    return Entry(
+    return SearchHit(
         name=info.id,
         revision_id=info.sha or "",
         digest=found.get("digest"),

@@ -48,7 +48,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Entry:
+class SearchHit:
     """A repo as browsing shows it: its main revision, flattened. `score` is on its task's present evaluation set."""
 
     name: str
@@ -71,11 +71,11 @@ class Entry:
 class Page:
     """Some of the `total` repos that answer a query."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[SearchHit, ...]
     total: int
 
 
-def on_base(search: Callable[[Query], Page], spec: BaseSpec, task: str = "") -> Iterator[Entry]:
+def on_base(search: Callable[[Query], Page], spec: BaseSpec, task: str = "") -> Iterator[SearchHit]:
     """Every adapter (of `task`) on a base, each once, by whichever of its names the adapter knows it: the fingerprint,
     or the id alone, as of an adapter that was published before its base was recorded."""
     seen: set[str] = set()
@@ -212,8 +212,8 @@ _ENTRY = (
 )
 
 
-def _entry(row: Any) -> Entry:
-    return Entry(**dict(row) | {"private": bool(row["private"])})
+def _entry(row: Any) -> SearchHit:
+    return SearchHit(**dict(row) | {"private": bool(row["private"])})
 
 
 def _base_name(db: Database, artifact: Any) -> str:

@@ -25,7 +25,7 @@ hub_option = click.option("--hub", "hub_url", metavar="URL", help="A hub instead
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
-class Size(click.ParamType):
+class ByteSize(click.ParamType):
     """Bytes: a number, or one with K, M, G (powers of 1024)."""
 
     name = "bytes"
@@ -46,7 +46,7 @@ class Size(click.ParamType):
 
 max_weights_option = click.option(
     "--max-weights-bytes",
-    type=Size(),
+    type=ByteSize(),
     default=MAX_WEIGHTS_BYTES,
     show_default="8G",
     help="The largest file of weights that is taken.",

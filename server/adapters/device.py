@@ -16,7 +16,7 @@ from graft.hub.adapters.serving_forms import CacheRows
 from graft.hub.errors import GraftError
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.readiness import NO_ROWS, Gate, VirtualRows
-from graft.server.cache.blocks import Blocks
+from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.errors import CapacityError
 from graft.server.runners.protocol import Runner
@@ -46,7 +46,7 @@ class Resident:
         return self.loaded.digest
 
 
-class Work(Protocol):
+class AdapterWork(Protocol):
     """What residency asks of the engine."""
 
     def prepare(self, loaded: Loaded, done: Callable[[Any], None]) -> None:
@@ -74,10 +74,10 @@ class Work(Protocol):
         ...
 
 
-class Residency:
+class DeviceTier:
     """Used by the engine's thread alone. `pinned`: digests that stay."""
 
-    def __init__(self, runner: Runner, blocks: Blocks, work: Work, *, budget_bytes: int, pinned: set[str]):
+    def __init__(self, runner: Runner, blocks: BlockPool, work: AdapterWork, *, budget_bytes: int, pinned: set[str]):
         self.budget_bytes = budget_bytes
         self.evictions = 0
         self._runner = runner

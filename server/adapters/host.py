@@ -20,7 +20,7 @@ from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank, at, detours, form_bytes
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
-from graft.server.adapters.names import Library, Location
+from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Case, Prover
 from graft.server.errors import BrokenError, CapacityError, ClosedError
 from graft.server.served import Served
@@ -55,22 +55,22 @@ class Loaded:
 
 
 @dataclass
-class LoaderStats:
+class HostStats:
     hits: int = 0
     misses: int = 0
     failures: int = 0
 
 
-Answer = tuple[Loaded, Served] | GraftError
+LoadResult = tuple[Loaded, Served] | GraftError
 
 
-class Loader:
+class HostTier:
     """Safe for many threads."""
 
     def __init__(
         self,
         base: Base,
-        library: Library,
+        library: AdapterNames,
         prover: Prover,
         *,
         budget_bytes: int,
@@ -79,7 +79,7 @@ class Loader:
     ):
         """`on_load(name, seconds)` is told of each load."""
         self.library = library
-        self.stats = LoaderStats()
+        self.stats = HostStats()
         self.budget_bytes = budget_bytes
         self.pinned: set[str] = set()  # digests
         self._base = base
@@ -90,7 +90,7 @@ class Loader:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()  # by digest, least recently used first
         self._served: dict[tuple[str, str], Served] = {}  # (name, version) -> what it turned out to be
         self._failed: dict[tuple[str, str], tuple[float, GraftError]] = {}
-        self._waiting: dict[tuple[str, str], list[Callable[[Answer], None]]] = {}
+        self._waiting: dict[tuple[str, str], list[Callable[[LoadResult], None]]] = {}
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="graft-loader", initializer=_step_back)
 
     @property
@@ -114,7 +114,7 @@ class Loader:
             digest = served.digest if served else location.digest
             return self._loaded.get(digest) if digest else None
 
-    def request(self, name: str, done: Callable[[Answer], None]) -> None:
+    def request(self, name: str, done: Callable[[LoadResult], None]) -> None:
         """Call `done` with the adapter, held for one user, or with why there is none: now or from a loader's thread."""
         if self.library.is_quick(name):
             self._begin(name, done)
@@ -150,7 +150,7 @@ class Loader:
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _begin(self, name: str, done: Callable[[Answer], None]) -> None:
+    def _begin(self, name: str, done: Callable[[LoadResult], None]) -> None:
         try:
             location = self.library.locate(name)
         except GraftError as error:
@@ -172,7 +172,7 @@ class Loader:
                 return
         done(answer)
 
-    def _known(self, key: tuple[str, str], location: Location) -> Answer | None:
+    def _known(self, key: tuple[str, str], location: Location) -> LoadResult | None:
         """The answer where there is one already, held for its user. Called with the lock."""
         if key in self._failed and self._failed[key][0] > time.monotonic():
             return self._failed[key][1]
@@ -206,7 +206,7 @@ class Loader:
             fresh = BrokenError(f"Loading {location.name} failed: {type(error).__name__}: {error}")
         with self._lock:
             waiting = self._waiting.pop(key)
-            answers: list[Answer] = []
+            answers: list[LoadResult] = []
             if isinstance(fresh, GraftError):
                 self.stats.failures += 1
                 self._remember(key, fresh)

@@ -18,7 +18,7 @@ from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.machine.atomic_files import STAGING
 from graft.hub.registry.hub_client import RemoteRegistry
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.search import Entry, on_base
+from graft.hub.registry.search import SearchHit, on_base
 
 Shelf = Registry | RemoteRegistry
 
@@ -37,7 +37,7 @@ class Location:
     digest: str | None = None  # where the registry knows it
 
 
-class Library:
+class AdapterNames:
     """`local`: NAME -> folder. `shelf`: where "ns/name", "ns/name@rev" and "task:T" are looked up, if anywhere."""
 
     def __init__(
@@ -103,7 +103,7 @@ class Library:
             self.shelf.pull(f"{location.name}@{location.revision}", folder)
             yield Path(folder)
 
-    def shelved(self, base: BaseSpec) -> Iterator[Entry]:
+    def shelved(self, base: BaseSpec) -> Iterator[SearchHit]:
         """What a registry on this machine has for a base. A hub is not asked for all it has."""
         if isinstance(self.shelf, Registry):
             yield from on_base(self.shelf.search, base)

@@ -17,7 +17,17 @@ from typing import Any
 import torch
 
 from graft.hub.adapters.artifact import Artifact
-from graft.hub.adapters.probe import Asked, OldProbe, Outcome, Probe, Table, Verdict, judge, judge_old, read_probe
+from graft.hub.adapters.probe import (
+    OldProbe,
+    Probe,
+    ProbeQuestion,
+    ProofOutcome,
+    Table,
+    Verdict,
+    judge,
+    judge_old,
+    read_probe,
+)
 from graft.hub.adapters.probe_replay import Replayed, answers, replayed
 from graft.hub.base.model import Base
 from graft.hub.base.stored_weights import PIECE_S, Arithmetic, StoredWeights, stored_base, stored_weights
@@ -32,7 +42,7 @@ _TURN_S = 0.01  # of a turn at most: what a request may have to wait for
 _SHARE = 1 / 12  # of the steps' time, while there are steps
 _PROOFS, _BASES = "proofs", "proof-bases"  # kinds of what is kept
 
-Questions = tuple[Asked, ...]
+Questions = tuple[ProbeQuestion, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +80,12 @@ class Prover:
         Raises ArtifactError for a malformed probe, and where this base's tokenizer is not that of the training.
         """
         if artifact.probe is None:
-            return Case(artifact.digest).closed(Verdict(Outcome.UNPROVEN, "it brings no probe"))
+            return Case(artifact.digest).closed(Verdict(ProofOutcome.UNPROVEN, "it brings no probe"))
         recorded = artifact.provenance.get("base")
         fingerprint = recorded.get("fingerprint") if isinstance(recorded, dict) else None
         if fingerprint not in (None, self._base.spec.fingerprint):
             why = "this is not the base of its training (--allow-base-mismatch)"
-            return Case(artifact.digest).closed(Verdict(Outcome.UNPROVEN, why))
+            return Case(artifact.digest).closed(Verdict(ProofOutcome.UNPROVEN, why))
         probe = read_probe(artifact.probe, self._base.spec.vocab_size)
         _require_same_ids(probe, self._base.tokenizer)
         weights, stored = self._open()
@@ -136,7 +146,7 @@ class Prover:
                     self._pass([one])
                 return
             log.exception("a proof failed")
-            verdicts = [Verdict(Outcome.REFUSED, f"its probe can't be run here ({type(error).__name__}: {error})")]
+            verdicts = [Verdict(ProofOutcome.REFUSED, f"its probe can't be run here ({type(error).__name__}: {error})")]
         self._finished += [(done, verdict) for (_, done), verdict in zip(together, verdicts, strict=True)]
 
     def _verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
@@ -157,7 +167,7 @@ class Prover:
             verdict = judge_old(case.probe, told)
         else:
             verdict = judge(case.probe, self._said[case.probe.questions], told, content)
-        if verdict.outcome is not Outcome.REFUSED:
+        if verdict.outcome is not ProofOutcome.REFUSED:
             keep(_PROOFS, _key(case.digest, case.probe, content), asdict(verdict) | {"outcome": verdict.outcome.value})
         return verdict
 
@@ -215,4 +225,4 @@ def _base_key(questions: Questions, content: str) -> str:
 
 
 def _read(kept: dict[str, Any]) -> Verdict:
-    return Verdict(**{**kept, "outcome": Outcome(kept["outcome"])})
+    return Verdict(**{**kept, "outcome": ProofOutcome(kept["outcome"])})

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from graft.hub.base.dtype_choice import Cases, Work
+from graft.hub.base.dtype_choice import Cases, TimedWork
 from graft.hub.base.model import Base
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
@@ -16,17 +16,17 @@ _EVALUATED = 64  # sequences: the more, the less the step's own cost counts
 _MOST_ROWS = 512
 
 
-def serving(runner: str, max_running: int) -> Work:
+def serving(runner: str, max_running: int) -> TimedWork:
     """An engine with these options: one request alone, and as many as it runs."""
     return _work("serving", runner, (1, max_running))
 
 
-def evaluating() -> Work:
+def evaluating() -> TimedWork:
     """Many requests at once, and nobody waits for one."""
     return _work("evaluating", "auto", (_EVALUATED,))
 
 
-def _work(name: str, runner: str, counts: tuple[int, ...]) -> Work:
+def _work(name: str, runner: str, counts: tuple[int, ...]) -> TimedWork:
     @contextmanager
     def cases(base: Base) -> Iterator[Cases]:
         most = max(counts)
@@ -35,4 +35,4 @@ def _work(name: str, runner: str, counts: tuple[int, ...]) -> Work:
         with Engine(base, options=options) as engine:
             yield {f"{count} row{'s' * (count > 1)}": partial(engine.generate, [one] * count) for count in counts}
 
-    return Work(name, (runner, counts, _NEW_TOKENS), cases)
+    return TimedWork(name, (runner, counts, _NEW_TOKENS), cases)

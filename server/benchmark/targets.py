@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from urllib.parse import urlsplit
 
 from graft.hub.errors import GraftError
-from graft.server.benchmark.workload import Job, Timing
+from graft.server.benchmark.workload import BenchRequest, Timing
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Finished, Request, Stream
 from graft.server.engine.sampling import Sampling, Token
@@ -23,7 +23,7 @@ class EngineTarget:
     def __init__(self, engine: Engine):
         self._engine = engine
 
-    def run(self, jobs: Sequence[Job], at_once: int) -> list[Timing]:
+    def run(self, jobs: Sequence[BenchRequest], at_once: int) -> list[Timing]:
         sink: SimpleQueue = SimpleQueue()
         sent: dict[Stream, float] = {}
         times: dict[Stream, list[float]] = {}
@@ -48,7 +48,7 @@ class EngineTarget:
         return [Timing(at, tuple(times[stream])) for stream, at in sent.items()]
 
 
-def _request(job: Job) -> Request:
+def _request(job: BenchRequest) -> Request:
     return Request(job.prompt, job.model, job.new_tokens, ignore_eos=True, sampling=Sampling(temperature=0))
 
 
@@ -61,10 +61,10 @@ class UrlTarget:
         listed = json.loads(self._answer("GET", "/v1/models", None).read())["data"]
         self._base_model = next(model["id"] for model in listed if not model.get("parent"))
 
-    def run(self, jobs: Sequence[Job], at_once: int) -> list[Timing]:
+    def run(self, jobs: Sequence[BenchRequest], at_once: int) -> list[Timing]:
         start = time.perf_counter()
 
-        def one(job: Job) -> Timing:
+        def one(job: BenchRequest) -> Timing:
             if (wait := start + job.at - time.perf_counter()) > 0:
                 time.sleep(wait)
             return self._timed(job)
@@ -81,7 +81,7 @@ class UrlTarget:
         self.load(model)
         self._answer("POST", "/v1/adapters/unload", {"model": model}).read()
 
-    def _timed(self, job: Job) -> Timing:
+    def _timed(self, job: BenchRequest) -> Timing:
         body = {
             "model": job.model or self._base_model,
             "prompt": list(job.prompt),

@@ -38,7 +38,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchRequest:
     """One request: `at` seconds after the start."""
 
     prompt: tuple[int, ...]
@@ -56,7 +56,7 @@ class Timing:
 
 
 class Target(Protocol):
-    def run(self, jobs: Sequence[Job], at_once: int) -> list[Timing]:
+    def run(self, jobs: Sequence[BenchRequest], at_once: int) -> list[Timing]:
         """Serve jobs greedily, EOS ignored: each when its time has come, at most `at_once` under way.
 
         Raises the first GraftError.
@@ -64,7 +64,7 @@ class Target(Protocol):
         ...
 
 
-class Draw:
+class RequestDraw:
     """The rounds of a workload: random ids, no two prompts equal, so that nothing is found in a prefix cache."""
 
     def __init__(self, work: Workload, ids: Sequence[int], models: Sequence[str | None]):
@@ -72,12 +72,12 @@ class Draw:
         self._random = random.Random(work.seed)
         self._seen: set[tuple[int, ...]] = set()
 
-    def round(self) -> list[Job]:
+    def round(self) -> list[BenchRequest]:
         work, at = self._work, 0.0
         jobs = []
         for i in range(work.requests):
             at += self._random.expovariate(work.rate) if work.rate else 0.0
-            jobs.append(Job(self._prompt(), self._model(i), work.new_tokens, at))
+            jobs.append(BenchRequest(self._prompt(), self._model(i), work.new_tokens, at))
         return jobs
 
     def _prompt(self) -> tuple[int, ...]:
@@ -107,7 +107,7 @@ def measure(
 
     `beside(stop)` runs on a thread of its own during the measured rounds, until `stop` is set.
     """
-    draw = Draw(work, ids, models)
+    draw = RequestDraw(work, ids, models)
     began = time.perf_counter()
     at_once = work.concurrency or work.requests
     target.run(draw.round(), at_once)

@@ -23,7 +23,7 @@ def chain_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
     return blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest()
 
 
-class Blocks:
+class BlockPool:
     """Hands out blocks 1..count-1; block 0 is the trash. Used by the engine's thread alone."""
 
     def __init__(self, count: int):

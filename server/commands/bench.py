@@ -82,7 +82,7 @@ def bench(
     if bool(cold_rate) != bool(cold):
         raise click.UsageError("--cold-rate and --cold go together.")
     work = Workload(requests, prompt_tokens, new_tokens, concurrency, rate, zipf)
-    plan = Plan(folder, named, distinct, [c for c in cold.split(",") if c], cold_rate, repeats)
+    plan = BenchPlan(folder, named, distinct, [c for c in cold.split(",") if c], cold_rate, repeats)
     if url:
         result = bench_url(plan, work, url)
     else:
@@ -95,7 +95,7 @@ def bench(
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What is measured, beside the workload. `cold` adapters are asked for once and unloaded, `cold_rate` a second."""
 
     base: str
@@ -112,7 +112,7 @@ class Plan:
 
 
 def bench_engine(
-    plan: Plan,
+    plan: BenchPlan,
     work: Workload,
     dtype: str | None,
     device: str | None,
@@ -153,7 +153,7 @@ def bench_engine(
     return {**found, **loads, **_described(plan, work), **where}
 
 
-def bench_url(plan: Plan, work: Workload, url: str) -> dict[str, Any]:
+def bench_url(plan: BenchPlan, work: Workload, url: str) -> dict[str, Any]:
     """Measure a running server; its memory is its own affair."""
     from graft.server.benchmark.targets import UrlTarget
     from graft.server.benchmark.workload import measure
@@ -183,7 +183,7 @@ def _once(engine: Engine, name: str) -> None:
     Inventory(engine).unload(name)
 
 
-def _colder(plan: Plan, once: Callable[[str], None]) -> Callable[[threading.Event], None]:
+def _colder(plan: BenchPlan, once: Callable[[str], None]) -> Callable[[threading.Event], None]:
     """What runs beside a measurement: cold adapters in turn. An error of theirs is raised at the end."""
 
     def beside(stop: threading.Event) -> None:
@@ -217,7 +217,7 @@ def _peak_bytes(device: Any) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _described(plan: Plan, work: Workload) -> dict[str, Any]:
+def _described(plan: BenchPlan, work: Workload) -> dict[str, Any]:
     import os
     from importlib.metadata import version
 

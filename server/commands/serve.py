@@ -13,7 +13,7 @@ import psutil
 from graft.hub.adapters.validation import CONFIG
 from graft.hub.errors import GraftError
 from graft.hub.terminal.base_argument import BASE
-from graft.hub.terminal.options import Size
+from graft.hub.terminal.options import ByteSize
 from graft.hub.wsgi import LOOPBACK
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ DEFAULT_REGISTRY = Path("registry.db")
 @click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
 @click.option("--max-batch-rows", type=click.IntRange(1), help="Rows in a step.")
 @click.option("--max-model-len", type=click.IntRange(1), help="Tokens of one sequence, virtual ones included.")
-@click.option("--kv-bytes", type=Size(), help="Memory of the KV cache.")
-@click.option("--adapter-host-bytes", type=Size(), help="Host memory of all adapters.")
-@click.option("--adapter-device-bytes", type=Size(), help="Device memory of all adapters.")
+@click.option("--kv-bytes", type=ByteSize(), help="Memory of the KV cache.")
+@click.option("--adapter-host-bytes", type=ByteSize(), help="Host memory of all adapters.")
+@click.option("--adapter-device-bytes", type=ByteSize(), help="Device memory of all adapters.")
 @click.option(
     "--cors-origin",
     "cors_origins",

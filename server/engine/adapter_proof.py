@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from graft.hub.adapters.probe import Asked, Outcome, Probe, Table, Verdict, judge_serving
+from graft.hub.adapters.probe import Probe, ProbeQuestion, ProofOutcome, Table, Verdict, judge_serving
 from graft.hub.errors import ArtifactError, GraftError
 from graft.server.adapters.device import Resident
 from graft.server.adapters.prover import Prover
@@ -27,7 +27,7 @@ class Proof:
         resident: Resident,
         ask: Ask,
         prover: Prover,
-        base_said: dict[tuple[Asked, ...], Sequence[Table]],
+        base_said: dict[tuple[ProbeQuestion, ...], Sequence[Table]],
         done: Callable[[GraftError | None], None],
     ):
         self._resident, self._ask, self._prover = resident, ask, prover
@@ -55,7 +55,7 @@ class Proof:
             self._done(told)
             return
         verdict = judge_serving(self._case.probe, self._base_said[self._case.probe.questions], told)
-        if verdict.outcome is Outcome.REFUSED:
+        if verdict.outcome is ProofOutcome.REFUSED:
             self._judged(verdict)
         else:
             self._replay()
@@ -68,12 +68,12 @@ class Proof:
 
     def _judged(self, verdict: Verdict) -> None:
         self._resident.loaded.case = self._case.closed(verdict)
-        if verdict.outcome is Outcome.ROUNDED:
+        if verdict.outcome is ProofOutcome.ROUNDED:
             log.warning("Adapter %s is served as a rounded copy: %s.", self._case.digest[:12], verdict.why)
-        refused = verdict.outcome is Outcome.REFUSED
+        refused = verdict.outcome is ProofOutcome.REFUSED
         self._done(ArtifactError(_refusal(verdict)) if refused else None)
 
-    def _put(self, questions: Sequence[Asked], resident: Resident | None, done: Callable[[Told], None]) -> None:
+    def _put(self, questions: Sequence[ProbeQuestion], resident: Resident | None, done: Callable[[Told], None]) -> None:
         """Ask all of them; `done` gets the answers in order, or the first thing that went wrong."""
         told: dict[int, Table | GraftError] = {}
 

@@ -11,16 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from graft.hub.adapters.probe import Asked, Table
+from graft.hub.adapters.probe import ProbeQuestion, Table
 from graft.hub.adapters.probe_replay import told
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.server.adapters.device import Resident
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.readiness import NO_ROWS
-from graft.server.engine.request import Finished, Request, Scored, Started, Stream
+from graft.server.engine.request import Finished, PromptScored, Request, Started, Stream
 from graft.server.engine.sampling import Draw, Token, generator_for, score
-from graft.server.engine.scheduler import Chunk, Sequence
+from graft.server.engine.scheduler import Chunk, SequenceState
 from graft.server.errors import EngineError
 from graft.server.served import Served
 from graft.server.telemetry import Metrics
@@ -32,7 +32,7 @@ LOADER = object()  # the tenant of everything the engine does for itself
 class Consumer(ABC):
     """Owner of a sequence."""
 
-    sequence: Sequence | None = None  # None: not placed yet
+    sequence: SequenceState | None = None  # None: not placed yet
     loaded: Loaded | None = None  # the adapter it waits for; None: nothing to wait for
     keeps_blocks = False  # whether the cache keeps the sequence's blocks when all is computed
 
@@ -52,7 +52,7 @@ class Consumer(ABC):
     def fail(self, error: GraftError) -> None: ...
 
 
-class Generation(Consumer):
+class RunningRequest(Consumer):
     """A caller's request under way."""
 
     def __init__(self, stream: Stream, ends: frozenset[int], device: torch.device, metrics: Metrics):
@@ -71,13 +71,13 @@ class Generation(Consumer):
         self._reason = "length"
         self._cached = 0
 
-    def begin(self, loaded: Loaded | None, served: Served, max_new: int) -> Sequence:
+    def begin(self, loaded: Loaded | None, served: Served, max_new: int) -> SequenceState:
         """The sequence to schedule, now that the adapter is known, and with it how many tokens there is room for."""
         request = self._request
         self._max_new = max_new
         self.loaded, self.served = loaded, served
         first = len(request.prompt) - 1 if request.score_from is None else max(0, request.score_from - 1)
-        self.sequence = Sequence(
+        self.sequence = SequenceState(
             owner=loaded.digest if loaded else None,
             tokens=list(request.prompt),
             max_new=max_new,
@@ -138,13 +138,13 @@ class Generation(Consumer):
         targets = self._request.prompt[first + 1 : first + 1 + logits.shape[0]]
         if targets:
             count = self._request.sampling.logprobs or 0
-            self.stream.put(Scored(tuple(score(logits[: len(targets)], targets, [count] * len(targets)))))
+            self.stream.put(PromptScored(tuple(score(logits[: len(targets)], targets, [count] * len(targets)))))
 
     def _score_next(self, logits: Tensor) -> None:
         """How likely each of `score_next` is after the whole prompt. logits: its last row, [1, V]."""
         ids = self._request.score_next
         count = self._request.sampling.logprobs or 0
-        self.stream.put(Scored(tuple(score(logits.expand(len(ids), -1), ids, [count] * len(ids)))))
+        self.stream.put(PromptScored(tuple(score(logits.expand(len(ids), -1), ids, [count] * len(ids)))))
 
 
 class RowsJob(Consumer):
@@ -154,7 +154,7 @@ class RowsJob(Consumer):
 
     def __init__(self, resident: Resident, rows: Tensor, done: Callable[[list[int] | GraftError], None], detach):
         self._done, self._detach = done, detach
-        self.sequence = Sequence(
+        self.sequence = SequenceState(
             owner=resident.digest,
             tokens=[0] * rows.shape[0],
             max_new=0,
@@ -179,10 +179,10 @@ class Question(Consumer):
     `done` gets the answers, a row for each row of the question, or what went wrong.
     """
 
-    def __init__(self, asked: Asked, resident: Resident | None, done: Callable[[Table | GraftError], None]):
+    def __init__(self, asked: ProbeQuestion, resident: Resident | None, done: Callable[[Table | GraftError], None]):
         self._asked, self._done = asked, done
         self._told: list[tuple[float, ...]] = []
-        self.sequence = Sequence(
+        self.sequence = SequenceState(
             owner=resident.digest if resident else None,
             tokens=list(asked.ids),
             max_new=1,

@@ -8,8 +8,7 @@ its own requests an error, and nobody else anything.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as List
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -20,25 +19,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graft.hub.adapters.probe import Asked, Table
+from graft.hub.adapters.probe import ProbeQuestion, Table
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.hub.machine.compute_threads import ComputeThreads
-from graft.server.adapters.device import VIRTUAL_SHARE, Residency, Resident
-from graft.server.adapters.host import Answer, Loaded, Loader
-from graft.server.adapters.names import Library, Shelf
+from graft.server.adapters.device import VIRTUAL_SHARE, DeviceTier, Resident
+from graft.server.adapters.host import HostTier, Loaded, LoadResult
+from graft.server.adapters.names import AdapterNames, Shelf
 from graft.server.adapters.prover import Prover
 from graft.server.adapters.readiness import Gate
-from graft.server.cache.blocks import Blocks
+from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS, make_batch
 from graft.server.cache.tensors import KVCache
 from graft.server.engine.adapter_proof import Proof
-from graft.server.engine.consumers import Consumer, Generation, RowsJob, ends_of, not_finite
+from graft.server.engine.consumers import Consumer, RowsJob, RunningRequest, ends_of, not_finite
 from graft.server.engine.inbox import Inbox
 from graft.server.engine.options import Options, sizes
 from graft.server.engine.request import Request, Result, Stream
 from graft.server.engine.sampling import Draw, sample
-from graft.server.engine.scheduler import Plan, Scheduler, Sequence
+from graft.server.engine.scheduler import Scheduler, SequenceState, StepPlan
 from graft.server.errors import BrokenError, ClosedError, RequestError, TooLongError
 from graft.server.runners.factory import make_runner
 from graft.server.served import Served
@@ -64,9 +63,9 @@ class Engine:
         self.metrics = Metrics()
         self.ends = ends_of(base)
         local = {name: Path(folder) for name, folder in (adapters or {}).items()}
-        self.library = Library(base.spec.fingerprint, local, shelf)
+        self.library = AdapterNames(base.spec.fingerprint, local, shelf)
         self.prover = Prover(base)
-        self.loader = Loader(
+        self.loader = HostTier(
             base,
             self.library,
             self.prover,
@@ -74,7 +73,7 @@ class Engine:
             allow_base_mismatch=self.options.allow_base_mismatch,
             on_load=self.metrics.loaded,
         )
-        self.blocks = Blocks(self.sizes.blocks)
+        self.blocks = BlockPool(self.sizes.blocks)
         cache = KVCache(base.spec, self.sizes.blocks, base.dtype, base.device)
         self.runner = make_runner(self.options.runner, base, cache)
         self.scheduler = Scheduler(
@@ -85,13 +84,13 @@ class Engine:
             gate=self._gate,
             reclaim=self._reclaim,
         )
-        self.residency = Residency(
+        self.residency = DeviceTier(
             self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes, pinned=self.loader.pinned
         )
         self.metrics.gauges(self._gauges())
-        self._consumers: dict[Sequence, Consumer] = {}
-        self._unplaced: set[Generation] = set()  # their adapters are being loaded
-        self._base_said: dict[tuple[Asked, ...], List[Table]] = {}  # to probes' questions, on this runner
+        self._consumers: dict[SequenceState, Consumer] = {}
+        self._unplaced: set[RunningRequest] = set()  # their adapters are being loaded
+        self._base_said: dict[tuple[ProbeQuestion, ...], Sequence[Table]] = {}  # to probes' questions, on this runner
         self._inbox = Inbox()
         self._closing = False
         self.steps = 0
@@ -114,7 +113,7 @@ class Engine:
                 self._inbox.put(lambda: self._cancel(generation))
 
         stream = Stream(request, cancel, sink or SimpleQueue())
-        generation = Generation(stream, self.ends, self.base.device, self.metrics)
+        generation = RunningRequest(stream, self.ends, self.base.device, self.metrics)
         self._inbox.put(lambda: self._unplaced.add(generation))
         if request.model is None:
             self._inbox.put(lambda: self._place(generation, None))
@@ -122,7 +121,7 @@ class Engine:
             self.loader.request(request.model, lambda answer: self._inbox.put(lambda: self._place(generation, answer)))
         return stream
 
-    def generate(self, requests: List[Request]) -> list[Result]:
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
         """Serve requests together and wait for all. Raises the first one's error, the others cancelled."""
         streams: list[Stream] = []
         try:
@@ -236,7 +235,7 @@ class Engine:
             self._guarded(message)
         gone = ClosedError("The server is shutting down.")
         for consumer in [*self._consumers.values(), *self._unplaced]:
-            if isinstance(consumer, Generation):
+            if isinstance(consumer, RunningRequest):
                 consumer.fail(gone)
 
     def _turn(self) -> None:
@@ -262,7 +261,7 @@ class Engine:
         except Exception:
             log.exception("the engine could not handle a message")
 
-    def _place(self, generation: Generation, answer: Answer | None) -> None:
+    def _place(self, generation: RunningRequest, answer: LoadResult | None) -> None:
         """The adapter is in host memory (or there is none, or an error): schedule the request."""
         self._unplaced.discard(generation)
         loaded, served = (None, Served()) if answer is None or isinstance(answer, GraftError) else answer
@@ -320,7 +319,7 @@ class Engine:
         for consumer in [c for c in self._consumers.values() if c.loaded is not None and c.loaded.digest == digest]:
             self._fail(consumer, error)
 
-    def _cancel(self, generation: Generation) -> None:
+    def _cancel(self, generation: RunningRequest) -> None:
         if generation in self._unplaced:
             self._unplaced.discard(generation)
             generation.cancel()
@@ -328,7 +327,7 @@ class Engine:
             self._end(generation)
             generation.cancel()
 
-    def _gate(self, sequence: Sequence) -> Gate:
+    def _gate(self, sequence: SequenceState) -> Gate:
         loaded = self._consumers[sequence].loaded
         if loaded is None:
             return Gate.READY
@@ -338,7 +337,7 @@ class Engine:
     def _reclaim(self, keep: str | None) -> bool:
         return self.residency.reclaim(keep)
 
-    def _step(self, plan: Plan) -> None:
+    def _step(self, plan: StepPlan) -> None:
         self.steps += 1
         chunks = plan.chunks
         try:

@@ -56,7 +56,7 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class PromptScored:
     """The next scored prompt tokens; after the last of them, those of `score_next`."""
 
     tokens: tuple[Token, ...]
@@ -68,7 +68,7 @@ class Finished:
     cached_tokens: int = 0  # prompt tokens whose keys and values were found, not computed
 
 
-Event = Started | Scored | Token | Finished
+Event = Started | PromptScored | Token | Finished
 
 
 @dataclass(eq=False)
@@ -101,7 +101,7 @@ class Stream:
             match event:
                 case Started():
                     served = event.served
-                case Scored():
+                case PromptScored():
                     prompt.extend(event.tokens)
                 case Token():
                     tokens.append(event)

@@ -8,19 +8,18 @@ recompute them, losing nothing.
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable
-from collections.abc import Sequence as List
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from graft.server.adapters.readiness import NO_ROWS, Gate, VirtualRows
-from graft.server.cache.blocks import Blocks, chain_hash, root_hash
+from graft.server.cache.blocks import BlockPool, chain_hash, root_hash
 from graft.server.cache.step import BLOCK_ROWS, Run
 from graft.server.engine.fair_queue import FairQueue
 
 
 @dataclass(eq=False)
-class Sequence:
+class SequenceState:
     """Tokens whose keys and values are to be computed, and where they are."""
 
     owner: str | None  # an adapter's digest, None for the bare base
@@ -58,7 +57,7 @@ class Sequence:
         own_rows = self.virtual.count % BLOCK_ROWS + tokens
         return -(-own_rows // BLOCK_ROWS)
 
-    def hashes(self, tokens: int) -> List[bytes]:
+    def hashes(self, tokens: int) -> Sequence[bytes]:
         """Chain hashes of the own blocks that the first `tokens` tokens fill."""
         first = BLOCK_ROWS - self.virtual.count % BLOCK_ROWS
         while (stop := first + BLOCK_ROWS * len(self._hashes)) <= tokens:
@@ -71,7 +70,7 @@ class Sequence:
 class Chunk:
     """`count` tokens of a sequence from `start` on; the last `logits` of them want logits."""
 
-    sequence: Sequence
+    sequence: SequenceState
     start: int
     count: int
     logits: int
@@ -91,7 +90,7 @@ class Chunk:
 
 
 @dataclass
-class Plan:
+class StepPlan:
     """One step. `copies` are partial blocks to copy first; `published` blocks become findable with this step."""
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -109,12 +108,12 @@ class Scheduler:
 
     def __init__(
         self,
-        blocks: Blocks,
+        blocks: BlockPool,
         *,
         step_rows: int,
         max_running: int,
         prefix_sharing: bool = True,
-        gate: Callable[[Sequence], Gate] = lambda sequence: Gate.READY,
+        gate: Callable[[SequenceState], Gate] = lambda sequence: Gate.READY,
         reclaim: Callable[[str | None], bool] = lambda keep: False,
     ):
         self.blocks = blocks
@@ -124,9 +123,9 @@ class Scheduler:
         self._sharing = prefix_sharing
         self._gate = gate
         self._reclaim = reclaim
-        self._running: list[Sequence] = []  # by admission
-        self._returning: deque[Sequence] = deque()  # preempted
-        self._waiting: FairQueue[Sequence] = FairQueue(quantum=step_rows)
+        self._running: list[SequenceState] = []  # by admission
+        self._returning: deque[SequenceState] = deque()  # preempted
+        self._waiting: FairQueue[SequenceState] = FairQueue(quantum=step_rows)
 
     @property
     def running(self) -> int:
@@ -136,10 +135,10 @@ class Scheduler:
     def waiting(self) -> int:
         return len(self._waiting) + len(self._returning)
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: SequenceState) -> None:
         self._waiting.push(sequence.tenant, sequence, sequence.cost)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: SequenceState) -> None:
         """Forget a sequence, finished or cancelled, wherever it is; its blocks are free at once."""
         if sequence in self._running:
             self._running.remove(sequence)
@@ -149,7 +148,7 @@ class Scheduler:
             self._waiting.remove(sequence)
         self._release(sequence)
 
-    def detach(self, sequence: Sequence) -> list[int]:
+    def detach(self, sequence: SequenceState) -> list[int]:
         """Forget a sequence but keep its blocks, which are the caller's from now on."""
         blocks, sequence.blocks = sequence.blocks, []
         self.remove(sequence)
@@ -168,9 +167,9 @@ class Scheduler:
     def is_running(self, owner: str) -> bool:
         return any(sequence.owner == owner for sequence in self._running)
 
-    def plan(self) -> Plan:
+    def plan(self) -> StepPlan:
         """The next step. Empty when nothing can run."""
-        plan = Plan()
+        plan = StepPlan()
         for sequence in [s for s in self._running if s.remaining == 1]:
             if sequence in self._running:  # not preempted meanwhile
                 self._schedule(plan, sequence, 1)
@@ -186,11 +185,11 @@ class Scheduler:
                 self._schedule(plan, sequence, count)
         return plan
 
-    def withdraw(self, plan: Plan) -> None:
+    def withdraw(self, plan: StepPlan) -> None:
         """The step failed: what it promised to compute can't be found any more."""
         self.blocks.withdraw(plan.published)
 
-    def _shares(self, plan: Plan) -> dict[Sequence, int]:
+    def _shares(self, plan: StepPlan) -> dict[SequenceState, int]:
         """Rows for each prompt under way: what decoding left, split over their tenants and those who wait to start.
 
         What a tenant can't use, or nobody starts with, is given out in the order of admission afterwards.
@@ -201,14 +200,14 @@ class Scheduler:
         parts = len(tenants) + (self.waiting > 0 and len(self._running) < self.max_running)
         left = dict.fromkeys(tenants, max(1, (self.step_rows - plan.rows) // max(1, parts)))
         spare = self.step_rows - plan.rows
-        shares: dict[Sequence, int] = {}
+        shares: dict[SequenceState, int] = {}
         for sequence in prompts:
             shares[sequence] = min(sequence.remaining, left[sequence.tenant], spare)
             left[sequence.tenant] -= shares[sequence]
             spare -= shares[sequence]
         return shares
 
-    def _admit(self, plan: Plan, rows: int, blocks: int) -> bool:
+    def _admit(self, plan: StepPlan, rows: int, blocks: int) -> bool:
         """Start the next waiting sequence if it fits beside the `rows` and `blocks` promised to others; False if not."""
         if len(self._running) >= self.max_running or (sequence := self._next()) is None:
             return False
@@ -225,7 +224,7 @@ class Scheduler:
         self._share(sequence, findable)
         return self._schedule(plan, sequence, min(sequence.remaining, self.step_rows - plan.rows - rows))
 
-    def _next(self) -> Sequence | None:
+    def _next(self) -> SequenceState | None:
         full = False
         for sequence in self._returning:
             gate = self._gate(sequence)
@@ -234,11 +233,11 @@ class Scheduler:
             full |= gate is Gate.FULL
         return self._waiting.peek(self._gate, promised_only=full)
 
-    def _shareable(self, sequence: Sequence) -> int:
+    def _shareable(self, sequence: SequenceState) -> int:
         """Leading tokens that may be found instead of computed: those whose logits nobody wants."""
         return min(sequence.logits_from, sequence.needed) if self._sharing and sequence.inputs is None else 0
 
-    def _share(self, sequence: Sequence, findable: List[bytes]) -> None:
+    def _share(self, sequence: SequenceState, findable: Sequence[bytes]) -> None:
         found = self.blocks.find(findable)
         sequence.blocks = found
         sequence._published = len(found)
@@ -246,7 +245,7 @@ class Scheduler:
         self.blocks.hits += len(found)
         self.blocks.misses += len(findable) - len(found)
 
-    def _schedule(self, plan: Plan, sequence: Sequence, count: int) -> bool:
+    def _schedule(self, plan: StepPlan, sequence: SequenceState, count: int) -> bool:
         """Put `count` tokens of a running sequence into the step, taking blocks from others if need be."""
         stop = sequence.computed + count
         missing = sequence.blocks_for(stop) - len(sequence.blocks)
@@ -265,7 +264,7 @@ class Scheduler:
         self._publish(plan, sequence)
         return True
 
-    def _publish(self, plan: Plan, sequence: Sequence) -> None:
+    def _publish(self, plan: StepPlan, sequence: SequenceState) -> None:
         if not self._sharing or sequence.inputs is not None:
             return
         hashes = sequence.hashes(sequence.computed)
@@ -274,7 +273,7 @@ class Scheduler:
             plan.published.append(sequence.blocks[i])
         sequence._published = max(sequence._published, len(hashes))
 
-    def _make_room(self, plan: Plan, sequence: Sequence, missing: int) -> bool:
+    def _make_room(self, plan: StepPlan, sequence: SequenceState, missing: int) -> bool:
         """Free blocks for a running sequence; False when it had to give way itself."""
         scheduled = {id(chunk.sequence) for chunk in plan.chunks}
         while self.blocks.available < missing:
@@ -286,14 +285,14 @@ class Scheduler:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: SequenceState) -> None:
         self._running.remove(sequence)
         self._release(sequence)
         # In front: it was admitted, and has paid, before anything that waits; earlier ones go before later ones.
         self._returning.appendleft(sequence)
         self.preemptions += 1
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: SequenceState) -> None:
         self.blocks.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = sequence._published = 0

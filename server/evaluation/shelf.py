@@ -16,7 +16,7 @@ from graft.hub.evaluation.eval_prompts import label_groups, named, text_of, text
 from graft.hub.evaluation.metrics import Metric, Score, paired_p, score
 from graft.hub.evaluation.task_data import Example
 from graft.server.engine.engine import Engine
-from graft.server.engine.request import Finished, Request, Scored, Started, Stream
+from graft.server.engine.request import Finished, PromptScored, Request, Started, Stream
 from graft.server.engine.sampling import Sampling, Token
 from graft.server.served import Served
 
@@ -36,7 +36,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ShelfEvaluation:
     """A mixed run. `failed`: adapters that could not be served, and why."""
 
     systems: list[Evaluated]
@@ -84,7 +84,7 @@ def evaluate(
     examples: Sequence[Example],
     metric: Metric,
     listener: Listener,
-) -> Evaluation:
+) -> ShelfEvaluation:
     """Score `models` and the bare base, which comes first; `listener` is told of each as soon as it is done.
 
     Raises DataError naming an example that lacks labels the metric needs, or has no room for its prompt.
@@ -110,7 +110,7 @@ def evaluate(
         at = now
         found.append(system)
         listener.scored(system)
-    return Evaluation(found, failed, time.monotonic() - began)
+    return ShelfEvaluation(found, failed, time.monotonic() - began)
 
 
 def _loaded(engine: Engine, models: Sequence[str], listener: Listener) -> tuple[dict[str, Served], dict[str, str]]:
@@ -179,7 +179,7 @@ def _answered(
                 match event:
                     case Started():
                         pass
-                    case Scored():
+                    case PromptScored():
                         waiting[stream][1].scored.extend(event.tokens)
                     case Token():
                         waiting[stream][1].drawn.append(event)

@@ -27,7 +27,7 @@ class NotLoadedError(NotFoundError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class AdapterEntry:
     """An adapter. `error`: why it can't be served; then what was not found out is None."""
 
     name: str
@@ -62,7 +62,7 @@ class Inventory:
         self._engine = engine
         self._inspected: dict[str, tuple[str, Inspection | GraftError]] = {}  # local name -> (version, what it is)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[AdapterEntry]:
         """Every adapter that can be named: local ones, those on the shelf (registries only; a remote hub's as far as
         they have been asked for)."""
         found = {name: self.entry(name) for name in self._engine.library.names}
@@ -72,18 +72,18 @@ class Inventory:
             found[name] = self.entry(name)
         return [entry for _, entry in sorted(found.items())]
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> AdapterEntry:
         """One adapter by any of its names. Raises NotFoundError."""
         try:
             location = self._engine.library.locate(name)
         except NotFoundError:
             if name in self._engine.library.names:  # its folder has gone
-                return Entry(name, error="The adapter's folder is gone.")
+                return AdapterEntry(name, error="The adapter's folder is gone.")
             raise
         if location.folder is not None:
             return self._local(location, location.folder)
         loaded = next((one for one in self._engine.loader.snapshot() if one.digest == location.digest), None)
-        return Entry(
+        return AdapterEntry(
             name=name,
             digest=location.digest,
             revision=location.revision,
@@ -164,7 +164,7 @@ class Inventory:
             raise NotLoadedError(f"{name} is not loaded.")
         return loaded, Served(name, loaded.digest, location.revision)
 
-    def _local(self, location: Location, folder: Path) -> Entry:
+    def _local(self, location: Location, folder: Path) -> AdapterEntry:
         version, found = self._inspected.get(location.name, ("", GraftError()))
         if version != location.version:
             try:
@@ -173,16 +173,18 @@ class Inventory:
                 found = error
             self._inspected[location.name] = (location.version, found)
         if isinstance(found, GraftError):
-            return Entry(location.name, error=str(found))
-        return Entry(location.name, found.digest, None, found.method, found.variant, found.task, found.bytes, None)
+            return AdapterEntry(location.name, error=str(found))
+        return AdapterEntry(
+            location.name, found.digest, None, found.method, found.variant, found.task, found.bytes, None
+        )
 
-    def _shelved(self) -> Iterator[Entry]:
+    def _shelved(self) -> Iterator[AdapterEntry]:
         for row in self._engine.library.shelved(self._engine.base.spec):
             if row.digest:
-                yield Entry(row.name, row.digest, row.revision_id, row.method, None, row.task, row.bytes)
+                yield AdapterEntry(row.name, row.digest, row.revision_id, row.method, None, row.task, row.bytes)
 
 
-def described(entry: Entry, placed: Placed) -> dict[str, Any]:
+def described(entry: AdapterEntry, placed: Placed) -> dict[str, Any]:
     """An adapter for /v1/adapters: what it is and where it is."""
     return {
         "id": entry.name,

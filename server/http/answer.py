@@ -16,10 +16,10 @@ from graft.hub.evaluation.task_data import Message
 from graft.hub.evaluation.tokenization import TemplateRefusalError, encode_prompt
 from graft.server.engine.consumers import stop_ids
 from graft.server.engine.engine import Engine
-from graft.server.engine.request import Finished, Request, Scored, Started, Stream
+from graft.server.engine.request import Finished, PromptScored, Request, Started, Stream
 from graft.server.engine.sampling import Sampling, Token
 from graft.server.errors import TooLongError
-from graft.server.http.schemas import BadField, ChatBody, CompletionBody, Generation
+from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
 from graft.server.http.text import Detokenizer, StopStrings, certain, decode
 from graft.server.served import Served
 
@@ -32,7 +32,7 @@ class Disconnected(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedCompletions:
     """What a body asks of the engine. `requests`: n for each prompt, prompt after prompt."""
 
     requests: tuple[Request, ...]
@@ -44,7 +44,7 @@ class Asked:
     ends: frozenset[int] = frozenset()
 
 
-def asked_completion(body: CompletionBody, engine: Engine, base_name: str) -> Asked:
+def asked_completion(body: CompletionBody, engine: Engine, base_name: str) -> AskedCompletions:
     """Raises BadField for a prompt that can't be used."""
     prompts = [_prompt_ids(prompt, engine) for prompt in body.prompt]
     limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
@@ -54,7 +54,7 @@ def asked_completion(body: CompletionBody, engine: Engine, base_name: str) -> As
     return _asked(body, engine, base_name, prompts, limit, body.logprobs, echo=body.echo, scored=scored)
 
 
-def asked_chat(body: ChatBody, engine: Engine, base_name: str) -> Asked:
+def asked_chat(body: ChatBody, engine: Engine, base_name: str) -> AskedCompletions:
     """Raises BadField for a base that has no chat template, or messages that its template refuses."""
     tokenizer = engine.base.tokenizer
     if not tokenizer.chat_template:
@@ -92,7 +92,7 @@ def _prompt_ids(prompt: str | tuple[int, ...], engine: Engine) -> tuple[int, ...
 
 
 def _asked(
-    body: Generation,
+    body: GenerationBody,
     engine: Engine,
     base_name: str,
     prompts: list[tuple[int, ...]],
@@ -101,7 +101,7 @@ def _asked(
     *,
     echo: bool = False,
     scored: bool = False,
-) -> Asked:
+) -> AskedCompletions:
     vocabulary, longest = engine.base.spec.vocab_size, engine.sizes.max_model_len
     if not all(0 <= id < vocabulary for id in body.stop_token_ids):
         raise BadField(f"A stop token lies outside the base's vocabulary of {vocabulary}.", "stop_token_ids")
@@ -126,7 +126,7 @@ def _asked(
         for prompt in prompts
         for i in range(body.n)
     ]
-    return Asked(
+    return AskedCompletions(
         requests=tuple(requests),
         n=body.n,
         stops=tuple(body.stop),
@@ -137,7 +137,7 @@ def _asked(
     )
 
 
-def _sampling(body: Generation, logprobs: int | None, i: int) -> Sampling:
+def _sampling(body: GenerationBody, logprobs: int | None, i: int) -> Sampling:
     """`i`: which of a prompt's n choices; a seed makes them differ, and every one repeatable."""
     return Sampling(
         temperature=body.temperature,
@@ -169,7 +169,7 @@ class Piece:
 class Choice:
     """One continuation under way: tokens in, certain text out."""
 
-    def __init__(self, index: int, request: Request, asked: Asked, tokenizer):
+    def __init__(self, index: int, request: Request, asked: AskedCompletions, tokenizer):
         self.index = index
         self.served = Served()
         self.generated = 0
@@ -192,11 +192,11 @@ class Choice:
             if asked.echo:
                 self._give(certain(decode(tokenizer, request.prompt)))
 
-    def feed(self, event: Started | Scored | Token | Finished) -> None:
+    def feed(self, event: Started | PromptScored | Token | Finished) -> None:
         match event:
             case Started():
                 self.served, self.cached = event.served, event.cached_tokens
-            case Scored():
+            case PromptScored():
                 for token in event.tokens:
                     self._push(token)
             case Token():
@@ -250,7 +250,7 @@ class Answer:
     """All choices of one request under way. `gone()`: whether the client has left. Used by one thread."""
 
     engine: Engine
-    asked: Asked
+    asked: AskedCompletions
     gone: Callable[[], bool]
     choices: dict[Stream, Choice] = field(default_factory=dict)
 

@@ -21,10 +21,10 @@ from graft.hub.wsgi import request_id
 from graft.server.engine.engine import Engine
 from graft.server.errors import BusyError, ClosedError
 from graft.server.http import cors, openapi
-from graft.server.http.adapters import Entry, Inventory, NotLoadedError, Placed, described
-from graft.server.http.answer import Answer, Asked, Disconnected, asked_chat, asked_completion
-from graft.server.http.schemas import AdapterBody, BadField, ChatBody, CompletionBody, Generation, PinBody, parse
-from graft.server.http.shapes import CHAT, COMPLETION, Shape, Writer, broken_message, error_body, public_message
+from graft.server.http.adapters import AdapterEntry, Inventory, NotLoadedError, Placed, described
+from graft.server.http.answer import Answer, AskedCompletions, Disconnected, asked_chat, asked_completion
+from graft.server.http.schemas import AdapterBody, BadField, ChatBody, CompletionBody, GenerationBody, PinBody, parse
+from graft.server.http.shapes import CHAT, COMPLETION, ResponseShape, Writer, broken_message, error_body, public_message
 from graft.server.http.text import Names
 from graft.server.served import Served
 
@@ -109,7 +109,7 @@ def chat_completions() -> Response:
     return _complete(body, asked_chat(body, service().engine, service().base_name), CHAT)
 
 
-def _complete(body: Generation, asked: Asked, shape: Shape) -> Response:
+def _complete(body: GenerationBody, asked: AskedCompletions, shape: ResponseShape) -> Response:
     """One answer, whole or as a stream. Nothing stays under way in the engine once this request has ended."""
     with ExitStack() as cleanup:
         if not service().room.acquire(blocking=False):
@@ -207,7 +207,7 @@ def _moved(schema, move) -> Response:
     return jsonify(described(entry, placed))
 
 
-def _known(name: str) -> Entry:
+def _known(name: str) -> AdapterEntry:
     try:
         entry = service().inventory.entry(name)
     except NotFoundError as error:
@@ -232,7 +232,7 @@ def _base_model() -> dict[str, Any]:
     }
 
 
-def _model(entry: Entry, placed: dict[str, Placed]) -> dict[str, Any]:
+def _model(entry: AdapterEntry, placed: dict[str, Placed]) -> dict[str, Any]:
     head = {
         "id": entry.name,
         "object": "model",
@@ -281,7 +281,7 @@ def _body(schema) -> Any:
     if request.mimetype != "application/json":
         raise _UnsupportedMediaError("Send JSON, with the header Content-Type: application/json.")
     body = parse(schema, request.get_data())
-    g.ignored = body.ignored if isinstance(body, Generation) else []
+    g.ignored = body.ignored if isinstance(body, GenerationBody) else []
     g.served = _as_known(body.model)
     return body
 

@@ -104,7 +104,7 @@ class StreamOptions(Body):
     include_obfuscation: bool = False  # accepted; nothing is padded here
 
 
-class Generation(Body):
+class GenerationBody(Body):
     """What completions and chat have in common. Fields that nobody here knows are kept apart, as `ignored`."""
 
     model_config = ConfigDict(extra="allow")
@@ -145,7 +145,7 @@ class Generation(Body):
         return sorted(self.model_extra or ())
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Generation":
+    def _consistent(self) -> "GenerationBody":
         if self.stream_options is not None and not self.stream:
             raise BadField("stream_options may only be given together with stream=true.", "stream_options")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -153,7 +153,7 @@ class Generation(Body):
         return self
 
 
-class CompletionBody(Generation):
+class CompletionBody(GenerationBody):
     """POST /v1/completions"""
 
     prompt: Prompts
@@ -200,7 +200,7 @@ class MessageBody(Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatBody(Generation):
+class ChatBody(GenerationBody):
     """POST /v1/chat/completions"""
 
     messages: list[MessageBody] = Field(min_length=1)

@@ -1,6 +1,6 @@
 """The JSON of answers in OpenAI's two shapes, whole and as stream chunks.
 
-A `Shape` says how a choice's text, report and end are written; everything else is the same for completions and chat.
+A `ResponseShape` says how a choice's text, report and end are written; everything else is the same for completions and chat.
 """
 
 import json
@@ -20,7 +20,7 @@ from graft.server.http.text import Names
 LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON has no word for
 
 
-class Shape(ABC):
+class ResponseShape(ABC):
     """One of the two routes."""
 
     object: str
@@ -44,7 +44,7 @@ class Shape(ABC):
         return []
 
 
-class CompletionShape(Shape):
+class CompletionShape(ResponseShape):
     object = chunk_object = "text_completion"
     id_prefix = "cmpl-"
 
@@ -63,7 +63,7 @@ class CompletionShape(Shape):
         }
 
 
-class ChatShape(Shape):
+class ChatShape(ResponseShape):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
@@ -93,7 +93,7 @@ COMPLETION, CHAT = CompletionShape(), ChatShape()
 class Writer:
     """Writes one answer."""
 
-    shape: Shape
+    shape: ResponseShape
     answer: Answer
     model: str
     request_id: str

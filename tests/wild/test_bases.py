@@ -18,7 +18,7 @@ from graft.hub.registry.hub_client import RemoteRegistry
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query, on_base
 from graft.hub.registry.users import first_admin
-from graft.server.adapters.names import Library
+from graft.server.adapters.names import AdapterNames
 from graft.server.commands.scorekeeping import of_task
 
 ID, PRINT = "acme/tiny-llama", "f" * 64
@@ -150,7 +150,7 @@ def test_evaluating_all_takes_every_name_and_names_the_others(
 def test_the_server_lists_what_it_can_serve_by_any_name(lora_folder, spec, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "r.db")
     registry.publish(plain(lora_folder, tmp_path / "b", ID), "ann/by-id")
-    library = Library(spec.fingerprint, shelf=registry)
+    library = AdapterNames(spec.fingerprint, shelf=registry)
     assert [entry.name for entry in library.shelved(spec)] == ["ann/by-id"]
 
 

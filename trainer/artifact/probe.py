@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from graft.hub.adapters.artifact import Artifact
-from graft.hub.adapters.probe import Asked, Probe, ProbeText, Table, gaps
+from graft.hub.adapters.probe import Probe, ProbeQuestion, ProbeText, Table, gaps
 from graft.hub.adapters.probe_replay import answers, most_likely, replayed
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
 from graft.hub.base.model import Base
@@ -29,7 +29,7 @@ class Prober:
 
     def __init__(self, base: Base):
         self._base = base
-        self._questions: dict[int, tuple[Asked, ...]] = {}
+        self._questions: dict[int, tuple[ProbeQuestion, ...]] = {}
 
     def probe(self, artifact: Artifact) -> Probe:
         """The probe of an adapter that has just been trained. Raises what `artifact.fold` raises."""
@@ -46,17 +46,17 @@ class Prober:
             rounding=gaps((base, rounded[0]), (adapter, rounded[1])),
         )
 
-    def _said(self, base: Base, forms: tuple[Form, ...], questions: tuple[Asked, ...]) -> list[list[Table]]:
+    def _said(self, base: Base, forms: tuple[Form, ...], questions: tuple[ProbeQuestion, ...]) -> list[list[Table]]:
         both = (replayed(own, base.dtype) for own in ((), forms))
         return answers(base, [(own, questions) for own in both])
 
-    def _asked(self, room: int) -> tuple[Asked, ...]:
+    def _asked(self, room: int) -> tuple[ProbeQuestion, ...]:
         """What is asked where `room` positions are left for a text: after its last ids, the base's likeliest tokens."""
         length = min(_TOKENS, room)
         if length not in self._questions:
             ids = [tuple(self._base.tokenizer(text)["input_ids"][:length]) for text in TEXTS]
             likely = most_likely(self._plain, ids, _ROWS, _TOP)
-            self._questions[length] = tuple(Asked(own, rows) for own, rows in zip(ids, likely, strict=True))
+            self._questions[length] = tuple(ProbeQuestion(own, rows) for own, rows in zip(ids, likely, strict=True))
         return self._questions[length]
 
     @cached_property

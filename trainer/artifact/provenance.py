@@ -11,12 +11,12 @@ from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.plan import AdapterPlan
 
 if TYPE_CHECKING:
-    from graft.trainer.learners.job import Data, Outcome
+    from graft.trainer.learners.job import TrainingData, TrainingOutcome
 
 _PACKAGES = ("grafthub", "torch", "transformers", "safetensors", "numpy")
 
 
-def identity_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Data") -> dict[str, Any]:
+def identity_of(base: Base, plan: AdapterPlan, learner: Learner, data: "TrainingData") -> dict[str, Any]:
     """What tells one training from another, known before its first step, as JSON."""
     evaluation = None
     if plan.eval_data:
@@ -44,7 +44,9 @@ def identity_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Data") -
     }
 
 
-def provenance_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Data", outcome: "Outcome") -> dict[str, Any]:
+def provenance_of(
+    base: Base, plan: AdapterPlan, learner: Learner, data: "TrainingData", outcome: "TrainingOutcome"
+) -> dict[str, Any]:
     """What is known of a finished training, as JSON."""
     return {
         **identity_of(base, plan, learner, data),

@@ -29,7 +29,7 @@ from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, claim_outs, read_plan
 
 if TYPE_CHECKING:
-    from graft.trainer.learners.job import Outcome
+    from graft.trainer.learners.job import TrainingOutcome
 
 _BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "overwrite", "tensorboard", "as_json")
 
@@ -87,7 +87,7 @@ def train(
     check_early(plan)
     wanted = [adapter.publish for adapter in plan.adapters if adapter.publish]
     registry = opened_to_publish(registry_path, hub_url, wanted) if wanted else None
-    outcomes: list[Outcome] = []
+    outcomes: list[TrainingOutcome] = []
     try:
         _run(plan, resume, overwrite, tensorboard, as_json, outcomes)
     except BaseException as error:  # whatever it was: what is finished is finished
@@ -114,7 +114,7 @@ def _refuse_flags_of_one() -> None:
             raise click.UsageError(f"{option.opts[0]} and --plan exclude each other: write it into the plan.")
 
 
-def _report(plan: Plan, outcomes: list["Outcome"], registry, as_json: bool) -> list[str]:
+def _report(plan: Plan, outcomes: list["TrainingOutcome"], registry, as_json: bool) -> list[str]:
     """Print what has been trained and publish what shall be; what became of neither, without a full stop."""
     if as_json:
         print_numbers([{**asdict(outcome), "folder": text_of(outcome.folder)} for outcome in outcomes])
@@ -124,7 +124,7 @@ def _report(plan: Plan, outcomes: list["Outcome"], registry, as_json: bool) -> l
     return [failure.removesuffix(".") for failure in unsaved + _publish(plan, outcomes, registry)]
 
 
-def _publish(plan: Plan, outcomes: list["Outcome"], registry) -> list[str]:
+def _publish(plan: Plan, outcomes: list["TrainingOutcome"], registry) -> list[str]:
     """Publish each that the plan says; why one could not be."""
     wanted = {adapter.out: adapter.publish for adapter in plan.adapters if adapter.publish}
     failures = []
@@ -141,7 +141,7 @@ def _publish(plan: Plan, outcomes: list["Outcome"], registry) -> list[str]:
 
 
 def _run(
-    plan: Plan, resume: bool, overwrite: bool, tensorboard: Path | None, quiet: bool, done: list["Outcome"]
+    plan: Plan, resume: bool, overwrite: bool, tensorboard: Path | None, quiet: bool, done: list["TrainingOutcome"]
 ) -> None:
     """All PEFT adapters in one batched run, then each baseline on a base of its own, which it changes.
 
@@ -181,7 +181,7 @@ def _begun_dtype(out: Path) -> str | None:
     return None
 
 
-def _interrupted(plan: Plan, done: list["Outcome"]) -> str:
+def _interrupted(plan: Plan, done: list["TrainingOutcome"]) -> str:
     """What a run that was ended leaves, as it lies on the disk."""
     from graft.trainer.training.checkpoints import kept_step
 
@@ -194,12 +194,12 @@ def _interrupted(plan: Plan, done: list["Outcome"]) -> str:
     return "Interrupted before anything was saved: the same command starts it again."
 
 
-def _print(outcomes: list["Outcome"]) -> None:
+def _print(outcomes: list["TrainingOutcome"]) -> None:
     columns = ("adapter", "method", "parameters?:", "steps?:", "loss?:", "score", "seconds?:", "folder")
     print_table("Trained", columns, [_row(outcome) for outcome in outcomes])
 
 
-def _row(outcome: "Outcome") -> tuple[object, ...]:
+def _row(outcome: "TrainingOutcome") -> tuple[object, ...]:
     score = outcome.score
     return (
         outcome.name,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from graft.trainer.data.sequences import Sequence
+from graft.trainer.data.sequences import TokenSequence
 
 _POOL = 16  # batches whose sequences are sorted by length together
 
@@ -14,12 +14,12 @@ class Order:
     (Attention pads to the longest sequence of a pass, so like lengths waste the least.) Its place can be saved.
     """
 
-    def __init__(self, sequences: list[Sequence], batch_size: int, seed: int):
+    def __init__(self, sequences: list[TokenSequence], batch_size: int, seed: int):
         self._sequences, self._batch_size = sequences, batch_size
         self._generator = torch.Generator().manual_seed(seed)
         self._begin()
 
-    def next(self) -> list[Sequence]:
+    def next(self) -> list[TokenSequence]:
         if self._drawn == len(self._groups):
             self._begin()
         self._drawn += 1
@@ -45,12 +45,12 @@ class Order:
         self._groups = [groups[i] for i in shuffled]
 
 
-def passes(owned: list[list[Sequence]], virtual: list[int], limit: int) -> list[list[list[Sequence]]]:
+def passes(owned: list[list[TokenSequence]], virtual: list[int], limit: int) -> list[list[list[TokenSequence]]]:
     """A step's sequences by adapter, cut into passes of at most `limit` rows (one sequence at least).
 
     `virtual[i]`: input rows that adapter i adds once to a pass with sequences of its own.
     """
-    made: list[list[list[Sequence]]] = []
+    made: list[list[list[TokenSequence]]] = []
     room = 0
     for owner, own in enumerate(owned):
         for sequence in own:

@@ -1,6 +1,6 @@
 """Examples -> token sequences -> the packed rows of one pass.
 
-A `Sequence` knows which of its positions carry a loss: the completion's ids and EOS, told by position, never by
+A `TokenSequence` knows which of its positions carry a loss: the completion's ids and EOS, told by position, never by
 id, so that EOS is learned although many bases pad with it. A `Pack` lays the sequences of several adapters one
 after another, sorted by adapter, as hub/adapters/batched_apply.py asks. Knows nothing of optimisers or forwards.
 """
@@ -13,22 +13,22 @@ import torch
 from torch import Tensor
 
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
-from graft.trainer.data.sequences import Sequence
+from graft.trainer.data.sequences import TokenSequence
 
 
 @dataclass(frozen=True)
 class Pack:
     """The sequences of one pass by adapter: `owned[i]` belongs to adapter i of the pass."""
 
-    owned: tuple[tuple[Sequence, ...], ...]
+    owned: tuple[tuple[TokenSequence, ...], ...]
 
     @property
-    def sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[TokenSequence]:
         return [sequence for own in self.owned for sequence in own]
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """A pack as the base takes it. n rows carry a loss.
 
     rows [T, H], positions [T], logit_rows [n], targets [n]; row_counts and logit_counts: of every adapter.
@@ -47,7 +47,7 @@ class Rows:
     logit_counts: tuple[int, ...]
 
 
-def lay_out(pack: Pack, forms: list[tuple[Form, ...]], embed: Any, device: torch.device) -> Rows:
+def lay_out(pack: Pack, forms: list[tuple[Form, ...]], embed: Any, device: torch.device) -> PackedRows:
     """The rows of a pack whose adapters have these forms."""
     ids = [id for sequence in pack.sequences for id in sequence.ids[:-1]]  # nothing is predicted after the last
     embedded = embed(torch.tensor(ids, device=device))
@@ -90,8 +90,8 @@ class _Layout:
         self._row_ends.append(self.total)
         self._target_ends.append(len(self.targets))
 
-    def rows(self, device: torch.device) -> Rows:
-        return Rows(
+    def rows(self, device: torch.device) -> PackedRows:
+        return PackedRows(
             torch.cat(self._pieces),
             torch.cat(self._positions).to(device),
             self.lengths,

@@ -10,7 +10,7 @@ from graft.hub.evaluation.tokenization import cut_left, encode, end_of
 
 
 @dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """Token ids, of which those from `answer_start` on are learned."""
 
     ids: tuple[int, ...]
@@ -21,7 +21,9 @@ class Sequence:
         return len(self.ids) - self.answer_start
 
 
-def sequences_of(examples: Iterable[Example], tokenizer: Any, limit: int, most: int | None = None) -> list[Sequence]:
+def sequences_of(
+    examples: Iterable[Example], tokenizer: Any, limit: int, most: int | None = None
+) -> list[TokenSequence]:
     """Examples as sequences of at most `limit` tokens: long prompts lose their beginning, completions stay whole.
 
     `most`: what the limit could be on this base. Raises DataError for a completion that leaves no room for a single token of its prompt.
@@ -37,7 +39,7 @@ def sequences_of(examples: Iterable[Example], tokenizer: Any, limit: int, most: 
                 f"for a prompt within {limit}{_advice(limit, most)}"
             )
         prompt = cut_left(prompt, limit - len(answer))
-        made.append(Sequence((*prompt, *answer), len(prompt)))
+        made.append(TokenSequence((*prompt, *answer), len(prompt)))
     return made
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.packed_attention import RecordingAttention
 from graft.hub.adapters.serving_forms import CacheRows, Form
 from graft.hub.base.model import Base
@@ -57,9 +57,9 @@ def _advance(base, stack: Stack, inputs, positions, seen) -> tuple[list[int], li
     last = torch.tensor(lengths).cumsum(0) - 1
     step = Step(
         stack,
-        Rows(0, (len(rows),)),
+        RowOwners(0, (len(rows),)),
         lm_head=base.spec.parts.lm_head,
-        logit_rows=Rows(0, (len(inputs),)),
+        logit_rows=RowOwners(0, (len(inputs),)),
     )
     attention = RecordingAttention(lengths, seen, device)
     logits = base.forward(rows, at.to(device), attention, step, last.to(device))

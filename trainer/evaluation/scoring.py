@@ -3,7 +3,7 @@
 Adapters are scored as they are served (soft prompts as cache rows), in packed batches. Knows nothing of files.
 """
 
-from collections.abc import Sequence as Listed
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from graft.hub.evaluation.metrics import Metric, Score, score
 from graft.hub.evaluation.task_data import Example
 from graft.hub.evaluation.tokenization import end_of
 from graft.trainer.data.packing import Pack
-from graft.trainer.data.sequences import Sequence
+from graft.trainer.data.sequences import TokenSequence
 from graft.trainer.evaluation.generation import generate
 from graft.trainer.forward.passes import running, served
 
@@ -82,9 +82,9 @@ class _LabelJob:
     group: LabelGroup
 
     @cached_property
-    def sequence(self) -> Sequence:
+    def sequence(self) -> TokenSequence:
         prompt = self.group.prompt
-        return Sequence((*prompt, *self.group.ids(next(iter(self.group.last)))), len(prompt))
+        return TokenSequence((*prompt, *self.group.ids(next(iter(self.group.last)))), len(prompt))
 
 
 def _total(rows: Tensor, ids: tuple[int, ...]) -> float:
@@ -98,7 +98,7 @@ def predict_texts(base: Base, forms: tuple[Form, ...], examples: list[Example], 
     return [text_of(ids, base.tokenizer) for ids in made]
 
 
-def _batched(jobs: Listed[_LabelJob]) -> list[list[_LabelJob]]:
+def _batched(jobs: Sequence[_LabelJob]) -> list[list[_LabelJob]]:
     """Batches of at most _ROWS rows, at least one sequence each."""
     made: list[list[_LabelJob]] = []
     rows = _ROWS

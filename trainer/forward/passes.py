@@ -9,13 +9,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from graft.hub.adapters.batched_apply import Rows as StepRows
-from graft.hub.adapters.batched_apply import Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
 from graft.hub.adapters.segments import Segments
 from graft.hub.adapters.serving_forms import Form, InputRows
 from graft.hub.base.model import Base
-from graft.trainer.data.packing import Pack, Rows, lay_out
+from graft.trainer.data.packing import Pack, PackedRows, lay_out
 
 
 @contextmanager
@@ -24,16 +23,16 @@ def running(
     pack: Pack,
     forms: Sequence[tuple[Form, ...]],
     generators: Sequence[torch.Generator] | None = None,
-) -> Iterator[tuple[Tensor, Rows]]:
+) -> Iterator[tuple[Tensor, PackedRows]]:
     """(logits [n, V] of the rows that carry a loss, the rows). Run the backward within the context."""
     rows = lay_out(pack, list(forms), base.embed, base.device)
     head = base.spec.parts.lm_head
     steps = [
         Step(
             Stack([own], base.dtype, base.device),
-            StepRows(0, (count,)),
+            RowOwners(0, (count,)),
             lm_head=head,
-            logit_rows=StepRows(0, (wanted,)),
+            logit_rows=RowOwners(0, (wanted,)),
             generators=None if generators is None else [generators[i]],
         )
         for i, (own, count, wanted) in enumerate(zip(forms, rows.row_counts, rows.logit_counts, strict=True))
@@ -52,9 +51,9 @@ def served(base: Base, forms: tuple[Form, ...]) -> tuple[Form, ...]:
     count = prompt.rows.shape[0]
     step = Step(
         Stack([forms], base.dtype, base.device),
-        StepRows(0, (count,)),
+        RowOwners(0, (count,)),
         lm_head=base.spec.parts.lm_head,
-        logit_rows=StepRows(0, (1,)),
+        logit_rows=RowOwners(0, (1,)),
     )
     with torch.no_grad():
         cache = cache_rows(base, prompt.rows, step)

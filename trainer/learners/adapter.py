@@ -16,14 +16,14 @@ from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.model import Base
 from graft.hub.evaluation.task_data import Example, labels_of
 from graft.trainer.data.packing import virtual_rows
-from graft.trainer.data.sequences import Sequence
+from graft.trainer.data.sequences import TokenSequence
 from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import TrainConfig
 
 _INIT_TEXTS = 64  # training prompts that an initialisation may start from
 
 
-class Trainee(Learner):
+class AdapterLearner(Learner):
     """An adapter between its initialisation and its artifact."""
 
     def __init__(
@@ -32,7 +32,7 @@ class Trainee(Learner):
         method: Method,
         config: Any,
         recipe: TrainConfig,
-        sequences: list[Sequence],
+        sequences: list[TokenSequence],
         examples: list[Example],
         base: Base,
     ):

@@ -12,7 +12,7 @@ from graft.trainer.plan.plan import (
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """What a plan's files hold, read and checked."""
 
     train: list[Example]
@@ -25,17 +25,17 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """A plan with everything read and ready."""
 
     plan: AdapterPlan
     learner: Learner
-    data: Data
+    data: TrainingData
     limit: int  # tokens of a text, virtual ones not counted
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """What became of one adapter. `folder` is None where nothing was saved, and `stopped` says why."""
 
     name: str

@@ -16,7 +16,7 @@ from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.model import Base
 from graft.hub.evaluation.metrics import Score
 from graft.trainer.data.batches import Order
-from graft.trainer.data.sequences import Sequence
+from graft.trainer.data.sequences import TokenSequence
 from graft.trainer.plan.config import TrainConfig
 
 _BETAS = (0.9, 0.999)
@@ -44,7 +44,7 @@ class Learner(ABC):
         recipe: TrainConfig,
         learning_rate: float,
         weights: list[Tensor],
-        sequences: list[Sequence],
+        sequences: list[TokenSequence],
         device: torch.device,
     ):
         self.name, self.recipe, self.learning_rate, self.weights = name, recipe, learning_rate, weights
@@ -83,7 +83,7 @@ class Learner(ABC):
     def trained_parameters(self) -> int:
         return sum(weight.numel() for weight in self.weights)
 
-    def next_batch(self) -> list[Sequence]:
+    def next_batch(self) -> list[TokenSequence]:
         return self._order.next()
 
     def update(self, loss: float, tokens: int) -> None:

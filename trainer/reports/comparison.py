@@ -16,7 +16,7 @@ from graft.hub.errors import GraftError
 from graft.hub.evaluation.metrics import Score, paired_p
 from graft.trainer.data.sequences import sequences_of
 from graft.trainer.evaluation.scoring import Scored, score_examples
-from graft.trainer.learners.job import Data, Outcome
+from graft.trainer.learners.job import TrainingData, TrainingOutcome
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan
 from graft.trainer.training.base_weights import train_baseline
@@ -104,7 +104,7 @@ def compare(
     lines = [Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, bare.score, None, None)]
     plans = [replace(template, method=method, out=template.out / method, name=method) for method in methods]
     for outcome, score in _trained(load, base, plans, run, data, together, watchers):
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, FailedMethod):
             lines.append(_failed_line(base, outcome.method, outcome.reason))
         elif outcome.folder is None:
             lines.append(_failed_line(base, outcome.method, outcome.stopped, outcome))
@@ -117,7 +117,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedMethod:
     """A method whose training ended in an error."""
 
     method: str
@@ -129,10 +129,10 @@ def _trained(
     base: Base,
     plans: Sequence[AdapterPlan],
     run: RunConfig,
-    data: Data,
+    data: TrainingData,
     together: bool,
     watchers: Sequence[Watcher],
-) -> Iterator[tuple[Outcome | Failure, Callable[[], Scored]]]:
+) -> Iterator[tuple[TrainingOutcome | FailedMethod, Callable[[], Scored]]]:
     """Each outcome, adapters first, with what scores it."""
     adapters = [plan for plan in plans if plan.method not in BASELINES]
     for group in [adapters] if together and adapters else [[plan] for plan in adapters]:
@@ -145,28 +145,30 @@ def _trained(
             yield outcome, partial(_scored_itself, own, outcome, data)
 
 
-def _attempted(group: list[AdapterPlan], training: Callable[[], list[Outcome]]) -> list[Outcome] | list[Failure]:
+def _attempted(
+    group: list[AdapterPlan], training: Callable[[], list[TrainingOutcome]]
+) -> list[TrainingOutcome] | list[FailedMethod]:
     """The outcomes of a group, or why it has none: the other groups are trained all the same."""
     try:
         return training()
     except GraftError as error:
-        return [Failure(plan.method, str(error)) for plan in group]
+        return [FailedMethod(plan.method, str(error)) for plan in group]
     except KeyboardInterrupt:
         for plan in group:
             drop_checkpoint(plan.out)  # nothing continues it
         raise
 
 
-def _scored_itself(base: Base, outcome: Outcome, data: Data) -> Scored:
+def _scored_itself(base: Base, outcome: TrainingOutcome, data: TrainingData) -> Scored:
     return score_examples(base, (), data.held_out, data.metric, outcome.limit)
 
 
-def _scored_as_served(base: Base, outcome: Outcome, data: Data) -> Scored:
+def _scored_as_served(base: Base, outcome: TrainingOutcome, data: TrainingData) -> Scored:
     forms = load_artifact(outcome.folder, base.spec).fold(base)
     return score_examples(base, forms, data.held_out, data.metric, outcome.limit)
 
 
-def _line(base: Base, outcome: Outcome, scored: Scored, p: float) -> Line:
+def _line(base: Base, outcome: TrainingOutcome, scored: Scored, p: float) -> Line:
     weights = outcome.folder / WEIGHTS[0]
     kept = outcome.parameters * base.model.dtype.itemsize  # of a baseline: apart from the base
     size = kept if outcome.method in BASELINES else weights.stat().st_size
@@ -185,7 +187,7 @@ def _line(base: Base, outcome: Outcome, scored: Scored, p: float) -> Line:
     )
 
 
-def _failed_line(base: Base, method: str, reason: str, outcome: Outcome | None = None) -> Line:
+def _failed_line(base: Base, method: str, reason: str, outcome: TrainingOutcome | None = None) -> Line:
     """The row of a method without an artifact."""
     trained = outcome.parameters if outcome else 0
     peak, seconds, tokens = (outcome.peak_memory_bytes, outcome.seconds, outcome.tokens) if outcome else (0, 0.0, 0)

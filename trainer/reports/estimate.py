@@ -12,9 +12,9 @@ from pathlib import Path
 from graft.hub.adapters.methods import get_method
 from graft.hub.base.model import Base
 from graft.hub.evaluation.task_data import load_examples
-from graft.trainer.data.sequences import Sequence, sequences_of
+from graft.trainer.data.sequences import TokenSequence, sequences_of
 from graft.trainer.forward.checkpointing import recomputing
-from graft.trainer.learners.adapter import Trainee
+from graft.trainer.learners.adapter import AdapterLearner
 from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan
@@ -69,7 +69,7 @@ def estimate(base: Base, plan: AdapterPlan, run: RunConfig, *, length: int, lear
 
     Runs a few small steps on `base` (a baseline changes it). Raises GraftError for a plan that can't be trained.
     """
-    sequence = Sequence(tuple(1 + i % 100 for i in range(length)), length - learned)
+    sequence = TokenSequence(tuple(1 + i % 100 for i in range(length)), length - learned)
     learner = _learner(base, plan, sequence)
     full = plan.recipe.batch_size
     per_pass = max(1, min(full, (run.rows_per_pass - learner.virtual) // (length - 1)))
@@ -98,15 +98,17 @@ def estimate(base: Base, plan: AdapterPlan, run: RunConfig, *, length: int, lear
     )
 
 
-def _learner(base: Base, plan: AdapterPlan, sequence: Sequence) -> Learner:
+def _learner(base: Base, plan: AdapterPlan, sequence: TokenSequence) -> Learner:
     if plan.method in BASELINES:
         return make_baseline(base, plan, [sequence])
     method = get_method(plan.method)
     config = method.from_options(plan.options, base.spec)
-    return Trainee(plan.method, method, config, plan.recipe, [sequence], [], base)
+    return AdapterLearner(plan.method, method, config, plan.recipe, [sequence], [], base)
 
 
-def _calibrate(base: Base, learner: Learner, sequence: Sequence, count: int, run: RunConfig) -> tuple[int, int, float]:
+def _calibrate(
+    base: Base, learner: Learner, sequence: TokenSequence, count: int, run: RunConfig
+) -> tuple[int, int, float]:
     """(sequences, peak bytes, seconds) of a step with `count` sequences."""
     batch = [[sequence] * count]
     for _ in range(_WARM_UP):

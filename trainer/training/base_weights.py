@@ -6,7 +6,7 @@ they leave is a base folder of its own, as large as the base: it can be served, 
 """
 
 import json
-from collections.abc import Sequence as Listed
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from graft.hub.base.model import Base, describe
 from graft.hub.errors import GraftError
 from graft.hub.machine.atomic_files import written_whole
 from graft.trainer.artifact.provenance import provenance_of
-from graft.trainer.data.sequences import Sequence
-from graft.trainer.learners.job import Job, Outcome
+from graft.trainer.data.sequences import TokenSequence
+from graft.trainer.learners.job import TrainingJob, TrainingOutcome
 from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, baseline_layers
@@ -33,7 +33,7 @@ LEARNING_RATES = {"full": 2e-5, "last-layers": 1e-4}
 class Baseline(Learner):
     """The base's own weights as what learns. Where the base computes in bf16, float32 masters stand behind it."""
 
-    def __init__(self, plan: AdapterPlan, layers: int | None, sequences: list[Sequence], base: Base):
+    def __init__(self, plan: AdapterPlan, layers: int | None, sequences: list[TokenSequence], base: Base):
         self.method, self.layers = plan.method, layers
         self._own = trained_weights(base, layers)
         for weight in self._own:
@@ -79,17 +79,17 @@ def train_baseline(
     plan: AdapterPlan,
     run: RunConfig | None = None,
     *,
-    watchers: Listed[Watcher] = (),
+    watchers: Sequence[Watcher] = (),
     resume: bool = False,
     overwrite: bool = True,
     say: Say = silent,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train `base` itself (it is no longer the base it was) and write it to the plan's folder.
 
     Raises GraftError for options that the baseline does not have.
     """
     data, sequences, limit = read_sequences(base, plan, base.spec.max_positions)
-    job = Job(plan, make_baseline(base, plan, sequences), data, limit)
+    job = TrainingJob(plan, make_baseline(base, plan, sequences), data, limit)
     (outcome,) = run_jobs(base, [job], run or RunConfig(), watchers, resume, _save, overwrite, say)
     return outcome
 
@@ -100,14 +100,14 @@ def check_baseline(base: Base, plan: AdapterPlan) -> None:
     read_sequences(base, plan, base.spec.max_positions)
 
 
-def make_baseline(base: Base, plan: AdapterPlan, sequences: list[Sequence]) -> Baseline:
+def make_baseline(base: Base, plan: AdapterPlan, sequences: list[TokenSequence]) -> Baseline:
     """The learner of a plan. Raises GraftError for what is no baseline, and for options it does not have."""
     if plan.method not in BASELINES:
         raise GraftError(f"{plan.method} is no baseline; those are {', '.join(BASELINES)}.")
     return Baseline(plan, baseline_layers(plan.method, plan.options, base.spec), sequences, base)
 
 
-def _save(base: Base, job: Job, outcome: Outcome) -> None:
+def _save(base: Base, job: TrainingJob, outcome: TrainingOutcome) -> None:
     """Write the changed base as a base folder; it is another base now, under a fingerprint of its own."""
     provenance = provenance_of(base, job.plan, job.learner, job.data, outcome)
     with written_whole(job.plan.out, last=[CONFIG_NAME]) as staging:

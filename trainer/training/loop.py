@@ -16,7 +16,7 @@ from graft.hub.evaluation.metrics import Score
 from graft.hub.machine.compute_threads import ComputeThreads
 from graft.trainer.data.batches import passes
 from graft.trainer.data.packing import Pack
-from graft.trainer.data.sequences import Sequence
+from graft.trainer.data.sequences import TokenSequence
 from graft.trainer.forward.checkpointing import recomputing
 from graft.trainer.forward.cross_entropy import cross_entropy
 from graft.trainer.forward.passes import running
@@ -66,7 +66,7 @@ def train_step(base: Base, learners: list[Learner], run: RunConfig) -> None:
     step_on(base, learners, [learner.next_batch() for learner in learners], run)
 
 
-def step_on(base: Base, learners: list[Learner], owned: list[list[Sequence]], run: RunConfig) -> None:
+def step_on(base: Base, learners: list[Learner], owned: list[list[TokenSequence]], run: RunConfig) -> None:
     """One optimiser step of every learner on its own sequences `owned[i]`, in as few passes as `run` allows."""
     learned = [sum(sequence.learned for sequence in own) for own in owned]
     losses = torch.zeros(len(learners))
@@ -77,7 +77,7 @@ def step_on(base: Base, learners: list[Learner], owned: list[list[Sequence]], ru
 
 
 def _one_pass(
-    base: Base, learners: list[Learner], part: list[list[Sequence]], learned: list[int], losses: torch.Tensor
+    base: Base, learners: list[Learner], part: list[list[TokenSequence]], learned: list[int], losses: torch.Tensor
 ) -> None:
     """Add a pass's gradients to each adapter's own, and its losses to `losses`."""
     present = [i for i, own in enumerate(part) if own]

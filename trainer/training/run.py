@@ -25,11 +25,10 @@ from graft.hub.machine.output_folder import require_free
 from graft.trainer.artifact.card import model_card
 from graft.trainer.artifact.probe import Prober
 from graft.trainer.artifact.provenance import identity_of, provenance_of
-from graft.trainer.data.sequences import Sequence as Tokens
-from graft.trainer.data.sequences import sequences_of, without_overlap
+from graft.trainer.data.sequences import TokenSequence, sequences_of, without_overlap
 from graft.trainer.evaluation.scoring import check_scorable, score_examples
-from graft.trainer.learners.adapter import Trainee
-from graft.trainer.learners.job import Data, Job, Outcome
+from graft.trainer.learners.adapter import AdapterLearner
+from graft.trainer.learners.job import TrainingData, TrainingJob, TrainingOutcome
 from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import (
@@ -64,7 +63,7 @@ def train(
     resume: bool = False,
     overwrite: bool = True,
     say: Say = silent,
-) -> list[Outcome]:
+) -> list[TrainingOutcome]:
     """Train PEFT adapters on one frozen base in one batched pass a step, and write an artifact each.
 
     Interrupted by Ctrl-C (KeyboardInterrupt), it leaves a checkpoint beside each output folder, from which
@@ -78,7 +77,7 @@ def train(
     check_against_spec(plan, base.spec)
     prober = Prober(base)
 
-    def save(base: Base, job: Job, outcome: Outcome) -> None:
+    def save(base: Base, job: TrainingJob, outcome: TrainingOutcome) -> None:
         _save(base, job, outcome, prober)
 
     jobs = [prepare(base, adapter) for adapter in adapters]
@@ -87,14 +86,14 @@ def train(
 
 def run_jobs(
     base: Base,
-    jobs: list[Job],
+    jobs: list[TrainingJob],
     run: RunConfig,
     watchers: Sequence[Watcher],
     resume: bool,
-    save: Callable[[Base, Job, Outcome], None],
+    save: Callable[[Base, TrainingJob, TrainingOutcome], None],
     overwrite: bool = True,
     say: Say = silent,
-) -> list[Outcome]:
+) -> list[TrainingOutcome]:
     """Train prepared jobs, score them, and `save` each that is sound. `resume`: those that are not finished yet."""
     common = common_save([job.plan.out for job in jobs]) if resume else None
     finished = [_continued(base, job, common, overwrite, say) if resume else None for job in jobs]
@@ -106,12 +105,12 @@ def run_jobs(
 
 def _trained(
     base: Base,
-    jobs: list[Job],
+    jobs: list[TrainingJob],
     run: RunConfig,
     watchers: Sequence[Watcher],
-    save: Callable[[Base, Job, Outcome], None],
+    save: Callable[[Base, TrainingJob, TrainingOutcome], None],
     say: Say,
-) -> list[Outcome]:
+) -> list[TrainingOutcome]:
     """Train the jobs from where they stand, score and save them."""
     learners = [job.learner for job in jobs]
     by_learner = {id(job.learner): job for job in jobs}
@@ -119,7 +118,7 @@ def _trained(
     def evaluate(learner: Learner) -> Score | None:
         return _score(base, by_learner[id(learner)])
 
-    def save_states(of: Sequence[Job] = jobs) -> None:
+    def save_states(of: Sequence[TrainingJob] = jobs) -> None:
         this = uuid4().hex
         for job in of:
             save_checkpoint(job.learner, job.plan.out, _told(base, job), this)
@@ -135,7 +134,7 @@ def _trained(
             f"result stays the same), add --checkpoint-layers, or train fewer adapters at once."
         ) from None
     seconds, peak = time.monotonic() - started, peak_bytes(base.device)
-    outcomes: list[Outcome] = []
+    outcomes: list[TrainingOutcome] = []
     try:
         for job in jobs:
             outcomes.append(_finish(base, job, seconds, peak, watchers, save))
@@ -146,7 +145,7 @@ def _trained(
     return outcomes
 
 
-def _continued(base: Base, job: Job, save: str | None, overwrite: bool, say: Say) -> Outcome | None:
+def _continued(base: Base, job: TrainingJob, save: str | None, overwrite: bool, say: Say) -> TrainingOutcome | None:
     """Load the job's checkpoint, of `save` if it has one; the outcome of one that an earlier run has finished.
 
     Raises GraftError where neither is there, but something else that only `overwrite` may replace.
@@ -165,7 +164,7 @@ def _continued(base: Base, job: Job, save: str | None, overwrite: bool, say: Say
     return outcome
 
 
-def _finished(base: Base, job: Job) -> Outcome | None:
+def _finished(base: Base, job: TrainingJob) -> TrainingOutcome | None:
     """What became of a training that would be the same as this one, where its folder is whole; else None."""
     plan = job.plan
     try:
@@ -175,7 +174,7 @@ def _finished(base: Base, job: Job) -> Outcome | None:
         if not whole or any(found.get(key) != value for key, value in same.items()):
             return None
         score = found["metrics"].get("score")
-        return Outcome(
+        return TrainingOutcome(
             name=plan.label,
             method=plan.method,
             task=plan.task,
@@ -194,7 +193,7 @@ def _finished(base: Base, job: Job) -> Outcome | None:
         return None
 
 
-def _told(base: Base, job: Job) -> dict[str, str | None]:
+def _told(base: Base, job: TrainingJob) -> dict[str, str | None]:
     """What a checkpoint can only be continued with, beside method and recipe."""
     held_out = data_hash(job.data.held_out) if job.data.held_out else None
     return {
@@ -205,16 +204,16 @@ def _told(base: Base, job: Job) -> dict[str, str | None]:
     }
 
 
-def read_data(base: Base, plan: AdapterPlan) -> Data:
+def read_data(base: Base, plan: AdapterPlan) -> TrainingData:
     """Read a plan's files; prompts of the evaluation are never trained on. Raises GraftError or DataError."""
     if base.tokenizer is None:
         raise GraftError("This base has no tokenizer, so text can't become tokens.")
     held_out = load_examples(plan.eval_data) if plan.eval_data else []
     examples = without_overlap(load_examples(plan.data), held_out)
-    return Data(examples, held_out[: plan.recipe.eval_limit], metric_of(plan, held_out))
+    return TrainingData(examples, held_out[: plan.recipe.eval_limit], metric_of(plan, held_out))
 
 
-def read_sequences(base: Base, plan: AdapterPlan, room: int) -> tuple[Data, list[Tokens], int]:
+def read_sequences(base: Base, plan: AdapterPlan, room: int) -> tuple[TrainingData, list[TokenSequence], int]:
     """A plan's data, its training sequences, and the tokens of a text, where `room` positions are left for one.
 
     Raises GraftError or DataError for what can't be trained on or scored.
@@ -225,15 +224,17 @@ def read_sequences(base: Base, plan: AdapterPlan, room: int) -> tuple[Data, list
     return data, sequences_of(data.train, base.tokenizer, limit, room), limit
 
 
-def prepare(base: Base, plan: AdapterPlan) -> Job:
+def prepare(base: Base, plan: AdapterPlan) -> TrainingJob:
     """Read and check an adapter's data and make its initial parameters. Raises GraftError or DataError."""
     method = get_method(plan.method)
     config = method.from_options(plan.options, base.spec)
     data, sequences, limit = read_sequences(base, plan, room_of(plan, base.spec))
-    return Job(plan, Trainee(plan.label, method, config, plan.recipe, sequences, data.train, base), data, limit)
+    return TrainingJob(
+        plan, AdapterLearner(plan.label, method, config, plan.recipe, sequences, data.train, base), data, limit
+    )
 
 
-def _score(base: Base, job: Job) -> Score | None:
+def _score(base: Base, job: TrainingJob) -> Score | None:
     if job.data.metric is None:
         return None
     with torch.no_grad():
@@ -241,7 +242,7 @@ def _score(base: Base, job: Job) -> Score | None:
     return score_examples(base, forms, job.data.held_out, job.data.metric, job.limit).score
 
 
-def _finish(base: Base, job: Job, seconds: float, peak: int, watchers, save) -> Outcome:
+def _finish(base: Base, job: TrainingJob, seconds: float, peak: int, watchers, save) -> TrainingOutcome:
     """Score and save one; if it diverged or can't be saved it is reported, and leaves no artifact."""
     learner, plan, progress = job.learner, job.plan, job.learner.progress
     score, failure = None, progress.stopped if progress.diverged else None
@@ -250,7 +251,7 @@ def _finish(base: Base, job: Job, seconds: float, peak: int, watchers, save) -> 
         score = _score(base, job)
         for watcher in watchers if score else ():
             watcher.evaluated(learner, score)
-    outcome = Outcome(
+    outcome = TrainingOutcome(
         name=plan.label,
         method=plan.method,
         task=plan.task,
@@ -277,7 +278,7 @@ def _finish(base: Base, job: Job, seconds: float, peak: int, watchers, save) -> 
     return outcome
 
 
-def _kept(base: Base, job: Job) -> str:
+def _kept(base: Base, job: TrainingJob) -> str:
     """Keep the training of an artifact that the disk has no room for, and say so."""
     try:
         save_checkpoint(job.learner, job.plan.out, _told(base, job), uuid4().hex)
@@ -286,9 +287,9 @@ def _kept(base: Base, job: Job) -> str:
     return ". Its training is kept: make room and give the same command with --resume"
 
 
-def _save(base: Base, job: Job, outcome: Outcome, prober: Prober) -> None:
+def _save(base: Base, job: TrainingJob, outcome: TrainingOutcome, prober: Prober) -> None:
     """Write an adapter's folder."""
-    trainee, plan = cast(Trainee, job.learner), job.plan
+    trainee, plan = cast(AdapterLearner, job.learner), job.plan
     tensors = trainee.tensors()
     provenance = provenance_of(base, plan, trainee, job.data, outcome)
     provenance["parameters"] = sum(tensor.numel() for tensor in tensors.values())

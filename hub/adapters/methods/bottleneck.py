@@ -51,7 +51,7 @@ _LLM_ADAPTERS_READ = PEFT_COMMON | {
 
 
 @dataclass(frozen=True)
-class Place:
+class BottleneckSite:
     """One bottleneck of an adapter: the start of its tensors' names, what it reads and where it adds."""
 
     key: str
@@ -69,7 +69,7 @@ class Bottleneck(Method):
         """(read, added to) of a bottleneck on one linear."""
 
     @abstractmethod
-    def blocks(self, config: Any, spec: BaseSpec) -> Iterator[Place]:
+    def blocks(self, config: Any, spec: BaseSpec) -> Iterator[BottleneckSite]:
         """The places on blocks."""
 
     @abstractmethod
@@ -129,7 +129,7 @@ class Bottleneck(Method):
     def fold(self, config, tensors, base):
         return tuple(self.fold_one(config, tensors, place) for place in self._places(config, base.spec))
 
-    def fold_one(self, config, tensors, place: Place):
+    def fold_one(self, config, tensors, place: BottleneckSite):
         """The LowRank of one bottleneck."""
         from graft.hub.adapters.serving_forms import LowRank
 
@@ -145,13 +145,13 @@ class Bottleneck(Method):
             scale=config.scale,
         )
 
-    def _places(self, config: Any, spec: BaseSpec) -> Iterator[Place]:
+    def _places(self, config: Any, spec: BaseSpec) -> Iterator[BottleneckSite]:
         if config.placement != "linear":
             yield from self.blocks(config, spec)
             return
         for name in match_modules(self.name, config.targets, spec):
             reads, adds_to = self.linear_taps(spec, name)
-            yield Place(f"{PEFT_PREFIX}{name}.", (reads,), adds_to)
+            yield BottleneckSite(f"{PEFT_PREFIX}{name}.", (reads,), adds_to)
 
 
 def check_config(owner: str, config: Any, placements: tuple[str, ...], reads: tuple[str, ...]) -> None:
@@ -220,9 +220,9 @@ def bottleneck_size(owner: str, shapes: Mapping[str, Shape]) -> int:
     raise ArtifactError(f"This {owner} adapter holds no adapter_down weight: tensors are missing.")
 
 
-def block_place(spec: BaseSpec, layer: int, sublayer: str, reads: tuple[Tap, ...]) -> Place:
+def block_place(spec: BaseSpec, layer: int, sublayer: str, reads: tuple[Tap, ...]) -> BottleneckSite:
     """A bottleneck whose output joins what the sublayer adds to the stream."""
-    return Place(_block_key(spec, layer, sublayer), reads, added(spec, layer, sublayer))
+    return BottleneckSite(_block_key(spec, layer, sublayer), reads, added(spec, layer, sublayer))
 
 
 def _block_key(spec: BaseSpec, layer: int, sublayer: str) -> str:

@@ -11,7 +11,7 @@ from graft.hub.adapters.model_card import texts
 from graft.hub.registry import queries, search, users
 from graft.hub.registry.queries import FACTS, File, Repo, Revision
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.search import Entry
+from graft.hub.registry.search import SearchHit
 
 
 def infos(registry: Registry, found: Sequence[tuple[Repo, Revision | None]], *, sizes: bool = False) -> list[dict]:
@@ -71,7 +71,7 @@ def _info(
     return info | {"siblings": [_sibling(file, sizes) for file in files]}
 
 
-def listed(registry: Registry, entries: Sequence[Entry], full: bool) -> list[dict[str, Any]]:
+def listed(registry: Registry, entries: Sequence[SearchHit], full: bool) -> list[dict[str, Any]]:
     """Repos as `list_models` parses them; `full` as `model_info` does."""
     db = registry.db
     repos = queries.repos_named(db, [entry.name for entry in entries])
@@ -83,7 +83,7 @@ def listed(registry: Registry, entries: Sequence[Entry], full: bool) -> list[dic
     return [_listed(repo, entry, labels.get(repo.id, [])) for repo, entry in there]
 
 
-def _listed(repo: Repo, entry: Entry, labels: Sequence[str]) -> dict[str, Any]:
+def _listed(repo: Repo, entry: SearchHit, labels: Sequence[str]) -> dict[str, Any]:
     return {
         "_id": str(repo.id),
         "id": entry.name,

@@ -19,7 +19,7 @@ from graft.server.cache.step import BLOCK_ROWS, TRASH_BLOCK, Batch, Run
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.cpu import weights
 from graft.server.runners.cpu.build import load
-from graft.server.runners.cpu.taps import Place, count, places
+from graft.server.runners.cpu.taps import TapPlace, count, places
 from graft.server.runners.eager.runner import EagerRunner
 from graft.server.runners.protocol import FastPathError
 
@@ -164,7 +164,7 @@ def _scaled(value: Tensor, scale: float) -> Tensor:
     return value if scale == 1.0 else value * scale  # the loader has multiplied it in already
 
 
-def _fits(form: Form, known: dict[Any, Place]) -> bool:
+def _fits(form: Form, known: dict[Any, TapPlace]) -> bool:
     """Whether the kernels pass all taps of a form in the order it needs."""
     if isinstance(form, Vector):
         return form.tap in known and known[form.tap].changeable

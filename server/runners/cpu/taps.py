@@ -14,7 +14,7 @@ HEAD_TAPS = 3
 
 
 @dataclass(frozen=True)
-class Place:
+class TapPlace:
     """Where a tap lies. Layer `layers` is what follows the last layer: final norm and output projection."""
 
     layer: int
@@ -31,14 +31,14 @@ def count(spec: BaseSpec) -> int:
     return spec.num_layers * LAYER_TAPS + HEAD_TAPS
 
 
-def places(spec: BaseSpec) -> dict[Tap, Place]:
+def places(spec: BaseSpec) -> dict[Tap, TapPlace]:
     """Every tap the kernels pass, by its name in the base."""
-    found: dict[Tap, Place] = {}
+    found: dict[Tap, TapPlace] = {}
     for layer in range(spec.num_layers):
         for (part, side), (index, changeable) in _layer(spec).items():
-            found[Tap(spec.module(layer, part), side)] = Place(layer, index, changeable)
+            found[Tap(spec.module(layer, part), side)] = TapPlace(layer, index, changeable)
     head = [(spec.parts.final_norm, "out"), (spec.parts.lm_head, "in"), (spec.parts.lm_head, "out")]
-    found |= {Tap(module, side): Place(spec.num_layers, i, True) for i, (module, side) in enumerate(head)}
+    found |= {Tap(module, side): TapPlace(spec.num_layers, i, True) for i, (module, side) in enumerate(head)}
     return found
 
 

@@ -25,7 +25,7 @@ _ABSENT = -1  # an offset that leads nowhere
 
 
 @dataclass(frozen=True)
-class Place:
+class DetourSite:
     """Where detours of one kind sit. A Vector reads nothing; `turn` counts one adapter's detours with the same taps."""
 
     tap: Tap  # what is changed
@@ -33,15 +33,15 @@ class Place:
     turn: int = 0
 
 
-Shape = frozenset[tuple[Place, int]]  # where an adapter has detours, and of how many ranks (0: a Vector)
+DetourShape = frozenset[tuple[DetourSite, int]]  # where an adapter has detours, and of how many ranks (0: a Vector)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PackedAdapter:
     """An adapter on the device. `records` [places, FIELDS] are its rows of the table, in the order of `places`."""
 
     memory: Tensor
-    places: tuple[Place, ...]
+    places: tuple[DetourSite, ...]
     records: np.ndarray
     arrived: torch.cuda.Event | None  # None: it is there already
 
@@ -50,32 +50,32 @@ class Prepared:
         return self.memory.nbytes
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> DetourShape:
         return frozenset(zip(self.places, self.records[:, _RANKS].tolist(), strict=True))
 
 
 @dataclass(frozen=True)
-class Resident:
+class TableEntry:
     """A prepared adapter and its slot; 0, the bare base's, where it has no detours."""
 
     memory: Tensor
-    shape: Shape
+    shape: DetourShape
     slot: int
 
 
-class Bank:
+class AdapterTable:
     """The resident adapters. `prepare` may be called by any thread, the rest by the one that runs the base."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self._dtype, self._device = dtype, device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._numbers: dict[Place, int] = {}
-        self._residents: dict[str, Resident] = {}
+        self._numbers: dict[DetourSite, int] = {}
+        self._residents: dict[str, TableEntry] = {}
         self._free: list[int] = []
         self._rows = np.zeros((0, 0, FIELDS), np.int64)
         self._grow(_SLOTS, _PLACES)
 
-    def prepare(self, forms: Sequence[Form]) -> Prepared:
+    def prepare(self, forms: Sequence[Form]) -> PackedAdapter:
         """Detours (LowRank, Vector) brought to the device; on a GPU they may arrive after this has returned."""
         staging, places, records = _packed(forms, self._dtype, self._device)
         if self._copies is None:
@@ -86,9 +86,9 @@ class Bank:
                 arrived = self._copies.record_event()
         addresses = records[:, :_ADDRESSES]
         addresses[:] = np.where(addresses == _ABSENT, 0, addresses + memory.data_ptr())
-        return Prepared(memory, places, records, arrived)
+        return PackedAdapter(memory, places, records, arrived)
 
-    def add(self, digest: str, prepared: Prepared) -> None:
+    def add(self, digest: str, prepared: PackedAdapter) -> None:
         """Give an adapter a slot. The stream of the steps waits for its matrices, nobody else does."""
         if prepared.arrived is not None:
             stream = torch.cuda.current_stream(self._device)
@@ -96,7 +96,7 @@ class Bank:
             prepared.memory.record_stream(stream)  # freed memory is not given away before the last step has read it
         alike = (resident.shape for resident in self._residents.values() if resident.shape == prepared.shape)
         shape = next(alike, prepared.shape)  # one object for all that are equal, so that comparing them is quick
-        self._residents[digest] = Resident(prepared.memory, shape, self._placed(prepared) if shape else 0)
+        self._residents[digest] = TableEntry(prepared.memory, shape, self._placed(prepared) if shape else 0)
 
     def remove(self, digest: str) -> None:
         """Forget an adapter. No step names its slot until another adapter has it."""
@@ -107,16 +107,16 @@ class Bank:
     def slot(self, digest: str) -> int:
         return self._residents[digest].slot
 
-    def shapes(self, digests: Sequence[str] | None = None) -> frozenset[Shape]:
+    def shapes(self, digests: Sequence[str] | None = None) -> frozenset[DetourShape]:
         """The shapes of some adapters, or of all."""
         wanted = self._residents.values() if digests is None else [self._residents[digest] for digest in digests]
         return frozenset(resident.shape for resident in wanted if resident.shape)
 
-    def number(self, place: Place) -> int:
+    def number(self, place: DetourSite) -> int:
         """The place's column in the table."""
         return self._numbers[place]
 
-    def _placed(self, prepared: Prepared) -> int:
+    def _placed(self, prepared: PackedAdapter) -> int:
         for place in prepared.places:
             self._numbers.setdefault(place, len(self._numbers))
         slots, places, _ = self._rows.shape
@@ -143,14 +143,14 @@ class Bank:
 
 def _packed(
     forms: Sequence[Form], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, tuple[Place, ...], np.ndarray]:
+) -> tuple[Tensor, tuple[DetourSite, ...], np.ndarray]:
     """All tensors one after another in (pinned) host memory, the places, and their records with offsets for addresses."""
     step = ALIGNMENT // dtype.itemsize  # a tensor begins at a multiple of so many numbers
     turns: Counter[tuple] = Counter()
     places, records, tensors, end = [], [], [], 0
     for form in forms:
         tap, reads, parts, numbers = _described(form)
-        places.append(Place(tap, reads, turns[tap, reads]))
+        places.append(DetourSite(tap, reads, turns[tap, reads]))
         turns[tap, reads] += 1
         offsets = []
         for part in parts:

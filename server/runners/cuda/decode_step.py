@@ -16,11 +16,11 @@ from torch import Tensor
 from graft.hub.base.model import Base
 from graft.server.cache.step import BLOCK_ROWS, TRASH_BLOCK, Batch
 from graft.server.cache.tensors import KVCache
-from graft.server.runners.cuda.adapter_table import Bank
+from graft.server.runners.cuda.adapter_table import AdapterTable
 from graft.server.runners.cuda.detours import GroupedStep
 from graft.server.runners.cuda.kernels.attention import attend_rows
 from graft.server.runners.cuda.kernels.detours import FEW_ROWS, Tiles, cut
-from graft.server.runners.cuda.launches import Layout, Layouts
+from graft.server.runners.cuda.launches import LaunchPlan, Layouts
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # rows that a step is padded to
 
@@ -63,7 +63,7 @@ class Inputs:
 class StaticStep:
     """One size of step, and its forward. `layout`: None where no adapter has a detour."""
 
-    def __init__(self, base: Base, cache: KVCache, layout: Layout | None, rows: int):
+    def __init__(self, base: Base, cache: KVCache, layout: LaunchPlan | None, rows: int):
         self.inputs = Inputs(rows, -(-base.spec.max_positions // BLOCK_ROWS), base.device)
         self._base, self._cache, self._layout = base, cache, layout
 
@@ -89,9 +89,9 @@ class StaticStep:
 class Decoder:
     """Static steps of every size that has come up, recorded."""
 
-    def __init__(self, base: Base, cache: KVCache, bank: Bank, layouts: Layouts, record: Record):
+    def __init__(self, base: Base, cache: KVCache, bank: AdapterTable, layouts: Layouts, record: Record):
         self._base, self._cache, self._bank, self._layouts, self._record = base, cache, bank, layouts, record
-        self._steps: dict[tuple[int, Layout | None], tuple[StaticStep, Callable[[], Tensor]]] = {}
+        self._steps: dict[tuple[int, LaunchPlan | None], tuple[StaticStep, Callable[[], Tensor]]] = {}
 
     def takes(self, batch: Batch) -> bool:
         """Whether a step can be carried out here: one row and one row of logits a sequence."""
@@ -112,7 +112,7 @@ class Decoder:
         step.inputs.fill(batch, slots)
         return replay()[: len(batch.runs)].clone()  # the next replay writes to the same memory
 
-    def _keep(self, step: StaticStep, replay: Callable[[], Tensor], rows: int, layout: Layout | None) -> None:
+    def _keep(self, step: StaticStep, replay: Callable[[], Tensor], rows: int, layout: LaunchPlan | None) -> None:
         if layout is not None:  # those of an earlier layout won't be asked for again
             self._steps = {key: kept for key, kept in self._steps.items() if key[1] in (None, layout)}
         self._steps[rows, layout] = step, replay

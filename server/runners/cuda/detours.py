@@ -7,7 +7,7 @@ from torch import Tensor
 
 from graft.hub.base.hook_points import Tap
 from graft.server.runners.cuda.kernels.detours import Tiles, add_low_rank, add_vector, low_rank_sums
-from graft.server.runners.cuda.launches import Layout, Shrink, Site
+from graft.server.runners.cuda.launches import LaunchPlan, Shrink, Site
 
 _NOTHING = Site()
 
@@ -15,7 +15,7 @@ _NOTHING = Site()
 class GroupedStep:
     """A Visitor (hub/base/hooks.py) for one forward. `head_tiles`: of the rows that reach the output projection `lm_head`."""
 
-    def __init__(self, layout: Layout, tiles: Tiles, head_tiles: Tiles, lm_head: str):
+    def __init__(self, layout: LaunchPlan, tiles: Tiles, head_tiles: Tiles, lm_head: str):
         self._layout = layout
         self._tiles = {False: tiles, True: head_tiles}
         self._lm_head = lm_head

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from graft.hub.base.hook_points import Tap
 from graft.hub.base.manifest import BaseSpec
-from graft.server.runners.cuda.adapter_table import Bank, Place, Shape
+from graft.server.runners.cuda.adapter_table import AdapterTable, DetourShape, DetourSite
 from graft.server.runners.cuda.kernels.detours import COLUMNS
 
 _KEPT = 16  # exact layouts
@@ -48,19 +48,19 @@ class Site:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class LaunchPlan:
     """`table`: the bank's, which the numbers of places belong to. `kept`: taps whose values are read later."""
 
     table: Tensor
     sites: Mapping[Tap, Site]
     kept: frozenset[Tap]
-    widths: Mapping[Place, int]  # columns of a place, 0 for a Vector's
+    widths: Mapping[DetourSite, int]  # columns of a place, 0 for a Vector's
 
     @property
     def taps(self) -> frozenset[Tap]:
         return self.kept | self.sites.keys()
 
-    def has_room(self, shapes: Iterable[Shape]) -> bool:
+    def has_room(self, shapes: Iterable[DetourShape]) -> bool:
         """Whether adapters of these shapes can take part."""
         return all(_columns(ranks) <= self.widths.get(place, -1) for shape in shapes for place, ranks in shape)
 
@@ -68,13 +68,13 @@ class Layout:
 class Layouts:
     """The layouts of a bank's adapters, kept while they are of use."""
 
-    def __init__(self, bank: Bank, spec: BaseSpec):
+    def __init__(self, bank: AdapterTable, spec: BaseSpec):
         self._bank, self._spec = bank, spec
-        self._exact: OrderedDict[frozenset[Shape], Layout] = OrderedDict()
-        self._roomy: Layout | None = None
-        self._fitting: frozenset[Shape] = frozenset()  # shapes known to fit into it
+        self._exact: OrderedDict[frozenset[DetourShape], LaunchPlan] = OrderedDict()
+        self._roomy: LaunchPlan | None = None
+        self._fitting: frozenset[DetourShape] = frozenset()  # shapes known to fit into it
 
-    def exact(self, digests: Sequence[str]) -> Layout | None:
+    def exact(self, digests: Sequence[str]) -> LaunchPlan | None:
         """With room for these adapters and no more: for a step that is launched piece by piece. None: no detours."""
         shapes = self._bank.shapes(digests)
         if not shapes:
@@ -87,7 +87,7 @@ class Layouts:
             self._exact.popitem(last=False)
         return layout
 
-    def roomy(self, digests: Sequence[str]) -> Layout | None:
+    def roomy(self, digests: Sequence[str]) -> LaunchPlan | None:
         """With room for these adapters: the same as before if it has, else one for all residents. None: no detours."""
         shapes = self._bank.shapes(digests)
         if not shapes:
@@ -105,14 +105,14 @@ class Layouts:
         return self._roomy
 
 
-def make_layout(bank: Bank, shapes: Iterable[Shape], spec: BaseSpec) -> Layout:
+def make_layout(bank: AdapterTable, shapes: Iterable[DetourShape], spec: BaseSpec) -> LaunchPlan:
     """The layout with room for adapters of all these shapes, and no more."""
-    widths: dict[Place, int] = {}
+    widths: dict[DetourSite, int] = {}
     for shape in shapes:
         for place, ranks in shape:
             widths[place] = max(widths.get(place, 0), _columns(ranks))
     sources = _sources(spec, {place.tap for place in widths})
-    groups: dict[tuple, list[Place]] = {}
+    groups: dict[tuple, list[DetourSite]] = {}
     for place in sorted(widths, key=bank.number):
         if place.reads:
             groups.setdefault(_read(place, sources), []).append(place)
@@ -126,10 +126,12 @@ def make_layout(bank: Bank, shapes: Iterable[Shape], spec: BaseSpec) -> Layout:
         for tap in vectors.keys() | expands.keys()
     }
     kept = {tap for (_, reads), places in groups.items() for tap in reads if any(tap != place.tap for place in places)}
-    return Layout(bank.table, sites, frozenset(kept), widths)
+    return LaunchPlan(bank.table, sites, frozenset(kept), widths)
 
 
-def _expands(bank: Bank, groups: Mapping[tuple, list[Place]], widths: Mapping[Place, int]) -> dict[Tap, list[Expand]]:
+def _expands(
+    bank: AdapterTable, groups: Mapping[tuple, list[DetourSite]], widths: Mapping[DetourSite, int]
+) -> dict[Tap, list[Expand]]:
     """The expands by tap. groups: what is read -> the places that do, which share a shrink."""
     columns = [
         (bank.number(place), i * COLUMNS)
@@ -155,7 +157,7 @@ def _columns(ranks: int) -> int:
     return -(-ranks // COLUMNS)
 
 
-def _read(place: Place, sources: Mapping[Tap, Tap]) -> tuple[Tap | None, tuple[Tap, ...]]:
+def _read(place: DetourSite, sources: Mapping[Tap, Tap]) -> tuple[Tap | None, tuple[Tap, ...]]:
     """What a place's shrink reads, after the tap where it is not yet what later taps read: its own."""
     return place.tap if place.tap in place.reads else None, tuple(sources.get(tap, tap) for tap in place.reads)
 

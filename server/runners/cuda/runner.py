@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.serving_forms import Form, LowRank, Vector
 from graft.hub.base.hook_points import Tap
 from graft.hub.base.model import Base
 from graft.server.cache.step import TRASH_BLOCK, Batch, Run
 from graft.server.cache.tensors import KVCache
-from graft.server.runners.cuda.adapter_table import Bank, Prepared
+from graft.server.runners.cuda.adapter_table import AdapterTable, PackedAdapter
 from graft.server.runners.cuda.decode_step import Decoder, Record
 from graft.server.runners.cuda.detours import GroupedStep
 from graft.server.runners.cuda.graphs import GraphError, Graphs, called, relative_error
@@ -46,7 +46,7 @@ class GroupedRunner:
     def __init__(self, base: Base, cache: KVCache, record: Record | None):
         self.cache = cache
         self._base = base
-        self._bank = Bank(base.dtype, base.device)
+        self._bank = AdapterTable(base.dtype, base.device)
         self._layouts = Layouts(self._bank, base.spec)
         self._decoder = Decoder(base, cache, self._bank, self._layouts, record) if record else None
 
@@ -55,10 +55,10 @@ class GroupedRunner:
         """Whether steps that only decode are static ones; no longer once one could not be recorded."""
         return self._decoder is not None
 
-    def prepare(self, forms: Sequence[Form]) -> Prepared:
+    def prepare(self, forms: Sequence[Form]) -> PackedAdapter:
         return self._bank.prepare(forms)
 
-    def add(self, digest: str, prepared: Prepared) -> None:
+    def add(self, digest: str, prepared: PackedAdapter) -> None:
         self._bank.add(digest, prepared)
 
     def remove(self, digest: str) -> None:
@@ -192,14 +192,14 @@ def disagreement(base: Base) -> float:
         ]
 
     adapters = [forms(8, "none"), [], forms(40, "gelu_new")]
-    bank = Bank(base.dtype, base.device)
+    bank = AdapterTable(base.dtype, base.device)
     names = [str(i) for i in range(len(adapters))]
     for name, adapter in zip(names, adapters, strict=True):
         bank.add(name, bank.prepare(adapter))
     layout = Layouts(bank, base.spec).exact(names)
     stack = Stack(adapters, base.dtype, base.device)
     errors = []
-    for whose in (Rows(3, (1, 2, 5)), Rows(3, (1, 2, 100))):
+    for whose in (RowOwners(3, (1, 2, 5)), RowOwners(3, (1, 2, 100))):
         rows, x = (random(whose.total, width).to(base.device, base.dtype) for _ in range(2))
         slots = (0, *(bank.slot(name) for name in names))
         tiles = make_tiles([*zip((whose.bare, *whose.lengths), slots, strict=True)], base.device)

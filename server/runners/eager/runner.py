@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.serving_forms import Form, at, form_bytes
 from graft.hub.base.model import Base
 from graft.server.cache.step import Batch
@@ -69,7 +69,7 @@ class EagerRunner:
             return None
         place = {digest: i for i, digest in enumerate(batch.adapters, start=1)}
         rows, logits = (
-            Rows(lengths[0], tuple(lengths[place[digest]] if digest in place else 0 for digest in active))
+            RowOwners(lengths[0], tuple(lengths[place[digest]] if digest in place else 0 for digest in active))
             for lengths in (batch.lengths, batch.logit_lengths)
         )
         return Step(stack, rows, lm_head=self._base.spec.parts.lm_head, logit_rows=logits)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from graft.hub.adapters.probe import (
-    Asked,
     Gaps,
     OldProbe,
-    Outcome,
     Probe,
+    ProbeQuestion,
     ProbeText,
+    ProofOutcome,
     gaps,
     judge,
     judge_old,
@@ -22,7 +22,7 @@ from graft.hub.adapters.probe import read_probe as read
 from graft.hub.errors import ArtifactError
 
 BASE, ADAPTER = (((-1.0, -2.0),),), (((-1.5, -2.5),),)  # an effect of size 0.707
-TEXT = ProbeText("a text", Asked((1, 2, 3), ((4, 5),)), BASE[0], ADAPTER[0])
+TEXT = ProbeText("a text", ProbeQuestion((1, 2, 3), ((4, 5),)), BASE[0], ADAPTER[0])
 PROBE = Probe("c0ffee", "bfloat16", (TEXT,), Gaps(1e-6, 1e-5), Gaps(0.01, 0.02))
 OLD = {"dtype": "float32", "sequences": [{"tokens": [1, 2], "top_tokens": [3, 4], "top_logprobs": [-0.5, -1.5]}]}
 
@@ -39,7 +39,7 @@ def moved(table, by):
 
 def test_there_and_back():
     assert read(json.loads(json.dumps(PROBE.to_json())), 10) == PROBE
-    old = OldProbe("float32", (Asked((1, 2), ((3, 4),)),), (((-0.5, -1.5),),))
+    old = OldProbe("float32", (ProbeQuestion((1, 2), ((3, 4),)),), (((-0.5, -1.5),),))
     assert read(OLD, 10) == old
 
 
@@ -80,16 +80,16 @@ def test_nonsense_is_refused(raw):
 @pytest.mark.parametrize(
     "base, adapter, content, outcome, says",
     [
-        (0, 0, "c0ffee", Outcome.PROVEN, ""),
-        (1e-6, 1e-5, "c0ffee", Outcome.PROVEN, ""),
-        (1e-6, 1e-4, "c0ffee", Outcome.REFUSED, "its weights or config"),
-        (1e-6, 1e-4, "other", Outcome.ROUNDED, "another copy"),
-        (1e-2, 0.06, "c0ffee", Outcome.REFUSED, "the bare base answers"),
-        (1e-2, 0.06, "other", Outcome.ROUNDED, "another copy"),
-        (1e-2, 0.3, "other", Outcome.REFUSED, "its weights or config"),
-        (1.0, 1.0, "other", Outcome.REFUSED, "the bare base answers"),
-        (0, math.nan, "c0ffee", Outcome.REFUSED, "not finite"),
-        (math.inf, 0, "c0ffee", Outcome.REFUSED, "not finite"),
+        (0, 0, "c0ffee", ProofOutcome.PROVEN, ""),
+        (1e-6, 1e-5, "c0ffee", ProofOutcome.PROVEN, ""),
+        (1e-6, 1e-4, "c0ffee", ProofOutcome.REFUSED, "its weights or config"),
+        (1e-6, 1e-4, "other", ProofOutcome.ROUNDED, "another copy"),
+        (1e-2, 0.06, "c0ffee", ProofOutcome.REFUSED, "the bare base answers"),
+        (1e-2, 0.06, "other", ProofOutcome.ROUNDED, "another copy"),
+        (1e-2, 0.3, "other", ProofOutcome.REFUSED, "its weights or config"),
+        (1.0, 1.0, "other", ProofOutcome.REFUSED, "the bare base answers"),
+        (0, math.nan, "c0ffee", ProofOutcome.REFUSED, "not finite"),
+        (math.inf, 0, "c0ffee", ProofOutcome.REFUSED, "not finite"),
     ],
 )
 def test_what_is_equal_follows_from_the_measured_noise(base, adapter, content, outcome, says):
@@ -103,25 +103,25 @@ def test_a_verdict_tells_its_size_in_noises():
 
 
 def test_where_noise_is_as_large_as_the_effect_nothing_is_proven():
-    assert judge(replace(PROBE, noise=Gaps(1e-6, 0.2)), BASE, BASE, "c0ffee").outcome is Outcome.UNPROVEN
+    assert judge(replace(PROBE, noise=Gaps(1e-6, 0.2)), BASE, BASE, "c0ffee").outcome is ProofOutcome.UNPROVEN
 
 
 def test_the_serving_path_shows_a_direction_or_nothing():
     def outcome(base, adapter):
         return judge_serving(PROBE, moved(BASE, base), moved(ADAPTER, adapter)).outcome
 
-    assert outcome(0, 0) is outcome(0.01, 0.3) is Outcome.PROVEN
-    assert outcome(0, 0.5) is outcome(0, 0.7) is outcome(0, math.nan) is Outcome.REFUSED  # no effect; another way
-    assert outcome(0.2, 0.9) is Outcome.UNPROVEN  # the bare base is that far off itself
+    assert outcome(0, 0) is outcome(0.01, 0.3) is ProofOutcome.PROVEN
+    assert outcome(0, 0.5) is outcome(0, 0.7) is outcome(0, math.nan) is ProofOutcome.REFUSED  # no effect; another way
+    assert outcome(0.2, 0.9) is ProofOutcome.UNPROVEN  # the bare base is that far off itself
     endless = (((-math.inf, math.inf),),)
-    assert judge_serving(PROBE, endless, ADAPTER).outcome is Outcome.UNPROVEN
+    assert judge_serving(PROBE, endless, ADAPTER).outcome is ProofOutcome.UNPROVEN
 
 
 def test_an_old_probe_only_tells():
     old = read(OLD, 10)
-    assert judge_old(old, [((-0.5, -0.5),)]).outcome is Outcome.UNPROVEN
+    assert judge_old(old, [((-0.5, -0.5),)]).outcome is ProofOutcome.UNPROVEN
     assert "by 1" in judge_old(old, [((-0.5, -0.5),)]).why
-    assert judge_old(old, [((-0.5, math.nan),)]).outcome is Outcome.REFUSED
+    assert judge_old(old, [((-0.5, math.nan),)]).outcome is ProofOutcome.REFUSED
 
 
 def test_gaps_are_of_the_base_and_of_the_effect():

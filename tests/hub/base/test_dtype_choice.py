@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graft.hub.base import dtype_choice
-from graft.hub.base.dtype_choice import Outcome, Work, chosen_dtype
+from graft.hub.base.dtype_choice import DtypeOutcome, TimedWork, chosen_dtype
 from graft.hub.base.model import default_dtype
 from graft.hub.machine.cpu_load import QUIET_CORES, Cores
 from graft.server.benchmark.dtype_speed import evaluating, serving
@@ -54,7 +54,7 @@ class Machine:
 
             yield {"a step": run}
 
-        self.work = Work("training", (1,), cases)
+        self.work = TimedWork("training", (1,), cases)
 
     def choose(self, folder, device="cpu"):
         said = []
@@ -70,7 +70,7 @@ def test_the_default_is_left_for_a_gain_of_15_percent(stored_in, tmp_path, monke
     )
     again, said = machine.choose(stored_in["bfloat16"])
     assert again == dtype and said == [line] and machine.opened == ["bfloat16", "float32"], "once a machine"
-    machine.work = Work("training", (2,), machine.work.cases)
+    machine.work = TimedWork("training", (2,), machine.work.cases)
     machine.choose(stored_in["bfloat16"])
     assert len(machine.opened) == 4, "another work, another measurement"
 
@@ -104,7 +104,7 @@ def test_a_cache_that_is_no_outcome_is_measured_anew(stored_in, tmp_path, monkey
 
 
 def test_cases_are_weighed_by_their_geometric_mean():
-    outcome = Outcome("bfloat16", "float32", {"1 row": 0.5, "64 rows": 2.0})
+    outcome = DtypeOutcome("bfloat16", "float32", {"1 row": 0.5, "64 rows": 2.0})
     assert outcome.gain == pytest.approx(1.0) and outcome.dtype == "bfloat16"
     assert "(1 row 0.50, 64 rows 2.00), and it takes 1.15 to leave the default" in outcome.told("serving")
 
@@ -123,6 +123,6 @@ def test_the_real_kernels_are_timed_on_the_first_layers(stored_in, monkeypatch, 
         with work.cases(base) as cases:
             yield cases
 
-    chosen = chosen_dtype(str(stored_in["bfloat16"]), "cpu", Work(work.name, work.sizes, watched), said.append)
+    chosen = chosen_dtype(str(stored_in["bfloat16"]), "cpu", TimedWork(work.name, work.sizes, watched), said.append)
     assert sorted(seen, key=str) == [(torch.bfloat16, 1), (torch.float32, 1)]
     assert chosen in ("bfloat16", "float32") and said[0].startswith(f"{chosen} for {work.name}: measured here")

@@ -4,14 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graft.hub.adapters.probe import Asked
+from graft.hub.adapters.probe import ProbeQuestion
 from graft.hub.adapters.probe_replay import answers, most_likely, replayed
 from graft.hub.base.model import load_base
 from graft.hub.base.stored_weights import Arithmetic, stored_base, stored_weights
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.server.conftest import KINDS, random_tensors
 
-QUESTIONS = (Asked(tuple(range(5, 25)), ((3, 4), (5, 6), (7, 8))), Asked((9, 8, 7), ((1, 2),)))
+QUESTIONS = (ProbeQuestion(tuple(range(5, 25)), ((3, 4), (5, 6), (7, 8))), ProbeQuestion((9, 8, 7), ((1, 2),)))
 
 
 def written(folder, family, dtype=torch.float32, seed=0, **how):

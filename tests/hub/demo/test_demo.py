@@ -15,8 +15,8 @@ from graft.hub.cli.main import main
 from graft.hub.demo import stages
 from graft.hub.demo.lock import alone
 from graft.hub.demo.notebook import Notebook
-from graft.hub.demo.pace import Pace, Work, spoken
-from graft.hub.demo.running import Runner, _wait, hear_termination
+from graft.hub.demo.pace import Pace, StageWork, spoken
+from graft.hub.demo.running import CommandRunner, _wait, hear_termination
 from graft.hub.demo.servers import ports
 from graft.hub.demo.story import SHORT, WHOLE
 from graft.hub.demo.teller import Teller
@@ -66,7 +66,7 @@ def test_the_folder_remembers_its_settings_and_who_was_refused(tmp_path):
 
 def test_a_folder_is_one_run_s_until_all_that_it_started_has_ended(tmp_path):
     with alone(tmp_path) as lock:
-        runner = Runner(Console(file=io.StringIO()), tmp_path / "log", lock)
+        runner = CommandRunner(Console(file=io.StringIO()), tmp_path / "log", lock)
         left = runner.start(("hub", "serve", "--registry", str(tmp_path / "new.db"), "--port", "0"), None, None)
         with pytest.raises(GraftError, match="Another run works in"), alone(tmp_path):
             pass
@@ -82,7 +82,7 @@ def test_a_folder_is_one_run_s_until_all_that_it_started_has_ended(tmp_path):
 
 def test_time_left_is_told_only_when_it_was_measured():
     out = Console(file=io.StringIO(), width=200)
-    teller = Teller(out, {"train": Work(trained=900, heavy=1), "evaluate": Work(read=600, heavy=1)})
+    teller = Teller(out, {"train": StageWork(trained=900, heavy=1), "evaluate": StageWork(read=600, heavy=1)})
     with teller.stage("train", "Training"):
         teller.pace = Pace().learned(letters_per_s=10, heavy_s=5, light_s=1)
     with teller.stage("evaluate", "Evaluating"):
@@ -110,7 +110,7 @@ def test_a_log_hears_once_a_minute_how_long_training_takes(monkeypatch):
 
 def test_what_saving_took_is_no_part_of_a_start(tmp_path):
     notes, console = Notebook(tmp_path, SETTINGS), Console(file=io.StringIO())
-    demo = stages.Demo(SHORT, notes, Runner(console, tmp_path / "log"), Teller(console, {}), 0, None)
+    demo = stages.Demo(SHORT, notes, CommandRunner(console, tmp_path / "log"), Teller(console, {}), 0, None)
     notes.data("news-topic", "train").parent.mkdir()
     notes.data("news-topic", "train").write_text("x" * 600)
     for number, entry in enumerate(SHORT.entries):
@@ -126,7 +126,7 @@ def test_what_saving_took_is_no_part_of_a_start(tmp_path):
 def test_the_plan_is_one_that_graft_train_takes(story, tmp_path, monkeypatch):
     notes = Notebook(tmp_path, SETTINGS)
     console = Console(file=io.StringIO())
-    demo = stages.Demo(story, notes, Runner(console, tmp_path / "log"), Teller(console, {}), 7, "float32")
+    demo = stages.Demo(story, notes, CommandRunner(console, tmp_path / "log"), Teller(console, {}), 7, "float32")
     base = tmp_path / "base"
     base.mkdir()
     monkeypatch.setattr(stages.Demo, "base", property(lambda self: str(base)))
@@ -140,7 +140,7 @@ def test_the_plan_is_one_that_graft_train_takes(story, tmp_path, monkeypatch):
 
 
 def test_a_command_that_fails_gives_its_own_reason(tmp_path):
-    runner = Runner(Console(file=io.StringIO()), tmp_path / "log")
+    runner = CommandRunner(Console(file=io.StringIO()), tmp_path / "log")
     done = runner.try_("search", "--registry", str(tmp_path / "none.db"))
     assert done.code == 1 and done.reason.startswith("There is no registry") and done.answer is None
     with pytest.raises(GraftError, match="`graft search` failed: There is no registry"):

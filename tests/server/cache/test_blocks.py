@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft.server.cache.blocks import Blocks, chain_hash, root_hash
+from graft.server.cache.blocks import BlockPool, chain_hash, root_hash
 from graft.server.cache.step import BLOCK_ROWS
 
 OWNERS = (None, "a" * 64, "b" * 64)
@@ -29,7 +29,7 @@ steps = st.lists(st.tuples(st.sampled_from(OWNERS), texts, st.integers(0, 3)), m
 @given(steps)
 def test_a_found_block_holds_what_its_owner_computed_after_the_same_tokens(script):
     """A model beside it: what each block was filled with, by whom. Blocks found must hold exactly that."""
-    blocks, content, held = Blocks(9), {}, []
+    blocks, content, held = BlockPool(9), {}, []
     for owner, tokens, release in script:
         for _ in range(min(release, len(held))):
             blocks.release(held.pop(0))
@@ -55,7 +55,7 @@ def test_a_found_block_holds_what_its_owner_computed_after_the_same_tokens(scrip
 
 
 def test_a_prefix_outlives_what_follows_it():
-    blocks = Blocks(4)
+    blocks = BlockPool(4)
     keys = hashes(None, [1] * 3 * BLOCK_ROWS)
     table = blocks.take(3)
     for block, key in zip(table, keys, strict=True):
@@ -66,7 +66,7 @@ def test_a_prefix_outlives_what_follows_it():
 
 
 def test_withdrawn_blocks_are_not_found():
-    blocks = Blocks(4)
+    blocks = BlockPool(4)
     keys = hashes(None, [1] * BLOCK_ROWS)
     table = blocks.take(1)
     blocks.publish(table[0], keys[0])
@@ -77,7 +77,7 @@ def test_withdrawn_blocks_are_not_found():
 
 
 def test_misuse_is_told():
-    blocks = Blocks(3)
+    blocks = BlockPool(3)
     with pytest.raises(MemoryError):
         blocks.take(3)
     table = blocks.take(1)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from graft.hub.adapters.artifact import load_artifact
-from graft.hub.adapters.probe import Outcome
+from graft.hub.adapters.probe import ProofOutcome
 from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.base.model import load_base
 from graft.hub.errors import ArtifactError
@@ -58,7 +58,7 @@ def verdict(base, folder):
 def test_every_kind_is_proven_in_either_dtype(base_folder, tmp_path, kind, dtype):
     folder = base_folder()
     made = proven_folder(tmp_path / "a", kind, load_base(folder, dtype="float32", device="cpu"))
-    assert verdict(load_base(folder, dtype=dtype, device="cpu"), made).outcome is Outcome.PROVEN
+    assert verdict(load_base(folder, dtype=dtype, device="cpu"), made).outcome is ProofOutcome.PROVEN
 
 
 def test_a_changed_weight_is_refused_though_everything_else_was_made_to_match(base_folder, tmp_path):
@@ -85,8 +85,8 @@ def test_a_rounded_copy_is_said_to_be_one(base_folder, tmp_path):
     whole = load_base(base_folder(), dtype="float32", device="cpu")
     copy = load_base(base_folder(dtype=torch.bfloat16), dtype="float32", device="cpu")
     assert whole.spec.fingerprint == copy.spec.fingerprint
-    assert verdict(copy, proven_folder(tmp_path / "a", "lora", whole)).outcome is Outcome.ROUNDED
-    assert verdict(whole, proven_folder(tmp_path / "b", "lora", copy)).outcome is Outcome.ROUNDED
+    assert verdict(copy, proven_folder(tmp_path / "a", "lora", whole)).outcome is ProofOutcome.ROUNDED
+    assert verdict(whole, proven_folder(tmp_path / "b", "lora", copy)).outcome is ProofOutcome.ROUNDED
 
 
 def test_a_tokenizer_that_reads_otherwise_is_refused(base_folder, tmp_path):
@@ -103,7 +103,7 @@ def test_old_probes_and_none_say_only_what_they_can_and_once(llama, tmp_path, mo
     assert "no probe" in verdict(llama, folder).why
     sequence = {"tokens": [5, 9, 11], "top_tokens": [4, 5], "top_logprobs": [-0.5, -1.5]}
     found = verdict(llama, rewritten(folder, {"dtype": "bfloat16", "sequences": [sequence] * 3}))
-    assert found.outcome is Outcome.UNPROVEN and "bfloat16" in found.why
+    assert found.outcome is ProofOutcome.UNPROVEN and "bfloat16" in found.why
     monkeypatch.setattr(prover_module, "answers", None)
     assert verdict(llama, folder) == found
 

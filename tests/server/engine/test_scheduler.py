@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft.server.adapters.readiness import Gate, VirtualRows
-from graft.server.cache.blocks import Blocks
+from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.engine.fair_queue import FairQueue
-from graft.server.engine.scheduler import Scheduler, Sequence
+from graft.server.engine.scheduler import Scheduler, SequenceState
 
 
 def run(scheduler, lengths, limit=3000, cancel=lambda step: ()):
@@ -47,7 +47,7 @@ def run(scheduler, lengths, limit=3000, cancel=lambda step: ()):
 
 def sequence(prompt, new, owner=None, virtual=0):
     blocks = tuple(range(1000, 1000 + -(-virtual // BLOCK_ROWS)))
-    return Sequence(
+    return SequenceState(
         owner=owner,
         tokens=[(7 * i) % 11 for i in range(prompt)],
         max_new=new,
@@ -67,7 +67,7 @@ asked = st.tuples(
     st.lists(asked, min_size=1, max_size=25), st.integers(8, 40), st.integers(2, 12), st.integers(16, 64), st.randoms()
 )
 def test_everything_ends_and_no_block_is_lost(requests, count, running, rows, rng):
-    scheduler = Scheduler(Blocks(count), step_rows=rows, max_running=running)
+    scheduler = Scheduler(BlockPool(count), step_rows=rows, max_running=running)
     lengths = {sequence(*one): one[1] for one in requests}
     lengths = {s: new for s, new in lengths.items() if s.blocks_for(s.cost) <= count - 1}
     doomed = [s for s in lengths if rng.random() < 0.2]
@@ -78,7 +78,7 @@ def test_everything_ends_and_no_block_is_lost(requests, count, running, rows, rn
 
 
 def test_a_small_tenant_does_not_wait_behind_a_large_one():
-    scheduler = Scheduler(Blocks(2000), step_rows=64, max_running=4)
+    scheduler = Scheduler(BlockPool(2000), step_rows=64, max_running=4)
     flood = [sequence(40, 10, "flood") for _ in range(100)]
     small = [sequence(10, 5, "small") for _ in range(3)]
     for one in (*flood, *small):
@@ -88,7 +88,7 @@ def test_a_small_tenant_does_not_wait_behind_a_large_one():
 
 
 def test_decoding_goes_on_while_a_long_prompt_is_worked_through():
-    scheduler = Scheduler(Blocks(2000), step_rows=32, max_running=8)
+    scheduler = Scheduler(BlockPool(2000), step_rows=32, max_running=8)
     talker, reader = sequence(4, 50, "talker"), sequence(400, 1, "reader")
     scheduler.add(talker)
     scheduler.plan()
@@ -102,7 +102,7 @@ def test_decoding_goes_on_while_a_long_prompt_is_worked_through():
 
 def test_two_prompts_of_two_tenants_share_the_step():
     """A long prompt under way does not keep another tenant's from starting."""
-    scheduler = Scheduler(Blocks(2000), step_rows=32, max_running=8, prefix_sharing=False)
+    scheduler = Scheduler(BlockPool(2000), step_rows=32, max_running=8, prefix_sharing=False)
     first, second = sequence(400, 1, "a"), sequence(400, 1, "b")
     scheduler.add(first)
     assert {c.sequence: c.count for c in scheduler.plan().chunks} == {first: 32}

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
 from graft.hub.adapters.serving_forms import CacheRows, InputRows, detours
 from graft.hub.base.model import Base
@@ -28,7 +28,7 @@ def reference(base, forms, tokens):
     stack = Stack([detours(forms)], base.dtype, base.device)
 
     def step(rows):
-        return Step(stack, Rows(0, (rows,)), lm_head=base.spec.parts.lm_head)
+        return Step(stack, RowOwners(0, (rows,)), lm_head=base.spec.parts.lm_head)
 
     prefix = next((form for form in forms if isinstance(form, CacheRows)), None)
     prompt = next((form for form in forms if isinstance(form, InputRows)), None)

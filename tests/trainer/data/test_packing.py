@@ -8,7 +8,7 @@ from graft.hub.errors import DataError
 from graft.hub.evaluation.task_data import Example, load_examples
 from graft.trainer.data.batches import Order, passes
 from graft.trainer.data.packing import Pack, lay_out
-from graft.trainer.data.sequences import Sequence, sequences_of, without_overlap
+from graft.trainer.data.sequences import TokenSequence, sequences_of, without_overlap
 from tests.trainer.cases import write_rows
 
 
@@ -51,7 +51,7 @@ def test_prompts_of_the_evaluation_are_never_trained_on():
 
 
 def test_an_epoch_sees_every_sequence_once_and_its_place_can_be_kept():
-    sequences = [Sequence(tuple(range(n + 2)), 1) for n in range(23)]
+    sequences = [TokenSequence(tuple(range(n + 2)), 1) for n in range(23)]
     order, other = Order(sequences, 4, seed=3), Order(sequences, 4, seed=3)
     epoch = [order.next() for _ in range(6)]
     assert sorted(len(s.ids) for batch in epoch for s in batch) == list(range(2, 25))
@@ -68,7 +68,7 @@ def test_an_epoch_sees_every_sequence_once_and_its_place_can_be_kept():
 def test_batches_hold_like_lengths():
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(2, 100, (160,), generator=generator).tolist()
-    sequences = [Sequence(tuple(range(n)), 1) for n in lengths]
+    sequences = [TokenSequence(tuple(range(n)), 1) for n in lengths]
     order = Order(sequences, 8, seed=0)
     spreads = [max(sizes) - min(sizes) for sizes in ([len(s.ids) for s in order.next()] for _ in range(20))]
     assert sum(spreads) / len(spreads) < 15
@@ -76,7 +76,7 @@ def test_batches_hold_like_lengths():
 
 def test_rows_of_every_kind_stand_where_they_belong(llama):
     H = llama.spec.hidden_size
-    first, second = Sequence((5, 6, 7, 1), 2), Sequence((8, 9, 1), 1)
+    first, second = TokenSequence((5, 6, 7, 1), 2), TokenSequence((8, 9, 1), 1)
     prompt = InputRows(torch.randn(2, H))
     cache = CacheRows(torch.zeros(2, 3, 2, 8), torch.zeros(2, 3, 2, 8), text_start=3)
     pack = Pack(((first,), (second, first), (second,)))
@@ -94,7 +94,7 @@ def test_rows_of_every_kind_stand_where_they_belong(llama):
 
 
 def test_passes_hold_the_limit_and_every_sequence_once():
-    short, long = Sequence((1, 2, 3), 1), Sequence(tuple(range(11)), 1)
+    short, long = TokenSequence((1, 2, 3), 1), TokenSequence(tuple(range(11)), 1)
     made = passes([[short, short], [long, short]], [0, 4], limit=10)
     assert made == [[[short, short], []], [[], [long]], [[], [short]]]
     assert passes([[short, short, short]], [4], limit=8) == [[[short, short]], [[short]]]

@@ -9,7 +9,7 @@ from graft.hub.evaluation.metrics import METRICS
 from graft.hub.evaluation.task_data import Example
 from graft.trainer import TrainConfig, train
 from graft.trainer.data.packing import Pack
-from graft.trainer.data.sequences import Sequence
+from graft.trainer.data.sequences import TokenSequence
 from graft.trainer.evaluation.generation import generate
 from graft.trainer.evaluation.scoring import predict_labels, score_examples
 from graft.trainer.forward.passes import running, served
@@ -27,7 +27,10 @@ def slow_label(base, forms, example):
     prompt = base.tokenizer.encode(example.prompt)
     for label in example.labels:
         ids = base.tokenizer.encode(label)
-        with torch.no_grad(), running(base, Pack(((Sequence((*prompt, *ids), len(prompt)),),)), [forms]) as (logits, _):
+        with (
+            torch.no_grad(),
+            running(base, Pack(((TokenSequence((*prompt, *ids), len(prompt)),),)), [forms]) as (logits, _),
+        ):
             table = logits.log_softmax(-1)
         sums[label] = sum(table[i, id].item() for i, id in enumerate(ids))
     return max(sums, key=sums.get)
@@ -54,7 +57,7 @@ def test_generation_equals_recomputing_everything(base, tmp_path, data, method):
         for prompt, answer in zip(prompts, made, strict=True):
             ids = list(prompt)
             for _ in range(6):
-                sequence = Sequence((*ids, 0), len(ids))
+                sequence = TokenSequence((*ids, 0), len(ids))
                 with running(base, Pack(((sequence,),)), [forms]) as (logits, _):
                     ids.append(int(logits[-1].argmax()))
             assert answer == ids[len(prompt) :]

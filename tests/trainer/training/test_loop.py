@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.methods import METHODS
 from graft.hub.adapters.packed_attention import PackedAttention
 from graft.hub.adapters.serving_forms import CacheRows, InputRows
@@ -45,7 +45,7 @@ def reference_loss(base, adapter, batch):
             rows = torch.cat([prompt, rows])
         start = prefix.text_start if prefix else 0
         positions = torch.arange(start, start + len(rows))
-        step = Step(Stack([forms], torch.float32, "cpu"), Rows(0, (len(rows),)), lm_head="lm_head")
+        step = Step(Stack([forms], torch.float32, "cpu"), RowOwners(0, (len(rows),)), lm_head="lm_head")
         attention = PackedAttention([len(rows)], [prefix], torch.device("cpu"))
         with base.attachment.active(step):
             logits = base.forward(rows, positions, attention)

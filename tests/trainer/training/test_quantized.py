@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.packed_attention import PackedAttention
-from graft.hub.adapters.probe import Outcome
+from graft.hub.adapters.probe import ProofOutcome
 from graft.hub.base.manifest import record
 from graft.hub.base.model import Base, load_base
 from graft.hub.errors import BaseModelError, GraftError
@@ -79,7 +79,7 @@ def test_an_adapter_learns_on_it_and_loads_on_the_whole_base(wide_folder, data, 
         whole, {"a": outcome.folder}
     ) as engine:  # what it does on the stored base was written down all the same
         engine.generate([Request((5, 6, 7), "a")])
-        assert engine.loader.snapshot()[0].case.verdict.outcome is Outcome.PROVEN
+        assert engine.loader.snapshot()[0].case.verdict.outcome is ProofOutcome.PROVEN
 
 
 def test_what_needs_the_weights_is_refused(base_folder, data, tmp_path):

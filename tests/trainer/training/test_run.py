@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from graft.hub.adapters.artifact import load_artifact
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.model_card import reported_scores, split_card, task_of
 from graft.hub.adapters.packed_attention import PackedAttention
 from graft.hub.adapters.probe import read_probe
@@ -84,7 +84,7 @@ def test_the_probe_is_what_the_loaded_adapter_says(llama, data, tmp_path, method
     for one in probe.texts:
         ids = torch.tensor(one.asked.ids)
         assert llama.tokenizer(one.text)["input_ids"][: len(ids)] == ids.tolist()
-        step = Step(Stack([forms], torch.float32, "cpu"), Rows(0, (len(ids),)), lm_head="lm_head")
+        step = Step(Stack([forms], torch.float32, "cpu"), RowOwners(0, (len(ids),)), lm_head="lm_head")
         positions = torch.arange(len(ids)) + (prefix.text_start if prefix else 0)
         attention = PackedAttention([len(ids)], [prefix], torch.device("cpu"))
         with torch.no_grad():

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.methods import METHODS, InitContext, Method
 from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
@@ -141,8 +141,8 @@ def served_rows(base: Base, forms: Sequence[Form]) -> CacheRows | None:
 def step_of(base: Base, forms: Sequence[Form], rows: int, logits: int | None = None) -> Step:
     """The step of one adapter alone."""
     stack = Stack([forms], base.dtype, base.device)
-    logit_rows = None if logits is None else Rows(0, (logits,))
-    return Step(stack, Rows(0, (rows,)), lm_head=base.spec.parts.lm_head, logit_rows=logit_rows)
+    logit_rows = None if logits is None else RowOwners(0, (logits,))
+    return Step(stack, RowOwners(0, (rows,)), lm_head=base.spec.parts.lm_head, logit_rows=logit_rows)
 
 
 def trained_logits(base: Base, forms: Sequence[Form], ids: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def served_logits(
         positions.append(torch.arange(start, start + len(ids)))
         lengths.append(len(ids))
     owned = [sum(len(requests[i][1]) for i in order if requests[i][0] is forms) for forms in adapters]
-    rows = Rows(sum(lengths) - sum(owned), tuple(owned))
+    rows = RowOwners(sum(lengths) - sum(owned), tuple(owned))
     step = None
     if detours and adapters:
         step = Step(Stack(adapters, base.dtype, base.device), rows, lm_head=base.spec.parts.lm_head)

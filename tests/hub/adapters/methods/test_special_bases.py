@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.methods import METHODS, InitContext
 from graft.hub.adapters.packed_attention import PackedAttention
 from graft.hub.adapters.serving_forms import CacheRows, InputRows
@@ -89,9 +89,9 @@ def test_lora_on_the_output_projection_where_only_some_rows_have_logits(family):
     lengths = [len(text) for text in texts]  # the bare base, then the head's own, then another LoRA
     step = Step(
         Stack([heads, other], base.dtype, base.device),
-        Rows(lengths[0], (lengths[1], lengths[2])),
+        RowOwners(lengths[0], (lengths[1], lengths[2])),
         lm_head=base.spec.parts.lm_head,
-        logit_rows=Rows(1, (2, 1)),
+        logit_rows=RowOwners(1, (2, 1)),
     )
     ends = torch.tensor(lengths).cumsum(0)
     wanted = torch.tensor([ends[0] - 1, ends[1] - 3, ends[1] - 1, ends[2] - 1])
@@ -130,7 +130,7 @@ def gradients(base, forms_of, parameters, checkpointing):
     before = [form.rows for form in forms if isinstance(form, InputRows)]
     rows = torch.cat([*before, base.embed(LONG)])
     start = prefix.text_start if prefix else 0
-    step = Step(Stack([forms], base.dtype, base.device), Rows(0, (len(rows),)), lm_head=base.spec.parts.lm_head)
+    step = Step(Stack([forms], base.dtype, base.device), RowOwners(0, (len(rows),)), lm_head=base.spec.parts.lm_head)
     context = PackedAttention([len(rows)], [prefix], base.device)
     calls = []
     first = base.model.get_submodule(base.spec.module(0, base.spec.parts.attn_out))

@@ -6,7 +6,7 @@ On a CPU they are called, in Triton's interpreter; on a GPU test_gpu.py has them
 import pytest
 import torch
 
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.serving_forms import CacheRows, InputRows, LowRank, Vector, detours
 from graft.hub.base.hook_points import Tap
 from graft.server.cache.step import BLOCK_ROWS, Run, make_batch
@@ -17,7 +17,7 @@ if torch.cuda.is_available():
     pytest.skip("these run in Triton's interpreter; test_gpu.py has the GPU's", allow_module_level=True)
 from graft.server.runners.cuda import adapter_table as bank_module
 from graft.server.runners.cuda import detours as visits
-from graft.server.runners.cuda.adapter_table import Bank
+from graft.server.runners.cuda.adapter_table import AdapterTable
 from graft.server.runners.cuda.detours import GroupedStep
 from graft.server.runners.cuda.graphs import GraphError, called
 from graft.server.runners.cuda.kernels.detours import make_tiles
@@ -194,7 +194,7 @@ def test_a_step_that_cannot_be_recorded_is_launched_piece_by_piece(llama, make_f
 
 
 def test_prompts_and_prefixes_alone_need_no_detours(llama, make_forms):
-    bank = Bank(llama.dtype, llama.device)
+    bank = AdapterTable(llama.dtype, llama.device)
     for kind, rows in (("prompt", InputRows), ("prefix", CacheRows)):
         forms = make_forms(kind, llama)
         assert any(isinstance(form, rows) for form in forms)
@@ -226,11 +226,11 @@ def launches(spec, adapters, monkeypatch):
     plain = visits.low_rank_sums
     monkeypatch.setattr(visits, "low_rank_sums", lambda *args: counted.append(1) or plain(*args))
     device = torch.device("cpu")
-    bank = Bank(torch.float32, device)
+    bank = AdapterTable(torch.float32, device)
     names = [str(i) for i in range(len(adapters))]
     for name, forms in zip(names, adapters, strict=True):
         bank.add(name, bank.prepare(forms))
-    whose = Rows(1, (2,) * len(adapters))
+    whose = RowOwners(1, (2,) * len(adapters))
     tiles = make_tiles([(1, 0), *((2, bank.slot(name)) for name in names)], device)
     steps = [
         GroupedStep(Layouts(bank, spec).exact(names), tiles, tiles, "lm_head"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from graft.hub.adapters import batched_apply
-from graft.hub.adapters.batched_apply import Rows, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.serving_forms import LowRank, Vector
 from graft.hub.base.hook_points import Tap
 from graft.server.cache.tensors import KVCache
@@ -24,7 +24,7 @@ from graft.server.runners.protocol import FastPathError
 pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
 from graft.server.runners.cuda import decode_step, detours
 from graft.server.runners.cuda import runner as runner_module
-from graft.server.runners.cuda.adapter_table import Bank
+from graft.server.runners.cuda.adapter_table import AdapterTable
 from graft.server.runners.cuda.detours import GroupedStep
 from graft.server.runners.cuda.graphs import GraphError
 from graft.server.runners.cuda.kernels import detours as kernels
@@ -63,7 +63,7 @@ def expected(owned, rows, x, whose):
 
 def grouped_step(owned, whose, dtype, device=DEVICE):
     """The step of the GPU's runner, and the bank that holds what it reads. owned: (adapter, its detour)."""
-    bank, adapters = Bank(dtype, device), range(len(whose.lengths))
+    bank, adapters = AdapterTable(dtype, device), range(len(whose.lengths))
     for i in adapters:
         bank.add(str(i), bank.prepare([form for owner, form in owned if owner == i]))
     names = [str(i) for i in adapters]
@@ -115,7 +115,7 @@ def test_random_batches_equal_the_eager_detours(seed, dtype, draw):
     ]
     lengths = [rng.choice([0, 1, 1, 2, 5] if seed % 2 else [0, 1, 16, 17, 65, 90]) for _ in range(adapters)]
     lengths[owners[0]] += 1  # a step in which nobody has rows here does not come to a channel
-    assert_as_eager(owned, Rows(rng.choice([0, 1, 20]), tuple(lengths)), width, out, dtype, draw)
+    assert_as_eager(owned, RowOwners(rng.choice([0, 1, 20]), tuple(lengths)), width, out, dtype, draw)
 
 
 def test_every_activation_is_known():
@@ -127,7 +127,7 @@ def test_each_activation(activation, draw):
     """On values from very negative to very positive."""
     owned = [(0, form(draw, 9, 32, 40, activation)), (1, form(draw, 3, 32, 40, activation, biased=True))]
     rows, x = torch.zeros(6, 40), torch.randn(6, 32, generator=draw) * torch.logspace(-3, 2, 6)[:, None]
-    whose = Rows(0, (3, 3))
+    whose = RowOwners(0, (3, 3))
     torch.testing.assert_close(grouped(owned, rows, x, whose), expected(owned, rows, x, whose), atol=1e-5, rtol=1e-5)
 
 
@@ -139,7 +139,7 @@ def test_rows_of_others_keep_their_bits(owners, dtype, draw):
     rows[0], rows[1], rows[2] = -0.0, torch.inf, -torch.inf
     rows[9] = -0.0
     owned = [(owner, form(draw, 5, 50, 50)) for owner in owners]
-    got = grouped(owned, rows, x, Rows(8, (20, 12, 0)), dtype)
+    got = grouped(owned, rows, x, RowOwners(8, (20, 12, 0)), dtype)
     bits = torch.int32 if dtype == torch.float32 else torch.int16
     assert torch.equal(got[:28].view(bits), rows[:28].view(bits))
     assert not torch.equal(got[28:], rows[28:])
@@ -148,7 +148,7 @@ def test_rows_of_others_keep_their_bits(owners, dtype, draw):
 def test_a_neighbours_infinities_stay_with_it(draw):
     owned = [(i, form(draw, 4 + 20 * i, 32, 32)) for i in range(3)]
     rows, x = (torch.randn(9, 32, generator=draw) for _ in range(2))
-    whose = Rows(1, (2, 3, 3))
+    whose = RowOwners(1, (2, 3, 3))
     clean = grouped(owned, rows, x, whose)
     x[3:6] = torch.inf
     spoiled = grouped(owned, rows, x, whose)
@@ -161,8 +161,8 @@ def test_a_rows_result_does_not_depend_on_its_neighbours(draw):
     """Decoding rows: the same bits alone and in company."""
     owned = [(i, form(draw, rank, 600, 70, "silu", biased=True)) for i, rank in enumerate((8, 64, 33))]
     rows, x = torch.randn(9, 70, generator=draw), torch.randn(9, 600, generator=draw)
-    mixed = grouped(owned, rows, x, Rows(1, (2, 3, 3)))
-    alone = grouped([(0, owned[1][1])], rows[3:6], x[3:6], Rows(0, (3,)))
+    mixed = grouped(owned, rows, x, RowOwners(1, (2, 3, 3)))
+    alone = grouped([(0, owned[1][1])], rows[3:6], x[3:6], RowOwners(0, (3,)))
     assert torch.equal(mixed[3:6], alone)
 
 
@@ -175,7 +175,7 @@ def test_strided_rows_are_read_where_they_lie(draw):
         (wide_rows[:, :140:2], wide_x[:, :120:2]),
     ):
         before = rows.clone()
-        step, _bank = grouped_step(owned, Rows(3, (17,)), torch.float32)
+        step, _bank = grouped_step(owned, RowOwners(3, (17,)), torch.float32)
         got = visited(step, rows, x)
         step.release()
         assert torch.equal(got, visited(step, rows.contiguous(), x.contiguous()))
@@ -188,18 +188,18 @@ def test_vectors_equal_the_eager_ones(dtype, draw):
     scale, bias = torch.rand(130, generator=draw).to(dtype).float(), torch.randn(130, generator=draw).to(dtype).float()
     owned = [(0, Vector(TAP, scale)), (1, Vector(TAP, None, bias)), (2, Vector(TAP, scale, bias))]
     owned += [(2, form(draw, 4, 45, 130, dtype=dtype)), (3, form(draw, 4, 45, 130, dtype=dtype))]
-    assert_as_eager(owned, Rows(2, (1, 20, 3, 1)), 45, 130, dtype, draw)
+    assert_as_eager(owned, RowOwners(2, (1, 20, 3, 1)), 45, 130, dtype, draw)
 
 
 def test_an_adapters_second_detour_with_the_same_taps_is_added_too(draw):
     owned = [(0, form(draw, 4, 32, 40)), (0, form(draw, 20, 32, 40, "silu", biased=True)), (1, form(draw, 7, 32, 40))]
-    assert_as_eager(owned, Rows(1, (2, 2)), 32, 40, torch.float32, draw)
+    assert_as_eager(owned, RowOwners(1, (2, 2)), 32, 40, torch.float32, draw)
 
 
 def test_ranks_are_padded_nowhere_in_memory(draw):
     """24 adapters of rank 64 and 8 of rank 8: under 1 % of the bank's bytes are there for alignment."""
     forms = [form(draw, 64 if i < 24 else 8, 32, 32) for i in range(32)]
-    bank = Bank(torch.float32, DEVICE)
+    bank = AdapterTable(torch.float32, DEVICE)
     total = sum(bank.prepare([form]).bytes for form in forms)
     assert total <= 1.01 * sum(form.A.nbytes + form.B.nbytes for form in forms)
 
