@@ -5,7 +5,7 @@ the rows of adapter 0, of adapter 1, ... `Stack` lays the forms of the step's ad
 server keeps it while the same adapters are active; the trainer builds it with autograd every step);
 `Step` adds which rows are whose and is asked at every tap.
 
-Knows nothing of modules and hooks (attach.py), caches (attention.py) or methods.
+Knows nothing of modules and hooks (hooks.py), caches (packed_attention.py) or methods.
 """
 
 from collections.abc import Callable, Sequence

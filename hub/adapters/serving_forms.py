@@ -27,7 +27,7 @@ class LowRank:
     B: Tensor
     a: Tensor | None = None
     b: Tensor | None = None
-    activation: str = "none"  # a key of detours.ACTIVATIONS
+    activation: str = "none"  # a key of batched_apply.ACTIVATIONS
     scale: float | Tensor = 1.0
     dropout: float = field(default=0.0, compare=False)  # training only: on x
 

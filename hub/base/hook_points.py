@@ -4,7 +4,7 @@ Everything an adapter does happens at a *tap*: the input or the output of one mo
 takes and returns a single tensor. LINEAR sites are taps of a projection (or the output of a norm); BLOCK
 sites (a sublayer's un-normed or normed input, what it adds to the stream, the stream after it) are
 translated here to taps of the modules that carry those values. INPUT and CACHE sites are rows, not taps: see
-`InputRows` and `CacheRows` in forms.py. Torch-free.
+`InputRows` and `CacheRows` in serving_forms.py. Torch-free.
 """
 
 from dataclasses import dataclass

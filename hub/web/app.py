@@ -16,7 +16,7 @@ from graft.hub.web.huggingface import commit, git_lfs, read
 from graft.hub.web.request import EXTENSION, Hub
 from graft.hub.wsgi import LOOPBACK
 
-MAX_REQUEST_BYTES = 4 << 20  # the few views that take files ask for more (context.expect_files)
+MAX_REQUEST_BYTES = 4 << 20  # the few views that take files ask for more (request.expect_files)
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")  # as a Host header has them
 
 
@@ -64,7 +64,7 @@ class _InOrder(DefaultJSONProvider):
 class KeepQuotedSlashes:
     """Lets `%2F` reach the routes as it came: clients quote the slash of a branch name, WSGI servers unquote it.
 
-    The views unquote what they take from the path (`context.unquoted`).
+    The views unquote what they take from the path (`request.unquoted`).
     """
 
     def __init__(self, app):

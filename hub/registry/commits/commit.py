@@ -1,6 +1,6 @@
 """How a commit comes about: proven first, then recorded in one transaction, or not at all.
 
-Functions over an open connection and the store. What a commit *is* (trees, changes, ids) stands in commits.py.
+Functions over an open connection and the store. What a commit *is* (trees, changes, ids) stands in changes.py.
 """
 
 from collections.abc import Iterable

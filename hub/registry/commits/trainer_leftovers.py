@@ -1,6 +1,6 @@
 """What lies in an adapter's folder without being part of it: left out, by name, where a folder is published or pushed.
 
-A trainer leaves optimizer states, logs and checkpoints beside an adapter. None of that may be stored (commits.py), and
+A trainer leaves optimizer states, logs and checkpoints beside an adapter. None of that may be stored (accepted_files.py), and
 none of it should keep the adapter from being published either. Only the files that an adapter is made of are never left
 out: what is wrong with one of them is an error. Knows neither SQLite nor HTTP.
 """

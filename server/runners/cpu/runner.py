@@ -54,7 +54,7 @@ def fast_runner(base: Base, cache: KVCache) -> "FastRunner":
 class FastRunner:
     """A `Runner` (server/runners/eager/runner.py) for a base without `weights.obstacle`."""
 
-    meets_often = False  # kernels/csrc/team.h
+    meets_often = False  # csrc/team.h
 
     def __init__(self, base: Base, cache: KVCache, kernels: ModuleType):
         self.cache = cache

@@ -1,6 +1,6 @@
 """The taps of a Llama-like decoder as the kernels number them.
 
-The order is that of kernels/csrc/model.h (`Tap`, `HeadTap`), which is the order in which a step passes them: a
+The order is that of csrc/model.h (`Tap`, `HeadTap`), which is the order in which a step passes them: a
 detour may read what has been passed in its own layer, nothing else. Torch-free.
 """
 

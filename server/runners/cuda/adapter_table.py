@@ -2,7 +2,7 @@
 
 `prepare` brings an adapter's matrices over on a stream of their own, from pinned memory, while steps run; `add` gives
 it a slot and writes one row of the table that says, for every place of the base, where the slot's matrices are
-(kernels/grouped.py). Nothing else changes when adapters come and go, so a step that was recorded stays valid.
+(kernels/detours.py). Nothing else changes when adapters come and go, so a step that was recorded stays valid.
 
 Knows forms, slots and addresses; which launches a step makes of them is layout.py's business.
 """

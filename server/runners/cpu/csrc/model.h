@@ -16,7 +16,7 @@ struct Shape {
   int64_t fused_width() const { return query_width() + 2 * key_width(); }
 };
 
-// Taps of a layer in the order in which they are passed; fast/taps.py names them in the same order.
+// Taps of a layer in the order in which they are passed; runners/cpu/taps.py names them in the same order.
 enum Tap {
   kStream, kNormed, kQueryIn, kQueryOut = kQueryIn + 3, kAttended = kQueryOut + 3, kAttnOut, kAttnAdded,
   kMlpStream, kMlpNormed, kMlpIn, kMlpInOut = kMlpIn + 2, kGated = kMlpInOut + 2, kMlpOut, kMlpAdded, kLayerTaps

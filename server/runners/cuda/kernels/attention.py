@@ -2,7 +2,7 @@
 
 `attend_part` computes all query heads that share a kv head over one part of a row's context, `join_parts` puts the
 parts together. How long the contexts are is read on the device: a launch depends only on how many rows there are,
-so that it can be recorded. Knows no adapters and no steps. Runs in Triton's interpreter, as kernels/grouped.py.
+so that it can be recorded. Knows no adapters and no steps. Runs in Triton's interpreter, as detours.py.
 """
 
 import torch
