@@ -42,7 +42,10 @@ def reference(base, forms, tokens):
 
 
 def runner(kind, base, blocks):
-    """The runner `kind` of a base on a CPU; "grouped" is the GPU's, on a GPU if there is one, else interpreted."""
+    """The runner `kind` of a base on a CPU ("fast-2": with two threads); "grouped" is the GPU's, on a GPU if there is one,
+    else interpreted."""
+    kind, _, threads = kind.partition("-")
+    torch.set_num_threads(int(threads or 1))
     if kind == "fast" and (obstacle(base) or load() is None):
         pytest.skip(f"no fast path: {obstacle(base) or 'no compiler'}")
     if kind != "grouped":
@@ -112,9 +115,13 @@ class Sequences:
         return self.runner.run(batch).cpu(), order, batch
 
 
-@pytest.fixture(params=["eager", "fast", "grouped"])
+KINDS_OF_RUNNER = ("eager", "fast-1", "fast-2", "fast-3", "grouped")
+
+
+@pytest.fixture(params=KINDS_OF_RUNNER)
 def kind(request):
-    return request.param
+    yield request.param
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -129,7 +136,7 @@ def test_threads_without_a_core_change_no_bit(llama, make_forms, texts):
     steps = [[0, 1, 2, 3], [4], list(range(8)), [5, 6], list(range(12))] * 8
 
     def logits():
-        sequences = Sequences("fast", llama, blocks=128)
+        sequences = Sequences(f"fast-{torch.get_num_threads()}", llama, blocks=128)
         for i in range(len(texts)):
             sequences.add(str(i), make_forms("lora", llama, i), len(texts[i]))
         return [sequences.feed({str(i): (texts[i], 0) for i in step}) for step in steps]
@@ -145,7 +152,7 @@ def test_threads_without_a_core_change_no_bit(llama, make_forms, texts):
 @pytest.mark.parametrize(
     ("kind", "family"),
     [
-        *((kind, family) for kind in ("eager", "fast") for family in FAMILIES),
+        *((kind, family) for kind in KINDS_OF_RUNNER[:-1] for family in FAMILIES),
         # seconds a family in Triton's interpreter: two of them show every kind of tap
         *(
             pytest.param("grouped", family, marks=() if family in ("gemma2", "gpt_neox") else pytest.mark.slow)

@@ -16,12 +16,14 @@ DTYPES = {"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2**-8)}
 BLOCK = 16
 
 
-@pytest.fixture(scope="module")
-def kernels():
+@pytest.fixture(scope="module", params=[1, 2, 3], ids="{} threads".format)
+def kernels(request):
     found = load()
     if found is None:
         pytest.skip("no C++ compiler (c++ or $CXX) on the PATH, or its build failed, which a test tells")
-    return found
+    torch.set_num_threads(request.param)
+    yield found
+    torch.set_num_threads(1)
 
 
 def test_where_there_is_a_compiler_there_are_kernels():
