@@ -87,6 +87,42 @@ def tiny_base(family: str, seed: int = 0) -> Base:
     return Base(tiny_model(family, seed), tiny_tokenizer(), id=f"test/{family}")
 
 
+# What `make test-fast` (--fast) keeps and leaves out: fused and separate projections, rotary and learned positions, taps of
+# every kind; no compiler of Triton's, no commands in processes of their own, no other libraries.
+FAST = {
+    "family": ("llama", "gpt2", "gpt_neox"),
+    "kind": ("eager", "fast-2"),
+    "kernels": (2,),
+}  # of a fixture's parameters
+SLOWER = (
+    "tests/field", "tests/interop", "tests/server/commands", "tests/server/runners/cuda", "tests/test_benchmarks.py",
+    "tests/test_tutorial.py", "tests/hub/base/test_dtype_choice.py", "tests/hub/registry/test_properties.py",
+    "tests/trainer/commands", "tests/hub/web/test_clients.py", "tests/server/engine/test_engine.py::test_ten_thousand",
+    "tests/hub/base/test_named_bases.py", "tests/server/http/test_faults.py",
+)  # fmt: skip
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="three families, nothing that takes long (make test-fast)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--fast"):
+        return
+    kept = [item for item in items if _is_fast(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+def _is_fast(item) -> bool:
+    parameters = item.callspec.params if "callspec" in vars(item) else {}
+    return not item.nodeid.startswith(SLOWER) and all(
+        parameters.get(name) in (None, *kept)
+        for name, kept in FAST.items()
+        if name != "kind" or "runners" in item.nodeid
+    )
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request) -> str:
     return request.param

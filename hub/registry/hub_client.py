@@ -53,7 +53,9 @@ from graft.hub.registry.storage.blob_store import CHUNK_BYTES
 TIMEOUT_S = 60
 GREETING_S = 10
 MAX_PULL_BYTES = MAX_WEIGHTS_BYTES + (1 << 30)  # the largest adapter, and what lies beside its weights
-LARGE_BY_LFS = {"X-Graft-Uploads": "lfs"}  # asks graft's own hub for it (web/huggingface/git_lfs.py); another one takes no notice
+LARGE_BY_LFS = {
+    "X-Graft-Uploads": "lfs"
+}  # asks graft's own hub for it (web/huggingface/git_lfs.py); another one takes no notice
 # Query.sort -> what the protocol calls it. Hubs other than ours know no score.
 SORTS: dict[str, Any] = {
     "updated": "last_modified",

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import struct
 
 import pytest
@@ -25,29 +26,29 @@ def tensor(start, stop, dtype="F32", shape=None):
     return {"dtype": dtype, "shape": [(stop - start) // 4] if shape is None else shape, "data_offsets": [start, stop]}
 
 
-FLAWS = {
-    "shorter than 8 bytes": lambda d: _bytes(d, b"abc"),
-    "header claims": lambda d: file_of(d, {}, length=MAX_HEADER_BYTES + 1),
-    "ends within its header": lambda d: file_of(d, {}, length=500),
-    "does not begin with {": lambda d: file_of(d, b"[1, 2]"),
-    "a key appears twice": lambda d: file_of(d, b'{"a": {}, "a": {}}'),
-    "not valid JSON": lambda d: file_of(d, b'{"a": \xff\xfe}'),
-    "not valid JSON (": lambda d: file_of(d, b'{"a":' + b"[" * 200_000),
-    "table of strings": lambda d: file_of(d, {"__metadata__": {"a": 1}}),
-    "overlaps": lambda d: file_of(d, {"a": tensor(0, 8), "b": tensor(4, 12)}, bytes(12)),
-    "leaves a gap": lambda d: file_of(d, {"a": tensor(0, 4), "b": tensor(8, 12)}, bytes(12)),
-    "cut off": lambda d: file_of(d, {"a": tensor(0, 400)}, bytes(12)),
-    "follow the last tensor": lambda d: file_of(d, {"a": tensor(0, 4)}, bytes(12)),
-    "characters other than": lambda d: file_of(d, {"../../etc/passwd": tensor(0, 4)}, bytes(4)),
-    "has the dtype": lambda d: file_of(d, {"a": tensor(0, 4, "F8_E4M3")}, bytes(4)),
-    "has the shape": lambda d: file_of(d, {"a": tensor(0, 4, shape=[-1])}, bytes(4)),
-    "has the shape [true]": lambda d: file_of(d, {"a": tensor(0, 4, shape=[True])}, bytes(4)),
-    "do not make": lambda d: file_of(d, {"a": tensor(0, 4, shape=[1 << 40])}, bytes(4)),
-    "data_offsets": lambda d: file_of(d, {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4)),
-    "or has more than these": lambda d: file_of(d, {"a": tensor(0, 4) | {"extra": 1}}, bytes(4)),
-    "tensors; at most": lambda d: file_of(d, {f"{i}": 0 for i in range(20_001)}),
-    "pickle or zip": lambda d: _bytes(d, pickle.dumps({"weights": list(range(100))}, protocol=2)),
-}
+FLAWS = [  # what the message says, and the file
+    ("shorter than 8 bytes", lambda d: _bytes(d, b"abc")),
+    ("header claims", lambda d: file_of(d, {}, length=MAX_HEADER_BYTES + 1)),
+    ("ends within its header", lambda d: file_of(d, {}, length=500)),
+    ("does not begin with {", lambda d: file_of(d, b"[1, 2]")),
+    ("a key appears twice", lambda d: file_of(d, b'{"a": {}, "a": {}}')),
+    ("not valid JSON", lambda d: file_of(d, b'{"a": \xff\xfe}')),
+    ("not valid JSON", lambda d: file_of(d, b'{"a":' + b"[" * 200_000)),
+    ("table of strings", lambda d: file_of(d, {"__metadata__": {"a": 1}})),
+    ("overlaps", lambda d: file_of(d, {"a": tensor(0, 8), "b": tensor(4, 12)}, bytes(12))),
+    ("leaves a gap", lambda d: file_of(d, {"a": tensor(0, 4), "b": tensor(8, 12)}, bytes(12))),
+    ("cut off", lambda d: file_of(d, {"a": tensor(0, 400)}, bytes(12))),
+    ("follow the last tensor", lambda d: file_of(d, {"a": tensor(0, 4)}, bytes(12))),
+    ("characters other than", lambda d: file_of(d, {"../../etc/passwd": tensor(0, 4)}, bytes(4))),
+    ("has the dtype", lambda d: file_of(d, {"a": tensor(0, 4, "F8_E4M3")}, bytes(4))),
+    ("has the shape", lambda d: file_of(d, {"a": tensor(0, 4, shape=[-1])}, bytes(4))),
+    ("has the shape [True]", lambda d: file_of(d, {"a": tensor(0, 4, shape=[True])}, bytes(4))),
+    ("do not make", lambda d: file_of(d, {"a": tensor(0, 4, shape=[1 << 40])}, bytes(4))),
+    ("data_offsets", lambda d: file_of(d, {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4))),
+    ("or has more than these", lambda d: file_of(d, {"a": tensor(0, 4) | {"extra": 1}}, bytes(4))),
+    ("tensors; at most", lambda d: file_of(d, {f"{i}": 0 for i in range(20_001)})),
+    ("pickle or zip", lambda d: _bytes(d, pickle.dumps({"weights": list(range(100))}, protocol=2))),
+]
 
 
 def _bytes(folder, content):
@@ -56,12 +57,10 @@ def _bytes(folder, content):
     return path
 
 
-@pytest.mark.parametrize("flaw", FLAWS)
-def test_each_flaw_has_its_message(flaw, tmp_path):
-    path = FLAWS[flaw](tmp_path)
-    with pytest.raises(ArtifactError) as caught:
-        read_header(path)
-    assert flaw.strip(" (").lower().replace("true", "") in str(caught.value).lower().replace("true", "")
+@pytest.mark.parametrize(("message", "flawed"), FLAWS)
+def test_each_flaw_has_its_message(message, flawed, tmp_path):
+    with pytest.raises(ArtifactError, match=re.escape(message)):
+        read_header(flawed(tmp_path))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

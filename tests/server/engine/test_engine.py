@@ -299,6 +299,7 @@ def test_closing_ends_requests_under_way(llama):
     engine.close()
     with pytest.raises(ClosedError, match="shutting down"):
         stream.result()
+    with pytest.raises(ClosedError, match="shutting down"):
         engine.submit(Request((5,)))
 
 
