@@ -25,10 +25,10 @@ test-all: $(VENV)/.tested
 
 # Longer than a test may take: tables whose bars are checks. An hour or two, on a quiet machine.
 soak: $(VENV)/.benched
-	$(BIN)/python benchmarks/proof.py
-	$(BIN)/python benchmarks/proof.py --times
-	$(BIN)/python benchmarks/neighbour.py
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.tables.proof
+	$(BIN)/python -m benchmarks.tables.proof --times
+	$(BIN)/python -m benchmarks.tables.neighbour
+	$(BIN)/python -m benchmarks.tables.demo
 
 check: $(VENV)/.tested build/types
 	$(BIN)/ruff check .
@@ -38,7 +38,7 @@ check: $(VENV)/.tested build/types
 	$(BIN)/python -m pytest -q tests/test_house.py tests/test_architecture.py
 
 bench: $(VENV)/.benched
-	$(BIN)/python benchmarks/serving.py $(ARGS)
+	$(BIN)/python -m benchmarks.tables.serving $(ARGS)
 
 # Torch first and by its exact name: a plain `torch`, or one pulled in by another package, may bring
 # gigabytes of CUDA where a CPU build is wanted.

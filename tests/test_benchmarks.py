@@ -10,20 +10,15 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 def test_percentiles_are_nearest_rank_in_milliseconds():
-    from common import percentiles
+    from benchmarks.lib.common import percentiles
 
     assert percentiles([i / 1000 for i in range(1, 101)]) == {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
     assert percentiles([0.002]) == {"p50": 2.0, "p90": 2.0, "p99": 2.0, "max": 2.0}
 
 
 def test_latencies_are_per_request():
-    from common import latencies
+    from benchmarks.lib.common import latencies
 
     found = latencies([[1.0, 1.1, 1.3], [2.0, 2.5, 2.6]], start=0.5)
     assert found["ttft_ms"] == {"p50": 500.0, "p90": 1500.0, "p99": 1500.0, "max": 1500.0}
@@ -31,7 +26,7 @@ def test_latencies_are_per_request():
 
 
 def test_prompts_are_the_same_every_time_and_distinct():
-    from common import Workload
+    from benchmarks.lib.common import Workload
 
     work = Workload(requests=8, prompt_tokens=16)
     assert work.prompts() == Workload.from_json(work.to_json()).prompts()
@@ -39,13 +34,13 @@ def test_prompts_are_the_same_every_time_and_distinct():
 
 
 def test_first_steps_of_every_training_run_are_warm_up():
-    from common import training_figures
+    from benchmarks.lib.common import training_figures
 
     assert training_figures([9.0, 1.0, 1.0, 9.0, 2.0, 1.0], tokens=100, steps=3)["tokens_per_s"] == 100.0
 
 
 def test_ratios_pair_runs_of_the_same_round():
-    from harness import Ratio, paired
+    from benchmarks.lib.harness import Ratio, paired
 
     samples = {
         "a": [{"round": 1, "tokens_per_s": 10.0}, {"round": 2, "tokens_per_s": 30.0}],
@@ -57,13 +52,13 @@ def test_ratios_pair_runs_of_the_same_round():
 
 
 def _system(name: str, code: str):
-    from harness import System
+    from benchmarks.lib.harness import System
 
     return System(name, (sys.executable, "-c", code))
 
 
 def test_systems_take_turns_and_failures_are_reported(tmp_path):
-    from harness import Conditions, in_turns
+    from benchmarks.lib.harness import Conditions, in_turns
 
     log = tmp_path / "log"
     line = f"open({str(log)!r}, 'a').write('%s'); print('noise'); print('{{\"tokens_per_s\": 1, \"other_cores\": 0}}')"
@@ -77,7 +72,7 @@ def test_systems_take_turns_and_failures_are_reported(tmp_path):
 
 
 def test_a_disturbed_run_is_repeated_and_the_least_disturbed_kept(tmp_path):
-    from harness import Conditions, undisturbed
+    from benchmarks.lib.harness import Conditions, undisturbed
 
     count = tmp_path / "count"
     code = (
@@ -89,16 +84,17 @@ def test_a_disturbed_run_is_repeated_and_the_least_disturbed_kept(tmp_path):
 
 
 def test_peers_need_nothing_of_graft():
-    for script in ("common.py", "peer_transformers.py", "peer_vllm.py", "peer_training.py", "peer_quality.py"):
+    peers = ("hf_transformers", "vllm_engine", "peft_training", "peft_quality", "llama_server")
+    for script in ("lib/common.py", *(f"peers/{peer}.py" for peer in peers)):
         lines = (BENCHMARKS / script).read_text().splitlines()
         assert not [line for line in lines if line.strip().startswith(("import graft", "from graft"))], script
 
 
 def test_summaries_go_between_their_markers(tmp_path, monkeypatch):
-    import report
+    from benchmarks.lib import report
 
     monkeypatch.setattr(report, "DOCS", tmp_path / "performance.md")
-    begin, end = "<!-- serving: written by benchmarks/serving.py -->\n", "<!-- end of serving -->\n"
+    begin, end = "<!-- serving: written by benchmarks/tables/serving.py -->\n", "<!-- end of serving -->\n"
     report.DOCS.write_text(f"before\n{begin}old\n{end}after\n")
     report.into_docs(report.RESULTS, "serving", "new\n")
     assert report.DOCS.read_text() == f"before\n{begin}\nnew\n\n{end}after\n"
@@ -107,8 +103,8 @@ def test_summaries_go_between_their_markers(tmp_path, monkeypatch):
 
 
 def test_ratio_table_says_which_target_is_reached():
-    import report
-    from harness import Ratio
+    from benchmarks.lib import report
+    from benchmarks.lib.harness import Ratio
 
     samples = {"a": [{"round": 1, "tokens_per_s": 9.0}], "b": [{"round": 1, "tokens_per_s": 10.0}]}
     targets = [Ratio("goal", "a", "b", 0.5, 0.9), Ratio("bar", "a", "b", 0.9, 1.0), Ratio("no", "a", "b", 1.0)]
@@ -119,8 +115,7 @@ def test_ratio_table_says_which_target_is_reached():
 
 @pytest.mark.parametrize("kind", ["lora-r4", "prompt", "ia3"])
 def test_made_adapters_load(kind, tmp_path, llama):
-    import adapters
-
+    from benchmarks.lib import adapters
     from graft.hub.adapters.artifact import load_artifact
     from graft.hub.base.manifest import record
 
@@ -133,13 +128,14 @@ def test_made_adapters_load(kind, tmp_path, llama):
 
 
 def test_options_are_documented():
-    done = subprocess.run([sys.executable, BENCHMARKS / "serving.py", "--help"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.tables.serving", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent)
     assert done.returncode == 0 and "--peers" in done.stdout
 
 
 def test_an_estimate_is_judged_by_what_was_measured():
-    import estimates
-    import report
+    from benchmarks.lib import report
+    from benchmarks.tables import estimates
 
     sample = {"row": "lora", "trained_parameters": 7, "estimated_bytes": 2.4e9, "measured_bytes": 2e9}
     sample |= {"estimated_seconds": 1.0, "measured_seconds": 2.0}
@@ -151,7 +147,7 @@ def test_an_estimate_is_judged_by_what_was_measured():
 
 
 def test_quality_is_judged_over_the_seeds_that_both_have():
-    import quality
+    from benchmarks.tables import quality
 
     def taken(*seeds):
         return [{"round": n, "values": values, "score": sum(values) / len(values)} for n, values in seeds]
@@ -168,7 +164,7 @@ def test_quality_is_judged_over_the_seeds_that_both_have():
 
 
 def test_every_method_of_peft_is_held_against_peft_and_bottlenecks_against_lora():
-    import quality
+    from benchmarks.tables import quality
 
     assert {
         **{f"graft {name}": f"peft {name}" for name in ("LoRA", "prompt", "prefix", "P-tuning", "IA3")},
@@ -178,7 +174,7 @@ def test_every_method_of_peft_is_held_against_peft_and_bottlenecks_against_lora(
 
 
 def test_the_peer_learns_what_follows_the_prompt():
-    import peer_quality
+    from benchmarks.peers import peft_quality as peer_quality
 
     made = peer_quality.tensors_of([{"ids": [5, 6, 7, 2], "answer_start": 2}, {"ids": [8, 2], "answer_start": 1}])
     assert made["input_ids"].tolist() == [[5, 6, 7, 2], [8, 2, 0, 0]]
@@ -187,8 +183,7 @@ def test_the_peer_learns_what_follows_the_prompt():
 
 
 def test_a_size_in_numbers_is_the_shape_of_the_base_made_of_it(tmp_path, llama):
-    import shapes
-
+    from benchmarks.lib import shapes
     from graft.hub.base.model import load_base
 
     size = shapes.Size(hidden=64, intermediate=96, layers=2, heads=4, kv_heads=2, vocabulary=0)
@@ -201,7 +196,7 @@ def test_a_size_in_numbers_is_the_shape_of_the_base_made_of_it(tmp_path, llama):
 
 
 def test_what_is_not_measured_is_projected_and_says_so():
-    import sizes
+    from benchmarks.tables import sizes
 
     def taken(**figures):
         return [{"round": 1, **figures}]
@@ -214,8 +209,8 @@ def test_what_is_not_measured_is_projected_and_says_so():
 
 
 def test_what_a_neighbour_costs_is_a_share_of_the_speed_alone():
-    import neighbour
-    import report
+    from benchmarks.lib import report
+    from benchmarks.tables import neighbour
 
     def taken(seconds):
         return [{"round": 1, "runs_per_s": 1 / seconds, "seconds": [seconds], "other_cores": 0.0}]

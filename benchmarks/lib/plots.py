@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import median_of
 from matplotlib import pyplot, rcParams
+
+from benchmarks.lib.harness import median_of
 
 rcParams["svg.hashsalt"] = "graft"  # the same figures give the same file
 _COLOURS = {"graft": "#1b7f5c", "transformers": "#b08d2f", "peft": "#b5502e", "vllm": "#4660a8", "llama": "#7a4fa0"}

@@ -1,6 +1,6 @@
 """The quality table: held-out score of every method trained by graft beside the same method trained with PEFT.
 
-    python benchmarks/quality.py
+    python -m benchmarks.tables.quality
 
 Same base, data, steps, batches in the same order, rates, schedule and sizes; each with its own implementation and
 start. Every adapter is saved, loaded and scored by graft. One round is one seed. Writes results/quality.json,
@@ -17,11 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import harness
-import plots
-import report
-from harness import BENCHMARKS, System
-
+from benchmarks.lib import harness, plots, report
+from benchmarks.lib.harness import System
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.methods import get_method
 from graft.hub.adapters.serving_forms import Form
@@ -174,7 +171,7 @@ def trained_by_peft(task: Task, row: Row, seed: int, out: Path) -> list[float]:
     config = method.write(method.from_options({}, task.base.spec), task.base.spec) | (row.peft or {})
     batches = out.parent / "batches.json"
     batches.write_text(json.dumps([[asdict(sequence) for sequence in batch] for batch in batches_of(task, recipe)]))
-    command = [sys.executable, str(BENCHMARKS / "peer_quality.py"), "--base", options.base, "--dtype", options.dtype]
+    command = [sys.executable, "-m", "benchmarks.peers.peft_quality", "--base", options.base, "--dtype", options.dtype]
     command += ["--batches", str(batches), "--config", json.dumps(config), "--rate", str(row.rate)]
     command += ["--warmup", str(recipe.warmup), "--seed", str(seed), "--out", str(out)]
     command += ["--start-text", str(task.examples[0].prompt)] if row.from_text else []
@@ -268,7 +265,7 @@ def arguments() -> argparse.Namespace:
     if (options.data is None) != (options.eval_data is None):
         parser.error("--data and --eval-data go together")
     if options.data is None:
-        from standard_base import standard_tasks
+        from benchmarks.lib.standard_base import standard_tasks
 
         options.data, options.eval_data = (standard_tasks() / f"news-topic.{part}.jsonl" for part in ("train", "test"))
     return options

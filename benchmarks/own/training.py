@@ -5,8 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import Load, emit, peak_tree_bytes, training_figures
-
+from benchmarks.lib.common import Load, emit, peak_tree_bytes, training_figures
 from graft.hub.base.model import load_base
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
 from graft.trainer.process.allocator import keep_freed_memory

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from common import Load, emit, seconds_of
-from harness import CACHE
-
+from benchmarks.lib.common import Load, emit, seconds_of
+from benchmarks.lib.harness import CACHE
 from graft.hub.base.model import Base, load_base
 from graft.hub.evaluation.metrics import METRICS
 from graft.hub.evaluation.task_data import Example

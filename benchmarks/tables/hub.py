@@ -1,7 +1,7 @@
 """How fast the hub is: browsing 10,000 adapters, publishing 5 MB, resolving, starting.
 
-    python benchmarks/hub.py                                           everything (some minutes)
-    python benchmarks/hub.py --adapters 500 --publishes 10 --out DIR   a quick look
+    python -m benchmarks.tables.hub                                           everything (some minutes)
+    python -m benchmarks.tables.hub --adapters 500 --publishes 10 --out DIR   a quick look
 
 Writes results/hub.json, results/hub.md and a plot, hub.svg.
 
@@ -31,11 +31,10 @@ from typing import Any
 
 import httpx
 import numpy as np
-import plots
 import psutil
-import report
 from safetensors.numpy import save
 
+from benchmarks.lib import plots, report
 from graft.hub.registry import maintenance
 from graft.hub.registry import search as catalog
 from graft.hub.registry.registry import Registry

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import transformers
-from common import Workload, emit, latencies, measure, seconds_of
+
+from benchmarks.lib.common import Workload, emit, latencies, measure, seconds_of
 
 SETTINGS = [f"{attention}/{cache}" for attention in ("eager", "sdpa") for cache in ("static", "dynamic")]
 

@@ -10,9 +10,10 @@ import math
 from typing import Any
 
 import torch
-from common import emit
 from peft import PeftConfig, get_peft_model, initialize_kv_prefix_from_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.lib.common import emit
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """The proof table: no sound adapter is refused anywhere, and what was changed is noticed.
 
-    python benchmarks/proof.py            all of it, in an hour or so; continues where it was stopped
-    python benchmarks/proof.py --short    SmolLM2 with one seed, a few minutes; exit status 1 where the table is broken
-    python benchmarks/proof.py --times    what proofs cost: alone, and running streams (wants a quiet machine)
+    python -m benchmarks.tables.proof            all of it, in an hour or so; continues where it was stopped
+    python -m benchmarks.tables.proof --short    SmolLM2 with one seed, a few minutes; exit status 1 where the table is broken
+    python -m benchmarks.tables.proof --times    what proofs cost: alone, and running streams (wants a quiet machine)
 
 Every kind of adapter is trained at once, 20 steps of 4 short examples, on bases stored in bfloat16 and in float32, in
 either dtype; then loaded on them in every serving dtype, runner, number of threads and kind of CPU. Then each is changed, with all
@@ -23,10 +23,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import report
-from common import Load
-from harness import BENCHMARKS, CACHE, DTYPES, commit, say
-
+from benchmarks.lib import report
+from benchmarks.lib.common import Load
+from benchmarks.lib.harness import BENCHMARKS, CACHE, DTYPES, ROOT, commit, say
 from graft.hub.machine.openmp_wait import wait_briefly
 
 NOTICED = 20  # multiples of the noise from which on every change must be noticed
@@ -231,16 +230,16 @@ def times_markdown(result: dict[str, Any]) -> str:
 
 
 def own(what: str, asked: dict[str, Any], environment: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """What own_proof.py finds, in a process of its own."""
-    command = [sys.executable, str(BENCHMARKS / "own_proof.py"), what, json.dumps(asked)]
+    """What own/proof.py finds, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.own.proof", what, json.dumps(asked)]
     done = subprocess.run(
-        command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, text=True, check=True
+        command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
     )
     return json.loads(done.stdout.splitlines()[-1])["found"]
 
 
 def found(what: str, asked: dict[str, Any], work: Path, cpu: str) -> list[dict[str, Any]]:
-    """What own_proof.py finds, kept: a run that was stopped goes on from there."""
+    """What own/proof.py finds, kept: a run that was stopped goes on from there."""
     key = hashlib.sha256(json.dumps([what, asked, cpu]).encode()).hexdigest()[:16]
     kept = work / "found" / f"{key}.json"
     if not kept.exists():

@@ -1,6 +1,6 @@
 """The training table: tokens a second and peak memory of graft and PEFT on the same examples, one and many adapters.
 
-    python benchmarks/training.py
+    python -m benchmarks.tables.training
 
 Writes results/training.json, results/training.md and two plots, training.svg and training-memory.svg.
 """
@@ -13,10 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import harness
-import plots
-import report
-from harness import BENCHMARKS, CACHE, Ratio, System
+from benchmarks.lib import harness, plots, report
+from benchmarks.lib.harness import CACHE, Ratio, System
 
 LENGTH, BATCH, STEPS, AT_ONCE = 128, 8, 6, 8
 SHARES = {"text": LENGTH - 2, "answers": 16}  # completion tokens, EOS not counted: nearly all of it, or short answers
@@ -76,8 +74,8 @@ def main() -> None:
 
 def system(name: str, base: str) -> System:
     who, dtype, targets, share, batch, adapters = ROWS[name]
-    script = {"graft": "own_training.py", "peft": "peer_training.py"}[who]
-    command = [sys.executable, str(BENCHMARKS / script), "--base", base, "--dtype", dtype, "--targets", targets]
+    script = {"graft": "benchmarks.own.training", "peft": "benchmarks.peers.peft_training"}[who]
+    command = [sys.executable, "-m", script, "--base", base, "--dtype", dtype, "--targets", targets]
     command += ["--data", str(examples(Path(base), SHARES[share])), "--batch-size", str(batch), "--steps", str(STEPS)]
     return System(name, (*command, "--adapters", str(adapters)))
 

@@ -1,4 +1,4 @@
-"""What benchmarks/proof.py changes, so that only the numbers can tell: an adapter's forms, or the folder of its base."""
+"""What benchmarks/tables/proof.py changes, so that only the numbers can tell: an adapter's forms, or the folder of its base."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import Load
+from benchmarks.lib.common import Load
 
-BENCHMARKS = Path(__file__).resolve().parent
+BENCHMARKS = Path(__file__).resolve().parents[1]
+ROOT = BENCHMARKS.parent  # where `python -m benchmarks...` is run
 Samples = dict[str, list[dict[str, Any]]]  # row -> one sample a round
 DTYPES = ("bfloat16", "float32")
 CACHE = Path(os.environ.get("GRAFT_BENCH_CACHE", "~/.cache/graft-bench")).expanduser()
@@ -85,7 +86,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The options, the standard base in place of none."""
     options = parser.parse_args()
     if options.base is None:
-        from standard_base import standard_base  # needs graft, which peers' environments lack
+        from benchmarks.lib.standard_base import standard_base  # needs graft, which peers' environments lack
 
         options.base = str(standard_base())
     return options
@@ -145,7 +146,7 @@ def run(system: System, threads: int) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     done = subprocess.run(
-        system.command, env=environment | system.environment, cwd=BENCHMARKS, capture_output=True, text=True
+        system.command, env=environment | system.environment, cwd=ROOT, capture_output=True, text=True
     )
     sample = _last_object(done.stdout) if done.returncode == 0 else None
     if sample is None:
@@ -206,13 +207,13 @@ def say(text: str) -> None:
 
 def commit() -> str:
     """The commit, with "+changes" where product code differs from it."""
-    product = ("hub", "server", "trainer", "benchmarks/*.py")
+    product = ("hub", "server", "trainer", "benchmarks/**/*.py")
     head = _git("rev-parse", "--short=12", "HEAD")
     return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", "--", *product) else "")
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=BENCHMARKS.parent, capture_output=True, text=True)
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip()
 
 

@@ -8,7 +8,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from common import Workload, emit, latencies, measure
+from benchmarks.lib.common import Workload, emit, latencies, measure
 
 
 def main() -> None:

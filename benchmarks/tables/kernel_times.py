@@ -1,6 +1,6 @@
 """Each CPU kernel against the best torch has for the same work, in pairs in one process.
 
-    python benchmarks/kernel_times.py [--dtype float32]
+    python -m benchmarks.tables.kernel_times [--dtype float32]
 
 Shapes are SmolLM2-135M's. Writes results/kernel_times.json and results/kernel_times.md (kernel_times-float32.* in
 float32). In bfloat16 it needs a machine on which oneDNN multiplies that.
@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import harness
-import report
 import torch
-from common import Load
 
+from benchmarks.lib import harness, report
+from benchmarks.lib.common import Load
 from graft.server.runners.cpu.build import load
 
 COPIES = 30  # of weights and cache, as many as layers, so that they come from memory as in a real step

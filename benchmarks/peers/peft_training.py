@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Load, emit, peak_tree_bytes, seconds_of, training_figures
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.lib.common import Load, emit, peak_tree_bytes, seconds_of, training_figures
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What `graft estimate` says of memory beside what `graft train` then takes, for every method: each a process of its own.
 
-    python benchmarks/estimates.py
+    python -m benchmarks.tables.estimates
 
 Writes results/estimates.json and results/estimates.md. Memory hardly minds other load, so none is waited for.
 """
@@ -13,10 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import harness
-import report
-from training import BATCH, LENGTH, SHARES, examples
-
+from benchmarks.lib import harness, report
+from benchmarks.tables.training import BATCH, LENGTH, SHARES, examples
 from graft.hub.adapters.methods import METHODS
 from graft.trainer.plan.plan import BASELINES
 

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import llama_cpp
-import venvs
-from common import Workload
-from harness import BENCHMARKS, CACHE, System
+from benchmarks.lib.common import Workload
+from benchmarks.lib.harness import CACHE, System
+from benchmarks.peers import llama_cpp, venvs
 
 PEERS = ("transformers", "peft", "vllm", "llama")
 DEFAULT_PEERS = "transformers,peft"
@@ -39,7 +38,7 @@ def graft(
 
 def transformers(name: str, base: str, work: Workload, adapters: Sequence[Path] = (), *, repeats: int = 3) -> System:
     """transformers' generate with its best attention and cache, with PEFT where there are adapters."""
-    return System(name, (sys.executable, *_script("peer_transformers.py", base, work, adapters, repeats)))
+    return System(name, (sys.executable, *_script("hf_transformers", base, work, adapters, repeats)))
 
 
 def vllm(
@@ -47,7 +46,7 @@ def vllm(
 ) -> System:
     """vLLM in its own venv, with the settings it is fastest with."""
     python = str(venvs.vllm_python(CACHE))
-    command = _script("peer_vllm.py", base, work, adapters, repeats)
+    command = _script("vllm_engine", base, work, adapters, repeats)
     return System(name, (python, *command), venvs.vllm_environment(CACHE, threads))
 
 
@@ -56,13 +55,22 @@ def llama(
 ) -> System:
     """llama.cpp's library; distinct adapters one after another, since a batch of it has one."""
     converted = [llama_cpp.lora_as_gguf(folder, Path(base), CACHE, work.dtype) for folder in adapters]
-    command = [str(BENCHMARKS / "peer_llama.py"), "--driver", str(llama_cpp.driver(CACHE))]
+    command = ["-m", "benchmarks.peers.llama_server", "--driver", str(llama_cpp.driver(CACHE))]
     command += ["--model", str(llama_cpp.base_as_gguf(Path(base), CACHE, work.dtype)), "--workload", work.to_json()]
     command += ["--threads", str(threads), "--repeats", str(repeats)]
     command += ["--adapters", *map(str, converted)] if converted else []
     return System(name, (sys.executable, *command))
 
 
-def _script(file: str, base: str, work: Workload, adapters: Sequence[Path], repeats: int) -> tuple[str, ...]:
-    command = [str(BENCHMARKS / file), "--base", base, "--workload", work.to_json(), "--repeats", str(repeats)]
+def _script(peer: str, base: str, work: Workload, adapters: Sequence[Path], repeats: int) -> tuple[str, ...]:
+    command = [
+        "-m",
+        f"benchmarks.peers.{peer}",
+        "--base",
+        base,
+        "--workload",
+        work.to_json(),
+        "--repeats",
+        str(repeats),
+    ]
     return (*command, *(["--adapters", *map(str, adapters)] if adapters else []))

@@ -1,7 +1,7 @@
 """The literature's table on three real tasks: `graft compare` of every method, full fine-tuning and last layers too.
 
-    python benchmarks/compare.py                 all three tasks (half an hour on two cores)
-    python benchmarks/compare.py --only headline
+    python -m benchmarks.tables.compare                 all three tasks (half an hour on two cores)
+    python -m benchmarks.tables.compare --only headline
 
 Writes results/compare-TASK.json, .md and .svg, and the tables into docs/performance.md.
 """
@@ -16,9 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import harness
-import report
-from standard_base import standard_tasks
+from benchmarks.lib import harness, report
+from benchmarks.lib.standard_base import standard_tasks
 
 METHODS = "lora,series,parallel,prompt,prefix,ptuning,bitfit,ia3,last-layers,full"
 STEPS = {"news-topic": 45, "headline": 45, "sentiment": 60}

@@ -1,6 +1,6 @@
 """Cost over base size: measured on random bases of three sizes, projected from the machine's limits to a larger one.
 
-    python benchmarks/sizes.py [--dtype float32]
+    python -m benchmarks.tables.sizes [--dtype float32]
 
 A projection is the limit that roofline.py computes for that size at the share of it that the largest measured size
 reached. Writes results/sizes.json and results/sizes.md (sizes-float32.* in float32).
@@ -12,13 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import adapters
-import harness
-import report
-import systems
-from common import Workload
-from harness import BENCHMARKS, CACHE, System
-from shapes import SIZES, made
+from benchmarks.lib import adapters, harness, report
+from benchmarks.lib.common import Workload
+from benchmarks.lib.harness import CACHE, System
+from benchmarks.lib.shapes import SIZES, made
+from benchmarks.peers import systems
 
 RANK = 16
 MEASURED = ("0.135", "0.36", "1.7")
@@ -46,7 +44,7 @@ def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
     rows = []
     for name, size in SIZES.items():
         lora_weights = work.requests * size.shape.lora_weights(RANK)
-        command = (str(BENCHMARKS / "roofline.py"), "--size", name, "--workload", work.to_json())
+        command = ("-m", "benchmarks.tables.roofline", "--size", name, "--workload", work.to_json())
         rows.append(System(f"limit @{name}", (sys.executable, *command, "--adapter-weights", str(lora_weights))))
     for name in MEASURED:
         base = made(SIZES[name], Path(options.base), CACHE)
@@ -92,7 +90,7 @@ def markdown(result: dict[str, Any]) -> str:
         [
             report.heading(result, "Scale: cost over the size of the base"),
             f"{work.requests} requests of {work.prompt_tokens} prompt and {work.new_tokens} new tokens, {work.dtype}, LoRA r={RANK} on "
-            "all projections, random weights in the shapes of benchmarks/shapes.py; output tokens a second. Lines "
+            "all projections, random weights in the shapes of benchmarks/lib/shapes.py; output tokens a second. Lines "
             "marked projected are arithmetic, not a run: the limit of that size (rates measured here at its widest "
             f"product) times the share of its limit that the {MEASURED[-1]} base reached.",
             "",

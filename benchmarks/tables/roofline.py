@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Load, Workload, emit
-from shapes import SIZES, Shape
 
+from benchmarks.lib.common import Load, Workload, emit
+from benchmarks.lib.shapes import SIZES, Shape
 from graft.hub.base.manifest import recorded_spec
 from graft.hub.base.model import load_base
 

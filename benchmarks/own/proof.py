@@ -1,6 +1,6 @@
-"""What benchmarks/proof.py does within graft, one process a call; the last line of stdout is the finding as JSON.
+"""What benchmarks/tables/proof.py does within graft, one process a call; the last line of stdout is the finding as JSON.
 
-python benchmarks/own_proof.py check|mutate|times '{"base": DIR, "adapters": {NAME: DIR}, ...}'
+python -m benchmarks.own.proof check|mutate|times '{"base": DIR, "adapters": {NAME: DIR}, ...}'
 """
 
 import json
@@ -17,9 +17,9 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from common import emit, percentiles
-from mutations import ADAPTER_MUTATIONS, BASE_MUTATIONS, Forms
 
+from benchmarks.lib.common import emit, percentiles
+from benchmarks.own.mutations import ADAPTER_MUTATIONS, BASE_MUTATIONS, Forms
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.probe import ProofOutcome, Verdict
 from graft.hub.adapters.probe_replay import replayed

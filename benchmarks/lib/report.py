@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import BENCHMARKS, Ratio, Samples, commit, median_of, paired
+from benchmarks.lib.harness import BENCHMARKS, ROOT, Ratio, Samples, commit, median_of, paired
 
 RESULTS = BENCHMARKS / "results"
-DOCS = BENCHMARKS.parent / "docs" / "performance.md"
+DOCS = ROOT / "docs" / "performance.md"
 PACKAGES = ("torch", "transformers", "peft", "numpy", "safetensors")
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "sve", "bf16")
 _MB = 1e6
@@ -25,7 +25,7 @@ def envelope(name: str, options: Any, **content: Any) -> dict[str, Any]:
     return {
         "name": name,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.tables.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "machine": machine(options.threads),
         "versions": versions(),
         "commit": commit(),
@@ -69,7 +69,7 @@ def into_docs(out: Path, name: str, text: str) -> None:
     if out.resolve() != RESULTS or not DOCS.exists():
         return
     script = name.partition("-")[0]
-    begin, end = f"<!-- {name}: written by benchmarks/{script}.py -->\n", f"<!-- end of {name} -->\n"
+    begin, end = f"<!-- {name}: written by benchmarks/tables/{script}.py -->\n", f"<!-- end of {name} -->\n"
     before, found, rest = DOCS.read_text().partition(begin)
     if found:
         DOCS.write_text(before + begin + "\n" + text + "\n" + end + rest.partition(end)[2])

@@ -7,7 +7,7 @@ import argparse
 import time
 from pathlib import Path
 
-from common import Workload, emit, latencies, measure
+from benchmarks.lib.common import Workload, emit, latencies, measure
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The scale curves: tokens a second over distinct adapters, batch, rank and context, and the cost of every kind.
 
-    python benchmarks/scaling.py [--peers peft,vllm,llama] [--dtype float32]
+    python -m benchmarks.tables.scaling [--peers peft,vllm,llama] [--dtype float32]
 
 Writes results/scaling.json, results/scaling.md, and one SVG a curve and one of the kinds (scaling-float32.* in
 float32). Peers have points in one curve, that of distinct adapters.
@@ -11,13 +11,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import adapters
-import harness
-import plots
-import report
-import systems
-from common import Workload
-from harness import CACHE, System
+from benchmarks.lib import adapters, harness, plots, report
+from benchmarks.lib.common import Workload
+from benchmarks.lib.harness import CACHE, System
+from benchmarks.peers import systems
 
 CROWD = 128  # requests of the curve over distinct adapters
 KINDS = ("lora-r16", "dora-r16", "series", "pfeiffer", "parallel", "prompt", "ptuning", "prefix", "ia3", "bitfit")

@@ -1,8 +1,8 @@
 """The serving table: one workload without adapters and with every mixture of them, graft and its peers in one run.
 
-    python benchmarks/serving.py                                        graft, transformers, PEFT
-    python benchmarks/serving.py --peers transformers,peft,vllm,llama   and vLLM and llama.cpp, installed apart
-    python benchmarks/serving.py --dtype float32                        where the machine has no bf16 arithmetic
+    python -m benchmarks.tables.serving                                        graft, transformers, PEFT
+    python -m benchmarks.tables.serving --peers transformers,peft,vllm,llama   and vLLM and llama.cpp, installed apart
+    python -m benchmarks.tables.serving --dtype float32                        where the machine has no bf16 arithmetic
 
 Writes results/serving.json, results/serving.md and results/serving.svg (serving-float32.* in float32).
 """
@@ -13,13 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import adapters
-import harness
-import plots
-import report
-import systems
-from common import Workload
-from harness import BENCHMARKS, CACHE, Ratio, System
+from benchmarks.lib import adapters, harness, plots, report
+from benchmarks.lib.common import Workload
+from benchmarks.lib.harness import CACHE, Ratio, System
+from benchmarks.peers import systems
 
 RATIOS = (
     Ratio("base only vs vLLM base only", "graft base", "vllm base", 1.0, 1.25),
@@ -66,7 +63,7 @@ def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
     six = adapters.make(adapters.SIX_KINDS, work.requests, Path(base), CACHE)
     soft = adapters.make(adapters.SOFT_PROMPTS, work.requests, Path(base), CACHE)
     assert adapters.largest_bytes(six) <= adapters.largest_bytes(loras)
-    limit = (sys.executable, str(BENCHMARKS / "roofline.py"), "--base", base, "--workload", work.to_json())
+    limit = (sys.executable, "-m", "benchmarks.tables.roofline", "--base", base, "--workload", work.to_json())
     rows = [
         System("roofline", (*limit, "--adapter-weights", str(weights))),
         systems.graft("graft base", base, work),
@@ -125,7 +122,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def roofline_table(samples: harness.Samples, roofs: list[dict[str, Any]]) -> str:
-    """Share of what benchmarks/roofline.py says the machine allows."""
+    """Share of what benchmarks/tables/roofline.py says the machine allows."""
     if not roofs:
         return "Not measured.\n"
     lines = []

