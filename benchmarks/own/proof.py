@@ -33,6 +33,7 @@ from graft.server.engine.options import Options
 from graft.server.engine.request import Finished, Request, Stream
 from graft.server.engine.sampling import Sampling, Token
 
+LEAST_GAPS = 100  # of which a percentile says something
 STREAMED, QUIET_S = 60, 8.0  # tokens of a stream; seconds that streams without company are watched
 STREAMS: list[Stream] = []  # kept, since they are told apart by their ids
 GREEDY = Sampling(temperature=0)
@@ -93,7 +94,8 @@ def times(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     arrivals = {"none": {}, "without probes": bare, "with probes": asked["cold"]}
     found = [{"row": "alone", **alone(base, asked["cold"])} for _ in range(asked["rounds"])]
     for _ in range(asked["rounds"]):
-        found += [{"row": row, **streamed(base, asked["running"], cold)} for row, cold in arrivals.items()]
+        for row, cold in arrivals.items():
+            found += streamed(base, asked["running"], cold, row)
     shutil.rmtree(work, ignore_errors=True)
     return found
 
@@ -111,9 +113,9 @@ def alone(base: Base, adapters: Mapping[str, str]) -> dict[str, Any]:
     return {"first_s": seconds[0], "second_s": seconds[1]}
 
 
-def streamed(base: Base, running: Mapping[str, str], cold: Mapping[str, str | Path]) -> dict[str, Any]:
-    """Time between tokens of requests that follow one another, one an adapter at any time, while the cold ones come in
-    (where there are none: for a while)."""
+def streamed(base: Base, running: Mapping[str, str], cold: Mapping[str, str | Path], row: str) -> list[dict[str, Any]]:
+    """Time between tokens of requests that follow one another, one an adapter at any time, while the cold ones come in:
+    until the last is in host memory, and from then on (where there are none: for a while)."""
     with fresh_cache(), Engine(base, {**running, **cold}) as engine:
         engine.generate([Request((5, 6, 7), name, max_tokens=1) for name in running])
         sink: SimpleQueue = SimpleQueue()
@@ -124,17 +126,28 @@ def streamed(base: Base, running: Mapping[str, str], cold: Mapping[str, str | Pa
             _stream(engine, name, sink)
         if cold:
             threading.Thread(target=lambda: (_ask(engine, cold), arrived.set())).start()
-        gaps: list[float] = []
+        loading: list[float] = []
+        later: list[float] = []
+        loaded_at = None if cold else began
         while not (arrived.is_set() if cold else time.perf_counter() - began > QUIET_S):
             stream, event = sink.get()
             now = time.perf_counter()
+            if loaded_at is None and len(engine.loader.snapshot()) == len(running) + len(cold):
+                loaded_at = now
             if isinstance(event, Token):
+                gaps = loading if loaded_at is None else later
                 gaps += [now - latest[id(stream)]] if id(stream) in latest else []
                 latest[id(stream)] = now
             elif isinstance(event, Finished):
                 _stream(engine, stream.request.model, sink)
         ended = time.perf_counter()
-    return {"itl_ms": percentiles(gaps), "gaps": len(gaps), "seconds": round(ended - began, 3)}
+    loaded_at = ended if loaded_at is None else loaded_at
+    parts = {f"{row}: loading": (loading, loaded_at - began), f"{row}: after": (later, ended - loaded_at)}
+    return [
+        {"row": name, "itl_ms": percentiles(gaps), "gaps": len(gaps), "seconds": round(seconds, 3)}
+        for name, (gaps, seconds) in parts.items()
+        if len(gaps) >= LEAST_GAPS
+    ]
 
 
 def _stream(engine: Engine, name: str, sink: SimpleQueue) -> None:
