@@ -34,7 +34,7 @@ class BlockPool:
         self._idle: OrderedDict[int, None] = OrderedDict()  # findable, used by nobody; least recently used first
         self._users = [0] * count
         self._hash: dict[int, bytes] = {}
-        self._found: dict[bytes, int] = {}
+        self._findable: dict[bytes, int] = {}
 
     @property
     def available(self) -> int:
@@ -77,24 +77,24 @@ class BlockPool:
 
     def find(self, hashes: Sequence[bytes]) -> list[int]:
         """The longest run of blocks from the first hash on that are still there; each gets one more user."""
-        found = []
+        blocks = []
         for key in hashes:
-            block = self._found.get(key)
+            block = self._findable.get(key)
             if block is None:
                 break
             self._idle.pop(block, None)
             self._users[block] += 1
-            found.append(block)
-        return found
+            blocks.append(block)
+        return blocks
 
     def peek(self, hashes: Sequence[bytes]) -> int:
         """How many blocks `find` would find."""
-        return next((i for i, key in enumerate(hashes) if key not in self._found), len(hashes))
+        return next((i for i, key in enumerate(hashes) if key not in self._findable), len(hashes))
 
     def publish(self, block: int, key: bytes) -> None:
         """Make a block in use findable. Where an equal one is already, this one stays private."""
-        if key not in self._found and block not in self._hash:
-            self._found[key] = block
+        if key not in self._findable and block not in self._hash:
+            self._findable[key] = block
             self._hash[block] = key
 
     def withdraw(self, blocks: Sequence[int]) -> None:
@@ -102,12 +102,12 @@ class BlockPool:
         for block in blocks:
             key = self._hash.pop(block, None)
             if key is not None:
-                del self._found[key]
+                del self._findable[key]
                 if block in self._idle:
                     del self._idle[block]
                     self._free.append(block)
 
     def _evict(self) -> int:
         block, _ = self._idle.popitem(last=False)
-        del self._found[self._hash.pop(block)]
+        del self._findable[self._hash.pop(block)]
         return block

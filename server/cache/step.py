@@ -12,10 +12,13 @@ What a runner owes:
 5. The result is the logits [n, V] of the wanted rows, in row order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK_ROWS = 16  # cache rows in a block
 TRASH_BLOCK = 0  # never handed out: padding writes go there
@@ -35,7 +38,7 @@ class Run:
     position: int
     blocks: Sequence[int]
     logits: int = 0  # how many of the last rows want logits
-    virtual: Any = None  # a tensor [P, H] in embedding space that takes the place of `tokens` (soft prompts)
+    virtual: "Tensor | None" = None  # [P, H] in embedding space, in the place of `tokens` (soft prompts)
 
     @property
     def length(self) -> int:
@@ -64,7 +67,7 @@ class Batch:
     def rows(self) -> int:
         return sum(self.lengths)
 
-    def _by_owner(self, count) -> tuple[int, ...]:
+    def _by_owner(self, count: Callable[[Run], int]) -> tuple[int, ...]:
         totals = [0] * (len(self.adapters) + 1)
         for run in self.runs:
             totals[run.owner] += count(run)

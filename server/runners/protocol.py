@@ -1,7 +1,7 @@
 """What carries out a step: the interface that every runner keeps. Knows steps and adapters' forms; no requests, no scheduling."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -18,7 +18,8 @@ class FastPathError(GraftError):
 class Prepared(Protocol):
     """An adapter's detours in the shape a runner wants them, on its device."""
 
-    bytes: int
+    @property
+    def bytes(self) -> int: ...
 
 
 class Runner(Protocol):
@@ -31,8 +32,8 @@ class Runner(Protocol):
         """Detours (LowRank, Vector) as `add` takes them. Called by the loader's thread while steps run."""
         ...
 
-    def add(self, digest: str, prepared: Any) -> None:
-        """Make an adapter resident under its digest. Cheap: called by the engine's thread between steps."""
+    def add(self, digest: str, prepared: Prepared) -> None:
+        """Make an adapter that this very runner has prepared resident under its digest. Cheap: called by the engine's thread between steps."""
         ...
 
     def remove(self, digest: str) -> None:

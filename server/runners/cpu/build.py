@@ -69,10 +69,10 @@ def _load() -> ModuleType | None:
 
 def _compiler() -> str:
     wanted = os.environ.get("CXX", "c++")
-    found = shutil.which(wanted)
-    if found is None:
+    compiler = shutil.which(wanted)
+    if compiler is None:
         raise BuildError(f"the C++ compiler {wanted} was not found (install g++ 12 or newer, or set CXX)")
-    return found
+    return compiler
 
 
 def _built(compiler: str) -> Path:
@@ -116,13 +116,13 @@ def _import(path: Path) -> ModuleType:
 
 def _key(compiler: str) -> str:
     """Changes whenever the built kernels would."""
-    found = hashlib.sha256()
+    key = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
-        found.update(path.name.encode() + path.read_bytes())
+        key.update(path.name.encode() + path.read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     for part in (torch.__version__, sys.version, version, " ".join(FLAGS), _cpu()):
-        found.update(part.encode())
-    return found.hexdigest()[:16]
+        key.update(part.encode())
+    return key.hexdigest()[:16]
 
 
 def _cpu() -> str:

@@ -8,30 +8,30 @@ in the same step, everyone else's stay on the fast one.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from graft.hub.adapters.serving_forms import Form, LowRank, Vector
+from graft.hub.base.hook_points import Tap
 from graft.hub.base.model import Base
 from graft.server.cache.step import BLOCK_ROWS, TRASH_BLOCK, Batch, Run
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.cpu import weights
 from graft.server.runners.cpu.build import load
 from graft.server.runners.cpu.taps import TapPlace, count, places
-from graft.server.runners.eager.runner import EagerRunner
-from graft.server.runners.protocol import FastPathError
+from graft.server.runners.eager.runner import EagerDetours, EagerRunner
+from graft.server.runners.protocol import FastPathError, Prepared
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative, of all logits of one step
 
 
 @dataclass(frozen=True)
-class _Packed:
+class PackedDetours:
     """An adapter as the kernels hold it, or, where they can't, as the eager runner does."""
 
-    adapter: Any  # kernels.Adapter_DTYPE, None where `eager` is set
-    eager: Any
+    adapter: Prepared | None  # kernels.Adapter_DTYPE, None where `eager` is set
+    eager: EagerDetours | None
     bytes: int
 
 
@@ -64,28 +64,29 @@ class FastRunner:
         self._dtype = str(base.dtype).removeprefix("torch.")
         self._argmax = getattr(kernels, f"argmax_{self._dtype}")
         self._places = places(base.spec)
-        self._adapters: dict[str, _Packed] = {}
+        self._adapters: dict[str, PackedDetours] = {}
         positions = min(base.spec.max_positions, cache.keys.shape[1] * BLOCK_ROWS)
         self._model = weights.packed(kernels, base, positions)
 
-    def prepare(self, forms: Sequence[Form]) -> _Packed:
+    def prepare(self, forms: Sequence[Form]) -> PackedDetours:
         if not all(_fits(form, self._places) for form in forms):
             eager = self._eager.prepare(forms)
-            return _Packed(None, eager, eager.bytes)
-        adapter = getattr(self._kernels, f"Adapter_{self._dtype}")(
+            return PackedDetours(None, eager, eager.bytes)
+        adapter: Prepared = getattr(self._kernels, f"Adapter_{self._dtype}")(
             taps=count(self._base.spec),
             vectors=[self._vector(form) for form in forms if isinstance(form, Vector)],
             low_ranks=[self._low_rank(form) for form in forms if isinstance(form, LowRank)],
         )
-        return _Packed(adapter, None, adapter.bytes)
+        return PackedDetours(adapter, None, adapter.bytes)
 
-    def add(self, digest: str, prepared: _Packed) -> None:
+    def add(self, digest: str, prepared: Prepared) -> None:
+        assert isinstance(prepared, PackedDetours)
         self._adapters[digest] = prepared
-        if prepared.adapter is None:
+        if prepared.eager is not None:
             self._eager.add(digest, prepared.eager)
 
     def remove(self, digest: str) -> None:
-        if self._adapters.pop(digest).adapter is None:
+        if self._adapters.pop(digest).eager is not None:
             self._eager.remove(digest)
 
     @torch.inference_mode()
@@ -145,10 +146,10 @@ class FastRunner:
             start += run.length
         return rows
 
-    def _vector(self, form: Vector) -> Any:
+    def _vector(self, form: Vector) -> object:
         return self._kernels.Vector(tap=self._places[form.tap].number, scale=form.scale, bias=form.bias)
 
-    def _low_rank(self, form: LowRank) -> Any:
+    def _low_rank(self, form: LowRank) -> object:
         return self._kernels.LowRank(
             tap=self._places[form.adds_to].number,
             reads=[self._places[tap].index for tap in form.reads],
@@ -160,11 +161,11 @@ class FastRunner:
         )
 
 
-def _scaled(value: Tensor, scale: float) -> Tensor:
+def _scaled(value: Tensor, scale: float | Tensor) -> Tensor:
     return value if scale == 1.0 else value * scale  # the loader has multiplied it in already
 
 
-def _fits(form: Form, known: dict[Any, TapPlace]) -> bool:
+def _fits(form: Form, known: dict[Tap, TapPlace]) -> bool:
     """Whether the kernels pass all taps of a form in the order it needs."""
     if isinstance(form, Vector):
         return form.tap in known and known[form.tap].changeable

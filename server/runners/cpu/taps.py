@@ -5,12 +5,14 @@ detour may read what has been passed in its own layer, nothing else. Torch-free.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from graft.hub.base.hook_points import Tap
 from graft.hub.base.manifest import BaseSpec
 
 LAYER_TAPS = 20
 HEAD_TAPS = 3
+_Side = Literal["in", "out"]
 
 
 @dataclass(frozen=True)
@@ -33,19 +35,20 @@ def count(spec: BaseSpec) -> int:
 
 def places(spec: BaseSpec) -> dict[Tap, TapPlace]:
     """Every tap the kernels pass, by its name in the base."""
-    found: dict[Tap, TapPlace] = {}
+    by_tap: dict[Tap, TapPlace] = {}
     for layer in range(spec.num_layers):
         for (part, side), (index, changeable) in _layer(spec).items():
-            found[Tap(spec.module(layer, part), side)] = TapPlace(layer, index, changeable)
-    head = [(spec.parts.final_norm, "out"), (spec.parts.lm_head, "in"), (spec.parts.lm_head, "out")]
-    found |= {Tap(module, side): TapPlace(spec.num_layers, i, True) for i, (module, side) in enumerate(head)}
-    return found
+            by_tap[Tap(spec.module(layer, part), side)] = TapPlace(layer, index, changeable)
+    norm, project = spec.parts.final_norm, spec.parts.lm_head
+    head: list[tuple[str, _Side]] = [(norm, "out"), (project, "in"), (project, "out")]
+    by_tap |= {Tap(module, side): TapPlace(spec.num_layers, i, True) for i, (module, side) in enumerate(head)}
+    return by_tap
 
 
-def _layer(spec: BaseSpec) -> dict[tuple[str, str], tuple[int, bool]]:
+def _layer(spec: BaseSpec) -> dict[tuple[str, _Side], tuple[int, bool]]:
     """(part, side) -> (index in the layer, changeable)."""
     parts = spec.parts
-    table = {
+    table: dict[tuple[str, _Side], tuple[int, bool]] = {
         (parts.attn_norm, "in"): (0, False),
         (parts.attn_norm, "out"): (1, True),
         **{(name, "in"): (2 + i, True) for i, name in enumerate(parts.queries)},

@@ -4,12 +4,14 @@ The kernels compute a decoder with RMS norms, rotary positions, grouped-query at
 options seen in FAMILIES. Every other family, and every option not read here, is the eager runner's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from graft.hub.base.model import Base
 
@@ -34,6 +36,28 @@ FAMILIES = {
 _ACTIVATIONS = {"silu", "gelu", "gelu_pytorch_tanh", "relu"}
 
 
+class KernelModel(Protocol):
+    """kernels.Model_DTYPE (csrc/bindings.cpp)."""
+
+    def add_layer(self, **parts: object) -> None: ...
+
+    def set_head(self, norm: Tensor, weights: tuple[Tensor, Tensor | None]) -> None: ...
+
+    def set_rotations(self, tables: Sequence[tuple[Tensor, Tensor]]) -> None: ...
+
+    def step(
+        self,
+        rows: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        runs: Sequence[object],
+        tables: Sequence[Sequence[int]],
+        adapters: Sequence[object],
+    ) -> Tensor:
+        """The logits [n, V]."""
+        ...
+
+
 def obstacle(base: Base) -> str | None:
     """Why the kernels can't run this base, None where they can."""
     spec, config = base.spec, base.model.config
@@ -50,7 +74,7 @@ def obstacle(base: Base) -> str | None:
     return None
 
 
-def packed(kernels: ModuleType, base: Base, positions: int) -> Any:
+def packed(kernels: ModuleType, base: Base, positions: int) -> KernelModel:
     """The base as a model of the kernels, its weights packed. `positions`: length of the rotation tables."""
     config, spec, family = base.model.config, base.spec, FAMILIES[base.spec.model_type]
     dtype = str(base.dtype).removeprefix("torch.")
@@ -70,7 +94,7 @@ def packed(kernels: ModuleType, base: Base, positions: int) -> Any:
         final_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
         activation=_activation(config),
     )
-    model = getattr(kernels, f"Model_{dtype}")(shape)
+    model: KernelModel = getattr(kernels, f"Model_{dtype}")(shape)
     for layer, kind in enumerate(_kinds(config, spec.num_layers)):
         _add_layer(model, base, family, layer, kinds.index(kind))
     model.set_head(_norm(base, family, spec.parts.final_norm), _weights(base, spec.parts.lm_head))
@@ -78,7 +102,7 @@ def packed(kernels: ModuleType, base: Base, positions: int) -> Any:
     return model
 
 
-def _add_layer(model: Any, base: Base, family: Family, layer: int, rotation: int) -> None:
+def _add_layer(model: KernelModel, base: Base, family: Family, layer: int, rotation: int) -> None:
     spec, parts = base.spec, base.spec.parts
     attention = spec.module(layer, parts.attn_out).rpartition(".")[0]
 
@@ -109,11 +133,11 @@ def _add_layer(model: Any, base: Base, family: Family, layer: int, rotation: int
     )
 
 
-def _activation(config: Any) -> str:
+def _activation(config: PreTrainedConfig) -> str:
     return getattr(config, "hidden_activation", None) or config.hidden_act
 
 
-def _kinds(config: Any, layers: int) -> list[str | None]:
+def _kinds(config: PreTrainedConfig, layers: int) -> list[str | None]:
     """Each layer's kind of rotation: by layer type where the config has several, else all the same."""
     several = "rope_type" not in (config.rope_parameters or {})
     return list(config.layer_types) if several else [None] * layers
@@ -121,7 +145,7 @@ def _kinds(config: Any, layers: int) -> list[str | None]:
 
 def _rotation(base: Base, positions: int, kind: str | None) -> tuple[Tensor, Tensor]:
     """Cosines and sines [positions, rotary], rounded as the base's own."""
-    rotary = base.model.get_submodule(base.spec.parts.layers.rpartition(".")[0]).rotary_emb
+    rotary = base.model.get_submodule(f"{base.spec.parts.layers.rpartition('.')[0]}.rotary_emb")
     like, ids = torch.empty(1, dtype=base.dtype), torch.arange(positions)[None]
     cosine, sine = rotary(like, ids) if kind is None else rotary(like, ids, kind)
     return cosine[0], sine[0]
@@ -132,4 +156,4 @@ def _weights(base: Base, module: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _norm(base: Base, family: Family, module: str) -> Tensor:
-    return base.model.get_submodule(module).weight.float() + family.norm_offset
+    return base.weight(module).float() + family.norm_offset

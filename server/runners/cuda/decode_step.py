@@ -74,7 +74,17 @@ class StaticStep:
             visitor = GroupedStep(self._layout, inputs.tiles, inputs.tiles, self._base.spec.parts.lm_head)
         return self._base.forward(self._base.embed(inputs.ids), inputs.positions, self, visitor)
 
-    def attend(self, layer, query, key, value, *, scaling, window, softcap):
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
         """The step is its own AttentionContext (hub/adapters/packed_attention.py)."""
         inputs = self.inputs
         keys, values = (x[layer].flatten(0, 1) for x in (self._cache.keys, self._cache.values))
@@ -103,12 +113,14 @@ class Decoder:
         layout = self._layouts.roomy(batch.adapters)
         rows = next(size for size in SIZES if size >= len(batch.runs))
         slots = (0, *(self._bank.slot(digest) for digest in batch.adapters))
-        step, replay = self._steps.get((rows, layout), (None, None))
-        if step is None:
+        known = self._steps.get((rows, layout))
+        if known is None:
             step = StaticStep(self._base, self._cache, layout, rows)
             step.inputs.fill(batch, slots)
             replay = self._record(step.forward)
             self._keep(step, replay, rows, layout)
+        else:
+            step, replay = known
         step.inputs.fill(batch, slots)
         return replay()[: len(batch.runs)].clone()  # the next replay writes to the same memory
 

@@ -140,17 +140,17 @@ def _expands(
         for i in range(widths[place])
     ]
     on_device = torch.tensor(columns, dtype=torch.int64).view(-1, 2).to(bank.table.device)  # one copy for all
-    found: dict[Tap, list[Expand]] = {}
+    expands: dict[Tap, list[Expand]] = {}
     start = 0
     for (_, reads), places in groups.items():
         stop = start + sum(widths[place] for place in places)
         shrink = Shrink(reads, on_device[start:stop])
         first = 0
         for place in places:
-            found.setdefault(place.tap, []).append(Expand(bank.number(place), shrink, first))
+            expands.setdefault(place.tap, []).append(Expand(bank.number(place), shrink, first))
             first += widths[place]
         start = stop
-    return found
+    return expands
 
 
 def _columns(ranks: int) -> int:
@@ -164,10 +164,10 @@ def _read(place: DetourSite, sources: Mapping[Tap, Tap]) -> tuple[Tap | None, tu
 
 def _sources(spec: BaseSpec, changed: set[Tap]) -> dict[Tap, Tap]:
     """Input of a projection -> the input of an earlier one that holds the same rows, as no adapter changes either."""
-    found: dict[Tap, Tap] = {}
+    sources: dict[Tap, Tap] = {}
     for layer in range(spec.num_layers):
         for names in (spec.parts.queries, spec.parts.mlp_in):
             inputs = [Tap(spec.module(layer, name), "in") for name in names]
             same = [tap for tap in inputs if tap not in changed]
-            found |= {tap: same[0] for tap in same}
-    return found
+            sources |= {tap: same[0] for tap in same}
+    return sources

@@ -28,7 +28,7 @@ from graft.server.runners.cuda.kernels.detours import make_tiles
 from graft.server.runners.cuda.launches import Layouts
 from graft.server.runners.eager.attention import PagedAttention
 from graft.server.runners.eager.runner import EagerRunner, packed_rows
-from graft.server.runners.protocol import FastPathError, Runner
+from graft.server.runners.protocol import FastPathError, Prepared, Runner
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ class GroupedRunner:
     def prepare(self, forms: Sequence[Form]) -> PackedAdapter:
         return self._bank.prepare(forms)
 
-    def add(self, digest: str, prepared: PackedAdapter) -> None:
+    def add(self, digest: str, prepared: Prepared) -> None:
+        assert isinstance(prepared, PackedAdapter)
         self._bank.add(digest, prepared)
 
     def remove(self, digest: str) -> None:
@@ -102,7 +103,9 @@ class GroupedSingles:
         self._firsts = (torch.arange(len(tables)) * tables.shape[1]).to(device)
         self._lengths = (last + 1).to(device)
 
-    def attend(self, query, keys, values, scaling, window, softcap):
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int | None, softcap: float | None
+    ) -> Tensor:
         return attend_rows(
             query, keys, values, self._tables, self._firsts, self._lengths,
             scaling=scaling, window=window, softcap=softcap,
@@ -197,6 +200,7 @@ def disagreement(base: Base) -> float:
     for name, adapter in zip(names, adapters, strict=True):
         bank.add(name, bank.prepare(adapter))
     layout = Layouts(bank, base.spec).exact(names)
+    assert layout is not None  # two of them have detours
     stack = Stack(adapters, base.dtype, base.device)
     errors = []
     for whose in (RowOwners(3, (1, 2, 5)), RowOwners(3, (1, 2, 100))):

@@ -4,6 +4,7 @@ Planned once a step, then asked once a layer. Single rows (decode) go through on
 what a device has in their place; longer runs (prefill) one after another. The slow, obvious counterpart of the kernels.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -23,13 +24,7 @@ class SingleRows(Protocol):
         """rows [B]; tables [B, S]: the block tables, padded; last [B]: each row's own cache index. All on the CPU."""
 
     def attend(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int | None, softcap: float | None
     ) -> Tensor:
         """query [B, heads, D], keys and values [cache rows, kv_heads, D] -> [B, heads, D]."""
         ...
@@ -55,7 +50,17 @@ class PagedAttention:
             for i in (lengths > 1).nonzero()[:, 0].tolist()
         ]
 
-    def attend(self, layer, query, key, value, *, scaling, window, softcap):
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
         keys, values = (x[layer].flatten(0, 1) for x in (self._cache.keys, self._cache.values))
         keys[self._slots] = key
         values[self._slots] = value
@@ -81,7 +86,9 @@ class _Singles:
         self._slots, self._steps = slots.to(device), steps.to(device)
         self._absent: dict[int | None, Tensor] = {}
 
-    def attend(self, query, keys, values, scaling, window, softcap):
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int | None, softcap: float | None
+    ) -> Tensor:
         k, v = (x[self._slots].transpose(1, 2) for x in (keys, values))  # [B, kv_heads, S, D]
         grouped = query.view(len(query), k.shape[1], -1, query.shape[-1])  # query heads by the kv head they share
         scores = (grouped @ k.transpose(2, 3)).float() * scaling
@@ -111,7 +118,9 @@ class _Longer:
         self._slots = (table[steps // BLOCK_ROWS] * BLOCK_ROWS + steps % BLOCK_ROWS).to(device)
         self._masks: dict[int | None, Tensor | None] = {}
 
-    def attend(self, query, keys, values, scaling, window, softcap):
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int | None, softcap: float | None
+    ) -> Tensor:
         q, k, v = (x.transpose(0, 1)[None] for x in (query, keys[self._slots], values[self._slots]))
         if softcap is None:
             mask = self._mask(window)
@@ -139,6 +148,6 @@ class _Longer:
         return self._masks[window]
 
 
-def _padded(tables: list) -> Tensor:
+def _padded(tables: Sequence[Sequence[int]]) -> Tensor:
     longest = max(len(table) for table in tables)
     return torch.tensor([[*table, *[0] * (longest - len(table))] for table in tables])

@@ -17,12 +17,15 @@ from graft.hub.base.model import Base
 from graft.server.cache.step import Batch
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.eager.attention import PagedAttention
+from graft.server.runners.protocol import Prepared
 
 _KEPT_STACKS = 4
 
 
 @dataclass(frozen=True)
-class _Detours:
+class EagerDetours:
+    """As `prepare` leaves them."""
+
     forms: tuple[Form, ...]
     bytes: int
 
@@ -35,14 +38,15 @@ class EagerRunner:
     def __init__(self, base: Base, cache: KVCache):
         self.cache = cache
         self._base = base
-        self._adapters: dict[str, _Detours] = {}
+        self._adapters: dict[str, EagerDetours] = {}
         self._stacks: OrderedDict[tuple[str, ...], Stack] = OrderedDict()
 
-    def prepare(self, forms: Sequence[Form]) -> _Detours:
+    def prepare(self, forms: Sequence[Form]) -> EagerDetours:
         ready = tuple(at(form, self._base.dtype, self._base.device) for form in forms)
-        return _Detours(ready, sum(form_bytes(form) for form in ready))
+        return EagerDetours(ready, sum(form_bytes(form) for form in ready))
 
-    def add(self, digest: str, prepared: _Detours) -> None:
+    def add(self, digest: str, prepared: Prepared) -> None:
+        assert isinstance(prepared, EagerDetours)
         self._adapters[digest] = prepared
 
     def remove(self, digest: str) -> None:

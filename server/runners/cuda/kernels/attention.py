@@ -67,10 +67,11 @@ def keys_at_a_time(width: int, itemsize: int) -> int:
 
 @triton.jit
 def attend_part(
-    query, keys, values, tables, firsts, lengths, sums, peaks, norms, row_stride, head_stride,
-    group, size, window, scaling, softcap,
+    query: tl.tensor, keys: tl.tensor, values: tl.tensor, tables: tl.tensor, firsts: tl.tensor, lengths: tl.tensor,
+    sums: tl.tensor, peaks: tl.tensor, norms: tl.tensor, row_stride: tl.tensor, head_stride: tl.tensor,
+    group: tl.tensor, size: tl.tensor, window: tl.tensor, scaling: tl.tensor, softcap: tl.tensor,
     CAPPED: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """`group` heads of one row over one part of its context: unnormalised sums [N, heads, parts, D], peaks and norms
     [N, heads, parts]. A part without keys has the peak -inf. Grid: (rows, kv_heads, parts)."""
     row, kv_head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
@@ -112,7 +113,10 @@ def attend_part(
 
 
 @triton.jit
-def join_parts(sums, peaks, norms, out, parts, size, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+def join_parts(
+    sums: tl.tensor, peaks: tl.tensor, norms: tl.tensor, out: tl.tensor, parts: tl.tensor, size: tl.tensor,
+    PARTS: tl.constexpr, WIDTH: tl.constexpr,
+) -> None:  # fmt: skip
     """One head of one row from its parts. Grid: (rows, heads)."""
     head = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     p, d = tl.arange(0, PARTS), tl.arange(0, WIDTH)

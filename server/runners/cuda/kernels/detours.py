@@ -117,9 +117,10 @@ def add_vector(rows: Tensor, table: Tensor, tiles: Tiles, place: int) -> Tensor:
 
 @triton.jit
 def shrink(
-    x, table, tiles, columns, sums, places, inputs, x_stride, share,
+    x: tl.tensor, table: tl.tensor, tiles: tl.tensor, columns: tl.tensor, sums: tl.tensor,
+    places: tl.tensor, inputs: tl.tensor, x_stride: tl.tensor, share: tl.tensor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """x A^T of one tile and COLUMNS ranks of one place over one share of the inputs. Grid: (tiles, columns, shares)."""
     tile, column, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     place, first = tl.load(columns + column * 2), tl.load(columns + column * 2 + 1)
@@ -143,9 +144,11 @@ def shrink(
 
 @triton.jit(do_not_specialize=_COUNTED)
 def expand_add(
-    rows_in, sums, table, tiles, out, place, places, column, width, shares, outputs, in_stride,
+    rows_in: tl.tensor, sums: tl.tensor, table: tl.tensor, tiles: tl.tensor, out: tl.tensor,
+    place: tl.tensor, places: tl.tensor, column: tl.tensor, width: tl.tensor, shares: tl.tensor,
+    outputs: tl.tensor, in_stride: tl.tensor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One tile of the result, WIDTH outputs of it: its rows plus act(sums + a) B + b.
 
     The sums of a tile are `width` columns, its own from `column` on. Grid: (tiles, widths)."""
@@ -182,9 +185,10 @@ def expand_add(
 
 @triton.jit(do_not_specialize=_COUNTED)
 def scale_shift(
-    rows_in, table, tiles, out, place, places, width, in_stride,
+    rows_in: tl.tensor, table: tl.tensor, tiles: tl.tensor, out: tl.tensor,
+    place: tl.tensor, places: tl.tensor, width: tl.tensor, in_stride: tl.tensor,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """One tile of the result, WIDTH of its numbers: its rows times scale plus bias. Grid: (tiles, widths)."""
     tile = tl.program_id(0)
     row, rows = tl.load(tiles + tile * 3), tl.load(tiles + tile * 3 + 1)
@@ -204,7 +208,7 @@ def scale_shift(
 
 
 @triton.jit
-def multiplied(left, right, sums):
+def multiplied(left: tl.tensor, right: tl.tensor, sums: tl.tensor) -> tl.tensor:
     """sums + left right. Triton's interpreter would multiply the bits of bfloat16; widened, the products are the same."""
     if _INTERPRETED:
         left, right = left.to(tl.float32), right.to(tl.float32)
@@ -212,19 +216,19 @@ def multiplied(left, right, sums):
 
 
 @triton.jit
-def _record(table, tiles, tile, place, places):
+def _record(table: tl.tensor, tiles: tl.tensor, tile: tl.tensor, place: tl.tensor, places: tl.tensor) -> tl.tensor:
     """Where the table says what the tile's slot has at `place`."""
     return table + (tl.load(tiles + tile * 3 + 2) * places + place) * _FIELDS
 
 
 @triton.jit
-def _pointer(address, like):
+def _pointer(address: tl.tensor, like: tl.tensor) -> tl.tensor:
     """An address from the table as a pointer to what `like` points to."""
     return tl.multiple_of(address.to(like.dtype), _ALIGNMENT)
 
 
 @triton.jit
-def _activated(h, number):
+def _activated(h: tl.tensor, number: tl.tensor) -> tl.tensor:
     """The activation with that number in ACTIVATIONS; tanh by way of the sigmoid, which every backend has."""
     if number == 1:  # relu
         h = tl.maximum(h, 0.0)
