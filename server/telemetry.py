@@ -1,6 +1,7 @@
 """Numbers for Prometheus: what each adapter serves, and how the engine and its memory are doing."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -15,22 +16,21 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        by_adapter = {"labelnames": ("adapter",), "registry": self._registry}
-        self._ttft = Histogram(
-            "graft_time_to_first_token_seconds", "Submission to first token", buckets=_SECONDS, **by_adapter
-        )
-        self._itl = Histogram("graft_inter_token_seconds", "Between a request's tokens", buckets=_SECONDS, **by_adapter)
-        self._tokens = Counter("graft_generated_tokens", "Tokens drawn", **by_adapter)
-        self._prompt = Counter("graft_prompt_tokens", "Prompt tokens of finished requests", **by_adapter)
-        self._cached = Counter("graft_cached_prompt_tokens", "Prompt tokens found in the KV cache", **by_adapter)
+        seconds = partial(Histogram, labelnames=("adapter",), registry=self._registry, buckets=_SECONDS)
+        count = partial(Counter, labelnames=("adapter",), registry=self._registry)
+        self._ttft = seconds("graft_time_to_first_token_seconds", "Submission to first token")
+        self._itl = seconds("graft_inter_token_seconds", "Between a request's tokens")
+        self._tokens = count("graft_generated_tokens", "Tokens drawn")
+        self._prompt = count("graft_prompt_tokens", "Prompt tokens of finished requests")
+        self._cached = count("graft_cached_prompt_tokens", "Prompt tokens found in the KV cache")
         self._requests = Counter(
             "graft_requests", "Requests by outcome", labelnames=("adapter", "outcome"), registry=self._registry
         )
-        self._loads = Histogram("graft_adapter_load_seconds", "Disk to host memory", buckets=_SECONDS, **by_adapter)
+        self._loads = seconds("graft_adapter_load_seconds", "Disk to host memory")
         self._answers = Counter(
             "graft_http_answers", "HTTP answers", labelnames=("route", "status"), registry=self._registry
         )
-        self._children: dict[str, tuple] = {}
+        self._children: dict[str, tuple[Histogram, Histogram, Counter]] = {}
 
     def gauges(self, read: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
         """Register gauges: name -> (help, how to read it)."""

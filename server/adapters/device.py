@@ -9,7 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Protocol
+
+from torch import Tensor
 
 from graft.hub.adapters.probe import Verdict
 from graft.hub.adapters.serving_forms import CacheRows
@@ -19,7 +21,7 @@ from graft.server.adapters.readiness import NO_ROWS, Gate, VirtualRows
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.errors import CapacityError
-from graft.server.runners.protocol import Runner
+from graft.server.runners.protocol import Prepared, Runner
 
 VIRTUAL_SHARE = 4  # at most 1/4 of the cache's blocks holds virtual rows, so that requests always find room
 
@@ -49,7 +51,7 @@ class Resident:
 class AdapterWork(Protocol):
     """What residency asks of the engine."""
 
-    def prepare(self, loaded: Loaded, done: Callable[[Any], None]) -> None:
+    def prepare(self, loaded: Loaded, done: Callable[[Prepared | GraftError], None]) -> None:
         """Prepare detours elsewhere; call `done` on the engine's thread with them or a GraftError."""
         ...
 
@@ -57,8 +59,8 @@ class AdapterWork(Protocol):
         """Cache blocks for an adapter's given rows, if need be from those who run."""
         ...
 
-    def run_rows(self, resident: Resident, done: Callable[[Any], None]) -> None:
-        """Run a soft prompt through the base; `done` gets the blocks that hold it, or a GraftError."""
+    def run_rows(self, resident: Resident, rows: Tensor, done: Callable[[list[int] | GraftError], None]) -> None:
+        """Run a soft prompt's rows [P, H] through the base; `done` gets the blocks that hold it, or what went wrong."""
         ...
 
     def prove(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
@@ -192,7 +194,7 @@ class DeviceTier:
             message = "Pinned adapters fill the device: unpin one, or raise --adapter-device-bytes."
             self._work.refused(loaded.digest, CapacityError(message))
 
-    def _prepared(self, resident: Resident, made: Any) -> None:
+    def _prepared(self, resident: Resident, made: Prepared | GraftError) -> None:
         if isinstance(made, GraftError):
             self._refuse(resident, made)
             return
@@ -205,14 +207,15 @@ class DeviceTier:
         elif isinstance(rows, CacheRows):
             self._place_given(resident, rows)
         else:
-            self._work.run_rows(resident, lambda blocks: self._placed(resident, blocks, len(rows.rows)))
+            count = len(rows.rows)
+            self._work.run_rows(resident, rows.rows, lambda blocks: self._placed(resident, blocks, count))
 
     def _place_given(self, resident: Resident, rows: CacheRows) -> None:
         blocks = self._work.take_blocks(_blocks_of(resident.loaded), resident.digest)
         self._runner.cache.write(rows, blocks)
         self._placed(resident, blocks, rows.text_start)
 
-    def _placed(self, resident: Resident, blocks: Any, text_start: int) -> None:
+    def _placed(self, resident: Resident, blocks: list[int] | GraftError, text_start: int) -> None:
         if isinstance(blocks, GraftError):
             self._refuse(resident, blocks)
             return
@@ -228,7 +231,9 @@ class DeviceTier:
         if wrong is not None:
             self._refuse(resident, wrong)
             return
-        self._proven[resident.digest] = resident.loaded.case.verdict
+        verdict = resident.loaded.case.verdict
+        assert verdict is not None  # the proof has closed the case
+        self._proven[resident.digest] = verdict
         resident.state = State.READY
 
     def _refuse(self, resident: Resident, error: GraftError) -> None:

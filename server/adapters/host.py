@@ -196,8 +196,9 @@ class HostTier:
         self._failed[key] = (now + FORGIVEN_AFTER_S, error)
 
     def _load(self, key: tuple[str, str], location: Location) -> None:
+        fresh: Loaded | GraftError
         try:
-            fresh: Loaded | GraftError = self._read_whole(location)
+            fresh = self._read_whole(location)
             self._on_load(location.name, fresh.seconds)
         except GraftError as error:
             fresh = error
@@ -221,16 +222,17 @@ class HostTier:
     def _read_whole(self, location: Location) -> Loaded:
         """A folder that was written to meanwhile is read again: half of one version is neither error nor adapter."""
         for _ in range(_TRIES - 1):
+            read: Loaded | GraftError
             try:
-                loaded, error = self._read(location), None
-            except GraftError as refusal:
-                loaded, error = None, refusal
+                read = self._read(location)
+            except GraftError as error:
+                read = error
             before, location = location, self.library.as_written(location)
             if location.version != before.version:
                 continue
-            if error is not None:
-                raise error
-            return loaded
+            if isinstance(read, GraftError):
+                raise read
+            return read
         return self._read(location)
 
     def _read(self, location: Location) -> Loaded:

@@ -99,6 +99,7 @@ class AdapterNames:
         if location.folder is not None:
             yield location.folder
             return
+        assert self.shelf is not None  # which has told the version
         with tempfile.TemporaryDirectory(prefix="graft-adapter-") as folder:
             self.shelf.pull(f"{location.name}@{location.revision}", folder)
             yield Path(folder)
@@ -114,15 +115,15 @@ class AdapterNames:
             hint = "" if self.shelf else "; start the server with --registry or --hub for more"
             return NotFoundError(f"There is no model {name!r}. {places}{hint}.")
         try:
-            found = self.shelf.resolve(name, base=self._fingerprint)
+            revision = self.shelf.resolve(name, base=self._fingerprint)
         except NotFoundError as error:
             return error
-        return Location(found.repo, found.id, revision=found.id, digest=found.digest)
+        return Location(revision.repo, revision.id, revision=revision.id, digest=revision.digest)
 
     def _fresh(self) -> dict[str, Location | GraftError]:
         now = time.monotonic()
         self._trusted = {name: kept for name, kept in self._trusted.items() if kept[0] > now}
-        return {name: found for name, (_, found) in self._trusted.items()}
+        return {name: answer for name, (_, answer) in self._trusted.items()}
 
 
 def _state_of(folder: Path) -> str:
@@ -135,7 +136,7 @@ def _state_of(folder: Path) -> str:
 def _file_state(path: Path) -> str:
     """Of one file; "" for a folder, and for what is moved away while it is looked at."""
     try:
-        found = path.stat()
+        state = path.stat()
     except FileNotFoundError:
         return ""
-    return f"{path.name}:{found.st_size}:{found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else ""
+    return f"{path.name}:{state.st_size}:{state.st_mtime_ns}" if stat.S_ISREG(state.st_mode) else ""

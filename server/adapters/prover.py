@@ -9,10 +9,10 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -55,8 +55,23 @@ class Case:
     adapter: Replayed | None = None
     verdict: Verdict | None = None  # None: still to be proven
 
+    @property
+    def question(self) -> "tuple[Replayed, Questions]":
+        """What there is to prove, as long as the case is open."""
+        assert self.adapter is not None and self.probe is not None
+        return self.adapter, self.probe.questions
+
     def closed(self, verdict: Verdict) -> "Case":
         return replace(self, adapter=None, verdict=verdict)
+
+
+class _KeptVerdict(TypedDict):
+    """A `Verdict` as it lies on this machine."""
+
+    outcome: str
+    why: str
+    gap: float | None
+    noises: float | None
 
 
 class Prover:
@@ -155,7 +170,7 @@ class Prover:
         new = {case.probe.questions for case in cases if isinstance(case.probe, Probe)} - self._said.keys()
         unknown = [questions for questions in new if not self._recalled(questions, content)]
         asked = [(replayed(()), questions) for questions in unknown]
-        asked += [(case.adapter, case.probe.questions) for case in cases]
+        asked += [case.question for case in cases]
         told = answers(stored, asked, self._turns.pause)
         for questions, tables in zip(unknown, told, strict=False):
             self._said[questions] = tables
@@ -163,12 +178,14 @@ class Prover:
         return [self._judged(case, own, content) for case, own in zip(cases, told[len(unknown) :], strict=True)]
 
     def _judged(self, case: Case, told: list[Table], content: str) -> Verdict:
-        if isinstance(case.probe, OldProbe):
-            verdict = judge_old(case.probe, told)
+        probe = case.probe
+        assert probe is not None
+        if isinstance(probe, OldProbe):
+            verdict = judge_old(probe, told)
         else:
-            verdict = judge(case.probe, self._said[case.probe.questions], told, content)
+            verdict = judge(probe, self._said[probe.questions], told, content)
         if verdict.outcome is not ProofOutcome.REFUSED:
-            keep(_PROOFS, _key(case.digest, case.probe, content), asdict(verdict) | {"outcome": verdict.outcome.value})
+            keep(_PROOFS, _key(case.digest, probe, content), asdict(verdict) | {"outcome": verdict.outcome.value})
         return verdict
 
     def _recalled(self, questions: Questions, content: str) -> bool:
@@ -199,7 +216,7 @@ def _compute_alone() -> None:
     thread.join()
 
 
-def _require_same_ids(probe: Probe | OldProbe, tokenizer: Any) -> None:
+def _require_same_ids(probe: Probe | OldProbe, tokenizer: Callable[[str], Mapping[str, Sequence[int]]] | None) -> None:
     if tokenizer is None or isinstance(probe, OldProbe):
         return
     for one in probe.texts:
@@ -224,5 +241,5 @@ def _base_key(questions: Questions, content: str) -> str:
     return json.dumps([[asdict(one) for one in questions], content, *_machine()])
 
 
-def _read(kept: dict[str, Any]) -> Verdict:
-    return Verdict(**{**kept, "outcome": ProofOutcome(kept["outcome"])})
+def _read(kept: _KeptVerdict) -> Verdict:
+    return Verdict(ProofOutcome(kept["outcome"]), kept["why"], kept["gap"], kept["noises"])

@@ -39,22 +39,22 @@ class Proof:
         if not isinstance(probe, Probe):
             self._replay()
         elif probe.questions in self._base_said:
-            self._base_known(self._base_said[probe.questions])
+            self._base_known(probe, self._base_said[probe.questions])
         else:
-            self._put(probe.questions, None, self._base_known)
+            self._put(probe.questions, None, partial(self._base_known, probe))
 
-    def _base_known(self, told: Told) -> None:
+    def _base_known(self, probe: Probe, told: Told) -> None:
         if isinstance(told, GraftError):
             self._done(told)
             return
-        self._base_said[self._case.probe.questions] = told
-        self._put(self._case.probe.questions, self._resident, self._adapter_known)
+        self._base_said[probe.questions] = told
+        self._put(probe.questions, self._resident, partial(self._adapter_known, probe))
 
-    def _adapter_known(self, told: Told) -> None:
+    def _adapter_known(self, probe: Probe, told: Told) -> None:
         if isinstance(told, GraftError):
             self._done(told)
             return
-        verdict = judge_serving(self._case.probe, self._base_said[self._case.probe.questions], told)
+        verdict = judge_serving(probe, self._base_said[probe.questions], told)
         if verdict.outcome is ProofOutcome.REFUSED:
             self._judged(verdict)
         else:
@@ -81,7 +81,8 @@ class Proof:
             told[place] = answer
             if len(told) == len(questions):
                 answers = [told[i] for i in range(len(questions))]
-                done(next((one for one in answers if isinstance(one, GraftError)), answers))
+                wrong = next((one for one in answers if isinstance(one, GraftError)), None)
+                done(wrong or [one for one in answers if not isinstance(one, GraftError)])
 
         for place, asked in enumerate(questions):
             self._ask(Question(asked, resident, partial(one_told, place)))

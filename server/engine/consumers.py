@@ -32,7 +32,7 @@ LOADER = object()  # the tenant of everything the engine does for itself
 class Consumer(ABC):
     """Owner of a sequence."""
 
-    sequence: SequenceState | None = None  # None: not placed yet
+    sequence: SequenceState
     loaded: Loaded | None = None  # the adapter it waits for; None: nothing to wait for
     keeps_blocks = False  # whether the cache keeps the sequence's blocks when all is computed
 
@@ -70,24 +70,25 @@ class RunningRequest(Consumer):
         self._begun = False
         self._reason = "length"
         self._cached = 0
+        first = len(self._request.prompt) - 1
+        if self._request.score_from is not None:
+            first = max(0, self._request.score_from - 1)
+        self.sequence = SequenceState(
+            owner=None,
+            tokens=list(self._request.prompt),
+            max_new=0,
+            logits_from=first,
+            runs_last=bool(self._request.score_next),
+        )
 
     def begin(self, loaded: Loaded | None, served: Served, max_new: int) -> SequenceState:
         """The sequence to schedule, now that the adapter is known, and with it how many tokens there is room for."""
-        request = self._request
-        self._max_new = max_new
         self.loaded, self.served = loaded, served
-        first = len(request.prompt) - 1 if request.score_from is None else max(0, request.score_from - 1)
-        self.sequence = SequenceState(
-            owner=loaded.digest if loaded else None,
-            tokens=list(request.prompt),
-            max_new=max_new,
-            logits_from=first,
-            tenant=loaded.digest if loaded else None,
-            runs_last=bool(request.score_next),
-        )
+        self._max_new = self.sequence.max_new = max_new
+        self.sequence.owner = self.sequence.tenant = loaded.digest if loaded else None
         return self.sequence
 
-    def observe(self, chunk, logits):
+    def observe(self, chunk: Chunk, logits: Tensor) -> Draw | None:
         if not self._begun:
             self._begun = True
             self._cached = chunk.start
@@ -102,7 +103,7 @@ class RunningRequest(Consumer):
         banned = tuple(self._ends) if self._generated < self._request.min_tokens else ()
         return Draw(self._request.sampling, self._generator, banned)
 
-    def accept(self, token):
+    def accept(self, token: Token) -> bool:
         now = time.monotonic()
         self._metrics.token(
             self.served, now - self._submitted if self._last is None else None, now - (self._last or now)
@@ -117,7 +118,7 @@ class RunningRequest(Consumer):
         self.sequence.max_new = self._max_new - self._generated
         return self._generated == self._max_new
 
-    def finish(self):
+    def finish(self) -> None:
         if not self._begun:
             self.stream.put(Started(self.served))
         self._metrics.finished(self.served, self._reason, len(self._request.prompt), self._cached)
@@ -128,7 +129,7 @@ class RunningRequest(Consumer):
         self._reason = "cancelled"
         self.finish()
 
-    def fail(self, error):
+    def fail(self, error: GraftError) -> None:
         not_placed = self._request.model is not None and self.served.name is None
         self._metrics.failed(UNPLACED if not_placed else self.served, error.code)
         self.stream.put(error)
@@ -152,7 +153,13 @@ class RowsJob(Consumer):
 
     keeps_blocks = True
 
-    def __init__(self, resident: Resident, rows: Tensor, done: Callable[[list[int] | GraftError], None], detach):
+    def __init__(
+        self,
+        resident: Resident,
+        rows: Tensor,
+        done: Callable[[list[int] | GraftError], None],
+        detach: Callable[[SequenceState], list[int]],
+    ):
         self._done, self._detach = done, detach
         self.sequence = SequenceState(
             owner=resident.digest,
@@ -163,13 +170,13 @@ class RowsJob(Consumer):
             inputs=rows,
         )
 
-    def observe(self, chunk, logits):
-        return None
+    def observe(self, chunk: Chunk, logits: Tensor) -> None:
+        pass
 
-    def finish(self):
+    def finish(self) -> None:
         self._done(self._detach(self.sequence))
 
-    def fail(self, error):
+    def fail(self, error: GraftError) -> None:
         self._done(error)
 
 
@@ -191,15 +198,14 @@ class Question(Consumer):
             tenant=LOADER,
         )
 
-    def observe(self, chunk, logits):
+    def observe(self, chunk: Chunk, logits: Tensor) -> None:
         for row in logits:
             self._told.append(told(row, self._asked.tokens[len(self._told)]))
-        return None
 
-    def finish(self):
+    def finish(self) -> None:
         self._done(tuple(self._told))
 
-    def fail(self, error):
+    def fail(self, error: GraftError) -> None:
         self._done(error)
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -35,15 +35,17 @@ from graft.server.engine.adapter_proof import Proof
 from graft.server.engine.consumers import Consumer, RowsJob, RunningRequest, ends_of, not_finite
 from graft.server.engine.inbox import Inbox
 from graft.server.engine.options import Options, sizes
-from graft.server.engine.request import Request, Result, Stream
+from graft.server.engine.request import Request, Result, Sink, Stream
 from graft.server.engine.sampling import Draw, sample
-from graft.server.engine.scheduler import Scheduler, SequenceState, StepPlan
+from graft.server.engine.scheduler import Chunk, Scheduler, SequenceState, StepPlan
 from graft.server.errors import BrokenError, ClosedError, RequestError, TooLongError
 from graft.server.runners.factory import make_runner
+from graft.server.runners.protocol import Prepared
 from graft.server.served import Served
 from graft.server.telemetry import Metrics
 
 log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
 class Engine:
@@ -99,7 +101,7 @@ class Engine:
 
     # For callers, on any thread
 
-    def submit(self, request: Request, sink: "SimpleQueue | None" = None) -> Stream:
+    def submit(self, request: Request, sink: Sink | None = None) -> Stream:
         """Queue a request. `sink`: a queue for the events of several streams (requests.Stream).
 
         Raises RequestError where the request can't be served as it stands, ClosedError after `close`.
@@ -133,12 +135,12 @@ class Engine:
                 stream.cancel()
             raise
 
-    def call(self, question: Callable[[], Any]) -> Any:
+    def call(self, question: Callable[[], Answer]) -> Answer:
         """Ask something on the engine's thread, between steps, and wait for the answer.
 
         Raises what the question raises, ClosedError after `close`.
         """
-        answer: Future[Any] = Future()
+        answer: Future[Answer] = Future()
 
         def ask() -> None:
             try:
@@ -196,10 +198,11 @@ class Engine:
 
     # What Residency asks (residency.Work)
 
-    def prepare(self, loaded: Loaded, done: Callable[[Any], None]) -> None:
+    def prepare(self, loaded: Loaded, done: Callable[[Prepared | GraftError], None]) -> None:
         def work() -> None:
+            made: Prepared | GraftError
             try:
-                made: Any = self.runner.prepare(loaded.detours)
+                made = self.runner.prepare(loaded.detours)
             except Exception as error:
                 log.exception("preparing %s failed", loaded.digest)
                 made = BrokenError(f"The adapter can't be brought to the device: {type(error).__name__}: {error}")
@@ -210,8 +213,8 @@ class Engine:
     def take_blocks(self, n: int, digest: str) -> list[int]:
         return self.scheduler.take(n, digest)
 
-    def run_rows(self, resident: Resident, done: Callable[[Any], None]) -> None:
-        self._start(RowsJob(resident, resident.loaded.rows.rows, done, self.scheduler.detach))
+    def run_rows(self, resident: Resident, rows: Tensor, done: Callable[[list[int] | GraftError], None]) -> None:
+        self._start(RowsJob(resident, rows, done, self.scheduler.detach))
 
     def prove(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
         Proof(resident, self._start, self.prover, self._base_said, done).begin()
@@ -352,7 +355,7 @@ class Engine:
                 if chunk.sequence in self._consumers:
                     self._fail(self._consumers[chunk.sequence], failure)
 
-    def _deliver(self, parts: list, logits: Tensor) -> None:
+    def _deliver(self, parts: Sequence[tuple[Chunk, int]], logits: Tensor) -> None:
         """Hand each chunk its logits, draw what is asked for, and see who is done. parts: (chunk, its rows)."""
         rows: list[int] = []
         draws: list[tuple[Consumer, Draw]] = []

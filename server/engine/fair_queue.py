@@ -53,9 +53,9 @@ class FairQueue(Generic[Item]):
             if queue.credit < cost:
                 queue.credit += self._quantum
             if queue.credit >= cost:
-                found = gate(item)
-                if found is not Gate.SOON:
-                    return item if found is Gate.READY else None
+                state = gate(item)
+                if state is not Gate.SOON:
+                    return item if state is Gate.READY else None
                 self._promised[tenant] = None
                 passed += 1
             else:

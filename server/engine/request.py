@@ -70,6 +70,8 @@ class Finished:
 
 Event = Started | PromptScored | Token | Finished
 
+Sink = SimpleQueue[tuple["Stream", Event | GraftError]]  # of one stream or several
+
 
 @dataclass(eq=False)
 class Stream:
@@ -80,7 +82,7 @@ class Stream:
 
     request: Request
     cancel: Callable[[], None]
-    sink: "SimpleQueue[tuple[Stream, Event | GraftError]]" = field(default_factory=SimpleQueue)
+    sink: Sink = field(default_factory=SimpleQueue)
 
     def put(self, event: Event | GraftError) -> None:
         self.sink.put((self, event))
@@ -96,7 +98,9 @@ class Stream:
 
     def result(self) -> Result:
         """Wait for the end."""
-        served, tokens, prompt = Served(), [], []
+        served = Served()
+        tokens: list[Token] = []
+        prompt: list[Token] = []
         for event in self:
             match event:
                 case Started():

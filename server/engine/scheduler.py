@@ -10,12 +10,15 @@ recompute them, losing nothing.
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graft.server.adapters.readiness import NO_ROWS, Gate, VirtualRows
 from graft.server.cache.blocks import BlockPool, chain_hash, root_hash
 from graft.server.cache.step import BLOCK_ROWS, Run
 from graft.server.engine.fair_queue import FairQueue
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(eq=False)
@@ -29,7 +32,7 @@ class SequenceState:
     virtual: VirtualRows = NO_ROWS
     tenant: Hashable = None
     runs_last: bool = False  # the last token too where no new one is wanted: what follows it is asked about
-    inputs: Any = None  # rows [P, H] in place of tokens: an adapter's soft prompt on its way into the cache
+    inputs: "Tensor | None" = None  # rows [P, H] in place of tokens: an adapter's soft prompt on its way into the cache
     blocks: list[int] = field(default_factory=list)  # its own, after the shared ones of `virtual`
     computed: int = 0
     _hashes: list[bytes] = field(default_factory=list)
@@ -238,12 +241,12 @@ class Scheduler:
         return min(sequence.logits_from, sequence.needed) if self._sharing and sequence.inputs is None else 0
 
     def _share(self, sequence: SequenceState, findable: Sequence[bytes]) -> None:
-        found = self.blocks.find(findable)
-        sequence.blocks = found
-        sequence._published = len(found)
-        sequence.computed = BLOCK_ROWS * len(found) - sequence.virtual.count % BLOCK_ROWS if found else 0
-        self.blocks.hits += len(found)
-        self.blocks.misses += len(findable) - len(found)
+        shared = self.blocks.find(findable)
+        sequence.blocks = shared
+        sequence._published = len(shared)
+        sequence.computed = BLOCK_ROWS * len(shared) - sequence.virtual.count % BLOCK_ROWS if shared else 0
+        self.blocks.hits += len(shared)
+        self.blocks.misses += len(findable) - len(shared)
 
     def _schedule(self, plan: StepPlan, sequence: SequenceState, count: int) -> bool:
         """Put `count` tokens of a running sequence into the step, taking blocks from others if need be."""
