@@ -6,7 +6,6 @@ Reads the engine's library, loader and residency; changes them on the engine's t
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from graft.hub.adapters.probe import Verdict
 from graft.hub.adapters.validation import Inspection, inspect_artifact
@@ -65,12 +64,12 @@ class Inventory:
     def entries(self) -> list[AdapterEntry]:
         """Every adapter that can be named: local ones, those on the shelf (registries only; a remote hub's as far as
         they have been asked for)."""
-        found = {name: self.entry(name) for name in self._engine.library.names}
+        entries = {name: self.entry(name) for name in self._engine.library.names}
         for entry in self._shelved():
-            found.setdefault(entry.name, entry)
-        for name in self._engine.loader.served().keys() - found.keys():
-            found[name] = self.entry(name)
-        return [entry for _, entry in sorted(found.items())]
+            entries.setdefault(entry.name, entry)
+        for name in self._engine.loader.served().keys() - entries.keys():
+            entries[name] = self.entry(name)
+        return [entry for _, entry in sorted(entries.items())]
 
     def entry(self, name: str) -> AdapterEntry:
         """One adapter by any of its names. Raises NotFoundError."""
@@ -165,17 +164,24 @@ class Inventory:
         return loaded, Served(name, loaded.digest, location.revision)
 
     def _local(self, location: Location, folder: Path) -> AdapterEntry:
-        version, found = self._inspected.get(location.name, ("", GraftError()))
+        version, inspection = self._inspected.get(location.name, ("", GraftError()))
         if version != location.version:
             try:
-                found = inspect_artifact(folder, self._engine.base.spec)
+                inspection = inspect_artifact(folder, self._engine.base.spec)
             except GraftError as error:
-                found = error
-            self._inspected[location.name] = (location.version, found)
-        if isinstance(found, GraftError):
-            return AdapterEntry(location.name, error=str(found))
+                inspection = error
+            self._inspected[location.name] = (location.version, inspection)
+        if isinstance(inspection, GraftError):
+            return AdapterEntry(location.name, error=str(inspection))
         return AdapterEntry(
-            location.name, found.digest, None, found.method, found.variant, found.task, found.bytes, None
+            location.name,
+            inspection.digest,
+            None,
+            inspection.method,
+            inspection.variant,
+            inspection.task,
+            inspection.bytes,
+            None,
         )
 
     def _shelved(self) -> Iterator[AdapterEntry]:
@@ -184,7 +190,7 @@ class Inventory:
                 yield AdapterEntry(row.name, row.digest, row.revision_id, row.method, None, row.task, row.bytes)
 
 
-def described(entry: AdapterEntry, placed: Placed) -> dict[str, Any]:
+def described(entry: AdapterEntry, placed: Placed) -> dict[str, object]:
     """An adapter for /v1/adapters: what it is and where it is."""
     return {
         "id": entry.name,

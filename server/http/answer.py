@@ -16,11 +16,11 @@ from graft.hub.evaluation.task_data import Message
 from graft.hub.evaluation.tokenization import TemplateRefusalError, encode_prompt
 from graft.server.engine.consumers import stop_ids
 from graft.server.engine.engine import Engine
-from graft.server.engine.request import Finished, PromptScored, Request, Started, Stream
+from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream
 from graft.server.engine.sampling import Sampling, Token
 from graft.server.errors import TooLongError
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
-from graft.server.http.text import Detokenizer, StopStrings, certain, decode
+from graft.server.http.text import Detokenizer, StopStrings, Tokenizer, certain, decode
 from graft.server.served import Served
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's; a chat goes on as long as there is room
@@ -57,6 +57,7 @@ def asked_completion(body: CompletionBody, engine: Engine, base_name: str) -> As
 def asked_chat(body: ChatBody, engine: Engine, base_name: str) -> AskedCompletions:
     """Raises BadField for a base that has no chat template, or messages that its template refuses."""
     tokenizer = engine.base.tokenizer
+    assert tokenizer is not None  # create_app
     if not tokenizer.chat_template:
         raise BadField(
             f"{base_name} has no chat template, so it can't take messages: use /v1/completions with a prompt.",
@@ -84,6 +85,7 @@ def _prompt_ids(prompt: str | tuple[int, ...], engine: Engine) -> tuple[int, ...
         if not all(0 <= id < vocabulary for id in prompt):
             raise BadField(f"A prompt token lies outside the base's vocabulary of {vocabulary}.", "prompt")
         return prompt
+    assert tokenizer is not None
     ids = tuple(encode_prompt(prompt, tokenizer))
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if not ids and start is None:
@@ -169,7 +171,7 @@ class Piece:
 class Choice:
     """One continuation under way: tokens in, certain text out."""
 
-    def __init__(self, index: int, request: Request, asked: AskedCompletions, tokenizer):
+    def __init__(self, index: int, request: Request, asked: AskedCompletions, tokenizer: Tokenizer):
         self.index = index
         self.served = Served()
         self.generated = 0
@@ -192,7 +194,7 @@ class Choice:
             if asked.echo:
                 self._give(certain(decode(tokenizer, request.prompt)))
 
-    def feed(self, event: Started | PromptScored | Token | Finished) -> None:
+    def feed(self, event: Event) -> None:
         match event:
             case Started():
                 self.served, self.cached = event.served, event.cached_tokens
@@ -256,8 +258,9 @@ class Answer:
 
     def __post_init__(self) -> None:
         """Submits everything. Raises what the engine raises, with nothing left under way."""
-        self._sink: SimpleQueue = SimpleQueue()
+        self._sink: Sink = SimpleQueue()
         tokenizer = self.engine.base.tokenizer
+        assert tokenizer is not None
         try:
             for index, request in enumerate(self.asked.requests):
                 choice = Choice(index, request, self.asked, tokenizer)
@@ -314,7 +317,7 @@ class Answer:
                 stream.cancel()
         return [piece for choice in changed if (piece := choice.take())]
 
-    def _next(self):
+    def _next(self) -> tuple[Stream, Event | GraftError]:
         while True:
             if self.gone():
                 raise Disconnected

@@ -7,14 +7,16 @@ error has OpenAI's one shape, and no internals in it. Each request is served by 
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
-from typing import Any
+from typing import TypeVar
 
 from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
+from flask.json.provider import DefaultJSONProvider
 from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as BareResponse
 
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.wsgi import request_id
@@ -51,6 +53,8 @@ ELSEWHERE = {
 }
 EXTENSION = "graft"
 blueprint = Blueprint("v1", __name__)
+Naming = TypeVar("Naming", bound=GenerationBody | AdapterBody)  # a body that names a model
+Move = TypeVar("Move", bound=AdapterBody)
 
 
 class Service:
@@ -61,6 +65,7 @@ class Service:
         self.base_name = base_name
         self.started = int(time.time())
         self.inventory = Inventory(engine)
+        assert engine.base.tokenizer is not None  # text comes in and goes out
         self.names = Names(engine.base.tokenizer)
         self.room = threading.BoundedSemaphore(max_at_once)
 
@@ -76,7 +81,8 @@ def create_app(
     way; more are told to come again, so that threads remain for everything else. `cors_origins`: whose pages may call."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.json.sort_keys = False  # type: ignore[attr-defined]
+    assert isinstance(app.json, DefaultJSONProvider)
+    app.json.sort_keys = False
     app.url_map.strict_slashes = False
     app.extensions[EXTENSION] = Service(engine, base_name or engine.base.spec.id or "base", max_at_once)
     app.register_blueprint(blueprint)
@@ -191,7 +197,7 @@ def pin() -> Response:
     return _moved(PinBody, lambda body: service().inventory.pin(body.model, body.pinned))
 
 
-def _moved(schema, move) -> Response:
+def _moved(schema: type[Move], move: Callable[[Move], Served]) -> Response:
     """Do something with an adapter and say how it stands now."""
     body = _body(schema)
     if body.model == service().base_name:
@@ -216,7 +222,7 @@ def _known(name: str) -> AdapterEntry:
     return entry
 
 
-def _base_model() -> dict[str, Any]:
+def _base_model() -> dict[str, object]:
     spec = service().engine.base.spec
     return {
         "id": service().base_name,
@@ -232,7 +238,7 @@ def _base_model() -> dict[str, Any]:
     }
 
 
-def _model(entry: AdapterEntry, placed: dict[str, Placed]) -> dict[str, Any]:
+def _model(entry: AdapterEntry, placed: dict[str, Placed]) -> dict[str, object]:
     head = {
         "id": entry.name,
         "object": "model",
@@ -276,7 +282,7 @@ def document() -> Response:
 # Around every request
 
 
-def _body(schema) -> Any:
+def _body(schema: type[Naming]) -> Naming:
     """The checked body. Raises BadField, or a 415 for another media type."""
     if request.mimetype != "application/json":
         raise _UnsupportedMediaError("Send JSON, with the header Content-Type: application/json.")
@@ -340,7 +346,7 @@ def _on_graft_error(error: GraftError) -> Response:
     return _failure(error.status, public_message(error, g.request_id), error.code, error.param)
 
 
-def _on_http_error(error: HTTPException) -> Response:
+def _on_http_error(error: HTTPException) -> BareResponse:
     status = error.code or 500
     if status < 400:  # a redirect on its way out
         return error.get_response()

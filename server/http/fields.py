@@ -6,14 +6,13 @@ it and is not honoured, one that other servers call otherwise, and a slip of the
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 # Known, and of no effect on what is generated here.
 IGNORED = frozenset(
     ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 )
 # Would change the answer: accepted only with the values that leave it as it is.
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
     "presence_penalty": (0,),
@@ -49,7 +48,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "prompt_logprobs": (0,),
     "truncate_prompt_tokens": (),
 }
-MESSAGE_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "tool_calls": ([],),
     "tool_call_id": (),
     "function_call": (),
@@ -72,7 +71,7 @@ ELSEWHERE_CALLED = {
 _SLIP_CHARS = 6  # shorter names are one letter apart without being meant for each other
 
 
-def refused(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> str | None:
+def refused(given: Mapping[str, object], neutral: Mapping[str, tuple[object, ...]]) -> str | None:
     """The first field that would change the answer and is not honoured."""
     return next((key for key in neutral if given.get(key) is not None and given[key] not in neutral[key]), None)
 

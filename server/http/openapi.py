@@ -42,7 +42,7 @@ _ERROR = {
 }
 
 
-def document(base_name: str) -> dict[str, Any]:
+def document(base_name: str) -> dict[str, object]:
     """OpenAPI 3.1. `base_name` is an example of a model."""
     _, made = models_json_schema([(body, "validation") for body in _BODIES], ref_template=_SCHEMAS + "{model}")
     schemas = {name: _as_sent(schema, name) for name, schema in made["$defs"].items()}
@@ -54,33 +54,33 @@ def document(base_name: str) -> dict[str, Any]:
     }
 
 
-def _operation(path: str, method: str) -> dict[str, Any]:
+def _operation(path: str, method: str) -> dict[str, object]:
     _, summary, body, failures = _ROUTES[path]
     failure = {"description": "What is wrong.", "content": _json({"$ref": _SCHEMAS + "Error"})}
-    found: dict[str, Any] = {
+    operation: dict[str, object] = {
         "summary": summary,
         "operationId": (method + path).replace("/", "_").replace("{", "").replace("}", ""),
         "responses": {"200": {"description": "Done.", "content": _answer(path)}} | dict.fromkeys(failures, failure),
     }
     if body is not None:
-        found["requestBody"] = {"required": True, "content": _json({"$ref": _SCHEMAS + body.__name__})}
+        operation["requestBody"] = {"required": True, "content": _json({"$ref": _SCHEMAS + body.__name__})}
     if "{model}" in path:
-        found["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
-    return found
+        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return operation
 
 
-def _answer(path: str) -> dict[str, Any]:
+def _answer(path: str) -> dict[str, object]:
     answer = _json({"type": "object"})
     if path.endswith("/completions"):
         return answer | {"text/event-stream": {}}
     return {"text/plain": {"schema": {"type": "string"}}} if path == "/metrics" else answer
 
 
-def _json(schema: dict[str, Any]) -> dict[str, Any]:
+def _json(schema: dict[str, object]) -> dict[str, object]:
     return {"application/json": {"schema": schema}}
 
 
-def _as_sent(schema: dict[str, Any], name: str) -> dict[str, Any]:
+def _as_sent(schema: dict[str, Any], name: str) -> dict[str, object]:
     """A body as clients may send it: null for whatever isn't required, and the fields that are taken and not used."""
     required = set(schema.get("required", ()))
     properties = {

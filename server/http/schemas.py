@@ -5,7 +5,7 @@ A mistake becomes a BadField that names the field. `null` means "not given", as 
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -48,7 +48,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
+def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
     """A string, strings, ids, or lists of ids -> prompts."""
     if isinstance(value, str):
         return (_encodable(value),)
@@ -63,7 +63,7 @@ def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
     raise ValueError("must hold strings, or token ids, or lists of token ids (none of them empty), not a mixture")
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
@@ -91,8 +91,11 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
+    def _without_nulls(cls, given: object) -> object:
         return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
 
 
 class StreamOptions(Body):
@@ -125,7 +128,7 @@ class GenerationBody(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_to_openai(cls, given: Any) -> Any:
+    def _known_to_openai(cls, given: object) -> object:
         """Drop what may be ignored; refuse by name what can't be honoured, and what is meant for a field of ours."""
         if not isinstance(given, dict):
             return given
@@ -189,7 +192,7 @@ class MessageBody(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _honoured(cls, given: Any) -> Any:
+    def _honoured(cls, given: object) -> object:
         """Refuse by name what would change the prompt. What an earlier answer carries besides says nothing here."""
         if isinstance(given, dict) and (key := refused(given, MESSAGE_NEUTRAL)):
             raise ValueError(f"{key} is not supported here: leave it out")
@@ -208,7 +211,7 @@ class ChatBody(GenerationBody):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: Literal[False] = False  # of completions; accepted where it asks nothing
-    chat_template_kwargs: dict[str, Any] = Field(
+    chat_template_kwargs: dict[str, object] = Field(
         default_factory=dict, description="Only what the base's template doesn't use."
     )
 
@@ -240,7 +243,7 @@ class PinBody(AdapterBody):
     pinned: bool = True
 
 
-def parse(schema: type[Body], data: bytes) -> Any:
+def parse(schema: type[AnyBody], data: bytes) -> AnyBody:
     """A request's body as `schema`. Raises BadField."""
     try:
         given = json.loads(data.decode(), parse_constant=_refuse_constant)
@@ -260,14 +263,14 @@ def _refuse_constant(name: str) -> float:
 
 def _first(error: ValidationError) -> BadField:
     """The first mistake, in OpenAI's way of naming fields: messages[0].content."""
-    found = error.errors(include_url=False, include_input=False)[0]
-    param = _param(found["loc"])
+    first = error.errors(include_url=False, include_input=False)[0]
+    param = _param(first["loc"])
     messages = {
         "extra_forbidden": f"Unknown field {param!r}: see /openapi.json for what is known.",
         "missing": f"The field {param!r} is required.",
     }
-    reason = found["msg"].removeprefix("Value error, ")
-    return BadField(messages.get(found["type"], f"{param}: {reason}."), param or None)
+    reason = first["msg"].removeprefix("Value error, ")
+    return BadField(messages.get(first["type"], f"{param}: {reason}."), param or None)
 
 
 def _param(location: Sequence[int | str]) -> str:

@@ -9,7 +9,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from graft.hub.errors import GraftError
 from graft.server.engine.consumers import not_finite
@@ -17,6 +16,8 @@ from graft.server.errors import BrokenError
 from graft.server.http.answer import Answer, Mark, Piece
 from graft.server.http.text import Names
 
+Json = dict[str, object]
+Report = Json  # on log-probabilities, as `logprobs` has it
 LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON has no word for
 
 
@@ -28,18 +29,18 @@ class ResponseShape(ABC):
     id_prefix: str
 
     @abstractmethod
-    def choice(self, text: str, report: Any) -> dict[str, Any]:
+    def choice(self, text: str, report: Report | None) -> Json:
         """A whole choice's own keys."""
 
     @abstractmethod
-    def delta(self, text: str, report: Any) -> dict[str, Any]:
+    def delta(self, text: str, report: Report | None) -> Json:
         """The same of a part in a stream."""
 
     @abstractmethod
-    def report(self, marks: Sequence[Mark], names: Names) -> Any:
+    def report(self, marks: Sequence[Mark], names: Names) -> Report:
         """Log-probabilities of some tokens."""
 
-    def opening(self, index: int) -> list[dict[str, Any]]:
+    def opening(self, index: int) -> list[Json]:
         """What a stream says of a choice before its text."""
         return []
 
@@ -48,16 +49,16 @@ class CompletionShape(ResponseShape):
     object = chunk_object = "text_completion"
     id_prefix = "cmpl-"
 
-    def choice(self, text, report):
+    def choice(self, text: str, report: Report | None) -> Json:
         return {"text": text, "logprobs": report}
 
     delta = choice
 
-    def report(self, marks, names):
+    def report(self, marks: Sequence[Mark], names: Names) -> Report:
         tops = [_by_text(mark, names) for mark in marks]
         return {
             "tokens": [names.name(mark.token.id)[0] for mark in marks],
-            "token_logprobs": [_number(mark.token.logprob) for mark in marks],
+            "token_logprobs": [_reported(mark.token.logprob) for mark in marks],
             "top_logprobs": tops,
             "text_offset": [mark.offset for mark in marks],
         }
@@ -68,16 +69,16 @@ class ChatShape(ResponseShape):
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def choice(self, text, report):
+    def choice(self, text: str, report: Report | None) -> Json:
         return {"message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": report}
 
-    def delta(self, text, report):
+    def delta(self, text: str, report: Report | None) -> Json:
         return {"delta": {"content": text} if text else {}, "logprobs": report}
 
-    def opening(self, index):
+    def opening(self, index: int) -> list[Json]:
         return [_choice(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None}, None)]
 
-    def report(self, marks, names):
+    def report(self, marks: Sequence[Mark], names: Names) -> Report:
         content = [
             _entry(mark.token.id, mark.token.logprob, names)
             | {"top_logprobs": [_entry(id, logprob, names) for id, logprob in mark.token.top]}
@@ -108,7 +109,7 @@ class Writer:
             "system_fingerprint": self.fingerprint,
         }
 
-    def whole(self, pieces: Iterator[Piece]) -> dict[str, Any]:
+    def whole(self, pieces: Iterator[Piece]) -> Json:
         """The answer once it is complete."""
         texts: dict[int, list[str]] = {index: [] for index in range(len(self.answer.choices))}
         marks: dict[int, list[Mark]] = {index: [] for index in texts}
@@ -145,13 +146,13 @@ class Writer:
         """The last event of a stream that broke on our own account."""
         return _sse({"error": error_body(500, broken_message(request_id), "internal_error")})
 
-    def _event(self, rest: dict[str, Any]) -> bytes:
+    def _event(self, rest: Json) -> bytes:
         return _sse({"object": self.shape.chunk_object, **self._head, **rest})
 
-    def _report(self, marks: Sequence[Mark]) -> Any:
+    def _report(self, marks: Sequence[Mark]) -> Report | None:
         return None if self.answer.asked.logprobs is None else self.shape.report(marks, self.names)
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self) -> Json:
         prompt, completion = self.answer.asked.prompt_tokens, self.answer.completion_tokens
         return {
             "prompt_tokens": prompt,
@@ -173,39 +174,41 @@ def broken_message(request_id: str) -> str:
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def error_body(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+def error_body(status: int, message: str, code: str | None, param: str | None = None) -> Json:
     """OpenAI's one shape of an error."""
     type = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"message": message, "type": type, "code": code, "param": param}
 
 
-def _choice(index: int, own: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+def _choice(index: int, own: Json, finish_reason: str | None) -> Json:
     return {"index": index, **own, "finish_reason": finish_reason}
 
 
-def _entry(id: int, logprob: float | None, names: Names) -> dict[str, Any]:
+def _entry(id: int, logprob: float | None, names: Names) -> Json:
     text, raw = names.name(id)
-    return {"token": text, "logprob": _number(logprob), "bytes": list(raw)}
+    return {"token": text, "logprob": _reported(logprob), "bytes": list(raw)}
 
 
 def _by_text(mark: Mark, names: Names) -> dict[str, float] | None:
     """The alternatives and the token itself, the most probable first; of equal texts the more probable one."""
     if mark.token.logprob is None:
         return None
-    found: dict[str, float] = {}
+    by_text: dict[str, float] = {}
     for id, logprob in (*mark.token.top, (mark.token.id, mark.token.logprob)):
-        found.setdefault(names.name(id)[0], _number(logprob))
-    return found
+        by_text.setdefault(names.name(id)[0], _number(logprob))
+    return by_text
 
 
-def _number(logprob: float | None) -> float | None:
+def _reported(logprob: float | None) -> float | None:
+    return None if logprob is None else _number(logprob)
+
+
+def _number(logprob: float) -> float:
     """Raises EngineError for what is no number."""
-    if logprob is None:
-        return None
     if math.isnan(logprob):
         raise not_finite()
     return max(logprob, LEAST_LOGPROB)
 
 
-def _sse(event: dict[str, Any]) -> bytes:
+def _sse(event: Json) -> bytes:
     return b"data: " + json.dumps(event, allow_nan=False).encode() + b"\n\n"

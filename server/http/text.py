@@ -6,7 +6,7 @@ tokenizer itself is only read, so that all threads share it.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Protocol
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _UNFINISHED = 3  # a character's bytes that may still be waiting for the last one
@@ -14,10 +14,20 @@ _CONTEXT = 8  # tokens before the next one that its text may depend on: spaces, 
 _WINDOW = 24  # tokens decoded again with each new one, at most
 
 
+class Tokenizer(Protocol):
+    """What is asked of a base's tokenizer here."""
+
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> str: ...
+
+    def convert_ids_to_tokens(self, ids: int) -> str | None: ...
+
+
 class Detokenizer:
     """`push` a token, get the text that is certain by now; `flush` gives the rest."""
 
-    def __init__(self, tokenizer: Any, context: Sequence[int] = ()):
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
         """`context`: the tokens before the first one; their text is not given out again."""
         self._tokenizer = tokenizer
         self._tokens = list(context[-_CONTEXT:])
@@ -58,10 +68,10 @@ class StopStrings:
         if self.matched:
             return ""
         text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
+        matches = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if matches:
             self.matched, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(matches)]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -75,7 +85,7 @@ class StopStrings:
 class Names:
     """Tokens as log-probability reports show them: their text and their bytes."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self.name = lru_cache(maxsize=65536)(self._name)
 
@@ -97,7 +107,7 @@ def certain(text: str) -> str:
     return text[: len(text) - _unfinished(text)]
 
 
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Text without special tokens."""
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
