@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from graft.hub.errors import GraftError
 from graft.server.benchmark.workload import BenchRequest, Timing
 from graft.server.engine.engine import Engine
-from graft.server.engine.request import Finished, Request, Stream
+from graft.server.engine.request import Finished, Request, Sink, Stream
 from graft.server.engine.sampling import Sampling, Token
 
 _TIMEOUT_S = 600
@@ -24,7 +24,7 @@ class EngineTarget:
         self._engine = engine
 
     def run(self, jobs: Sequence[BenchRequest], at_once: int) -> list[Timing]:
-        sink: SimpleQueue = SimpleQueue()
+        sink: Sink = SimpleQueue()
         sent: dict[Stream, float] = {}
         times: dict[Stream, list[float]] = {}
         start, left, under_way = time.perf_counter(), list(reversed(jobs)), 0
@@ -56,8 +56,11 @@ class UrlTarget:
     """A server with OpenAI's completions API that takes token ids and `ignore_eos` (graft's, vLLM's)."""
 
     def __init__(self, url: str):
-        """Raises GraftError where nobody answers."""
+        """Raises GraftError where nobody answers, and for what is no URL."""
         self._url = urlsplit(url)
+        if not self._url.hostname:
+            raise GraftError(f"{url} is no server's URL: write http://HOST:PORT.")
+        self._host = self._url.hostname
         listed = json.loads(self._answer("GET", "/v1/models", None).read())["data"]
         self._base_model = next(model["id"] for model in listed if not model.get("parent"))
 
@@ -109,7 +112,7 @@ class UrlTarget:
 
     def _answer(self, method: str, path: str, body: dict | None) -> http.client.HTTPResponse:
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._url.hostname, self._url.port, timeout=_TIMEOUT_S)
+        connection = kind(self._host, self._url.port, timeout=_TIMEOUT_S)
         payload = None if body is None else json.dumps(body)
         try:
             connection.request(method, self._url.path.rstrip("/") + path, payload, {"Content-Type": "application/json"})

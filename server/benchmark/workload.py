@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from graft.hub.machine.cpu_load import Load
 
@@ -102,7 +102,7 @@ def measure(
     *,
     repeats: int = 3,
     beside: Callable[[threading.Event], None] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """One warm-up round, then `repeats` measured ones; rates are medians over rounds, latencies are over all.
 
     `beside(stop)` runs on a thread of its own during the measured rounds, until `stop` is set.
@@ -120,9 +120,9 @@ def measure(
             for _ in range(repeats):
                 jobs = draw.round()
                 began = time.perf_counter()
-                found = target.run(jobs, at_once)
-                seconds.append(max(timing.tokens[-1] for timing in found) - began)
-                timings += found
+                served = target.run(jobs, at_once)
+                seconds.append(max(timing.tokens[-1] for timing in served) - began)
+                timings += served
             cores = load.cores()
         finally:
             stop.set()

@@ -9,10 +9,10 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +20,8 @@ from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.tables import print_json, print_table
 
 if TYPE_CHECKING:
+    import torch
+
     from graft.server.benchmark.workload import Workload
     from graft.server.engine.engine import Engine
 
@@ -118,7 +120,7 @@ def bench_engine(
     device: str | None,
     runner: str,
     device_bytes: int | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Measure an engine of this process."""
     from graft.hub.base.dtype_choice import chosen_dtype
     from graft.hub.base.model import load_base
@@ -141,8 +143,10 @@ def bench_engine(
         began = time.perf_counter()
         _load(engine, plan.adapters)
         load_s = time.perf_counter() - began
-        beside = _colder(plan, lambda name: _once(engine, name)) if plan.cold_rate else None
-        found = measure(EngineTarget(engine), work, _ids(plan.base), plan.models, repeats=plan.repeats, beside=beside)
+        beside = _colder(plan.cold, plan.cold_rate, lambda name: _once(engine, name)) if plan.cold_rate else None
+        measured = measure(
+            EngineTarget(engine), work, _ids(plan.base), plan.models, repeats=plan.repeats, beside=beside
+        )
         runs_on = type(engine.runner).__name__
     where = {"dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device), "runner": runs_on}
     loads = {
@@ -150,10 +154,10 @@ def bench_engine(
         "adapters_load_s": round(load_s, 3),
         "peak_bytes": _peak_bytes(base.device),
     }
-    return {**found, **loads, **_described(plan, work), **where}
+    return {**measured, **loads, **_described(plan, work), **where}
 
 
-def bench_url(plan: BenchPlan, work: Workload, url: str) -> dict[str, Any]:
+def bench_url(plan: BenchPlan, work: Workload, url: str) -> dict[str, object]:
     """Measure a running server; its memory is its own affair."""
     from graft.server.benchmark.targets import UrlTarget
     from graft.server.benchmark.workload import measure
@@ -163,9 +167,9 @@ def bench_url(plan: BenchPlan, work: Workload, url: str) -> dict[str, Any]:
     for name in plan.adapters:
         target.load(name)
     load_s = time.perf_counter() - began
-    beside = _colder(plan, target.load_and_unload) if plan.cold_rate else None
-    found = measure(target, work, _ids(plan.base), plan.models, repeats=plan.repeats, beside=beside)
-    return {**found, "adapters_load_s": round(load_s, 3), "peak_bytes": None, **_described(plan, work), "url": url}
+    beside = _colder(plan.cold, plan.cold_rate, target.load_and_unload) if plan.cold_rate else None
+    measured = measure(target, work, _ids(plan.base), plan.models, repeats=plan.repeats, beside=beside)
+    return {**measured, "adapters_load_s": round(load_s, 3), "peak_bytes": None, **_described(plan, work), "url": url}
 
 
 def _load(engine: Engine, names: Sequence[str]) -> None:
@@ -183,14 +187,14 @@ def _once(engine: Engine, name: str) -> None:
     Inventory(engine).unload(name)
 
 
-def _colder(plan: BenchPlan, once: Callable[[str], None]) -> Callable[[threading.Event], None]:
+def _colder(cold: Sequence[str], rate: float, once: Callable[[str], None]) -> Callable[[threading.Event], None]:
     """What runs beside a measurement: cold adapters in turn. An error of theirs is raised at the end."""
 
     def beside(stop: threading.Event) -> None:
-        with ThreadPoolExecutor(len(plan.cold)) as pool:
-            asked = []
-            while not stop.wait(1 / plan.cold_rate):
-                asked.append(pool.submit(once, plan.cold[len(asked) % len(plan.cold)]))
+        asked: list[Future[None]] = []
+        with ThreadPoolExecutor(len(cold)) as pool:
+            while not stop.wait(1 / rate):
+                asked.append(pool.submit(once, cold[len(asked) % len(cold)]))
         for answer in asked:
             answer.result()
 
@@ -206,7 +210,7 @@ def _ids(base: str) -> list[int]:
     return [id for id in range(min(len(tokenizer), AutoConfig.from_pretrained(base).vocab_size)) if id not in special]
 
 
-def _peak_bytes(device: Any) -> int:
+def _peak_bytes(device: torch.device) -> int:
     """Most memory ever held: the device's for a GPU, the process's resident set for a CPU."""
     if device.type == "cuda":
         import torch
@@ -217,7 +221,7 @@ def _peak_bytes(device: Any) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _described(plan: BenchPlan, work: Workload) -> dict[str, Any]:
+def _described(plan: BenchPlan, work: Workload) -> dict[str, object]:
     import os
     from importlib.metadata import version
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,12 +17,13 @@ from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import local_user, opened, placed
 from graft.hub.terminal.tables import print_json, print_table
 from graft.server.commands import scorekeeping
-from graft.server.commands.scorekeeping import Scorekeeper
+from graft.server.commands.scorekeeping import Scorekeeper, Scoring, fields_of
 
 if TYPE_CHECKING:
     from graft.hub.base.model import Base
     from graft.hub.evaluation.metrics import Metric
     from graft.hub.evaluation.task_data import Example
+    from graft.hub.registry.leaderboard import Evaluation
     from graft.server.evaluation.shelf import Evaluated
 
 _EVAL_STEP_ROWS = 2048  # nobody waits for a next token: large steps are quickest
@@ -89,9 +90,9 @@ def evaluate(
     if bare is None:
         run.score(base, missing, examples, metric)
     rows = [*known.values(), *run.rows, *([bare] if bare else [])]
-    rows.sort(key=lambda row: (row["value"] if metric.lower_is_better else -row["value"], row["repo"] or ""))
+    rows.sort(key=lambda row: (row.value if metric.lower_is_better else -row.value, row.repo or ""))
     if as_json:
-        print_json([row | {"name": row["repo"]} for row in rows])
+        print_json([fields_of(row) | {"name": row.repo} for row in rows])
     elif rows:
         _print_board(rows)
     if run.interrupted:
@@ -121,7 +122,7 @@ def _examples(raw: bytes, name: str, limit: int | None) -> tuple[list[Example], 
     return chosen, hashlib.sha256(raw).hexdigest() if len(chosen) == len(examples) else data_hash(chosen)
 
 
-def _scoring(slug: str, digest: str, metric: Metric, base: Base) -> dict[str, Any]:
+def _scoring(slug: str, digest: str, metric: Metric, base: Base) -> Scoring:
     """What all scores of a run have in common."""
     from importlib.metadata import version
 
@@ -142,7 +143,7 @@ class _Run:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Evaluation] = []
         self.failed: dict[str, str] = {}
         self.interrupted = False
         self._keeper, self._console, self._systems = keeper, Console(stderr=True), 1
@@ -173,29 +174,25 @@ class _Run:
         self.failed[model] = why
         self.say(f"refused: {model}: {why}")
 
-    def scored(self, found: Evaluated) -> None:
-        row = self._keeper.record(found, self._systems)
+    def scored(self, system: Evaluated) -> None:
+        row = self._keeper.record(system, self._systems)
         self.rows.append(row)
         where = f"{len(self.rows)}/{self._systems}"
-        self.say(
-            f"{where}  {row['repo'] or '(bare base)'}: {row['metric']} {row['value']:.3f} in {row['seconds']:.1f} s"
-        )
+        self.say(f"{where}  {row.repo or '(bare base)'}: {row.metric} {row.value:.3f} in {system.seconds:.1f} s")
 
     def answered(self, done: int, total: int) -> None:
         self._bar.update(self._shown, completed=done, total=total)
 
 
-def _print_board(scores: list[dict[str, Any]]) -> None:
+def _print_board(scores: list[Evaluation]) -> None:
     rows = []
     rank = 0
     for row in scores:
-        rank += row["repo"] is not None
-        p = row["extra"].get("p_vs_base")
-        interval = f"{row['low']:.3f} .. {row['high']:.3f}"
+        rank += row.repo is not None
+        p = row.extra.get("p_vs_base")
+        interval = "" if row.low is None or row.high is None else f"{row.low:.3f} .. {row.high:.3f}"
         against = "" if p is None else f"{p:.2g}"
-        rows.append(
-            (rank if row["repo"] else "", row["repo"] or "(bare base)", f"{row['value']:.3f}", interval, against)
-        )
-    task, metric, n = (scores[0][key] for key in ("task", "metric", "n"))
-    columns = ("rank:", "adapter", f"{metric}:", "95 % interval", "p vs base:")
-    print_table(f"{task}: {metric} on {n} examples", columns, rows)
+        rows.append((rank if row.repo else "", row.repo or "(bare base)", f"{row.value:.3f}", interval, against))
+    first = scores[0]
+    columns = ("rank:", "adapter", f"{first.metric}:", "95 % interval", "p vs base:")
+    print_table(f"{first.task}: {first.metric} on {first.n} examples", columns, rows)

@@ -1,8 +1,8 @@
 """What a registry knows of a task's adapters before an evaluation, and what it is told of each score. Torch-free."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypedDict
 
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ForbiddenError, GraftError
@@ -35,8 +35,8 @@ def named(registry: "Registry | RemoteRegistry", names: str, base: BaseSpec | No
     entrants, missing = [], []
     for name in filter(None, (part.strip() for part in names.split(","))):
         try:
-            found = registry.resolve(name, base=base.fingerprint if base else None)
-            entrants.append(Entrant(found.repo, found.id, found.digest))
+            revision = registry.resolve(name, base=base.fingerprint if base else None)
+            entrants.append(Entrant(revision.repo, revision.id, revision.digest))
         except GraftError as error:
             missing.append(str(error))
     if missing:
@@ -50,55 +50,66 @@ def of_task(
     registry: "Registry | RemoteRegistry", slug: str, spec: BaseSpec, say: Callable[[str], None]
 ) -> list[Entrant]:
     """Every adapter of the task on this base; `say` is told those on other bases."""
-    found = list(on_base(registry.search, spec, slug))
-    names = {entry.name for entry in found}
+    entries = list(on_base(registry.search, spec, slug))
+    names = {entry.name for entry in entries}
     others = [entry for entry in registry.search(Query(task=slug, limit=MAX_PAGE)).entries if entry.name not in names]
     for entry in others:
         say(f"left out: {entry.name}, for the base {entry.base or 'that it does not name'}")
-    return [Entrant(entry.name, entry.revision_id, entry.digest) for entry in found]
+    return [Entrant(entry.name, entry.revision_id, entry.digest) for entry in entries]
+
+
+class Scoring(TypedDict):
+    """What all scores of a run have in common, as fields of an `Evaluation`."""
+
+    task: str
+    data_hash: str
+    metric: str
+    base_fingerprint: str
+    engine: str
 
 
 class Scorekeeper:
-    """The scores of one task, on one set of examples, by one engine. `scoring`: what all of them have in common."""
+    """The scores of one task, on one set of examples, by one engine."""
 
-    def __init__(self, registry: "Registry | RemoteRegistry", scoring: Mapping[str, Any], user: str):
-        self.registry, self.scoring, self.user = registry, dict(scoring), user
+    def __init__(self, registry: "Registry | RemoteRegistry", scoring: Scoring, user: str):
+        self.registry, self.scoring, self.user = registry, scoring, user
         self.refused: dict[str, GraftError] = {}  # why a score could not be recorded, by repo
 
-    def known(self, entrants: Iterable[Entrant]) -> dict[Entrant, dict[str, Any]]:
+    def known(self, entrants: Iterable[Entrant]) -> dict[Entrant, Evaluation]:
         """The scores that are there already, of the same weights on the same examples by the same engine."""
-        found = {}
+        scores: dict[Entrant, Evaluation] = {}
         for entrant in entrants:
             for row in self.registry.evaluations(entrant.repo):
                 same = row.digest == entrant.digest if entrant.digest else row.revision == entrant.revision
                 if same and self._is_ours(row):
-                    found[entrant] = _as_row(row) | {"repo": entrant.repo, "revision": entrant.revision}
+                    scores[entrant] = replace(row, repo=entrant.repo, revision=entrant.revision)
                     break
-        return found
+        return scores
 
-    def known_base(self) -> dict[str, Any] | None:
+    def known_base(self) -> Evaluation | None:
         """The bare base's score, where it is on the leaderboard."""
         standings = self.registry.leaderboard(self.scoring["task"], self.scoring["base_fingerprint"])
         rows = (standing.evaluation for standing in standings if standing.evaluation.repo is None)
-        return next((_as_row(row) for row in rows if self._is_ours(row)), None)
+        return next((row for row in rows if self._is_ours(row)), None)
 
-    def record(self, found: "Evaluated", systems: int) -> dict[str, Any]:
+    def record(self, system: "Evaluated", systems: int) -> Evaluation:
         """Write a score to the registry as soon as it is there; what it refuses is kept in `refused`."""
-        row = self.scoring | {
-            "value": found.score.value,
-            "low": found.score.low,
-            "high": found.score.high,
-            "n": found.score.n,
-            "repo": found.model.partition("@")[0] if found.model else None,
-            "revision": found.served.revision,
-            "digest": found.served.digest,
-            "seconds": found.seconds,
-            "extra": {"systems": systems, **({} if found.p is None else {"p_vs_base": found.p})},
-        }
+        row = Evaluation(
+            **self.scoring,
+            value=system.score.value,
+            low=system.score.low,
+            high=system.score.high,
+            n=system.score.n,
+            repo=system.model.partition("@")[0] if system.model else None,
+            revision=system.served.revision,
+            digest=system.served.digest,
+            seconds=system.seconds,
+            extra={"systems": systems, **({} if system.p is None else {"p_vs_base": system.p})},
+        )
         try:
-            self.registry.record_evaluation(user=self.user, **row)
+            self.registry.record_evaluation(user=self.user, **fields_of(row))
         except GraftError as error:
-            self.refused[row["repo"] or BARE] = error
+            self.refused[row.repo or BARE] = error
         return row
 
     def unrecorded(self, *, shelf: bool, say: Callable[[str], None]) -> dict[str, str]:
@@ -114,9 +125,10 @@ class Scorekeeper:
         return {repo: str(why) for repo, why in self.refused.items() if repo not in excused}
 
     def _is_ours(self, row: Evaluation) -> bool:
-        told = {"base_fingerprint": row.base_fingerprint or self.scoring["base_fingerprint"]}
-        return row.source == "graft" and asdict(row) | told | self.scoring == asdict(row) | told
+        told = replace(row, base_fingerprint=row.base_fingerprint or self.scoring["base_fingerprint"])
+        return row.source == "graft" and replace(told, **self.scoring) == told
 
 
-def _as_row(found: Evaluation) -> dict[str, Any]:
-    return {key: value for key, value in asdict(found).items() if key in FIELDS}
+def fields_of(evaluation: Evaluation) -> dict[str, object]:
+    """What a hub takes of it, by name."""
+    return {key: getattr(evaluation, key) for key in FIELDS}

@@ -17,6 +17,8 @@ from graft.hub.terminal.options import ByteSize
 from graft.hub.wsgi import LOOPBACK
 
 if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
     from waitress.server import BaseWSGIServer, MultiSocketServer
 
     from graft.hub.base.model import Base
@@ -129,7 +131,9 @@ def _say(text: str) -> None:
     click.echo(f"graft serve: {text}", err=True)
 
 
-def http_server(app, host: str, port: int, max_requests: int) -> "BaseWSGIServer | MultiSocketServer":
+def http_server(
+    app: "WSGIApplication", host: str, port: int, max_requests: int
+) -> "BaseWSGIServer | MultiSocketServer":
     """A listening server; its `run` answers. Raises GraftError where the port can't be had."""
     import waitress
 

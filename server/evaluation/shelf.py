@@ -16,7 +16,7 @@ from graft.hub.evaluation.eval_prompts import label_groups, named, text_of, text
 from graft.hub.evaluation.metrics import Metric, Score, paired_p, score
 from graft.hub.evaluation.task_data import Example
 from graft.server.engine.engine import Engine
-from graft.server.engine.request import Finished, PromptScored, Request, Started, Stream
+from graft.server.engine.request import Finished, PromptScored, Request, Sink, Started, Stream
 from graft.server.engine.sampling import Sampling, Token
 from graft.server.served import Served
 
@@ -71,7 +71,7 @@ class Listener(Protocol):
     def refused(self, model: str, why: str) -> None:
         """An adapter can't be served; the others go on."""
 
-    def scored(self, found: Evaluated) -> None:
+    def scored(self, system: Evaluated) -> None:
         """A system is done: whatever happens later, this score stands."""
 
     def answered(self, done: int, total: int) -> None:
@@ -96,7 +96,7 @@ def evaluate(
     asks = {"labels": _label_asks, "text": _text_asks}[metric.answers](engine, examples)
     answer = {"labels": _best_label, "text": lambda answers: _text(engine, answers)}[metric.answers]
     references = [example.completion for example in examples]
-    found: list[Evaluated] = []
+    done: list[Evaluated] = []
     bare: list[float] | None = None
     at = time.monotonic()
     for model, answers in zip(systems, _answered(engine, systems, asks, listener.answered), strict=True):
@@ -104,13 +104,12 @@ def evaluate(
         values = metric.values(predictions, references)
         p = None if bare is None else paired_p(metric, values, bare)
         bare, now = values if bare is None else bare, time.monotonic()
-        system = Evaluated(
-            model, served.get(model, Served()), score(metric, values), predictions, seconds=now - at, p=p
-        )
+        runs_on = Served() if model is None else served[model]
+        system = Evaluated(model, runs_on, score(metric, values), predictions, seconds=now - at, p=p)
         at = now
-        found.append(system)
+        done.append(system)
         listener.scored(system)
-    return ShelfEvaluation(found, failed, time.monotonic() - began)
+    return ShelfEvaluation(done, failed, time.monotonic() - began)
 
 
 def _loaded(engine: Engine, models: Sequence[str], listener: Listener) -> tuple[dict[str, Served], dict[str, str]]:
@@ -161,7 +160,7 @@ def _answered(
 
     The engine is kept supplied across their boundaries. Raises the first error, the rest cancelled.
     """
-    sink: SimpleQueue = SimpleQueue()
+    sink: Sink = SimpleQueue()
     waiting: dict[Stream, tuple[int, _Answer]] = {}
     given: list[list[_Answer]] = [[] for _ in systems]
     left = ((place, _Answer(ask)) for place in range(len(systems)) for ask in asks)
@@ -199,10 +198,10 @@ def _answered(
 
 
 def _by_example(answers: Sequence[_Answer], count: int) -> list[list[_Answer]]:
-    found: list[list[_Answer]] = [[] for _ in range(count)]
+    by_example: list[list[_Answer]] = [[] for _ in range(count)]
     for answer in answers:
-        found[answer.ask.example].append(answer)
-    return found
+        by_example[answer.ask.example].append(answer)
+    return by_example
 
 
 def _best_label(answers: Sequence[_Answer]) -> str:
@@ -210,10 +209,15 @@ def _best_label(answers: Sequence[_Answer]) -> str:
     for answer in answers:
         labels = answer.ask.labels
         shared = len(answer.scored) - len(labels)
-        before = sum(token.logprob for token in answer.scored[:shared])
+        before = sum(map(_logprob, answer.scored[:shared]))
         for label, place in labels:
-            sums[label] = before + answer.scored[shared + place].logprob
+            sums[label] = before + _logprob(answer.scored[shared + place])
     return max(sums, key=sums.__getitem__)
+
+
+def _logprob(token: Token) -> float:
+    assert token.logprob is not None  # of a scored one
+    return token.logprob
 
 
 def _text(engine: Engine, answers: Sequence[_Answer]) -> str:
