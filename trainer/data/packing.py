@@ -5,9 +5,9 @@ id, so that EOS is learned although many bases pad with it. A `Pack` lays the se
 after another, sorted by adapter, as hub/adapters/batched_apply.py asks. Knows nothing of optimisers or forwards.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ class PackedRows:
     logit_counts: tuple[int, ...]
 
 
-def lay_out(pack: Pack, forms: list[tuple[Form, ...]], embed: Any, device: torch.device) -> PackedRows:
+def lay_out(
+    pack: Pack, forms: list[tuple[Form, ...]], embed: Callable[[Tensor], Tensor], device: torch.device
+) -> PackedRows:
     """The rows of a pack whose adapters have these forms."""
     ids = [id for sequence in pack.sequences for id in sequence.ids[:-1]]  # nothing is predicted after the last
     embedded = embed(torch.tensor(ids, device=device))
@@ -72,8 +74,14 @@ class _Layout:
     """Rows as they are laid one after another."""
 
     def __init__(self) -> None:
-        self.total, self.lengths, self.targets, self.wanted = 0, [], [], []
-        self._pieces, self._positions, self._prefixes, self._leaders = [], [], [], []
+        self.total = 0
+        self.lengths: list[int] = []
+        self.targets: list[int] = []
+        self.wanted: list[Tensor] = []
+        self._pieces: list[Tensor] = []
+        self._positions: list[Tensor] = []
+        self._prefixes: list[CacheRows | None] = []
+        self._leaders: list[int | None] = []
         self._row_ends, self._target_ends = [0], [0]
 
     def add(self, piece: Tensor, start: int, prefix: CacheRows | None, leader: int | None) -> int:

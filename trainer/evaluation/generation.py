@@ -29,13 +29,15 @@ def generate(
     return [made[i] for i in range(len(prompts))]
 
 
-def _generate_batch(base, forms, prompts, new_tokens: int, end: int) -> list[list[int]]:
+def _generate_batch(
+    base: Base, forms: tuple[Form, ...], prompts: Sequence[Sequence[int]], new_tokens: int, end: int
+) -> list[list[int]]:
     stack = Stack([forms], base.dtype, base.device)
     own = next((form for form in forms if isinstance(form, CacheRows)), None)
     offset = own.text_start if own else 0
     answers: list[list[int]] = [[] for _ in prompts]
     active, inputs = list(range(len(prompts))), prompts
-    seen: list[CacheRows | None] = [own] * len(prompts)
+    seen: Sequence[CacheRows | None] = [own] * len(prompts)
     positions = [offset] * len(prompts)
     for _ in range(new_tokens):
         tokens, seen = _advance(base, stack, inputs, positions, seen)
@@ -49,7 +51,13 @@ def _generate_batch(base, forms, prompts, new_tokens: int, end: int) -> list[lis
     return answers
 
 
-def _advance(base, stack: Stack, inputs, positions, seen) -> tuple[list[int], list[CacheRows]]:
+def _advance(
+    base: Base,
+    stack: Stack,
+    inputs: Sequence[Sequence[int]],
+    positions: Sequence[int],
+    seen: Sequence[CacheRows | None],
+) -> tuple[list[int], list[CacheRows]]:
     """One pass: (the most probable next token of each sequence, all its keys and values so far)."""
     device, lengths = base.device, [len(ids) for ids in inputs]
     rows = base.embed(torch.tensor([id for ids in inputs for id in ids], device=device))
@@ -66,7 +74,7 @@ def _advance(base, stack: Stack, inputs, positions, seen) -> tuple[list[int], li
     return logits.argmax(dim=-1).tolist(), _grown(attention, seen, lengths)
 
 
-def _grown(attention: RecordingAttention, seen: list[CacheRows | None], lengths: list[int]) -> list[CacheRows]:
+def _grown(attention: RecordingAttention, seen: Sequence[CacheRows | None], lengths: list[int]) -> list[CacheRows]:
     """What each sequence had seen, and the new rows behind it."""
     keys, values = attention.recorded()
     made = []

@@ -48,6 +48,7 @@ def score_examples(base: Base, forms: tuple[Form, ...], examples: list[Example],
 
 def predict_labels(base: Base, forms: tuple[Form, ...], examples: list[Example], limit: int) -> list[str]:
     """The label with the largest sum of token log-probabilities after the prompt."""
+    assert base.tokenizer is not None  # examples are text
     jobs = [
         _LabelJob(index, group)
         for index, example in enumerate(examples)
@@ -62,11 +63,12 @@ def predict_labels(base: Base, forms: tuple[Form, ...], examples: list[Example],
         for job, rows in zip(batch, table.split([job.sequence.learned for job in batch]), strict=True):
             for label in job.group.last:
                 sums[job.example][label] = _total(rows, job.group.ids(label))
-    return [max(found, key=found.get) for found in sums]
+    return [max(by_label, key=by_label.__getitem__) for by_label in sums]
 
 
 def check_scorable(base: Base, examples: list[Example], metric: Metric, limit: int) -> None:
     """Raises DataError for the example that `score_examples` would refuse: to be known before the training."""
+    assert base.tokenizer is not None
     if metric.answers == "text":
         text_prompts(examples, base.tokenizer, limit)
     else:
@@ -93,6 +95,7 @@ def _total(rows: Tensor, ids: tuple[int, ...]) -> float:
 
 def predict_texts(base: Base, forms: tuple[Form, ...], examples: list[Example], limit: int) -> list[str]:
     """Greedy completions up to EOS."""
+    assert base.tokenizer is not None
     prompts, new_tokens = text_prompts(examples, base.tokenizer, limit)
     made = generate(base, forms, prompts, new_tokens, end_of(base.tokenizer))
     return [text_of(ids, base.tokenizer) for ids in made]

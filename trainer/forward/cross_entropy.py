@@ -4,6 +4,8 @@ Rows are done in blocks that stay in the cache; the gradient is written over the
 needs any more. For 1,024 rows of 49,152 tokens in bf16 that is 0.1 GB instead of 0.7.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,17 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return _CrossEntropy.apply(logits, targets)
 
 
+class _Saved(Protocol):
+    """What the forward leaves for the backward, of torch's context (whose own type knows of one tensor only)."""
+
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: _Saved, logits: Tensor, targets: Tensor) -> Tensor:
         totals = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for rows in _blocks(logits):
             totals[rows] = logits[rows].float().logsumexp(dim=1)
@@ -25,7 +35,7 @@ class _CrossEntropy(torch.autograd.Function):
         return totals - logits.gather(1, targets[:, None])[:, 0].float()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: _Saved, gradient: Tensor) -> tuple[Tensor, None]:
         logits, targets, totals = ctx.saved_tensors
         with torch.no_grad():
             for rows in _blocks(logits):

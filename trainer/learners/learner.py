@@ -92,7 +92,8 @@ class Learner(ABC):
         `loss`: mean over the completion tokens of the step; `tokens`: all of the step's.
         """
         self.gather_gradients()
-        norm = float(torch.nn.utils.get_total_norm([weight.grad for weight in self.weights]))
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "loss" if not math.isfinite(loss) else "gradient"
             self.progress.diverged = True
@@ -100,8 +101,8 @@ class Learner(ABC):
             self._optimizer.zero_grad()
             return
         if norm > self.recipe.max_grad_norm:
-            for weight in self.weights:
-                weight.grad.mul_(self.recipe.max_grad_norm / norm)
+            for gradient in gradients:
+                gradient.mul_(self.recipe.max_grad_norm / norm)
         rate = self.learning_rate * rate_factor(self.recipe, self.progress.step, self.total_steps)
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
@@ -111,12 +112,12 @@ class Learner(ABC):
         self.progress.tokens += tokens
         self.progress.history.append({"step": self.progress.step, "loss": loss, "grad_norm": norm, "rate": rate})
 
-    def evaluated(self, found: Score) -> None:
+    def evaluated(self, score: Score) -> None:
         """Note an evaluation; keep the weights of the best, stop when patience is at its end."""
         progress = self.progress
-        progress.evaluations.append({"step": progress.step, "value": found.value})
-        if progress.best_value is None or found.value > progress.best_value:
-            progress.best_value = found.value
+        progress.evaluations.append({"step": progress.step, "value": score.value})
+        if progress.best_value is None or score.value > progress.best_value:
+            progress.best_value = score.value
             self._best = [weight.detach().clone() for weight in self.weights]
         values = [point["value"] for point in progress.evaluations]
         if self.recipe.patience and len(values) - 1 - values.index(max(values)) >= self.recipe.patience:

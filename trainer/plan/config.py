@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from graft.hub.errors import GraftError
@@ -77,7 +78,7 @@ class RunConfig:
             raise GraftError(f"quantize must be one of {', '.join(QUANTIZATIONS)}, not {self.quantize!r}.")
 
 
-def _require(key: str, value: object, holds, words: str) -> None:
+def _require(key: str, value: object, holds: Callable[[float], bool], words: str) -> None:
     if value is None:
         return
     kinds = (int,) if key in _WHOLE else (int, float)
