@@ -10,12 +10,12 @@ from graft.hub.machine.openmp_wait import wait_briefly
 
 _PUBLIC = {
     "train": "graft.trainer.training.run",
-    "Outcome": "graft.trainer.training.run",
+    "TrainingOutcome": "graft.trainer.learners.job",
     "AdapterPlan": "graft.trainer.plan.plan",
     "TrainConfig": "graft.trainer.plan.config",
     "RunConfig": "graft.trainer.plan.config",
 }
-__all__ = ["AdapterPlan", "Outcome", "RunConfig", "TrainConfig", "train"]
+__all__ = ["AdapterPlan", "RunConfig", "TrainConfig", "TrainingOutcome", "train"]
 
 wait_briefly()
 

@@ -17,8 +17,10 @@ def model_card(name: str, method: Method, config: Any, task: str, provenance: Ma
     return f"---\n{front}---\n\n{_text(name, method, config, task, provenance, spec)}"
 
 
-def _front_matter(name, method, config, task, provenance, spec) -> dict[str, Any]:
-    front: dict[str, Any] = {
+def _front_matter(
+    name: str, method: Method, config: Any, task: str, provenance: Mapping[str, Any], spec: BaseSpec
+) -> dict[str, object]:
+    front: dict[str, object] = {
         "base_model": spec.id or provenance["base"]["id"],
         "base_model_relation": "adapter",
         "library_name": method.library(config),
@@ -44,7 +46,7 @@ def _front_matter(name, method, config, task, provenance, spec) -> dict[str, Any
     return {key: value for key, value in front.items() if value is not None}
 
 
-def _text(name, method, config, task, provenance, spec) -> str:
+def _text(name: str, method: Method, config: Any, task: str, provenance: Mapping[str, Any], spec: BaseSpec) -> str:
     base, data = spec.id or "its base", provenance["data"]
     variant = method.variant(config)
     kind = f"{method.title} ({variant})" if variant else method.title

@@ -12,7 +12,7 @@ from graft.hub.adapters.probe import Probe, ProbeQuestion, ProbeText, Table, gap
 from graft.hub.adapters.probe_replay import answers, most_likely, replayed
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
 from graft.hub.base.model import Base
-from graft.hub.base.stored_weights import Arithmetic, stored_base, stored_weights
+from graft.hub.base.stored_weights import Arithmetic, StoredWeights, stored_base, stored_weights
 
 TEXTS = (
     "The harbour was quiet until the ferry arrived with letters, fresh bread and 27 passengers from the mainland.",
@@ -54,13 +54,15 @@ class Prober:
         """What is asked where `room` positions are left for a text: after its last ids, the base's likeliest tokens."""
         length = min(_TOKENS, room)
         if length not in self._questions:
-            ids = [tuple(self._base.tokenizer(text)["input_ids"][:length]) for text in TEXTS]
+            tokenizer = self._base.tokenizer
+            assert tokenizer is not None  # it was trained on text
+            ids = [tuple(tokenizer(text)["input_ids"][:length]) for text in TEXTS]
             likely = most_likely(self._plain, ids, _ROWS, _TOP)
             self._questions[length] = tuple(ProbeQuestion(own, rows) for own, rows in zip(ids, likely, strict=True))
         return self._questions[length]
 
     @cached_property
-    def _weights(self):
+    def _weights(self) -> StoredWeights:
         return stored_weights(self._base)
 
     @cached_property

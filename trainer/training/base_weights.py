@@ -113,5 +113,6 @@ def _save(base: Base, job: TrainingJob, outcome: TrainingOutcome) -> None:
     with written_whole(job.plan.out, last=[CONFIG_NAME]) as staging:
         (staging / "graft.json").write_text(json.dumps(provenance, indent=2))
         base.model.save_pretrained(staging)
+        assert base.tokenizer is not None  # its texts were made tokens
         base.tokenizer.save_pretrained(staging)
         record(staging, describe(base.model, base.tokenizer, None))

@@ -1,11 +1,15 @@
 """TensorBoard logs of a run: one run an adapter, so that all of a plan lie over one another in one chart."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.metrics import Score
 from graft.trainer.learners.learner import Learner
 from graft.trainer.process.memory import peak_bytes
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Board:
@@ -25,7 +29,7 @@ class Board:
     def __enter__(self) -> "Board":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for writer in self._writers.values():
             writer.close()
 
@@ -52,7 +56,7 @@ class Board:
     def round_ended(self, learners: list[Learner]) -> None:
         pass
 
-    def _writer(self, learner: Learner):
+    def _writer(self, learner: Learner) -> "SummaryWriter":
         if id(learner) not in self._writers:
             taken = {Path(writer.log_dir).name for writer in self._writers.values()}
             name = learner.name.replace("/", "-")  # one folder, and below this one

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 
 from graft.hub.evaluation.metrics import Score
 from graft.trainer.learners.learner import Learner
@@ -39,10 +40,10 @@ class Keeper:
             self._handlers.enter_context(_heard_at_once(self._tell))
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._handlers.close()
 
-    def _ask(self, *_) -> None:
+    def _ask(self, *_: object) -> None:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
@@ -83,7 +84,7 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def _handling(handler) -> Iterator[None]:
+def _handling(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, handler)
     try:
         yield

@@ -91,12 +91,12 @@ def _one_pass(
     losses[present] += torch.stack(shares).detach().cpu()
 
 
-def _maybe_evaluate(learner: Learner, evaluate, watchers: list[Watcher]) -> None:
+def _maybe_evaluate(learner: Learner, evaluate: Callable[[Learner], Score | None], watchers: list[Watcher]) -> None:
     every = learner.recipe.eval_every
     if every is None or learner.progress.stopped or learner.progress.step % every:
         return
-    found = evaluate(learner)
-    if found is not None:
-        learner.evaluated(found)
+    score = evaluate(learner)
+    if score is not None:
+        learner.evaluated(score)
         for watcher in watchers:
-            watcher.evaluated(learner, found)
+            watcher.evaluated(learner, score)

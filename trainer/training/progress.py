@@ -41,7 +41,7 @@ class Bars:
         self._progress.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._finishing.clear()
         for learner in self._learners:
             self._show(learner)

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
 from uuid import uuid4
 
 import torch
@@ -47,6 +46,7 @@ from graft.trainer.training.disk_room import require_room
 from graft.trainer.training.interrupts import Keeper, undisturbed
 from graft.trainer.training.loop import Watcher, train_all
 
+Save = Callable[[Base, TrainingJob, TrainingOutcome], None]
 Say = Callable[[str], None]  # what a person should know of the run
 
 
@@ -90,7 +90,7 @@ def run_jobs(
     run: RunConfig,
     watchers: Sequence[Watcher],
     resume: bool,
-    save: Callable[[Base, TrainingJob, TrainingOutcome], None],
+    save: Save,
     overwrite: bool = True,
     say: Say = silent,
 ) -> list[TrainingOutcome]:
@@ -108,7 +108,7 @@ def _trained(
     jobs: list[TrainingJob],
     run: RunConfig,
     watchers: Sequence[Watcher],
-    save: Callable[[Base, TrainingJob, TrainingOutcome], None],
+    save: Save,
     say: Say,
 ) -> list[TrainingOutcome]:
     """Train the jobs from where they stand, score and save them."""
@@ -168,26 +168,26 @@ def _finished(base: Base, job: TrainingJob) -> TrainingOutcome | None:
     """What became of a training that would be the same as this one, where its folder is whole; else None."""
     plan = job.plan
     try:
-        found = json.loads((plan.out / PROVENANCE).read_text("utf-8"))
+        told = json.loads((plan.out / PROVENANCE).read_text("utf-8"))
         whole = (plan.out / CONFIG_NAME).is_file() if plan.method in BASELINES else load_artifact(plan.out, base.spec)
         same = json.loads(json.dumps(identity_of(base, plan, job.learner, job.data)))
-        if not whole or any(found.get(key) != value for key, value in same.items()):
+        if not whole or any(told.get(key) != value for key, value in same.items()):
             return None
-        score = found["metrics"].get("score")
+        score = told["metrics"].get("score")
         return TrainingOutcome(
             name=plan.label,
             method=plan.method,
             task=plan.task,
             folder=plan.out,
-            parameters=found["trained_parameters"],
-            steps=found["steps"],
-            loss=found["metrics"]["loss"],
+            parameters=told["trained_parameters"],
+            steps=told["steps"],
+            loss=told["metrics"]["loss"],
             score=Score(**score) if score else None,
-            seconds=found["seconds"],
-            tokens=found["tokens"],
-            peak_memory_bytes=found["peak_memory_bytes"],
+            seconds=told["seconds"],
+            tokens=told["tokens"],
+            peak_memory_bytes=told["peak_memory_bytes"],
             limit=job.limit,
-            stopped=found["stopped"],
+            stopped=told["stopped"],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, GraftError):  # not whole, or not by graft
         return None
@@ -242,15 +242,18 @@ def _score(base: Base, job: TrainingJob) -> Score | None:
     return score_examples(base, forms, job.data.held_out, job.data.metric, job.limit).score
 
 
-def _finish(base: Base, job: TrainingJob, seconds: float, peak: int, watchers, save) -> TrainingOutcome:
+def _finish(
+    base: Base, job: TrainingJob, seconds: float, peak: int, watchers: Sequence[Watcher], save: Save
+) -> TrainingOutcome:
     """Score and save one; if it diverged or can't be saved it is reported, and leaves no artifact."""
     learner, plan, progress = job.learner, job.plan, job.learner.progress
     score, failure = None, progress.stopped if progress.diverged else None
     if failure is None:
         learner.restore_best()
         score = _score(base, job)
-        for watcher in watchers if score else ():
-            watcher.evaluated(learner, score)
+        if score:
+            for watcher in watchers:
+                watcher.evaluated(learner, score)
     outcome = TrainingOutcome(
         name=plan.label,
         method=plan.method,
@@ -289,7 +292,8 @@ def _kept(base: Base, job: TrainingJob) -> str:
 
 def _save(base: Base, job: TrainingJob, outcome: TrainingOutcome, prober: Prober) -> None:
     """Write an adapter's folder."""
-    trainee, plan = cast(AdapterLearner, job.learner), job.plan
+    trainee, plan = job.learner, job.plan
+    assert isinstance(trainee, AdapterLearner)
     tensors = trainee.tensors()
     provenance = provenance_of(base, plan, trainee, job.data, outcome)
     provenance["parameters"] = sum(tensor.numel() for tensor in tensors.values())
