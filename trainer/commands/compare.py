@@ -70,28 +70,28 @@ def compare(
         watchers = [shown] if shown else []
         load = base_loader(base, run)
         try:
-            found = compared(load, names, template, run, together=together, watchers=watchers)
+            comparison = compared(load, names, template, run, together=together, watchers=watchers)
         except KeyboardInterrupt:
             left = ", ".join(sorted(path.name for path in out.iterdir())) if out.is_dir() else ""
             kept = f" What was finished is in {out}: {left}." if left else ""
             raise GraftError(f"Interrupted: a comparison can't be continued.{kept}") from None
-    table = as_markdown(found)
-    click.echo(json_of(found) if as_json else table)  # before the disk could be full
+    table = as_markdown(comparison)
+    click.echo(json_of(comparison) if as_json else table)  # before the disk could be full
     with written_whole(out) as staging:
         (staging / "compare.md").write_text(table, "utf-8")
-        (staging / "compare.json").write_text(json_of(found))
-        plot(found, staging / "compare.svg")
+        (staging / "compare.json").write_text(json_of(comparison))
+        plot(comparison, staging / "compare.svg")
         written = sorted(path.name for path in staging.iterdir())
     said(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")
-    if registry and (best := found.winner):
+    if registry and (best := comparison.winner) and best.folder:
         published = f"{publish}/{task}-{best.method}"
         revision = registry.publish(Path(best.folder), published, user=local_user())
         said(f"Published {published}@{revision.id}")
     elif registry:
         said("Nothing is published: no adapter was trained to its end.")
-    for line in found.failed:
+    for line in comparison.failed:
         said(f"{line.method} failed: {line.failed}.")
-    if len(found.failed) == len(names):
+    if len(comparison.failed) == len(names):
         raise GraftError(f"No method was trained to its end; the table in {out} says why.")
 
 

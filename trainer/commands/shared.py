@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 from rich.console import Console
@@ -18,7 +18,12 @@ from graft.hub.evaluation.tokenization import spaces_at_the_join
 from graft.trainer.plan.config import QUANTIZATIONS, SCHEDULES, RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, Plan, check_against_spec, metric_of
 
+if TYPE_CHECKING:
+    from graft.hub.base.model import Base
+    from graft.trainer.training.progress import Bars
+
 console = Console(stderr=True)
+Command = Callable[..., None]
 BUDGET = ("epochs", "steps", "batch_size", "max_length")  # of TrainConfig: what a training's cost depends on
 
 _HELP = {
@@ -46,16 +51,18 @@ _HELP = {
 _CHOICES = {"schedule": SCHEDULES, "dtype": ("float32", "bfloat16"), "quantize": QUANTIZATIONS}
 
 
-def configured(parameter: str, kind: type[TrainConfig] | type[RunConfig], *, only: Collection[str] | None = None):
+def configured(
+    parameter: str, kind: type[TrainConfig] | type[RunConfig], *, only: Collection[str] | None = None
+) -> Callable[[Command], Command]:
     """Options for the fields of `kind` (those in `only`); the command gets the object they make as `parameter`."""
     chosen = [field for field in fields(kind) if only is None or field.name in only]
     hints = get_type_hints(kind)
 
-    def decorate(command: Callable) -> Callable:
+    def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def with_config(**values: Any) -> Any:
+        def with_config(**values: Any) -> None:
             made = kind(**{field.name: values.pop(field.name) for field in chosen})
-            return command(**values, **{parameter: made})
+            command(**values, **{parameter: made})
 
         for field in reversed(chosen):
             _option(field, hints[field.name])(with_config)
@@ -64,7 +71,7 @@ def configured(parameter: str, kind: type[TrainConfig] | type[RunConfig], *, onl
     return decorate
 
 
-def _option(field: Field, hint: Any) -> Callable:
+def _option(field: Field, hint: object) -> Callable[[Command], Command]:
     name, text = f"--{field.name.replace('_', '-')}", _HELP[field.name]
     if hint is bool:
         return click.option(name, is_flag=True, default=field.default, help=text)
@@ -105,7 +112,7 @@ def check_early(plan: Plan) -> None:
         metric_of(adapter, read(adapter.eval_data) if adapter.eval_data else [])
 
 
-def base_loader(base: str, run: RunConfig, begun_in: str | None = None) -> Callable:
+def base_loader(base: str, run: RunConfig, begun_in: str | None = None) -> "Callable[[], Base]":
     """Loads the base afresh each time: baselines change theirs. `begun_in`: the dtype of what is to be continued."""
     said(f"Loading {base} ...")  # torch takes its seconds, too
 
@@ -119,7 +126,7 @@ def base_loader(base: str, run: RunConfig, begun_in: str | None = None) -> Calla
     return lambda: load_base(base, dtype=dtype, device=run.device, quantize=run.quantize)
 
 
-def bars():
+def bars() -> "Bars":
     """Progress on the terminal, as a context that is a watcher."""
     from graft.trainer.training.progress import Bars
 
@@ -131,17 +138,17 @@ def said(message: str) -> None:
     console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_numbers(found: Any) -> None:
+def print_numbers(numbers: object) -> None:
     """One JSON document; a number that is not finite is null, for JSON knows no NaN."""
-    click.echo(json.dumps(_finite(found), allow_nan=False))
+    click.echo(json.dumps(_finite(numbers), allow_nan=False))
 
 
-def _finite(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {key: _finite(value) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [_finite(value) for value in found]
-    return None if isinstance(found, float) and not math.isfinite(found) else found
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def text_of(folder: Path | None) -> str | None:

@@ -29,7 +29,10 @@ from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, claim_outs, read_plan
 
 if TYPE_CHECKING:
+    from graft.hub.registry.hub_client import RemoteRegistry
+    from graft.hub.registry.registry import Registry
     from graft.trainer.learners.job import TrainingOutcome
+    from graft.trainer.training.loop import Watcher
 
 _BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "overwrite", "tensorboard", "as_json")
 
@@ -79,6 +82,7 @@ def train(
         plan = read_plan(plan_file)
     else:
         _require(base=base, method=method, data=data, out=out)
+        assert base and method and data and out
         settings = parse_settings(options)
         adapter = AdapterPlan(method, data, out, name, task, eval_data, settings, publish, recipe)
         plan = Plan(base, (adapter,), run)
@@ -114,7 +118,9 @@ def _refuse_flags_of_one() -> None:
             raise click.UsageError(f"{option.opts[0]} and --plan exclude each other: write it into the plan.")
 
 
-def _report(plan: Plan, outcomes: list["TrainingOutcome"], registry, as_json: bool) -> list[str]:
+def _report(
+    plan: Plan, outcomes: list["TrainingOutcome"], registry: "Registry | RemoteRegistry | None", as_json: bool
+) -> list[str]:
     """Print what has been trained and publish what shall be; what became of neither, without a full stop."""
     if as_json:
         print_numbers([{**asdict(outcome), "folder": text_of(outcome.folder)} for outcome in outcomes])
@@ -124,12 +130,14 @@ def _report(plan: Plan, outcomes: list["TrainingOutcome"], registry, as_json: bo
     return [failure.removesuffix(".") for failure in unsaved + _publish(plan, outcomes, registry)]
 
 
-def _publish(plan: Plan, outcomes: list["TrainingOutcome"], registry) -> list[str]:
-    """Publish each that the plan says; why one could not be."""
+def _publish(plan: Plan, outcomes: list["TrainingOutcome"], registry: "Registry | RemoteRegistry | None") -> list[str]:
+    """Publish each that the plan says; why one could not be. registry: None where the plan says none."""
+    if registry is None:
+        return []
     wanted = {adapter.out: adapter.publish for adapter in plan.adapters if adapter.publish}
     failures = []
     for outcome in outcomes:
-        if outcome.folder not in wanted:
+        if outcome.folder is None or outcome.folder not in wanted:
             continue
         name = wanted[outcome.folder]
         try:
@@ -157,17 +165,22 @@ def _run(
     adapters = [adapter for adapter in plan.adapters if adapter.method not in BASELINES]
     baselines = [adapter for adapter in plan.adapters if adapter.method in BASELINES]
     with ExitStack() as stack:
-        watchers = [stack.enter_context(Board(tensorboard))] if tensorboard else []
+        watchers: list[Watcher] = [stack.enter_context(Board(tensorboard))] if tensorboard else []
         base = fresh_base()
         check_against_spec(plan, base.spec)
         for baseline in baselines:  # their turn comes late, their mistakes are found now
             check_baseline(base, baseline)
         watchers += [] if quiet else [stack.enter_context(bars())]
-        shared = {"watchers": watchers, "resume": resume, "overwrite": overwrite, "say": said}
-        done += train_adapters(base, adapters, plan.run, **shared) if adapters else []
+        if adapters:
+            done += train_adapters(
+                base, adapters, plan.run, watchers=watchers, resume=resume, overwrite=overwrite, say=said
+            )
         for i, baseline in enumerate(baselines):
             own = base if i == 0 else fresh_base()  # the first takes the loaded one: nobody needs it any more
-            done.append(train_baseline(own, baseline, plan.run, **shared))
+            outcome = train_baseline(
+                own, baseline, plan.run, watchers=watchers, resume=resume, overwrite=overwrite, say=said
+            )
+            done.append(outcome)
 
 
 def _begun_dtype(out: Path) -> str | None:

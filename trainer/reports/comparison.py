@@ -7,16 +7,19 @@ same examples, steps and seed. Baselines get a base of their own. Knows nothing 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.methods import METHODS
+from graft.hub.adapters.serving_forms import Form
 from graft.hub.adapters.validation import WEIGHTS
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
-from graft.hub.evaluation.metrics import Score, paired_p
+from graft.hub.evaluation.metrics import Metric, Score, paired_p
+from graft.hub.evaluation.task_data import Example
 from graft.trainer.data.sequences import sequences_of
 from graft.trainer.evaluation.scoring import Scored, score_examples
-from graft.trainer.learners.job import TrainingData, TrainingOutcome
+from graft.trainer.learners.job import TrainingOutcome
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan
 from graft.trainer.training.base_weights import train_baseline
@@ -66,7 +69,18 @@ class Comparison:
     @property
     def ranked(self) -> list[Line]:
         """The rows with a score, the best first."""
-        return sorted((line for line in self.lines if line.score), key=lambda line: -line.score.value)
+        return [line for line, _ in self.scored]
+
+    @property
+    def scored(self) -> list[tuple[Line, Score]]:
+        """The same, each beside its score."""
+        rows = [(line, line.score) for line in self.lines if line.score]
+        return sorted(rows, key=lambda row: -row[1].value)
+
+    @property
+    def bare(self) -> Score:
+        """The bare base's."""
+        return next(score for line, score in self.scored if line.method == BARE)
 
     @property
     def failed(self) -> list[Line]:
@@ -100,20 +114,35 @@ def compare(
     # What no method could train on is no method's failure.
     sequences = sequences_of(data.train, base.tokenizer, limit, base.spec.max_positions)
     steps = template.recipe.steps_over(len(sequences))
-    bare = score_examples(base, (), data.held_out, data.metric, limit)
+    assert data.metric is not None  # there are held-out data
+    held_out = HeldOut(data.held_out, data.metric)
+    bare = held_out.scored(base, (), limit)
     lines = [Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, bare.score, None, None)]
     plans = [replace(template, method=method, out=template.out / method, name=method) for method in methods]
-    for outcome, score in _trained(load, base, plans, run, data, together, watchers):
+    for outcome, score in _trained(load, base, plans, run, held_out, together, watchers):
         if isinstance(outcome, FailedMethod):
             lines.append(_failed_line(base, outcome.method, outcome.reason))
         elif outcome.folder is None:
+            assert outcome.stopped is not None  # says why there is no folder
             lines.append(_failed_line(base, outcome.method, outcome.stopped, outcome))
         else:
-            scored = score()
-            lines.append(_line(base, outcome, scored, paired_p(data.metric, scored.values, bare.values)))
+            scored = score(outcome.folder, outcome.limit)
+            p = paired_p(data.metric, scored.values, bare.values)
+            lines.append(_line(base, outcome, outcome.folder, scored, p))
     name = base.spec.id or "base"
     seed = template.recipe.seed
     return Comparison(name, template.task, data.hash, len(data.train), steps, seed, together, tuple(lines))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What decides: examples that nobody was trained on, and what is measured on them."""
+
+    examples: list[Example]
+    metric: Metric
+
+    def scored(self, base: Base, forms: tuple[Form, ...], limit: int) -> Scored:
+        return score_examples(base, forms, self.examples, self.metric, limit)
 
 
 @dataclass(frozen=True)
@@ -129,20 +158,20 @@ def _trained(
     base: Base,
     plans: Sequence[AdapterPlan],
     run: RunConfig,
-    data: TrainingData,
+    held_out: HeldOut,
     together: bool,
     watchers: Sequence[Watcher],
-) -> Iterator[tuple[TrainingOutcome | FailedMethod, Callable[[], Scored]]]:
-    """Each outcome, adapters first, with what scores it."""
+) -> Iterator[tuple[TrainingOutcome | FailedMethod, Callable[[Path, int], Scored]]]:
+    """Each outcome, adapters first, with what scores it by its folder and the tokens of a text."""
     adapters = [plan for plan in plans if plan.method not in BASELINES]
     for group in [adapters] if together and adapters else [[plan] for plan in adapters]:
         for outcome in _attempted(group, partial(train, base, group, run, watchers=watchers)):
-            yield outcome, partial(_scored_as_served, base, outcome, data)
+            yield outcome, partial(_scored_as_served, base, held_out)
     for plan in plans:
         if plan.method in BASELINES:
             own = load()
             (outcome,) = _attempted([plan], lambda: [train_baseline(own, plan, run, watchers=watchers)])  # noqa: B023
-            yield outcome, partial(_scored_itself, own, outcome, data)
+            yield outcome, partial(_scored_itself, own, held_out)
 
 
 def _attempted(
@@ -159,17 +188,16 @@ def _attempted(
         raise
 
 
-def _scored_itself(base: Base, outcome: TrainingOutcome, data: TrainingData) -> Scored:
-    return score_examples(base, (), data.held_out, data.metric, outcome.limit)
+def _scored_itself(base: Base, held_out: HeldOut, folder: Path, limit: int) -> Scored:
+    return held_out.scored(base, (), limit)
 
 
-def _scored_as_served(base: Base, outcome: TrainingOutcome, data: TrainingData) -> Scored:
-    forms = load_artifact(outcome.folder, base.spec).fold(base)
-    return score_examples(base, forms, data.held_out, data.metric, outcome.limit)
+def _scored_as_served(base: Base, held_out: HeldOut, folder: Path, limit: int) -> Scored:
+    return held_out.scored(base, load_artifact(folder, base.spec).fold(base), limit)
 
 
-def _line(base: Base, outcome: TrainingOutcome, scored: Scored, p: float) -> Line:
-    weights = outcome.folder / WEIGHTS[0]
+def _line(base: Base, outcome: TrainingOutcome, folder: Path, scored: Scored, p: float) -> Line:
+    weights = folder / WEIGHTS[0]
     kept = outcome.parameters * base.model.dtype.itemsize  # of a baseline: apart from the base
     size = kept if outcome.method in BASELINES else weights.stat().st_size
     return Line(
@@ -183,7 +211,7 @@ def _line(base: Base, outcome: TrainingOutcome, scored: Scored, p: float) -> Lin
         tokens_per_s=outcome.tokens / outcome.seconds,
         score=scored.score,
         p=p,
-        folder=str(outcome.folder),
+        folder=str(folder),
     )
 
 

@@ -8,25 +8,28 @@ from graft.trainer.process.memory import bytes_text
 from graft.trainer.reports.comparison import Comparison
 
 
-def as_json(found: Comparison) -> str:
-    return json.dumps(asdict(found), indent=2)
+def as_json(comparison: Comparison) -> str:
+    return json.dumps(asdict(comparison), indent=2)
 
 
-def as_markdown(found: Comparison) -> str:
+def as_markdown(comparison: Comparison) -> str:
     """The table, best score first, those that failed last."""
     head = "| method | trained | of the base | artifact | peak memory | seconds | tok/s | score (95 % interval) | p |"
     lines = [
-        f"# {found.task} on {found.base}",
+        f"# {comparison.task} on {comparison.base}",
         "",
-        f"{found.examples} training examples, {found.steps} steps each, seed {found.seed}; {found.lines[0].score.metric} "
-        f"on {found.lines[0].score.n} held-out examples; p against the bare base, paired. Trained are the parameters "
+        f"{comparison.examples} training examples, {comparison.steps} steps each, seed {comparison.seed}; {comparison.bare.metric} "
+        f"on {comparison.bare.n} held-out examples; p against the bare base, paired. Trained are the parameters "
         f"in training, which for P-tuning and projected prefixes include an encoder that the artifact leaves behind."
-        + (" The adapters were trained in one pass: their memory, seconds and tok/s are the pass's." * found.together),
+        + (
+            " The adapters were trained in one pass: their memory, seconds and tok/s are the pass's."
+            * comparison.together
+        ),
         "",
         head,
         "|---" + "|--:" * 8 + "|",
     ]
-    for line in [*found.ranked, *found.failed]:
+    for line in [*comparison.ranked, *comparison.failed]:
         score = line.score
         cells = [line.title, f"{line.parameters:,}", f"{line.share:.3%}", bytes_text(line.artifact_bytes)]
         cells += [bytes_text(line.peak_memory_bytes), f"{line.seconds:.1f}", f"{line.tokens_per_s:,.0f}"]
@@ -39,7 +42,7 @@ def as_markdown(found: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(found: Comparison, path: Path) -> None:
+def plot(comparison: Comparison, path: Path) -> None:
     """Score against trained parameters, as a picture; none where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
@@ -47,11 +50,10 @@ def plot(found: Comparison, path: Path) -> None:
         return
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for line in [line for line in found.ranked if line.parameters]:
-        score = line.score
+    for line, score in [row for row in comparison.scored if row[0].parameters]:
         spread = [[score.value - score.low], [score.high - score.value]]
         axes.errorbar(line.parameters, score.value, yerr=spread, fmt="o", capsize=3, label=line.title)
-    axes.axhline(found.lines[0].score.value, linestyle="--", linewidth=1, label="bare base")
-    axes.set(xscale="log", xlabel="trained parameters", ylabel=found.lines[0].score.metric, title=found.task)
+    axes.axhline(comparison.bare.value, linestyle="--", linewidth=1, label="bare base")
+    axes.set(xscale="log", xlabel="trained parameters", ylabel=comparison.bare.metric, title=comparison.task)
     figure.legend(loc="outside right center", frameon=False)
     figure.savefig(path)
