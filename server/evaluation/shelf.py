@@ -132,9 +132,11 @@ def _room(engine: Engine) -> int:
 
 def _label_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
     """Labels that differ in their last id only are one request: the ids before it, then all the last ones."""
-    room, asks = _room(engine), []
+    room, tokenizer = _room(engine), engine.base.tokenizer
+    assert tokenizer is not None  # examples are text
+    asks = []
     for index, example in enumerate(examples):
-        for group in label_groups(example, engine.base.tokenizer, room, named(index)):
+        for group in label_groups(example, tokenizer, room, named(index)):
             request = Request(
                 prompt=(*group.prompt, *group.before),
                 max_tokens=0,
@@ -146,7 +148,9 @@ def _label_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
 
 
 def _text_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
-    prompts, new_tokens = text_prompts(examples, engine.base.tokenizer, _room(engine))
+    tokenizer = engine.base.tokenizer
+    assert tokenizer is not None
+    prompts, new_tokens = text_prompts(examples, tokenizer, _room(engine))
     return [
         _Ask(index, Request(prompt=prompt, max_tokens=new_tokens, sampling=Sampling(temperature=0)))
         for index, prompt in enumerate(prompts)
@@ -222,5 +226,6 @@ def _logprob(token: Token) -> float:
 
 def _text(engine: Engine, answers: Sequence[_Answer]) -> str:
     (answer,) = answers
+    assert engine.base.tokenizer is not None
     ids = [token.id for token in answer.drawn if token.id not in engine.ends]
     return text_of(ids, engine.base.tokenizer)

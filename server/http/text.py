@@ -18,10 +18,10 @@ class Tokenizer(Protocol):
     """What is asked of a base's tokenizer here."""
 
     def decode(
-        self, token_ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
-    ) -> str: ...
+        self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> str | list[str]: ...
 
-    def convert_ids_to_tokens(self, ids: int) -> str | None: ...
+    def convert_ids_to_tokens(self, ids: int) -> str | list[str] | None: ...
 
 
 class Detokenizer:
@@ -93,7 +93,10 @@ class Names:
         """A token's text (with the space before it, special tokens spelt out) and its bytes, perhaps part of a
         character's."""
         text = self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        piece = self._tokenizer.convert_ids_to_tokens(token) or ""
+        assert isinstance(text, str)  # of one sequence
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        if not isinstance(piece, str):  # an id beyond the vocabulary has none
+            piece = ""
         if REPLACEMENT in text:
             raw = _raw_bytes(piece)
             return (text, text.encode()) if raw is None else (text, raw)
@@ -109,7 +112,9 @@ def certain(text: str) -> str:
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Text without special tokens."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
 
 
 def _unfinished(text: str) -> int:
