@@ -52,15 +52,25 @@ def _request(job: BenchRequest) -> Request:
     return Request(job.prompt, job.model, job.new_tokens, ignore_eos=True, sampling=Sampling(temperature=0))
 
 
+def _address(url: str) -> tuple[str, int | None]:
+    """Host and port, None for the scheme's own. Raises GraftError where there is none to be read."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port beyond 65535, half a bracket
+        host = port = None
+    if not host:
+        raise GraftError(f"{url} is no server's URL: write http://HOST:PORT.")
+    return host, port
+
+
 class UrlTarget:
     """A server with OpenAI's completions API that takes token ids and `ignore_eos` (graft's, vLLM's)."""
 
     def __init__(self, url: str):
         """Raises GraftError where nobody answers, and for what is no URL."""
+        self._host, self._port = _address(url)
         self._url = urlsplit(url)
-        if not self._url.hostname:
-            raise GraftError(f"{url} is no server's URL: write http://HOST:PORT.")
-        self._host = self._url.hostname
         listed = json.loads(self._answer("GET", "/v1/models", None).read())["data"]
         self._base_model = next(model["id"] for model in listed if not model.get("parent"))
 
@@ -85,7 +95,7 @@ class UrlTarget:
         self._answer("POST", "/v1/adapters/unload", {"model": model}).read()
 
     def _timed(self, job: BenchRequest) -> Timing:
-        body = {
+        body: dict[str, object] = {
             "model": job.model or self._base_model,
             "prompt": list(job.prompt),
             "max_tokens": job.new_tokens,
@@ -110,9 +120,9 @@ class UrlTarget:
     def _base_url(self) -> str:
         return self._url.geturl()
 
-    def _answer(self, method: str, path: str, body: dict | None) -> http.client.HTTPResponse:
+    def _answer(self, method: str, path: str, body: dict[str, object] | None) -> http.client.HTTPResponse:
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._host, self._url.port, timeout=_TIMEOUT_S)
+        connection = kind(self._host, self._port, timeout=_TIMEOUT_S)
         payload = None if body is None else json.dumps(body)
         try:
             connection.request(method, self._url.path.rstrip("/") + path, payload, {"Content-Type": "application/json"})

@@ -146,7 +146,7 @@ def _packed(
 ) -> tuple[Tensor, tuple[DetourSite, ...], np.ndarray]:
     """All tensors one after another in (pinned) host memory, the places, and their records with offsets for addresses."""
     step = ALIGNMENT // dtype.itemsize  # a tensor begins at a multiple of so many numbers
-    turns: Counter[tuple] = Counter()
+    turns: Counter[tuple[Tap, tuple[Tap, ...]]] = Counter()
     places, records, tensors, end = [], [], [], 0
     for form in forms:
         tap, reads, parts, numbers = _described(form)

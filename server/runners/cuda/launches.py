@@ -20,6 +20,7 @@ from graft.server.runners.cuda.adapter_table import AdapterTable, DetourShape, D
 from graft.server.runners.cuda.kernels.detours import COLUMNS
 
 _KEPT = 16  # exact layouts
+Read = tuple[Tap | None, tuple[Tap, ...]]  # what a shrink reads, after the tap where it reads its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,7 @@ def make_layout(bank: AdapterTable, shapes: Iterable[DetourShape], spec: BaseSpe
         for place, ranks in shape:
             widths[place] = max(widths.get(place, 0), _columns(ranks))
     sources = _sources(spec, {place.tap for place in widths})
-    groups: dict[tuple, list[DetourSite]] = {}
+    groups: dict[Read, list[DetourSite]] = {}
     for place in sorted(widths, key=bank.number):
         if place.reads:
             groups.setdefault(_read(place, sources), []).append(place)
@@ -130,7 +131,7 @@ def make_layout(bank: AdapterTable, shapes: Iterable[DetourShape], spec: BaseSpe
 
 
 def _expands(
-    bank: AdapterTable, groups: Mapping[tuple, list[DetourSite]], widths: Mapping[DetourSite, int]
+    bank: AdapterTable, groups: Mapping[Read, list[DetourSite]], widths: Mapping[DetourSite, int]
 ) -> dict[Tap, list[Expand]]:
     """The expands by tap. groups: what is read -> the places that do, which share a shrink."""
     columns = [
@@ -157,7 +158,7 @@ def _columns(ranks: int) -> int:
     return -(-ranks // COLUMNS)
 
 
-def _read(place: DetourSite, sources: Mapping[Tap, Tap]) -> tuple[Tap | None, tuple[Tap, ...]]:
+def _read(place: DetourSite, sources: Mapping[Tap, Tap]) -> Read:
     """What a place's shrink reads, after the tap where it is not yet what later taps read: its own."""
     return place.tap if place.tap in place.reads else None, tuple(sources.get(tap, tap) for tap in place.reads)
 
