@@ -4,9 +4,15 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graft.hub.machine.openmp_wait import wait_briefly
+
+if TYPE_CHECKING:
+    from graft.trainer.learners.job import TrainingOutcome
+    from graft.trainer.plan.config import RunConfig, TrainConfig
+    from graft.trainer.plan.plan import AdapterPlan
+    from graft.trainer.training.run import train
 
 _PUBLIC = {
     "train": "graft.trainer.training.run",
@@ -20,7 +26,7 @@ __all__ = ["AdapterPlan", "RunConfig", "TrainConfig", "TrainingOutcome", "train"
 wait_briefly()
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"graft.trainer has no {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -9,7 +9,9 @@ from graft.hub.adapters.methods import Method
 from graft.hub.base.manifest import BaseSpec
 
 
-def model_card(name: str, method: Method, config: Any, task: str, provenance: Mapping[str, Any], spec: BaseSpec) -> str:
+def model_card(
+    name: str, method: Method, config: object, task: str, provenance: Mapping[str, Any], spec: BaseSpec
+) -> str:
     """README.md of an artifact with the given provenance (graft.json)."""
     front = yaml.safe_dump(
         _front_matter(name, method, config, task, provenance, spec), sort_keys=False, allow_unicode=True
@@ -18,7 +20,7 @@ def model_card(name: str, method: Method, config: Any, task: str, provenance: Ma
 
 
 def _front_matter(
-    name: str, method: Method, config: Any, task: str, provenance: Mapping[str, Any], spec: BaseSpec
+    name: str, method: Method, config: object, task: str, provenance: Mapping[str, Any], spec: BaseSpec
 ) -> dict[str, object]:
     front: dict[str, object] = {
         "base_model": spec.id or provenance["base"]["id"],
@@ -46,7 +48,7 @@ def _front_matter(
     return {key: value for key, value in front.items() if value is not None}
 
 
-def _text(name: str, method: Method, config: Any, task: str, provenance: Mapping[str, Any], spec: BaseSpec) -> str:
+def _text(name: str, method: Method, config: object, task: str, provenance: Mapping[str, Any], spec: BaseSpec) -> str:
     base, data = spec.id or "its base", provenance["data"]
     variant = method.variant(config)
     kind = f"{method.title} ({variant})" if variant else method.title

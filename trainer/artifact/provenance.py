@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graft.hub.base.model import Base
 from graft.hub.evaluation.task_data import data_hash, source_name
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("grafthub", "torch", "transformers", "safetensors", "numpy")
 
 
-def identity_of(base: Base, plan: AdapterPlan, learner: Learner, data: "TrainingData") -> dict[str, Any]:
+def identity_of(base: Base, plan: AdapterPlan, learner: Learner, data: "TrainingData") -> dict[str, object]:
     """What tells one training from another, known before its first step, as JSON."""
     evaluation = None
     if plan.eval_data:
@@ -46,7 +46,7 @@ def identity_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Training
 
 def provenance_of(
     base: Base, plan: AdapterPlan, learner: Learner, data: "TrainingData", outcome: "TrainingOutcome"
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What is known of a finished training, as JSON."""
     return {
         **identity_of(base, plan, learner, data),

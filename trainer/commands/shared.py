@@ -71,7 +71,7 @@ def configured(
     return decorate
 
 
-def _option(field: Field, hint: object) -> Callable[[Command], Command]:
+def _option(field: Field[object], hint: object) -> Callable[[Command], Command]:
     name, text = f"--{field.name.replace('_', '-')}", _HELP[field.name]
     if hint is bool:
         return click.option(name, is_flag=True, default=field.default, help=text)

@@ -28,7 +28,9 @@ def recomputing(base: Base, on: bool, generators: Sequence[torch.Generator]) -> 
             del layer.forward  # the class's own method shows again
 
 
-def _same_draws(generators: Sequence[torch.Generator]) -> tuple[AbstractContextManager, AbstractContextManager]:
+def _same_draws(
+    generators: Sequence[torch.Generator],
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of a layer's forward and of its recomputation."""
     return nullcontext(), _drawing_from([generator.get_state() for generator in generators], generators)
 

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -33,6 +33,13 @@ class Progress:
     best_value: float | None = None
     stopped: str | None = None  # why it ended before its last step
     diverged: bool = False  # stopped because its loss or gradient was not finite
+
+
+class LearnerFacts(TypedDict):
+    """What a checkpoint keeps of a learner beside its tensors."""
+
+    progress: dict[str, Any]  # of a `Progress`
+    drawn: int  # batches of the epoch
 
 
 class Learner(ABC):
@@ -64,7 +71,7 @@ class Learner(ABC):
         """The serving forms at this moment, differentiable."""
 
     @abstractmethod
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """What it is, for provenance and to tell whether a checkpoint belongs to it."""
 
     @abstractmethod
@@ -128,7 +135,7 @@ class Learner(ABC):
         if self._best is not None:
             self._set(self.weights, self._best)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], LearnerFacts]:
         """(tensors, JSON) from which `load_state` continues bit for bit."""
         epoch_start, drawn = self._order.place()
         tensors = {"dropout": self.dropout.get_state(), "order": epoch_start}
@@ -140,7 +147,7 @@ class Learner(ABC):
                 tensors[f"best.{i}"] = self._best[i]
         return tensors, {"progress": asdict(self.progress), "drawn": drawn}
 
-    def load_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor], facts: LearnerFacts) -> None:
         """Continue from `state()`."""
         self.dropout.set_state(tensors["dropout"])
         self._order.go_to(tensors["order"], facts["drawn"])

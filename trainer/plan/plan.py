@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from graft.hub.adapters.methods import METHODS, get_method
 from graft.hub.base.manifest import BaseSpec
@@ -28,6 +28,7 @@ BASELINES = (
 _LAST_LAYERS = 2
 _RECIPE = {f.name for f in fields(TrainConfig)}
 _RUN = {f.name for f in fields(RunConfig)}
+Made = TypeVar("Made", TrainConfig, RunConfig)
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def _adapter(path: Path, table: Mapping[str, Any]) -> AdapterPlan:
     )
 
 
-def option_text(value: Any) -> str:
+def option_text(value: object) -> str:
     """A TOML value as `--set` would spell it."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -232,13 +233,13 @@ def option_text(value: Any) -> str:
     return str(value)
 
 
-def _made(path: Path, kind: type, values: Mapping[str, Any]) -> Any:
+def _made(path: Path, kind: type[Made], values: Mapping[str, Any]) -> Made:
     try:
         return kind(**values)
     except GraftError as error:
         raise GraftError(f"{path}: {error}") from None
 
 
-def _refuse_unknown(path: Path, where: str, table: Mapping[str, Any], known: set[str]) -> None:
+def _refuse_unknown(path: Path, where: str, table: Mapping[str, object], known: set[str]) -> None:
     if unknown := sorted(table.keys() - known):
         raise GraftError(f"{path}: {where} has an unknown key {unknown[0]!r}. Known: {', '.join(sorted(known))}.")

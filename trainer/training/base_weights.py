@@ -7,7 +7,6 @@ they leave is a base folder of its own, as large as the base: it can be served, 
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -48,7 +47,7 @@ class Baseline(Learner):
     def forms(self, base: Base) -> tuple[Form, ...]:
         return ()
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         return {"method": self.method, "variant": "", "config": {"layers": self.layers}}
 
     def gather_gradients(self) -> None:

@@ -20,13 +20,19 @@ from safetensors.torch import save_file
 
 from graft.hub.errors import GraftError
 from graft.hub.machine.atomic_files import written_whole
-from graft.trainer.learners.learner import Learner
+from graft.trainer.learners.learner import Learner, LearnerFacts
 from graft.trainer.plan.plan import training_folder
 
 _STATE, _PREVIOUS = "state.safetensors", "previous.safetensors"
 
 
-def save_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: str) -> None:
+class CheckpointFacts(LearnerFacts):
+    """All that a checkpoint says beside its tensors."""
+
+    told: dict[str, Any]  # what has to be the same to continue
+
+
+def save_checkpoint(learner: Learner, out: Path, told: Mapping[str, object], save: str) -> None:
     """Write the state whole. `told`: what else has to be the same to continue; `save`: names this save of all adapters.
 
     Raises GraftError for a full disk.
@@ -63,7 +69,7 @@ def _save_of(path: Path) -> str | None:
         return None
 
 
-def load_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: str | None = None) -> bool:
+def load_checkpoint(learner: Learner, out: Path, told: Mapping[str, object], save: str | None = None) -> bool:
     """Continue from a checkpoint, that of `save` where there is one; False where there is none at all.
 
     Raises GraftError where it belongs to another method, recipe, base or data, or can't be read.
@@ -75,7 +81,7 @@ def load_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: 
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", ""))
+            facts: CheckpointFacts = json.loads((file.metadata() or {}).get("facts", ""))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, ValueError, SafetensorError) as error:
         raise GraftError(f"The checkpoint {path} can't be read ({error}). Remove it to start again.") from None
@@ -89,7 +95,7 @@ def load_checkpoint(learner: Learner, out: Path, told: Mapping[str, Any], save: 
     return True
 
 
-def kept_facts(out: Path) -> dict[str, Any] | None:
+def kept_facts(out: Path) -> CheckpointFacts | None:
     """What the checkpoint beside `out` says of itself; None where there is none that can be read."""
     try:
         with safe_open(training_folder(out) / _STATE, framework="pt") as file:
@@ -109,5 +115,5 @@ def drop_checkpoint(out: Path) -> None:
     shutil.rmtree(training_folder(out), ignore_errors=True)
 
 
-def _told(learner: Learner, told: Mapping[str, Any]) -> dict[str, Any]:
+def _told(learner: Learner, told: Mapping[str, object]) -> dict[str, object]:
     return {**learner.described(), **told, **asdict(learner.recipe)}

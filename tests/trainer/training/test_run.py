@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+import graft.trainer
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.model_card import reported_scores, split_card, task_of
@@ -27,6 +28,10 @@ from graft.trainer.training.checkpoints import load_checkpoint, save_checkpoint,
 from graft.trainer.training.run import read_data
 from tests.conftest import tiny_base
 from tests.trainer.cases import ALL, RECIPE, ROWS, Watching, plan, trainee, write_rows
+
+
+def test_the_python_interface_is_there():
+    assert all(getattr(graft.trainer, name) for name in graft.trainer.__all__)
 
 
 @pytest.mark.parametrize("method", ALL)
