@@ -24,7 +24,7 @@ from graft.server.benchmark.targets import EngineTarget
 from graft.server.benchmark.workload import RequestDraw, Workload
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
-from graft.server.evaluation.shelf import Evaluated, evaluate
+from graft.server.evaluation.evaluate import Evaluated, evaluate
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig
 from graft.trainer.process.allocator import keep_freed_memory
 from graft.trainer.training.loop import train_step

@@ -23,7 +23,7 @@ from graft.hub.errors import GraftError
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Case, Prover
 from graft.server.errors import BrokenError, CapacityError, ClosedError
-from graft.server.served import Served
+from graft.server.served_version import Served
 
 log = logging.getLogger(__name__)
 FORGIVEN_AFTER_S = 30.0

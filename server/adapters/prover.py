@@ -33,7 +33,7 @@ from graft.hub.base.model import Base
 from graft.hub.base.stored_weights import PIECE_S, Arithmetic, StoredWeights, stored_base, stored_weights
 from graft.hub.errors import ArtifactError
 from graft.hub.machine.kept_values import keep, recall
-from graft.server.adapters.turns import Turns
+from graft.server.adapters.time_slices import TimeSlices
 
 log = logging.getLogger(__name__)
 _TOGETHER = 4  # adapters of a pass: beyond, what cannot be cut (the attention of all) grows longer than a turn
@@ -79,7 +79,7 @@ class Prover:
 
     def __init__(self, base: Base):
         self._base = base
-        self._turns = Turns("graft-prover", _compute_alone)
+        self._turns = TimeSlices("graft-prover", _compute_alone)
         self._lock = threading.Lock()
         self._opened: tuple[StoredWeights, Base] | None = None
         self._waiting: deque[tuple[Case, Callable[[Verdict], None]]] = deque()

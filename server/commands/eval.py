@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from graft.hub.evaluation.metrics import Metric
     from graft.hub.evaluation.task_data import Example
     from graft.hub.registry.leaderboard import Evaluation
-    from graft.server.evaluation.shelf import Evaluated
+    from graft.server.evaluation.evaluate import Evaluated
 
 _EVAL_STEP_ROWS = 2048  # nobody waits for a next token: large steps are quickest
 _EVAL_RUNNING = 256
@@ -157,7 +157,7 @@ class _Run:
         """`models` and the bare base, until all are done or Ctrl-C ends it."""
         from graft.server.engine.engine import Engine
         from graft.server.engine.options import Options
-        from graft.server.evaluation.shelf import evaluate
+        from graft.server.evaluation.evaluate import evaluate
 
         options = Options(step_rows=_EVAL_STEP_ROWS, max_running=_EVAL_RUNNING)
         self._shown = self._bar.add_task("Scoring", total=None)

@@ -12,7 +12,7 @@ from graft.hub.registry.search import MAX_PAGE, Query, on_base
 
 if TYPE_CHECKING:
     from graft.hub.registry.hub_client import RemoteRegistry
-    from graft.server.evaluation.shelf import Evaluated
+    from graft.server.evaluation.evaluate import Evaluated
 
 BARE = "(bare base)"
 

@@ -22,7 +22,7 @@ from graft.server.engine.request import Finished, PromptScored, Request, Started
 from graft.server.engine.sampling import Draw, Token, generator_for, score
 from graft.server.engine.scheduler import Chunk, SequenceState
 from graft.server.errors import EngineError
-from graft.server.served import Served
+from graft.server.served_version import Served
 from graft.server.telemetry import Metrics
 
 UNPLACED = Served("(not loaded)")  # in the numbers: names that stand for nothing, or for nothing that loads

@@ -41,7 +41,7 @@ from graft.server.engine.scheduler import Chunk, Scheduler, SequenceState, StepP
 from graft.server.errors import BrokenError, ClosedError, RequestError, TooLongError
 from graft.server.runners.factory import make_runner
 from graft.server.runners.protocol import Prepared
-from graft.server.served import Served
+from graft.server.served_version import Served
 from graft.server.telemetry import Metrics
 
 log = logging.getLogger(__name__)

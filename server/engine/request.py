@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 from graft.hub.errors import GraftError
 from graft.server.engine.sampling import Sampling, Token
-from graft.server.served import Served
+from graft.server.served_version import Served
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from graft.server.adapters.host import Loaded
 from graft.server.adapters.names import Location
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request
-from graft.server.served import Served
+from graft.server.served_version import Served
 
 PINNED_SHARE = 2  # pins may take half of a budget, so that the other adapters can always come and go
 

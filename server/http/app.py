@@ -24,11 +24,19 @@ from graft.server.engine.engine import Engine
 from graft.server.errors import BusyError, ClosedError
 from graft.server.http import cors, openapi
 from graft.server.http.adapters import AdapterEntry, Inventory, NotLoadedError, Placed, described
-from graft.server.http.answer import Answer, AskedCompletions, Disconnected, asked_chat, asked_completion
+from graft.server.http.completions import Answer, AskedCompletions, Disconnected, asked_chat, asked_completion
+from graft.server.http.detokenizer import Names
+from graft.server.http.response_shapes import (
+    CHAT,
+    COMPLETION,
+    ResponseShape,
+    Writer,
+    broken_message,
+    error_body,
+    public_message,
+)
 from graft.server.http.schemas import AdapterBody, BadField, ChatBody, CompletionBody, GenerationBody, PinBody, parse
-from graft.server.http.shapes import CHAT, COMPLETION, ResponseShape, Writer, broken_message, error_body, public_message
-from graft.server.http.text import Names
-from graft.server.served import Served
+from graft.server.served_version import Served
 
 log = logging.getLogger("graft.server")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from graft.server.http.fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL
+from graft.server.http.request_fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL
 from graft.server.http.schemas import AdapterBody, ChatBody, CompletionBody, PinBody
 
 _BODIES = (CompletionBody, ChatBody, AdapterBody, PinBody)

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from graft.server.errors import RequestError
-from graft.server.http.fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL, meant, refused
+from graft.server.http.request_fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL, meant, refused
 
 MAX_CHOICES = 1024  # prompts x n of one request
 MAX_N = 128

@@ -11,7 +11,7 @@ import pytest
 
 from graft.server.engine.engine import Engine
 from graft.server.http.app import create_app
-from graft.server.http.fields import IGNORED, NEUTRAL, meant
+from graft.server.http.request_fields import IGNORED, NEUTRAL, meant
 from graft.server.http.schemas import ChatBody, CompletionBody
 from tests.conftest import tiny_base
 from tests.server.live import CHAT_TEMPLATE, OPTIONS

@@ -159,8 +159,8 @@ def _run(
     fresh_base = base_loader(plan.base, plan.run, next(begun_in, None))
 
     from graft.trainer.training.base_weights import check_baseline, train_baseline
-    from graft.trainer.training.board import Board
     from graft.trainer.training.run import train as train_adapters
+    from graft.trainer.training.tensorboard import Board
 
     adapters = [adapter for adapter in plan.adapters if adapter.method not in BASELINES]
     baselines = [adapter for adapter in plan.adapters if adapter.method in BASELINES]

@@ -13,7 +13,7 @@ from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.base.model import load_base
 from graft.hub.errors import ArtifactError
 from graft.server.adapters import prover as prover_module
-from graft.server.adapters.turns import Turns
+from graft.server.adapters.time_slices import TimeSlices
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request
 from graft.trainer.artifact.probe import Prober
@@ -171,7 +171,7 @@ def test_who_fails_to_hear_a_verdict_keeps_nobody_from_his(llama, tmp_path):
 
 
 def test_work_that_raises_ends_its_turn_and_the_next_work_runs():
-    turns, seen = Turns("test"), []
+    turns, seen = TimeSlices("test"), []
     turns.start(lambda: [][0])
     turns.go(1.0)
     assert not turns.busy
@@ -182,7 +182,7 @@ def test_work_that_raises_ends_its_turn_and_the_next_work_runs():
 
 
 def test_turns_run_only_while_they_are_let():
-    turns, seen = Turns("test"), []
+    turns, seen = TimeSlices("test"), []
 
     def work():
         for i in range(50):

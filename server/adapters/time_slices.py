@@ -17,7 +17,7 @@ class Ended(BaseException):
     """The thread is asked to end in the middle of its work."""
 
 
-class Turns:
+class TimeSlices:
     """`start` gives it work, `go` lets it run for a while; the work calls `pause` wherever it can wait."""
 
     def __init__(self, name: str, begin: Callable[[], None] = lambda: None):

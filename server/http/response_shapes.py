@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from graft.hub.errors import GraftError
 from graft.server.engine.consumers import not_finite
 from graft.server.errors import BrokenError
-from graft.server.http.answer import Answer, Mark, Piece
-from graft.server.http.text import Names
+from graft.server.http.completions import Answer, Mark, Piece
+from graft.server.http.detokenizer import Names
 
 Json = dict[str, object]
 Report = Json  # on log-probabilities, as `logprobs` has it

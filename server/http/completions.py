@@ -19,9 +19,9 @@ from graft.server.engine.engine import Engine
 from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream
 from graft.server.engine.sampling import Sampling, Token
 from graft.server.errors import TooLongError
+from graft.server.http.detokenizer import Detokenizer, StopStrings, Tokenizer, certain, decode
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
-from graft.server.http.text import Detokenizer, StopStrings, Tokenizer, certain, decode
-from graft.server.served import Served
+from graft.server.served_version import Served
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's; a chat goes on as long as there is room
 LOOK_S = 0.5  # how often a silent client is looked after while nothing comes

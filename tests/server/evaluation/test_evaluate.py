@@ -11,7 +11,7 @@ from graft.hub.evaluation.metrics import METRICS
 from graft.hub.evaluation.task_data import Example
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request
-from graft.server.evaluation.shelf import evaluate
+from graft.server.evaluation.evaluate import evaluate
 from graft.trainer.evaluation.scoring import score_examples
 
 KINDS = ("lora", "houlsby", "prompt", "prefix")

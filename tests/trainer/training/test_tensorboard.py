@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from graft.hub.errors import GraftError
 from graft.trainer import train
-from graft.trainer.training.board import Board
+from graft.trainer.training.tensorboard import Board
 from tests.trainer.cases import plan
 from tests.trainer.commands.test_commands import FAST, graft
 
