@@ -178,6 +178,7 @@ class Prover:
         return [self._judged(case, own, content) for case, own in zip(cases, told[len(unknown) :], strict=True)]
 
     def _judged(self, case: Case, told: list[Table], content: str) -> Verdict:
+        self._turns.pause()
         probe = case.probe
         assert probe is not None
         if isinstance(probe, OldProbe):
