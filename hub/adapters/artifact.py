@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from graft.hub.adapters.methods import Method
+from graft.hub.adapters.methods import Method, MethodConfig
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank
 from graft.hub.adapters.validation import CARD, CONFIG, PROVENANCE, WEIGHTS, check_against, digest, parse
 from graft.hub.base.fingerprint import same_weight
@@ -31,7 +31,7 @@ class Artifact:
     """A parsed and loaded adapter. `tensors` go by canonical name, on the CPU, in the file's dtypes."""
 
     method: Method
-    config: Any
+    config: MethodConfig
     tensors: Mapping[str, Tensor]
     digest: str
     provenance: Mapping[str, Any]
@@ -87,7 +87,7 @@ def load_artifact(folder: str | Path, base: BaseSpec, *, allow_base_mismatch: bo
 def save_artifact(
     folder: str | Path,
     method: Method,
-    config: Any,
+    config: MethodConfig,
     tensors: Mapping[str, Tensor],
     spec: BaseSpec,
     *,
@@ -111,7 +111,7 @@ def save_artifact(
         (staging / WEIGHTS[0]).write_bytes(save(contiguous, metadata={"format": "pt"}))
 
 
-def _require_sound(method: Method, config: Any, tensors: Mapping[str, Tensor], spec: BaseSpec) -> None:
+def _require_sound(method: Method, config: MethodConfig, tensors: Mapping[str, Tensor], spec: BaseSpec) -> None:
     needed = method.shapes(config, spec)
     have = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if have != needed:
@@ -122,7 +122,7 @@ def _require_sound(method: Method, config: Any, tensors: Mapping[str, Tensor], s
             raise ArtifactError(f"{method.title}: {name} holds NaN or infinite values; nothing was saved.")
 
 
-def _sorted(config: dict[str, Any]) -> dict[str, Any]:
+def _sorted(config: dict[str, object]) -> dict[str, object]:
     """By key, but not within a value: of rank and alpha patterns the first that matches counts."""
     return dict(sorted(config.items()))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graft.hub.adapters.methods import Method, recognise
+from graft.hub.adapters.methods import Method, MethodConfig, recognise
 from graft.hub.adapters.methods.foreign_config import dropped_options
 from graft.hub.adapters.model_card import split_card, task_of, valueless_claims
 from graft.hub.adapters.safetensors_header import TensorEntry, holds_only, pieces, read_header, require_finite
@@ -57,7 +57,7 @@ class Parsed:
 
     folder: Path
     method: Method
-    config: Any
+    config: MethodConfig
     raw: dict[str, Any]
     weights: Path
     entries: dict[str, TensorEntry]
@@ -270,7 +270,7 @@ def fingerprint_of(provenance: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _read_config(method: Method, raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def _read_config(method: Method, raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> MethodConfig:
     try:
         return method.read(raw, shapes)
     except (ArtifactError, UnsupportedMethodError):
@@ -281,7 +281,7 @@ def _read_config(method: Method, raw: dict[str, Any], shapes: Mapping[str, tuple
         raise ArtifactError(f"{CONFIG} has a value of the wrong kind for {method.title}: {error}.") from None
 
 
-def _require_effect(method: Method, config: Any, weights: Path, entries: Mapping[str, TensorEntry]) -> None:
+def _require_effect(method: Method, config: MethodConfig, weights: Path, entries: Mapping[str, TensorEntry]) -> None:
     """Refuse an adapter whose every effective tensor is neutral, as far as the tensors alone can tell."""
     neutral = method.neutral(config)
     found = [(entry, value) for name, entry in entries.items() for end, value in neutral.items() if name.endswith(end)]

@@ -1,13 +1,10 @@
 """The table of PEFT methods: one file and one line each."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from graft.hub.adapters.methods import adapterhub_format
 from graft.hub.adapters.methods.bitfit import BitFit
 from graft.hub.adapters.methods.ia3 import Ia3
 from graft.hub.adapters.methods.lora import Lora
-from graft.hub.adapters.methods.method import InitContext, Method
+from graft.hub.adapters.methods.method import InitContext, Method, MethodConfig, Raw
 from graft.hub.adapters.methods.p_tuning import PTuning
 from graft.hub.adapters.methods.parallel import Parallel
 from graft.hub.adapters.methods.prefix_tuning import Prefix
@@ -19,7 +16,7 @@ METHODS: dict[str, Method] = {
     method.name: method for method in (Lora(), Series(), Parallel(), Prompt(), Prefix(), PTuning(), BitFit(), Ia3())
 }
 
-__all__ = ["METHODS", "InitContext", "Method", "get_method", "recognise"]
+__all__ = ["METHODS", "InitContext", "Method", "MethodConfig", "Raw", "get_method", "recognise"]
 
 
 def get_method(name: str) -> Method:
@@ -29,7 +26,7 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def recognise(raw: Mapping[str, Any]) -> Method:
+def recognise(raw: Raw) -> Method:
     """The method of an adapter_config.json. Raises UnsupportedMethodError saying what it is instead."""
     for method in METHODS.values():
         if method.recognises(raw):

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from graft.hub.adapters.methods.method import PEFT_PREFIX, Shape, whole_numbers
+from graft.hub.adapters.methods.method import PEFT_PREFIX, Raw, Shape, whole_numbers
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError, UnsupportedMethodError
 
@@ -25,13 +24,13 @@ _LORA_PLAIN = {
 }  # fmt: skip
 
 
-def config_of(raw: Mapping[str, Any]) -> dict[str, Any]:
+def config_of(raw: Raw) -> Raw:
     """The method's own config; {} where this is no AdapterHub config."""
     nested = raw.get("config")
     return nested if "peft_type" not in raw and isinstance(nested, dict) else {}
 
 
-def own_name(raw: Mapping[str, Any]) -> str:
+def own_name(raw: Raw) -> str:
     """The adapter's name, as its tensors carry it. Raises ArtifactError where there is none."""
     name = raw.get("name")
     if not isinstance(name, str) or not name:
@@ -39,7 +38,7 @@ def own_name(raw: Mapping[str, Any]) -> str:
     return name
 
 
-def envelope(config: Mapping[str, Any], spec: BaseSpec) -> dict[str, Any]:
+def envelope(config: Raw, spec: BaseSpec) -> dict[str, object]:
     """adapter_config.json around a method's config."""
     return {
         "config": dict(config),
@@ -52,7 +51,7 @@ def envelope(config: Mapping[str, Any], spec: BaseSpec) -> dict[str, Any]:
     }
 
 
-def refuse_unless_plain(config: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+def refuse_unless_plain(config: Raw, plain: Raw) -> None:
     """Raises UnsupportedMethodError naming an option that is set to something else than its plain value."""
     for key, value in plain.items():
         if config.get(key, value) != value:
@@ -62,15 +61,13 @@ def refuse_unless_plain(config: Mapping[str, Any], plain: Mapping[str, Any]) -> 
             )
 
 
-def is_lora(raw: Mapping[str, Any], composition: str) -> bool:
+def is_lora(raw: Raw, composition: str) -> bool:
     """LoRA ("add") or IA3 ("scale")."""
     config = config_of(raw)
     return config.get("architecture") == "lora" and config.get("composition_mode") == composition
 
 
-def read_lora(
-    raw: Mapping[str, Any], shapes: Mapping[str, Shape]
-) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+def read_lora(raw: Raw, shapes: Mapping[str, Shape]) -> tuple[Raw, tuple[str, ...], tuple[str, ...]]:
     """(config, targets, modules left out). Which linears "attention" means is told by the tensors' names.
 
     Raises UnsupportedMethodError or ArtifactError.
@@ -90,7 +87,7 @@ def read_lora(
     return config, tuple(sorted(parts)), tuple(sorted(left_out))
 
 
-def lora_name(raw: Mapping[str, Any], name: str) -> str:
+def lora_name(raw: Raw, name: str) -> str:
     """PEFT's name of an AdapterHub LoRA or IA3 tensor; other names as they are."""
     found = _LORA_KEY.fullmatch(name)
     if not found or not (is_lora(raw, "add") or is_lora(raw, "scale")) or found["name"] != own_name(raw):

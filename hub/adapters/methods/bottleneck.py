@@ -10,22 +10,31 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from graft.hub.adapters.methods import adapterhub_format
 from graft.hub.adapters.methods.foreign_config import PEFT_COMMON, refuse_options
 from graft.hub.adapters.methods.method import (
     PEFT_PREFIX,
+    InitContext,
     Method,
+    Raw,
     Shape,
     option,
     peft_header,
     require_positive,
 )  # fmt: skip
-from graft.hub.adapters.methods.target_modules import match_modules, names_of
+from graft.hub.adapters.methods.target_modules import Targets, match_modules, names_of
 from graft.hub.base.hook_points import Tap, added
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from graft.hub.adapters.serving_forms import LowRank
+    from graft.hub.base.model import Base
 
 _NEUTRAL = {"adapter_up.weight": 0.0, "adapter_up.bias": 0.0}
 _ACTIVATIONS = ("relu", "silu", "swish", "gelu", "gelu_new", "tanh", "sigmoid", "leakyrelu")
@@ -51,6 +60,23 @@ _LLM_ADAPTERS_READ = PEFT_COMMON | {
 
 
 @dataclass(frozen=True)
+class BottleneckConfig:
+    """What configs of series and parallel adapters hold alike; the defaults are the method's own."""
+
+    placement: str
+    bottleneck: int
+    activation: str
+    reads: str
+    scale: float
+    targets: Targets
+    leave_out: tuple[int, ...]
+    init: str
+
+
+B = TypeVar("B", bound=BottleneckConfig)
+
+
+@dataclass(frozen=True)
 class BottleneckSite:
     """One bottleneck of an adapter: the start of its tensors' names, what it reads and where it adds."""
 
@@ -59,7 +85,7 @@ class BottleneckSite:
     adds_to: Tap
 
 
-class Bottleneck(Method):
+class Bottleneck(Method[B]):
     """Series or parallel. With placement="linear" it sits on single linears, otherwise on blocks."""
 
     parallel: ClassVar[bool]
@@ -69,23 +95,23 @@ class Bottleneck(Method):
         """(read, added to) of a bottleneck on one linear."""
 
     @abstractmethod
-    def blocks(self, config: Any, spec: BaseSpec) -> Iterator[BottleneckSite]:
+    def blocks(self, config: B, spec: BaseSpec) -> Iterator[BottleneckSite]:
         """The places on blocks."""
 
     @abstractmethod
-    def read_blocks(self, config: Mapping[str, Any], raw: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Any:
+    def read_blocks(self, config: Raw, raw: Raw, shapes: Mapping[str, Shape]) -> B:
         """The method's config of AdapterHub's `config`, which lies in the file `raw`."""
 
     @abstractmethod
-    def write_blocks(self, config: Any, spec: BaseSpec) -> dict[str, Any]:
+    def write_blocks(self, config: B, spec: BaseSpec) -> dict[str, object]:
         """adapter_config.json for AdapterHub."""
 
-    def recognises(self, raw):
+    def recognises(self, raw: Raw) -> bool:
         if _is_adapterhub(raw):
             return (adapterhub_format.config_of(raw).get("is_parallel") is True) == self.parallel
         return _is_llm_adapters(raw) and (raw.get("use_parallel_adapter") is True) == self.parallel
 
-    def read(self, raw, shapes):
+    def read(self, raw: Raw, shapes: Mapping[str, Shape]) -> B:
         if _is_llm_adapters(raw):
             return self.Config(**_read_llm_adapters(raw, shapes))
         config = adapterhub_format.config_of(raw)
@@ -93,24 +119,24 @@ class Bottleneck(Method):
         adapterhub_format.refuse_unless_plain(config, _ADAPTERHUB_PLAIN)
         return self.read_blocks(config, raw, shapes)
 
-    def write(self, config, spec):
+    def write(self, config: B, spec: BaseSpec) -> dict[str, object]:
         if config.placement == "linear":
             return _llm_adapters_config(config, spec, self.parallel)
         return self.write_blocks(config, spec)
 
-    def library(self, config):
+    def library(self, config: B) -> str:
         return "graft" if config.placement == "linear" else "adapters"  # LLM-Adapters' fork of PEFT has no name
 
-    def canonical(self, raw, name):
+    def canonical(self, raw: Raw, name: str) -> str:
         """AdapterHub keys carry the adapter's own name; the canonical one is NAME."""
         if not _is_adapterhub(raw):
             return name
         return name.replace(f".adapters.{adapterhub_format.own_name(raw)}.", f".adapters.{adapterhub_format.NAME}.", 1)
 
-    def neutral(self, config):
+    def neutral(self, config: B) -> dict[str, float]:
         return _NEUTRAL
 
-    def shapes(self, config, spec):
+    def shapes(self, config: B, spec: BaseSpec) -> dict[str, Shape]:
         shapes: dict[str, Shape] = {}
         for place in self._places(config, spec):
             if config.placement == "linear":
@@ -121,15 +147,15 @@ class Bottleneck(Method):
                 shapes |= _block_shapes(place.key, config.bottleneck, spec.hidden_size)
         return shapes
 
-    def init(self, config, context):
+    def init(self, config: B, context: InitContext) -> dict[str, Tensor]:
         start = {"truncated": _init_truncated, "zero": _init_up_zero}[config.init]
         shapes = self.shapes(config, context.base.spec)
         return {name: value.to(context.base.device) for name, value in start(shapes, context.generator).items()}
 
-    def fold(self, config, tensors, base):
+    def fold(self, config: B, tensors: Mapping[str, Tensor], base: Base) -> tuple[LowRank, ...]:
         return tuple(self.fold_one(config, tensors, place) for place in self._places(config, base.spec))
 
-    def fold_one(self, config, tensors, place: BottleneckSite):
+    def fold_one(self, config: B, tensors: Mapping[str, Tensor], place: BottleneckSite) -> LowRank:
         """The LowRank of one bottleneck."""
         from graft.hub.adapters.serving_forms import LowRank
 
@@ -145,7 +171,7 @@ class Bottleneck(Method):
             scale=config.scale,
         )
 
-    def _places(self, config: Any, spec: BaseSpec) -> Iterator[BottleneckSite]:
+    def _places(self, config: B, spec: BaseSpec) -> Iterator[BottleneckSite]:
         if config.placement != "linear":
             yield from self.blocks(config, spec)
             return
@@ -154,7 +180,7 @@ class Bottleneck(Method):
             yield BottleneckSite(f"{PEFT_PREFIX}{name}.", (reads,), adds_to)
 
 
-def check_config(owner: str, config: Any, placements: tuple[str, ...], reads: tuple[str, ...]) -> None:
+def check_config(owner: str, config: BottleneckConfig, placements: tuple[str, ...], reads: tuple[str, ...]) -> None:
     """What series and parallel configs ask alike. Raises GraftError naming the key."""
     require_positive(owner, bottleneck=config.bottleneck)
     if config.scale == 0 or not math.isfinite(config.scale):
@@ -169,28 +195,28 @@ def check_config(owner: str, config: Any, placements: tuple[str, ...], reads: tu
             raise GraftError(f"{owner}: {key} must be {' or '.join(known)}, not {getattr(config, key)!r}.")
 
 
-def layers_with(config: Any, spec: BaseSpec) -> list[int]:
+def layers_with(config: BottleneckConfig, spec: BaseSpec) -> list[int]:
     """The layers that `leave_out` leaves."""
     return [layer for layer in range(spec.num_layers) if layer not in config.leave_out]
 
 
-def with_targets(config: Any, parts: tuple[str, ...]) -> Any:
+def with_targets(config: B, parts: tuple[str, ...]) -> B:
     """placement=linear without targets means the modules of these part names."""
     if config.placement != "linear" or config.targets:
         return config
     return replace(config, targets=tuple(sorted(part.rpartition(".")[2] for part in parts)))
 
 
-def _is_adapterhub(raw: Mapping[str, Any]) -> bool:
+def _is_adapterhub(raw: Raw) -> bool:
     """AdapterHub's bottleneck config."""
     return "reduction_factor" in adapterhub_format.config_of(raw)
 
 
-def _is_llm_adapters(raw: Mapping[str, Any]) -> bool:
+def _is_llm_adapters(raw: Raw) -> bool:
     return raw.get("peft_type") == "BOTTLENECK"
 
 
-def _read_llm_adapters(raw: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _read_llm_adapters(raw: Raw, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Fields of a config with placement="linear". Raises UnsupportedMethodError by option name."""
     refuse_options("LLM-Adapters", raw, _LLM_ADAPTERS_READ)
     option(raw, "use_parallel_adapter", bool, False)
@@ -205,10 +231,10 @@ def _read_llm_adapters(raw: Mapping[str, Any], shapes: Mapping[str, Shape]) -> d
     }
 
 
-def constant_scale(config: Mapping[str, Any]) -> float:
+def constant_scale(config: Raw) -> float:
     """`scaling`, where it is a number. Raises UnsupportedMethodError for a scale by channel or per linear."""
-    if isinstance(config.get("scaling"), str):
-        raise UnsupportedMethodError(f"Bottleneck adapters with scaling={config['scaling'][:80]!r} are not served.")
+    if isinstance(scaling := config.get("scaling"), str):
+        raise UnsupportedMethodError(f"Bottleneck adapters with scaling={scaling[:80]!r} are not served.")
     return option(config, "scaling", float, 1.0)
 
 
@@ -238,7 +264,7 @@ def _block_shapes(key: str, size: int, hidden: int) -> dict[str, Shape]:
     }
 
 
-def adapterhub_config(spec: BaseSpec, size: int, **settings: Any) -> dict[str, Any]:
+def adapterhub_config(spec: BaseSpec, size: int, **settings: object) -> dict[str, object]:
     """adapter_config.json as AdapterHub 1.x reads it."""
     config = {
         **_ADAPTERHUB_PLAIN,
@@ -264,7 +290,7 @@ def adapterhub_config(spec: BaseSpec, size: int, **settings: Any) -> dict[str, A
     return adapterhub_format.envelope(config, spec)
 
 
-def _llm_adapters_config(config: Any, spec: BaseSpec, parallel: bool) -> dict[str, Any]:
+def _llm_adapters_config(config: BottleneckConfig, spec: BaseSpec, parallel: bool) -> dict[str, object]:
     """adapter_config.json as the LLM-Adapters fork of PEFT reads it."""
     return {
         **peft_header("BOTTLENECK", spec),
@@ -285,7 +311,7 @@ def _width(spec: BaseSpec, tap: Tap) -> int:
     return module.in_features if tap.side == "in" else module.out_features
 
 
-def _init_truncated(shapes: Mapping[str, Shape], generator, std: float = 1e-2) -> dict[str, Any]:
+def _init_truncated(shapes: Mapping[str, Shape], generator: torch.Generator, std: float = 1e-2) -> dict[str, Tensor]:
     """Houlsby et al.: weights from N(0, std) truncated at two deviations, biases zero: near the identity."""
     import torch
 
@@ -298,7 +324,7 @@ def _init_truncated(shapes: Mapping[str, Shape], generator, std: float = 1e-2) -
     return parameters
 
 
-def _init_up_zero(shapes: Mapping[str, Shape], generator) -> dict[str, Any]:
+def _init_up_zero(shapes: Mapping[str, Shape], generator: torch.Generator) -> dict[str, Tensor]:
     """He et al.: down kaiming-uniform (a = sqrt(5)), everything else zero: exactly the identity."""
     import torch
 

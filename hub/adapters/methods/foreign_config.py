@@ -7,10 +7,9 @@ PEFT than is known here, which may have brought it; and a switch of a LoRA kin f
 """
 
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
-from graft.hub.adapters.methods.method import PEFT_PREFIX
+from graft.hub.adapters.methods.method import PEFT_PREFIX, Raw
 from graft.hub.errors import UnsupportedMethodError
 
 KNOWN_PEFT = (0, 21)  # whose options are all in PEFT_OPTIONS
@@ -39,7 +38,7 @@ _KIN_SWITCH = re.compile(r"use_\w*ra")
 _UNSET: tuple[object, ...] = (None, False, "", [], {}, ())
 
 
-def refuse_options(owner: str, raw: Mapping[str, Any], neutral: Collection[str]) -> None:
+def refuse_options(owner: str, raw: Raw, neutral: Collection[str]) -> None:
     """Raises UnsupportedMethodError naming an option that is set, may change what is served, and is not served.
 
     `neutral`: the keys that the method reads, or that change nothing.
@@ -61,7 +60,7 @@ def refuse_options(owner: str, raw: Mapping[str, Any], neutral: Collection[str])
             )
 
 
-def dropped_options(raw: Mapping[str, Any]) -> list[str]:
+def dropped_options(raw: Raw) -> list[str]:
     """Keys of a PEFT config that are set and that PEFT doesn't know: of no effect, there as here."""
     if "peft_type" not in raw:
         return []
@@ -74,7 +73,7 @@ def peft_name(name: str) -> str:
     return bare if bare.startswith(PEFT_PREFIX) else PEFT_PREFIX + bare
 
 
-def _version(raw: Mapping[str, Any]) -> tuple[int, ...]:
+def _version(raw: Raw) -> tuple[int, ...]:
     """Of the PEFT that wrote a config, its first two numbers; () where it doesn't say, as before 0.17."""
     found = re.match(r"(\d{1,9})\.(\d{1,9})", str(raw.get("peft_version") or ""))
     return tuple(int(number) for number in found.groups()) if found else ()

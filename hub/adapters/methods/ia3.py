@@ -5,14 +5,23 @@ y = l * (W x) for attention linears, y = W (l * x) for feed-forward ones. Format
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from graft.hub.adapters.methods import adapterhub_format
 from graft.hub.adapters.methods.foreign_config import PEFT_COMMON, peft_name, refuse_options
-from graft.hub.adapters.methods.method import PEFT_PREFIX, Method, option, peft_header
+from graft.hub.adapters.methods.method import PEFT_PREFIX, InitContext, Method, Raw, Shape, option, peft_header
 from graft.hub.adapters.methods.target_modules import Targets, full_matches, match_modules, names_of
 from graft.hub.base.hook_points import Tap
+from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import UnsupportedMethodError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graft.hub.adapters.serving_forms import Form
+    from graft.hub.base.model import Base
 
 
 @dataclass(frozen=True)
@@ -22,17 +31,17 @@ class Ia3Config:
     exclude: Targets = ()
 
 
-class Ia3(Method):
+class Ia3(Method[Ia3Config]):
     name = "ia3"
     title = "IA3"
     paper = "arXiv 2205.05638"
     Config = Ia3Config
     learning_rate = 1e-2
 
-    def recognises(self, raw):
+    def recognises(self, raw: Raw) -> bool:
         return raw.get("peft_type") == "IA3" or adapterhub_format.is_lora(raw, "scale")
 
-    def read(self, raw, shapes):
+    def read(self, raw: Raw, shapes: Mapping[str, Shape]) -> Ia3Config:
         if adapterhub_format.is_lora(raw, "scale"):  # there all vectors scale outputs
             config, targets, exclude = adapterhub_format.read_lora(raw, shapes)
             if option(config, "alpha", float, 1.0) != 1:
@@ -52,14 +61,14 @@ class Ia3(Method):
             exclude=names_of("exclude_modules", raw.get("exclude_modules")),
         )
 
-    def canonical(self, raw, name):
+    def canonical(self, raw: Raw, name: str) -> str:
         return peft_name(name) if "peft_type" in raw else adapterhub_format.lora_name(raw, name)
 
-    def neutral(self, config):
+    def neutral(self, config: Ia3Config) -> dict[str, float]:
         return {"ia3_l": 1.0}
 
-    def write(self, config, spec):
-        def listed(names):
+    def write(self, config: Ia3Config, spec: BaseSpec) -> dict[str, object]:
+        def listed(names: Targets) -> str | list[str]:
             return names if isinstance(names, str) else list(names)
 
         return {
@@ -72,28 +81,28 @@ class Ia3(Method):
             "modules_to_save": None,
         }
 
-    def resolve(self, config, spec):
+    def resolve(self, config: Ia3Config, spec: BaseSpec) -> Ia3Config:
         if config.targets:
             return config
         parts = spec.parts
         last = parts.mlp_out
         return replace(config, targets=tuple(sorted({parts.keys, parts.values, last})), feedforward=(last,))
 
-    def shapes(self, config, spec):
-        shapes = {}
+    def shapes(self, config: Ia3Config, spec: BaseSpec) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {}
         for name, feedforward in self._modules(config, spec).items():
             module = spec.modules[name]
             shape = (1, module.in_features) if feedforward else (module.out_features, 1)
             shapes[f"{PEFT_PREFIX}{name}.ia3_l"] = shape
         return shapes
 
-    def init(self, config, context):
+    def init(self, config: Ia3Config, context: InitContext) -> dict[str, Tensor]:
         import torch
 
         shapes = self.shapes(config, context.base.spec)
         return {name: torch.ones(shape, device=context.base.device) for name, shape in shapes.items()}
 
-    def fold(self, config, tensors, base):
+    def fold(self, config: Ia3Config, tensors: Mapping[str, Tensor], base: Base) -> tuple[Form, ...]:
         from graft.hub.adapters.serving_forms import Vector
 
         return tuple(
@@ -101,7 +110,7 @@ class Ia3(Method):
             for name, feedforward in self._modules(config, base.spec).items()
         )
 
-    def _modules(self, config, spec):
+    def _modules(self, config: Ia3Config, spec: BaseSpec) -> dict[str, bool]:
         """Matched module -> whether its input (feed-forward) rather than its output is scaled."""
         modules = match_modules("ia3", config.targets, spec, exclude=config.exclude)
         if isinstance(config.feedforward, str):

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graft.hub.adapters.methods import adapterhub_format
 from graft.hub.adapters.methods.foreign_config import PEFT_COMMON, peft_name, refuse_options
 from graft.hub.adapters.methods.method import PEFT_PREFIX as PREFIX
 from graft.hub.adapters.methods.method import (
     TRAINING_ONLY,
+    InitContext,
     Method,
+    Raw,
+    Shape,
     numbers_by_name,
     option,
     peft_header,
@@ -32,7 +36,14 @@ from graft.hub.adapters.methods.target_modules import (
     spelled_out,
 )
 from graft.hub.base.hook_points import Tap
+from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graft.hub.adapters.serving_forms import Form
+    from graft.hub.base.model import Base
 
 _FROZEN = re.compile(re.escape(PREFIX) + r"(?P<module>[\w.]+?)(\.base_layer)?(?<!lora_[AB])\.weight")
 _READ = {
@@ -86,17 +97,17 @@ class LoraConfig:
         return {name: alphas[name] / (math.sqrt(ranks[name]) if self.rslora else ranks[name]) for name in modules}
 
 
-class Lora(Method):
+class Lora(Method[LoraConfig]):
     name = "lora"
     title = "LoRA"
     paper = "arXiv 2106.09685"
     Config = LoraConfig
     learning_rate = 5e-4
 
-    def recognises(self, raw):
+    def recognises(self, raw: Raw) -> bool:
         return raw.get("peft_type") == "LORA" or adapterhub_format.is_lora(raw, "add")
 
-    def read(self, raw, shapes):
+    def read(self, raw: Raw, shapes: Mapping[str, Shape]) -> LoraConfig:
         if adapterhub_format.is_lora(raw, "add"):
             config, targets, exclude = adapterhub_format.read_lora(raw, shapes)
             r = option(config, "r", int, 8)
@@ -129,19 +140,19 @@ class Lora(Method):
             dropout=option(raw, "lora_dropout", float, 0.0),
         )
 
-    def canonical(self, raw, name):
+    def canonical(self, raw: Raw, name: str) -> str:
         return peft_name(name) if "peft_type" in raw else adapterhub_format.lora_name(raw, name)
 
-    def neutral(self, config):
+    def neutral(self, config: LoraConfig) -> dict[str, float]:
         # A gain or a replaced bias acts on its own: only with the base's weights can it be told.
         return {} if config.dora or config.bias != "none" else {"lora_B.weight": 0.0, "lora_B.bias": 0.0}
 
-    def base_copy(self, name):
+    def base_copy(self, name: str) -> str | None:
         # PEFT adds the embedding's and the output projection's own weights when one of them is a target.
         found = _FROZEN.fullmatch(peft_name(name))
         return found["module"] if found else None
 
-    def write(self, config, spec):
+    def write(self, config: LoraConfig, spec: BaseSpec) -> dict[str, object]:
         return {
             **peft_header("LORA", spec),
             "r": config.r,
@@ -162,10 +173,10 @@ class Lora(Method):
             "modules_to_save": None,
         }
 
-    def resolve(self, config, spec):
+    def resolve(self, config: LoraConfig, spec: BaseSpec) -> LoraConfig:
         return replace(config, targets=spelled_out(config.targets, spec))
 
-    def require_sensible(self, config, spec):
+    def require_sensible(self, config: LoraConfig, spec: BaseSpec) -> None:
         absent = [layer for layer in config.layers or () if not 0 <= layer < spec.num_layers]
         if absent:
             raise GraftError(f"lora: there is no layer {absent[0]}; this base's are 0 to {spec.num_layers - 1}.")
@@ -178,7 +189,7 @@ class Lora(Method):
                 )
         super().require_sensible(config, spec)
 
-    def variant(self, config):
+    def variant(self, config: LoraConfig) -> str:
         flags = [
             ("DoRA", config.dora),
             ("rsLoRA", config.rslora),
@@ -186,8 +197,8 @@ class Lora(Method):
         ]
         return " ".join(name for name, on in flags if on)
 
-    def shapes(self, config, spec):
-        shapes = {}
+    def shapes(self, config: LoraConfig, spec: BaseSpec) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {}
         modules = self._modules(config, spec)
         ranks = config.ranks(modules)
         for name in modules:
@@ -203,7 +214,7 @@ class Lora(Method):
             shapes[key] = (spec.modules[name].out_features,)
         return shapes
 
-    def init(self, config, context):
+    def init(self, config: LoraConfig, context: InitContext) -> dict[str, Tensor]:
         import torch
 
         base, spec = context.base, context.base.spec
@@ -223,15 +234,18 @@ class Lora(Method):
             parameters[key] = value
         for name in self._replaced_biases(config, spec, modules):
             infix = ".base_layer" if name in modules else ""
-            parameters[f"{PREFIX}{name}{infix}.bias"] = base.bias(name).float().clone()
+            bias = base.bias(name)
+            assert bias is not None  # only what is there is replaced
+            parameters[f"{PREFIX}{name}{infix}.bias"] = bias.float().clone()
         return {key: value.to(base.device) for key, value in parameters.items()}
 
-    def fold(self, config, tensors, base):
+    def fold(self, config: LoraConfig, tensors: Mapping[str, Tensor], base: Base) -> tuple[Form, ...]:
         from graft.hub.adapters.serving_forms import LowRank, Vector
 
-        spec, forms = base.spec, []
+        spec = base.spec
         modules = self._modules(config, spec)
         scales, gains = config.scales(modules), {}
+        forms: list[Form] = []
         for name in modules:
             key = PREFIX + name
             A, B = tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"].T
@@ -258,10 +272,10 @@ class Lora(Method):
             forms.append(Vector(Tap(name, "out"), scale=gain, bias=_shift(new, old, gain)))
         return tuple(forms)
 
-    def _modules(self, config, spec):
+    def _modules(self, config: LoraConfig, spec: BaseSpec) -> list[str]:
         return match_modules("lora", config.targets, spec, layers=config.layers, exclude=config.exclude)
 
-    def _replaced_biases(self, config, spec, modules):
+    def _replaced_biases(self, config: LoraConfig, spec: BaseSpec, modules: list[str]) -> list[str]:
         if config.bias == "none":
             return []
         names = modules if config.bias == "lora_only" else spec.modules
@@ -273,14 +287,14 @@ def _plain(number: float) -> float | int:
     return int(number) if number == int(number) else number
 
 
-def _gain(W, A, B, scale: float, magnitude) -> Any:
+def _gain(W: Tensor, A: Tensor, B: Tensor, scale: float, magnitude: Tensor) -> Tensor:
     """g = m / ||W + s B A|| by output row, in float32; the norm takes no gradient (DoRA, section 4.3)."""
     weight = W.float() + scale * (B.detach().float().T @ A.detach().float())
     return magnitude / weight.norm(dim=1)
 
 
-def _shift(new, old, gain):
+def _shift(new: Tensor | None, old: Tensor | None, gain: Tensor | None) -> Tensor | None:
     """What to add after the gain so that `new` is the bias of the result: new - gain * old."""
-    if new is None:
+    if new is None or old is None:
         return None
     return new - (old.float() if gain is None else gain * old.float())

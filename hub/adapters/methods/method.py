@@ -17,8 +17,8 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError, GraftError
@@ -31,9 +31,20 @@ if TYPE_CHECKING:
     from graft.hub.base.model import Base
 
 Shape = tuple[int, ...]
+Raw = Mapping[str, object]  # a stranger's adapter_config.json, of which nothing is known
 _NAMES = re.compile(r"[\w.]+(,[\w.]+)*")
 PEFT_PREFIX = "base_model.model."  # of every tensor name in a PEFT directory
 TRAINING_ONLY = {"training_only": True}  # field metadata: no part of what is served, so not in the digest
+
+
+class MethodConfig(Protocol):
+    """Some method's config: a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+C = TypeVar("C", bound=MethodConfig)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,58 +57,58 @@ class InitContext:
     labels: tuple[str, ...] = ()  # class labels, for starts from their embeddings
 
 
-class Method(ABC):
-    """One PEFT technique. Stateless; every subclass is final."""
+class Method(ABC, Generic[C]):
+    """One PEFT technique, whose configs are C. Stateless; every subclass is final."""
 
     name: ClassVar[str]
     title: ClassVar[str]  # as in the literature
     paper: ClassVar[str]
-    Config: ClassVar[type]  # a frozen dataclass whose defaults are the method's own
+    Config: type[C]  # a frozen dataclass whose defaults are the method's own
     learning_rate: ClassVar[float]  # AdamW, known to work (docs/methods.md says where from)
 
     @abstractmethod
-    def recognises(self, raw: Mapping[str, Any]) -> bool:
+    def recognises(self, raw: Raw) -> bool:
         """Whether an adapter_config.json is of this method."""
 
     @abstractmethod
-    def read(self, raw: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Any:
+    def read(self, raw: Raw, shapes: Mapping[str, Shape]) -> C:
         """Config of an adapter_config.json. `shapes`: canonical tensor names in the file.
 
         Raises UnsupportedMethodError naming an option that is not served, ArtifactError for nonsense.
         """
 
     @abstractmethod
-    def write(self, config: Any, spec: BaseSpec) -> dict[str, Any]:
+    def write(self, config: C, spec: BaseSpec) -> dict[str, object]:
         """adapter_config.json of a config, in the format its peer library reads."""
 
     @abstractmethod
-    def shapes(self, config: Any, spec: BaseSpec) -> dict[str, Shape]:
+    def shapes(self, config: C, spec: BaseSpec) -> dict[str, Shape]:
         """Canonical name and shape of every tensor of the artifact on this base.
 
         Raises GraftError where the config matches nothing of the base.
         """
 
     @abstractmethod
-    def init(self, config: Any, context: InitContext) -> dict[str, Tensor]:
+    def init(self, config: C, context: InitContext) -> dict[str, Tensor]:
         """Fresh trainable parameters in float32 on the base's device."""
 
     @abstractmethod
-    def fold(self, config: Any, tensors: Mapping[str, Tensor], base: Base) -> tuple[Form, ...]:
+    def fold(self, config: C, tensors: Mapping[str, Tensor], base: Base) -> tuple[Form, ...]:
         """The serving forms of an artifact's tensors. Differentiable."""
 
-    def encode(self, config: Any, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def encode(self, config: C, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Parameters -> the artifact's tensors; the identity unless the method reparameterises."""
         return parameters
 
-    def canonical(self, raw: Mapping[str, Any], name: str) -> str:
+    def canonical(self, raw: Raw, name: str) -> str:
         """Canonical name of a tensor of the file (some formats put the adapter's own name into keys)."""
         return name
 
-    def file_name(self, config: Any, spec: BaseSpec, name: str) -> str:
+    def file_name(self, config: C, spec: BaseSpec, name: str) -> str:
         """The name under which `canonical` finds a tensor again: what is written into the file."""
         return name
 
-    def neutral(self, config: Any) -> dict[str, float]:
+    def neutral(self, config: C) -> dict[str, float]:
         """Endings of tensor names with the value at which they change nothing; {}: can't be told from tensors alone.
 
         If every tensor with such an ending holds only that value, the adapter is a no-op.
@@ -108,23 +119,23 @@ class Method(ABC):
         """The module whose own frozen weight a tensor of the file claims to be; None for the adapter's tensors."""
         return None
 
-    def virtual_tokens(self, config: Any) -> int:
+    def virtual_tokens(self, config: C) -> int:
         """Positions that the adapter takes before the text."""
         return 0
 
-    def library(self, config: Any) -> str:
+    def library(self, config: C) -> str:
         """Whose format `write` gives, as model cards name it: peft, adapters, or graft where no other reads it."""
         return "peft"
 
-    def variant(self, config: Any) -> str:
+    def variant(self, config: C) -> str:
         """A few words that tell this config from the method's plain form; "" for the plain form."""
         return ""
 
-    def from_options(self, options: Mapping[str, str], spec: BaseSpec) -> Any:
+    def from_options(self, options: Mapping[str, str], spec: BaseSpec) -> C:
         """Config from `--set key=value` strings. Raises GraftError naming a wrong key or value."""
         return self.resolve(parse_options(self.name, self.Config, options), spec)
 
-    def require_sensible(self, config: Any, spec: BaseSpec) -> None:
+    def require_sensible(self, config: C, spec: BaseSpec) -> None:
         """Refuse what nobody would train on this base, though an artifact may be so. Raises GraftError."""
         size = sum(math.prod(shape) for shape in self.shapes(config, spec).values())
         if not size:
@@ -135,11 +146,11 @@ class Method(ABC):
                 f"Choose smaller sizes, or train the base itself with the method full."
             )
 
-    def resolve(self, config: Any, spec: BaseSpec) -> Any:
+    def resolve(self, config: C, spec: BaseSpec) -> C:
         """The config with what depends on the base spelled out."""
         return config
 
-    def identity(self, config: Any) -> dict[str, Any]:
+    def identity(self, config: C) -> dict[str, object]:
         """The load-relevant part of a config, in a canonical order: what the digest hashes."""
         served = {f.name: getattr(config, f.name) for f in fields(config) if not f.metadata.get("training_only")}
         return {"method": self.name, **{key: _canonical(value) for key, value in sorted(served.items())}}
@@ -154,7 +165,7 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-def parse_options(owner: str, config_type: type, options: Mapping[str, str]) -> Any:
+def parse_options(owner: str, config_type: type[C], options: Mapping[str, str]) -> C:
     """A frozen dataclass from strings, by its fields' types. Raises GraftError for a wrong key or value."""
     hints = typing.get_type_hints(config_type)
     known = {f.name: f for f in fields(config_type)}
@@ -166,7 +177,7 @@ def parse_options(owner: str, config_type: type, options: Mapping[str, str]) -> 
     return config_type(**values)
 
 
-def _option_help(known: Mapping[str, Any]) -> list[str]:
+def _option_help(known: Mapping[str, Field[Any]]) -> list[str]:
     return [name if field.default is MISSING else f"{name}={field.default}" for name, field in known.items()]
 
 
@@ -205,28 +216,29 @@ def _needed(hint: Any) -> str:
     return words.get(typing.get_origin(hint) or hint, "another one is")
 
 
-def option(raw: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+def option(raw: Raw, key: str, kind: type[T], default: T) -> T:
     """A value of a stranger's config, of exactly this kind (a float may be written as an int, and is finite).
 
     Absent or null: the default. Raises ArtifactError naming the key.
     """
     value = raw.get(key)
-    if value is None:
-        return default
+    return default if value is None else _of_kind(key, value, kind)
+
+
+def _of_kind(key: str, value: object, kind: type[T]) -> T:
     if kind is float and type(value) is int and abs(value) < 1 << 53:
         value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ArtifactError(f"{key} must be of the kind {kind.__name__}, not {str(value)[:80]!r}.")
     return value
 
 
-def numbers_by_name(raw: Mapping[str, Any], key: str, kind: type) -> dict[str, Any]:
+def numbers_by_name(raw: Raw, key: str, kind: type[T]) -> dict[str, T]:
     """A table of names and numbers of a stranger's config. Raises ArtifactError naming the key."""
-    table = option(raw, key, dict, {})
-    return {name: option(table, name, kind, None) for name in table}
+    return {name: _of_kind(name, value, kind) for name, value in option(raw, key, dict, {}).items()}
 
 
-def whole_numbers(raw: Mapping[str, Any], key: str) -> tuple[int, ...]:
+def whole_numbers(raw: Raw, key: str) -> tuple[int, ...]:
     """A list of whole numbers of a stranger's config. Raises ArtifactError naming the key."""
     numbers = option(raw, key, list, [])
     if not all(type(number) is int for number in numbers):
@@ -241,7 +253,7 @@ def require_positive(owner: str, **numbers: int | float) -> None:
             raise GraftError(f"{owner}: {key} must be a finite number greater than 0, not {str(value)[:80]}.")
 
 
-def peft_header(peft_type: str, spec: BaseSpec) -> dict[str, Any]:
+def peft_header(peft_type: str, spec: BaseSpec) -> dict[str, object]:
     """The keys every PEFT adapter_config.json begins with."""
     return {
         "peft_type": peft_type,

@@ -6,17 +6,25 @@ norm (reads=normed, the paper's figure). placement=linear (LLM-Adapters, 2304.01
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from graft.hub.adapters.methods import bottleneck as bn
-from graft.hub.adapters.methods.method import TRAINING_ONLY, option, whole_numbers
+from graft.hub.adapters.methods.method import TRAINING_ONLY, InitContext, Raw, Shape, option, whole_numbers
 from graft.hub.adapters.methods.target_modules import Targets
 from graft.hub.base.hook_points import Tap, normed_in, stream_in
+from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import UnsupportedMethodError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graft.hub.adapters.serving_forms import LowRank
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
+class ParallelConfig(bn.BottleneckConfig):
     placement: str = "mlp"  # | "linear"
     bottleneck: int = 64
     activation: str = "relu"
@@ -33,7 +41,7 @@ class ParallelConfig:
             raise UnsupportedMethodError("parallel: a learned scale needs placement=mlp.")
 
 
-class Parallel(bn.Bottleneck):
+class Parallel(bn.Bottleneck[ParallelConfig]):
     name = "parallel"
     title = "Parallel adapter"
     paper = "arXiv 2110.04366"
@@ -41,7 +49,7 @@ class Parallel(bn.Bottleneck):
     learning_rate = 5e-4
     parallel = True
 
-    def read_blocks(self, config, raw, shapes):
+    def read_blocks(self, config: Raw, raw: Raw, shapes: Mapping[str, Shape]) -> ParallelConfig:
         if option(config, "mh_adapter", bool, False):
             raise UnsupportedMethodError(
                 "AdapterHub's parallel adapter beside the attention (mh_adapter) is not served."
@@ -57,7 +65,7 @@ class Parallel(bn.Bottleneck):
             leave_out=whole_numbers(config, "leave_out"),
         )
 
-    def write_blocks(self, config, spec):
+    def write_blocks(self, config: ParallelConfig, spec: BaseSpec) -> dict[str, object]:
         written = bn.adapterhub_config(
             spec,
             config.bottleneck,
@@ -71,40 +79,40 @@ class Parallel(bn.Bottleneck):
         )
         return {**written, "graft": {"reads": config.reads}}
 
-    def library(self, config):
+    def library(self, config: ParallelConfig) -> str:
         return "graft" if config.reads == "normed" else super().library(config)
 
-    def resolve(self, config, spec):
+    def resolve(self, config: ParallelConfig, spec: BaseSpec) -> ParallelConfig:
         return bn.with_targets(config, spec.parts.mlp_linears)
 
-    def variant(self, config):
+    def variant(self, config: ParallelConfig) -> str:
         return "per linear" if config.placement == "linear" else f"{config.reads} input"
 
-    def identity(self, config):
+    def identity(self, config: ParallelConfig) -> dict[str, object]:
         # a learned scale is a tensor; the config's is only where it starts
         return super().identity(replace(config, scale=1.0) if config.learned_scale else config)
 
-    def shapes(self, config, spec):
+    def shapes(self, config: ParallelConfig, spec: BaseSpec) -> dict[str, Shape]:
         shapes = super().shapes(config, spec)
         if config.learned_scale:
             shapes |= {f"{place.key}scaling": (1,) for place in self.blocks(config, spec)}
         return shapes
 
-    def init(self, config, context):
+    def init(self, config: ParallelConfig, context: InitContext) -> dict[str, Tensor]:
         import torch
 
         parameters = super().init(config, context)
         scales = {name: torch.full_like(value, config.scale) for name, value in parameters.items() if "scaling" in name}
         return {**parameters, **scales}
 
-    def fold_one(self, config, tensors, place):
+    def fold_one(self, config: ParallelConfig, tensors: Mapping[str, Tensor], place: bn.BottleneckSite) -> LowRank:
         form = super().fold_one(config, tensors, place)
         return replace(form, scale=tensors[f"{place.key}scaling"]) if config.learned_scale else form
 
-    def linear_taps(self, spec, module):
+    def linear_taps(self, spec: BaseSpec, module: str) -> tuple[Tap, Tap]:
         return Tap(module, "in"), Tap(module, "out")
 
-    def blocks(self, config, spec):
+    def blocks(self, config: ParallelConfig, spec: BaseSpec) -> Iterator[bn.BottleneckSite]:
         read = stream_in if config.reads == "stream" else normed_in
         for layer in bn.layers_with(config, spec):
             yield bn.block_place(spec, layer, "mlp", (read(spec, layer, "mlp"),))

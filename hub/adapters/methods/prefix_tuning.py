@@ -9,18 +9,27 @@ does not shift the text's positions (`text_start` 0) is AdapterHub's, and goes i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from graft.hub.adapters.methods import adapterhub_format
 from graft.hub.adapters.methods import virtual_tokens as rows
 from graft.hub.adapters.methods.foreign_config import refuse_options
-from graft.hub.adapters.methods.method import TRAINING_ONLY, Method, option
+from graft.hub.adapters.methods.method import TRAINING_ONLY, InitContext, Method, Raw, Shape, option
+from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graft.hub.adapters.serving_forms import Form
+    from graft.hub.base.model import Base
 
 _FIT_STEPS = 500  # Li & Liang's code fits the network to real activations by 500 steps of MSE, Adam 1e-4
 _FIT_RATE = 1e-3
 _ADAPTERHUB_KEY = "prefix_tuning.prefix_tunings.{}.self_prefix.control_trans"
-_ADAPTERHUB_FLAT = {
+_ADAPTERHUB_FLAT: Raw = {
     "flat": True, "cross_prefix": True, "encoder_prefix": True, "dropout": 0.0, "init_weights_seed": None,
     "leave_out": [], "non_linearity": "tanh", "shared_gating": True, "use_gating": False,
 }  # fmt: skip
@@ -42,17 +51,17 @@ class PrefixConfig:
             raise GraftError(f"prefix: hidden must lie in 1..{rows.MAX_HIDDEN}.")
 
 
-class Prefix(Method):
+class Prefix(Method[PrefixConfig]):
     name = "prefix"
     title = "Prefix tuning"
     paper = "arXiv 2101.00190"
     Config = PrefixConfig
     learning_rate = 5e-3
 
-    def recognises(self, raw):
+    def recognises(self, raw: Raw) -> bool:
         return raw.get("peft_type") in ("PREFIX_TUNING", "CARTRIDGE") or _is_adapterhub(raw)
 
-    def read(self, raw, shapes):
+    def read(self, raw: Raw, shapes: Mapping[str, Shape]) -> PrefixConfig:
         if _is_adapterhub(raw):
             config = adapterhub_format.config_of(raw)
             adapterhub_format.refuse_unless_plain(config, {"flat": True, "use_gating": False, "leave_out": []})
@@ -61,18 +70,18 @@ class Prefix(Method):
         refuse_options("prefix tuning", raw, rows.COMMON | neutral)
         return PrefixConfig(tokens=rows.tokens_of(raw, shapes))
 
-    def canonical(self, raw, name):
+    def canonical(self, raw: Raw, name: str) -> str:
         if _is_adapterhub(raw) and name.endswith(_ADAPTERHUB_KEY.format(adapterhub_format.own_name(raw))):
             return rows.KEY
         return name
 
-    def file_name(self, config, spec, name):
+    def file_name(self, config: PrefixConfig, spec: BaseSpec, name: str) -> str:
         if config.shifts_text:
             return name
         stem = spec.parts.layers.rpartition(".")[0]
         return f"{stem}.{_ADAPTERHUB_KEY.format(adapterhub_format.NAME)}"
 
-    def write(self, config, spec):
+    def write(self, config: PrefixConfig, spec: BaseSpec) -> dict[str, object]:
         if not config.shifts_text:
             own = {"architecture": "prefix_tuning", "prefix_length": config.tokens, "bottleneck_size": config.hidden}
             return adapterhub_format.envelope({**_ADAPTERHUB_FLAT, **own}, spec)
@@ -81,21 +90,21 @@ class Prefix(Method):
         # The saved rows are flat whatever made them: PEFT must not run a projection over them again.
         return {**header, "encoder_hidden_size": config.hidden, "prefix_projection": False}
 
-    def library(self, config):
+    def library(self, config: PrefixConfig) -> str:
         return "peft" if config.shifts_text else "adapters"
 
-    def variant(self, config):
+    def variant(self, config: PrefixConfig) -> str:
         return "MLP" if config.projection else ""
 
-    def virtual_tokens(self, config):
+    def virtual_tokens(self, config: PrefixConfig) -> int:
         return config.tokens
 
-    def shapes(self, config, spec):
+    def shapes(self, config: PrefixConfig, spec: BaseSpec) -> dict[str, Shape]:
         rows.require_room("prefix", config.tokens, spec)
         width = _width(spec)
         return {rows.KEY: (config.tokens, width) if config.shifts_text else (config.tokens * width,)}
 
-    def init(self, config, context):
+    def init(self, config: PrefixConfig, context: InitContext) -> dict[str, Tensor]:
         import torch
 
         base = context.base
@@ -118,7 +127,7 @@ class Prefix(Method):
         parameters = {name: value.to(base.device) for name, value in draw.items()}
         return _fitted(self, config, parameters, target) if config.init == "real" else parameters
 
-    def encode(self, config, parameters):
+    def encode(self, config: PrefixConfig, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch.nn.functional as F
 
         if config.projection:
@@ -128,7 +137,7 @@ class Prefix(Method):
             made = parameters[rows.KEY]
         return {rows.KEY: made if config.shifts_text else made.reshape(-1)}
 
-    def fold(self, config, tensors, base):
+    def fold(self, config: PrefixConfig, tensors: Mapping[str, Tensor], base: Base) -> tuple[Form, ...]:
         from graft.hub.adapters.serving_forms import CacheRows
 
         spec = base.spec
@@ -137,16 +146,16 @@ class Prefix(Method):
         return (CacheRows(keys, values, text_start=config.tokens if config.shifts_text else 0),)
 
 
-def _is_adapterhub(raw) -> bool:
+def _is_adapterhub(raw: Raw) -> bool:
     return adapterhub_format.config_of(raw).get("architecture") == "prefix_tuning"
 
 
-def _width(spec) -> int:
+def _width(spec: BaseSpec) -> int:
     """Numbers of one virtual token: a key and a value in every layer."""
     return spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim
 
 
-def _real_activations(config, context):
+def _real_activations(config: PrefixConfig, context: InitContext) -> Tensor:
     """Keys and values of the first P tokens of real text (random common tokens where there is none)."""
     import torch
 
@@ -161,7 +170,9 @@ def _real_activations(config, context):
     return torch.stack([made.keys, made.values]).permute(2, 1, 0, 3, 4).reshape(config.tokens, -1).float()
 
 
-def _fitted(method, config, parameters, target):
+def _fitted(
+    method: Prefix, config: PrefixConfig, parameters: Mapping[str, Tensor], target: Tensor
+) -> dict[str, Tensor]:
     """The projection's parameters after fitting its output to `target` by mean squared error."""
     import torch
 

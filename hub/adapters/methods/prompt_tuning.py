@@ -5,12 +5,21 @@ Starts from class labels, from common vocabulary, from a text, or uniformly at r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from graft.hub.adapters.methods import virtual_tokens as rows
 from graft.hub.adapters.methods.foreign_config import refuse_options
-from graft.hub.adapters.methods.method import TRAINING_ONLY, Method
+from graft.hub.adapters.methods.method import TRAINING_ONLY, InitContext, Method, Raw, Shape
+from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graft.hub.adapters.serving_forms import Form
+    from graft.hub.base.model import Base
 
 
 @dataclass(frozen=True)
@@ -27,17 +36,17 @@ class PromptConfig:
             raise GraftError("prompt: init=text and text=... go together.")
 
 
-class Prompt(Method):
+class Prompt(Method[PromptConfig]):
     name = "prompt"
     title = "Prompt tuning"
     paper = "arXiv 2104.08691"
     Config = PromptConfig
     learning_rate = 2e-2
 
-    def recognises(self, raw):
+    def recognises(self, raw: Raw) -> bool:
         return raw.get("peft_type") == "PROMPT_TUNING"
 
-    def read(self, raw, shapes):
+    def read(self, raw: Raw, shapes: Mapping[str, Shape]) -> PromptConfig:
         neutral = {
             "prompt_tuning_init",
             "prompt_tuning_init_text",
@@ -47,18 +56,18 @@ class Prompt(Method):
         refuse_options("prompt tuning", raw, rows.COMMON | neutral)
         return PromptConfig(tokens=rows.tokens_of(raw, shapes))
 
-    def write(self, config, spec):
+    def write(self, config: PromptConfig, spec: BaseSpec) -> dict[str, object]:
         header = rows.peft_rows_header("PROMPT_TUNING", config.tokens, rows.width(spec), spec.num_heads, spec)
         return {**header, "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
 
-    def virtual_tokens(self, config):
+    def virtual_tokens(self, config: PromptConfig) -> int:
         return config.tokens
 
-    def shapes(self, config, spec):
+    def shapes(self, config: PromptConfig, spec: BaseSpec) -> dict[str, Shape]:
         rows.require_room("prompt", config.tokens, spec)
         return {rows.KEY: (config.tokens, rows.width(spec))}
 
-    def init(self, config, context):
+    def init(self, config: PromptConfig, context: InitContext) -> dict[str, Tensor]:
         import torch
 
         base = context.base
@@ -69,12 +78,12 @@ class Prompt(Method):
         with torch.no_grad():
             return {rows.KEY: base.embed(ids).float().clone()}
 
-    def fold(self, config, tensors, base):
+    def fold(self, config: PromptConfig, tensors: Mapping[str, Tensor], base: Base) -> tuple[Form, ...]:
         from graft.hub.adapters.serving_forms import InputRows
 
         return (InputRows(tensors[rows.KEY]),)
 
-    def _start_ids(self, config, context):
+    def _start_ids(self, config: PromptConfig, context: InitContext) -> list[int]:
         vocabulary = rows.frequent_ids(config.tokens, context.base.spec.vocab_size, context.generator).tolist()
         if config.init == "vocab":
             return vocabulary

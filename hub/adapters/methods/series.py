@@ -8,19 +8,21 @@ its last one. d is what the base adds to the stream, after a post-norm where the
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from graft.hub.adapters.methods import bottleneck as bn
-from graft.hub.adapters.methods.method import TRAINING_ONLY, option, whole_numbers
+from graft.hub.adapters.methods.method import TRAINING_ONLY, Raw, Shape, option, whole_numbers
 from graft.hub.adapters.methods.target_modules import Targets
 from graft.hub.base.hook_points import Tap, added, stream_out
+from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError
 
 _SUBLAYERS = {"houlsby": ("attention", "mlp"), "pfeiffer": ("mlp",)}
 
 
 @dataclass(frozen=True)
-class SeriesConfig:
+class SeriesConfig(bn.BottleneckConfig):
     placement: str = "houlsby"  # | "pfeiffer" | "linear"
     bottleneck: int = 32
     activation: str = "swish"
@@ -34,7 +36,7 @@ class SeriesConfig:
         bn.check_config("series", self, (*_SUBLAYERS, "linear"), ("sublayer", "stream"))
 
 
-class Series(bn.Bottleneck):
+class Series(bn.Bottleneck[SeriesConfig]):
     name = "series"
     title = "Series adapter"
     paper = "arXiv 1902.00751"
@@ -42,7 +44,7 @@ class Series(bn.Bottleneck):
     learning_rate = 1e-3
     parallel = False
 
-    def read_blocks(self, config, raw, shapes):
+    def read_blocks(self, config: Raw, raw: Raw, shapes: Mapping[str, Shape]) -> SeriesConfig:
         if not option(config, "output_adapter", bool, True):
             raise ArtifactError("AdapterHub adapters after the attention only (output_adapter=false) are not served.")
         return SeriesConfig(
@@ -54,7 +56,7 @@ class Series(bn.Bottleneck):
             leave_out=whole_numbers(config, "leave_out"),
         )
 
-    def write_blocks(self, config, spec):
+    def write_blocks(self, config: SeriesConfig, spec: BaseSpec) -> dict[str, object]:
         return bn.adapterhub_config(
             spec,
             config.bottleneck,
@@ -66,19 +68,19 @@ class Series(bn.Bottleneck):
             leave_out=list(config.leave_out),
         )
 
-    def resolve(self, config, spec):
+    def resolve(self, config: SeriesConfig, spec: BaseSpec) -> SeriesConfig:
         return bn.with_targets(config, (spec.parts.mlp_out,))
 
-    def variant(self, config):
+    def variant(self, config: SeriesConfig) -> str:
         return config.placement + (" of the stream" if config.reads == "stream" else "")
 
-    def linear_taps(self, spec, module):
+    def linear_taps(self, spec: BaseSpec, module: str) -> tuple[Tap, Tap]:
         """LLM-Adapters' rule: linears that read a sublayer's input are adapted there, its last one at its output."""
         part = module.removeprefix(spec.parts.layers + ".").partition(".")[2]
         tap = Tap(module, "in" if part in (*spec.parts.queries, *spec.parts.mlp_in) else "out")
         return tap, tap
 
-    def blocks(self, config, spec):
+    def blocks(self, config: SeriesConfig, spec: BaseSpec) -> Iterator[bn.BottleneckSite]:
         for layer in bn.layers_with(config, spec):
             for sublayer in _SUBLAYERS[config.placement]:
                 stream = config.reads == "stream"

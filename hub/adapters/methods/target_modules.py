@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import regex
 
@@ -16,6 +17,7 @@ from graft.hub.errors import ArtifactError, GraftError
 
 ALL_LINEAR = "all-linear"
 Targets = str | tuple[str, ...]
+N = TypeVar("N", int, float)
 _MAX_PATTERN = 2000  # characters
 _MAX_COUNT = 10_000  # product of all counted repeats: the engine unrolls them
 _SECONDS = 2.0  # for one pattern over all names of a base; an honest one takes milliseconds
@@ -60,7 +62,7 @@ def spelled_out(targets: Targets, spec: BaseSpec) -> Targets:
     return targets
 
 
-def pattern_values(patterns: Mapping[str, float], names: Iterable[str], default: float) -> dict[str, float]:
+def pattern_values(patterns: Mapping[str, N], names: Iterable[str], default: N) -> dict[str, N]:
     """PEFT's rank_pattern and alpha_pattern: for each name the value of the first key that matches its end."""
     names = list(names)
     found = dict.fromkeys(names, default)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from graft.hub.adapters.methods.foreign_config import PEFT_COMMON
-from graft.hub.adapters.methods.method import Shape, peft_header, require_positive
+from graft.hub.adapters.methods.method import Raw, Shape, peft_header, require_positive
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError, GraftError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 KEY = "prompt_embeddings"
 MAX_HIDDEN, MAX_LAYERS = 65_536, 64  # of an encoder: more is a slip of the finger
@@ -18,7 +22,7 @@ COMMON = PEFT_COMMON | {
 _FREQUENT = 5000  # Lester et al. draw from the 5,000 commonest tokens; vocabularies are ordered by merges
 
 
-def tokens_of(raw: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int:
+def tokens_of(raw: Raw, shapes: Mapping[str, Shape]) -> int:
     """num_virtual_tokens, which must agree with the rows in the file. Raises ArtifactError."""
     tokens = raw.get("num_virtual_tokens")
     if type(tokens) is not int or tokens < 1:
@@ -47,7 +51,7 @@ def require_tokens(owner: str, tokens: int) -> None:
     require_positive(owner, tokens=tokens)
 
 
-def peft_rows_header(peft_type: str, tokens: int, dim: int, heads: int, spec: BaseSpec) -> dict[str, Any]:
+def peft_rows_header(peft_type: str, tokens: int, dim: int, heads: int, spec: BaseSpec) -> dict[str, object]:
     return {
         **peft_header(peft_type, spec),
         "num_virtual_tokens": tokens,
@@ -59,13 +63,13 @@ def peft_rows_header(peft_type: str, tokens: int, dim: int, heads: int, spec: Ba
     }
 
 
-def frequent_ids(count: int, vocab_size: int, generator) -> Any:
+def frequent_ids(count: int, vocab_size: int, generator: torch.Generator) -> Tensor:
     """`count` random ids among the commonest tokens."""
     import torch
 
     return torch.randint(min(_FREQUENT, vocab_size), (count,), generator=generator)
 
 
-def cycled(ids, count: int):
+def cycled(ids: Sequence[int], count: int) -> list[int]:
     """The first `count` ids, repeated as often as needed."""
     return [ids[i % len(ids)] for i in range(count)]
