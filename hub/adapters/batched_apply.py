@@ -11,7 +11,6 @@ Knows nothing of modules and hooks (hooks.py), caches (packed_attention.py) or m
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,8 @@ from torch import Tensor
 
 from graft.hub.adapters.serving_forms import Form, LowRank, Vector
 from graft.hub.base.hook_points import Tap
+
+Layout = tuple[tuple[int, int, int, str], ...]  # (owner, first column, one past the last, activation)
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -75,7 +76,7 @@ class Channel:
         self.B = torch.cat([block.B for block in blocks]).to(device, dtype)
         biased = any(block.a is not None for block in blocks)
         self.a = torch.cat([_bias(block) for block in blocks]).to(device, dtype) if biased else None
-        spans: list[tuple[int, int, int, str]] = []  # (owner, first column, one past the last, activation)
+        spans: list[tuple[int, int, int, str]] = []
         self.groups: list[tuple[str, int, int]] = []  # (activation, first column, one past the last)
         column = 0
         for block in blocks:
@@ -86,7 +87,7 @@ class Channel:
             else:
                 self.groups.append((block.activation, column, stop))
             column = stop
-        self.layout = tuple(spans)
+        self.layout: Layout = tuple(spans)
         self._column_owner = torch.tensor(
             [owner for owner, start, stop, _ in spans for _ in range(stop - start)], device=device
         )
@@ -159,7 +160,7 @@ class Vectors:
 
 
 def _stacked(
-    vectors: list[Tensor | None], identity: Callable, dtype: torch.dtype, device: torch.device
+    vectors: list[Tensor | None], identity: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
     given = [vector for vector in vectors if vector is not None]
     if not given:
@@ -211,7 +212,8 @@ class Step:
         self._lm_head = lm_head
         self._generators = generators
         self._values: dict[Tap, Tensor] = {}
-        self._plans: dict[tuple, Any] = {}
+        self._plans: dict[tuple[bool, Layout], Tensor | None] = {}
+        self._indices: dict[tuple[bool, tuple[int, ...]], Tensor] = {}
 
     @property
     def taps(self) -> frozenset[Tap]:
@@ -250,35 +252,38 @@ class Step:
         for other in reads[1:]:
             x = x + _stretch(other, start, stop)
         if self._generators is not None and channel.dropouts:
-            x = self._dropped(x, start, channel, plan)
+            x = _dropped(x, start, channel, plan, self._generators)
         return channel.add(rows, x, start, self._planned(at_head, channel))
 
-    def _dropped(self, x: Tensor, start: int, channel: Channel, plan: RowOwners) -> Tensor:
-        pieces, position = [], 0
-        for owner in channel.owners:
-            first, last = (edge - start for edge in plan.span(owner))
-            p = channel.dropouts.get(owner, 0.0)
-            piece = x[first:last]
-            if p > 0 and last > first:
-                noise = torch.rand(piece.shape, generator=self._generators[owner], device=piece.device)
-                piece = piece * (noise >= p) / (1 - p)
-            pieces += [x[position:first], piece]
-            position = last
-        return torch.cat([*pieces, x[position:]])
-
-    def _planned(self, at_head: bool, channel: Channel) -> Any:
-        key = (at_head, *channel.layout)
+    def _planned(self, at_head: bool, channel: Channel) -> Tensor | None:
+        key = (at_head, channel.layout)
         if key not in self._plans:
             self._plans[key] = channel.plan(self._rows[at_head])
         return self._plans[key]
 
     def _vector_index(self, at_head: bool, vectors: Vectors, device: torch.device) -> Tensor:
         key = (at_head, vectors.owners)
-        if key not in self._plans:
+        if key not in self._indices:
             lookup = torch.zeros(self.stack.adapters, dtype=torch.long)
             lookup[list(vectors.owners)] = torch.arange(1, len(vectors.owners) + 1)
-            self._plans[key] = lookup[self._rows[at_head].owners].to(device)
-        return self._plans[key]
+            self._indices[key] = lookup[self._rows[at_head].owners].to(device)
+        return self._indices[key]
+
+
+def _dropped(x: Tensor, start: int, channel: Channel, plan: RowOwners, generators: Sequence[torch.Generator]) -> Tensor:
+    """x [T', in], the rows from `start` on, after every adapter's own dropout."""
+    pieces: list[Tensor] = []
+    position = 0
+    for owner in channel.owners:
+        first, last = (edge - start for edge in plan.span(owner))
+        p = channel.dropouts.get(owner, 0.0)
+        piece = x[first:last]
+        if p > 0 and last > first:
+            noise = torch.rand(piece.shape, generator=generators[owner], device=piece.device)
+            piece = piece * (noise >= p) / (1 - p)
+        pieces += [x[position:first], piece]
+        position = last
+    return torch.cat([*pieces, x[position:]])
 
 
 def _stretch(rows: Tensor, start: int, stop: int) -> Tensor:

@@ -4,12 +4,13 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from graft.hub.adapters.artifact import Artifact, save_artifact
+from graft.hub.adapters.methods import MethodConfig
+from graft.hub.adapters.methods.prefix_tuning import PrefixConfig
 from graft.hub.adapters.methods.virtual_tokens import KEY
 from graft.hub.base.model import Base
 from graft.hub.errors import UnsupportedMethodError
@@ -23,7 +24,7 @@ def convert(artifact: Artifact, base: Base, to: str, folder: str | Path) -> None
     Raises UnsupportedMethodError where the format has no place for it.
     """
     config, tensors = artifact.config, dict(artifact.tensors)
-    if artifact.method.name == "prefix":
+    if isinstance(config, PrefixConfig):
         config, tensors = _moved_prefix(config, tensors, base, shifts_text=to == "peft")
     _require_format(artifact, config, to)
     provenance = {"format": 1, "base": artifact.provenance.get("base", {}), "parents": [{"digest": artifact.digest}]}
@@ -32,14 +33,16 @@ def convert(artifact: Artifact, base: Base, to: str, folder: str | Path) -> None
         (Path(folder) / "adapter_model.safetensors").rename(Path(folder) / "adapter.safetensors")
 
 
-def _require_format(artifact: Artifact, config: Any, to: str) -> None:
+def _require_format(artifact: Artifact, config: MethodConfig, to: str) -> None:
     method = artifact.method
     if method.library(config) != _LIBRARIES[to]:
         kind = f"{method.title} {method.variant(config)}".strip()
         raise UnsupportedMethodError(f"{kind} can't be written for {to}: it has no place for this kind.")
 
 
-def _moved_prefix(config: Any, tensors: Mapping[str, Tensor], base: Base, *, shifts_text: bool):
+def _moved_prefix(
+    config: PrefixConfig, tensors: Mapping[str, Tensor], base: Base, *, shifts_text: bool
+) -> tuple[PrefixConfig, dict[str, Tensor]]:
     """The prefix with the text at position P (PEFT) or 0 (AdapterHub): rotary keys turn with the text."""
     if config.shifts_text == shifts_text:
         return config, dict(tensors)

@@ -4,8 +4,9 @@ Every operation is exact up to rounding, and refuses by name what it can't do ex
 weights; nothing of training or serving.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from graft.hub.adapters.methods.lora import LoraConfig
 from graft.hub.adapters.packed_attention import PackedAttention
 from graft.hub.adapters.serving_forms import Form, LowRank, Vector
 from graft.hub.base.hook_points import Tap
+from graft.hub.base.manifest import BaseSpec
 from graft.hub.base.model import Base
 from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
 
@@ -59,7 +61,7 @@ def merge(artifact: Artifact, base: Base, *, check: bool = True) -> float:
 def _change(title: str, form: Form, base: Base) -> tuple[LowRank | Vector, nn.Module]:
     """The module whose weights a form changes. Raises UnsupportedMethodError where it changes none."""
     tap = _weight_tap(form)
-    if tap is None:
+    if tap is None or not isinstance(form, (LowRank, Vector)):
         raise UnsupportedMethodError(
             f"{title} can't be merged: it is no change of the base's weights, but rows or layers of its own. "
             f"Serve it beside the base instead."
@@ -90,20 +92,22 @@ def _weight_tap(form: Form) -> Tap | None:
 
 def _apply(form: LowRank | Vector, module: nn.Module) -> None:
     """Change weight and bias in place."""
-    weight = module.weight.T if isinstance(module, Conv1D) else module.weight  # [out, in]; [d] of a norm
+    own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    weight = own["weight"].T if isinstance(module, Conv1D) else own["weight"]  # [out, in]; [d] of a norm
     if isinstance(form, LowRank):
         weight += (form.B * form.scale).T @ form.A
         if form.b is not None:
-            module.bias += form.b * form.scale
+            own["bias"] += form.b * form.scale
     elif form.tap.side == "in":
+        assert form.scale is not None  # no method shifts an input
         weight *= form.scale[None, :]
     else:
         if form.scale is not None:
             weight *= form.scale[:, None] if weight.ndim == 2 else form.scale
-            if module.bias is not None:
-                module.bias *= form.scale
+            if "bias" in own:
+                own["bias"] *= form.scale
         if form.bias is not None:
-            module.bias += form.bias
+            own["bias"] += form.bias
 
 
 def _log_probs(base: Base, forms: Sequence[Form]) -> Tensor:
@@ -126,15 +130,16 @@ def weighted_sum(parts: Sequence[tuple[Artifact, float]], base: Base) -> tuple[L
 
     Raises UnsupportedMethodError for parts that are not plain LoRAs.
     """
-    ranks, pieces = {}, {}
+    ranks: dict[str, int] = {}
+    pieces: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for artifact, weight in parts:
         config = artifact.config
-        plain = isinstance(config, LoraConfig) and not config.dora and not config.lora_bias and config.bias == "none"
-        if not plain:
+        if not isinstance(config, LoraConfig) or config.dora or config.lora_bias or config.bias != "none":
             raise UnsupportedMethodError(
                 f"Only plain LoRAs can be summed exactly, not {artifact.method.title} {artifact.method.variant(config)}."
             )
         for form in artifact.fold(base):
+            assert isinstance(form, LowRank)  # a plain LoRA folds to nothing else
             name = form.adds_to.module
             pieces.setdefault(name, []).append((form.A, form.B * (form.scale * weight)))
             ranks[name] = ranks.get(name, 0) + form.A.shape[0]
@@ -156,12 +161,12 @@ def _require_effect(pieces: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> No
     """Raises ArtifactError for parts that cancel each other out everywhere: the sum would change nothing."""
     for own in pieces.values():
         changes = [A.T @ B for A, B in own]
-        if sum(changes).norm() > _CANCELLED * sum(change.norm() for change in changes):
+        if reduce(operator.add, changes).norm() > _CANCELLED * sum(change.norm() for change in changes):
             return
     raise ArtifactError("These weights make the parts cancel each other out: the sum would change nothing.")
 
 
-def lineage(parts: Sequence[tuple[Artifact, float]], spec) -> dict[str, Any]:
+def lineage(parts: Sequence[tuple[Artifact, float]], spec: BaseSpec) -> dict[str, object]:
     """graft.json of a sum: which artifacts, by digest, with which weights."""
     return {
         "format": 1,

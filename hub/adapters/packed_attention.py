@@ -42,14 +42,24 @@ class PackedAttention:
         self._leaders = _Leaders(lengths, leaders, device) if leaders and any(i is not None for i in leaders) else None
         self._before = max((group.longest for group in (self._prefixes, self._leaders) if group), default=0)
         self._device = torch.device(device)
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._masks: dict[int | None, Tensor] = {}
         self._biases: dict[int | None, Tensor] = {}
         steps = torch.arange(self._longest)
         self._present = steps[None, :] < torch.tensor(self._lengths)[:, None]  # [B, T]
         # flat index of each packed row in the padded [B, T] layout
         self._scatter = self._present.reshape(-1).nonzero()[:, 0].to(device)
 
-    def attend(self, layer, query, key, value, *, scaling, window, softcap):
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
         q, k, v = (self._padded(x) for x in (query, key, value))  # [B, heads, T, D]
         if self._before:
             k = torch.cat([self._rows_before("keys", layer, key), k], dim=2)
@@ -64,7 +74,7 @@ class PackedAttention:
 
     def _rows_before(self, which: str, layer: int, packed: Tensor) -> Tensor:
         """[B, kv_heads, before, D], each sequence's next to its text; packed [T, kv_heads, D] of this layer."""
-        found = None
+        found: Tensor | None = None
         if self._prefixes is not None:
             found = self._prefixes.rows(which, layer, packed.dtype)
             found = F.pad(found, (0, 0, self._before - found.shape[2], 0))
@@ -72,6 +82,7 @@ class PackedAttention:
             led = self._leaders.rows(packed)
             led = F.pad(led, (0, 0, self._before - led.shape[2], 0))
             found = led if found is None else torch.where(self._leaders.led, led, found)
+        assert found is not None  # asked only where something goes before
         return found
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -188,7 +199,17 @@ class RecordingAttention(PackedAttention):
         super().__init__(lengths, prefixes, device)
         self._layers: list[tuple[Tensor, Tensor]] = []
 
-    def attend(self, layer, query, key, value, *, scaling, window, softcap):
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
         self._layers.append((key, value))
         return super().attend(layer, query, key, value, scaling=scaling, window=window, softcap=softcap)
 

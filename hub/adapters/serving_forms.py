@@ -5,13 +5,19 @@ frozen weights. The trainer and the server know methods only through these forms
 was trained. Order at one tap: the base's value, then `Vector`, then the sum of all `LowRank` deltas.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from graft.hub.base.hook_points import Tap
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class CacheRows:
 
 
 Form = LowRank | Vector | InputRows | CacheRows
+F = TypeVar("F", bound="DataclassInstance")  # any one of them
 
 
 def form_bytes(form: Form) -> int:
@@ -73,16 +80,16 @@ def form_bytes(form: Form) -> int:
     return sum(value.nbytes for value in _tensors(form).values())
 
 
-def detours(forms: Sequence[Form]) -> tuple[Form, ...]:
+def detours(forms: Sequence[Form]) -> tuple[LowRank | Vector, ...]:
     """The forms a runner takes: those at taps, not the rows in the cache."""
     return tuple(form for form in forms if isinstance(form, (LowRank, Vector)))
 
 
-def at(form: Form, dtype: torch.dtype, device: torch.device | str, *, copy: bool = False) -> Form:
+def at(form: F, dtype: torch.dtype, device: torch.device | str, *, copy: bool = False) -> F:
     """The form with its tensors moved and cast; `copy`: into memory of their own even where nothing changes."""
     return replace(form, **{name: value.to(device, dtype, copy=copy) for name, value in _tensors(form).items()})
 
 
-def _tensors(form: Form) -> dict[str, Tensor]:
+def _tensors(form: DataclassInstance) -> dict[str, Tensor]:
     values = {field.name: getattr(form, field.name) for field in fields(form)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
