@@ -29,9 +29,25 @@ class AttentionContext(Protocol):
         ...
 
 
+class _Layer(Protocol):
+    """A family's attention, as every one of them is."""
+
+    layer_idx: int
+
+
 def _attention(
-    module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, *, graft, **_
-):
+    module: _Layer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    *,
+    graft: AttentionContext,
+    **_: object,
+) -> tuple[Tensor, None]:
     # query [1, heads, T, D]; the remaining keywords are transformers' own (dropout, position_ids, ...)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = graft.attend(

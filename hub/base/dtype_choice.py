@@ -15,10 +15,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from graft.hub.base.attention import ATTENTION
@@ -105,7 +104,7 @@ def chosen_dtype(
 
 
 def _measured(
-    source: Path, config: Any, default: str, work: TimedWork, clock: Callable[[], float]
+    source: Path, config: PreTrainedConfig, default: str, work: TimedWork, clock: Callable[[], float]
 ) -> tuple[DtypeOutcome, bool]:
     """The outcome, and whether little else ran meanwhile."""
     (other,) = {"float32", "bfloat16"} - {default}
@@ -115,7 +114,9 @@ def _measured(
     return DtypeOutcome(default, other, shares), load.cores().quiet
 
 
-def _seconds(source: Path, config: Any, dtype: str, work: TimedWork, clock: Callable[[], float]) -> dict[str, float]:
+def _seconds(
+    source: Path, config: PreTrainedConfig, dtype: str, work: TimedWork, clock: Callable[[], float]
+) -> dict[str, float]:
     with work.cases(_sample(source, config, dtype)) as cases:
         return {name: _best(run, clock) for name, run in cases.items()}
 
@@ -123,7 +124,8 @@ def _seconds(source: Path, config: Any, dtype: str, work: TimedWork, clock: Call
 def _best(run: Callable[[], object], clock: Callable[[], float]) -> float:
     """The shortest of a few runs after one to warm up."""
     run()
-    began, taken = clock(), []
+    taken: list[float] = []
+    began = clock()
     while len(taken) < _RUNS and (len(taken) < 2 or clock() - began < _CASE_S):
         at = clock()
         run()
@@ -131,7 +133,7 @@ def _best(run: Callable[[], object], clock: Callable[[], float]) -> float:
     return min(taken)
 
 
-def _sample(source: Path, config: Any, dtype: str) -> Base:
+def _sample(source: Path, config: PreTrainedConfig, dtype: str) -> Base:
     """The base without a tokenizer; of a large one the first layers."""
     stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     short, layers = copy.deepcopy(config), config.num_hidden_layers

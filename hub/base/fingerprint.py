@@ -5,13 +5,18 @@ its vocabulary; nothing of versions, paths or dtypes, so fp32 and bf16 copies ag
 (hub/adapters/validation.py computes it without torch) hashes its canonical weights and load-relevant config.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Config keys that change what the base computes; one a family lacks hashes as null.
 _ARCHITECTURE_KEYS = (
@@ -46,7 +51,9 @@ _SAMPLES = 64  # values taken from each tensor
 _ROWS = 4096  # of a matrix, compared at once
 
 
-def fingerprint(config: Any, parameters: Iterable[tuple[str, Tensor]], vocabulary: Mapping[str, int] | None) -> str:
+def fingerprint(
+    config: PreTrainedConfig, parameters: Iterable[tuple[str, Tensor]], vocabulary: Mapping[str, int] | None
+) -> str:
     """sha256 hex of a base. `parameters`: name and tensor, tied tensors once."""
     digest = hashlib.sha256()
     architecture = {key: getattr(config, key, None) for key in _ARCHITECTURE_KEYS}

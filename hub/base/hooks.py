@@ -5,7 +5,7 @@ hook asks the active `Visitor` (a `Step`) for the tap's value and is silent when
 step runs as transformers wrote it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -61,8 +61,8 @@ class Attachment:
             module.register_forward_hook(self._after(tap))
         self._hooked.add(tap)
 
-    def _before(self, tap: Tap):
-        def hook(module, args):
+    def _before(self, tap: Tap) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             step = self._step
             if step is None or tap not in step.taps:
                 return None
@@ -70,8 +70,8 @@ class Attachment:
 
         return hook
 
-    def _after(self, tap: Tap):
-        def hook(module, args, output):
+    def _after(self, tap: Tap) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             step = self._step
             if step is None or tap not in step.taps:
                 return None

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from graft.hub.base.manifest import BaseSpec, record, require_no_adapter
@@ -38,6 +38,7 @@ def import_base(
         if gguf_file is None:
             loaded = load_base(source, dtype=dtype, device="cpu")
             model, tokenizer = loaded.model, loaded.tokenizer
+            assert tokenizer is not None  # a base from a folder or a hub has one
         else:
             model, tokenizer = _load_gguf(source, gguf_file, dtype)
         _require_room(model, folder)
@@ -85,7 +86,7 @@ def _require_room(model: PreTrainedModel, folder: Path) -> None:
         )
 
 
-def _load_gguf(folder: Path, name: str, dtype: str):
+def _load_gguf(folder: Path, name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     transformers_logging.set_verbosity_error()  # it warns that `dtype` is not float32, which is what is wanted here
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)

@@ -6,11 +6,17 @@ where adapters take part, a `Visitor` (detours.Step).
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -33,7 +39,7 @@ class Base:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: Any | None,
+        tokenizer: PreTrainedTokenizerBase | None,
         id: str | None = None,
         *,
         spec: BaseSpec | None = None,
@@ -73,11 +79,13 @@ class Base:
         Raises BaseModelError for a quantised one, which has no such numbers any more.
         """
         found = self.model.get_submodule(module)
-        if self.quantized and not found.weight.is_floating_point():
+        weight = found.weight
+        assert isinstance(weight, Tensor)
+        if self.quantized and not weight.is_floating_point():
             raise BaseModelError(
                 f"This needs the weights of {module}, which a quantised base has no more: load it whole."
             )
-        return found.weight.T if isinstance(found, Conv1D) else found.weight
+        return weight.T if isinstance(found, Conv1D) else weight
 
     def bias(self, module: str) -> Tensor | None:
         """The bias [out] of a linear or norm, None where the base has none."""
@@ -163,7 +171,8 @@ def load_base(
         base = Base(model, tokenizer, spec=recorded, source=source)
         keep_differentiable(model)
         return base
-    return Base(model.to(device), tokenizer, recorded.id if recorded else None, source=source)
+    move(model, device)
+    return Base(model, tokenizer, recorded.id if recorded else None, source=source)
 
 
 def usable_device(name: str | None) -> str:
@@ -196,7 +205,7 @@ def default_dtype(device: str, stored: torch.dtype | None) -> torch.dtype:
     return torch.bfloat16 if native and stored == torch.bfloat16 else torch.float32
 
 
-def describe(model: PreTrainedModel, tokenizer: Any | None, id: str | None) -> BaseSpec:
+def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, id: str | None) -> BaseSpec:
     """The manifest of a loaded model. Raises BaseModelError where a part of the family is missing."""
     config = model.config
     spec = BaseSpec(
@@ -221,6 +230,11 @@ def describe(model: PreTrainedModel, tokenizer: Any | None, id: str | None) -> B
     )
     _require_parts(spec, spec.parts)
     return spec
+
+
+def move(model: nn.Module, to: str | torch.dtype) -> None:
+    """To a device or a dtype, in place. Asked of a plain module: transformers' `to` hides its signature."""
+    model.to(to)
 
 
 def with_id(spec: BaseSpec, id: str) -> BaseSpec:
@@ -256,7 +270,7 @@ def _require_parts(spec: BaseSpec, parts: Parts) -> None:
         )
 
 
-def _max_positions(config: Any) -> int:
+def _max_positions(config: PreTrainedConfig) -> int:
     """Longest sequence whose rotary factors do not depend on the batch (longrope, dynamic: the original)."""
     rope = getattr(config, "rope_parameters", None) or {}
     original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)

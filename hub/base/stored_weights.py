@@ -20,6 +20,7 @@ from accelerate import init_empty_weights
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -167,11 +168,14 @@ def stored_base(base: Base, weights: StoredWeights, arithmetic: Arithmetic) -> B
     tensors.setdefault(f"{head}.weight", tensors[f"{embed}.weight"])
     for name, module in list(model.named_modules()):
         _place(model, name, module, tensors, arithmetic)
+    assert isinstance(tied[0], nn.Embedding)
     model.set_input_embeddings(StoredEmbedding(tied[0], tensors[f"{embed}.weight"], arithmetic))
     return Base(model, base.tokenizer, spec=base.spec)
 
 
-def _place(model: nn.Module, name: str, module: nn.Module, tensors: Mapping[str, Tensor], how: Arithmetic) -> None:
+def _place(
+    model: PreTrainedModel, name: str, module: nn.Module, tensors: Mapping[str, Tensor], how: Arithmetic
+) -> None:
     """Give one module of the empty model its weights."""
     if isinstance(module, (nn.Linear, Conv1D)):
         stored = tensors[f"{name}.weight"]

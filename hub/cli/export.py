@@ -3,11 +3,16 @@
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from graft.hub.machine.output_folder import claim
 from graft.hub.terminal.base_argument import BASE
+
+if TYPE_CHECKING:
+    from graft.hub.adapters.artifact import Artifact
+    from graft.hub.base.model import Base
 
 
 @click.command()
@@ -35,13 +40,17 @@ def export(
     as_json: bool,
 ) -> None:
     """Merge the adapter in DIR into a copy of its base, or write it for another library."""
-    if (merged is None) == (to is None):
+    library: str | None = None
+    if merged is not None and to is None:
+        out = merged
+    elif to is not None and merged is None:
+        library, out = to
+    else:
         raise click.UsageError("Give either --merge OUT or --to peft|adapterhub OUT.")
     if not math.isfinite(weight):
         raise click.UsageError(f"--weight must be a finite number, not {weight}.")
-    if plus and (to is None or to[0] != "peft"):
+    if plus and library != "peft":
         raise click.UsageError("--plus goes with --to peft OUT.")
-    out = merged or to[1]
     others = [_parted(text) for text in plus]
     claim(out)
 
@@ -56,28 +65,30 @@ def export(
         for path in (folder, *(path for path, _ in others))
     )
     said: dict[str, object] = {"out": str(out), "digest": artifact.digest}
-    if merged:
+    if library is None:
         said["difference"] = _merged(artifact, base, base_folder, out)
     elif plus:
         parts = [(artifact, weight), *zip(added, (share for _, share in others), strict=True)]
         config, tensors = weighted_sum(parts, base)
         save_artifact(out, artifact.method, config, tensors, base.spec, provenance=lineage(parts, base.spec))
     else:
-        convert(artifact, base, to[0], out)
+        convert(artifact, base, library, out)
     click.echo(json.dumps(said) if as_json else f"Wrote {out}.")
 
 
-def _merged(artifact, base, base_folder: str, out: Path) -> float:
+def _merged(artifact: "Artifact", base: "Base", base_folder: str, out: Path) -> float:
     """Merge in float32, round once to the base's own dtype, save with the tokenizer. -> difference before rounding."""
     from transformers import CONFIG_NAME, AutoConfig
 
     from graft.hub.adapters.merging import merge
+    from graft.hub.base.model import move
     from graft.hub.machine.atomic_files import written_whole
 
     difference = merge(artifact, base)
     stored = AutoConfig.from_pretrained(base_folder).dtype
     with written_whole(out, last=[CONFIG_NAME]) as staging:
-        base.model.to(stored or base.dtype).save_pretrained(staging)
+        move(base.model, stored or base.dtype)
+        base.model.save_pretrained(staging)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(staging)
     return difference

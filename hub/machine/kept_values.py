@@ -9,15 +9,17 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from graft.hub.machine.atomic_files import write_whole
 from graft.hub.machine.cache_folder import cache_folder
 
+T = TypeVar("T")
 
-def kept(kind: str, key: str, find_out: Callable[[], Any]) -> Any:
+
+def kept(kind: str, key: str, find_out: Callable[[], T]) -> T:
     """The value kept under `key`, found out and kept where there is none."""
-    there = recall(kind, key)
+    there: T | None = recall(kind, key)
     if there is None:
         there = find_out()
         keep(kind, key, there)
@@ -32,7 +34,7 @@ def recall(kind: str, key: str) -> Any:
         return None
 
 
-def keep(kind: str, key: str, value: Any) -> None:
+def keep(kind: str, key: str, value: object) -> None:
     """Keep a value, whole or not at all."""
     path, text = _path(kind, key), json.dumps(value)
     with suppress(OSError):  # a full disk, a read-only home
