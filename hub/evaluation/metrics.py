@@ -10,11 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.task_data import Example
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics import CHRF
 
 _RESAMPLES = 10_000  # of the permutation test
 _BOOTSTRAPS = 2_000
@@ -69,7 +73,7 @@ def _chrf(prediction: str, reference: str) -> float:
 
 
 @cache
-def _sentence_chrf():
+def _sentence_chrf() -> "CHRF":
     from sacrebleu.metrics import CHRF  # a slow import that scoring labels never needs
 
     return CHRF()

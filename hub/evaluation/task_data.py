@@ -113,7 +113,9 @@ def _parse_csv(data: bytes, source: str) -> list[Example]:
     for number, row in rows:
         where = f"{source}, line {number}"
         if None in row or None in row.values():
-            raise DataError(f"{where}: it has more or fewer cells than the header {', '.join(reader.fieldnames)}.")
+            raise DataError(
+                f"{where}: it has more or fewer cells than the header {', '.join(reader.fieldnames or ())}."
+            )
         labels = row.pop("labels", "")
         examples.append(parse_row({**row, **({"labels": labels.split("|")} if labels else {})}, where))
     return _some(examples, source)
@@ -163,6 +165,7 @@ def parse_row(row: Any, where: str) -> Example:
     """One row as an Example; keys of no meaning here are left aside. Raises DataError beginning with `where`."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON object is needed, this is a {type(row).__name__}.")
+    prompt: str | tuple[Message, ...]
     if "messages" in row:
         if "prompt" in row or "completion" in row:
             raise DataError(f'{where}: give either "messages" or "prompt" and "completion", not both.')
@@ -172,7 +175,7 @@ def parse_row(row: Any, where: str) -> Example:
         missing = [key for key in ("prompt", "completion") if key not in row]
         if missing:
             raise DataError(f'{where}: there is no "{missing[0]}" (nor "messages"); its keys are {_keys(row)}.')
-        prompt, completion = _prompt(row["prompt"], where), _completion(row, where)  # type: ignore[assignment]
+        prompt, completion = _prompt(row["prompt"], where), _completion(row, where)
     if not prompt:
         raise DataError(f"{where}: the prompt is empty; the first token needs something to follow.")
     if not completion:
