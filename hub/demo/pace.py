@@ -28,7 +28,7 @@ class Pace:
 
     def seconds(self, work: StageWork) -> float | None:
         """For so much work. Reading is half of training, which computes forward and backward; None: not known yet."""
-        if None in (self.letters_per_s, self.heavy_s, self.light_s):
+        if self.letters_per_s is None or self.heavy_s is None or self.light_s is None:
             return None
         return (
             (work.trained + work.read / 2) / self.letters_per_s + work.heavy * self.heavy_s + work.light * self.light_s

@@ -30,7 +30,7 @@ class ByteSize(click.ParamType):
 
     name = "bytes"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
         number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")

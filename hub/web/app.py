@@ -3,6 +3,8 @@
 Puts the parts together; each part is a blueprint in this folder. Starts without torch.
 """
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from flask import Flask
@@ -15,6 +17,9 @@ from graft.hub.web import api, error_responses, forms, playground, security
 from graft.hub.web.huggingface import commit, git_lfs, read
 from graft.hub.web.request import EXTENSION, Hub
 from graft.hub.wsgi import LOOPBACK
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 MAX_REQUEST_BYTES = 4 << 20  # the few views that take files ask for more (request.expect_files)
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")  # as a Host header has them
@@ -67,10 +72,10 @@ class KeepQuotedSlashes:
     The views unquote what they take from the path (`request.unquoted`).
     """
 
-    def __init__(self, app):
+    def __init__(self, app: "WSGIApplication"):
         self.app = app
 
-    def __call__(self, environ, start_response):
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         raw = environ.get("REQUEST_URI") or environ.get("RAW_URI")
         if raw and "%2f" in raw.lower():
             path = raw.partition("?")[0].replace("%2F", "%252F").replace("%2f", "%252F")

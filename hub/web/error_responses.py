@@ -5,6 +5,7 @@ import sqlite3
 
 from flask import Flask, Response, g, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as AnyResponse
 
 from graft.hub.errors import (
     EntryNotFoundError,
@@ -68,7 +69,7 @@ def _on_graft_error(error: GraftError) -> Response:
     return failure(error.status, str(error), ERROR_CODES.get(type(error)))
 
 
-def _on_http_error(error: HTTPException) -> Response:
+def _on_http_error(error: HTTPException) -> AnyResponse:
     status = error.code or 500
     if status < 400:  # a redirect on its way out
         return error.get_response()

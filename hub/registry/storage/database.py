@@ -8,7 +8,8 @@ import sys
 
 _OTHERS = "pandas" in sys.modules
 if not _OTHERS:
-    sys.modules["pandas"] = None  # an import of it now fails, as where it is not installed
+    # an import of it now fails, as where it is not installed; typeshed has no None there, which Python's reference has
+    sys.modules["pandas"] = None  # type: ignore[assignment]
 try:
     from sqlite_utils import Database, Migrations
 finally:
