@@ -6,11 +6,10 @@ limited length after the prompt. Torch-free. Knows neither how the answers are c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from graft.hub.errors import DataError
 from graft.hub.evaluation.task_data import Example
-from graft.hub.evaluation.tokenization import cut_left, encode_completion, prompt_of
+from graft.hub.evaluation.tokenization import Tokenizer, cut_left, encode_completion, prompt_of
 
 _LONGER = 1.5  # a generation may be so much longer than the longest reference
 
@@ -28,7 +27,7 @@ class LabelGroup:
         return (*self.before, self.last[label])
 
 
-def label_groups(example: Example, tokenizer: Any, room: int, where: str) -> list[LabelGroup]:
+def label_groups(example: Example, tokenizer: Tokenizer, room: int, where: str) -> list[LabelGroup]:
     """The labels of an example after its prompt, in at most `room` tokens with the EOS that training adds.
 
     All of them follow the same prompt, cut for the longest. Raises DataError beginning with `where` for an example
@@ -46,7 +45,7 @@ def label_groups(example: Example, tokenizer: Any, room: int, where: str) -> lis
     return [LabelGroup(prompt, before, last) for before, last in groups.items()]
 
 
-def text_prompts(examples: Sequence[Example], tokenizer: Any, room: int) -> tuple[list[tuple[int, ...]], int]:
+def text_prompts(examples: Sequence[Example], tokenizer: Tokenizer, room: int) -> tuple[list[tuple[int, ...]], int]:
     """The prompt of every example, and the new tokens each may take: half as many again as the longest reference.
 
     Raises DataError naming an example whose prompt is no token.
@@ -57,9 +56,11 @@ def text_prompts(examples: Sequence[Example], tokenizer: Any, room: int) -> tupl
     return prompts, new_tokens
 
 
-def text_of(ids: Sequence[int], tokenizer: Any) -> str:
+def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """A generation as metrics read it."""
-    return tokenizer.decode(ids, skip_special_tokens=True)
+    text = tokenizer.decode(list(ids), skip_special_tokens=True)
+    assert isinstance(text, str)  # a list for several texts
+    return text
 
 
 def named(number: int) -> str:
@@ -67,7 +68,7 @@ def named(number: int) -> str:
     return f"Evaluation example {number + 1}"
 
 
-def _prompt(example: Example, tokenizer: Any, room: int, where: str) -> tuple[int, ...]:
+def _prompt(example: Example, tokenizer: Tokenizer, room: int, where: str) -> tuple[int, ...]:
     prompt = prompt_of(example, tokenizer, where)
     if not prompt:
         raise DataError(f"{where}: its prompt is no token of this base.")

@@ -1,7 +1,7 @@
 """From text to token ids: the one way, in training, in scoring and in serving. Torch-free. Knows no batches."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 from jinja2 import TemplateError
 
@@ -12,11 +12,32 @@ from graft.hub.evaluation.task_data import Example, Message
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
+class Tokenizer(Protocol):
+    """As much of transformers' as is asked for here."""
+
+    @property
+    def bos_token_id(self) -> int | None: ...
+
+    @property
+    def eos_token_id(self) -> int | None: ...
+
+    @property
+    def chat_template(self) -> object: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str | list[str]: ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> object: ...
+
+
 class TemplateRefusalError(DataError):
     """The base's chat template can't make a prompt of these messages."""
 
 
-def encode(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """(prompt ids, completion ids), tokenised apart, so that every label of a prompt follows the same ids.
 
     The completion has no end: training adds EOS (`end_of`), a label's score has none. Raises DataError naming the
@@ -25,7 +46,7 @@ def encode(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
     return prompt_of(example, tokenizer), encode_completion(example.completion, tokenizer)
 
 
-def prompt_of(example: Example, tokenizer: Any, where: str = "") -> list[int]:
+def prompt_of(example: Example, tokenizer: Tokenizer, where: str = "") -> list[int]:
     """An example's prompt. Raises DataError naming its line, or `where` it stands if the line isn't known."""
     try:
         return encode_prompt(example.prompt, tokenizer)
@@ -33,7 +54,7 @@ def prompt_of(example: Example, tokenizer: Any, where: str = "") -> list[int]:
         raise TemplateRefusalError(f"{example.where or where or 'An example'}: {error}") from None
 
 
-def encode_prompt(prompt: str | Sequence[Message], tokenizer: Any) -> list[int]:
+def encode_prompt(prompt: str | Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     """A string as it stands, with what the tokenizer itself puts before a text (BOS); messages by the chat template.
 
     A text that begins with BOS already gets no second one. Raises DataError for a base without a chat template,
@@ -57,15 +78,16 @@ def encode_prompt(prompt: str | Sequence[Message], tokenizer: Any) -> list[int]:
     except _TEMPLATE_ERRORS as error:
         reason = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         raise TemplateRefusalError(f"The base's chat template refuses these messages: {reason}.") from None
+    assert isinstance(text, str)  # token ids only where they are asked for
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def encode_completion(text: str, tokenizer: Any) -> list[int]:
+def encode_completion(text: str, tokenizer: Tokenizer) -> list[int]:
     """A completion's (or a label's) ids, without BOS or EOS."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def end_of(tokenizer: Any) -> int:
+def end_of(tokenizer: Tokenizer) -> int:
     """The id that ends a completion. Raises DataError for a tokenizer without one."""
     if tokenizer.eos_token_id is None:
         raise DataError("This base's tokenizer has no EOS token, so a completion could never end. Set one first.")
