@@ -38,7 +38,7 @@ class Artifact:
     frozen: Mapping[str, Tensor] = field(default_factory=dict)  # module -> its weight as saved beside the adapter
 
     @property
-    def probe(self) -> Mapping[str, Any] | None:
+    def probe(self) -> Mapping[str, object] | None:
         return self.provenance.get("probe")
 
     @cached_property
@@ -91,7 +91,7 @@ def save_artifact(
     tensors: Mapping[str, Tensor],
     spec: BaseSpec,
     *,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
     card: str | None = None,
 ) -> None:
     """Write a folder whole; where that fails, an artifact that was there is there still.

@@ -17,7 +17,7 @@ TASK_PREFIX = "task:"
 UNTASKED = "untasked"
 
 
-def split_card(text: str) -> tuple[dict[str, Any], str]:
+def split_card(text: str) -> tuple[dict[str, object], str]:
     """(front matter, Markdown). Raises ArtifactError for front matter that isn't a YAML mapping."""
     if len(text) > MAX_CARD_CHARS:
         raise ArtifactError(f"README.md has {len(text):,} characters; at most {MAX_CARD_CHARS:,} are read.")
@@ -51,13 +51,13 @@ def _word(item: str | float) -> str:
     return str(item).lower() if isinstance(item, bool) else str(item)
 
 
-def task_of(card: Mapping[str, Any]) -> str:
+def task_of(card: Mapping[str, object]) -> str:
     """The slug of the card's tag `task:SLUG`, or 'untasked'."""
     found = [tag.removeprefix(TASK_PREFIX) for tag in texts(card.get("tags")) if tag.startswith(TASK_PREFIX)]
     return found[0] if found else UNTASKED
 
 
-def labels(card: Mapping[str, Any], extra: Iterable[str] = ()) -> list[str]:
+def labels(card: Mapping[str, object], extra: Iterable[str] = ()) -> list[str]:
     """What `list_models(filter=...)` can ask for: the card's tags, and its fields in the Hugging Face spelling."""
     found = [*texts(card.get("tags")), *extra]
     found += texts(card.get("library_name")) + texts(card.get("pipeline_tag")) + texts(card.get("language"))
@@ -68,7 +68,7 @@ def labels(card: Mapping[str, Any], extra: Iterable[str] = ()) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def reported_scores(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+def reported_scores(card: Mapping[str, object]) -> list[dict[str, Any]]:
     """What the card's `model-index` claims: rows of task, dataset, revision, metric, value. Malformed parts are skipped."""
     rows = []
     for result, metric in _claims(card):
@@ -86,12 +86,12 @@ def reported_scores(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def valueless_claims(card: Mapping[str, Any]) -> list[str]:
+def valueless_claims(card: Mapping[str, object]) -> list[str]:
     """The metrics that `model-index` claims without a finite number."""
     return [_metric_name(metric) for _, metric in _claims(card) if metric.get("value") is None]
 
 
-def _claims(card: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _claims(card: Mapping[str, object]) -> Iterator[tuple[dict[str, object], dict[str, object]]]:
     """Each metric of `model-index`, after the result it stands in."""
     for model in _mappings(card.get("model-index")):
         for result in _mappings(model.get("results")):
@@ -99,13 +99,13 @@ def _claims(card: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str,
                 yield result, metric
 
 
-def _metric_name(metric: Mapping[str, Any]) -> str:
+def _metric_name(metric: Mapping[str, object]) -> str:
     return str(metric.get("type") or metric.get("name") or "")
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def _mapping(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _mappings(value: object) -> list[dict[str, Any]]:
+def _mappings(value: object) -> list[dict[str, object]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

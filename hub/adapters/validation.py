@@ -12,7 +12,6 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from graft.hub.adapters.methods import Method, MethodConfig, recognise
 from graft.hub.adapters.methods.foreign_config import dropped_options
@@ -36,7 +35,7 @@ class Inspection:
 
     method: str
     variant: str
-    config: dict[str, Any]  # adapter_config.json
+    config: dict[str, object]  # adapter_config.json
     base_id: str | None
     base_fingerprint: str | None
     task: str  # "untasked" if the card names none
@@ -45,9 +44,9 @@ class Inspection:
     max_rank: int | None
     dtype: str
     digest: str  # sha256 hex of canonical weights and load-relevant config
-    tensors: dict[str, dict[str, Any]]  # name in the file -> {"dtype", "shape"}
-    provenance: dict[str, Any]  # graft.json, {} without one
-    card: dict[str, Any]  # YAML front matter
+    tensors: dict[str, dict[str, object]]  # name in the file -> {"dtype", "shape"}
+    provenance: dict[str, object]  # graft.json, {} without one
+    card: dict[str, object]  # YAML front matter
     warnings: list[str]
 
 
@@ -58,12 +57,12 @@ class Parsed:
     folder: Path
     method: Method
     config: MethodConfig
-    raw: dict[str, Any]
+    raw: dict[str, object]
     weights: Path
     entries: dict[str, TensorEntry]
     file_names: dict[str, str]  # canonical name -> name in the file
     copies: dict[str, tuple[str, TensorEntry]]  # module -> tensor in the file that claims to be its frozen weight
-    provenance: dict[str, Any]
+    provenance: dict[str, object]
 
 
 def parse(folder: Path) -> Parsed:
@@ -224,7 +223,7 @@ def pickled_weights(name: str) -> ArtifactError:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """A small JSON object. Raises ArtifactError naming the file."""
     try:
         value = strict_json(read_text(path))
@@ -235,7 +234,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def strict_json(text: str) -> Any:
+def strict_json(text: str) -> object:
     """JSON as its standard has it. Raises ValueError (or RecursionError), also for NaN, Infinity and 1e999."""
     return json.loads(text, parse_constant=_finite, parse_float=_finite)
 
@@ -258,19 +257,19 @@ def read_text(path: Path) -> str:
         raise ArtifactError(f"{path.name} can't be read as text: {error}.") from None
 
 
-def base_name(raw: Mapping[str, Any]) -> str | None:
+def base_name(raw: Mapping[str, object]) -> str | None:
     """The base an adapter_config.json names (PEFT's key, then AdapterHub's)."""
     name = raw.get("base_model_name_or_path") or raw.get("model_name")
     return name if isinstance(name, str) and name else None
 
 
-def fingerprint_of(provenance: Mapping[str, Any]) -> str | None:
+def fingerprint_of(provenance: Mapping[str, object]) -> str | None:
     base = provenance.get("base")
     found = base.get("fingerprint") if isinstance(base, dict) else None
     return found if isinstance(found, str) else None
 
 
-def _read_config(method: Method, raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> MethodConfig:
+def _read_config(method: Method, raw: dict[str, object], shapes: Mapping[str, tuple[int, ...]]) -> MethodConfig:
     try:
         return method.read(raw, shapes)
     except (ArtifactError, UnsupportedMethodError):

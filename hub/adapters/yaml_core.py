@@ -8,7 +8,6 @@ that neither SQL nor a client's JSON parser meets it.
 import math
 import re
 from datetime import date
-from typing import Any
 
 import yaml
 
@@ -29,9 +28,9 @@ _KINDS = {
 class _Core(yaml.SafeLoader):
     """Without aliases: ten lines of them can stand for gigabytes."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  PyYAML's own name, filled below
+    yaml_implicit_resolvers: dict[str, object] = {}  # noqa: RUF012  PyYAML's own name, filled below
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not read, write the value out")
         return super().compose_node(parent, index)
@@ -46,12 +45,12 @@ for _kind, (_starts, _words) in _KINDS.items():
 _Core.add_constructor(_TAG + "int", _Core.whole)
 
 
-def load(text: str) -> Any:
+def load(text: str) -> object:
     """The document as JSON's kinds. Raises yaml.YAMLError, ValueError or RecursionError for what is none."""
     return _plain(yaml.load(text, _Core))  # a SafeLoader
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     match value:
         case None | bool():
             return value
@@ -74,7 +73,7 @@ def _as_float(value: int) -> float:
     return float(value) if abs(value) < 1 << 1023 else math.inf
 
 
-def _key(key: Any) -> str:
+def _key(key: object) -> str:
     """A mapping's key as JSON spells it."""
     plain = _plain(key)
     return str(plain).lower() if isinstance(plain, bool) else "null" if plain is None else str(plain)

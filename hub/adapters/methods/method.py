@@ -40,7 +40,7 @@ TRAINING_ONLY = {"training_only": True}  # field metadata: no part of what is se
 class MethodConfig(Protocol):
     """Some method's config: a frozen dataclass."""
 
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
 
 
 C = TypeVar("C", bound=MethodConfig)
@@ -156,7 +156,7 @@ class Method(ABC, Generic[C]):
         return {"method": self.name, **{key: _canonical(value) for key, value in sorted(served.items())}}
 
 
-def _canonical(value: Any) -> Any:
+def _canonical(value: object) -> Any:
     if isinstance(value, dict):
         return [[key, _canonical(item)] for key, item in value.items()]  # of patterns, the first that matches counts
     if isinstance(value, (list, tuple)):
@@ -177,11 +177,11 @@ def parse_options(owner: str, config_type: type[C], options: Mapping[str, str]) 
     return config_type(**values)
 
 
-def _option_help(known: Mapping[str, Field[Any]]) -> list[str]:
+def _option_help(known: Mapping[str, Field[object]]) -> list[str]:
     return [name if field.default is MISSING else f"{name}={field.default}" for name, field in known.items()]
 
 
-def _parse(owner: str, key: str, text: str, hint: Any) -> Any:
+def _parse(owner: str, key: str, text: str, hint: object) -> object:
     try:
         if hint == str | tuple[str, ...]:  # module targets: a pattern, or names
             return tuple(text.split(",")) if _NAMES.fullmatch(text) else text
@@ -204,9 +204,9 @@ def _parse(owner: str, key: str, text: str, hint: Any) -> Any:
     raise GraftError(f"{owner}: {key} can't be set from the command line.")
 
 
-def _needed(hint: Any) -> str:
+def _needed(hint: object) -> str:
     """The kind of a field, in words."""
-    words: dict[Any, str] = {
+    words: dict[object, str] = {
         int: "a whole number is",
         float: "a number is",
         bool: "true or false is",
