@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from graft.hub.errors import DataError
 
@@ -41,14 +40,14 @@ class Example:
     labels: tuple[str, ...] = ()  # a classification's choices, the completion among them
     where: str = field(default="", compare=False)  # file and line, for errors
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """The canonical JSONL row: equal for equal examples, whatever schema they came in."""
         prompt: str | list[dict[str, str]]
         if isinstance(self.prompt, str):
             prompt = self.prompt
         else:
             prompt = [{"role": message.role, "content": message.content} for message in self.prompt]
-        row = {"prompt": prompt, "completion": self.completion}
+        row: dict[str, object] = {"prompt": prompt, "completion": self.completion}
         return {**row, "labels": list(self.labels)} if self.labels else row
 
 
@@ -90,7 +89,7 @@ def parse_examples(data: bytes, source: str) -> list[Example]:
     return _some(examples, source)
 
 
-def _array(data: bytes, source: str) -> list[Any] | None:
+def _array(data: bytes, source: str) -> list[object] | None:
     """The items where the whole file is one JSON array, as fine-tuning data often comes; None for anything else."""
     if not data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return None
@@ -161,7 +160,7 @@ def _some(examples: list[Example], source: str) -> list[Example]:
     return examples
 
 
-def parse_row(row: Any, where: str) -> Example:
+def parse_row(row: object, where: str) -> Example:
     """One row as an Example; keys of no meaning here are left aside. Raises DataError beginning with `where`."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON object is needed, this is a {type(row).__name__}.")
@@ -212,11 +211,11 @@ def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label for example in examples for label in example.labels))
 
 
-def _prompt(value: Any, where: str) -> str | tuple[Message, ...]:
+def _prompt(value: object, where: str) -> str | tuple[Message, ...]:
     return value if isinstance(value, str) else tuple(_messages(value, where, "prompt"))
 
 
-def _completion(row: dict[str, Any], where: str) -> str:
+def _completion(row: dict[str, object], where: str) -> str:
     value = row["completion"]
     if isinstance(value, str):
         return value
@@ -232,7 +231,7 @@ def _answer(messages: Sequence[Message], where: str, key: str) -> str:
     return messages[0].content
 
 
-def _messages(value: Any, where: str, key: str) -> list[Message]:
+def _messages(value: object, where: str, key: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise DataError(f'{where}: "{key}" must be text or a list of messages, not {_shown(value)}.')
     messages = []
@@ -246,7 +245,7 @@ def _messages(value: Any, where: str, key: str) -> list[Message]:
     return messages
 
 
-def _content(value: Any) -> str | None:
+def _content(value: object) -> str | None:
     """A message's text, which may come in parts of text, as the server takes it; None for anything else."""
     if isinstance(value, str):
         return value
@@ -256,7 +255,7 @@ def _content(value: Any) -> str | None:
     return "".join(texts) if texts and all(isinstance(text, str) for text in texts) else None
 
 
-def _labels(value: Any, completion: str, where: str) -> tuple[str, ...]:
+def _labels(value: object, completion: str, where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(label, str) and label for label in value):
@@ -268,10 +267,10 @@ def _labels(value: Any, completion: str, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _keys(row: dict[str, Any]) -> str:
+def _keys(row: dict[str, object]) -> str:
     return ", ".join(sorted(row)) or "none"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
