@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from graft.hub.adapters.model_card import texts
 from graft.hub.adapters.validation import CARD, CONFIG, base_name, fingerprint_of, read_text
@@ -41,7 +40,7 @@ class Declared:
         return replace(self, fingerprint=self.fingerprint or fingerprint)
 
 
-def declared_base(config: dict[str, Any], provenance: dict[str, Any]) -> Declared:
+def declared_base(config: dict[str, object], provenance: dict[str, object]) -> Declared:
     """Read from a parsed adapter_config.json and graft.json."""
     name = base_name(config) or ""
     key = next((key for key in CONFIG_KEYS if config.get(key) == name), CONFIG_KEYS[0])
@@ -66,7 +65,7 @@ def find_base(db: Database, *, fingerprint: str | None = None, id: str | None = 
     return BaseSpec.from_json(rows[0]["manifest"]) if len(rows) == 1 else None
 
 
-def claimed_id(card: dict[str, Any]) -> str | None:
+def claimed_id(card: dict[str, object]) -> str | None:
     """The hub id that a model card gives as its base, where it gives just one."""
     found = [name for name in texts(card.get("base_model")) if HUB_ID.fullmatch(name) and "/" in name]
     return found[0] if len(found) == 1 and not Path(found[0]).is_dir() else None

@@ -246,7 +246,7 @@ class RemoteRegistry:
             raise ArtifactError(f"The evaluation set of {slug} arrived damaged: try again.")
         return data
 
-    def record_evaluation(self, *, user: str = "", **score: Any) -> None:
+    def record_evaluation(self, *, user: str = "", **score: object) -> None:
         """As Registry.record_evaluation; who measured is known by the token."""
         self._call("POST", "/api/evaluations", ignored, score)
 
@@ -259,7 +259,7 @@ class RemoteRegistry:
         )
 
     def _call(
-        self, method: str, path: str, read: Callable[[Any], T], body: Any = None, timeout: float = TIMEOUT_S
+        self, method: str, path: str, read: Callable[[Any], T], body: object = None, timeout: float = TIMEOUT_S
     ) -> T:
         """What `read` makes of the answer's JSON. Raises GraftError where it is no such JSON."""
         answer = self._fetch(method, path, body, timeout)
@@ -271,7 +271,7 @@ class RemoteRegistry:
                 f"the proxy on the way, if there is one (HTTP_PROXY, NO_PROXY)."
             ) from None
 
-    def _fetch(self, method: str, path: str, body: Any = None, timeout: float = TIMEOUT_S) -> bytes:
+    def _fetch(self, method: str, path: str, body: object = None, timeout: float = TIMEOUT_S) -> bytes:
         """One request to graft's own API. Raises the GraftError that the hub answered with."""
         headers = self.client._build_hf_headers() | {"Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()

@@ -7,6 +7,7 @@ apart as 'self-reported'.
 
 import json
 import math
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -64,7 +65,7 @@ class Evaluation:
     seconds: float | None = None
     engine: str = ""
     source: str = "graft"
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, object] = field(default_factory=dict)
     who: str = ""
     created_at: str = ""
 
@@ -91,9 +92,9 @@ FIELDS: dict[str, tuple[type, ...]] = {
 REQUIRED = ("task", "data_hash", "metric", "value", "n")
 
 
-def read_evaluation(raw: Mapping[str, Any]) -> dict[str, Any]:
+def read_evaluation(raw: Mapping[str, object]) -> dict[str, Any]:
     """The fields of an Evaluation from a stranger's JSON. Raises GraftError naming the first that won't do."""
-    given = {key: value for key, value in raw.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in raw.items() if value is not None}
     for key in REQUIRED:
         if key not in given:
             raise GraftError(f"The evaluation lacks {key!r}.")
@@ -248,7 +249,7 @@ _STANDING = (
 )
 
 
-def _evaluation(row: Any) -> Evaluation:
+def _evaluation(row: sqlite3.Row) -> Evaluation:
     plain = {name: row[name] for name in Evaluation.__dataclass_fields__ if name != "extra"}
     return Evaluation(**plain, extra=json.loads(row["extra"]))
 

@@ -4,6 +4,7 @@ Functions over an open connection; nothing is written here.
 """
 
 import json
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +94,7 @@ def repos_named(db: Database, names: Sequence[str]) -> dict[str, Repo]:
     return {repo.name: repo for repo in map(_repo, rows)}
 
 
-def _repo(row: Any) -> Repo:
+def _repo(row: sqlite3.Row) -> Repo:
     return Repo(
         id=row["id"],
         name=f"{row['namespace']}/{row['name']}",
@@ -153,7 +154,7 @@ def files_of(db: Database, revision_ids: Sequence[str]) -> dict[str, list[File]]
     return found
 
 
-def cards(db: Database, revision_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+def cards(db: Database, revision_ids: Sequence[str]) -> dict[str, dict[str, object]]:
     """revision id -> its card's front matter, of those that hold an adapter."""
     rows = db.execute(
         "SELECT revision_id, card FROM artifacts WHERE revision_id IN (SELECT value FROM json_each(?))",
@@ -170,7 +171,7 @@ def file(db: Database, revision_id: str, path: str) -> File:
     return _file(row)
 
 
-def _file(row: Any) -> File:
+def _file(row: sqlite3.Row) -> File:
     return File(**{name: row[name] for name in File.__dataclass_fields__})
 
 
@@ -188,7 +189,7 @@ def _kept(text: str) -> Any:
     return json.loads(text, parse_constant=lambda _: None)
 
 
-def artifact_row(revision_id: str, found: Inspection) -> dict[str, Any]:
+def artifact_row(revision_id: str, found: Inspection) -> dict[str, object]:
     """The row that `found` reads back."""
     row = {name: getattr(found, name) for name in Inspection.__dataclass_fields__}
     as_json = {name: json.dumps(row[name], allow_nan=False) for name in _JSON_COLUMNS}

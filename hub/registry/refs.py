@@ -3,8 +3,8 @@
 Functions over an open connection; the writing ones are called inside a transaction.
 """
 
+import sqlite3
 from dataclasses import dataclass
-from typing import Any
 
 from graft.hub.errors import ConflictError, RevisionNotFoundError
 from graft.hub.registry.naming import COMMIT_ID, check_ref_name
@@ -138,7 +138,7 @@ def promoted(db: Database, task: str, base: str | None, caller: Caller) -> str:
     )
     ids = {row["id"] for row in db.execute("SELECT id FROM bases WHERE fingerprint = ?", [base])}
 
-    def may_be(row: Any) -> bool:
+    def may_be(row: sqlite3.Row) -> bool:
         """Whether an adapter without a fingerprint may be for this base: nobody knows the base by another id."""
         return not ids or row["base_id"] is None or row["base_id"] in ids
 

@@ -5,9 +5,9 @@ listing is never behind. Private repos are part of every answer to their owners 
 """
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from graft.hub.adapters import model_card
 from graft.hub.base.manifest import BaseSpec
@@ -132,7 +132,7 @@ def scores_of(db: Database, repo_ids: Sequence[int]) -> dict[int, float | None]:
     return {row["repo_id"]: row["score"] for row in rows}
 
 
-def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping[str, Any], body: str) -> None:
+def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping[str, object], body: str) -> None:
     """Renew a repo's row, labels and indexed text from its new main revision (None: it is empty)."""
     repo = db.execute("SELECT * FROM repos WHERE id = ?", [repo_id]).fetchone()
     found = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
@@ -212,11 +212,11 @@ _ENTRY = (
 )
 
 
-def _entry(row: Any) -> SearchHit:
+def _entry(row: sqlite3.Row) -> SearchHit:
     return SearchHit(**dict(row) | {"private": bool(row["private"])})
 
 
-def _base_name(db: Database, artifact: Any) -> str:
+def _base_name(db: Database, artifact: sqlite3.Row | dict[str, str]) -> str:
     row = db.execute("SELECT id FROM bases WHERE fingerprint = ?", [artifact["base_fingerprint"]]).fetchone()
     return row["id"] if row else artifact["base_id"] or ""
 
@@ -226,7 +226,7 @@ def _index(db: Database, repo_id: int, name: str, labels: str, card: str) -> Non
     db.execute("INSERT INTO texts (rowid, name, labels, card) VALUES (?, ?, ?, ?)", [repo_id, name, labels, card])
 
 
-def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -> tuple[str, list[Any]]:
+def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -> tuple[str, list[str]]:
     """The WHERE clause over `listing` and its values."""
     clauses, values = ["1"], []
     if caller.namespaces is not None:

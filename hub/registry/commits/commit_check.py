@@ -5,7 +5,6 @@ config without weights) is fine; one with an adapter must pass every check that 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from graft.hub.adapters.model_card import split_card
 from graft.hub.adapters.validation import (
@@ -31,7 +30,7 @@ class Proven:
 
     tree: Tree
     found: Inspection | None
-    card: dict[str, Any]
+    card: dict[str, object]
     body: str
     rewritten: tuple[Blob, ...] = ()
 

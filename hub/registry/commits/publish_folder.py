@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from graft.hub.adapters.model_card import split_card
 from graft.hub.adapters.validation import CARD, CONFIG, PROVENANCE, WEIGHTS, find_weights, read_json, read_text
@@ -67,7 +66,8 @@ def staged(folder: Path) -> Iterator[tuple[Path, BaseSpec | None]]:
     named = base_models.declared_base(read_json(folder / CONFIG), provenance)
     named = named.or_made_for(spec.fingerprint if spec else None)
     known = {spec.fingerprint: spec.id} if spec else {}
-    recorded = provenance.get("base", {}).get("id") if isinstance(provenance.get("base"), dict) else None
+    made_for = provenance.get("base")
+    recorded = made_for.get("id") if isinstance(made_for, dict) else None
     if named.fingerprint and isinstance(recorded, str) and base_models.HUB_ID.fullmatch(recorded) and "/" in recorded:
         known.setdefault(named.fingerprint, recorded)
     card = split_card(read_text(folder / CARD))[0] if (folder / CARD).exists() else {}
@@ -122,7 +122,7 @@ def _start(path: Path) -> bytes:
         return file.read(START_BYTES)
 
 
-def _json_or_empty(path: Path) -> dict[str, Any]:
+def _json_or_empty(path: Path) -> dict[str, object]:
     """Only to look for a base; the proof reports what is wrong with the file."""
     try:
         found = json.loads(path.read_text())

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.hub.machine.atomic_files import flush
@@ -42,7 +42,7 @@ class Readable(Protocol):
 
 
 class Seekable(Readable, Protocol):
-    def seek(self, at: int, /) -> Any: ...
+    def seek(self, at: int, /) -> object: ...
 
 
 class DamagedBlobError(GraftError):
