@@ -3,8 +3,6 @@
 Which weights are quantised, and how, is all that is known here; adapters stay in float32 and notice nothing.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -28,7 +26,7 @@ def loading(kind: str, dtype: torch.dtype, device: str) -> dict[str, object]:
         ) from None
     from transformers import BitsAndBytesConfig
 
-    options: dict[str, dict[str, Any]] = {
+    options: dict[str, dict[str, object]] = {
         "4bit": {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",

@@ -41,7 +41,7 @@ class Rooms(click.Group):
             formatter.write_paragraph()
             formatter.write_text("`graft COMMAND --help` explains one.")
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except GraftError as error:

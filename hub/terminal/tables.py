@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import click
 from rich.console import Console
@@ -14,12 +14,12 @@ from rich.text import Text
 MEASURED_CHARS = 10_000  # so wide that a table is measured as it would like to be
 
 
-def print_json(found: Any) -> None:
+def print_json(found: object) -> None:
     """One JSON document; dataclasses as objects."""
     click.echo(json.dumps(found, default=_plain))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} has no JSON form.")

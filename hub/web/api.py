@@ -1,9 +1,9 @@
 """graft's own JSON API: tasks, leaderboards, scores, aliases, bases. Described at /openapi.json (openapi.py)."""
 
 from dataclasses import asdict
-from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
+from werkzeug.datastructures import MultiDict
 
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError
@@ -50,7 +50,7 @@ def search() -> Response:
     )
 
 
-def query_of(args: Any) -> Query:
+def query_of(args: MultiDict[str, str]) -> Query:
     """The query that a URL's arguments spell. Raises GraftError for a number that is none."""
     numbers = {"limit": 50, "offset": 0}
     for key in numbers:
@@ -194,9 +194,9 @@ def add_base() -> Response:
     return jsonify({"id": spec.id, "fingerprint": spec.fingerprint})
 
 
-def _task(found: Task) -> dict[str, Any]:
+def _task(found: Task) -> dict[str, object]:
     return asdict(found) | {"lower_is_better": found.lower_is_better}
 
 
-def _standing(row: Standing) -> dict[str, Any]:
+def _standing(row: Standing) -> dict[str, object]:
     return asdict(row)

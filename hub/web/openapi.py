@@ -11,10 +11,11 @@ from graft.hub.registry.naming import REPO_NAME
 from graft.hub.registry.naming import SLUG as TASK_NAME
 from graft.hub.registry.search import SORTS
 
-TEXT: dict[str, Any] = {"type": "string"}
-NAME: dict[str, Any] = {"type": "string", "pattern": f"^{REPO_NAME.pattern}$"}
-SLUG: dict[str, Any] = {"type": "string", "pattern": f"^{TASK_NAME.pattern}$"}
-COUNT: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+Schema = dict[str, Any]  # JSON Schema, and what OpenAPI writes around it
+TEXT: Schema = {"type": "string"}
+NAME: Schema = {"type": "string", "pattern": f"^{REPO_NAME.pattern}$"}
+SLUG: Schema = {"type": "string", "pattern": f"^{TASK_NAME.pattern}$"}
+COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 
 ADAPTER = "/api/adapters/{namespace}/{name}"
 PATH_PARTS = {"namespace": NAME, "name": NAME, "revision": TEXT, "alias": NAME, "slug": SLUG}
@@ -28,11 +29,11 @@ SEARCH = {
 }
 PROMOTION = {"revision": TEXT, "why": TEXT}
 TASK = {"metric": {"enum": list(METRICS)}, "description": TEXT, "data": TEXT}
-SCHEMAS: dict[type, dict[str, Any]] = {str: TEXT, int: COUNT, float: {"type": "number"}, dict: {"type": "object"}}
+SCHEMAS: dict[type, Schema] = {str: TEXT, int: COUNT, float: {"type": "number"}, dict: {"type": "object"}}
 EVALUATION = {name: SCHEMAS[kinds[-1]] for name, kinds in leaderboard.FIELDS.items()}
 
 # (method, path, what it does, query arguments, body fields, required body fields)
-OPERATIONS: tuple[tuple[str, str, str, dict[str, Any], dict[str, Any] | None, tuple[str, ...]], ...] = (
+OPERATIONS: tuple[tuple[str, str, str, Schema, Schema | None, tuple[str, ...]], ...] = (
     ("get", "/health", "Whether the hub works", {}, None, ()),
     ("get", "/api/adapters", "Search, with facet counts", SEARCH, None, ()),
     ("get", ADAPTER, "The main revision and what was found in it", {}, None, ()),
@@ -64,9 +65,9 @@ FAILURES = {
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": TEXT}}
 
 
-def document() -> dict[str, Any]:
+def document() -> Schema:
     """OpenAPI 3.1."""
-    paths: dict[str, Any] = {}
+    paths: Schema = {}
     for method, path, summary, query, fields, required in OPERATIONS:
         paths.setdefault(path, {})[method] = _operation(path, summary, query, fields, required)
     return {
@@ -84,16 +85,14 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(
-    path: str, summary: str, query: dict[str, Any], fields: dict[str, Any] | None, required: tuple[str, ...]
-) -> dict[str, Any]:
+def _operation(path: str, summary: str, query: Schema, fields: Schema | None, required: tuple[str, ...]) -> Schema:
     parts = [name for name in PATH_PARTS if f"{{{name}}}" in path]
     parameters = [{"name": name, "in": "path", "required": True, "schema": PATH_PARTS[name]} for name in parts]
     parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
     failure = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    responses: dict[str, Any] = {"200": {"description": "Done"}}
+    responses: Schema = {"200": {"description": "Done"}}
     responses |= {status: {"description": text, "content": failure} for status, text in FAILURES.items()}
-    found: dict[str, Any] = {"summary": summary, "parameters": parameters, "responses": responses}
+    found: Schema = {"summary": summary, "parameters": parameters, "responses": responses}
     if fields is not None:
         schema = {"type": "object", "properties": fields, "required": list(required)}
         found |= {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -8,7 +8,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flask import Blueprint, redirect, render_template, request, url_for
+from flask import Blueprint, Flask, redirect, render_template, request, url_for
+from flask.sansio.blueprints import BlueprintSetupState
+from markupsafe import Markup
 from werkzeug.wrappers import Response
 
 from graft.hub.adapters.model_card import split_card
@@ -42,12 +44,13 @@ MAX_CURVE_POINTS = 2000
 
 
 @blueprint.record_once
-def _prepare(state: Any) -> None:
+def _prepare(state: BlueprintSetupState) -> None:
+    assert isinstance(state.app, Flask)
     filters.install(state.app)
 
 
 @blueprint.app_context_processor
-def _everywhere() -> dict[str, Any]:
+def _everywhere() -> dict[str, object]:
     """What the frame around every page shows."""
     try:
         return {"me": caller(), "inference": hub().inference_url}
@@ -105,7 +108,7 @@ def adapter(namespace: str, name: str, revision: str = "main") -> str:
     )
 
 
-def _tab(tab: str, repo: Repo, found: Revision, inspection: Inspection | None) -> dict[str, Any]:
+def _tab(tab: str, repo: Repo, found: Revision, inspection: Inspection | None) -> dict[str, object]:
     """What only the chosen tab needs."""
     match tab:
         case "files":
@@ -143,7 +146,7 @@ def _present_data() -> dict[str, str]:
     return {task.slug: task.data_hash for task in registry().tasks()}
 
 
-def _curve(inspection: Inspection | None) -> Any:
+def _curve(inspection: Inspection | None) -> Markup:
     """The training loss that graft.json keeps as `history`: [{"step", "loss", ...}]."""
     rows = inspection.provenance.get("history") if inspection else None
     rows = rows if isinstance(rows, list) else []
@@ -218,7 +221,7 @@ def task(slug: str) -> str:
     )
 
 
-def _scatter(found: leaderboard.Task, standings: Sequence[leaderboard.Standing]) -> Any:
+def _scatter(found: leaderboard.Task, standings: Sequence[leaderboard.Standing]) -> Markup:
     points = [
         svg_charts.Point(
             x=float(row.parameters),
@@ -279,7 +282,7 @@ def _facts(revisions: Sequence[Revision]) -> list[tuple[str, list[str]]]:
     return [(name, [show(revision) for revision in revisions]) for name, show in shown.items()]
 
 
-def _differing(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def _differing(configs: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:
     """The config keys whose values are not all equal."""
     keys = sorted({key for config in configs for key in config})
     rows = [(key, [json.dumps(config.get(key), sort_keys=True) for config in configs]) for key in keys]

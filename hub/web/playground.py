@@ -3,8 +3,8 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from http.client import HTTPResponse
 
 from flask import Blueprint, render_template, request, stream_with_context
 from werkzeug.wrappers import Response
@@ -65,7 +65,7 @@ def stream() -> Response:
     return Response(stream_with_context(events()), mimetype="text/event-stream")
 
 
-def _asked(model: str, given: Any, *, stream: bool) -> dict[str, Any]:
+def _asked(model: str, given: Mapping[str, object], *, stream: bool) -> dict[str, object]:
     """The completion request. Raises GraftError for a prompt or a length out of bounds."""
     caller().require("read")
     prompt, tokens = str(given.get("prompt", "")), str(given.get("max_tokens") or "48")
@@ -76,7 +76,7 @@ def _asked(model: str, given: Any, *, stream: bool) -> dict[str, Any]:
     return {"model": model, "prompt": prompt, "max_tokens": int(tokens), "temperature": 0, "stream": stream}
 
 
-def _open(wanted: dict[str, Any]) -> Any:
+def _open(wanted: dict[str, object]) -> HTTPResponse:
     """Raises GraftError with the inference server's own message, or saying that there is none."""
     url = hub().inference_url
     if url is None:
@@ -91,7 +91,7 @@ def _open(wanted: dict[str, Any]) -> Any:
         raise GraftError(f"No inference server answers at {url} ({error}): is `graft serve` running?") from None
 
 
-def _answer(wanted: dict[str, Any]) -> str:
+def _answer(wanted: dict[str, object]) -> str:
     try:
         with _open(wanted) as reply:
             return json.load(reply)["choices"][0]["text"]

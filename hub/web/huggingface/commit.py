@@ -9,7 +9,7 @@ import base64
 import binascii
 import io
 from collections.abc import Iterator
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from flask import Blueprint, Response, jsonify, request
 
@@ -68,7 +68,7 @@ def preupload(namespace: str, name: str, revision: str) -> Response:
     return response
 
 
-def _offered(file: Any) -> tuple[str, int, bytes]:
+def _offered(file: object) -> tuple[str, int, bytes]:
     """Path, size and first bytes."""
     if not isinstance(file, dict):
         raise GraftError("Each of 'files' must be an object with path, size and sample.")
@@ -76,10 +76,10 @@ def _offered(file: Any) -> tuple[str, int, bytes]:
     return path, count_field(file, "size"), _decoded(path, text_field(file, "sample", ""))
 
 
-def _preuploaded(file: tuple[str, int, bytes], ignored: bool, known: dict[str, str]) -> dict[str, Any]:
+def _preuploaded(file: tuple[str, int, bytes], ignored: bool, known: dict[str, str]) -> dict[str, object]:
     path, size, _ = file
     mode = "lfs" if wanted(size) else "regular"
-    found: dict[str, Any] = {"path": path, "uploadMode": mode, "shouldIgnore": ignored}
+    found: dict[str, object] = {"path": path, "uploadMode": mode, "shouldIgnore": ignored}
     return found | ({"oid": known[path]} if path in known else {})
 
 
@@ -112,9 +112,11 @@ def commit(namespace: str, name: str, revision: str) -> Response:
     return jsonify({"success": True, "commitOid": revision_made.id, "commitUrl": url, "hookOutput": ""})
 
 
-def _read_commit(lines: Iterator[tuple[str, dict[str, Any], IO[bytes] | None]]) -> tuple[dict[str, Any], list[Change]]:
+def _read_commit(
+    lines: Iterator[tuple[str, dict[str, object], IO[bytes] | None]],
+) -> tuple[dict[str, object], list[Change]]:
     """The header and the changes of a commit, files stored on the way. Raises GraftError for an unknown key."""
-    header: dict[str, Any] = {}
+    header: dict[str, object] = {}
     changes: list[Change] = []
     for key, value, content in lines:
         match key:
@@ -133,7 +135,7 @@ def _read_commit(lines: Iterator[tuple[str, dict[str, Any], IO[bytes] | None]]) 
     return header, changes
 
 
-def _file(value: dict[str, Any], content: IO[bytes] | None) -> Put:
+def _file(value: dict[str, object], content: IO[bytes] | None) -> Put:
     """`content`: where the value's own is only the sign that it was moved there."""
     path, text = text_field(value, "path"), text_field(value, "content", "").encode()
     if text_field(value, "encoding", "utf-8") == "base64":
@@ -154,7 +156,7 @@ def _decoded(path: str, content: str) -> bytes:
         raise ArtifactError(f"{path}: the content is not base64.") from None
 
 
-def _lfs_file(value: dict[str, Any]) -> Put:
+def _lfs_file(value: dict[str, object]) -> Put:
     """A file whose bytes came before, by LFS, or were in the repo all along."""
     path, oid = text_field(value, "path"), text_field(value, "oid")
     check_path(path)

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 import pybase64
 
@@ -21,7 +21,7 @@ MAX_LINES = 5000
 CONTENT = re.compile(rb'"content"\s*:\s*"')
 
 
-def lines(stream: BinaryIO, limit: int, folder: Path) -> Iterator[tuple[str, dict[str, Any], IO[bytes] | None]]:
+def lines(stream: BinaryIO, limit: int, folder: Path) -> Iterator[tuple[str, dict[str, object], IO[bytes] | None]]:
     """(key, value, content) of each line; `content` None where it stands in the value, else a file of base64.
 
     A content may have `limit` characters; temporary files lie in `folder`, each until the next line is asked for.
@@ -57,7 +57,7 @@ def _without_content(head: bytes, stream: BinaryIO, content: IO[bytes], limit: i
     return head[: found.end()] + (rest if rest.endswith(b"\n") else rest + stream.readline(HEAD_BYTES))
 
 
-def _parsed(line: bytes, number: int) -> tuple[str, dict[str, Any]]:
+def _parsed(line: bytes, number: int) -> tuple[str, dict[str, object]]:
     try:
         found = json.loads(line)
         key, value = found["key"], found["value"]

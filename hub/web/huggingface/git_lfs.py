@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, request
@@ -43,22 +43,21 @@ def wanted(size: int) -> bool:
 def batch(namespace: str, name: str) -> Response:
     writable(namespace, name)
     found = body()
-    if found.get("operation") != "upload" or not isinstance(found.get("objects"), list):
+    listed = found.get("objects")
+    if found.get("operation") != "upload" or not isinstance(listed, list):
         raise GraftError("Only LFS uploads are served here: downloads go through /resolve.")
     offered = found.get("transfers")
     parts = isinstance(offered, list) and "multipart" in offered
-    objects = [
-        _object(item, f"{endpoint()}/{namespace}/{name}.git/info/lfs/verify", parts) for item in found["objects"]
-    ]
+    objects = [_object(item, f"{endpoint()}/{namespace}/{name}.git/info/lfs/verify", parts) for item in listed]
     return jsonify({"transfer": "multipart" if parts else "basic", "objects": objects})
 
 
-def _object(item: Any, verify: str, parts: bool) -> dict[str, Any]:
+def _object(item: object, verify: str, parts: bool) -> dict[str, object]:
     if not isinstance(item, dict):
         raise GraftError("Each of 'objects' must be an object with oid and size.")
     oid, size = text_field(item, "oid"), count_field(item, "size")
     registry().blobs.path(oid)  # refuses what is no sha256
-    answer: dict[str, Any] = {"oid": oid, "size": size}
+    answer: dict[str, object] = {"oid": oid, "size": size}
     if size > (most := registry().max_weights_bytes):
         return answer | {"error": {"code": 413, "message": f"At most {most:,} bytes a file."}}
     if uploaded(oid):
@@ -73,11 +72,11 @@ def _object(item: Any, verify: str, parts: bool) -> dict[str, Any]:
     return answer | {"authenticated": True, "actions": {"upload": upload, "verify": {"href": verify}}}
 
 
-def _whole(permission: dict[str, str]) -> dict[str, Any]:
+def _whole(permission: dict[str, str]) -> dict[str, object]:
     return {"href": _link("upload", permission), "header": {}}
 
 
-def _in_parts(permission: dict[str, str], size: int) -> dict[str, Any]:
+def _in_parts(permission: dict[str, str], size: int) -> dict[str, object]:
     """A link a part by its number, from 1 on, and one to say that all have come."""
     count = -(-size // PART_BYTES)
     numbers = [f"{number:05d}" for number in range(1, count + 1)]

@@ -38,15 +38,15 @@ def _info(
     repo: Repo,
     revision: Revision | None,
     *,
-    card: Mapping[str, Any],
+    card: Mapping[str, object],
     files: Sequence[File],
     labels: Sequence[str],
     score: float | None,
     sizes: bool,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """`graft` adds what only we know, the digest above all."""
     base = revision.base_id if revision else None
-    info: dict[str, Any] = {
+    info: dict[str, object] = {
         "_id": str(repo.id),
         "id": repo.name,
         "modelId": repo.name,
@@ -71,7 +71,7 @@ def _info(
     return info | {"siblings": [_sibling(file, sizes) for file in files]}
 
 
-def listed(registry: Registry, entries: Sequence[SearchHit], full: bool) -> list[dict[str, Any]]:
+def listed(registry: Registry, entries: Sequence[SearchHit], full: bool) -> list[dict[str, object]]:
     """Repos as `list_models` parses them; `full` as `model_info` does."""
     db = registry.db
     repos = queries.repos_named(db, [entry.name for entry in entries])
@@ -83,7 +83,7 @@ def listed(registry: Registry, entries: Sequence[SearchHit], full: bool) -> list
     return [_listed(repo, entry, labels.get(repo.id, [])) for repo, entry in there]
 
 
-def _listed(repo: Repo, entry: SearchHit, labels: Sequence[str]) -> dict[str, Any]:
+def _listed(repo: Repo, entry: SearchHit, labels: Sequence[str]) -> dict[str, object]:
     return {
         "_id": str(repo.id),
         "id": entry.name,
@@ -108,21 +108,21 @@ def _is_weights(file: File) -> bool:
     return file.path.endswith(".safetensors")
 
 
-def _lfs(file: File) -> dict[str, Any]:
+def _lfs(file: File) -> dict[str, object]:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
     return {"oid": file.sha256, "sha256": file.sha256, "size": file.size, "pointerSize": len(pointer)}
 
 
-def _sibling(file: File, sizes: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"rfilename": file.path}
+def _sibling(file: File, sizes: bool) -> dict[str, object]:
+    entry: dict[str, object] = {"rfilename": file.path}
     if sizes:
         entry |= {"size": file.size, "blobId": file.git_oid}
         entry |= {"lfs": _lfs(file)} if _is_weights(file) else {}
     return entry
 
 
-def tree_entry(registry: Registry, file: File, expand: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": file.path, "size": file.size, "oid": file.git_oid}
+def tree_entry(registry: Registry, file: File, expand: bool) -> dict[str, object]:
+    entry: dict[str, object] = {"type": "file", "path": file.path, "size": file.size, "oid": file.git_oid}
     entry |= {"lfs": _lfs(file)} if _is_weights(file) else {}
     if expand:
         commit = registry.revision(file.changed_in)

@@ -3,7 +3,6 @@
 One view an endpoint; json_answers.py has the words. Uploads: uploads.py.
 """
 
-from typing import Any
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, request, send_file
@@ -60,7 +59,7 @@ def writable(namespace: str, name: str) -> Repo:
     return repo
 
 
-def body() -> dict[str, Any]:
+def body() -> dict[str, object]:
     """The request's JSON object. Raises GraftError for anything else."""
     try:
         found = strict_json(request.get_data(as_text=True))
@@ -71,12 +70,12 @@ def body() -> dict[str, Any]:
     return found
 
 
-def body_if_any() -> dict[str, Any]:
+def body_if_any() -> dict[str, object]:
     """As `body`, for a request that may come without one."""
     return body() if request.get_data() else {}
 
 
-def text_field(found: dict[str, Any], key: str, default: str | None = None) -> str:
+def text_field(found: dict[str, object], key: str, default: str | None = None) -> str:
     """A string of a JSON body. Raises GraftError when it is missing or of another kind."""
     value = found.get(key, default)
     if not isinstance(value, str):
@@ -84,7 +83,7 @@ def text_field(found: dict[str, Any], key: str, default: str | None = None) -> s
     return value
 
 
-def count_field(found: dict[str, Any], key: str) -> int:
+def count_field(found: dict[str, object], key: str) -> int:
     """A whole number of a JSON body, 0 or more. Raises GraftError when it is missing or of another kind."""
     value = found.get(key)
     if type(value) is not int or value < 0:
@@ -177,7 +176,7 @@ def settings(namespace: str, name: str) -> Response:
     return jsonify({"private": registry().repo(repo.name).private})
 
 
-def _full_name(found: dict[str, Any]) -> str:
+def _full_name(found: dict[str, object]) -> str:
     """'ns/name' of a body that gives `name` and, apart or within it, the `organization`."""
     name, organization = text_field(found, "name"), found.get("organization")
     return name if "/" in name else f"{organization or caller().name}/{name}"
