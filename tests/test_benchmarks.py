@@ -222,3 +222,22 @@ def test_what_a_neighbour_costs_is_a_share_of_the_speed_alone():
     reached = [line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| train: speed")]
     assert reached == ["bar", "bar", "no"]
     assert report.missed(samples, neighbour.RATIOS, "runs_per_s") == ["train: speed beside two, of that alone"]
+
+
+def test_a_change_is_noticed_for_the_reason_that_fits():
+    from benchmarks.tables.proof import unnoticed
+
+    def row(mutation, outcome, why="", noises=30.0):
+        return {"mutation": mutation, "outcome": outcome, "why": why, "noises": noises}
+
+    own, base = "its weights or config changed", "the bare base answers otherwise"
+    assert (
+        unnoticed([row("none", "proven"), row("a no-op", "refused", own), row("a no-op", "proven", noises=19.0)]) == []
+    )
+    assert unnoticed([row("two tokens of the tokenizer swapped", "refused", "tokenizer makes other ids", None)]) == []
+    for bad in (
+        row("a no-op", "proven"),
+        row("a no-op", "refused", base),
+        row("another base of that shape", "refused", own),
+    ):
+        assert unnoticed([bad]) == [bad]

@@ -31,6 +31,12 @@ from graft.hub.machine.openmp_wait import wait_briefly
 NOTICED = 20  # multiples of the noise from which on every change must be noticed
 STEPS, SHORT_STEPS, EXAMPLES = 20, 10, 4
 COLD = 20  # adapters that come in together
+FITTING = {  # change -> what a refusal has to be put down to; the adapter for all others
+    "the base trained on for one step": "base",
+    "another base of that shape": "base",
+    "two embedding rows of the base swapped": "base",
+    "two tokens of the tokenizer swapped": "tokenizer",
+}
 RUNNERS, THREADS, CPUS = ("eager", "fast"), (1, 2), ("avx2", "default")
 KINDS = {
     "lora": ("lora", ""),
@@ -256,10 +262,18 @@ def false_refusals(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def unnoticed(changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Changes of a size that must be noticed, and were taken for proven."""
-    return [
-        row for row in changes if row["mutation"] != "none" and row["outcome"] == "proven" and row["noises"] >= NOTICED
-    ]
+    """Changes of a size that must be noticed, and were taken for proven, or for something else."""
+    changed = [row for row in changes if row["mutation"] != "none"]
+    return [row for row in changed if (row["noises"] or NOTICED) >= NOTICED and reason(row) != fitting(row)]
+
+
+def fitting(row: dict[str, Any]) -> str:
+    return FITTING.get(row["mutation"], "adapter")
+
+
+def reason(row: dict[str, Any]) -> str:
+    """What a refusal is put down to; another outcome as it is."""
+    return next((word for words, word in _REASONS.items() if words in row["why"]), row["outcome"])
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -281,7 +295,7 @@ def markdown(result: dict[str, Any]) -> str:
         "Cells: what was made of it, and its size in multiples of the noise.",
         "",
         *(part for base in dict.fromkeys(row["base"] for row in changes) for part in changes_tables(base, changes)),
-        f"**Unnoticed from {NOTICED} times the noise on: {len(unnoticed(changes))}.**",
+        f"**Unnoticed from {NOTICED} times the noise on, or put down to something else: {len(unnoticed(changes))}.**",
         "",
     ]
     return "\n".join(parts)
@@ -334,9 +348,8 @@ def changes_tables(base: str, changes: list[dict[str, Any]]) -> Iterator[str]:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
-    reason = next((word for words, word in _REASONS.items() if words in row["why"]), row["outcome"])
     size = "" if row["noises"] is None else f" {row['noises']:.2g}"
-    return f"{reason}{size}"
+    return f"{reason(row)}{size}"
 
 
 _REASONS = {  # what a refusal says -> in a cell
