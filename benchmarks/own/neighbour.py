@@ -109,7 +109,7 @@ def serving(base: Base, folder: str, runner: str) -> Iterator[Run]:
 
 @contextmanager
 def serving_engine(base: Base, folder: str, runner: str) -> Iterator[tuple[Engine, list[str]]]:
-    import adapters  # torch, which graft's own imports must come before: they say how threads wait
+    from benchmarks.lib import adapters  # torch, which graft's own imports must come before: they say how threads wait
 
     made = {f"lora-{number}": path for number, path in enumerate(adapters.make(["lora-r16"], 2, Path(folder), CACHE))}
     with Engine(base, made, options=Options(runner=runner)) as engine:
