@@ -113,3 +113,21 @@ MOST_UNTYPED = {
 def test_what_is_untyped_only_falls(room):
     text = "\n".join(path.read_text() for path in modules(room))
     assert {name: len(re.findall(pattern, text)) for name, pattern in UNTYPED.items()} == MOST_UNTYPED[room]
+
+
+def test_what_is_called_torch_free_is():
+    named = [
+        "graft." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for room in ROOMS
+        for path in modules(room)
+        if "torch-free" in (ast.get_docstring(ast.parse(path.read_text())) or "").lower()
+    ]
+    code = f"""
+import importlib, sys
+for name in {named!r}:
+    importlib.import_module(name)
+    if 'torch' in sys.modules:
+        sys.exit(f'{{name}} imports torch')
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert len(named) > 15 and done.returncode == 0, done.stderr

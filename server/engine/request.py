@@ -1,6 +1,6 @@
 """What a caller asks of the engine, and what it gets back: a request, its stream of events, its result.
 
-Knows neither HTTP nor torch. A `Stream` is the only thing that two threads share: the engine puts events in, the
+Knows nothing of HTTP. A `Stream` is the only thing that two threads share: the engine puts events in, the
 caller takes them out.
 """
 

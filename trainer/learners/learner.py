@@ -1,6 +1,6 @@
 """What learns in a run: weights, optimiser, schedule, order of data, progress. Everything of one, shared with none.
 
-A `Trainee` (an adapter) and a `Baseline` (the base's own weights) are the two kinds. Knows nothing of forwards.
+An `AdapterLearner` and a `Baseline` (the base's own weights) are the two kinds. Knows nothing of forwards.
 """
 
 import math

@@ -4,7 +4,7 @@ A layout depends on the shapes of adapters, not on who they are: whoever fits in
 the same rows share one shrink; the projections with one input (q, k and v; gate and up) read the same rows unless an
 adapter changes what one of them gets.
 
-Pure apart from one small tensor. Knows places and taps; no kernels, no rows.
+Knows places and taps, and of the kernels only COLUMNS; no rows.
 """
 
 from collections import OrderedDict
