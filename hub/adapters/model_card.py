@@ -33,12 +33,12 @@ def split_card(text: str) -> tuple[dict[str, object], str]:
             "move what is long below it."
         )
     try:
-        found = yaml_core.load(head)
+        front_matter = yaml_core.load(head)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ArtifactError(f"README.md's front matter is not valid YAML: {error}") from None
-    if found is not None and not isinstance(found, dict):
+    if front_matter is not None and not isinstance(front_matter, dict):
         raise ArtifactError("README.md's front matter must be a YAML mapping, such as `license: apache-2.0`.")
-    return found or {}, body.partition("\n")[2]
+    return front_matter or {}, body.partition("\n")[2]
 
 
 def texts(value: object) -> list[str]:
@@ -53,19 +53,19 @@ def _word(item: str | float) -> str:
 
 def task_of(card: Mapping[str, object]) -> str:
     """The slug of the card's tag `task:SLUG`, or 'untasked'."""
-    found = [tag.removeprefix(TASK_PREFIX) for tag in texts(card.get("tags")) if tag.startswith(TASK_PREFIX)]
-    return found[0] if found else UNTASKED
+    tasks = [tag.removeprefix(TASK_PREFIX) for tag in texts(card.get("tags")) if tag.startswith(TASK_PREFIX)]
+    return tasks[0] if tasks else UNTASKED
 
 
 def labels(card: Mapping[str, object], extra: Iterable[str] = ()) -> list[str]:
     """What `list_models(filter=...)` can ask for: the card's tags, and its fields in the Hugging Face spelling."""
-    found = [*texts(card.get("tags")), *extra]
-    found += texts(card.get("library_name")) + texts(card.get("pipeline_tag")) + texts(card.get("language"))
-    found += [f"license:{name}" for name in texts(card.get("license"))]
-    found += [f"dataset:{name}" for name in texts(card.get("datasets"))]
+    all_labels = [*texts(card.get("tags")), *extra]
+    all_labels += texts(card.get("library_name")) + texts(card.get("pipeline_tag")) + texts(card.get("language"))
+    all_labels += [f"license:{name}" for name in texts(card.get("license"))]
+    all_labels += [f"dataset:{name}" for name in texts(card.get("datasets"))]
     for name in texts(card.get("base_model")):
-        found += [f"base_model:{name}", f"base_model:adapter:{name}"]
-    return list(dict.fromkeys(found))
+        all_labels += [f"base_model:{name}", f"base_model:adapter:{name}"]
+    return list(dict.fromkeys(all_labels))
 
 
 def reported_scores(card: Mapping[str, object]) -> list[dict[str, Any]]:

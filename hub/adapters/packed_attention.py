@@ -74,16 +74,16 @@ class PackedAttention:
 
     def _rows_before(self, which: str, layer: int, packed: Tensor) -> Tensor:
         """[B, kv_heads, before, D], each sequence's next to its text; packed [T, kv_heads, D] of this layer."""
-        found: Tensor | None = None
+        rows: Tensor | None = None
         if self._prefixes is not None:
-            found = self._prefixes.rows(which, layer, packed.dtype)
-            found = F.pad(found, (0, 0, self._before - found.shape[2], 0))
+            rows = self._prefixes.rows(which, layer, packed.dtype)
+            rows = F.pad(rows, (0, 0, self._before - rows.shape[2], 0))
         if self._leaders is not None:
             led = self._leaders.rows(packed)
             led = F.pad(led, (0, 0, self._before - led.shape[2], 0))
-            found = led if found is None else torch.where(self._leaders.led, led, found)
-        assert found is not None  # asked only where something goes before
-        return found
+            rows = led if rows is None else torch.where(self._leaders.led, led, rows)
+        assert rows is not None  # asked only where something goes before
+        return rows
 
     def _padded(self, x: Tensor) -> Tensor:
         shape = (len(self._lengths), self._longest, *x.shape[1:])
@@ -168,8 +168,8 @@ class _Leaders:
 
     def rows(self, packed: Tensor) -> Tensor:
         """packed [T, kv_heads, D] -> [B, kv_heads, longest, D]"""
-        found = packed.index_select(0, self._index)
-        return found.view(-1, self.longest, *packed.shape[1:]).transpose(1, 2)
+        rows = packed.index_select(0, self._index)
+        return rows.view(-1, self.longest, *packed.shape[1:]).transpose(1, 2)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

@@ -70,21 +70,21 @@ def parse(folder: Path) -> Parsed:
     raw = read_json(folder / CONFIG)
     method = recognise(raw)
     weights = find_weights(folder)
-    found, _ = read_header(weights)
-    if not found:
+    header, _ = read_header(weights)
+    if not header:
         raise ArtifactError(f"{weights.name} holds no tensor at all: the adapter was saved empty.")
-    if empty := [name for name, entry in found.items() if not entry.numel]:
+    if empty := [name for name, entry in header.items() if not entry.numel]:
         raise ArtifactError(
-            f"{weights.name} holds {_listed(empty)} without a single number (shape {list(found[empty[0]].shape)}): it was "
-            f"saved while its parameters were spread over processes (DeepSpeed's ZeRO-3, FSDP). Save it again with them "
-            f"gathered, such as by stage3_gather_16bit_weights_on_model_save."
+            f"{weights.name} holds {_listed(empty)} without a single number (shape {list(header[empty[0]].shape)}): it "
+            f"was saved while its parameters were spread over processes (DeepSpeed's ZeRO-3, FSDP). Save it again with "
+            f"them gathered, such as by stage3_gather_16bit_weights_on_model_save."
         )
-    require_finite(weights, found)
-    copies = {module: (name, found[name]) for name in found if (module := method.base_copy(name))}
-    file_names = {method.canonical(raw, name): name for name in found if not method.base_copy(name)}
-    if len(file_names) + len(copies) != len(found):
+    require_finite(weights, header)
+    copies = {module: (name, header[name]) for name in header if (module := method.base_copy(name))}
+    file_names = {method.canonical(raw, name): name for name in header if not method.base_copy(name)}
+    if len(file_names) + len(copies) != len(header):
         raise ArtifactError(f"{weights.name} holds two tensors that mean the same parameter.")
-    entries = {canonical: found[name] for canonical, name in file_names.items()}
+    entries = {canonical: header[name] for canonical, name in file_names.items()}
     config = _read_config(method, raw, {name: entry.shape for name, entry in entries.items()})
     _require_effect(method, config, weights, entries)
     provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
@@ -170,7 +170,7 @@ def _held_instead(parsed: Parsed, needed: Collection[str], foreign: Collection[s
     """What a file holds that lacks some tensors: other names, of which people know what their trainer called things."""
     if others := sorted([*foreign, *(own for name, own in parsed.file_names.items() if name not in needed)]):
         return f"It holds {_listed(others)} instead, which nothing uses: were they trained on another class of model?"
-    layers = sorted({int(found[1]) for name in parsed.entries if (found := _LAYER_NUMBER.search(name))})
+    layers = sorted({int(match[1]) for name in parsed.entries if (match := _LAYER_NUMBER.search(name))})
     held = f"layers {', '.join(map(str, layers))}" if layers else "some"
     return (
         f"It holds {len(parsed.entries)} of {len(needed)} tensors, of {held} only: if it was trained on these, its config "
@@ -180,11 +180,11 @@ def _held_instead(parsed: Parsed, needed: Collection[str], foreign: Collection[s
 
 def _weight_shape(spec: BaseSpec, module: str) -> tuple[int, int] | None:
     """The shape of a weight that a peer may have saved beside the adapter: a linear's or the embedding's."""
-    found = spec.modules.get(module)
-    if found is None or found.kind == "norm":
+    module_spec = spec.modules.get(module)
+    if module_spec is None or module_spec.kind == "norm":
         return None
-    sizes = (found.out_features, found.in_features)
-    return sizes if found.kind == "linear" else sizes[::-1]
+    sizes = (module_spec.out_features, module_spec.in_features)
+    return sizes if module_spec.kind == "linear" else sizes[::-1]
 
 
 def _in_file(parsed: Parsed) -> list[tuple[str, TensorEntry]]:
@@ -265,8 +265,8 @@ def base_name(raw: Mapping[str, object]) -> str | None:
 
 def fingerprint_of(provenance: Mapping[str, object]) -> str | None:
     base = provenance.get("base")
-    found = base.get("fingerprint") if isinstance(base, dict) else None
-    return found if isinstance(found, str) else None
+    fingerprint = base.get("fingerprint") if isinstance(base, dict) else None
+    return fingerprint if isinstance(fingerprint, str) else None
 
 
 def _read_config(method: Method, raw: dict[str, object], shapes: Mapping[str, tuple[int, ...]]) -> MethodConfig:
@@ -283,8 +283,10 @@ def _read_config(method: Method, raw: dict[str, object], shapes: Mapping[str, tu
 def _require_effect(method: Method, config: MethodConfig, weights: Path, entries: Mapping[str, TensorEntry]) -> None:
     """Refuse an adapter whose every effective tensor is neutral, as far as the tensors alone can tell."""
     neutral = method.neutral(config)
-    found = [(entry, value) for name, entry in entries.items() for end, value in neutral.items() if name.endswith(end)]
-    if found and all(holds_only(weights, entry, value) for entry, value in found):
+    neutral_entries = [
+        (entry, value) for name, entry in entries.items() for end, value in neutral.items() if name.endswith(end)
+    ]
+    if neutral_entries and all(holds_only(weights, entry, value) for entry, value in neutral_entries):
         raise ArtifactError(
             f"This {method.title} adapter changes nothing: all its {' and '.join(neutral)} tensors are "
             f"{next(iter(neutral.values())):g}. It was saved before training, or its weights were lost on the way."

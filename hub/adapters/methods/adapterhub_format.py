@@ -76,11 +76,11 @@ def read_lora(raw: Raw, shapes: Mapping[str, Shape]) -> tuple[Raw, tuple[str, ..
     for key, value in config.items():
         if key not in _LORA_PLAIN and value not in (None, False):
             raise UnsupportedMethodError(f"This AdapterHub adapter sets {key}={str(value)[:80]}, which is not served.")
-    found = [match for name in shapes if (match := _LAYER.fullmatch(name.removeprefix(PEFT_PREFIX)))]
-    parts = {match["part"].removesuffix(".ia3_l").partition(".lora_")[0] for match in found}
+    matches = [match for name in shapes if (match := _LAYER.fullmatch(name.removeprefix(PEFT_PREFIX)))]
+    parts = {match["part"].removesuffix(".ia3_l").partition(".lora_")[0] for match in matches}
     left_out = {
         f"{match['before']}{layer}.{part}"
-        for match in found
+        for match in matches
         for layer in whole_numbers(config, "leave_out")
         for part in parts
     }
@@ -89,8 +89,8 @@ def read_lora(raw: Raw, shapes: Mapping[str, Shape]) -> tuple[Raw, tuple[str, ..
 
 def lora_name(raw: Raw, name: str) -> str:
     """PEFT's name of an AdapterHub LoRA or IA3 tensor; other names as they are."""
-    found = _LORA_KEY.fullmatch(name)
-    if not found or not (is_lora(raw, "add") or is_lora(raw, "scale")) or found["name"] != own_name(raw):
+    match = _LORA_KEY.fullmatch(name)
+    if not match or not (is_lora(raw, "add") or is_lora(raw, "scale")) or match["name"] != own_name(raw):
         return name
-    end = "ia3_l" if is_lora(raw, "scale") else f"lora_{found['part']}.weight"
-    return f"{PEFT_PREFIX}{found['module']}.{end}"
+    end = "ia3_l" if is_lora(raw, "scale") else f"lora_{match['part']}.weight"
+    return f"{PEFT_PREFIX}{match['module']}.{end}"

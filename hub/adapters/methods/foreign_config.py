@@ -75,5 +75,5 @@ def peft_name(name: str) -> str:
 
 def _version(raw: Raw) -> tuple[int, ...]:
     """Of the PEFT that wrote a config, its first two numbers; () where it doesn't say, as before 0.17."""
-    found = re.match(r"(\d{1,9})\.(\d{1,9})", str(raw.get("peft_version") or ""))
-    return tuple(int(number) for number in found.groups()) if found else ()
+    match = re.match(r"(\d{1,9})\.(\d{1,9})", str(raw.get("peft_version") or ""))
+    return tuple(int(number) for number in match.groups()) if match else ()

@@ -149,8 +149,8 @@ class Lora(Method[LoraConfig]):
 
     def base_copy(self, name: str) -> str | None:
         # PEFT adds the embedding's and the output projection's own weights when one of them is a target.
-        found = _FROZEN.fullmatch(peft_name(name))
-        return found["module"] if found else None
+        match = _FROZEN.fullmatch(peft_name(name))
+        return match["module"] if match else None
 
     def write(self, config: LoraConfig, spec: BaseSpec) -> dict[str, object]:
         return {

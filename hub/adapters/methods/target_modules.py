@@ -65,12 +65,12 @@ def spelled_out(targets: Targets, spec: BaseSpec) -> Targets:
 def pattern_values(patterns: Mapping[str, N], names: Iterable[str], default: N) -> dict[str, N]:
     """PEFT's rank_pattern and alpha_pattern: for each name the value of the first key that matches its end."""
     names = list(names)
-    found = dict.fromkeys(names, default)
+    values = dict.fromkeys(names, default)
     deadline = time.monotonic() + _SECONDS
     for key, value in reversed(list(patterns.items())):
         for name in full_matches(rf"(.*\.)?({key})", names, deadline):
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 def full_matches(pattern: str, names: Iterable[str], deadline: float | None = None) -> set[str]:
