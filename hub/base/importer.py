@@ -65,11 +65,13 @@ def _locate(source: Path, gguf_file: str | None) -> tuple[Path, str | None]:
             raise BaseModelError(f"There is no file {source}.")
         return source.parent, source.name
     if source.is_dir() and gguf_file is None:
-        found = sorted(path.name for path in source.glob("*.gguf"))
-        if len(found) > 1:
-            raise BaseModelError(f"{source} holds several GGUF files; name one with --gguf-file: {', '.join(found)}.")
-        if found and not (source / "config.json").exists():
-            return source, found[0]
+        gguf_names = sorted(path.name for path in source.glob("*.gguf"))
+        if len(gguf_names) > 1:
+            raise BaseModelError(
+                f"{source} holds several GGUF files; name one with --gguf-file: {', '.join(gguf_names)}."
+            )
+        if gguf_names and not (source / "config.json").exists():
+            return source, gguf_names[0]
     if gguf_file is not None and source.is_dir() and not (source / gguf_file).is_file():
         raise BaseModelError(f"{source} holds no file {gguf_file}.")
     return source, gguf_file

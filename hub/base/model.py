@@ -78,19 +78,19 @@ class Base:
 
         Raises BaseModelError for a quantised one, which has no such numbers any more.
         """
-        found = self.model.get_submodule(module)
-        weight = found.weight
+        submodule = self.model.get_submodule(module)
+        weight = submodule.weight
         assert isinstance(weight, Tensor)
         if self.quantized and not weight.is_floating_point():
             raise BaseModelError(
                 f"This needs the weights of {module}, which a quantised base has no more: load it whole."
             )
-        return weight.T if isinstance(found, Conv1D) else weight
+        return weight.T if isinstance(submodule, Conv1D) else weight
 
     def bias(self, module: str) -> Tensor | None:
         """The bias [out] of a linear or norm, None where the base has none."""
-        found = self.model.get_submodule(module)
-        return dict(found.named_parameters(recurse=False)).get("bias")
+        submodule = self.model.get_submodule(module)
+        return dict(submodule.named_parameters(recurse=False)).get("bias")
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [T] -> rows [T, H] (narrower on OPT-350m), the family's embedding scale applied."""
@@ -242,7 +242,7 @@ def with_id(spec: BaseSpec, id: str) -> BaseSpec:
 
 
 def _modules(model: nn.Module) -> dict[str, ModuleSpec]:
-    found = {}
+    specs = {}
     for name, module in model.named_modules():
         names = dict(module.named_parameters(recurse=False))
         if "weight" not in names:
@@ -250,14 +250,14 @@ def _modules(model: nn.Module) -> dict[str, ModuleSpec]:
         shape = tuple(names["weight"].shape)
         bias = "bias" in names
         if isinstance(module, nn.Embedding):
-            found[name] = ModuleSpec("embedding", shape[0], shape[1], bias)
+            specs[name] = ModuleSpec("embedding", shape[0], shape[1], bias)
         elif isinstance(module, Conv1D):
-            found[name] = ModuleSpec("linear", shape[0], shape[1], bias)
+            specs[name] = ModuleSpec("linear", shape[0], shape[1], bias)
         elif isinstance(module, nn.Linear):
-            found[name] = ModuleSpec("linear", shape[1], shape[0], bias)
+            specs[name] = ModuleSpec("linear", shape[1], shape[0], bias)
         elif len(shape) == 1:
-            found[name] = ModuleSpec("norm", shape[0], shape[0], bias)
-    return found
+            specs[name] = ModuleSpec("norm", shape[0], shape[0], bias)
+    return specs
 
 
 def _require_parts(spec: BaseSpec, parts: Parts) -> None:

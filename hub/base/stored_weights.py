@@ -147,11 +147,11 @@ def stored_weights(base: Base) -> StoredWeights:
     files = tuple(_files(base.source))
     if files:
         try:
-            found = _mapped(files, names, base.model.base_model_prefix)
+            tensors = _mapped(files, names, base.model.base_model_prefix)
         except (OSError, SafetensorError):
-            found = None
-        if found is not None:
-            return StoredWeights(found, files)
+            tensors = None
+        if tensors is not None:
+            return StoredWeights(tensors, files)
     live = dict(base.model.named_parameters())
     return StoredWeights({name: tensor.detach().cpu() for name, tensor in live.items()}, ())
 
@@ -221,15 +221,15 @@ def _mapped(files: tuple[Path, ...], names: Mapping[str, tuple[int, ...]], prefi
     for path in files:
         with safe_open(path, framework="pt") as file:
             own |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    found = {}
+    tensors = {}
     for name, shape in names.items():
         # files without the model's prefix, or with it though the model has none
         spellings = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}", _IN_FILES.get(name, name))
         tensor = next((own[spelling] for spelling in spellings if spelling in own), None)
         if tensor is None or (shape and tuple(tensor.shape) != shape):
             return None
-        found[name] = tensor
-    return found
+        tensors[name] = tensor
+    return tensors
 
 
 def _content(tensors: Mapping[str, Tensor]) -> str:

@@ -94,12 +94,12 @@ def _array(data: bytes, source: str) -> list[object] | None:
     if not data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return None
     try:
-        found = json.loads(data.decode("utf-8-sig"))
+        document = json.loads(data.decode("utf-8-sig"))
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise DataError(
             f"{source} begins as a JSON array and is none ({error}). Write one array of objects, or one object a line."
         ) from None
-    return found if isinstance(found, list) else None
+    return document if isinstance(document, list) else None
 
 
 def _parse_csv(data: bytes, source: str) -> list[Example]:
@@ -220,8 +220,8 @@ def _completion(row: dict[str, object], where: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(row["prompt"], str):
-        found = "messages" if isinstance(value, list) else _shown(value)
-        raise DataError(f"{where}: the prompt is text, so the completion must be text too, not {found}.")
+        kind = "messages" if isinstance(value, list) else _shown(value)
+        raise DataError(f"{where}: the prompt is text, so the completion must be text too, not {kind}.")
     return _answer(_messages(value, where, "completion"), where, "completion")
 
 

@@ -105,17 +105,17 @@ def spaces_at_the_join(examples: Sequence[Example]) -> str | None:
     Tokenizers put a space into the word after it, so such an answer is judged as it is seldom written. It is not moved on
     its own: a prompt is served as it is sent.
     """
-    found = [
+    spaced_examples = [
         example
         for example in examples
         if isinstance(example.prompt, str)
         and example.prompt.endswith(" ")
         and not any(text[:1].isspace() for text in (example.completion, *example.labels))
     ]
-    if not found:
+    if not spaced_examples:
         return None
     return (
-        f"{len(found)} of {len(examples)} prompts end in a space, which stays a token of its own; read as one text (as "
-        f"lm-eval scores it), it would be part of the answer's first word. Take it off the prompts, and put it before "
-        f"completions and labels, in training and in use alike."
+        f"{len(spaced_examples)} of {len(examples)} prompts end in a space, which stays a token of its own; read as "
+        f"one text (as lm-eval scores it), it would be part of the answer's first word. Take it off the prompts, and put "
+        f"it before completions and labels, in training and in use alike."
     )

@@ -48,20 +48,20 @@ def fetched(package: Package) -> Path | None:
 
 def fetch(package: Package, progress: Progress = lambda size: None) -> Path:
     """The package's archive, downloaded if it is not here. Raises GraftError when it can't be had."""
-    if found := fetched(package):
-        return found
+    if archive := fetched(package):
+        return archive
     folder = packages_folder()
     folder.mkdir(parents=True, exist_ok=True)
     incoming = Path(tempfile.mkdtemp(prefix="incoming-", dir=folder))
     try:
         reason = _download(package, incoming, progress)
-        found = next(iter(sorted(incoming.glob(package.pattern))), None)
-        if reason or found is None:
+        archive = next(iter(sorted(incoming.glob(package.pattern))), None)
+        if reason or archive is None:
             raise GraftError(
                 f"Can't download {package.name} {package.version}: {reason or 'no file came'}. Check the connection to "
                 f"the Python package registry that pip uses, and run it again; what is there is kept."
             )
-        return found.rename(folder / found.name)
+        return archive.rename(folder / archive.name)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
 
