@@ -67,8 +67,8 @@ def find_base(db: Database, *, fingerprint: str | None = None, id: str | None = 
 
 def claimed_id(card: dict[str, object]) -> str | None:
     """The hub id that a model card gives as its base, where it gives just one."""
-    found = [name for name in texts(card.get("base_model")) if HUB_ID.fullmatch(name) and "/" in name]
-    return found[0] if len(found) == 1 and not Path(found[0]).is_dir() else None
+    ids = [name for name in texts(card.get("base_model")) if HUB_ID.fullmatch(name) and "/" in name]
+    return ids[0] if len(ids) == 1 and not Path(ids[0]).is_dir() else None
 
 
 def public_base_id(declared: Declared, lookup: Callable[[str], str | None], claimed: str | None = None) -> str:

@@ -67,7 +67,7 @@ def error_of(status: int, code: str | None, body: bytes) -> GraftError:
 
 def revision_of(info: ModelInfo) -> Revision:
     """A commit as its hub describes it; only graft's own hub tells the digest and its kin."""
-    found = vars(info).get("graft") or {}
+    facts = vars(info).get("graft") or {}
     if info.sha is None:
         raise RevisionNotFoundError(f"{info.id} has no commit yet: publish something first.")
     return Revision(
@@ -78,25 +78,25 @@ def revision_of(info: ModelInfo) -> Revision:
         title="",
         message="",
         created_at=info.last_modified.isoformat() if info.last_modified else "",
-        **{key: found.get(key) for key in FACTS},
+        **{key: facts.get(key) for key in FACTS},
     )
 
 
 def entry_of(info: ModelInfo) -> SearchHit:
     """A list entry, read from the labels that every hub keeps."""
-    found, labels = vars(info).get("graft") or {}, info.tags or []
+    facts, labels = vars(info).get("graft") or {}, info.tags or []
     return SearchHit(
         name=info.id,
         revision_id=info.sha or "",
-        digest=found.get("digest"),
+        digest=facts.get("digest"),
         private=bool(info.private),
         task=_labelled(labels, TASK_PREFIX) or UNTASKED,
         base=_labelled(labels, BASE_LABEL),
-        method=found.get("method") or "",
+        method=facts.get("method") or "",
         license=_labelled(labels, "license:"),
-        parameters=found.get("parameters"),
-        bytes=found.get("bytes") or 0,
-        score=found.get("score"),
+        parameters=facts.get("parameters"),
+        bytes=facts.get("bytes") or 0,
+        score=facts.get("score"),
         downloads=info.downloads or 0,
         created_at=info.created_at.isoformat() if info.created_at else "",
         updated_at=info.last_modified.isoformat() if info.last_modified else "",
@@ -104,20 +104,20 @@ def entry_of(info: ModelInfo) -> SearchHit:
 
 
 def one_of(kind: Callable[..., T]) -> Callable[[Any], T]:
-    return lambda found: kind(**found)
+    return lambda answer: kind(**answer)
 
 
 def many_of(kind: Callable[..., T], key: str) -> Callable[[Any], list[T]]:
-    return lambda found: [kind(**row) for row in found[key]]
+    return lambda answer: [kind(**row) for row in answer[key]]
 
 
-def require_rows(found: Any) -> None:
+def require_rows(answer: Any) -> None:
     """Raises TypeError for what is no list of anything."""
-    if not isinstance(found, list):
+    if not isinstance(answer, list):
         raise TypeError
 
 
-def ignored(found: Any) -> None:
+def ignored(answer: Any) -> None:
     """What the hub says to a write that is answered by nothing but its success."""
 
 

@@ -199,7 +199,7 @@ class RemoteRegistry:
         labels += [TASK_PREFIX + query.task] if query.task else []
         labels += [BASE_LABEL + query.base] if query.base else []
         with errors_of_client(self.url):
-            found = self.client.list_models(
+            models = self.client.list_models(
                 filter=labels or None,
                 author=query.author or None,
                 search=query.text or None,
@@ -207,7 +207,7 @@ class RemoteRegistry:
                 limit=query.offset + query.limit,
                 full=True,
             )
-            entries = tuple(entry_of(info) for info in found)[query.offset :]
+            entries = tuple(entry_of(info) for info in models)[query.offset :]
         return Page(entries, query.offset + len(entries))
 
     # What only graft's own hub has

@@ -136,7 +136,7 @@ def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes
 def task(db: Database, slug: str) -> Task:
     row = db.execute("SELECT * FROM tasks WHERE slug = ?", [slug]).fetchone()
     if row is None:
-        known = ", ".join(found.slug for found in tasks(db)) or "none yet"
+        known = ", ".join(other.slug for other in tasks(db)) or "none yet"
         raise NotFoundError(f"There is no task {slug!r} (there are: {known}): `graft task add` adds one.")
     return Task(**dict(row))
 
@@ -182,9 +182,9 @@ def record(db: Database, repo_id: int | None, evaluation: Evaluation, user: str)
         audit(db, user, "evaluation", evaluation.repo or evaluation.base_fingerprint or "", evaluation.task)
 
 
-def record_reported(db: Database, repo_id: int, revision_id: str, found: Inspection, user: str) -> None:
+def record_reported(db: Database, repo_id: int, revision_id: str, inspection: Inspection, user: str) -> None:
     """Keep what a card's model-index claims, marked as claimed."""
-    for row in reported_scores(found.card):
+    for row in reported_scores(inspection.card):
         claimed = Evaluation(
             task=row["task"],
             data_hash=row["data_hash"],
@@ -192,8 +192,8 @@ def record_reported(db: Database, repo_id: int, revision_id: str, found: Inspect
             value=row["value"],
             n=0,
             revision=revision_id,
-            digest=found.digest,
-            base_fingerprint=found.base_fingerprint,
+            digest=inspection.digest,
+            base_fingerprint=inspection.base_fingerprint,
             source="self-reported",
             extra={"dataset": row["dataset"]},
         )

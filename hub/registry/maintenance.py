@@ -164,5 +164,5 @@ def stats(registry: Registry) -> dict[str, int]:
         "blob bytes": "SELECT coalesce(sum(size), 0) FROM blobs",
         "bytes if nothing were shared": "SELECT coalesce(sum(size), 0) FROM files JOIN blobs USING (sha256)",
     }
-    found = {name: db.execute(sql).fetchone()[0] for name, sql in counts.items()}
-    return found | {"database bytes": registry.path.stat().st_size}
+    numbers = {name: db.execute(sql).fetchone()[0] for name, sql in counts.items()}
+    return numbers | {"database bytes": registry.path.stat().st_size}

@@ -148,10 +148,10 @@ def files_of(db: Database, revision_ids: Sequence[str]) -> dict[str, list[File]]
         f"{_FILE} WHERE revision_id IN (SELECT value FROM json_each(?)) ORDER BY revision_id, path",
         [json.dumps(revision_ids)],
     )
-    found: dict[str, list[File]] = {}
+    by_revision: dict[str, list[File]] = {}
     for row in rows:
-        found.setdefault(row["revision_id"], []).append(_file(row))
-    return found
+        by_revision.setdefault(row["revision_id"], []).append(_file(row))
+    return by_revision
 
 
 def cards(db: Database, revision_ids: Sequence[str]) -> dict[str, dict[str, object]]:
@@ -175,7 +175,7 @@ def _file(row: sqlite3.Row) -> File:
     return File(**{name: row[name] for name in File.__dataclass_fields__})
 
 
-def found(db: Database, revision_id: str) -> Inspection | None:
+def inspection_of(db: Database, revision_id: str) -> Inspection | None:
     """What was found in the revision's adapter when it was published."""
     row = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
     if row is None:
@@ -189,9 +189,9 @@ def _kept(text: str) -> Any:
     return json.loads(text, parse_constant=lambda _: None)
 
 
-def artifact_row(revision_id: str, found: Inspection) -> dict[str, object]:
-    """The row that `found` reads back."""
-    row = {name: getattr(found, name) for name in Inspection.__dataclass_fields__}
+def artifact_row(revision_id: str, inspection: Inspection) -> dict[str, object]:
+    """The row that `inspection_of` reads back."""
+    row = {name: getattr(inspection, name) for name in Inspection.__dataclass_fields__}
     as_json = {name: json.dumps(row[name], allow_nan=False) for name in _JSON_COLUMNS}
     return {"revision_id": revision_id} | row | as_json
 

@@ -47,10 +47,10 @@ def target(db: Database, repo_id: int, kind: str, name: str) -> str | None:
 
 def branch(db: Database, repo_id: int, name: str) -> str:
     """A branch's head. Raises RevisionNotFoundError."""
-    found = target(db, repo_id, "branch", name)
-    if found is None:
+    revision_id = target(db, repo_id, "branch", name)
+    if revision_id is None:
         raise RevisionNotFoundError(f"There is no branch {name!r}: create it first, or commit to main.")
-    return found
+    return revision_id
 
 
 def find(db: Database, repo_id: int, repo_name: str, ref: str) -> str:

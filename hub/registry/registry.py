@@ -104,14 +104,14 @@ class Registry:
 
     def base(self, id_or_fingerprint: str) -> BaseSpec:
         """Raises NotFoundError where none is recorded, or several bear the id."""
-        found = base_models.find_base(self.db, fingerprint=id_or_fingerprint) or base_models.find_base(
+        spec = base_models.find_base(self.db, fingerprint=id_or_fingerprint) or base_models.find_base(
             self.db, id=id_or_fingerprint
         )
-        if found is None:
+        if spec is None:
             raise NotFoundError(
                 f"No base {id_or_fingerprint!r} is recorded here: `graft base import` gives a base an id."
             )
-        return found
+        return spec
 
     # Repos
 
@@ -265,7 +265,7 @@ class Registry:
 
     def found(self, revision_id: str) -> Inspection | None:
         """What was found in the revision's adapter when it was published."""
-        return queries.found(self.db, revision_id)
+        return queries.inspection_of(self.db, revision_id)
 
     def pull(self, name: str, folder: str | Path, *, caller: Caller = OWNER) -> Revision:
         """Write a revision's files into `folder`, every byte checked against its hash; counts as a download.

@@ -103,25 +103,25 @@ def search(db: Database, query: Query, caller: Caller) -> Page:
 
 def facets(db: Database, query: Query, caller: Caller) -> dict[str, list[tuple[str, int]]]:
     """For each facet its values with counts, the most frequent first, each counted under the *other* chosen facets."""
-    found = {}
+    counts = {}
     for facet in FACETS:
         where, values = _conditions(db, query, caller, without=facet)
         rows = db.execute(
             f"SELECT {facet} AS value, count(*) AS n FROM listing WHERE {where} GROUP BY {facet} ORDER BY n DESC, value",
             values,
         )
-        found[facet] = [(row["value"], row["n"]) for row in rows]
-    return found
+        counts[facet] = [(row["value"], row["n"]) for row in rows]
+    return counts
 
 
 def labels_of(db: Database, repo_ids: Sequence[int]) -> dict[int, list[str]]:
     """repo id -> its labels."""
-    found: dict[int, list[str]] = {}
+    labels: dict[int, list[str]] = {}
     for row in db.execute(
         "SELECT repo_id, label FROM labels WHERE repo_id IN (SELECT value FROM json_each(?))", [json.dumps(repo_ids)]
     ):
-        found.setdefault(row["repo_id"], []).append(row["label"])
-    return found
+        labels.setdefault(row["repo_id"], []).append(row["label"])
+    return labels
 
 
 def scores_of(db: Database, repo_ids: Sequence[int]) -> dict[int, float | None]:
@@ -135,23 +135,23 @@ def scores_of(db: Database, repo_ids: Sequence[int]) -> dict[int, float | None]:
 def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping[str, object], body: str) -> None:
     """Renew a repo's row, labels and indexed text from its new main revision (None: it is empty)."""
     repo = db.execute("SELECT * FROM repos WHERE id = ?", [repo_id]).fetchone()
-    found = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
-    task = found["task"] if found else model_card.task_of(card)
-    base = _base_name(db, found) if found else next(iter(model_card.texts(card.get("base_model"))), "")
+    artifact = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
+    task = artifact["task"] if artifact else model_card.task_of(card)
+    base = _base_name(db, artifact) if artifact else next(iter(model_card.texts(card.get("base_model"))), "")
     db.table("listing").insert(
         {
             "repo_id": repo_id,
             "revision_id": revision_id or "",
-            "digest": found["digest"] if found else None,
+            "digest": artifact["digest"] if artifact else None,
             "private": repo["private"],
             "namespace": repo["namespace"],
             "name": repo["name"],
             "task": task,
             "base": base,
-            "method": found["method"] if found else NO_METHOD,
+            "method": artifact["method"] if artifact else NO_METHOD,
             "license": next(iter(model_card.texts(card.get("license"))), "unknown"),
-            "parameters": found["parameters"] if found else None,
-            "bytes": found["bytes"] if found else 0,
+            "parameters": artifact["parameters"] if artifact else None,
+            "bytes": artifact["bytes"] if artifact else 0,
             "score": None,
             "downloads": repo["downloads"],
             "created_at": repo["created_at"],
@@ -160,7 +160,7 @@ def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping
         replace=True,
     )
     extra = [model_card.TASK_PREFIX + task] if task != model_card.UNTASKED else []
-    extra += [found["method"], f"base_model:{base}", f"base_model:adapter:{base}"] if found else []
+    extra += [artifact["method"], f"base_model:{base}", f"base_model:adapter:{base}"] if artifact else []
     labels = model_card.labels(card, extra)
     db.execute("DELETE FROM labels WHERE repo_id = ?", [repo_id])
     db.table("labels").insert_all({"label": label, "repo_id": repo_id} for label in labels)

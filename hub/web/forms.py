@@ -91,8 +91,8 @@ def check_publish() -> Response:
     tree = changed({}, puts)
     if not holds_adapter(tree):
         raise ArtifactError("An adapter needs adapter_config.json and adapter_model.safetensors: add the missing one.")
-    found = prove(registry().db, registry().blobs, tree).found
-    answer = {key: getattr(found, key) for key in (*FACTS, "warnings")}
+    inspection = prove(registry().db, registry().blobs, tree).inspection
+    answer = {key: getattr(inspection, key) for key in (*FACTS, "warnings")}
     return jsonify(answer | {"warnings": [*answer["warnings"], *([_said(aside)] if aside else [])]})
 
 
@@ -114,8 +114,8 @@ def _received(files: list[FileStorage]) -> tuple[list[Put], list[LeftOut]]:
         start = file.stream.read(START_BYTES)
         size = file.stream.seek(0, 2)
         file.stream.seek(0)
-        if found := left_out(path, size, start, registry().max_weights_bytes):
-            aside.append(found)
+        if leftover := left_out(path, size, start, registry().max_weights_bytes):
+            aside.append(leftover)
         else:
             puts.append(Put(path, registry().store(path, file.stream, size)))
     return puts, aside

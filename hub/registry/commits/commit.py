@@ -128,9 +128,9 @@ def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: st
         for path, sha256 in proven.tree.items()
     )
     db.execute("UPDATE repos SET updated_at = ? WHERE id = ?", [at, repo.id])
-    if proven.found is not None:
-        db.table("artifacts").insert(queries.artifact_row(id, proven.found))
-        leaderboard.record_reported(db, repo.id, id, proven.found, intent.user)
+    if proven.inspection is not None:
+        db.table("artifacts").insert(queries.artifact_row(id, proven.inspection))
+        leaderboard.record_reported(db, repo.id, id, proven.inspection, intent.user)
     return id
 
 

@@ -29,7 +29,7 @@ class Proven:
     """A tree that may be committed: what its adapter is, its card taken apart, and the files that were rewritten."""
 
     tree: Tree
-    found: Inspection | None
+    inspection: Inspection | None
     card: dict[str, object]
     body: str
     rewritten: tuple[Blob, ...] = ()
@@ -58,10 +58,10 @@ def prove(db: Database, blobs: BlobStore, tree: Tree, *, made_for: str | None = 
         spec = base_models.find_base(db, fingerprint=declared.fingerprint) or base_models.find_base(
             db, id=public or claimed
         )
-        found = inspect_artifact(folder, spec)
-    if spec is not None and found.base_fingerprint is None:  # a plain PEFT folder whose base, known by id, fits
-        found = replace(found, base_fingerprint=spec.fingerprint)
-    return Proven(tree, replace(found, base_id=found.base_id or claimed), card, body)
+        inspection = inspect_artifact(folder, spec)
+    if spec is not None and inspection.base_fingerprint is None:  # a plain PEFT folder whose base, known by id, fits
+        inspection = replace(inspection, base_fingerprint=spec.fingerprint)
+    return Proven(tree, replace(inspection, base_id=inspection.base_id or claimed), card, body)
 
 
 def holds_adapter(tree: Tree) -> bool:

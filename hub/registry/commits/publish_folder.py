@@ -125,7 +125,7 @@ def _start(path: Path) -> bytes:
 def _json_or_empty(path: Path) -> dict[str, object]:
     """Only to look for a base; the proof reports what is wrong with the file."""
     try:
-        found = json.loads(path.read_text())
+        document = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}

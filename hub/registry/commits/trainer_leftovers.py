@@ -69,10 +69,10 @@ def require_no_pickled_adapter(paths: Iterable[str]) -> None:
             raise pickled_weights(path)
 
 
-def listed(found: Iterable[LeftOut]) -> str:
+def listed(files: Iterable[LeftOut]) -> str:
     """In one line, reason by reason; of many with one reason a few, and how many more there are."""
     reasons: dict[str, list[str]] = {}
-    for file in found:
+    for file in files:
         reasons.setdefault(file.why, []).append(file.path)
     return "; ".join(f"{_few(paths)} ({why})" for why, paths in reasons.items())
 
