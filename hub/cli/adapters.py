@@ -40,14 +40,14 @@ def publish(
     registry = opened(registry_path, hub_url, create=True, max_weights_bytes=max_weights_bytes)
     left_out = contents(folder, max_weights_bytes).left_out
     revision = registry.publish(folder, name, tags=tags, private=private, user=local_user(), message=message)
-    found = registry.found(revision.id) if isinstance(registry, Registry) else None
+    inspection = registry.found(revision.id) if isinstance(registry, Registry) else None
     if as_json:
         print_json({**asdict(revision), "left_out": left_out})
         return
     click.echo(f"{name}@{revision.id}")
     for file in left_out:
         click.echo(f"left out: {file}", err=True)
-    for warning in found.warnings if found else ():
+    for warning in inspection.warnings if inspection else ():
         click.echo(f"note: {warning}", err=True)
 
 
@@ -153,8 +153,8 @@ def history(name: str, registry_path: Path, hub_url: str | None, as_json: bool) 
     for ref in refs:
         names.setdefault(ref.revision, []).append(ref.name)
     rows = [
-        (short(found.id), ", ".join(names.get(found.id, ())), found.title, found.author, day(found.created_at))
-        for found in revisions
+        (short(each.id), ", ".join(names.get(each.id, ())), each.title, each.author, day(each.created_at))
+        for each in revisions
     ]
     print_table(f"Versions of {name}", ("revision", "names", "title", "who", "when"), rows)
     moved = [

@@ -31,8 +31,8 @@ class Rooms(click.Group):
         return sorted(_listed())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        found = _listed().get(cmd_name)
-        return found.load() if found else None
+        entry_point = _listed().get(cmd_name)
+        return entry_point.load() if entry_point else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `graft --help`: the module's first docstring line would need every room imported; names do."""

@@ -45,10 +45,10 @@ def add(
 @placed
 def list_(registry_path: Path, hub_url: str | None, as_json: bool) -> None:
     """Every task of the registry."""
-    found = opened(registry_path, hub_url).tasks()
+    tasks = opened(registry_path, hub_url).tasks()
     if as_json:
-        print_json(found)
+        print_json(tasks)
         return
-    rows = [(t.slug, t.metric, t.examples, t.data_hash[:12], t.description, day(t.updated_at)) for t in found]
+    rows = [(t.slug, t.metric, t.examples, t.data_hash[:12], t.description, day(t.updated_at)) for t in tasks]
     columns = ("task", "metric", "examples:", "data", "description", "updated")
     print_table("Tasks", columns, rows, empty="none yet, `graft task add` adds one")

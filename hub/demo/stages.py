@@ -174,8 +174,8 @@ def _versions(demo: Demo, entry: DemoAdapter) -> int:
 
 def search(demo: Demo) -> None:
     """By task: what anybody would do who looks for an adapter."""
-    found = demo.runner.run("search", "--task", demo.story.main.slug, *demo.registry, "--json").answer
-    rows = [(row["name"], row["method"], f"{row['parameters'] or 0:,}") for row in found]
+    hits = demo.runner.run("search", "--task", demo.story.main.slug, *demo.registry, "--json").answer
+    rows = [(row["name"], row["method"], f"{row['parameters'] or 0:,}") for row in hits]
     demo.teller.table(f"{len(rows)} adapters of {demo.story.main.slug}", ("adapter", "method", "parameters"), rows)
 
 

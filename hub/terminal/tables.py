@@ -14,9 +14,9 @@ from rich.text import Text
 MEASURED_CHARS = 10_000  # so wide that a table is measured as it would like to be
 
 
-def print_json(found: object) -> None:
+def print_json(document: object) -> None:
     """One JSON document; dataclasses as objects."""
-    click.echo(json.dumps(found, default=_plain))
+    click.echo(json.dumps(document, default=_plain))
 
 
 def _plain(value: object) -> object:
