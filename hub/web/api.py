@@ -39,12 +39,12 @@ def health() -> Response:
 @blueprint.get("/api/adapters")
 def search() -> Response:
     query = query_of(request.args)
-    found = registry().search(query, caller())
+    page = registry().search(query, caller())
     facets = catalog.facets(registry().db, query, caller())
     return jsonify(
         {
-            "total": found.total,
-            "adapters": [asdict(entry) for entry in found.entries],
+            "total": page.total,
+            "adapters": [asdict(entry) for entry in page.entries],
             "facets": {name: [{"value": v, "count": n} for v, n in counts] for name, counts in facets.items()},
         }
     )
@@ -74,18 +74,18 @@ def query_of(args: MultiDict[str, str]) -> Query:
 def adapter(namespace: str, name: str, revision: str = "main") -> Response:
     """One revision with all that was found in it."""
     repo = readable(namespace, name)
-    found = registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
-    inspection = registry().found(found.id)
+    commit = registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
+    inspection = registry().found(commit.id)
     details = asdict(inspection) if inspection else {}
-    return jsonify(asdict(found) | {"artifact": details, "files": [asdict(f) for f in registry().files(found.id)]})
+    return jsonify(asdict(commit) | {"artifact": details, "files": [asdict(f) for f in registry().files(commit.id)]})
 
 
 @blueprint.get("/api/resolve")
 def resolve() -> Response:
     """`?name=ns/name@rev` or `?name=task:T&base=FINGERPRINT` -> the revision."""
     name = request.args.get("name", "")
-    found = registry().resolve(name, base=request.args.get("base") or None, caller=caller())
-    return jsonify(asdict(found))
+    revision = registry().resolve(name, base=request.args.get("base") or None, caller=caller())
+    return jsonify(asdict(revision))
 
 
 # Names that move
@@ -96,7 +96,7 @@ def history(namespace: str, name: str) -> Response:
     repo = readable(namespace, name)
     return jsonify(
         {
-            "revisions": [asdict(found) for found in _line(repo.name)],
+            "revisions": [asdict(revision) for revision in _line(repo.name)],
             "refs": [asdict(ref) for ref in registry().all_refs(repo.name)],
             "moves": [asdict(move) for move in registry().history(repo.name)],
         }
@@ -109,9 +109,9 @@ def _line(name: str) -> list[Revision]:
 
 @blueprint.put(f"{ADAPTER}/aliases/<alias>")
 def promote(namespace: str, name: str, alias: str) -> Response:
-    repo, found = writable(namespace, name), body()
-    why = text_field(found, "why", "")[:MAX_REASON_CHARS]
-    ref = f"{repo.name}@{text_field(found, 'revision', 'main')}"
+    repo, fields = writable(namespace, name), body()
+    why = text_field(fields, "why", "")[:MAX_REASON_CHARS]
+    ref = f"{repo.name}@{text_field(fields, 'revision', 'main')}"
     return jsonify(asdict(registry().promote(ref, unquoted(alias), who=caller().name, why=why)))
 
 
@@ -140,9 +140,9 @@ def add_task(slug: str) -> Response:
     """Body: {metric, description, data: JSONL text}. Tasks belong to everybody, so this takes an admin's token."""
     caller().require("admin")
     expect_files()
-    found = body()
-    metric, description = text_field(found, "metric"), text_field(found, "description", "")
-    made = registry().add_task(slug, metric, text_field(found, "data").encode(), description, user=caller().name)
+    fields = body()
+    metric, description = text_field(fields, "metric"), text_field(fields, "description", "")
+    made = registry().add_task(slug, metric, text_field(fields, "data").encode(), description, user=caller().name)
     return jsonify(asdict(made))
 
 
@@ -153,8 +153,8 @@ def task_data(slug: str) -> Response:
 
 @blueprint.get("/api/tasks/<slug>/leaderboard")
 def leaderboard(slug: str) -> Response:
-    found = registry().leaderboard(slug, request.args.get("base") or None, caller())
-    return jsonify({"task": _task(registry().task(slug)), "standings": [_standing(row) for row in found]})
+    standings = registry().leaderboard(slug, request.args.get("base") or None, caller())
+    return jsonify({"task": _task(registry().task(slug)), "standings": [_standing(row) for row in standings]})
 
 
 @blueprint.get(f"{ADAPTER}/evaluations")
@@ -165,12 +165,12 @@ def evaluations(namespace: str, name: str) -> Response:
 @blueprint.post("/api/evaluations")
 def add_evaluation() -> Response:
     """Body: the fields of an evaluation. For an adapter its owner's token, for a bare base an admin's."""
-    found = body()
-    if found.get("repo") is not None:
-        writable(*text_field(found, "repo").partition("/")[::2])
+    fields = body()
+    if fields.get("repo") is not None:
+        writable(*text_field(fields, "repo").partition("/")[::2])
     else:
         caller().require("admin")
-    registry().record_evaluation(user=caller().name, **scores.read_evaluation(found))
+    registry().record_evaluation(user=caller().name, **scores.read_evaluation(fields))
     return jsonify({})
 
 
@@ -194,8 +194,8 @@ def add_base() -> Response:
     return jsonify({"id": spec.id, "fingerprint": spec.fingerprint})
 
 
-def _task(found: Task) -> dict[str, object]:
-    return asdict(found) | {"lower_is_better": found.lower_is_better}
+def _task(task: Task) -> dict[str, object]:
+    return asdict(task) | {"lower_is_better": task.lower_is_better}
 
 
 def _standing(row: Standing) -> dict[str, object]:

@@ -92,9 +92,9 @@ def _operation(path: str, summary: str, query: Schema, fields: Schema | None, re
     failure = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses: Schema = {"200": {"description": "Done"}}
     responses |= {status: {"description": text, "content": failure} for status, text in FAILURES.items()}
-    found: Schema = {"summary": summary, "parameters": parameters, "responses": responses}
+    operation: Schema = {"summary": summary, "parameters": parameters, "responses": responses}
     if fields is not None:
         schema = {"type": "object", "properties": fields, "required": list(required)}
-        found |= {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-        found |= {"security": [{"token": []}]}
-    return found
+        operation |= {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+        operation |= {"security": [{"token": []}]}
+    return operation

@@ -61,10 +61,10 @@ def _everywhere() -> dict[str, object]:
 @blueprint.get("/")
 def browse() -> str:
     query = query_of(request.args | {"limit": str(PAGE)} if "limit" not in request.args else request.args)
-    found = registry().search(query, caller())
+    page = registry().search(query, caller())
     facets = search.facets(registry().db, query, caller())
     return render_template(
-        "browse.html", query=query, found=found, facets=facets, facet_names=FACETS, sorts=SORTS, args=request.args
+        "browse.html", query=query, page=page, facets=facets, facet_names=FACETS, sorts=SORTS, args=request.args
     )
 
 
@@ -93,26 +93,26 @@ def adapter(namespace: str, name: str, revision: str = "main") -> str:
     tab = request.args.get("tab", "card")
     if registry().branch_head(repo, "main") is None:
         return render_template("empty.html", repo=repo, endpoint=endpoint())
-    found = registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
-    inspection = registry().found(found.id)
+    commit = registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
+    inspection = registry().found(commit.id)
     return render_template(
         "adapter.html",
         repo=repo,
-        revision=found,
+        revision=commit,
         pinned=revision if revision != "main" else None,
-        found=inspection,
+        inspection=inspection,
         tab=tab if tab in TABS else "card",
         tabs=TABS,
         names=_names(repo),
-        **_tab(tab, repo, found, inspection),
+        **_tab(tab, repo, commit, inspection),
     )
 
 
-def _tab(tab: str, repo: Repo, found: Revision, inspection: Inspection | None) -> dict[str, object]:
+def _tab(tab: str, repo: Repo, revision: Revision, inspection: Inspection | None) -> dict[str, object]:
     """What only the chosen tab needs."""
     match tab:
         case "files":
-            return {"files": registry().files(found.id)}
+            return {"files": registry().files(revision.id)}
         case "versions":
             return {
                 "revisions": registry().revisions(repo.name, limit=200),
@@ -123,8 +123,8 @@ def _tab(tab: str, repo: Repo, found: Revision, inspection: Inspection | None) -
         case "evaluations":
             return {"evaluations": registry().evaluations(repo.name), "present": _present_data()}
         case "use":
-            return {"snippets": _snippets(repo, found)}
-    return {"card": filters.card_html(_body(found)), "curve": _curve(inspection)}
+            return {"snippets": _snippets(repo, revision)}
+    return {"card": filters.card_html(_body(revision)), "curve": _curve(inspection)}
 
 
 def _names(repo: Repo) -> dict[str, list[Ref]]:
@@ -135,8 +135,8 @@ def _names(repo: Repo) -> dict[str, list[Ref]]:
     return names
 
 
-def _body(found: Revision) -> str:
-    tree = registry().tree(found.id)
+def _body(revision: Revision) -> str:
+    tree = registry().tree(revision.id)
     if CARD not in tree:
         return "*This adapter has no model card.*"
     return split_card(registry().blobs.read(tree[CARD]).decode())[1]
@@ -158,9 +158,9 @@ def _curve(inspection: Inspection | None) -> Markup:
     return svg_charts.curve(values, "Training loss by step", "step", "loss")
 
 
-def _snippets(repo: Repo, found: Revision) -> list[tuple[str, str]]:
+def _snippets(repo: Repo, revision: Revision) -> list[tuple[str, str]]:
     """How to use just this version, each with its own tool."""
-    pinned, base, here = f"{repo.name}@{found.id}", found.base_id or "BASE", endpoint()
+    pinned, base, here = f"{repo.name}@{revision.id}", revision.base_id or "BASE", endpoint()
     serving = hub().inference_url or "http://127.0.0.1:8000"
     request_body = json.dumps({"model": pinned, "prompt": "...", "max_tokens": 32})
     return [
@@ -174,17 +174,18 @@ def _snippets(repo: Repo, found: Revision) -> list[tuple[str, str]]:
             "PEFT",
             f"# HF_ENDPOINT={here}\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
             f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-            f'model = PeftModel.from_pretrained(base, "{repo.name}", revision="{found.id}")',
+            f'model = PeftModel.from_pretrained(base, "{repo.name}", revision="{revision.id}")',
         ),
         (
             "vLLM (LoRA only)",
-            f"HF_ENDPOINT={here} hf download {repo.name} --revision {found.id} --local-dir {repo.name.partition('/')[2]}\n"
+            f"HF_ENDPOINT={here} hf download {repo.name} --revision {revision.id} "
+            f"--local-dir {repo.name.partition('/')[2]}\n"
             f"vllm serve {base} --enable-lora --lora-modules {repo.name.partition('/')[2]}={repo.name.partition('/')[2]}",
         ),
         (
             "huggingface_hub",
-            f'from huggingface_hub import snapshot_download\n\nsnapshot_download("{repo.name}", revision="{found.id}", '
-            f'endpoint="{here}")',
+            f"from huggingface_hub import snapshot_download\n\n"
+            f'snapshot_download("{repo.name}", revision="{revision.id}", endpoint="{here}")',
         ),
     ]
 
@@ -206,22 +207,22 @@ def task_json(slug: str) -> Response:
 @blueprint.get("/tasks/<slug>")
 def task(slug: str) -> str:
     """The leaderboard: adapters and bare bases on the task's present evaluation set."""
-    found, base = registry().task(slug), request.args.get("base") or None
+    task, base = registry().task(slug), request.args.get("base") or None
     everything = registry().leaderboard(slug, None, caller())
     standings = [row for row in everything if base in (None, row.base)]
     shown = standings if "all" in request.args else standings[:MAX_SHOWN]
     return render_template(
         "task.html",
-        task=found,
+        task=task,
         standings=shown,
         hidden=len(standings) - len(shown),
         bases=sorted({row.base for row in everything if row.base}),
         base=base,
-        chart=_scatter(found, shown),
+        chart=_scatter(task, shown),
     )
 
 
-def _scatter(found: leaderboard.Task, standings: Sequence[leaderboard.Standing]) -> Markup:
+def _scatter(task: leaderboard.Task, standings: Sequence[leaderboard.Standing]) -> Markup:
     points = [
         svg_charts.Point(
             x=float(row.parameters),
@@ -241,7 +242,7 @@ def _scatter(found: leaderboard.Task, standings: Sequence[leaderboard.Standing])
     ]
     bare = [row.evaluation.value for row in standings if not row.rank]
     line = svg_charts.Point(1, bare[0], "bare base") if len(bare) == 1 else None
-    return svg_charts.scatter(points, f"{found.metric} against size", "trained parameters", found.metric, line)
+    return svg_charts.scatter(points, f"{task.metric} against size", "trained parameters", task.metric, line)
 
 
 # Comparing
@@ -253,7 +254,7 @@ def compare() -> str:
     names = [name for name in request.args.getlist("a") if name][:MAX_COMPARED]
     revisions = [registry().resolve(name, caller=caller()) for name in names]
     inspections = [registry().found(revision.id) for revision in revisions]
-    configs = [found.config if found else {} for found in inspections]
+    configs = [inspection.config if inspection else {} for inspection in inspections]
     return render_template(
         "compare.html",
         names=names,
@@ -298,14 +299,14 @@ def _metrics(revisions: Sequence[Revision]) -> list[tuple[str, list[leaderboard.
                 latest.setdefault((row.task, row.metric, row.data_hash), {})[column] = row
     columns = range(len(revisions))
     return [
-        (f"{task} · {metric} · data {data_hash[:8]}", [found.get(column) for column in columns])
-        for (task, metric, data_hash), found in sorted(latest.items())
+        (f"{task} · {metric} · data {data_hash[:8]}", [by_column.get(column) for column in columns])
+        for (task, metric, data_hash), by_column in sorted(latest.items())
     ]
 
 
 def _tensors(inspections: Sequence[Inspection | None]) -> list[tuple[str, list[str]]]:
     """Tensors whose shape or kind of number differs, or that not all have."""
-    listed = [found.tensors if found else {} for found in inspections]
+    listed = [inspection.tensors if inspection else {} for inspection in inspections]
     names = sorted({name for tensors in listed for name in tensors})
     rows = [(name, [_shape(tensors.get(name)) for tensors in listed]) for name in names]
     return [(name, shapes) for name, shapes in rows if len(set(shapes)) > 1]

@@ -38,12 +38,12 @@ def _playground(answers: list[tuple[str, str]]) -> str:
     """Adapters of one base, since one server has one base."""
     bases = [base for base, _ in search.facets(registry().db, search.Query(), caller())["base"] if base]
     base = request.values.get("base") or (bases[0] if bases else "")
-    found = registry().search(search.Query(base=base, sort="name", limit=200), caller()).entries if base else ()
+    entries = registry().search(search.Query(base=base, sort="name", limit=200), caller()).entries if base else ()
     return render_template(
         "playground.html",
         bases=bases,
         base=base,
-        adapters=[entry for entry in found if entry.digest],
+        adapters=[entry for entry in entries if entry.digest],
         chosen=request.values.getlist("model"),
         prompt=request.values.get("prompt", ""),
         answers=answers,

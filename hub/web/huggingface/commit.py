@@ -63,7 +63,7 @@ def preupload(namespace: str, name: str, revision: str) -> Response:
             check_size(path, size, registry().max_weights_bytes)
             check_start(path, start)
     response = jsonify({"files": [_preuploaded(file, aside[file[0]] is not None, known) for file in given]})
-    if leftovers := [found for found in aside.values() if found]:
+    if leftovers := [leftover for leftover in aside.values() if leftover]:
         response.headers["X-HF-Warning"] = _warning(repo.name, leftovers)
     return response
 
@@ -79,8 +79,8 @@ def _offered(file: object) -> tuple[str, int, bytes]:
 def _preuploaded(file: tuple[str, int, bytes], ignored: bool, known: dict[str, str]) -> dict[str, object]:
     path, size, _ = file
     mode = "lfs" if wanted(size) else "regular"
-    found: dict[str, object] = {"path": path, "uploadMode": mode, "shouldIgnore": ignored}
-    return found | ({"oid": known[path]} if path in known else {})
+    answer: dict[str, object] = {"path": path, "uploadMode": mode, "shouldIgnore": ignored}
+    return answer | ({"oid": known[path]} if path in known else {})
 
 
 def _warning(repo: str, leftovers: list[LeftOut]) -> str:

@@ -43,10 +43,10 @@ def lines(stream: BinaryIO, limit: int, folder: Path) -> Iterator[tuple[str, dic
 
 def _without_content(head: bytes, stream: BinaryIO, content: IO[bytes], limit: int, number: int) -> bytes:
     """A long line with its content moved to the file."""
-    found = CONTENT.search(head)
-    if found is None:
+    match = CONTENT.search(head)
+    if match is None:
         raise TooLargeError(f"Line {number} of the commit is longer than {HEAD_BYTES:,} bytes, and not by its content.")
-    piece, end = head[found.end() :], -1
+    piece, end = head[match.end() :], -1
     while piece and (end := piece.find(b'"')) < 0:
         if content.tell() + len(piece) > limit:
             raise TooLargeError(f"Line {number} of the commit has a content of more than {limit:,} characters.")
@@ -54,13 +54,13 @@ def _without_content(head: bytes, stream: BinaryIO, content: IO[bytes], limit: i
         piece = stream.readline(HEAD_BYTES)
     content.write(piece[: max(end, 0)])
     rest = piece[max(end, 0) :]
-    return head[: found.end()] + (rest if rest.endswith(b"\n") else rest + stream.readline(HEAD_BYTES))
+    return head[: match.end()] + (rest if rest.endswith(b"\n") else rest + stream.readline(HEAD_BYTES))
 
 
 def _parsed(line: bytes, number: int) -> tuple[str, dict[str, object]]:
     try:
-        found = json.loads(line)
-        key, value = found["key"], found["value"]
+        fields = json.loads(line)
+        key, value = fields["key"], fields["value"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise GraftError(f"Line {number} of the commit is not a JSON object with 'key' and 'value'.") from None
     if not isinstance(key, str) or not isinstance(value, dict):

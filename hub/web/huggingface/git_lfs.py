@@ -42,11 +42,11 @@ def wanted(size: int) -> bool:
 @blueprint.post("/<namespace>/<name>.git/info/lfs/objects/batch")
 def batch(namespace: str, name: str) -> Response:
     writable(namespace, name)
-    found = body()
-    listed = found.get("objects")
-    if found.get("operation") != "upload" or not isinstance(listed, list):
+    fields = body()
+    listed = fields.get("objects")
+    if fields.get("operation") != "upload" or not isinstance(listed, list):
         raise GraftError("Only LFS uploads are served here: downloads go through /resolve.")
-    offered = found.get("transfers")
+    offered = fields.get("transfers")
     parts = isinstance(offered, list) and "multipart" in offered
     objects = [_object(item, f"{endpoint()}/{namespace}/{name}.git/info/lfs/verify", parts) for item in listed]
     return jsonify({"transfer": "multipart" if parts else "basic", "objects": objects})
@@ -132,9 +132,9 @@ def complete() -> Response:
 @blueprint.post("/<namespace>/<name>.git/info/lfs/verify")
 def verify(namespace: str, name: str) -> Response:
     writable(namespace, name)
-    found = body()
-    oid = text_field(found, "oid")
-    if not uploaded(oid) or registry().blobs.path(oid).stat().st_size != found.get("size"):
+    fields = body()
+    oid = text_field(fields, "oid")
+    if not uploaded(oid) or registry().blobs.path(oid).stat().st_size != fields.get("size"):
         raise ArtifactError(f"{oid} did not arrive whole: upload it again.")
     return jsonify({})
 

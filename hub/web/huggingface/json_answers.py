@@ -14,10 +14,10 @@ from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import SearchHit
 
 
-def infos(registry: Registry, found: Sequence[tuple[Repo, Revision | None]], *, sizes: bool = False) -> list[dict]:
+def infos(registry: Registry, states: Sequence[tuple[Repo, Revision | None]], *, sizes: bool = False) -> list[dict]:
     """Each repo at a revision (None: it is empty) as `model_info` parses it."""
-    db, revisions = registry.db, [revision.id for _, revision in found if revision]
-    repos = [repo.id for repo, _ in found]
+    db, revisions = registry.db, [revision.id for _, revision in states if revision]
+    repos = [repo.id for repo, _ in states]
     labels, scores = search.labels_of(db, repos), search.scores_of(db, repos)
     cards, files = queries.cards(db, revisions), queries.files_of(db, revisions)
     return [
@@ -30,7 +30,7 @@ def infos(registry: Registry, found: Sequence[tuple[Repo, Revision | None]], *, 
             score=scores.get(repo.id),
             sizes=sizes,
         )
-        for repo, revision in found
+        for repo, revision in states
     ]
 
 
@@ -133,12 +133,12 @@ def tree_entry(registry: Registry, file: File, expand: bool) -> dict[str, object
 
 def folders(files: list[File], prefix: str) -> list[dict[str, Any]]:
     """The folders that `files` lie in, below `prefix`. Folders are not stored; their name stands in for git's."""
-    found: dict[str, list[str]] = {}
+    by_folder: dict[str, list[str]] = {}
     for file in files:
         parts = file.path.split("/")[:-1]
         for depth in range(1, len(parts) + 1):
-            found.setdefault("/".join(parts[:depth]), []).append(file.git_oid)
-    inside = {path: oids for path, oids in found.items() if not prefix or path.startswith(f"{prefix}/")}
+            by_folder.setdefault("/".join(parts[:depth]), []).append(file.git_oid)
+    inside = {path: oids for path, oids in by_folder.items() if not prefix or path.startswith(f"{prefix}/")}
     return [
         {"type": "directory", "path": path, "size": 0, "oid": users.token_hash("".join(oids))[:40]}
         for path, oids in sorted(inside.items())

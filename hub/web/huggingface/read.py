@@ -62,12 +62,12 @@ def writable(namespace: str, name: str) -> Repo:
 def body() -> dict[str, object]:
     """The request's JSON object. Raises GraftError for anything else."""
     try:
-        found = strict_json(request.get_data(as_text=True))
+        fields = strict_json(request.get_data(as_text=True))
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        fields = None
+    if not isinstance(fields, dict):
         raise GraftError("The request's body must be a JSON object (NaN and Infinity are no JSON).")
-    return found
+    return fields
 
 
 def body_if_any() -> dict[str, object]:
@@ -75,17 +75,17 @@ def body_if_any() -> dict[str, object]:
     return body() if request.get_data() else {}
 
 
-def text_field(found: dict[str, object], key: str, default: str | None = None) -> str:
+def text_field(fields: dict[str, object], key: str, default: str | None = None) -> str:
     """A string of a JSON body. Raises GraftError when it is missing or of another kind."""
-    value = found.get(key, default)
+    value = fields.get(key, default)
     if not isinstance(value, str):
         raise GraftError(f"The field {key!r} must be a string.")
     return value
 
 
-def count_field(found: dict[str, object], key: str) -> int:
+def count_field(fields: dict[str, object], key: str) -> int:
     """A whole number of a JSON body, 0 or more. Raises GraftError when it is missing or of another kind."""
-    value = found.get(key)
+    value = fields.get(key)
     if type(value) is not int or value < 0:
         raise GraftError(f"The field {key!r} must be a whole number, 0 or more.")
     return value
@@ -131,13 +131,13 @@ def auth_check_write(namespace: str, name: str) -> Response:
 
 @blueprint.post("/api/repos/create")
 def create_repo() -> Response:
-    found = body()
-    if found.get("type") not in (None, "model"):
+    fields = body()
+    if fields.get("type") not in (None, "model"):
         raise GraftError("This hub keeps adapters only: create a repo of type 'model'.")
-    full = _full_name(found)
+    full = _full_name(fields)
     namespace, _ = check_repo_name(full)
     caller().require_namespace(namespace)
-    private = found.get("visibility") == "private" or found.get("private") is True
+    private = fields.get("visibility") == "private" or fields.get("private") is True
     url = {"url": f"{endpoint()}/{full}", "name": full}
     try:
         repo = registry().create_repo(full, private=private, user=caller().name)
@@ -157,28 +157,28 @@ def delete_repo() -> Response:
 
 @blueprint.post("/api/repos/move")
 def move_repo() -> Response:
-    found = body()
-    repo = writable(*check_repo_name(text_field(found, "fromRepo")))
-    target, _ = check_repo_name(text_field(found, "toRepo"))
+    fields = body()
+    repo = writable(*check_repo_name(text_field(fields, "fromRepo")))
+    target, _ = check_repo_name(text_field(fields, "toRepo"))
     caller().require_namespace(target)
-    registry().move_repo(repo.name, text_field(found, "toRepo"), user=caller().name)
+    registry().move_repo(repo.name, text_field(fields, "toRepo"), user=caller().name)
     return jsonify({})
 
 
 @blueprint.put(f"{MODEL}/settings")
 def settings(namespace: str, name: str) -> Response:
-    repo, found = writable(namespace, name), body()
-    if found.get("gated"):
+    repo, fields = writable(namespace, name), body()
+    if fields.get("gated"):
         raise GraftError("This hub has no gated repos: make the repo private instead.")
-    private = found.get("visibility") == "private" if "visibility" in found else found.get("private")
+    private = fields.get("visibility") == "private" if "visibility" in fields else fields.get("private")
     if isinstance(private, bool):
         registry().set_private(repo.name, private, user=caller().name)
     return jsonify({"private": registry().repo(repo.name).private})
 
 
-def _full_name(found: dict[str, object]) -> str:
+def _full_name(fields: dict[str, object]) -> str:
     """'ns/name' of a body that gives `name` and, apart or within it, the `organization`."""
-    name, organization = text_field(found, "name"), found.get("organization")
+    name, organization = text_field(fields, "name"), fields.get("organization")
     return name if "/" in name else f"{organization or caller().name}/{name}"
 
 
@@ -197,10 +197,10 @@ def list_models() -> Response:
         limit=limit,
         offset=page * limit,
     )
-    found = registry().search(query, caller()) if request.args.get("gated") != "true" else search.Page((), 0)
+    listing = registry().search(query, caller()) if request.args.get("gated") != "true" else search.Page((), 0)
     full = bool({"full", "cardData", "expand"} & request.args.keys())
-    response = jsonify(json_answers.listed(registry(), found.entries, full))
-    if limit and query.offset + limit < found.total:
+    response = jsonify(json_answers.listed(registry(), listing.entries, full))
+    if limit and query.offset + limit < listing.total:
         rest = [(key, value) for key, value in request.args.items(multi=True) if key != "p"]
         response.headers["Link"] = f'<{endpoint()}/api/models?{urlencode([*rest, ("p", page + 1)])}>; rel="next"'
     return response
@@ -210,8 +210,8 @@ def list_models() -> Response:
 @blueprint.get(f"{MODEL}/revision/<revision>")
 def model_info(namespace: str, name: str, revision: str = "main") -> Response:
     repo = readable(namespace, name)
-    found = None if _is_empty(repo, revision) else _revision(repo, revision)
-    [info] = json_answers.infos(registry(), [(repo, found)], sizes="blobs" in request.args)
+    commit = None if _is_empty(repo, revision) else _revision(repo, revision)
+    [info] = json_answers.infos(registry(), [(repo, commit)], sizes="blobs" in request.args)
     wanted = request.args.getlist("expand")
     return jsonify({key: value for key, value in info.items() if key in ("id", "_id", *wanted)} if wanted else info)
 
@@ -272,19 +272,19 @@ def commits(namespace: str, name: str, revision: str) -> Response:
 
 @blueprint.get(f"{MODEL}/refs")
 def list_refs(namespace: str, name: str) -> Response:
-    found: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": [], "pullRequests": []}
+    groups: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": [], "pullRequests": []}
     spelled = {"branch": ("branches", "refs/heads/"), "tag": ("tags", "refs/tags/")}
     for ref in registry().all_refs(readable(namespace, name).name):
         if ref.kind in spelled:
             group, prefix = spelled[ref.kind]
-            found[group].append({"name": ref.name, "ref": prefix + ref.name, "targetCommit": ref.revision})
-    return jsonify(found)
+            groups[group].append({"name": ref.name, "ref": prefix + ref.name, "targetCommit": ref.revision})
+    return jsonify(groups)
 
 
 @blueprint.post(f"{MODEL}/tag/<revision>")
 def create_tag(namespace: str, name: str, revision: str) -> Response:
-    repo, found = writable(namespace, name), body()
-    registry().create_ref(repo.name, "tag", text_field(found, "tag"), unquoted(revision), user=caller().name)
+    repo, fields = writable(namespace, name), body()
+    registry().create_ref(repo.name, "tag", text_field(fields, "tag"), unquoted(revision), user=caller().name)
     return jsonify({})
 
 
@@ -312,13 +312,13 @@ def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
     repo = readable(namespace, name)
     if _is_empty(repo, revision):
         raise EntryNotFoundError(f"{repo.name} holds no file yet.")
-    found = _revision(repo, revision)
+    commit = _revision(repo, revision)
     try:
-        file = registry().file(found.id, unquoted(path))
+        file = registry().file(commit.id, unquoted(path))
     except EntryNotFoundError as error:
         response = jsonify({"error": str(error)})
         response.status_code = 404
-        response.headers.update({"X-Error-Code": ERROR_CODES[EntryNotFoundError], "X-Repo-Commit": found.id})
+        response.headers.update({"X-Error-Code": ERROR_CODES[EntryNotFoundError], "X-Repo-Commit": commit.id})
         return response
     blobs = registry().blobs
     blobs.open(file.sha256).close()  # a missing blob is our failure, not an absent file
@@ -331,7 +331,7 @@ def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
         etag=json_answers.etag(file),
         max_age=0,
     )
-    response.headers["X-Repo-Commit"] = found.id
+    response.headers["X-Repo-Commit"] = commit.id
     response.headers["X-Linked-Size"] = str(file.size)
     response.headers["X-Linked-ETag"] = f'"{json_answers.etag(file)}"'
     if request.method == "GET" and response.status_code == 200 and file.path == COUNTED:

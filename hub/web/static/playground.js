@@ -29,9 +29,9 @@ async function ask(model, prompt, tokens) {
     if (!reply.ok) throw new Error((await reply.json()).error);
     for await (const event of events(reply.body)) {
       if (event === "[DONE]") break;
-      const found = JSON.parse(event);
-      if (found.error) throw new Error(found.error.message);
-      text.textContent += found.choices[0]?.text ?? "";
+      const chunk = JSON.parse(event);
+      if (chunk.error) throw new Error(chunk.error.message);
+      text.textContent += chunk.choices[0]?.text ?? "";
       pieces += 1;
     }
     note.textContent = `${pieces} tokens in ${((performance.now() - started) / 1000).toFixed(1)} s`;

@@ -23,20 +23,20 @@ async function check() {
   say("fine", ["Checking " + input.files.length + " files ..."]);
   const body = new FormData();
   for (const file of input.files) body.append("files", file);
-  let reply, found;
+  let reply, answer;
   try {
     reply = await fetch(form.dataset.check, { method: "POST", body, headers: { Accept: "application/json" } });
-    found = await reply.json();
+    answer = await reply.json();
   } catch {
-    found = { error: "The hub did not answer; the files are checked again when you publish." };
+    answer = { error: "The hub did not answer; the files are checked again when you publish." };
   }
   if (mine !== asked) return;
-  if (found.error) return say("bad", [found.error]);
-  const size = (found.bytes / 1048576).toFixed(1);
+  if (answer.error) return say("bad", [answer.error]);
+  const size = (answer.bytes / 1048576).toFixed(1);
   say("fine", [
-    `Sound: ${found.variant || found.method}, ${found.parameters.toLocaleString()} parameters, ${size} MiB ${found.dtype}, ` +
-      `task ${found.task}, base ${found.base_id || "not named"}.`,
-    ...found.warnings,
+    `Sound: ${answer.variant || answer.method}, ${answer.parameters.toLocaleString()} parameters, ${size} MiB ${answer.dtype}, ` +
+      `task ${answer.task}, base ${answer.base_id || "not named"}.`,
+    ...answer.warnings,
   ]);
 }
 
@@ -60,7 +60,7 @@ function filesOf(entry) {
   if (entry.isFile) return new Promise((done, fail) => entry.file((file) => done([file]), fail));
   return new Promise((done, fail) => {
     entry.createReader().readEntries((inside) => {
-      Promise.all(inside.filter((child) => child.isFile).map(filesOf)).then((found) => done(found.flat()), fail);
+      Promise.all(inside.filter((child) => child.isFile).map(filesOf)).then((files) => done(files.flat()), fail);
     }, fail);
   });
 }
