@@ -22,7 +22,7 @@ from benchmarks.lib.common import emit, percentiles
 from benchmarks.own.mutations import ADAPTER_MUTATIONS, BASE_MUTATIONS, Forms
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.probe import ProofOutcome, Verdict
-from graft.hub.adapters.probe_replay import replayed
+from graft.hub.adapters.probe_replay import replay_of
 from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.base.model import Base, load_base
 from graft.hub.base.stored_weights import stored_weights
@@ -183,7 +183,7 @@ def proofs(
             forms = change(kind, forms) if change else forms
             if forms is not None:
                 prover.prove(
-                    replace(case, adapter=replayed(forms)), lambda verdict, kind=kind: verdicts.update({kind: verdict})
+                    replace(case, adapter=replay_of(forms)), lambda verdict, kind=kind: verdicts.update({kind: verdict})
                 )
         while prover.busy:
             prover.turn(1.0)

@@ -103,7 +103,7 @@ def save_artifact(
     names = {name: method.file_name(config, spec, name) for name in sorted(tensors)}
     contiguous = {own: tensors[name].detach().cpu().contiguous() for name, own in names.items()}
     with written_whole(Path(folder), last=WEIGHTS) as staging:
-        (staging / CONFIG).write_text(json.dumps(_sorted(method.write(config, spec)), indent=2))
+        (staging / CONFIG).write_text(json.dumps(_sort_config(method.write(config, spec)), indent=2))
         if provenance is not None:
             (staging / PROVENANCE).write_text(json.dumps(provenance, indent=2))
         if card is not None:
@@ -122,7 +122,7 @@ def _require_sound(method: Method, config: MethodConfig, tensors: Mapping[str, T
             raise ArtifactError(f"{method.title}: {name} holds NaN or infinite values; nothing was saved.")
 
 
-def _sorted(config: dict[str, object]) -> dict[str, object]:
+def _sort_config(config: dict[str, object]) -> dict[str, object]:
     """By key, but not within a value: of rank and alpha patterns the first that matches counts."""
     return dict(sorted(config.items()))
 

@@ -147,8 +147,8 @@ class Vectors:
         self.owners = tuple(owner for owner, _ in owned)
         scales = [form.scale for _, form in owned]
         biases = [form.bias for _, form in owned]
-        self.scale = _stacked(scales, torch.ones_like, dtype, device)
-        self.bias = _stacked(biases, torch.zeros_like, dtype, device)
+        self.scale = _stack_vectors(scales, torch.ones_like, dtype, device)
+        self.bias = _stack_vectors(biases, torch.zeros_like, dtype, device)
 
     def apply(self, value: Tensor, index: Tensor | int) -> Tensor:
         """value [T, d], index [T] into the stacked rows (or one index for all of them) -> [T, d]."""
@@ -159,7 +159,7 @@ class Vectors:
         return value
 
 
-def _stacked(
+def _stack_vectors(
     vectors: list[Tensor | None], identity: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
     given = [vector for vector in vectors if vector is not None]
@@ -252,10 +252,10 @@ class Step:
         for other in reads[1:]:
             x = x + _stretch(other, start, stop)
         if self._generators is not None and channel.dropouts:
-            x = _dropped(x, start, channel, plan, self._generators)
-        return channel.add(rows, x, start, self._planned(at_head, channel))
+            x = _drop_out(x, start, channel, plan, self._generators)
+        return channel.add(rows, x, start, self._plan_of(at_head, channel))
 
-    def _planned(self, at_head: bool, channel: Channel) -> Tensor | None:
+    def _plan_of(self, at_head: bool, channel: Channel) -> Tensor | None:
         key = (at_head, channel.layout)
         if key not in self._plans:
             self._plans[key] = channel.plan(self._rows[at_head])
@@ -270,7 +270,9 @@ class Step:
         return self._indices[key]
 
 
-def _dropped(x: Tensor, start: int, channel: Channel, plan: RowOwners, generators: Sequence[torch.Generator]) -> Tensor:
+def _drop_out(
+    x: Tensor, start: int, channel: Channel, plan: RowOwners, generators: Sequence[torch.Generator]
+) -> Tensor:
     """x [T', in], the rows from `start` on, after every adapter's own dropout."""
     pieces: list[Tensor] = []
     position = 0

@@ -25,7 +25,7 @@ def convert(artifact: Artifact, base: Base, to: str, folder: str | Path) -> None
     """
     config, tensors = artifact.config, dict(artifact.tensors)
     if isinstance(config, PrefixConfig):
-        config, tensors = _moved_prefix(config, tensors, base, shifts_text=to == "peft")
+        config, tensors = _move_prefix(config, tensors, base, shifts_text=to == "peft")
     _require_format(artifact, config, to)
     provenance = {"format": 1, "base": artifact.provenance.get("base", {}), "parents": [{"digest": artifact.digest}]}
     save_artifact(folder, artifact.method, config, tensors, base.spec, provenance=provenance)
@@ -40,7 +40,7 @@ def _require_format(artifact: Artifact, config: MethodConfig, to: str) -> None:
         raise UnsupportedMethodError(f"{kind} can't be written for {to}: it has no place for this kind.")
 
 
-def _moved_prefix(
+def _move_prefix(
     config: PrefixConfig, tensors: Mapping[str, Tensor], base: Base, *, shifts_text: bool
 ) -> tuple[PrefixConfig, dict[str, Tensor]]:
     """The prefix with the text at position P (PEFT) or 0 (AdapterHub): rotary keys turn with the text."""
@@ -56,12 +56,12 @@ def _moved_prefix(
     rows = tensors[KEY].float().reshape(shape).clone()
     by = config.tokens if shifts_text else -config.tokens
     for layer in range(spec.num_layers):
-        rows[:, layer, 0] = _rotated(rows[:, layer, 0], by, layer, base)
+        rows[:, layer, 0] = _rotate(rows[:, layer, 0], by, layer, base)
     flat = rows.reshape(config.tokens, -1)
     return replace(config, shifts_text=shifts_text), {KEY: flat if shifts_text else flat.reshape(-1)}
 
 
-def _rotated(keys: Tensor, by: int, layer: int, base: Base) -> Tensor:
+def _rotate(keys: Tensor, by: int, layer: int, base: Base) -> Tensor:
     """Rotary keys [P, kv_heads, D] moved by `by` positions, with the base's own rotary tables."""
     rotary = base.model.get_submodule(base.spec.parts.layers.rpartition(".")[0] + ".rotary_emb")
     kinds = base.model.config.layer_types[layer : layer + 1] if _takes_layer_type(rotary) else []

@@ -60,7 +60,7 @@ class PackedAttention:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        q, k, v = (self._padded(x) for x in (query, key, value))  # [B, heads, T, D]
+        q, k, v = (self._pad(x) for x in (query, key, value))  # [B, heads, T, D]
         if self._before:
             k = torch.cat([self._rows_before("keys", layer, key), k], dim=2)
             v = torch.cat([self._rows_before("values", layer, value), v], dim=2)
@@ -85,7 +85,7 @@ class PackedAttention:
         assert rows is not None  # asked only where something goes before
         return rows
 
-    def _padded(self, x: Tensor) -> Tensor:
+    def _pad(self, x: Tensor) -> Tensor:
         shape = (len(self._lengths), self._longest, *x.shape[1:])
         if not self._equal:
             flat = x.new_zeros(shape[0] * shape[1], *x.shape[1:])
@@ -96,9 +96,9 @@ class PackedAttention:
         """[B or 1, 1, T, before + T], True where a query may look; None where plain causality is enough."""
         if not self._before and (window is None or window >= self._longest):
             return None
-        return self._allowed(window)
+        return self._causal_mask(window)
 
-    def _allowed(self, window: int | None) -> Tensor:
+    def _causal_mask(self, window: int | None) -> Tensor:
         if window not in self._masks:
             here = torch.arange(self._longest)[:, None] + self._before
             there = torch.arange(self._before + self._longest)[None, :]
@@ -118,7 +118,7 @@ class PackedAttention:
     def _bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """The mask as something to add to scores: 0 or -inf."""
         if window not in self._biases:
-            allowed = self._allowed(window)
+            allowed = self._causal_mask(window)
             self._biases[window] = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
                 ~allowed, float("-inf")
             )
@@ -136,8 +136,8 @@ class _Prefixes:
         # row 0 is nothing, for sequences without a prefix: masked or not, they must not meet a neighbour's NaN
         self._index = torch.tensor([order.get(id(prefix), 0) for prefix in prefixes], device=device)
         self._rows = {
-            "keys": self._stacked([prefix.keys for prefix in distinct.values()]),
-            "values": self._stacked([prefix.values for prefix in distinct.values()]),
+            "keys": self._stack_rows([prefix.keys for prefix in distinct.values()]),
+            "values": self._stack_rows([prefix.values for prefix in distinct.values()]),
         }  # [1 + distinct, L, kv_heads, longest, D]
         self.counts = torch.tensor(counts)
 
@@ -145,7 +145,7 @@ class _Prefixes:
         """[B, kv_heads, longest, D]"""
         return self._rows[which][:, layer].to(dtype).index_select(0, self._index)
 
-    def _stacked(self, prefixes: list[Tensor]) -> Tensor:
+    def _stack_rows(self, prefixes: list[Tensor]) -> Tensor:
         aligned = [F.pad(rows.transpose(1, 2), (0, 0, self.longest - rows.shape[1], 0)) for rows in prefixes]
         return torch.stack([torch.zeros_like(aligned[0]), *aligned])
 
@@ -213,7 +213,7 @@ class RecordingAttention(PackedAttention):
         self._layers.append((key, value))
         return super().attend(layer, query, key, value, scaling=scaling, window=window, softcap=softcap)
 
-    def recorded(self) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self) -> tuple[Tensor, Tensor]:
         """(keys, values) of all rows of the pass, each [L, T, kv_heads, D]."""
         keys, values = (torch.stack(layers) for layers in zip(*self._layers, strict=True))
         return keys, values
@@ -224,4 +224,4 @@ def cache_rows(base: Base, rows: Tensor, step: Step | None = None) -> CacheRows:
     recording = RecordingAttention([rows.shape[0]], None, rows.device)
     positions = torch.arange(rows.shape[0], device=rows.device)
     base.forward(rows.to(base.dtype), positions, recording, step, positions[-1:])
-    return CacheRows(*recording.recorded(), text_start=rows.shape[0])
+    return CacheRows(*recording.keys_and_values(), text_start=rows.shape[0])

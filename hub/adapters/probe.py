@@ -122,21 +122,21 @@ def read_probe(raw: Any, vocabulary: int) -> Probe | OldProbe:
 
 def judge(probe: Probe, base: Sequence[Table], adapter: Sequence[Table], content: str) -> Verdict:
     """What today's answers of the base (its weights' hash is `content`) and of the adapter prove."""
-    base_then, adapter_then = _flat(one.base for one in probe.texts), _flat(one.adapter for one in probe.texts)
-    base_now, adapter_now = _flat(base), _flat(adapter)
+    base_then, adapter_then = _flatten(one.base for one in probe.texts), _flatten(one.adapter for one in probe.texts)
+    base_now, adapter_now = _flatten(base), _flatten(adapter)
     effect_then, effect_now = _minus(adapter_then, base_then), _minus(adapter_now, base_now)
     apart = Gaps(_norm(_minus(base_now, base_then)), _norm(_minus(effect_now, effect_then)))
     if not all(map(math.isfinite, (apart.base, apart.effect))):
         return Verdict(ProofOutcome.REFUSED, "its log-probabilities on the probe's texts are not finite")
     size = Gaps(_norm(base_then), _norm(effect_then))
     gap, noises = apart.effect / size.effect if size.effect else math.inf, _times(apart.effect, probe.noise.effect)
-    allowed = _allowed(probe.noise, size)
+    allowed = _allowance(probe.noise, size)
     if _within(apart, allowed):
         if allowed.effect >= size.effect:
             why = f"its effect on the probe's texts ({size.effect:.2g}) is no larger than what arithmetic blurs"
             return Verdict(ProofOutcome.UNPROVEN, why, gap, noises)
         return Verdict(ProofOutcome.PROVEN, f"{gap:.1e} from its effect in training", gap, noises)
-    rounded = _allowed(probe.rounding, size)
+    rounded = _allowance(probe.rounding, size)
     if content != probe.content and _within(apart, rounded):
         blurred = "" if rounded.effect < size.effect else ", which is as large as its effect"
         why = (
@@ -160,7 +160,7 @@ def judge(probe: Probe, base: Sequence[Table], adapter: Sequence[Table], content
 
 def judge_old(probe: OldProbe, adapter: Sequence[Table]) -> Verdict:
     """What an old probe tells: a figure to look at. It can't say how much of it is rounding."""
-    apart = _minus(_flat(adapter), _flat(probe.adapter))
+    apart = _minus(_flatten(adapter), _flatten(probe.adapter))
     if not all(map(math.isfinite, apart)):
         return Verdict(ProofOutcome.REFUSED, "its log-probabilities on the probe's tokens are not finite")
     worst = max(map(abs, apart))
@@ -173,8 +173,8 @@ def judge_serving(probe: Probe, base: Sequence[Table], adapter: Sequence[Table])
 
     How much of an effect a path can show follows from how far its bare base lies from the recorded one.
     """
-    base_then, adapter_then = _flat(one.base for one in probe.texts), _flat(one.adapter for one in probe.texts)
-    base_now, adapter_now = _flat(base), _flat(adapter)
+    base_then, adapter_then = _flatten(one.base for one in probe.texts), _flatten(one.adapter for one in probe.texts)
+    base_now, adapter_now = _flatten(base), _flatten(adapter)
     if not all(map(math.isfinite, adapter_now)):
         return Verdict(
             ProofOutcome.REFUSED, "the logits are not finite on the path that serves it, on the probe's texts"
@@ -193,12 +193,12 @@ def judge_serving(probe: Probe, base: Sequence[Table], adapter: Sequence[Table])
 
 def gaps(base: tuple[Sequence[Table], Sequence[Table]], adapter: tuple[Sequence[Table], Sequence[Table]]) -> Gaps:
     """How far two runs lie apart; each argument is the answers of the one and of the other."""
-    bases, adapters = [_flat(one) for one in base], [_flat(one) for one in adapter]
+    bases, adapters = [_flatten(one) for one in base], [_flatten(one) for one in adapter]
     effects = [_minus(a, b) for a, b in zip(adapters, bases, strict=True)]
     return Gaps(_norm(_minus(*bases)), _norm(_minus(*effects)))
 
 
-def _allowed(noise: Gaps, size: Gaps) -> Gaps:
+def _allowance(noise: Gaps, size: Gaps) -> Gaps:
     return Gaps(
         max(_FLOOR * size.base, _TIMES * noise.base),
         max(_FLOOR * size.effect, _TIMES * noise.effect),
@@ -213,7 +213,7 @@ def _times(gap: float, noise: float) -> float:
     return gap / noise if noise else math.inf if gap else 0.0
 
 
-def _flat(tables: Iterable[Table]) -> list[float]:
+def _flatten(tables: Iterable[Table]) -> list[float]:
     return list(chain.from_iterable(chain.from_iterable(tables)))
 
 
@@ -241,14 +241,14 @@ def _read(raw: Mapping[str, Any], vocabulary: int) -> Probe:
 
 
 def _text(raw: Mapping[str, Any], vocabulary: int) -> ProbeText:
-    asked = _asked(raw["ids"], raw["tokens"], vocabulary)
+    asked = _read_question(raw["ids"], raw["tokens"], vocabulary)
     base, adapter = (_table(raw[key], asked) for key in ("base", "adapter"))
     text = _word(raw["text"])
     _require(len(text) <= _MOST_CHARACTERS, "a text is too long")
     return ProbeText(text, asked, base, adapter)
 
 
-def _asked(ids: Sequence[int], tokens: Sequence[Sequence[int]], vocabulary: int) -> ProbeQuestion:
+def _read_question(ids: Sequence[int], tokens: Sequence[Sequence[int]], vocabulary: int) -> ProbeQuestion:
     asked = ProbeQuestion(tuple(ids), tuple(tuple(row) for row in tokens))
     every = (*asked.ids, *chain.from_iterable(asked.tokens))
     _require(all(type(id) is int and 0 <= id < vocabulary for id in every), "an id is outside the vocabulary")
@@ -265,7 +265,7 @@ def _table(raw: Sequence[Sequence[float]], asked: ProbeQuestion) -> Table:
 
 
 def _read_old(raw: Mapping[str, Any], vocabulary: int) -> OldProbe:
-    asked = tuple(_asked(one["tokens"], [one["top_tokens"]], vocabulary) for one in raw["sequences"])
+    asked = tuple(_read_question(one["tokens"], [one["top_tokens"]], vocabulary) for one in raw["sequences"])
     _require(0 < len(asked) <= _MOST_TEXTS, f"a probe must hold 1 to {_MOST_TEXTS} sequences")
     answers = tuple(_table([one["top_logprobs"]], own) for one, own in zip(raw["sequences"], asked, strict=True))
     return OldProbe(_word(raw["dtype"]), asked, answers)

@@ -26,7 +26,7 @@ class Replayed:
     stack: Stack
 
 
-def replayed(forms: Sequence[Form], dtype: torch.dtype = torch.float32) -> Replayed:
+def replay_of(forms: Sequence[Form], dtype: torch.dtype = torch.float32) -> Replayed:
     """`forms` as `Artifact.fold` makes them; none: the bare base."""
     rows = next((form for form in forms if isinstance(form, (InputRows, CacheRows))), None)
     return Replayed(rows, Stack([forms], dtype, torch.device("cpu")))
@@ -46,16 +46,18 @@ def answers(
 
 
 @torch.inference_mode()
-def most_likely(base: Base, texts: Sequence[tuple[int, ...]], rows: int, top: int) -> list[tuple[tuple[int, ...], ...]]:
+def likely_tokens(
+    base: Base, texts: Sequence[tuple[int, ...]], rows: int, top: int
+) -> list[tuple[tuple[int, ...], ...]]:
     """Of each text's last `rows` ids: the `top` tokens that the bare base finds most probable after it."""
-    layout, bare = _Layout(base), replayed((), base.dtype)
+    layout, bare = _Layout(base), replay_of((), base.dtype)
     questions = [ProbeQuestion(ids, ((),) * min(rows, len(ids))) for ids in texts]
     layout.add(bare, questions)
     likely = iter(layout.run([bare.stack]).topk(top, dim=-1).indices.tolist())
     return [tuple(tuple(next(likely)) for _ in question.tokens) for question in questions]
 
 
-def told(logits: Tensor, tokens: Sequence[int]) -> tuple[float, ...]:
+def log_probs_of(logits: Tensor, tokens: Sequence[int]) -> tuple[float, ...]:
     """The log-probabilities of `tokens` under one row of logits [V], at least in float32."""
     row = logits if logits.dtype == torch.float64 else logits.float()
     return tuple(row.log_softmax(dim=-1)[list(tokens)].tolist())
@@ -63,7 +65,7 @@ def told(logits: Tensor, tokens: Sequence[int]) -> tuple[float, ...]:
 
 def _table(logits: Tensor, question: ProbeQuestion, pause: Callable[[], None]) -> Table:
     pause()
-    return tuple(told(row, tokens) for row, tokens in zip(logits, question.tokens, strict=True))
+    return tuple(log_probs_of(row, tokens) for row, tokens in zip(logits, question.tokens, strict=True))
 
 
 class _Layout:

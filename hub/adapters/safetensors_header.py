@@ -51,9 +51,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     with path.open("rb") as file:
         start = file.read(8)
         if len(start) < 8:
-            raise _broken(path, "it is shorter than 8 bytes; it was cut off")
+            raise _damage(path, "it is shorter than 8 bytes; it was cut off")
         if start == LFS_POINTER:
-            raise _broken(path, "it is Git LFS's note of where the weights are; fetch them with `git lfs pull`")
+            raise _damage(path, "it is Git LFS's note of where the weights are; fetch them with `git lfs pull`")
         (length,) = struct.unpack("<Q", start)
         if length > MAX_HEADER_BYTES and start.startswith(_PICKLES):  # a length below may begin with such bytes
             raise ArtifactError(
@@ -61,21 +61,21 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
                 f"here: save the adapter with safe_serialization=True."
             )
         if length > MAX_HEADER_BYTES:
-            raise _broken(path, f"its header claims {length} bytes; at most {MAX_HEADER_BYTES} are taken")
+            raise _damage(path, f"its header claims {length} bytes; at most {MAX_HEADER_BYTES} are taken")
         text = file.read(length)
     if len(text) < length:
-        raise _broken(path, "it ends within its header; it was cut off")
+        raise _damage(path, "it ends within its header; it was cut off")
     if not text.startswith(b"{"):
-        raise _broken(path, "its header does not begin with {")
+        raise _damage(path, "its header does not begin with {")
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise _broken(path, f"its header is not valid JSON ({error})") from None
+        raise _damage(path, f"its header is not valid JSON ({error})") from None
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _broken(path, "its __metadata__ is not a table of strings")
+        raise _damage(path, "its __metadata__ is not a table of strings")
     if len(header) > MAX_TENSORS:
-        raise _broken(path, f"it holds {len(header)} tensors; at most {MAX_TENSORS} are taken")
+        raise _damage(path, f"it holds {len(header)} tensors; at most {MAX_TENSORS} are taken")
     entries = {name: _entry(path, name, raw, 8 + length) for name, raw in header.items()}
     _require_gapless(path, entries, 8 + length, size)
     return entries, metadata
@@ -121,18 +121,18 @@ def _finite(values: np.ndarray) -> bool:
 
 def _entry(path: Path, name: str, raw: object, data_start: int) -> TensorEntry:
     if not _NAME.fullmatch(name):
-        raise _broken(path, f"tensor name {name[:80]!r} has characters other than letters, digits, . _ -")
+        raise _damage(path, f"tensor name {name[:80]!r} has characters other than letters, digits, . _ -")
     if not isinstance(raw, dict) or set(raw) != {"dtype", "shape", "data_offsets"}:
-        raise _broken(path, f"tensor {name} lacks dtype, shape or data_offsets, or has more than these")
+        raise _damage(path, f"tensor {name} lacks dtype, shape or data_offsets, or has more than these")
     dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise _broken(path, f"tensor {name} has the dtype {dtype!r}; taken are {', '.join(_BYTES)}")
+        raise _damage(path, f"tensor {name} has the dtype {dtype!r}; taken are {', '.join(_BYTES)}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _broken(path, f"tensor {name} has the shape {shape!r}")
+        raise _damage(path, f"tensor {name} has the shape {shape!r}")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _broken(path, f"tensor {name} has the data_offsets {offsets!r}")
+        raise _damage(path, f"tensor {name} has the data_offsets {offsets!r}")
     if offsets[1] - offsets[0] != math.prod(shape) * _BYTES[dtype]:
-        raise _broken(path, f"tensor {name}: {offsets[1] - offsets[0]} bytes do not make {dtype} {shape}")
+        raise _damage(path, f"tensor {name}: {offsets[1] - offsets[0]} bytes do not make {dtype} {shape}")
     return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
@@ -140,12 +140,12 @@ def _require_gapless(path: Path, entries: dict[str, TensorEntry], start: int, si
     position = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != position:
-            raise _broken(path, f"tensor {name} overlaps another or leaves a gap before it")
+            raise _damage(path, f"tensor {name} overlaps another or leaves a gap before it")
         position = entry.stop
     if position > size:
-        raise _broken(path, f"it has {size} bytes where its header promises {position}; it was cut off")
+        raise _damage(path, f"it has {size} bytes where its header promises {position}; it was cut off")
     if position < size:
-        raise _broken(path, f"{size - position} bytes follow the last tensor")
+        raise _damage(path, f"{size - position} bytes follow the last tensor")
 
 
 def _naturals(value: object) -> bool:
@@ -159,5 +159,5 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return table
 
 
-def _broken(path: Path, why: str) -> ArtifactError:
+def _damage(path: Path, why: str) -> ArtifactError:
     return ArtifactError(f"{path.name} is not a sound safetensors file: {why}.")

@@ -44,14 +44,14 @@ class Segments:
         rows = value.reshape(-1, value.shape[-1])
         segments = rows.split(self._counts[tap.module == self._lm_head])
         changed = [
-            self._visited(step, tap, segment) if tap in step.taps and len(segment) else segment
+            self._visit(step, tap, segment) if tap in step.taps and len(segment) else segment
             for step, segment in zip(self._steps, segments, strict=True)
         ]
         if all(new is old for new, old in zip(changed, segments, strict=True)):
             return value  # a tap that is only read
         return torch.cat(changed).view(value.shape)
 
-    def _visited(self, step: Step, tap: Tap, segment: Tensor) -> Tensor:
+    def _visit(self, step: Step, tap: Tap, segment: Tensor) -> Tensor:
         self._pause()
         return step.visit(tap, segment)
 

@@ -75,13 +75,13 @@ def parse(folder: Path) -> Parsed:
         raise ArtifactError(f"{weights.name} holds no tensor at all: the adapter was saved empty.")
     if empty := [name for name, entry in header.items() if not entry.numel]:
         raise ArtifactError(
-            f"{weights.name} holds {_listed(empty)} without a single number (shape {list(header[empty[0]].shape)}): it "
+            f"{weights.name} holds {_list_names(empty)} without a single number (shape {list(header[empty[0]].shape)}): it "
             f"was saved while its parameters were spread over processes (DeepSpeed's ZeRO-3, FSDP). Save it again with "
             f"them gathered, such as by stage3_gather_16bit_weights_on_model_save."
         )
     require_finite(weights, header)
     copies = {module: (name, header[name]) for name in header if (module := method.base_copy(name))}
-    file_names = {method.canonical(raw, name): name for name in header if not method.base_copy(name)}
+    file_names = {method.canonical_name(raw, name): name for name in header if not method.base_copy(name)}
     if len(file_names) + len(copies) != len(header):
         raise ArtifactError(f"{weights.name} holds two tensors that mean the same parameter.")
     entries = {canonical: header[name] for canonical, name in file_names.items()}
@@ -109,12 +109,12 @@ def check_against(parsed: Parsed, spec: BaseSpec, *, allow_base_mismatch: bool =
     foreign = [own for module, (own, entry) in parsed.copies.items() if entry.shape != _weight_shape(spec, module)]
     if missing := sorted(needed.keys() - have.keys()):
         raise ArtifactError(
-            f"{name} lacks {_listed(missing)}, which its config asks for on {spec.id or 'this base'}. "
-            f"{_held_instead(parsed, needed.keys(), foreign)}"
+            f"{name} lacks {_list_names(missing)}, which its config asks for on {spec.id or 'this base'}. "
+            f"{_describe_held(parsed, needed.keys(), foreign)}"
         )
     if extra := sorted([*(have.keys() - needed.keys()), *foreign]):
         raise ArtifactError(
-            f"{name} holds {_listed(extra)}, which nothing of its config and {spec.id or 'this base'} uses: "
+            f"{name} holds {_list_names(extra)}, which nothing of its config and {spec.id or 'this base'} uses: "
             f"part of the adapter would silently have no effect."
         )
     for tensor, shape in needed.items():
@@ -159,17 +159,19 @@ def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
         max_rank=max(ranks) if ranks else None,
         dtype="/".join(kinds),
         digest=digest(parsed),
-        tensors={name: {"dtype": entry.dtype, "shape": list(entry.shape)} for name, entry in _in_file(parsed)},
+        tensors={name: {"dtype": entry.dtype, "shape": list(entry.shape)} for name, entry in _file_entries(parsed)},
         provenance=parsed.provenance,
         card=card,
         warnings=warnings,
     )
 
 
-def _held_instead(parsed: Parsed, needed: Collection[str], foreign: Collection[str]) -> str:
+def _describe_held(parsed: Parsed, needed: Collection[str], foreign: Collection[str]) -> str:
     """What a file holds that lacks some tensors: other names, of which people know what their trainer called things."""
     if others := sorted([*foreign, *(own for name, own in parsed.file_names.items() if name not in needed)]):
-        return f"It holds {_listed(others)} instead, which nothing uses: were they trained on another class of model?"
+        return (
+            f"It holds {_list_names(others)} instead, which nothing uses: were they trained on another class of model?"
+        )
     layers = sorted({int(match[1]) for name in parsed.entries if (match := _LAYER_NUMBER.search(name))})
     held = f"layers {', '.join(map(str, layers))}" if layers else "some"
     return (
@@ -187,7 +189,7 @@ def _weight_shape(spec: BaseSpec, module: str) -> tuple[int, int] | None:
     return sizes if module_spec.kind == "linear" else sizes[::-1]
 
 
-def _in_file(parsed: Parsed) -> list[tuple[str, TensorEntry]]:
+def _file_entries(parsed: Parsed) -> list[tuple[str, TensorEntry]]:
     own = [(parsed.file_names[name], entry) for name, entry in parsed.entries.items()]
     return sorted([*own, *parsed.copies.values()])
 
@@ -236,10 +238,10 @@ def read_json(path: Path) -> dict[str, object]:
 
 def strict_json(text: str) -> object:
     """JSON as its standard has it. Raises ValueError (or RecursionError), also for NaN, Infinity and 1e999."""
-    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    return json.loads(text, parse_constant=_parse_finite, parse_float=_parse_finite)
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     if not math.isfinite(value := float(text.replace("Infinity", "inf"))):
         raise ValueError(f"{text} is no number of JSON")
     return value
@@ -282,7 +284,7 @@ def _read_config(method: Method, raw: dict[str, object], shapes: Mapping[str, tu
 
 def _require_effect(method: Method, config: MethodConfig, weights: Path, entries: Mapping[str, TensorEntry]) -> None:
     """Refuse an adapter whose every effective tensor is neutral, as far as the tensors alone can tell."""
-    neutral = method.neutral(config)
+    neutral = method.neutral_values(config)
     neutral_entries = [
         (entry, value) for name, entry in entries.items() for end, value in neutral.items() if name.endswith(end)
     ]
@@ -298,5 +300,5 @@ def _rank(name: str, entry: TensorEntry) -> int | None:
     return entry.shape[0] if is_down and len(entry.shape) == 2 else None
 
 
-def _listed(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"

@@ -35,35 +35,35 @@ class _Core(yaml.SafeLoader):
             raise yaml.YAMLError("aliases (*name) are not read, write the value out")
         return super().compose_node(parent, index)
 
-    def whole(self, node: yaml.ScalarNode) -> int:
+    def construct_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
 for _kind, (_starts, _words) in _KINDS.items():
     _Core.add_implicit_resolver(_TAG + _kind, re.compile(f"({_words})\\Z"), _starts)
-_Core.add_constructor(_TAG + "int", _Core.whole)
+_Core.add_constructor(_TAG + "int", _Core.construct_int)
 
 
 def load(text: str) -> object:
     """The document as JSON's kinds. Raises yaml.YAMLError, ValueError or RecursionError for what is none."""
-    return _plain(yaml.load(text, _Core))  # a SafeLoader
+    return _simplify(yaml.load(text, _Core))  # a SafeLoader
 
 
-def _plain(value: object) -> object:
+def _simplify(value: object) -> object:
     match value:
         case None | bool():
             return value
         case str():
             return value.encode("utf-8", "replace").decode()  # half a surrogate pair can be spelled, and not stored
         case int():
-            return value if abs(value) < MAX_WHOLE else _plain(_as_float(value))
+            return value if abs(value) < MAX_WHOLE else _simplify(_as_float(value))
         case float():
             return value if math.isfinite(value) else None
         case dict():
-            return {_key(key): _plain(item) for key, item in value.items()}
+            return {_key(key): _simplify(item) for key, item in value.items()}
         case list() | tuple() | set():
-            return [_plain(item) for item in value]
+            return [_simplify(item) for item in value]
         case date():
             return value.isoformat()
     return None  # bytes
@@ -75,5 +75,5 @@ def _as_float(value: int) -> float:
 
 def _key(key: object) -> str:
     """A mapping's key as JSON spells it."""
-    plain = _plain(key)
+    plain = _simplify(key)
     return str(plain).lower() if isinstance(plain, bool) else "null" if plain is None else str(plain)

@@ -28,7 +28,7 @@ from graft.hub.adapters.probe import (
     judge_old,
     read_probe,
 )
-from graft.hub.adapters.probe_replay import Replayed, answers, replayed
+from graft.hub.adapters.probe_replay import Replayed, answers, replay_of
 from graft.hub.base.model import Base
 from graft.hub.base.stored_weights import PIECE_S, Arithmetic, StoredWeights, stored_base, stored_weights
 from graft.hub.errors import ArtifactError
@@ -107,7 +107,7 @@ class Prover:
         known = recall(_PROOFS, _key(artifact.digest, probe, weights.content))
         if known is not None:
             return Case(artifact.digest, probe).closed(_read(known))
-        return Case(artifact.digest, probe, replayed(artifact.fold(stored)))
+        return Case(artifact.digest, probe, replay_of(artifact.fold(stored)))
 
     # For the engine's thread
 
@@ -169,7 +169,7 @@ class Prover:
         content = weights.content
         new = {case.probe.questions for case in cases if isinstance(case.probe, Probe)} - self._said.keys()
         unknown = [questions for questions in new if not self._recalled(questions, content)]
-        asked = [(replayed(()), questions) for questions in unknown]
+        asked = [(replay_of(()), questions) for questions in unknown]
         asked += [case.question for case in cases]
         told = answers(stored, asked, self._turns.pause)
         for questions, tables in zip(unknown, told, strict=False):

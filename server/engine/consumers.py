@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from graft.hub.adapters.probe import ProbeQuestion, Table
-from graft.hub.adapters.probe_replay import told
+from graft.hub.adapters.probe_replay import log_probs_of
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.server.adapters.device import Resident
@@ -200,7 +200,7 @@ class Question(Consumer):
 
     def observe(self, chunk: Chunk, logits: Tensor) -> None:
         for row in logits:
-            self._told.append(told(row, self._asked.tokens[len(self._told)]))
+            self._told.append(log_probs_of(row, self._asked.tokens[len(self._told)]))
 
     def finish(self) -> None:
         self._done(tuple(self._told))

@@ -9,7 +9,7 @@ import torch
 
 from graft.hub.adapters.artifact import Artifact
 from graft.hub.adapters.probe import Probe, ProbeQuestion, ProbeText, Table, gaps
-from graft.hub.adapters.probe_replay import answers, most_likely, replayed
+from graft.hub.adapters.probe_replay import answers, likely_tokens, replay_of
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
 from graft.hub.base.model import Base
 from graft.hub.base.stored_weights import Arithmetic, StoredWeights, stored_base, stored_weights
@@ -47,7 +47,7 @@ class Prober:
         )
 
     def _said(self, base: Base, forms: tuple[Form, ...], questions: tuple[ProbeQuestion, ...]) -> list[list[Table]]:
-        both = (replayed(own, base.dtype) for own in ((), forms))
+        both = (replay_of(own, base.dtype) for own in ((), forms))
         return answers(base, [(own, questions) for own in both])
 
     def _asked(self, room: int) -> tuple[ProbeQuestion, ...]:
@@ -57,7 +57,7 @@ class Prober:
             tokenizer = self._base.tokenizer
             assert tokenizer is not None  # it was trained on text
             ids = [tuple(tokenizer(text)["input_ids"][:length]) for text in TEXTS]
-            likely = most_likely(self._plain, ids, _ROWS, _TOP)
+            likely = likely_tokens(self._plain, ids, _ROWS, _TOP)
             self._questions[length] = tuple(ProbeQuestion(own, rows) for own, rows in zip(ids, likely, strict=True))
         return self._questions[length]
 

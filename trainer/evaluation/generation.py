@@ -76,7 +76,7 @@ def _advance(
 
 def _grown(attention: RecordingAttention, seen: Sequence[CacheRows | None], lengths: list[int]) -> list[CacheRows]:
     """What each sequence had seen, and the new rows behind it."""
-    keys, values = attention.recorded()
+    keys, values = attention.keys_and_values()
     made = []
     for old, key, value in zip(seen, keys.split(lengths, dim=1), values.split(lengths, dim=1), strict=True):
         if old is not None:

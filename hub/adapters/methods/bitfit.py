@@ -44,7 +44,7 @@ class BitFit(Method[BitFitConfig]):
         refuse_options("BitFit", raw, PEFT_COMMON | {"target_modules"})
         return BitFitConfig(targets=names_of("target_modules", raw.get("target_modules")))
 
-    def neutral(self, config: BitFitConfig) -> dict[str, float]:
+    def neutral_values(self, config: BitFitConfig) -> dict[str, float]:
         return {"bitfit_bias": 0.0}
 
     def library(self, config: BitFitConfig) -> str:

@@ -127,13 +127,13 @@ class Bottleneck(Method[B]):
     def library(self, config: B) -> str:
         return "graft" if config.placement == "linear" else "adapters"  # LLM-Adapters' fork of PEFT has no name
 
-    def canonical(self, raw: Raw, name: str) -> str:
+    def canonical_name(self, raw: Raw, name: str) -> str:
         """AdapterHub keys carry the adapter's own name; the canonical one is NAME."""
         if not _is_adapterhub(raw):
             return name
         return name.replace(f".adapters.{adapterhub_format.own_name(raw)}.", f".adapters.{adapterhub_format.NAME}.", 1)
 
-    def neutral(self, config: B) -> dict[str, float]:
+    def neutral_values(self, config: B) -> dict[str, float]:
         return _NEUTRAL
 
     def shapes(self, config: B, spec: BaseSpec) -> dict[str, Shape]:

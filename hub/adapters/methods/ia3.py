@@ -61,21 +61,21 @@ class Ia3(Method[Ia3Config]):
             exclude=names_of("exclude_modules", raw.get("exclude_modules")),
         )
 
-    def canonical(self, raw: Raw, name: str) -> str:
+    def canonical_name(self, raw: Raw, name: str) -> str:
         return peft_name(name) if "peft_type" in raw else adapterhub_format.lora_name(raw, name)
 
-    def neutral(self, config: Ia3Config) -> dict[str, float]:
+    def neutral_values(self, config: Ia3Config) -> dict[str, float]:
         return {"ia3_l": 1.0}
 
     def write(self, config: Ia3Config, spec: BaseSpec) -> dict[str, object]:
-        def listed(names: Targets) -> str | list[str]:
+        def as_peft(names: Targets) -> str | list[str]:
             return names if isinstance(names, str) else list(names)
 
         return {
             **peft_header("IA3", spec),
-            "target_modules": listed(config.targets),
-            "feedforward_modules": listed(config.feedforward),
-            "exclude_modules": listed(config.exclude),
+            "target_modules": as_peft(config.targets),
+            "feedforward_modules": as_peft(config.feedforward),
+            "exclude_modules": as_peft(config.exclude),
             "fan_in_fan_out": spec.model_type == "gpt2",
             "init_ia3_weights": True,
             "modules_to_save": None,

@@ -33,7 +33,7 @@ from graft.hub.adapters.methods.target_modules import (
     match_modules,
     names_of,
     pattern_values,
-    spelled_out,
+    spell_out,
 )
 from graft.hub.base.hook_points import Tap
 from graft.hub.base.manifest import BaseSpec
@@ -140,10 +140,10 @@ class Lora(Method[LoraConfig]):
             dropout=option(raw, "lora_dropout", float, 0.0),
         )
 
-    def canonical(self, raw: Raw, name: str) -> str:
+    def canonical_name(self, raw: Raw, name: str) -> str:
         return peft_name(name) if "peft_type" in raw else adapterhub_format.lora_name(raw, name)
 
-    def neutral(self, config: LoraConfig) -> dict[str, float]:
+    def neutral_values(self, config: LoraConfig) -> dict[str, float]:
         # A gain or a replaced bias acts on its own: only with the base's weights can it be told.
         return {} if config.dora or config.bias != "none" else {"lora_B.weight": 0.0, "lora_B.bias": 0.0}
 
@@ -156,14 +156,14 @@ class Lora(Method[LoraConfig]):
         return {
             **peft_header("LORA", spec),
             "r": config.r,
-            "lora_alpha": _plain(config.alpha),
+            "lora_alpha": _int_if_whole(config.alpha),
             "lora_dropout": config.dropout,
             "target_modules": config.targets if isinstance(config.targets, str) else list(config.targets),
             "exclude_modules": list(config.exclude) if isinstance(config.exclude, tuple) else config.exclude,
             "layers_to_transform": None if config.layers is None else list(config.layers),
             "layers_pattern": None,
             "rank_pattern": config.rank_pattern,
-            "alpha_pattern": {name: _plain(alpha) for name, alpha in config.alpha_pattern.items()},
+            "alpha_pattern": {name: _int_if_whole(alpha) for name, alpha in config.alpha_pattern.items()},
             "use_rslora": config.rslora,
             "use_dora": config.dora,
             "lora_bias": config.lora_bias,
@@ -174,7 +174,7 @@ class Lora(Method[LoraConfig]):
         }
 
     def resolve(self, config: LoraConfig, spec: BaseSpec) -> LoraConfig:
-        return replace(config, targets=spelled_out(config.targets, spec))
+        return replace(config, targets=spell_out(config.targets, spec))
 
     def require_sensible(self, config: LoraConfig, spec: BaseSpec) -> None:
         absent = [layer for layer in config.layers or () if not 0 <= layer < spec.num_layers]
@@ -282,7 +282,7 @@ class Lora(Method[LoraConfig]):
         return [name for name in names if spec.modules[name].bias]
 
 
-def _plain(number: float) -> float | int:
+def _int_if_whole(number: float) -> float | int:
     """As an int where it is one, as PEFT writes alphas."""
     return int(number) if number == int(number) else number
 

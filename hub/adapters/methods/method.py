@@ -100,15 +100,15 @@ class Method(ABC, Generic[C]):
         """Parameters -> the artifact's tensors; the identity unless the method reparameterises."""
         return parameters
 
-    def canonical(self, raw: Raw, name: str) -> str:
+    def canonical_name(self, raw: Raw, name: str) -> str:
         """Canonical name of a tensor of the file (some formats put the adapter's own name into keys)."""
         return name
 
     def file_name(self, config: C, spec: BaseSpec, name: str) -> str:
-        """The name under which `canonical` finds a tensor again: what is written into the file."""
+        """The name under which `canonical_name` finds a tensor again: what is written into the file."""
         return name
 
-    def neutral(self, config: C) -> dict[str, float]:
+    def neutral_values(self, config: C) -> dict[str, float]:
         """Endings of tensor names with the value at which they change nothing; {}: can't be told from tensors alone.
 
         If every tensor with such an ending holds only that value, the adapter is a no-op.
@@ -153,14 +153,14 @@ class Method(ABC, Generic[C]):
     def identity(self, config: C) -> dict[str, object]:
         """The load-relevant part of a config, in a canonical order: what the digest hashes."""
         served = {f.name: getattr(config, f.name) for f in fields(config) if not f.metadata.get("training_only")}
-        return {"method": self.name, **{key: _canonical(value) for key, value in sorted(served.items())}}
+        return {"method": self.name, **{key: _normalise(value) for key, value in sorted(served.items())}}
 
 
-def _canonical(value: object) -> Any:
+def _normalise(value: object) -> Any:
     if isinstance(value, dict):
-        return [[key, _canonical(item)] for key, item in value.items()]  # of patterns, the first that matches counts
+        return [[key, _normalise(item)] for key, item in value.items()]  # of patterns, the first that matches counts
     if isinstance(value, (list, tuple)):
-        items = [_canonical(item) for item in value]
+        items = [_normalise(item) for item in value]
         return sorted(items) if all(isinstance(item, str) for item in items) else items
     return value
 
@@ -200,11 +200,11 @@ def _parse(owner: str, key: str, text: str, hint: object) -> object:
             inner = typing.get_args(hint)[1]
             return {k: inner(v) for k, v in (item.split(":", 1) for item in text.split(",") if item)}
     except (KeyError, ValueError):
-        raise GraftError(f"{owner}: {key}={text!r} is not a valid value: {_needed(hint)} needed.") from None
+        raise GraftError(f"{owner}: {key}={text!r} is not a valid value: {_kind_in_words(hint)} needed.") from None
     raise GraftError(f"{owner}: {key} can't be set from the command line.")
 
 
-def _needed(hint: object) -> str:
+def _kind_in_words(hint: object) -> str:
     """The kind of a field, in words."""
     words: dict[object, str] = {
         int: "a whole number is",

@@ -70,7 +70,7 @@ class Prefix(Method[PrefixConfig]):
         refuse_options("prefix tuning", raw, rows.COMMON | neutral)
         return PrefixConfig(tokens=rows.tokens_of(raw, shapes))
 
-    def canonical(self, raw: Raw, name: str) -> str:
+    def canonical_name(self, raw: Raw, name: str) -> str:
         if _is_adapterhub(raw) and name.endswith(_ADAPTERHUB_KEY.format(adapterhub_format.own_name(raw))):
             return rows.KEY
         return name
@@ -125,7 +125,7 @@ class Prefix(Method[PrefixConfig]):
             "out.bias": torch.zeros(width),
         }
         parameters = {name: value.to(base.device) for name, value in draw.items()}
-        return _fitted(self, config, parameters, target) if config.init == "real" else parameters
+        return _fit(self, config, parameters, target) if config.init == "real" else parameters
 
     def encode(self, config: PrefixConfig, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch.nn.functional as F
@@ -170,9 +170,7 @@ def _real_activations(config: PrefixConfig, context: InitContext) -> Tensor:
     return torch.stack([made.keys, made.values]).permute(2, 1, 0, 3, 4).reshape(config.tokens, -1).float()
 
 
-def _fitted(
-    method: Prefix, config: PrefixConfig, parameters: Mapping[str, Tensor], target: Tensor
-) -> dict[str, Tensor]:
+def _fit(method: Prefix, config: PrefixConfig, parameters: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
     """The projection's parameters after fitting its output to `target` by mean squared error."""
     import torch
 

@@ -91,7 +91,7 @@ class Prompt(Method[PromptConfig]):
             raise GraftError(f"prompt: init={config.init} needs a base with a tokenizer.")
         encode = context.base.tokenizer.encode
         if config.init == "text":
-            return rows.cycled(encode(config.text, add_special_tokens=False), config.tokens)
+            return rows.cycle_ids(encode(config.text, add_special_tokens=False), config.tokens)
         if not context.labels:
             raise GraftError("prompt: init=labels needs data that lists its labels.")
         named = [id for label in context.labels for id in encode(" " + label, add_special_tokens=False)]

@@ -36,7 +36,7 @@ def match_modules(
 
     Raises GraftError where nothing matches or a matched module is of another kind (an embedding).
     """
-    wanted, unwanted = _matching(targets, spec), _matching(exclude, spec)
+    wanted, unwanted = _matches(targets, spec), _matches(exclude, spec)
     matched = [
         name for name in spec.modules if name in wanted and name not in unwanted and _in_layers(name, layers, spec)
     ]
@@ -55,7 +55,7 @@ def match_modules(
     return matched
 
 
-def spelled_out(targets: Targets, spec: BaseSpec) -> Targets:
+def spell_out(targets: Targets, spec: BaseSpec) -> Targets:
     """`all-linear` as the list of this family's linears; anything else as it is."""
     if targets in (ALL_LINEAR, (ALL_LINEAR,)):
         return tuple(sorted({part.rpartition(".")[2] for part in spec.parts.linears}))
@@ -77,7 +77,7 @@ def full_matches(pattern: str, names: Iterable[str], deadline: float | None = No
     """The names that `pattern` matches whole. Raises ArtifactError for a pattern that is broken or takes too long."""
     counts = [int(n) for braces in re.findall(r"\{[\d,]*\}", pattern) for n in re.findall(r"\d{1,9}", braces)]
     if len(pattern) > _MAX_PATTERN or math.prod(max(count, 1) for count in counts) > _MAX_COUNT:
-        raise _too_complex(pattern)
+        raise _complexity_error(pattern)
     deadline = deadline or time.monotonic() + _SECONDS
     try:
         compiled = regex.compile(pattern)
@@ -89,7 +89,7 @@ def full_matches(pattern: str, names: Iterable[str], deadline: float | None = No
     except (regex.error, RecursionError, OverflowError) as error:
         raise ArtifactError(f"The module pattern {pattern[:80]!r} is no regular expression: {error}.") from None
     except (TimeoutError, MemoryError):
-        raise _too_complex(pattern) from None
+        raise _complexity_error(pattern) from None
 
 
 def layers_of(raw: object) -> tuple[int, ...] | None:
@@ -113,7 +113,7 @@ def names_of(key: str, raw: object) -> Targets:
     raise ArtifactError(f"{key} must be a pattern or a list of module names, not {raw!r}.")
 
 
-def _matching(targets: Targets, spec: BaseSpec) -> set[str]:
+def _matches(targets: Targets, spec: BaseSpec) -> set[str]:
     if not targets:
         return set()
     if targets == ALL_LINEAR:
@@ -129,7 +129,7 @@ def _in_layers(name: str, layers: tuple[int, ...] | None, spec: BaseSpec) -> boo
     return layers is None or (name.startswith(prefix) and int(name[len(prefix) :].split(".", 1)[0]) in layers)
 
 
-def _too_complex(pattern: str) -> ArtifactError:
+def _complexity_error(pattern: str) -> ArtifactError:
     return ArtifactError(
         f"The module pattern {pattern[:80]!r} is too complex to run on a stranger's word (over {_SECONDS:.0f} s, "
         f"{_MAX_PATTERN} characters or {_MAX_COUNT} counted repeats). List the modules by name instead."

@@ -70,6 +70,6 @@ def frequent_ids(count: int, vocab_size: int, generator: torch.Generator) -> Ten
     return torch.randint(min(_FREQUENT, vocab_size), (count,), generator=generator)
 
 
-def cycled(ids: Sequence[int], count: int) -> list[int]:
+def cycle_ids(ids: Sequence[int], count: int) -> list[int]:
     """The first `count` ids, repeated as often as needed."""
     return [ids[i % len(ids)] for i in range(count)]

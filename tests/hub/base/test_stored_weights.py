@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from graft.hub.adapters.probe import ProbeQuestion
-from graft.hub.adapters.probe_replay import answers, most_likely, replayed
+from graft.hub.adapters.probe_replay import answers, likely_tokens, replay_of
 from graft.hub.base.model import load_base
 from graft.hub.base.stored_weights import Arithmetic, stored_base, stored_weights
 from tests.conftest import tiny_model, tiny_tokenizer
@@ -32,7 +32,7 @@ def random_forms(kind, base, seed):
 
 def said(base, *adapters):
     """By adapters in one pass; by the bare base where there are none."""
-    return answers(base, [(replayed(forms, base.dtype), QUESTIONS) for forms in adapters or ((),)])
+    return answers(base, [(replay_of(forms, base.dtype), QUESTIONS) for forms in adapters or ((),)])
 
 
 def flat(tables):
@@ -67,7 +67,7 @@ def test_adapters_together_say_what_each_says_alone(llama, kind):
 
 
 def test_the_likeliest_tokens_are_those_of_the_logits(llama):
-    (rows,) = most_likely(plain(llama), [(5, 6, 7)], 2, 3)
+    (rows,) = likely_tokens(plain(llama), [(5, 6, 7)], 2, 3)
     with torch.no_grad():
         expected = (
             llama.model(torch.tensor([[5, 6, 7]]), attention_mask=None, graft=_whole(3)).logits[0, 1:].topk(3).indices
