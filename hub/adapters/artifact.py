@@ -23,7 +23,7 @@ from graft.hub.base.fingerprint import same_weight
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.base.model import Base
 from graft.hub.errors import ArtifactError, BaseMismatchError
-from graft.hub.machine.atomic_files import written_whole
+from graft.hub.machine.atomic_files import write_folder_whole
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def save_artifact(
     _require_sound(method, config, tensors, spec)
     names = {name: method.file_name(config, spec, name) for name in sorted(tensors)}
     contiguous = {own: tensors[name].detach().cpu().contiguous() for name, own in names.items()}
-    with written_whole(Path(folder), last=WEIGHTS) as staging:
+    with write_folder_whole(Path(folder), last=WEIGHTS) as staging:
         (staging / CONFIG).write_text(json.dumps(_sort_config(method.write(config, spec)), indent=2))
         if provenance is not None:
             (staging / PROVENANCE).write_text(json.dumps(provenance, indent=2))

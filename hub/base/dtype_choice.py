@@ -59,7 +59,7 @@ class DtypeOutcome:
     def dtype(self) -> str:
         return self.other if self.gain >= GAIN else self.default
 
-    def told(self, work: str) -> str:
+    def sentence(self, work: str) -> str:
         each = ", ".join(f"{name} {share:.2f}" for name, share in self.shares.items())
         why = "" if self.dtype == self.other else f", and it takes {GAIN:.2f} to leave the default"
         return (
@@ -89,21 +89,21 @@ def chosen_dtype(
         return None
     default = _name(default_dtype("cpu", config.dtype))
     key = json.dumps([_machine(), work.name, work.sizes, default, config.to_dict()], default=str, sort_keys=True)
-    outcome = _recalled(key)
+    outcome = _recall_outcome(key)
     if outcome is None and not _quiet():
         say(
             f"{default} for {work.name}: other work is running, so which dtype is fast was not measured. --dtype chooses."
         )
         return default
     if outcome is None:
-        outcome, quiet = _measured(Path(source), config, default, work, clock)
+        outcome, quiet = _measure(Path(source), config, default, work, clock)
         if quiet:
             keep(_KIND, key, asdict(outcome))
-    say(outcome.told(work.name))
+    say(outcome.sentence(work.name))
     return outcome.dtype
 
 
-def _measured(
+def _measure(
     source: Path, config: PreTrainedConfig, default: str, work: TimedWork, clock: Callable[[], float]
 ) -> tuple[DtypeOutcome, bool]:
     """The outcome, and whether little else ran meanwhile."""
@@ -118,10 +118,10 @@ def _seconds(
     source: Path, config: PreTrainedConfig, dtype: str, work: TimedWork, clock: Callable[[], float]
 ) -> dict[str, float]:
     with work.cases(_sample(source, config, dtype)) as cases:
-        return {name: _best(run, clock) for name, run in cases.items()}
+        return {name: _best_time(run, clock) for name, run in cases.items()}
 
 
-def _best(run: Callable[[], object], clock: Callable[[], float]) -> float:
+def _best_time(run: Callable[[], object], clock: Callable[[], float]) -> float:
     """The shortest of a few runs after one to warm up."""
     run()
     taken: list[float] = []
@@ -141,7 +141,7 @@ def _sample(source: Path, config: PreTrainedConfig, dtype: str) -> Base:
         short.num_hidden_layers = max(1, layers * _SAMPLE_BYTES // stored)
         if types := getattr(config, "layer_types", None):
             short.layer_types = types[: short.num_hidden_layers]
-    with _quiet_transformers():
+    with _silence_transformers():
         model = AutoModelForCausalLM.from_pretrained(
             source, config=short, dtype=DTYPES[dtype], attn_implementation=ATTENTION, use_safetensors=True
         )
@@ -149,7 +149,7 @@ def _sample(source: Path, config: PreTrainedConfig, dtype: str) -> Base:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def _silence_transformers() -> Iterator[None]:
     """Layers that are left out are no news."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -166,7 +166,7 @@ def _quiet() -> bool:
     return load.cores().quiet
 
 
-def _recalled(key: str) -> DtypeOutcome | None:
+def _recall_outcome(key: str) -> DtypeOutcome | None:
     try:
         return DtypeOutcome(**recall(_KIND, key))
     except TypeError:  # none, or of another shape

@@ -61,7 +61,7 @@ def fingerprint(
     digest.update(json.dumps(architecture, sort_keys=True, default=str).encode())
     for name, tensor in sorted(parameters):
         digest.update(f"\n{name} {tuple(tensor.shape)} ".encode())
-        digest.update(_sampled(tensor))
+        digest.update(_sample(tensor))
     words = sorted((vocabulary or {}).items())
     digest.update(json.dumps(words).encode())
     return digest.hexdigest()
@@ -88,7 +88,7 @@ def _half_step(dtype: torch.dtype) -> tuple[float, float]:
     return kind.eps / 2, kind.tiny * kind.eps / 2
 
 
-def _sampled(tensor: Tensor) -> bytes:
+def _sample(tensor: Tensor) -> bytes:
     flat = tensor.detach().reshape(-1)
     # Knuth's multiplicative hash spreads the fixed positions over the tensor.
     positions = torch.arange(_SAMPLES, dtype=torch.int64) * 2654435761 % flat.numel()

@@ -37,7 +37,7 @@ def normed_in(spec: BaseSpec, layer: int, sublayer: str) -> Tap:
     return Tap(spec.module(layer, first), "in")
 
 
-def added(spec: BaseSpec, layer: int, sublayer: str) -> Tap:
+def sublayer_out(spec: BaseSpec, layer: int, sublayer: str) -> Tap:
     """d: what the base adds to the stream for `sublayer`, after a post-norm where the family has one."""
     parts = spec.parts
     post, last = (
@@ -49,5 +49,5 @@ def added(spec: BaseSpec, layer: int, sublayer: str) -> Tap:
 def stream_out(spec: BaseSpec, layer: int, sublayer: str) -> tuple[Tap, ...]:
     """The stream after `sublayer` as a sum of taps: x + d (with a parallel residual, x + both d's)."""
     if sublayer == "mlp" and spec.parallel_residual:
-        return (stream_in(spec, layer, "mlp"), added(spec, layer, "attention"), added(spec, layer, "mlp"))
-    return (stream_in(spec, layer, sublayer), added(spec, layer, sublayer))
+        return (stream_in(spec, layer, "mlp"), sublayer_out(spec, layer, "attention"), sublayer_out(spec, layer, "mlp"))
+    return (stream_in(spec, layer, sublayer), sublayer_out(spec, layer, sublayer))

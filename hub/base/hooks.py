@@ -40,7 +40,7 @@ class Attachment:
         self._step: Visitor | None = None
 
     @contextmanager
-    def active(self, step: Visitor | None) -> Iterator[None]:
+    def activate(self, step: Visitor | None) -> Iterator[None]:
         """Within the context every forward (and recomputation in a backward) of the base takes `step`."""
         if step is not None:
             for tap in step.taps - self._hooked:

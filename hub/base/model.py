@@ -27,7 +27,7 @@ from graft.hub.base.fingerprint import fingerprint
 from graft.hub.base.hooks import Attachment, Visitor
 from graft.hub.base.manifest import BaseSpec, ModuleSpec, recorded_spec, require_no_adapter
 from graft.hub.base.named_bases import base_source
-from graft.hub.base.quantization import keep_differentiable, loading
+from graft.hub.base.quantization import keep_differentiable, loading_options
 from graft.hub.errors import BaseModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -107,10 +107,10 @@ class Base:
         """One pass over packed rows. rows [T, H], positions [T] -> logits [n, V].
 
         `logit_rows` [n] picks the rows whose logits are wanted (None: all of them). In training, wrap the
-        call and the backward in `attachment.active(step)` and pass no step here.
+        call and the backward in `attachment.activate(step)` and pass no step here.
         """
         if step is not None:
-            with self.attachment.active(step):
+            with self.attachment.activate(step):
                 return self.forward(rows, positions, attention, None, logit_rows)
         output = self.model(
             inputs_embeds=rows[None],
@@ -154,7 +154,7 @@ def load_base(
         config = AutoConfig.from_pretrained(source)
         family_parts(config.model_type)
         kind = DTYPES[dtype] if dtype else default_dtype(device, config.dtype)
-        fewer_bits = loading(quantize, kind, device) if quantize else {}
+        fewer_bits = loading_options(quantize, kind, device) if quantize else {}
         model = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,

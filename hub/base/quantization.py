@@ -11,7 +11,7 @@ from graft.hub.errors import BaseModelError
 KINDS = ("4bit", "8bit")
 
 
-def loading(kind: str, dtype: torch.dtype, device: str) -> dict[str, object]:
+def loading_options(kind: str, dtype: torch.dtype, device: str) -> dict[str, object]:
     """What `from_pretrained` needs to quantise linears: NF4 with doubly quantised scales, or LLM.int8().
 
     Raises BaseModelError for an unknown kind, and without the package bitsandbytes.

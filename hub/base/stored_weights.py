@@ -26,7 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from graft.hub.base.manifest import is_hub_id
 from graft.hub.base.model import Base
-from graft.hub.machine.kept_values import kept
+from graft.hub.machine.kept_values import recall_or_find
 
 PIECE_S = 0.0005  # what a piece of a product should take
 _LEAST_WORK = 1 << 22  # multiplications of a piece, also before anything is known of the machine's speed
@@ -52,8 +52,8 @@ class Arithmetic:
     pause: Callable[[], None] = no_pause
     _work: float = field(default=float(_LEAST_WORK), init=False)  # multiplications of a piece
 
-    def widened(self, stored: Tensor) -> Tensor:
-        return (_rounded(stored) if self.rounded else stored).to(self.dtype)
+    def widen(self, stored: Tensor) -> Tensor:
+        return (_round(stored) if self.rounded else stored).to(self.dtype)
 
     def multiply(self, x: Tensor, stored: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., in] times stored [out, in], plus bias [out] -> [..., out]."""
@@ -65,7 +65,7 @@ class Arithmetic:
             stop = min(width, start + max(1, self._weights(rows) // depth))
             began = time.perf_counter()
             own = None if bias is None else bias[start:stop]
-            made[..., start:stop] = F.linear(x, self.widened(stored[start:stop]), own)
+            made[..., start:stop] = F.linear(x, self.widen(stored[start:stop]), own)
             self._adapt((stop - start) * depth * rows, time.perf_counter() - began)
             start = stop
         return made
@@ -86,12 +86,12 @@ class StoredLinear(nn.Module):
     def __init__(self, stored: Tensor, bias: Tensor | None, arithmetic: Arithmetic):
         super().__init__()
         self._stored, self._arithmetic = stored, arithmetic
-        self.bias = None if bias is None else _frozen(arithmetic.widened(bias))
+        self.bias = None if bias is None else _freeze(arithmetic.widen(bias))
 
     @property
     def weight(self) -> Tensor:
         """[out, in], widened whole."""
-        return self._arithmetic.widened(self._stored)
+        return self._arithmetic.widen(self._stored)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._arithmetic.multiply(x, self._stored, self.bias)
@@ -105,11 +105,11 @@ class StoredEmbedding(nn.Module):
         self._stored, self._arithmetic = stored, arithmetic
         self._own = own
         own.padding_idx = None  # an index into the whole table; it matters to gradients only
-        own.weight = _frozen(arithmetic.widened(stored[:0]))
+        own.weight = _freeze(arithmetic.widen(stored[:0]))
 
     def forward(self, ids: Tensor) -> Tensor:
         used, places = ids.unique(return_inverse=True)
-        self._own.weight = _frozen(self._arithmetic.widened(self._stored[used]))
+        self._own.weight = _freeze(self._arithmetic.widen(self._stored[used]))
         return self._own(places)
 
 
@@ -135,7 +135,7 @@ class StoredWeights:
         if not self.files:
             return _content(self.tensors)
         states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
-        return kept("base-content", json.dumps(states), lambda: _content(self.tensors))
+        return recall_or_find("base-content", json.dumps(states), lambda: _content(self.tensors))
 
 
 def stored_weights(base: Base) -> StoredWeights:
@@ -147,7 +147,7 @@ def stored_weights(base: Base) -> StoredWeights:
     files = tuple(_files(base.source))
     if files:
         try:
-            tensors = _mapped(files, names, base.model.base_model_prefix)
+            tensors = _map_tensors(files, names, base.model.base_model_prefix)
         except (OSError, SafetensorError):
             tensors = None
         if tensors is not None:
@@ -183,10 +183,10 @@ def _place(
         model.set_submodule(name, StoredLinear(stored.T if isinstance(module, Conv1D) else stored, bias, how))
     elif module is not model.get_input_embeddings():
         for own, _ in list(module.named_parameters(recurse=False)):
-            setattr(module, own, _frozen(how.widened(tensors[f"{name}.{own}"])))
+            setattr(module, own, _freeze(how.widen(tensors[f"{name}.{own}"])))
 
 
-def _frozen(tensor: Tensor) -> nn.Parameter:
+def _freeze(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
 
@@ -215,7 +215,9 @@ def _index(path: Path) -> list[str]:
     return list(json.loads(path.read_text("utf-8"))["weight_map"].values())
 
 
-def _mapped(files: tuple[Path, ...], names: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Tensor] | None:
+def _map_tensors(
+    files: tuple[Path, ...], names: Mapping[str, tuple[int, ...]], prefix: str
+) -> dict[str, Tensor] | None:
     """Every named tensor from the files; None where one is missing there or has another shape."""
     own: dict[str, Tensor] = {}
     for path in files:
@@ -242,7 +244,7 @@ def _content(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _rounded(stored: Tensor) -> Tensor:
+def _round(stored: Tensor) -> Tensor:
     """The weights as another copy may hold them: rounded to bfloat16, or, where they are that, from before the rounding.
 
     What was rounded away is unknown, so anything within half of bfloat16's last place is taken, by the weight's own bits.

@@ -82,11 +82,11 @@ def _merged(artifact: "Artifact", base: "Base", base_folder: str, out: Path) -> 
 
     from graft.hub.adapters.merging import merge
     from graft.hub.base.model import move
-    from graft.hub.machine.atomic_files import written_whole
+    from graft.hub.machine.atomic_files import write_folder_whole
 
     difference = merge(artifact, base)
     stored = AutoConfig.from_pretrained(base_folder).dtype
-    with written_whole(out, last=[CONFIG_NAME]) as staging:
+    with write_folder_whole(out, last=[CONFIG_NAME]) as staging:
         move(base.model, stored or base.dtype)
         base.model.save_pretrained(staging)
         if base.tokenizer is not None:

@@ -52,7 +52,9 @@ def text_prompts(examples: Sequence[Example], tokenizer: Tokenizer, room: int) -
     """
     longest = max(len(encode_completion(example.completion, tokenizer)) for example in examples)
     new_tokens = min(int(longest * _LONGER) + 1, room - 1)
-    prompts = [_prompt(one, tokenizer, room - new_tokens, one.where or named(i)) for i, one in enumerate(examples)]
+    prompts = [
+        _prompt(one, tokenizer, room - new_tokens, one.where or example_name(i)) for i, one in enumerate(examples)
+    ]
     return prompts, new_tokens
 
 
@@ -63,7 +65,7 @@ def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     return text
 
 
-def named(number: int) -> str:
+def example_name(number: int) -> str:
     """How errors call the example at this index."""
     return f"Evaluation example {number + 1}"
 

@@ -54,11 +54,11 @@ class Score:
     n: int
 
 
-def _equal(prediction: str, reference: str) -> float:
+def _equality(prediction: str, reference: str) -> float:
     return float(prediction.strip() == reference.strip())
 
 
-def _exact(prediction: str, reference: str) -> float:
+def _exact_match(prediction: str, reference: str) -> float:
     return float(_words(prediction) == _words(reference))
 
 
@@ -86,8 +86,8 @@ def _words(text: str) -> list[str]:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "Accuracy", "labels", True, _equal),
-        Metric("exact_match", "Exact match", "text", True, _exact),
+        Metric("accuracy", "Accuracy", "labels", True, _equality),
+        Metric("exact_match", "Exact match", "text", True, _exact_match),
         Metric("f1", "Word F1", "text", False, _f1),
         Metric("chrf", "chrF2, mean over sentences (0 to 100)", "text", False, _chrf),
     )

@@ -74,7 +74,9 @@ def source_name(path: str | Path) -> str:
 def parse_examples(data: bytes, source: str) -> list[Example]:
     """The examples of JSONL bytes, or of one JSON array; `source` names them in errors. Raises DataError with the line."""
     if (array := _array(data, source)) is not None:
-        return _some([parse_row(row, f"{source}, item {number}") for number, row in enumerate(array, start=1)], source)
+        return _require_some(
+            [parse_row(row, f"{source}, item {number}") for number, row in enumerate(array, start=1)], source
+        )
     examples = []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
@@ -86,7 +88,7 @@ def parse_examples(data: bytes, source: str) -> list[Example]:
             hint = " An example stands on one line, whole (JSONL)." if line.strip() in (b"{", b"[") else ""
             raise DataError(f"{where}: not a line of JSON ({error}).{hint}") from None
         examples.append(parse_row(row, where))
-    return _some(examples, source)
+    return _require_some(examples, source)
 
 
 def _array(data: bytes, source: str) -> list[object] | None:
@@ -117,7 +119,7 @@ def _parse_csv(data: bytes, source: str) -> list[Example]:
             )
         labels = row.pop("labels", "")
         examples.append(parse_row({**row, **({"labels": labels.split("|")} if labels else {})}, where))
-    return _some(examples, source)
+    return _require_some(examples, source)
 
 
 def _parse_parquet(data: bytes, source: str) -> list[Example]:
@@ -130,7 +132,9 @@ def _parse_parquet(data: bytes, source: str) -> list[Example]:
         rows = parquet.read_table(io.BytesIO(data)).to_pylist()
     except arrow.ArrowException as error:
         raise DataError(f"{source} is not a Parquet file: {error}.") from None
-    return _some([parse_row(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)], source)
+    return _require_some(
+        [parse_row(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)], source
+    )
 
 
 def _load_hf(source: str) -> list[Example]:
@@ -148,13 +152,15 @@ def _load_hf(source: str) -> list[Example]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"The data set {source} can't be loaded: {reason[0]}") from None
-    return _some([parse_row(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)], source)
+    return _require_some(
+        [parse_row(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)], source
+    )
 
 
 _PARSERS = {".csv": _parse_csv, ".parquet": _parse_parquet}
 
 
-def _some(examples: list[Example], source: str) -> list[Example]:
+def _require_some(examples: list[Example], source: str) -> list[Example]:
     if not examples:
         raise DataError(f"{source} holds no example: every line needs a prompt and a completion.")
     return examples
@@ -220,7 +226,7 @@ def _completion(row: dict[str, object], where: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(row["prompt"], str):
-        kind = "messages" if isinstance(value, list) else _shown(value)
+        kind = "messages" if isinstance(value, list) else _show(value)
         raise DataError(f"{where}: the prompt is text, so the completion must be text too, not {kind}.")
     return _answer(_messages(value, where, "completion"), where, "completion")
 
@@ -233,14 +239,12 @@ def _answer(messages: Sequence[Message], where: str, key: str) -> str:
 
 def _messages(value: object, where: str, key: str) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise DataError(f'{where}: "{key}" must be text or a list of messages, not {_shown(value)}.')
+        raise DataError(f'{where}: "{key}" must be text or a list of messages, not {_show(value)}.')
     messages = []
     for item in value:
         content = _content(item.get("content")) if isinstance(item, dict) else None
         if content is None or item.get("role") not in ROLES:
-            raise DataError(
-                f'{where}: a message is {{"role": {"|".join(ROLES)}, "content": text}}, not {_shown(item)}.'
-            )
+            raise DataError(f'{where}: a message is {{"role": {"|".join(ROLES)}, "content": text}}, not {_show(item)}.')
         messages.append(Message(item["role"], content))
     return messages
 
@@ -259,11 +263,11 @@ def _labels(value: object, completion: str, where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(label, str) and label for label in value):
-        raise DataError(f'{where}: "labels" must be a list of texts, not {_shown(value)}.')
+        raise DataError(f'{where}: "labels" must be a list of texts, not {_show(value)}.')
     if len(set(value)) != len(value) or len(value) < 2:
         raise DataError(f'{where}: "labels" must hold at least two choices, all different.')
     if completion not in value:
-        raise DataError(f"{where}: the completion {_shown(completion)} is not among the labels {_shown(value)}.")
+        raise DataError(f"{where}: the completion {_show(completion)} is not among the labels {_show(value)}.")
     return tuple(value)
 
 
@@ -271,6 +275,6 @@ def _keys(row: dict[str, object]) -> str:
     return ", ".join(sorted(row)) or "none"
 
 
-def _shown(value: object) -> str:
+def _show(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

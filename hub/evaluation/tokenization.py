@@ -116,6 +116,6 @@ def spaces_at_the_join(examples: Sequence[Example]) -> str | None:
         return None
     return (
         f"{len(spaced_examples)} of {len(examples)} prompts end in a space, which stays a token of its own; read as "
-        f"one text (as lm-eval scores it), it would be part of the answer's first word. Take it off the prompts, and put "
-        f"it before completions and labels, in training and in use alike."
+        f"one text (as lm-eval scores it), it would be part of the answer's first word. Take it off the prompts, and "
+        f"put it before completions and labels, in training and in use alike."
     )

@@ -17,7 +17,7 @@ STAGING = ".writing"
 
 
 @contextmanager
-def written_whole(folder: Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
+def write_folder_whole(folder: Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
     """A staging folder for the new files of `folder`; where the block or the disk fails, `folder` is as it was.
 
     `last`: the files without which nobody takes the folder for what it is. Their old ones go first and the new ones

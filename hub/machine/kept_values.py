@@ -17,7 +17,7 @@ from graft.hub.machine.cache_folder import cache_folder
 T = TypeVar("T")
 
 
-def kept(kind: str, key: str, find_out: Callable[[], T]) -> T:
+def recall_or_find(kind: str, key: str, find_out: Callable[[], T]) -> T:
     """The value kept under `key`, found out and kept where there is none."""
     there: T | None = recall(kind, key)
     if there is None:

@@ -22,7 +22,7 @@ def require_free(folder: Path, instead: str = "choose another folder, or remove 
 def require_writable(folder: Path) -> None:
     """Make the folder, write a stamp into it, and take both away again. Raises GraftError where that fails."""
     try:
-        with _made(folder), tempfile.TemporaryFile(dir=folder, buffering=0) as stamp:
+        with _make_folder(folder), tempfile.TemporaryFile(dir=folder, buffering=0) as stamp:
             if stamp.write(_STAMP) < len(_STAMP):
                 raise OSError(None, "no space left on the device")
     except OSError as error:
@@ -45,7 +45,7 @@ def room_at(folder: Path) -> tuple[Path, int]:
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def _make_folder(folder: Path) -> Iterator[None]:
     """The folder and its parents, for the length of the block."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:

@@ -41,14 +41,14 @@ def packages_folder() -> Path:
     return cache_folder() / "packages"
 
 
-def fetched(package: Package) -> Path | None:
+def find_archive(package: Package) -> Path | None:
     """The package's archive, if it is here already."""
     return next(iter(sorted(packages_folder().glob(package.pattern))), None)
 
 
 def fetch(package: Package, progress: Progress = lambda size: None) -> Path:
     """The package's archive, downloaded if it is not here. Raises GraftError when it can't be had."""
-    if archive := fetched(package):
+    if archive := find_archive(package):
         return archive
     folder = packages_folder()
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from graft.hub.errors import GraftError
-from graft.hub.evaluation.eval_prompts import label_groups, named, text_of, text_prompts
+from graft.hub.evaluation.eval_prompts import example_name, label_groups, text_of, text_prompts
 from graft.hub.evaluation.metrics import Metric, Score, paired_p, score
 from graft.hub.evaluation.task_data import Example
 from graft.server.engine.engine import Engine
@@ -136,7 +136,7 @@ def _label_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
     assert tokenizer is not None  # examples are text
     asks = []
     for index, example in enumerate(examples):
-        for group in label_groups(example, tokenizer, room, named(index)):
+        for group in label_groups(example, tokenizer, room, example_name(index)):
             request = Request(
                 prompt=(*group.prompt, *group.before),
                 max_tokens=0,

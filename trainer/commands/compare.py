@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from graft.hub.errors import GraftError
-from graft.hub.machine.atomic_files import written_whole
+from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.machine.output_folder import claim
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import hub_option, local_user, opened_to_publish, registry_option
@@ -77,7 +77,7 @@ def compare(
             raise GraftError(f"Interrupted: a comparison can't be continued.{kept}") from None
     table = as_markdown(comparison)
     click.echo(json_of(comparison) if as_json else table)  # before the disk could be full
-    with written_whole(out) as staging:
+    with write_folder_whole(out) as staging:
         (staging / "compare.md").write_text(table, "utf-8")
         (staging / "compare.json").write_text(json_of(comparison))
         plot(comparison, staging / "compare.svg")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.model import Base
-from graft.hub.evaluation.eval_prompts import LabelGroup, label_groups, named, text_of, text_prompts
+from graft.hub.evaluation.eval_prompts import LabelGroup, example_name, label_groups, text_of, text_prompts
 from graft.hub.evaluation.metrics import Metric, Score, score
 from graft.hub.evaluation.task_data import Example
 from graft.hub.evaluation.tokenization import end_of
@@ -52,7 +52,7 @@ def predict_labels(base: Base, forms: tuple[Form, ...], examples: list[Example],
     jobs = [
         _LabelJob(index, group)
         for index, example in enumerate(examples)
-        for group in label_groups(example, base.tokenizer, limit, example.where or named(index))
+        for group in label_groups(example, base.tokenizer, limit, example.where or example_name(index))
     ]
     jobs.sort(key=lambda job: len(job.sequence.ids))
     sums: list[dict[str, float]] = [{} for _ in examples]
@@ -73,7 +73,7 @@ def check_scorable(base: Base, examples: list[Example], metric: Metric, limit: i
         text_prompts(examples, base.tokenizer, limit)
     else:
         for index, example in enumerate(examples):
-            label_groups(example, base.tokenizer, limit, example.where or named(index))
+            label_groups(example, base.tokenizer, limit, example.where or example_name(index))
 
 
 @dataclass(frozen=True)

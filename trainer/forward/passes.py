@@ -39,7 +39,7 @@ def running(
     ]
     step = Segments(steps, rows.row_counts, rows.logit_counts, lm_head=head)
     attention = PackedAttention(rows.lengths, rows.prefixes, base.device, rows.leaders)
-    with base.attachment.active(step):
+    with base.attachment.activate(step):
         yield base.forward(rows.rows, rows.positions, attention, None, rows.logit_rows), rows
 
 

@@ -16,7 +16,7 @@ from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.manifest import record
 from graft.hub.base.model import Base, describe
 from graft.hub.errors import GraftError
-from graft.hub.machine.atomic_files import written_whole
+from graft.hub.machine.atomic_files import write_folder_whole
 from graft.trainer.artifact.provenance import provenance_of
 from graft.trainer.data.sequences import TokenSequence
 from graft.trainer.learners.job import TrainingJob, TrainingOutcome
@@ -109,7 +109,7 @@ def make_baseline(base: Base, plan: AdapterPlan, sequences: list[TokenSequence])
 def _save(base: Base, job: TrainingJob, outcome: TrainingOutcome) -> None:
     """Write the changed base as a base folder; it is another base now, under a fingerprint of its own."""
     provenance = provenance_of(base, job.plan, job.learner, job.data, outcome)
-    with written_whole(job.plan.out, last=[CONFIG_NAME]) as staging:
+    with write_folder_whole(job.plan.out, last=[CONFIG_NAME]) as staging:
         (staging / "graft.json").write_text(json.dumps(provenance, indent=2))
         base.model.save_pretrained(staging)
         assert base.tokenizer is not None  # its texts were made tokens

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from graft.hub.errors import GraftError
-from graft.hub.machine.atomic_files import written_whole
+from graft.hub.machine.atomic_files import write_folder_whole
 from graft.trainer.learners.learner import Learner, LearnerFacts
 from graft.trainer.plan.plan import training_folder
 
@@ -42,7 +42,7 @@ def save_checkpoint(learner: Learner, out: Path, told: Mapping[str, object], sav
     metadata = {"facts": json.dumps({**facts, "told": _told(learner, told)}), "save": save}
     folder = training_folder(out)
     try:
-        with written_whole(folder) as staging:
+        with write_folder_whole(folder) as staging:
             with suppress(OSError):  # there is none yet, or the file system has no links: then there is no second one
                 os.link(folder / _STATE, staging / _PREVIOUS)
             save_file(contiguous, staging / _STATE, metadata=metadata)

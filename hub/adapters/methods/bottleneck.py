@@ -25,7 +25,7 @@ from graft.hub.adapters.methods.method import (
     require_positive,
 )  # fmt: skip
 from graft.hub.adapters.methods.target_modules import Targets, match_modules, names_of
-from graft.hub.base.hook_points import Tap, added
+from graft.hub.base.hook_points import Tap, sublayer_out
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError, GraftError, UnsupportedMethodError
 
@@ -248,7 +248,7 @@ def bottleneck_size(owner: str, shapes: Mapping[str, Shape]) -> int:
 
 def block_place(spec: BaseSpec, layer: int, sublayer: str, reads: tuple[Tap, ...]) -> BottleneckSite:
     """A bottleneck whose output joins what the sublayer adds to the stream."""
-    return BottleneckSite(_block_key(spec, layer, sublayer), reads, added(spec, layer, sublayer))
+    return BottleneckSite(_block_key(spec, layer, sublayer), reads, sublayer_out(spec, layer, sublayer))
 
 
 def _block_key(spec: BaseSpec, layer: int, sublayer: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from graft.hub.adapters.methods import bottleneck as bn
 from graft.hub.adapters.methods.method import TRAINING_ONLY, Raw, Shape, option, whole_numbers
 from graft.hub.adapters.methods.target_modules import Targets
-from graft.hub.base.hook_points import Tap, added, stream_out
+from graft.hub.base.hook_points import Tap, stream_out, sublayer_out
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError
 
@@ -84,5 +84,5 @@ class Series(bn.Bottleneck[SeriesConfig]):
         for layer in bn.layers_with(config, spec):
             for sublayer in _SUBLAYERS[config.placement]:
                 stream = config.reads == "stream"
-                reads = stream_out(spec, layer, sublayer) if stream else (added(spec, layer, sublayer),)
+                reads = stream_out(spec, layer, sublayer) if stream else (sublayer_out(spec, layer, sublayer),)
                 yield bn.block_place(spec, layer, sublayer, reads)

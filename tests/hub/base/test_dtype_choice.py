@@ -106,7 +106,7 @@ def test_a_cache_that_is_no_outcome_is_measured_anew(stored_in, tmp_path, monkey
 def test_cases_are_weighed_by_their_geometric_mean():
     outcome = DtypeOutcome("bfloat16", "float32", {"1 row": 0.5, "64 rows": 2.0})
     assert outcome.gain == pytest.approx(1.0) and outcome.dtype == "bfloat16"
-    assert "(1 row 0.50, 64 rows 2.00), and it takes 1.15 to leave the default" in outcome.told("serving")
+    assert "(1 row 0.50, 64 rows 2.00), and it takes 1.15 to leave the default" in outcome.sentence("serving")
 
 
 @pytest.mark.parametrize(

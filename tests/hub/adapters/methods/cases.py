@@ -153,7 +153,7 @@ def trained_logits(base: Base, forms: Sequence[Form], ids: Tensor) -> Tensor:
     start = prefix.text_start if prefix else 0
     positions = torch.arange(start, start + len(rows))
     context = PackedAttention([len(rows)], [prefix], base.device)
-    with base.attachment.active(step_of(base, forms, len(rows))):
+    with base.attachment.activate(step_of(base, forms, len(rows))):
         return base.forward(rows, positions, context)[len(rows) - len(ids) :]
 
 

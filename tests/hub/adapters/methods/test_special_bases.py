@@ -10,7 +10,7 @@ from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.methods import METHODS, InitContext
 from graft.hub.adapters.packed_attention import PackedAttention
 from graft.hub.adapters.serving_forms import CacheRows, InputRows
-from graft.hub.base.hook_points import Tap, added, normed_in, stream_in, stream_out
+from graft.hub.base.hook_points import Tap, normed_in, stream_in, stream_out, sublayer_out
 from graft.hub.base.model import Base
 from tests.conftest import FAMILIES, tiny_tokenizer
 from tests.hub.adapters.methods.cases import LONG, TEXTS, base_of, case, served_logits, trained_logits
@@ -109,8 +109,8 @@ def test_taps_of_the_families():
     """Where each BLOCK site lies, written down by hand."""
     gemma, neox = base_of("gemma2").spec, base_of("gpt_neox").spec
     layer = "model.layers.1"
-    assert added(gemma, 1, "attention") == Tap(f"{layer}.post_attention_layernorm", "out")
-    assert added(gemma, 1, "mlp") == Tap(f"{layer}.post_feedforward_layernorm", "out")
+    assert sublayer_out(gemma, 1, "attention") == Tap(f"{layer}.post_attention_layernorm", "out")
+    assert sublayer_out(gemma, 1, "mlp") == Tap(f"{layer}.post_feedforward_layernorm", "out")
     assert stream_in(gemma, 1, "mlp") == Tap(f"{layer}.pre_feedforward_layernorm", "in")
     assert normed_in(gemma, 1, "mlp") == Tap(f"{layer}.mlp.gate_proj", "in")
     layer = "gpt_neox.layers.0"
@@ -139,7 +139,7 @@ def gradients(base, forms_of, parameters, checkpointing):
         base.model.gradient_checkpointing_enable({"use_reentrant": False})
         base.model.train()
     try:
-        with base.attachment.active(step):
+        with base.attachment.activate(step):
             logits = base.forward(rows, torch.arange(start, start + len(rows)), context)[-len(LONG) :]
             torch.nn.functional.cross_entropy(logits[:-1], LONG[1:]).backward()
     finally:
