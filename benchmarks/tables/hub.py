@@ -38,7 +38,7 @@ from benchmarks.lib import plots, report
 from graft.hub.registry import maintenance
 from graft.hub.registry import search as catalog
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.storage.schema import writing
+from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
 from graft.hub.registry.users import create_token
 
@@ -72,7 +72,7 @@ def fill(registry: Registry, adapters: int) -> None:
     db, choose = registry.db, random.Random(1234)
     blob = registry.blobs.put_bytes(b"{}")
     data = registry.blobs.put_bytes(b'{"prompt": "a", "completion": "b"}\n')
-    with writing(db):
+    with write_transaction(db):
         for each in (blob, data):
             db.table("blobs").insert(
                 {"sha256": each.sha256, "git_oid": each.git_oid, "size": each.size, "created_at": now()}
@@ -81,7 +81,7 @@ def fill(registry: Registry, adapters: int) -> None:
             row = {"slug": slug, "metric": "accuracy", "description": f"About {slug}", "data_hash": data.sha256}
             db.table("tasks").insert(row | {"examples": 1, "created_at": now(), "updated_at": now()})
     for start in range(0, adapters, 1000):
-        with writing(db):
+        with write_transaction(db):
             for number in range(start, min(start + 1000, adapters)):
                 _fill_one(registry, number, choose, blob.sha256, data.sha256)
     db.execute("ANALYZE")

@@ -91,7 +91,7 @@ def public_base_id(declared: Declared, lookup: Callable[[str], str | None], clai
     return recorded or declared.name
 
 
-def renamed(folder: Path, declared: Declared, id: str) -> Iterator[tuple[str, str]]:
+def rewrite_base_name(folder: Path, declared: Declared, id: str) -> Iterator[tuple[str, str]]:
     """What stands in the files of an adapter that name the base, with its public id instead."""
     config = json.loads(read_text(folder / CONFIG))
     yield CONFIG, json.dumps({**config, declared.key: id}, indent=2, sort_keys=True) + "\n"

@@ -90,10 +90,10 @@ def entry_of(info: ModelInfo) -> SearchHit:
         revision_id=info.sha or "",
         digest=facts.get("digest"),
         private=bool(info.private),
-        task=_labelled(labels, TASK_PREFIX) or UNTASKED,
-        base=_labelled(labels, BASE_LABEL),
+        task=_label_value(labels, TASK_PREFIX) or UNTASKED,
+        base=_label_value(labels, BASE_LABEL),
         method=facts.get("method") or "",
-        license=_labelled(labels, "license:"),
+        license=_label_value(labels, "license:"),
         parameters=facts.get("parameters"),
         bytes=facts.get("bytes") or 0,
         score=facts.get("score"),
@@ -117,7 +117,7 @@ def require_rows(answer: Any) -> None:
         raise TypeError
 
 
-def ignored(answer: Any) -> None:
+def ignore(answer: Any) -> None:
     """What the hub says to a write that is answered by nothing but its success."""
 
 
@@ -125,5 +125,5 @@ def standing_of(evaluation: Mapping[str, Any], **row: Any) -> Standing:
     return Standing(evaluation=Evaluation(**evaluation), **row)
 
 
-def _labelled(labels: Sequence[str], prefix: str) -> str:
+def _label_value(labels: Sequence[str], prefix: str) -> str:
     return next((label.removeprefix(prefix) for label in labels if label.startswith(prefix)), "")

@@ -30,14 +30,14 @@ from graft.hub.errors import (
     TooLargeError,
 )
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
-from graft.hub.registry.commits.publish_folder import PULLED, staged
+from graft.hub.registry.commits.publish_folder import PULLED, stage_upload
 from graft.hub.registry.hub_answers import (
     BASE_LABEL,
     T,
     entry_of,
     error_of,
     errors_of_client,
-    ignored,
+    ignore,
     many_of,
     one_of,
     require_rows,
@@ -94,9 +94,9 @@ class RemoteRegistry:
         folder = Path(folder)
         inspect_artifact(folder, None)
         with (
-            staged(folder) as (sent, spec),
+            stage_upload(folder) as (sent, spec),
             errors_of_client(self.url),
-            self._made(name, private),
+            self._make_repo(name, private),
             self._large_by_lfs(),
         ):
             if spec is not None:
@@ -137,10 +137,10 @@ class RemoteRegistry:
             raise ForbiddenError(f"The token for {self.url} may only read: publishing needs one that may write.")
         for name in names:
             with suppress(NotFoundError):  # a repo that is not there yet, on a hub that asks for it first
-                self._call("GET", f"/api/models/{name}/auth-check/write", ignored)
+                self._call("GET", f"/api/models/{name}/auth-check/write", ignore)
 
     @contextmanager
-    def _made(self, name: str, private: bool) -> Iterator[None]:
+    def _make_repo(self, name: str, private: bool) -> Iterator[None]:
         """The repo, made when missing, and taken away again where nothing got into it."""
         missing = not self.client.repo_exists(name)
         self.client.create_repo(name, private=private, exist_ok=True)
@@ -154,7 +154,7 @@ class RemoteRegistry:
     def _offer_base(self, spec: BaseSpec) -> None:
         """A graft hub checks shapes by the manifest; another one has no place for it."""
         with suppress(NotFoundError):
-            self._call("POST", "/api/bases", ignored, json.loads(spec.to_json()))
+            self._call("POST", "/api/bases", ignore, json.loads(spec.to_json()))
 
     def resolve(self, name: str, *, base: str | None = None) -> Revision:
         """As Registry.resolve."""
@@ -248,7 +248,7 @@ class RemoteRegistry:
 
     def record_evaluation(self, *, user: str = "", **score: object) -> None:
         """As Registry.record_evaluation; who measured is known by the token."""
-        self._call("POST", "/api/evaluations", ignored, score)
+        self._call("POST", "/api/evaluations", ignore, score)
 
     def evaluations(self, name: str) -> list[Evaluation]:
         return self._call("GET", f"/api/adapters/{name}/evaluations", many_of(Evaluation, "evaluations"))

@@ -23,7 +23,7 @@ from graft.hub.registry.naming import check_slug
 from graft.hub.registry.queries import Revision
 from graft.hub.registry.storage.blob_store import BlobStore
 from graft.hub.registry.storage.database import Database
-from graft.hub.registry.storage.schema import writing
+from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
 from graft.hub.registry.users import Caller
 
@@ -116,7 +116,7 @@ def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes
     examples = len(parse_examples(data, "the evaluation set"))
     blob = blobs.put_bytes(data)
     at = now()
-    with writing(db):
+    with write_transaction(db):
         db.execute(
             "INSERT OR IGNORE INTO blobs (sha256, git_oid, size, created_at) VALUES (?, ?, ?, ?)",
             [blob.sha256, blob.git_oid, blob.size, at],
@@ -176,7 +176,7 @@ def record(db: Database, repo_id: int | None, evaluation: Evaluation, user: str)
         raise GraftError(
             f"{evaluation.value} within [{evaluation.low}, {evaluation.high}] is no score: it is not finite."
         )
-    with writing(db):
+    with write_transaction(db):
         _insert(db, repo_id, evaluation, user)
         search.refresh_scores(db, evaluation.task, repo_id=repo_id)
         audit(db, user, "evaluation", evaluation.repo or evaluation.base_fingerprint or "", evaluation.task)

@@ -14,7 +14,7 @@ from pathlib import Path
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.blob_store import BlobStore
-from graft.hub.registry.storage.schema import writing
+from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import FORMAT
 
 GRACE_S = 3600.0
@@ -87,13 +87,13 @@ def collect(registry: Registry, grace_s: float = GRACE_S) -> Collected:
     """Take what deleted repos and interrupted uploads left, once it is older than `grace_s` seconds."""
     before = (datetime.now(UTC) - timedelta(seconds=grace_s)).strftime(FORMAT)
     db, blobs = registry.db, registry.blobs
-    with writing(db):
+    with write_transaction(db):
         revisions = _forget_deleted(registry, before)
         db.execute("DELETE FROM uploads WHERE created_at <= ?", [before])
         db.execute(f"DELETE FROM blobs WHERE created_at <= ? AND sha256 NOT IN ({REFERRED})", [before])
     # Only once that is on disk may files go: a crash here leaves garbage, before it a row without its blob. The lock is
     # taken anew, and the names read anew, since a publisher may have come between with some of the same bytes.
-    with writing(db):
+    with write_transaction(db):
         known = {row["sha256"] for row in db.execute("SELECT sha256 FROM blobs")}
         doomed = [name for name in blobs.names() if name not in known and blobs.age_s(name) >= grace_s]
         freed = sum(blobs.remove(name) for name in doomed)

@@ -160,7 +160,7 @@ def cards(db: Database, revision_ids: Sequence[str]) -> dict[str, dict[str, obje
         "SELECT revision_id, card FROM artifacts WHERE revision_id IN (SELECT value FROM json_each(?))",
         [json.dumps(revision_ids)],
     )
-    return {row["revision_id"]: _kept(row["card"]) for row in rows}
+    return {row["revision_id"]: _read_column(row["card"]) for row in rows}
 
 
 def file(db: Database, revision_id: str, path: str) -> File:
@@ -181,10 +181,10 @@ def inspection_of(db: Database, revision_id: str) -> Inspection | None:
     if row is None:
         return None
     plain = {name: row[name] for name in Inspection.__dataclass_fields__ if name not in _JSON_COLUMNS}
-    return Inspection(**plain, **{name: _kept(row[name]) for name in _JSON_COLUMNS})
+    return Inspection(**plain, **{name: _read_column(row[name]) for name in _JSON_COLUMNS})
 
 
-def _kept(text: str) -> Any:
+def _read_column(text: str) -> Any:
     """JSON of a column. Registries of graft before 0.1 may hold a card's NaN, which is no JSON: it reads as null."""
     return json.loads(text, parse_constant=lambda _: None)
 

@@ -116,7 +116,7 @@ def delete(db: Database, repo_id: int, kind: str, name: str, who: str) -> None:
     move(db, repo_id, kind, name, None, who, "deleted")
 
 
-def previous(db: Database, repo_id: int, repo_name: str, alias: str) -> str:
+def find_previous(db: Database, repo_id: int, repo_name: str, alias: str) -> str:
     """Where an alias was before its last move. Raises RevisionNotFoundError when it was nowhere."""
     row = db.execute(
         "SELECT old FROM ref_moves WHERE repo_id = ? AND kind = 'alias' AND name = ? ORDER BY id DESC LIMIT 1",
@@ -127,7 +127,7 @@ def previous(db: Database, repo_id: int, repo_name: str, alias: str) -> str:
     return row["old"]
 
 
-def promoted(db: Database, task: str, base: str | None, caller: Caller) -> str:
+def find_promoted(db: Database, task: str, base: str | None, caller: Caller) -> str:
     """The revision last promoted to production among the task's adapters (on the base with this fingerprint)."""
     rows = db.execute(
         "SELECT refs.revision_id, repos.namespace, repos.private, artifacts.base_fingerprint, artifacts.base_id FROM refs "

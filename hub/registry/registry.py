@@ -34,7 +34,7 @@ from graft.hub.registry.naming import check_repo_name
 from graft.hub.registry.queries import File, Repo, Revision
 from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable, Tree
 from graft.hub.registry.storage.database import Database
-from graft.hub.registry.storage.schema import connect, migrate, writing
+from graft.hub.registry.storage.schema import connect, migrate, write_transaction
 from graft.hub.registry.users import OWNER, Caller
 
 
@@ -91,7 +91,7 @@ class Registry:
 
         Raises ArtifactError for a base without an id.
         """
-        with writing(self.db):
+        with write_transaction(self.db):
             if replace or base_models.find_base(self.db, fingerprint=spec.fingerprint) is None:
                 base_models.add_base(self.db, spec)
                 catalog.rename_base(self.db, spec.fingerprint, spec.id or "")
@@ -121,23 +121,23 @@ class Registry:
 
     def create_repo(self, name: str, *, private: bool = False, user: str = OWNER.name) -> Repo:
         """Raises ConflictError when the name is taken or ever was, by whoever."""
-        with writing(self.db):
+        with write_transaction(self.db):
             repos.insert(self.db, name, private, user)
         return self.repo(name)
 
     def set_private(self, name: str, private: bool, *, user: str = OWNER.name) -> None:
-        with writing(self.db):
+        with write_transaction(self.db):
             repos.set_private(self.db, self.repo(name), private, user)
 
     def move_repo(self, name: str, new_name: str, *, user: str = OWNER.name) -> Repo:
         """Rename; the old name leads to the new one for ever. Raises ConflictError when the new one is taken."""
-        with writing(self.db):
+        with write_transaction(self.db):
             repos.move(self.db, self.repo(name), new_name, user)
         return self.repo(new_name)
 
     def delete_repo(self, name: str, *, user: str = OWNER.name) -> None:
         """Take a repo away; its name stays taken. Its bytes go with the next `gc`."""
-        with writing(self.db):
+        with write_transaction(self.db):
             repos.delete(self.db, self.repo(name), user)
 
     # Commits
@@ -239,7 +239,7 @@ class Registry:
         `base`, a fingerprint, narrows 'task:T' to one base. Raises RepoNotFoundError or RevisionNotFoundError.
         """
         if name.startswith("task:"):
-            return self.revision(refs.promoted(self.db, name.removeprefix("task:"), base, caller))
+            return self.revision(refs.find_promoted(self.db, name.removeprefix("task:"), base, caller))
         repo_name, _, ref = name.partition("@")
         repo = self.repo(repo_name, caller)
         return self.revision(refs.find(self.db, repo.id, repo.name, ref or "main"))
@@ -280,7 +280,7 @@ class Registry:
 
     def count_download(self, name: str) -> None:
         repo = self.repo(name)
-        with writing(self.db):
+        with write_transaction(self.db):
             self.db.execute("UPDATE repos SET downloads = downloads + 1 WHERE id = ?", [repo.id])
             self.db.execute("UPDATE listing SET downloads = downloads + 1 WHERE repo_id = ?", [repo.id])
 
@@ -296,7 +296,7 @@ class Registry:
         if revision.digest is None:
             raise ArtifactError(f"{ref} holds no complete adapter: publish one before you promote it.")
         repo = self.repo(revision.repo)
-        with writing(self.db):
+        with write_transaction(self.db):
             refs.require_free(self.db, repo.id, alias, but="alias")
             refs.move(self.db, repo.id, "alias", alias, revision.id, who, why)
             audit(self.db, who, "promote", f"{repo.name}@{alias}", revision.id)
@@ -305,8 +305,8 @@ class Registry:
     def rollback(self, name: str, alias: str, *, who: str = OWNER.name, why: str = "") -> Revision:
         """Undo an alias's last move. Raises NotFoundError when it has moved only once."""
         repo = self.repo(name)
-        with writing(self.db):
-            before = refs.previous(self.db, repo.id, repo.name, alias)
+        with write_transaction(self.db):
+            before = refs.find_previous(self.db, repo.id, repo.name, alias)
             refs.move(self.db, repo.id, "alias", alias, before, who, why or "rollback")
             audit(self.db, who, "rollback", f"{repo.name}@{alias}", before)
         return self.revision(before)
@@ -315,14 +315,14 @@ class Registry:
         """A new 'tag' or 'branch'. Raises ConflictError when the name is taken."""
         revision = self.resolve(f"{name}@{at}")
         repo = self.repo(name)
-        with writing(self.db):
+        with write_transaction(self.db):
             refs.create(self.db, repo.id, kind, ref, revision.id, user, f"{kind} at {at}")
             audit(self.db, user, f"{kind}.create", f"{repo.name}@{ref}", revision.id)
 
     def delete_ref(self, name: str, kind: str, ref: str, *, user: str = OWNER.name) -> None:
         """Raises RevisionNotFoundError when there is none, ConflictError for the branch main."""
         repo = self.repo(name)
-        with writing(self.db):
+        with write_transaction(self.db):
             refs.delete(self.db, repo.id, kind, ref, user)
             audit(self.db, user, f"{kind}.delete", f"{repo.name}@{ref}")
 

@@ -1,14 +1,14 @@
 """Who uploaded a blob, and so may name it in a commit."""
 
 from graft.hub.registry.storage.database import Database
-from graft.hub.registry.storage.schema import writing
+from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
 from graft.hub.registry.users import Caller
 
 
 def note_upload(db: Database, sha256: str, who: str) -> None:
     """Remember who brought bytes that no commit names yet."""
-    with writing(db):
+    with write_transaction(db):
         db.execute("INSERT OR REPLACE INTO uploads (sha256, who, created_at) VALUES (?, ?, ?)", [sha256, who, now()])
 
 

@@ -13,7 +13,7 @@ from graft.hub.errors import ConflictError, ForbiddenError, GraftError, NotFound
 from graft.hub.registry.audit import audit
 from graft.hub.registry.naming import REPO_NAME
 from graft.hub.registry.storage.database import Database
-from graft.hub.registry.storage.schema import writing
+from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
 
 SCOPES = ("read", "write", "admin")
@@ -67,7 +67,7 @@ def create_token(db: Database, user: str, scope: str, *, name: str = "token", na
                 f"{namespace!r} can't be a user's or a namespace's name: use letters, digits, '.', '_' and '-'."
             )
     token = TOKEN_PREFIX + secrets.token_urlsafe(32)
-    with writing(db):
+    with write_transaction(db):
         db.execute("INSERT OR IGNORE INTO users (name, created_at) VALUES (?, ?)", [user, now()])
         user_id = db.execute("SELECT id FROM users WHERE name = ?", [user]).fetchone()["id"]
         for namespace in (user, *namespaces):
@@ -90,7 +90,7 @@ def first_admin(db: Database, user: str) -> str:
 
 def revoke_tokens(db: Database, user: str, token: str | None = None) -> int:
     """Take back one token of a user's, or all of them; returns how many. Raises NotFoundError where there is none."""
-    with writing(db):
+    with write_transaction(db):
         revoked = db.execute(
             "UPDATE tokens SET revoked_at = ? WHERE revoked_at IS NULL AND (? IS NULL OR hash = ?) "
             "AND user_id = (SELECT id FROM users WHERE name = ?)",
@@ -125,7 +125,7 @@ def secret(db: Database, purpose: str) -> bytes:
     key = f"secret.{purpose}"
     row = db.execute("SELECT value FROM settings WHERE key = ?", [key]).fetchone()
     if row is None:
-        with writing(db):
+        with write_transaction(db):
             db.execute("INSERT OR IGNORE INTO settings (key, value) VALUES (?, ?)", [key, secrets.token_hex(32)])
         row = db.execute("SELECT value FROM settings WHERE key = ?", [key]).fetchone()
     return bytes.fromhex(row["value"])

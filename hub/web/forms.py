@@ -11,9 +11,14 @@ from werkzeug.wrappers import Response
 from graft.hub.errors import ArtifactError, GraftError, UnauthorizedError
 from graft.hub.registry import users
 from graft.hub.registry.commits.accepted_files import START_BYTES
-from graft.hub.registry.commits.changes import Put, changed
+from graft.hub.registry.commits.changes import Put, apply_changes
 from graft.hub.registry.commits.commit_check import holds_adapter, prove
-from graft.hub.registry.commits.trainer_leftovers import LeftOut, left_out, listed, require_no_pickled_adapter
+from graft.hub.registry.commits.trainer_leftovers import (
+    LeftOut,
+    find_leftover,
+    list_leftovers,
+    require_no_pickled_adapter,
+)
 from graft.hub.registry.naming import check_repo_name
 from graft.hub.registry.queries import FACTS
 from graft.hub.web.huggingface.read import writable
@@ -88,7 +93,7 @@ def check_publish() -> Response:
     caller().require("write")
     expect_files()
     puts, aside = _received(request.files.getlist("files"))
-    tree = changed({}, puts)
+    tree = apply_changes({}, puts)
     if not holds_adapter(tree):
         raise ArtifactError("An adapter needs adapter_config.json and adapter_model.safetensors: add the missing one.")
     inspection = prove(registry().db, registry().blobs, tree).inspection
@@ -97,7 +102,7 @@ def check_publish() -> Response:
 
 
 def _said(aside: list[LeftOut]) -> str:
-    return f"Left out, as no part of an adapter: {listed(aside)}."
+    return f"Left out, as no part of an adapter: {list_leftovers(aside)}."
 
 
 def _received(files: list[FileStorage]) -> tuple[list[Put], list[LeftOut]]:
@@ -114,7 +119,7 @@ def _received(files: list[FileStorage]) -> tuple[list[Put], list[LeftOut]]:
         start = file.stream.read(START_BYTES)
         size = file.stream.seek(0, 2)
         file.stream.seek(0)
-        if leftover := left_out(path, size, start, registry().max_weights_bytes):
+        if leftover := find_leftover(path, size, start, registry().max_weights_bytes):
             aside.append(leftover)
         else:
             puts.append(Put(path, registry().store(path, file.stream, size)))

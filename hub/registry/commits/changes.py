@@ -32,7 +32,7 @@ class Delete:
 Change = Put | Delete
 
 
-def changed(tree: Mapping[str, str], changes: Iterable[Change]) -> Tree:
+def apply_changes(tree: Mapping[str, str], changes: Iterable[Change]) -> Tree:
     """The tree after `changes`.
 
     Raises EntryNotFoundError for a deletion of what isn't there, TooLargeError for too many files.

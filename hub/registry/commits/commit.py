@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from graft.hub.errors import ConflictError, ForbiddenError, RepoNotFoundError, StaleParentError
 from graft.hub.registry import leaderboard, queries, refs, repos, search
 from graft.hub.registry.audit import audit
-from graft.hub.registry.commits.changes import Change, Put, changed, commit_id
+from graft.hub.registry.commits.changes import Change, Put, apply_changes, commit_id
 from graft.hub.registry.commits.commit_check import Proven, prove
 from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.storage.blob_store import Blob, BlobStore, Tree
 from graft.hub.registry.storage.database import Database
-from graft.hub.registry.storage.schema import writing
+from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
 from graft.hub.registry.users import OWNER
 
@@ -48,15 +48,15 @@ def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
     for _ in range(MAX_ATTEMPTS):
         head = _head(db, intent)
         if intent.parent is not None and head != intent.parent:
-            return _repeated(db, blobs, intent, head)
+            return _answer_repeat(db, blobs, intent, head)
         proven = prove(db, blobs, _tree(db, intent, head), made_for=intent.base_fingerprint)
-        with writing(db):
+        with write_transaction(db):
             if _head(db, intent) == head:
                 return _record(db, blobs, intent, head, proven)
     raise ConflictError(f"Others kept writing to {intent.name} for {MAX_ATTEMPTS} attempts: try again.")
 
 
-def _existing(db: Database, intent: Intent) -> Repo | None:
+def _find_repo(db: Database, intent: Intent) -> Repo | None:
     """The repo; None where it is missing and the commit may make it."""
     try:
         return queries.repo(db, intent.name, OWNER)
@@ -67,7 +67,7 @@ def _existing(db: Database, intent: Intent) -> Repo | None:
 
 
 def _head(db: Database, intent: Intent) -> str | None:
-    repo = _existing(db, intent)
+    repo = _find_repo(db, intent)
     if repo is None:
         return None
     if repo.disabled:
@@ -77,10 +77,10 @@ def _head(db: Database, intent: Intent) -> str | None:
 
 def _tree(db: Database, intent: Intent, parent: str | None) -> Tree:
     """What the commit makes of `parent`'s files."""
-    return changed({} if intent.replace else queries.tree(db, parent), intent.changes)
+    return apply_changes({} if intent.replace else queries.tree(db, parent), intent.changes)
 
 
-def _repeated(db: Database, blobs: BlobStore, intent: Intent, head: str | None) -> Revision:
+def _answer_repeat(db: Database, blobs: BlobStore, intent: Intent, head: str | None) -> Revision:
     """The answer to a commit whose parent isn't the head: the head, if it is this commit come a second time."""
     latest = queries.revision(db, head) if head else None
     if latest is not None and latest.parent == intent.parent:
@@ -94,7 +94,7 @@ def _repeated(db: Database, blobs: BlobStore, intent: Intent, head: str | None) 
 
 def _record(db: Database, blobs: BlobStore, intent: Intent, head: str | None, proven: Proven) -> Revision:
     """Inside the transaction: rows for what is new, the branch moved, the listing renewed, the tags set."""
-    if _existing(db, intent) is None:
+    if _find_repo(db, intent) is None:
         repos.insert(db, intent.name, intent.private, intent.user)
     repo = queries.repo(db, intent.name, OWNER)
     if head is not None and proven.tree == queries.tree(db, head):

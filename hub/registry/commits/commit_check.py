@@ -40,7 +40,7 @@ def prove(db: Database, blobs: BlobStore, tree: Tree, *, made_for: str | None = 
 
     `made_for`: the fingerprint of the base that lies where the config names a path, for one who can look there.
     """
-    with blobs.laid_out({path: sha256 for path, sha256 in tree.items() if path in READ}) as folder:
+    with blobs.lay_out({path: sha256 for path, sha256 in tree.items() if path in READ}) as folder:
         card, body = split_card(read_text(folder / CARD)) if CARD in tree else ({}, "")
         if not holds_adapter(tree):
             return Proven(tree, None, card, body)
@@ -50,7 +50,8 @@ def prove(db: Database, blobs: BlobStore, tree: Tree, *, made_for: str | None = 
         public = base_models.public_base_id(declared, lambda fingerprint: _recorded_id(db, fingerprint), claimed)
         if public != declared.name and declared.name:
             written = {
-                path: blobs.put_bytes(text.encode()) for path, text in base_models.renamed(folder, declared, public)
+                path: blobs.put_bytes(text.encode())
+                for path, text in base_models.rewrite_base_name(folder, declared, public)
             }
             renamed = tree | {path: blob.sha256 for path, blob in written.items()}
             again = prove(db, blobs, renamed, made_for=declared.fingerprint)

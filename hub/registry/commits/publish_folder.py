@@ -18,7 +18,7 @@ from graft.hub.errors import ArtifactError
 from graft.hub.machine.atomic_files import STAGING
 from graft.hub.registry import base_models
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES, START_BYTES
-from graft.hub.registry.commits.trainer_leftovers import ESSENTIAL, LeftOut, left_out
+from graft.hub.registry.commits.trainer_leftovers import ESSENTIAL, LeftOut, find_leftover
 
 IGNORED = frozenset((".git", ".cache", "__pycache__", ".DS_Store", ".ipynb_checkpoints", STAGING))
 
@@ -39,9 +39,9 @@ def contents(folder: Path, max_bytes: int = MAX_WEIGHTS_BYTES) -> Contents:
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is no folder: give the one that holds {CONFIG}.")
     files, others = {}, []
-    for relative, path in _walked(folder):
-        away = _leads_away(relative, path, folder) or _unreadable(relative, path)
-        away = away or left_out(relative, path.stat().st_size, _start(path), max_bytes)
+    for relative, path in _walk(folder):
+        away = _leads_away(relative, path, folder) or _left_unread(relative, path)
+        away = away or find_leftover(relative, path.stat().st_size, _start(path), max_bytes)
         if away is None:
             files[relative] = path
         else:
@@ -59,7 +59,7 @@ def base_at_hand(folder: Path) -> BaseSpec | None:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[tuple[Path, BaseSpec | None]]:
+def stage_upload(folder: Path) -> Iterator[tuple[Path, BaseSpec | None]]:
     """What of `folder` is sent, a local base path replaced by its id, and the base's manifest if it is at hand."""
     provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
     spec = base_at_hand(folder)
@@ -78,13 +78,13 @@ def staged(folder: Path) -> Iterator[tuple[Path, BaseSpec | None]]:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source.resolve())  # weights may be large
         if public != named.name:
-            for path, text in base_models.renamed(folder, named, public):
+            for path, text in base_models.rewrite_base_name(folder, named, public):
                 Path(name, path).unlink()
                 Path(name, path).write_text(text, "utf-8")
         yield Path(name), spec
 
 
-def _walked(folder: Path) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
     """Repo path and path of every file and link, in order."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -113,7 +113,7 @@ def _own_root(folder: Path) -> Path:
     return downloads.with_name("blobs") if downloads else folder
 
 
-def _unreadable(relative: str, path: Path) -> LeftOut | None:
+def _left_unread(relative: str, path: Path) -> LeftOut | None:
     return None if relative in ESSENTIAL or os.access(path, os.R_OK) else LeftOut(relative, "it can't be read")
 
 

@@ -32,7 +32,7 @@ class LeftOut:
         return f"{self.path} ({self.why})"
 
 
-def left_out(path: str, size: int, start: bytes, max_bytes: int) -> LeftOut | None:
+def find_leftover(path: str, size: int, start: bytes, max_bytes: int) -> LeftOut | None:
     """Why a file is no part of what is published; None for one that is, or that an adapter can't be without.
 
     `max_bytes`: how large weights may be. `start`: the file's first bytes.
@@ -69,14 +69,14 @@ def require_no_pickled_adapter(paths: Iterable[str]) -> None:
             raise pickled_weights(path)
 
 
-def listed(files: Iterable[LeftOut]) -> str:
+def list_leftovers(files: Iterable[LeftOut]) -> str:
     """In one line, reason by reason; of many with one reason a few, and how many more there are."""
     reasons: dict[str, list[str]] = {}
     for file in files:
         reasons.setdefault(file.why, []).append(file.path)
-    return "; ".join(f"{_few(paths)} ({why})" for why, paths in reasons.items())
+    return "; ".join(f"{_shorten(paths)} ({why})" for why, paths in reasons.items())
 
 
-def _few(paths: list[str]) -> str:
+def _shorten(paths: list[str]) -> str:
     more = f" and {len(paths) - _MAX_LISTED} more" if len(paths) > _MAX_LISTED else ""
     return ", ".join(paths[:_MAX_LISTED]) + more

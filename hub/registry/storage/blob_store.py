@@ -128,9 +128,9 @@ class BlobStore:
         try:
             return self.path(sha256).open("rb")
         except FileNotFoundError:
-            raise self._missing(sha256) from None
+            raise self._missing_error(sha256) from None
 
-    def _missing(self, sha256: str) -> DamagedBlobError:
+    def _missing_error(self, sha256: str) -> DamagedBlobError:
         return DamagedBlobError(f"Blob {sha256} is missing from {self.folder}: restore it from a backup.")
 
     def read(self, sha256: str) -> bytes:
@@ -183,7 +183,7 @@ class BlobStore:
         return len(stale)
 
     @contextmanager
-    def laid_out(self, tree: dict[str, str]) -> Iterator[Path]:
+    def lay_out(self, tree: dict[str, str]) -> Iterator[Path]:
         """A temporary folder with the files of `tree` (path -> sha256), linked, for reading only."""
         with tempfile.TemporaryDirectory(dir=self.incoming) as name:
             folder = Path(name)
@@ -201,4 +201,4 @@ class BlobStore:
                 return os.link(self.path(sha256), target)
             except FileNotFoundError:
                 if not self.has(sha256):
-                    raise self._missing(sha256) from None
+                    raise self._missing_error(sha256) from None

@@ -2,8 +2,8 @@
 
 Knows SQLite only: no adapters, no HTTP. A released migration is never edited; a change is a new `mNNN_` function.
 Three habits keep the data true: foreign keys are on, `synchronous` stays FULL (an acknowledged commit survives a
-power cut), and every write runs inside `writing()`, because a deferred transaction that turns into a write under
-concurrency fails at once with "database is locked", whatever the busy timeout.
+power cut), and every write runs inside `write_transaction()`, because a deferred transaction that turns into a write
+under concurrency fails at once with "database is locked", whatever the busy timeout.
 """
 
 import sqlite3
@@ -155,7 +155,7 @@ def _run(db: Database, *statements: str) -> None:
 
 
 def connect(path: Path) -> Database:
-    """A connection for one thread. Rows answer to column names; autocommit, so that `writing()` alone opens transactions."""
+    """A connection for one thread. Rows answer to column names; autocommit, but for `write_transaction()`."""
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA foreign_keys = ON")
@@ -166,7 +166,7 @@ def connect(path: Path) -> Database:
 
 
 @contextmanager
-def writing(db: Database) -> Iterator[None]:
+def write_transaction(db: Database) -> Iterator[None]:
     """One write transaction that takes its lock at the start; rolled back when the body raises.
 
     Threads of one process take turns before they ask SQLite, which lets the loser of a race sleep ever longer.
@@ -185,5 +185,5 @@ def writing(db: Database) -> Iterator[None]:
 def migrate(db: Database) -> None:
     """Bring the tables up to date, all or nothing, also when several processes open a new file at once."""
     if migrations.pending(db):
-        with writing(db):
+        with write_transaction(db):
             migrations.apply(db)

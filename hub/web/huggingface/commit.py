@@ -17,7 +17,12 @@ from graft.hub.adapters.model_card import split_card, task_of, texts
 from graft.hub.errors import ArtifactError, GraftError
 from graft.hub.registry.commits.accepted_files import START_BYTES, check_path, check_size, check_start
 from graft.hub.registry.commits.changes import Change, Delete, Put
-from graft.hub.registry.commits.trainer_leftovers import LeftOut, left_out, listed, require_no_pickled_adapter
+from graft.hub.registry.commits.trainer_leftovers import (
+    LeftOut,
+    find_leftover,
+    list_leftovers,
+    require_no_pickled_adapter,
+)
 from graft.hub.web.huggingface import commit_body
 from graft.hub.web.huggingface.git_lfs import uploaded, wanted
 from graft.hub.web.huggingface.read import MODEL, body, count_field, text_field, writable
@@ -57,7 +62,7 @@ def preupload(namespace: str, name: str, revision: str) -> Response:
     known = {file.path: file.git_oid for file in registry().files(head)} if head else {}
     given = [_offered(file) for file in files]
     require_no_pickled_adapter(path for path, _, _ in given)
-    aside = {path: left_out(path, size, start, registry().max_weights_bytes) for path, size, start in given}
+    aside = {path: find_leftover(path, size, start, registry().max_weights_bytes) for path, size, start in given}
     for path, size, start in given:
         if aside[path] is None:
             check_size(path, size, registry().max_weights_bytes)
@@ -85,7 +90,7 @@ def _preuploaded(file: tuple[str, int, bytes], ignored: bool, known: dict[str, s
 
 def _warning(repo: str, leftovers: list[LeftOut]) -> str:
     """What clients print; they print one warning a topic, which stands before the semicolon."""
-    said = f"left out of {repo}; Left out, as no part of an adapter: {listed(leftovers)}."
+    said = f"left out of {repo}; Left out, as no part of an adapter: {list_leftovers(leftovers)}."
     return said.encode("ascii", "replace").decode()
 
 

@@ -21,7 +21,7 @@ from graft.hub.errors import ConflictError
 from graft.hub.registry import maintenance
 from graft.hub.registry.commits.changes import Put
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.storage.schema import writing
+from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.users import create_token, secret
 
 WRITER = """
@@ -254,7 +254,7 @@ def test_a_commit_that_fails_leaves_no_transaction_open(registry: Registry) -> N
     """What is deferred to the commit fails there: an open transaction would lock every other writer out."""
     registry.db.execute("CREATE TABLE one (id INTEGER PRIMARY KEY)")
     registry.db.execute("CREATE TABLE two (id INTEGER REFERENCES one(id) DEFERRABLE INITIALLY DEFERRED)")
-    with pytest.raises(sqlite3.IntegrityError), writing(registry.db):
+    with pytest.raises(sqlite3.IntegrityError), write_transaction(registry.db):
         registry.db.execute("INSERT INTO two VALUES (1)")
     assert not registry.db.conn.in_transaction
     registry.create_repo("ann/news")
@@ -286,7 +286,7 @@ def test_laying_out_a_blob_that_is_stored_again_meanwhile(registry: Registry, tm
     writer.start()
     try:
         for _ in range(600):
-            with registry.blobs.laid_out({"a.txt": blob.sha256}) as folder:
+            with registry.blobs.lay_out({"a.txt": blob.sha256}) as folder:
                 assert (folder / "a.txt").exists()
     finally:
         ended.set()
