@@ -10,8 +10,8 @@ from graft.hub.machine.output_folder import claim
 from graft.hub.registry.commits.publish_folder import contents
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import SORTS, Query
-from graft.hub.terminal.options import local_user, max_weights_option, opened, placed
-from graft.hub.terminal.tables import amount, day, print_json, print_table, short
+from graft.hub.terminal.options import local_user, max_weights_option, open_registry, registry_options
+from graft.hub.terminal.tables import amount, day, print_json, print_table, short_id
 
 
 @click.command()
@@ -21,7 +21,7 @@ from graft.hub.terminal.tables import amount, day, print_json, print_table, shor
 @click.option("--private", is_flag=True, help="For your namespace's members only (when the repo is new).")
 @click.option("--message", "-m", default="", help="What is new in this version.")
 @max_weights_option
-@placed
+@registry_options
 def publish(
     folder: Path,
     name: str,
@@ -37,7 +37,7 @@ def publish(
 
     What a trainer leaves beside it (checkpoints, optimizer states, logs, pickles) is left out, and named.
     """
-    registry = opened(registry_path, hub_url, create=True, max_weights_bytes=max_weights_bytes)
+    registry = open_registry(registry_path, hub_url, create=True, max_weights_bytes=max_weights_bytes)
     left_out = contents(folder, max_weights_bytes).left_out
     revision = registry.publish(folder, name, tags=tags, private=private, user=local_user(), message=message)
     inspection = registry.found(revision.id) if isinstance(registry, Registry) else None
@@ -54,12 +54,12 @@ def publish(
 @click.command()
 @click.argument("name", metavar="NS/NAME[@REV]")
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to write (default: the adapter's own name).")
-@placed
+@registry_options
 def pull(name: str, out: Path | None, registry_path: Path, hub_url: str | None, as_json: bool) -> None:
     """Fetch an adapter's files, every byte checked. REV: a commit, branch, tag or alias."""
     folder = out or Path(name.partition("@")[0].rpartition("/")[2].removeprefix("task:"))
     claim(folder)
-    revision = opened(registry_path, hub_url).pull(name, folder)
+    revision = open_registry(registry_path, hub_url).pull(name, folder)
     if as_json:
         print_json({"folder": str(folder), "revision": revision})
     else:
@@ -74,7 +74,7 @@ def pull(name: str, out: Path | None, registry_path: Path, hub_url: str | None, 
 @click.option("--author", default="", help="Only adapters of this namespace.")
 @click.option("--sort", default="updated", show_default=True, type=click.Choice(sorted(SORTS)))
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
-@placed
+@registry_options
 def search(
     text: str,
     task: str,
@@ -91,7 +91,7 @@ def search(
     query = Query(
         text=text, task=task, base=_known_base(base, hub_url), method=method, author=author, sort=sort, limit=limit
     )
-    page = opened(registry_path, hub_url).search(query)
+    page = open_registry(registry_path, hub_url).search(query)
     if as_json:
         print_json(page.entries)
         return
@@ -123,12 +123,12 @@ def _known_base(base: str, hub_url: str | None) -> str:
 @click.argument("alias")
 @click.option("--why", default="", help="The reason; kept in the history.")
 @click.option("--rollback", is_flag=True, help="Undo the alias's last move instead (REV is not needed).")
-@placed
+@registry_options
 def promote(
     name: str, alias: str, why: str, rollback: bool, registry_path: Path, hub_url: str | None, as_json: bool
 ) -> None:
     """Point ALIAS (production, ...) at a version of an adapter. `task:T` serves what is in production for task T."""
-    registry = opened(registry_path, hub_url)
+    registry = open_registry(registry_path, hub_url)
     if rollback:
         revision = registry.rollback(name.partition("@")[0], alias, who=local_user(), why=why)
     else:
@@ -141,10 +141,10 @@ def promote(
 
 @click.command()
 @click.argument("name", metavar="NS/NAME")
-@placed
+@registry_options
 def history(name: str, registry_path: Path, hub_url: str | None, as_json: bool) -> None:
     """Versions of an adapter, and every move of its branches, tags and aliases: what, when, who, why."""
-    registry = opened(registry_path, hub_url)
+    registry = open_registry(registry_path, hub_url)
     revisions, refs, moves = registry.revisions(name), registry.all_refs(name), registry.history(name)
     if as_json:
         print_json({"name": name, "revisions": revisions, "refs": refs, "moves": moves})
@@ -153,11 +153,12 @@ def history(name: str, registry_path: Path, hub_url: str | None, as_json: bool) 
     for ref in refs:
         names.setdefault(ref.revision, []).append(ref.name)
     rows = [
-        (short(each.id), ", ".join(names.get(each.id, ())), each.title, each.author, day(each.created_at))
+        (short_id(each.id), ", ".join(names.get(each.id, ())), each.title, each.author, day(each.created_at))
         for each in revisions
     ]
     print_table(f"Versions of {name}", ("revision", "names", "title", "who", "when"), rows)
     moved = [
-        (move.kind, move.name, short(move.old), short(move.new), move.who, move.why, day(move.at)) for move in moves
+        (move.kind, move.name, short_id(move.old), short_id(move.new), move.who, move.why, day(move.at))
+        for move in moves
     ]
     print_table("Moves, newest first", ("kind", "name", "from", "to", "who", "why", "when"), moved)

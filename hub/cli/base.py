@@ -79,7 +79,7 @@ def _import_named(named: NamedBase, folder: Path, dtype: str) -> BaseSpec:
         write_notices(named, folder)  # of an import that was killed before it came to them
         return spec
     console = Console(stderr=True)
-    for line in _announced(named):
+    for line in _announce(named):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     claim(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _import_named(named: NamedBase, folder: Path, dtype: str) -> BaseSpec:
     return spec
 
 
-def _announced(named: NamedBase) -> Iterator[str]:
+def _announce(named: NamedBase) -> Iterator[str]:
     """What will be fetched and on which terms, before it is."""
     yield f"{named.name}: {named.what}."
     packages = "one Python package" if len(named.packages) == 1 else f"{len(named.packages)} Python packages"

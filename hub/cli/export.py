@@ -51,7 +51,7 @@ def export(
         raise click.UsageError(f"--weight must be a finite number, not {weight}.")
     if plus and library != "peft":
         raise click.UsageError("--plus goes with --to peft OUT.")
-    others = [_parted(text) for text in plus]
+    others = [_parse_plus(text) for text in plus]
     claim(out)
 
     from graft.hub.adapters.artifact import load_artifact, save_artifact
@@ -66,7 +66,7 @@ def export(
     )
     said: dict[str, object] = {"out": str(out), "digest": artifact.digest}
     if library is None:
-        said["difference"] = _merged(artifact, base, base_folder, out)
+        said["difference"] = _merge(artifact, base, base_folder, out)
     elif plus:
         parts = [(artifact, weight), *zip(added, (share for _, share in others), strict=True)]
         config, tensors = weighted_sum(parts, base)
@@ -76,7 +76,7 @@ def export(
     click.echo(json.dumps(said) if as_json else f"Wrote {out}.")
 
 
-def _merged(artifact: "Artifact", base: "Base", base_folder: str, out: Path) -> float:
+def _merge(artifact: "Artifact", base: "Base", base_folder: str, out: Path) -> float:
     """Merge in float32, round once to the base's own dtype, save with the tokenizer. -> difference before rounding."""
     from transformers import CONFIG_NAME, AutoConfig
 
@@ -94,7 +94,7 @@ def _merged(artifact: "Artifact", base: "Base", base_folder: str, out: Path) -> 
     return difference
 
 
-def _parted(text: str) -> tuple[Path, float]:
+def _parse_plus(text: str) -> tuple[Path, float]:
     path, _, weight = text.rpartition("=")
     try:
         share = float(weight)

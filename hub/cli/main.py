@@ -28,10 +28,10 @@ class Rooms(click.Group):
     """Commands as pyproject.toml lists them in its `graft.commands`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_listed())
+        return sorted(_commands())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry_point = _listed().get(cmd_name)
+        entry_point = _commands().get(cmd_name)
         return entry_point.load() if entry_point else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -64,7 +64,7 @@ def _memory_ran_out(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(sign in said for sign in signs)
 
 
-def _listed() -> dict[str, EntryPoint]:
+def _commands() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 

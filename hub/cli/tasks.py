@@ -8,7 +8,7 @@ from graft.hub.errors import DataError
 from graft.hub.evaluation.metrics import METRICS
 from graft.hub.evaluation.task_data import parse_examples
 from graft.hub.evaluation.tokenization import spaces_at_the_join
-from graft.hub.terminal.options import local_user, opened, placed
+from graft.hub.terminal.options import local_user, open_registry, registry_options
 from graft.hub.terminal.tables import day, print_json, print_table
 
 
@@ -22,7 +22,7 @@ def task() -> None:
 @click.option("--metric", required=True, type=click.Choice(tuple(METRICS)), help="What is measured.")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="The evaluation set, JSONL.")
 @click.option("--description", default="", help="One sentence for people.")
-@placed
+@registry_options
 def add(
     slug: str, metric: str, data: Path, description: str, registry_path: Path, hub_url: str | None, as_json: bool
 ) -> None:
@@ -31,7 +31,7 @@ def add(
         examples = data.read_bytes()
     except OSError as error:
         raise DataError(f"{data} can't be read: {error.strerror}.") from None
-    registry = opened(registry_path, hub_url, create=True)
+    registry = open_registry(registry_path, hub_url, create=True)
     if note := spaces_at_the_join(parse_examples(examples, str(data))):
         click.echo(f"note: {note}", err=True)
     made = registry.add_task(slug, metric, examples, description, user=local_user())
@@ -42,10 +42,10 @@ def add(
 
 
 @task.command("list")
-@placed
+@registry_options
 def list_(registry_path: Path, hub_url: str | None, as_json: bool) -> None:
     """Every task of the registry."""
-    tasks = opened(registry_path, hub_url).tasks()
+    tasks = open_registry(registry_path, hub_url).tasks()
     if as_json:
         print_json(tasks)
         return

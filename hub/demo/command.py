@@ -18,11 +18,11 @@ from rich.console import Console
 
 from graft.hub.base.named_bases import is_imported
 from graft.hub.demo import stages
-from graft.hub.demo.lock import alone
+from graft.hub.demo.lock import hold_folder
 from graft.hub.demo.notebook import Notebook
 from graft.hub.demo.pace import StageWork
 from graft.hub.demo.running import CommandRunner, hear_termination
-from graft.hub.demo.servers import ports, serving
+from graft.hub.demo.servers import ports, run_server
 from graft.hub.demo.stages import Demo, Refused
 from graft.hub.demo.story import BASE, SHORT, WHOLE, Story
 from graft.hub.demo.teller import Teller
@@ -55,8 +55,8 @@ def demo(port: int | None, keep_serving: bool, folder: Path, short: bool, seed: 
     notes = Notebook(folder, {"short": short, "seed": seed, "dtype": dtype})
     _check_room(folder)
     story = SHORT if short else WHOLE
-    with alone(folder) as lock:
-        again = notes.forget_refused(story.entries)
+    with hold_folder(folder) as lock:
+        again = notes.forget_refusals(story.entries)
         console = Console()
         teller = Teller(console, _plan(story, notes))
         run = Demo(story, notes, CommandRunner(console, folder / "commands.log", lock), teller, seed, dtype)
@@ -147,7 +147,7 @@ def _add(run: Demo, refused: Refused, more: Refused, again: list) -> None:
         if name not in refused:
             refused[name] = why
             run.teller.say(f"REFUSED {name}: {why}")
-    run.notes.note_refused({entry.repo: "" for entry in again if not run.notes.is_trained(entry)} | refused)
+    run.notes.note_refusals({entry.repo: "" for entry in again if not run.notes.is_trained(entry)} | refused)
 
 
 def _say_end(run: Demo, report: dict, refused: Refused) -> None:
@@ -172,8 +172,10 @@ def _keep_serving(run: Demo, server_port: int, hub_port: int) -> None:
     folder, inference = run.notes.folder, run.url(server_port)
     hub_words = ("hub", "serve", *run.registry, "--port", str(hub_port), "--inference", inference)
     with (
-        serving(run.runner, stages.serve_words(run, server_port), run.url(server_port, "/ready"), folder / "serve.log"),
-        serving(run.runner, hub_words, run.url(hub_port, "/health"), folder / "hub.log"),
+        run_server(
+            run.runner, stages.serve_words(run, server_port), run.url(server_port, "/ready"), folder / "serve.log"
+        ),
+        run_server(run.runner, hub_words, run.url(hub_port, "/health"), folder / "hub.log"),
     ):
         run.teller.say(
             f"\nhub     {run.url(hub_port)}/  (leaderboard: /tasks/{run.story.main.slug}, playground: /playground)"

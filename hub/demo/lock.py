@@ -9,7 +9,7 @@ from graft.hub.errors import GraftError
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[int]:
+def hold_folder(folder: Path) -> Iterator[int]:
     """The folder is this run's; yields the lock, a file that commands may keep open. Raises GraftError where it is taken."""
     with (folder / ".lock").open("w") as file:
         try:

@@ -44,16 +44,16 @@ class Notebook:
     def data(self, slug: str, part: str) -> Path:
         return self.folder / "data" / f"{slug}.{part}.jsonl"
 
-    def refused(self) -> dict[str, str]:
+    def refusals(self) -> dict[str, str]:
         """Why, by the adapter's name in the registry."""
         return json.loads(self._refused.read_text()) if self._refused.exists() else {}
 
-    def note_refused(self, refused: dict[str, str]) -> None:
+    def note_refusals(self, refused: dict[str, str]) -> None:
         write_whole(self._refused, json.dumps(refused, indent=2))
 
-    def forget_refused(self, entries: tuple[DemoAdapter, ...]) -> list[DemoAdapter]:
+    def forget_refusals(self, entries: tuple[DemoAdapter, ...]) -> list[DemoAdapter]:
         """Remove the folders of those that were refused, so that they are trained again; returns them."""
-        refused = self.refused()
+        refused = self.refusals()
         again = [entry for entry in entries if entry.repo in refused]
         for place in (place for entry in again for place in self.places(entry)):
             shutil.rmtree(place, ignore_errors=True)

@@ -34,11 +34,11 @@ class Pace:
             (work.trained + work.read / 2) / self.letters_per_s + work.heavy * self.heavy_s + work.light * self.light_s
         )
 
-    def learned(self, **measured: float) -> "Pace":
+    def learn(self, **measured: float) -> "Pace":
         return replace(self, **{key: value for key, value in measured.items() if value > 0})
 
 
-def spoken(seconds: float) -> str:
+def duration_words(seconds: float) -> str:
     """As people say it: 40 s, 3 min 20 s."""
     rounded = max(5, 5 * round(seconds / 5))
     minutes, rest = divmod(rounded, 60)

@@ -57,7 +57,7 @@ def _is_free(port: int) -> bool:
 
 
 @contextmanager
-def serving(runner: CommandRunner, words: tuple[str, ...], url: str, log: Path) -> Iterator[subprocess.Popen]:
+def run_server(runner: CommandRunner, words: tuple[str, ...], url: str, log: Path) -> Iterator[subprocess.Popen]:
     """A `graft` server in the background until the block ends. Raises GraftError if it doesn't come up."""
     runner.show(words, " &")
     with log.open("w") as out:

@@ -15,9 +15,9 @@ from typing import Any
 
 from graft.hub.demo.data import DemoTask, write_tasks
 from graft.hub.demo.notebook import Notebook
-from graft.hub.demo.pace import spoken
+from graft.hub.demo.pace import duration_words
 from graft.hub.demo.running import CommandRunner
-from graft.hub.demo.servers import ModelAnswer, ask, serving
+from graft.hub.demo.servers import ModelAnswer, ask, run_server
 from graft.hub.demo.story import BASE, QUESTIONS, DemoAdapter, Story
 from graft.hub.demo.teller import Teller
 from graft.hub.errors import GraftError
@@ -66,7 +66,7 @@ def register_tasks(demo: Demo) -> None:
     """Each with its metric and evaluation set. The list of them shows how long a command takes that loads no torch."""
     started = time.monotonic()
     known = {task["slug"] for task in demo.runner.run("task", "list", *demo.registry, "--json").answer}
-    demo.teller.pace = demo.teller.pace.learned(light_s=time.monotonic() - started)
+    demo.teller.pace = demo.teller.pace.learn(light_s=time.monotonic() - started)
     for task in demo.story.tasks:
         if task.slug not in known:
             words = ("--metric", task.metric, "--data", str(demo.notes.data(task.slug, "test")))
@@ -109,7 +109,7 @@ class _TimeLeft:
         now = time.monotonic()
         if now - self._told >= _TELL_EVERY_S and (left := re.search(r"(\d+) s left$", line)):
             self._told = now
-            self._teller.say(f"training takes about {spoken(float(left[1]))} more")
+            self._teller.say(f"training takes about {duration_words(float(left[1]))} more")
 
 
 def _learn_pace(demo: Demo, entries: list[DemoAdapter], wall_s: float) -> None:
@@ -118,7 +118,7 @@ def _learn_pace(demo: Demo, entries: list[DemoAdapter], wall_s: float) -> None:
     facts = [json.loads((demo.notes.adapter(entry) / "graft.json").read_text()) for entry in made]
     seconds, tokens = max(fact["seconds"] for fact in facts), sum(fact["tokens"] for fact in facts)
     speed = EPOCHS * sum(letters(demo, entry, "train") for entry in made) / seconds
-    demo.teller.pace = demo.teller.pace.learned(letters_per_s=speed, heavy_s=wall_s - seconds - _saving_s(demo, made))
+    demo.teller.pace = demo.teller.pace.learn(letters_per_s=speed, heavy_s=wall_s - seconds - _saving_s(demo, made))
     dtype = facts[0]["dtype"]
     demo.teller.say(
         f"{len(made)} adapters, {tokens:,} tokens in {seconds:.0f} s: {tokens / seconds:,.0f} a second, {dtype}"
@@ -189,7 +189,7 @@ def ask_all(demo: Demo, port: int, refused: Refused) -> list[ModelAnswer]:
     asked = [(entry.task, entry.repo) for entry in entries] + [(task, BASE.id) for task in demo.story.tasks]
     log = demo.notes.folder / "serve.log"
     with (
-        serving(demo.runner, serve_words(demo, port), demo.url(port, "/ready"), log),
+        run_server(demo.runner, serve_words(demo, port), demo.url(port, "/ready"), log),
         ThreadPoolExecutor(len(asked)) as pool,
     ):
         answers = list(pool.map(lambda pair: ask(port, *pair), asked))

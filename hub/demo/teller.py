@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from graft.hub.demo.pace import Pace, StageWork, spoken
+from graft.hub.demo.pace import Pace, StageWork, duration_words
 
 
 class Teller:
@@ -39,7 +39,7 @@ class Teller:
         this, whole = self.pace.seconds(self._left[name]), self.pace.seconds(sum(self._left.values(), StageWork()))
         if this is None or whole is None:
             return ""
-        return f"  (about {spoken(this)}; to the end about {spoken(whole)})"
+        return f"  (about {duration_words(this)}; to the end about {duration_words(whole)})"
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

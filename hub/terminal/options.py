@@ -53,12 +53,12 @@ max_weights_option = click.option(
 )
 
 
-def placed(command: Callable) -> Callable:
+def registry_options(command: Callable) -> Callable:
     """Adds --registry, --hub and --json."""
     return registry_option(hub_option(json_option(command)))
 
 
-def opened(
+def open_registry(
     registry_path: Path, hub_url: str | None, *, create: bool = False, max_weights_bytes: int = MAX_WEIGHTS_BYTES
 ) -> "Registry | RemoteRegistry":
     """The registry that the options name. Raises NotFoundError for a missing file unless `create`, GraftError for a hub
@@ -72,9 +72,14 @@ def opened(
     return hub
 
 
-def opened_to_publish(registry_path: Path, hub_url: str | None, names: Iterable[str]) -> "Registry | RemoteRegistry":
-    """As `opened`, made when missing. Raises GraftError where a hub is not there or would not take `names` from us."""
-    registry = opened(registry_path, hub_url, create=True)
+def open_registry_to_publish(
+    registry_path: Path, hub_url: str | None, names: Iterable[str]
+) -> "Registry | RemoteRegistry":
+    """As `open_registry`, made when missing.
+
+    Raises GraftError where a hub is not there or would not take `names` from us.
+    """
+    registry = open_registry(registry_path, hub_url, create=True)
     if not isinstance(registry, Registry):
         registry.require_writer(names)
     return registry

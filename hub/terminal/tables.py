@@ -16,10 +16,10 @@ MEASURED_CHARS = 10_000  # so wide that a table is measured as it would like to 
 
 def print_json(document: object) -> None:
     """One JSON document; dataclasses as objects."""
-    click.echo(json.dumps(document, default=_plain))
+    click.echo(json.dumps(document, default=_to_plain))
 
 
-def _plain(value: object) -> object:
+def _to_plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} has no JSON form.")
@@ -55,7 +55,7 @@ def _table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], s
     return table
 
 
-def short(revision: str | None) -> str:
+def short_id(revision: str | None) -> str:
     """A commit id as people read it."""
     return (revision or "")[:10]
 

@@ -14,7 +14,7 @@ import click
 from graft.hub.base.manifest import recorded_spec
 from graft.hub.errors import DataError, GraftError
 from graft.hub.terminal.base_argument import BASE
-from graft.hub.terminal.options import local_user, opened, placed
+from graft.hub.terminal.options import local_user, open_registry, registry_options
 from graft.hub.terminal.tables import print_json, print_table
 from graft.server.commands import scorekeeping
 from graft.server.commands.scorekeeping import Scorekeeper, Scoring, fields_of
@@ -41,7 +41,7 @@ _EVAL_RUNNING = 256
 @click.option("--again", is_flag=True, help="Score also what has a score on the same data by the same engine.")
 @click.option("--device", help="cpu, cuda (default: cuda where there is one).")
 @click.option("--dtype", help="float32, bfloat16, float16 (default: as measured here).")
-@placed
+@registry_options
 def evaluate(
     slug: str,
     folder: str,
@@ -60,7 +60,7 @@ def evaluate(
     Each score goes to the registry as soon as it is there, with digest, data hash and interval: Ctrl-C keeps what is
     finished, and the same command goes on with the rest. Exits 1 where an adapter could not be served.
     """
-    registry = opened(registry_path, hub_url)
+    registry = open_registry(registry_path, hub_url)
     task = registry.task(slug)
     entrants = None if adapters == "all" else scorekeeping.named(registry, adapters, recorded_spec(folder))
     raw = _read(data) if data else registry.task_data(slug)

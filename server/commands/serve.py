@@ -234,6 +234,6 @@ def _shelf(registry_path: Path | None, hub_url: str | None) -> "Registry | Remot
     """Raises NotFoundError for a registry that was asked for and isn't there."""
     if registry_path is None and hub_url is None and not DEFAULT_REGISTRY.is_file():
         return None
-    from graft.hub.terminal.options import opened
+    from graft.hub.terminal.options import open_registry
 
-    return opened(registry_path or DEFAULT_REGISTRY, hub_url)
+    return open_registry(registry_path or DEFAULT_REGISTRY, hub_url)

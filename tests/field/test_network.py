@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from graft.hub.errors import GraftError
-from graft.hub.terminal.options import opened
+from graft.hub.terminal.options import open_registry
 from tests.field.conftest import graft, refused
 
 NOBODY = "http://127.0.0.1:9"
@@ -75,7 +75,7 @@ def test_a_silent_address_is_given_up(monkeypatch):
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(GraftError, match=r"No hub answers at .*timed out"),
     ):
-        opened("registry.db", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        open_registry("registry.db", f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_a_word_that_names_no_base_asks_nobody(place):

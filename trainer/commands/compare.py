@@ -10,7 +10,7 @@ from graft.hub.errors import GraftError
 from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.machine.output_folder import claim
 from graft.hub.terminal.base_argument import BASE
-from graft.hub.terminal.options import hub_option, local_user, opened_to_publish, registry_option
+from graft.hub.terminal.options import hub_option, local_user, open_registry_to_publish, registry_option
 from graft.trainer.commands.shared import bars, base_loader, check_early, configured, names_of, said
 from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_plan
@@ -61,7 +61,7 @@ def compare(
     claim(out)
     check_early(plan)
     wanted = [adapter.publish for adapter in plan.adapters if adapter.publish]
-    registry = opened_to_publish(registry_path, hub_url, wanted) if wanted else None
+    registry = open_registry_to_publish(registry_path, hub_url, wanted) if wanted else None
     from graft.trainer.reports.comparison import compare as compared
     from graft.trainer.reports.table import as_json as json_of
     from graft.trainer.reports.table import as_markdown, plot

@@ -12,7 +12,7 @@ import click
 from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.errors import GraftError
 from graft.hub.terminal.base_argument import BASE
-from graft.hub.terminal.options import hub_option, local_user, opened_to_publish, registry_option
+from graft.hub.terminal.options import hub_option, local_user, open_registry_to_publish, registry_option
 from graft.hub.terminal.tables import print_table
 from graft.trainer.commands.shared import (
     bars,
@@ -90,7 +90,7 @@ def train(
     claim_outs(plan, resume, overwrite)
     check_early(plan)
     wanted = [adapter.publish for adapter in plan.adapters if adapter.publish]
-    registry = opened_to_publish(registry_path, hub_url, wanted) if wanted else None
+    registry = open_registry_to_publish(registry_path, hub_url, wanted) if wanted else None
     outcomes: list[TrainingOutcome] = []
     try:
         _run(plan, resume, overwrite, tensorboard, as_json, outcomes)

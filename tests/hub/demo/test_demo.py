@@ -13,9 +13,9 @@ from rich.console import Console
 
 from graft.hub.cli.main import main
 from graft.hub.demo import stages
-from graft.hub.demo.lock import alone
+from graft.hub.demo.lock import hold_folder
 from graft.hub.demo.notebook import Notebook
-from graft.hub.demo.pace import Pace, StageWork, spoken
+from graft.hub.demo.pace import Pace, StageWork, duration_words
 from graft.hub.demo.running import CommandRunner, _wait, hear_termination
 from graft.hub.demo.servers import ports
 from graft.hub.demo.story import SHORT, WHOLE
@@ -56,27 +56,27 @@ def test_the_folder_remembers_its_settings_and_who_was_refused(tmp_path):
     for entry in (first, second):
         notes.adapter(entry).mkdir()
         (notes.adapter(entry) / "graft.json").write_text("{}")
-    notes.note_refused({first.repo: "bad"})
+    notes.note_refusals({first.repo: "bad"})
     again = Notebook(tmp_path, SETTINGS)
-    assert again.forget_refused(SHORT.entries) == [first]
+    assert again.forget_refusals(SHORT.entries) == [first]
     assert not again.is_trained(first) and again.is_trained(second)
     with pytest.raises(GraftError, match=r"made with other settings \(short True, seed 0"):
         Notebook(tmp_path, SETTINGS | {"seed": 1})
 
 
 def test_a_folder_is_one_run_s_until_all_that_it_started_has_ended(tmp_path):
-    with alone(tmp_path) as lock:
+    with hold_folder(tmp_path) as lock:
         runner = CommandRunner(Console(file=io.StringIO()), tmp_path / "log", lock)
         left = runner.start(("hub", "serve", "--registry", str(tmp_path / "new.db"), "--port", "0"), None, None)
-        with pytest.raises(GraftError, match="Another run works in"), alone(tmp_path):
+        with pytest.raises(GraftError, match="Another run works in"), hold_folder(tmp_path):
             pass
     try:
-        with pytest.raises(GraftError, match="a killed one left behind"), alone(tmp_path):
+        with pytest.raises(GraftError, match="a killed one left behind"), hold_folder(tmp_path):
             pass
     finally:
         left.kill()
         left.wait()
-    with alone(tmp_path):
+    with hold_folder(tmp_path):
         pass
 
 
@@ -84,14 +84,14 @@ def test_time_left_is_told_only_when_it_was_measured():
     out = Console(file=io.StringIO(), width=200)
     teller = Teller(out, {"train": StageWork(trained=900, heavy=1), "evaluate": StageWork(read=600, heavy=1)})
     with teller.stage("train", "Training"):
-        teller.pace = Pace().learned(letters_per_s=10, heavy_s=5, light_s=1)
+        teller.pace = Pace().learn(letters_per_s=10, heavy_s=5, light_s=1)
     with teller.stage("evaluate", "Evaluating"):
         pass
     first, second = out.file.getvalue().splitlines()
     assert first == "[1/2] Training"
     assert second == "[2/2] Evaluating  (about 35 s; to the end about 35 s)"
     assert list(teller.seconds) == ["train", "evaluate"]
-    assert [spoken(seconds) for seconds in (1, 43, 60, 124)] == ["5 s", "45 s", "1 min", "2 min 5 s"]
+    assert [duration_words(seconds) for seconds in (1, 43, 60, 124)] == ["5 s", "45 s", "1 min", "2 min 5 s"]
 
 
 def test_a_log_hears_once_a_minute_how_long_training_takes(monkeypatch):
