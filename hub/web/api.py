@@ -12,9 +12,9 @@ from graft.hub.registry import search as catalog
 from graft.hub.registry.leaderboard import Standing, Task
 from graft.hub.registry.queries import Revision
 from graft.hub.registry.search import Query
-from graft.hub.web.huggingface.read import body, readable, text_field, writable
+from graft.hub.web.huggingface.read import body, readable_repo, text_field, writable_repo
 from graft.hub.web.openapi import document
-from graft.hub.web.request import caller, expect_files, registry, unquoted
+from graft.hub.web.request import caller, expect_files, registry, unquote_part
 
 blueprint = Blueprint("api", __name__)
 
@@ -73,8 +73,8 @@ def query_of(args: MultiDict[str, str]) -> Query:
 @blueprint.get(f"{ADAPTER}/revision/<revision>")
 def adapter(namespace: str, name: str, revision: str = "main") -> Response:
     """One revision with all that was found in it."""
-    repo = readable(namespace, name)
-    commit = registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
+    repo = readable_repo(namespace, name)
+    commit = registry().resolve(f"{repo.name}@{unquote_part(revision)}", caller=caller())
     inspection = registry().found(commit.id)
     details = asdict(inspection) if inspection else {}
     return jsonify(asdict(commit) | {"artifact": details, "files": [asdict(f) for f in registry().files(commit.id)]})
@@ -93,7 +93,7 @@ def resolve() -> Response:
 
 @blueprint.get(f"{ADAPTER}/history")
 def history(namespace: str, name: str) -> Response:
-    repo = readable(namespace, name)
+    repo = readable_repo(namespace, name)
     return jsonify(
         {
             "revisions": [asdict(revision) for revision in _line(repo.name)],
@@ -109,17 +109,17 @@ def _line(name: str) -> list[Revision]:
 
 @blueprint.put(f"{ADAPTER}/aliases/<alias>")
 def promote(namespace: str, name: str, alias: str) -> Response:
-    repo, fields = writable(namespace, name), body()
+    repo, fields = writable_repo(namespace, name), body()
     why = text_field(fields, "why", "")[:MAX_REASON_CHARS]
     ref = f"{repo.name}@{text_field(fields, 'revision', 'main')}"
-    return jsonify(asdict(registry().promote(ref, unquoted(alias), who=caller().name, why=why)))
+    return jsonify(asdict(registry().promote(ref, unquote_part(alias), who=caller().name, why=why)))
 
 
 @blueprint.post(f"{ADAPTER}/aliases/<alias>/rollback")
 def rollback(namespace: str, name: str, alias: str) -> Response:
-    repo = writable(namespace, name)
+    repo = writable_repo(namespace, name)
     why = text_field(body(), "why", "")[:MAX_REASON_CHARS]
-    return jsonify(asdict(registry().rollback(repo.name, unquoted(alias), who=caller().name, why=why)))
+    return jsonify(asdict(registry().rollback(repo.name, unquote_part(alias), who=caller().name, why=why)))
 
 
 # Tasks and scores
@@ -159,7 +159,9 @@ def leaderboard(slug: str) -> Response:
 
 @blueprint.get(f"{ADAPTER}/evaluations")
 def evaluations(namespace: str, name: str) -> Response:
-    return jsonify({"evaluations": [asdict(row) for row in registry().evaluations(readable(namespace, name).name)]})
+    return jsonify(
+        {"evaluations": [asdict(row) for row in registry().evaluations(readable_repo(namespace, name).name)]}
+    )
 
 
 @blueprint.post("/api/evaluations")
@@ -167,7 +169,7 @@ def add_evaluation() -> Response:
     """Body: the fields of an evaluation. For an adapter its owner's token, for a bare base an admin's."""
     fields = body()
     if fields.get("repo") is not None:
-        writable(*text_field(fields, "repo").partition("/")[::2])
+        writable_repo(*text_field(fields, "repo").partition("/")[::2])
     else:
         caller().require("admin")
     registry().record_evaluation(user=caller().name, **scores.read_evaluation(fields))

@@ -69,7 +69,7 @@ class _InOrder(DefaultJSONProvider):
 class KeepQuotedSlashes:
     """Lets `%2F` reach the routes as it came: clients quote the slash of a branch name, WSGI servers unquote it.
 
-    The views unquote what they take from the path (`request.unquoted`).
+    The views unquote what they take from the path (`request.unquote_part`).
     """
 
     def __init__(self, app: "WSGIApplication"):

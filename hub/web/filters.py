@@ -15,7 +15,7 @@ STEPS = ((60, "second"), (60, "minute"), (24, "hour"), (30, "day"), (12, "month"
 
 def install(app: Flask) -> None:
     app.jinja_env.filters.update(amount=amount, size=size, ago=ago, score=score, short=short)
-    app.jinja_env.globals.update(link=link, toggled=toggled)
+    app.jinja_env.globals.update(link=link, toggle_link=toggle_link)
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
 
@@ -28,14 +28,14 @@ def card_html(body: str) -> Markup:
 
 def amount(count: float | None) -> str:
     """A count with its magnitude: 1.2M."""
-    return "–" if count is None else _scaled(float(count), 1000, ("", "k", "M", "G"))
+    return "–" if count is None else _scale(float(count), 1000, ("", "k", "M", "G"))
 
 
 def size(count: int | None) -> str:
-    return "–" if count is None else _scaled(float(count), 1024, (" B", " KiB", " MiB", " GiB"))
+    return "–" if count is None else _scale(float(count), 1024, (" B", " KiB", " MiB", " GiB"))
 
 
-def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
+def _scale(value: float, step: int, units: tuple[str, ...]) -> str:
     unit = 0
     while value >= step and unit < len(units) - 1:
         value, unit = value / step, unit + 1
@@ -79,6 +79,6 @@ def link(**changes: str | int | None) -> str:
     return f"{request.path}?{query}" if query else request.path
 
 
-def toggled(key: str, value: str) -> str:
+def toggle_link(key: str, value: str) -> str:
     """The address with this facet's value chosen, or let go when it is chosen now."""
     return link(**{key: None if request.args.get(key) == value else value})

@@ -21,7 +21,7 @@ from graft.hub.registry.commits.trainer_leftovers import (
 )
 from graft.hub.registry.naming import check_repo_name
 from graft.hub.registry.queries import FACTS
-from graft.hub.web.huggingface.read import writable
+from graft.hub.web.huggingface.read import writable_repo
 from graft.hub.web.pages import blueprint
 from graft.hub.web.request import caller, expect_files, registry
 
@@ -29,12 +29,12 @@ from graft.hub.web.request import caller, expect_files, registry
 
 
 @blueprint.get("/signin")
-def signin() -> str:
+def signin_page() -> str:
     return render_template("signin.html", failed=None)
 
 
 @blueprint.post("/signin")
-def signed_in() -> Response | tuple[str, int]:
+def sign_in() -> Response | tuple[str, int]:
     """Exchanges a token for a cookie that holds its hash."""
     token = request.form.get("token", "").strip()
     try:
@@ -61,14 +61,14 @@ def publish() -> str:
 
 
 @blueprint.post("/publish")
-def published() -> Response | tuple[str, int]:
+def publish_upload() -> Response | tuple[str, int]:
     name = ""
     try:
         caller().require("write")
         expect_files()
         name, tag = request.form.get("name", "").strip(), request.form.get("tag", "").strip()
         caller().require_namespace(check_repo_name(name)[0])
-        puts, aside = _received(request.files.getlist("files"))
+        puts, aside = _receive(request.files.getlist("files"))
         revision = registry().commit(
             name,
             puts,
@@ -82,7 +82,7 @@ def published() -> Response | tuple[str, int]:
     except GraftError as error:
         return render_template("publish.html", problem=str(error), name=name), error.status
     if aside:
-        flash(_said(aside))
+        flash(_left_out_notice(aside))
     namespace, short = revision.repo.split("/")
     return redirect(url_for("pages.adapter", namespace=namespace, name=short))
 
@@ -92,20 +92,20 @@ def check_publish() -> Response:
     """What publishing these files would find; nothing is committed."""
     caller().require("write")
     expect_files()
-    puts, aside = _received(request.files.getlist("files"))
+    puts, aside = _receive(request.files.getlist("files"))
     tree = apply_changes({}, puts)
     if not holds_adapter(tree):
         raise ArtifactError("An adapter needs adapter_config.json and adapter_model.safetensors: add the missing one.")
     inspection = prove(registry().db, registry().blobs, tree).inspection
     answer = {key: getattr(inspection, key) for key in (*FACTS, "warnings")}
-    return jsonify(answer | {"warnings": [*answer["warnings"], *([_said(aside)] if aside else [])]})
+    return jsonify(answer | {"warnings": [*answer["warnings"], *([_left_out_notice(aside)] if aside else [])]})
 
 
-def _said(aside: list[LeftOut]) -> str:
+def _left_out_notice(aside: list[LeftOut]) -> str:
     return f"Left out, as no part of an adapter: {list_leftovers(aside)}."
 
 
-def _received(files: list[FileStorage]) -> tuple[list[Put], list[LeftOut]]:
+def _receive(files: list[FileStorage]) -> tuple[list[Put], list[LeftOut]]:
     """Uploaded files into the store, and what is left out. A dropped folder's own name is no part of the paths."""
     given = [(file.filename or "", file) for file in files if file.filename]
     if not given:
@@ -131,7 +131,7 @@ def _received(files: list[FileStorage]) -> tuple[list[Put], list[LeftOut]]:
 
 @blueprint.post("/<namespace>/<name>/promote")
 def promote(namespace: str, name: str) -> Response:
-    repo, why = writable(namespace, name), request.form.get("why", "")[:1000]
+    repo, why = writable_repo(namespace, name), request.form.get("why", "")[:1000]
     alias = request.form.get("alias", "").strip()
     if request.form.get("rollback"):
         registry().rollback(repo.name, alias, who=caller().name, why=why)

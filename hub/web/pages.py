@@ -22,8 +22,8 @@ from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.refs import Ref
 from graft.hub.web import filters, svg_charts
 from graft.hub.web.api import query_of
-from graft.hub.web.huggingface.read import readable
-from graft.hub.web.request import caller, endpoint, hub, registry, unquoted
+from graft.hub.web.huggingface.read import readable_repo
+from graft.hub.web.request import caller, endpoint, hub, registry, unquote_part
 
 blueprint = Blueprint("pages", __name__)
 
@@ -50,7 +50,7 @@ def _prepare(state: BlueprintSetupState) -> None:
 
 
 @blueprint.app_context_processor
-def _everywhere() -> dict[str, object]:
+def _frame_context() -> dict[str, object]:
     """What the frame around every page shows."""
     try:
         return {"me": caller(), "inference": hub().inference_url}
@@ -89,11 +89,11 @@ def person(namespace: str) -> Response:
 @blueprint.get("/<namespace>/<name>/commit/<revision>")
 def adapter(namespace: str, name: str, revision: str = "main") -> str:
     """The card and everything else known of an adapter, in tabs that are plain links."""
-    repo = readable(namespace, name)
+    repo = readable_repo(namespace, name)
     tab = request.args.get("tab", "card")
     if registry().branch_head(repo, "main") is None:
         return render_template("empty.html", repo=repo, endpoint=endpoint())
-    commit = registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
+    commit = registry().resolve(f"{repo.name}@{unquote_part(revision)}", caller=caller())
     inspection = registry().found(commit.id)
     return render_template(
         "adapter.html",
@@ -260,7 +260,7 @@ def compare() -> str:
         names=names,
         revisions=revisions,
         facts=_facts(revisions),
-        config=_differing(configs),
+        config=_differences(configs),
         metrics=_metrics(revisions),
         tensors=_tensors(inspections),
         choices=registry().search(search.Query(sort="name", limit=500), caller()).entries,
@@ -283,7 +283,7 @@ def _facts(revisions: Sequence[Revision]) -> list[tuple[str, list[str]]]:
     return [(name, [show(revision) for revision in revisions]) for name, show in shown.items()]
 
 
-def _differing(configs: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:
+def _differences(configs: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:
     """The config keys whose values are not all equal."""
     keys = sorted({key for config in configs for key in config})
     rows = [(key, [json.dumps(config.get(key), sort_keys=True) for config in configs]) for key in keys]

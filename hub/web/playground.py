@@ -28,10 +28,10 @@ def page() -> str:
 
 
 @blueprint.post("/playground")
-def answered() -> str:
+def answer_all() -> str:
     """The way without JavaScript: all answers, when all are there."""
     names = request.form.getlist("model")[:MAX_ASKED]
-    return _playground([(name, _answer(_asked(name, request.form, stream=False))) for name in names])
+    return _playground([(name, _answer(_completion_request(name, request.form, stream=False))) for name in names])
 
 
 def _playground(answers: list[tuple[str, str]]) -> str:
@@ -55,7 +55,7 @@ def _playground(answers: list[tuple[str, str]]) -> str:
 def stream() -> Response:
     """One model's answer as it comes, passed on from the inference server so that pages talk to one origin only."""
     given = body()
-    upstream = _open(_asked(text_field(given, "model"), given, stream=True))
+    upstream = _open(_completion_request(text_field(given, "model"), given, stream=True))
 
     def events() -> Iterator[bytes]:
         with upstream:
@@ -65,7 +65,7 @@ def stream() -> Response:
     return Response(stream_with_context(events()), mimetype="text/event-stream")
 
 
-def _asked(model: str, given: Mapping[str, object], *, stream: bool) -> dict[str, object]:
+def _completion_request(model: str, given: Mapping[str, object], *, stream: bool) -> dict[str, object]:
     """The completion request. Raises GraftError for a prompt or a length out of bounds."""
     caller().require("read")
     prompt, tokens = str(given.get("prompt", "")), str(given.get("max_tokens") or "48")

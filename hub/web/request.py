@@ -67,5 +67,5 @@ def endpoint() -> str:
     return request.host_url.rstrip("/")
 
 
-def unquoted(part: str) -> str:
+def unquote_part(part: str) -> str:
     return unquote(part)

@@ -53,7 +53,7 @@ def scatter(points: Sequence[Point], title: str, x_name: str, y_name: str, line:
     if not points:
         return Markup("")
     levels = [v for p in [*points, *([line] if line else [])] for v in (p.y, p.low, p.high) if v is not None]
-    y = _padded(min(levels), max(levels), HEIGHT - BOTTOM, TOP)
+    y = _pad_axis(min(levels), max(levels), HEIGHT - BOTTOM, TOP)
     x = Axis(min(p.x for p in points) / 2, max(p.x for p in points) * 2, LEFT, WIDTH - RIGHT, log=True)
     parts = [_frame(x, y, x_name, y_name)]
     if line is not None:
@@ -71,12 +71,12 @@ def curve(values: Sequence[tuple[float, float]], title: str, x_name: str, y_name
     if len(values) < 2:
         return Markup("")
     x = Axis(values[0][0], max(values[-1][0], values[0][0] + 1), LEFT, WIDTH - RIGHT)
-    y = _padded(min(v for _, v in values), max(v for _, v in values), HEIGHT - BOTTOM, TOP)
+    y = _pad_axis(min(v for _, v in values), max(v for _, v in values), HEIGHT - BOTTOM, TOP)
     path = " ".join(f"{x.at(a)},{y.at(b)}" for a, b in values)
     return _svg([_frame(x, y, x_name, y_name), f'<polyline class="curve" points="{path}"/>'], title)
 
 
-def _padded(low: float, high: float, start: float, end: float) -> Axis:
+def _pad_axis(low: float, high: float, start: float, end: float) -> Axis:
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
     return Axis(low - room, high + room, start, end)
 

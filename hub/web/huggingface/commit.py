@@ -25,8 +25,8 @@ from graft.hub.registry.commits.trainer_leftovers import (
 )
 from graft.hub.web.huggingface import commit_body
 from graft.hub.web.huggingface.git_lfs import uploaded, wanted
-from graft.hub.web.huggingface.read import MODEL, body, count_field, text_field, writable
-from graft.hub.web.request import caller, endpoint, expect_files, registry, unquoted
+from graft.hub.web.huggingface.read import MODEL, body, count_field, text_field, writable_repo
+from graft.hub.web.request import caller, endpoint, expect_files, registry, unquote_part
 
 blueprint = Blueprint("uploads", __name__)
 
@@ -55,33 +55,33 @@ def validate_yaml() -> Response:
 def preupload(namespace: str, name: str, revision: str) -> Response:
     """Name what is no part of an adapter, which clients then leave out, and what is there already, so that it need not
     travel. Refuses a file of the adapter's own that could not be committed."""
-    repo, files = writable(namespace, name), body().get("files")
+    repo, files = writable_repo(namespace, name), body().get("files")
     if not isinstance(files, list) or len(files) > MAX_PREUPLOAD_FILES:
         raise GraftError(f"'files' must be a list of at most {MAX_PREUPLOAD_FILES} files.")
-    head = registry().branch_head(repo, unquoted(revision))
+    head = registry().branch_head(repo, unquote_part(revision))
     known = {file.path: file.git_oid for file in registry().files(head)} if head else {}
-    given = [_offered(file) for file in files]
+    given = [_read_offer(file) for file in files]
     require_no_pickled_adapter(path for path, _, _ in given)
     aside = {path: find_leftover(path, size, start, registry().max_weights_bytes) for path, size, start in given}
     for path, size, start in given:
         if aside[path] is None:
             check_size(path, size, registry().max_weights_bytes)
             check_start(path, start)
-    response = jsonify({"files": [_preuploaded(file, aside[file[0]] is not None, known) for file in given]})
+    response = jsonify({"files": [_preupload_answer(file, aside[file[0]] is not None, known) for file in given]})
     if leftovers := [leftover for leftover in aside.values() if leftover]:
         response.headers["X-HF-Warning"] = _warning(repo.name, leftovers)
     return response
 
 
-def _offered(file: object) -> tuple[str, int, bytes]:
+def _read_offer(file: object) -> tuple[str, int, bytes]:
     """Path, size and first bytes."""
     if not isinstance(file, dict):
         raise GraftError("Each of 'files' must be an object with path, size and sample.")
     path = text_field(file, "path")
-    return path, count_field(file, "size"), _decoded(path, text_field(file, "sample", ""))
+    return path, count_field(file, "size"), _decode(path, text_field(file, "sample", ""))
 
 
-def _preuploaded(file: tuple[str, int, bytes], ignored: bool, known: dict[str, str]) -> dict[str, object]:
+def _preupload_answer(file: tuple[str, int, bytes], ignored: bool, known: dict[str, str]) -> dict[str, object]:
     path, size, _ = file
     mode = "lfs" if wanted(size) else "regular"
     answer: dict[str, object] = {"path": path, "uploadMode": mode, "shouldIgnore": ignored}
@@ -96,7 +96,7 @@ def _warning(repo: str, leftovers: list[LeftOut]) -> str:
 
 @blueprint.post(f"{MODEL}/commit/<revision>")
 def commit(namespace: str, name: str, revision: str) -> Response:
-    repo = writable(namespace, name)
+    repo = writable_repo(namespace, name)
     if request.args.get("create_pr") in ("1", "true", "True"):
         raise GraftError("This hub has no pull requests: commit to a branch instead (create_branch).")
     expect_files()
@@ -110,7 +110,7 @@ def commit(namespace: str, name: str, revision: str) -> Response:
         title=text_field(header, "summary", "") or "Upload",
         message=text_field(header, "description", "") or "",
         user=caller().name,
-        branch=unquoted(revision),
+        branch=unquote_part(revision),
         parent=parent if isinstance(parent, str) and parent else None,
     )
     url = f"{endpoint()}/{repo.name}/commit/{revision_made.id}"
@@ -154,7 +154,7 @@ def _file(value: dict[str, object], content: IO[bytes] | None) -> Put:
     return Put(path, registry().store(path, io.BytesIO(text), len(text)))
 
 
-def _decoded(path: str, content: str) -> bytes:
+def _decode(path: str, content: str) -> bytes:
     try:
         return base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError):

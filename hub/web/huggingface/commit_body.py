@@ -34,14 +34,14 @@ def lines(stream: BinaryIO, limit: int, folder: Path) -> Iterator[tuple[str, dic
         if head.isspace():
             continue
         if head.endswith(b"\n") or len(head) < HEAD_BYTES:
-            yield *_parsed(head, number), None
+            yield *_parse(head, number), None
             continue
         with tempfile.TemporaryFile(dir=folder) as content:
-            yield *_parsed(_without_content(head, stream, content, limit, number), number), content
+            yield *_parse(_move_content_out(head, stream, content, limit, number), number), content
     raise TooLargeError(f"A commit may have at most {MAX_LINES} lines.")
 
 
-def _without_content(head: bytes, stream: BinaryIO, content: IO[bytes], limit: int, number: int) -> bytes:
+def _move_content_out(head: bytes, stream: BinaryIO, content: IO[bytes], limit: int, number: int) -> bytes:
     """A long line with its content moved to the file."""
     match = CONTENT.search(head)
     if match is None:
@@ -57,7 +57,7 @@ def _without_content(head: bytes, stream: BinaryIO, content: IO[bytes], limit: i
     return head[: match.end()] + (rest if rest.endswith(b"\n") else rest + stream.readline(HEAD_BYTES))
 
 
-def _parsed(line: bytes, number: int) -> tuple[str, dict[str, object]]:
+def _parse(line: bytes, number: int) -> tuple[str, dict[str, object]]:
     try:
         fields = json.loads(line)
         key, value = fields["key"], fields["value"]

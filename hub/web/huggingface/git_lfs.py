@@ -18,7 +18,7 @@ from flask import Blueprint, Response, jsonify, request
 from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError
 from graft.hub.registry import upload_claims, users
 from graft.hub.registry.storage.blob_store import CHUNK_BYTES
-from graft.hub.web.huggingface.read import body, count_field, text_field, writable
+from graft.hub.web.huggingface.read import body, count_field, text_field, writable_repo
 from graft.hub.web.request import caller, endpoint, expect_files, registry
 
 blueprint = Blueprint("lfs", __name__)
@@ -41,7 +41,7 @@ def wanted(size: int) -> bool:
 
 @blueprint.post("/<namespace>/<name>.git/info/lfs/objects/batch")
 def batch(namespace: str, name: str) -> Response:
-    writable(namespace, name)
+    writable_repo(namespace, name)
     fields = body()
     listed = fields.get("objects")
     if fields.get("operation") != "upload" or not isinstance(listed, list):
@@ -68,15 +68,15 @@ def _object(item: object, verify: str, parts: bool) -> dict[str, object]:
         "until": str(int(time.time()) + SIGNATURE_LIFE_S),
         "who": caller().name,
     }
-    upload = _in_parts(permission, size) if parts and size > PART_BYTES else _whole(permission)
+    upload = _upload_in_parts(permission, size) if parts and size > PART_BYTES else _whole_upload(permission)
     return answer | {"authenticated": True, "actions": {"upload": upload, "verify": {"href": verify}}}
 
 
-def _whole(permission: dict[str, str]) -> dict[str, object]:
+def _whole_upload(permission: dict[str, str]) -> dict[str, object]:
     return {"href": _link("upload", permission), "header": {}}
 
 
-def _in_parts(permission: dict[str, str], size: int) -> dict[str, object]:
+def _upload_in_parts(permission: dict[str, str], size: int) -> dict[str, object]:
     """A link a part by its number, from 1 on, and one to say that all have come."""
     count = -(-size // PART_BYTES)
     numbers = [f"{number:05d}" for number in range(1, count + 1)]
@@ -86,7 +86,7 @@ def _in_parts(permission: dict[str, str], size: int) -> dict[str, object]:
 
 @blueprint.put("/lfs/upload")
 def upload() -> Response:
-    given = _permitted("upload")
+    given = _check_link("upload")
     expect_files()
     registry().blobs.put(request.stream, int(given["size"]), expected_sha256=given["oid"])
     upload_claims.note_upload(registry().db, given["oid"], given["who"])
@@ -96,9 +96,9 @@ def upload() -> Response:
 @blueprint.put("/lfs/part")
 def part() -> Response:
     """One part, kept until all are there. Sent again, it takes the place of the first."""
-    given = _permitted("part", "part")
+    given = _check_link("part", "part")
     expect_files()
-    folder = _waiting(given)
+    folder = _parts_folder(given)
     folder.mkdir(exist_ok=True)
     due = min(PART_BYTES, int(given["size"]) - (int(given["part"]) - 1) * PART_BYTES)
     digest, received = hashlib.sha256(), 0
@@ -118,8 +118,8 @@ def part() -> Response:
 @blueprint.post("/lfs/complete")
 def complete() -> Response:
     """All parts have come: make them one blob. Its hash is checked, so the parts' own need not be."""
-    given = _permitted("complete")
-    folder = _waiting(given)
+    given = _check_link("complete")
+    folder = _parts_folder(given)
     if not folder.is_dir() and not registry().blobs.has(given["oid"]):
         raise ConflictError(f"No part of {given['oid']} has arrived: start the upload again.")
     if folder.is_dir():
@@ -131,7 +131,7 @@ def complete() -> Response:
 
 @blueprint.post("/<namespace>/<name>.git/info/lfs/verify")
 def verify(namespace: str, name: str) -> Response:
-    writable(namespace, name)
+    writable_repo(namespace, name)
     fields = body()
     oid = text_field(fields, "oid")
     if not uploaded(oid) or registry().blobs.path(oid).stat().st_size != fields.get("size"):
@@ -159,27 +159,27 @@ class Joined:
             self._file = None
 
 
-def _waiting(given: dict[str, str]) -> Path:
+def _parts_folder(given: dict[str, str]) -> Path:
     """Where the parts of one upload wait. Those that are given up go with other interrupted uploads (gc)."""
     return registry().blobs.incoming / hashlib.sha256(f"{given['oid']} {given['who']}".encode()).hexdigest()
 
 
 def _link(action: str, fields: dict[str, str]) -> str:
-    return f"{endpoint()}/lfs/{action}?{_signed(action, fields)}"
+    return f"{endpoint()}/lfs/{action}?{_sign(action, fields)}"
 
 
-def _permitted(action: str, *more: str) -> dict[str, str]:
+def _check_link(action: str, *more: str) -> dict[str, str]:
     """The fields of a link to `action`. Raises ForbiddenError where it isn't ours or has expired."""
     given = {key: request.args.get(key, "") for key in ("oid", "size", "until", "who", *more)}
     made = urlencode(given | {"signature": request.args.get("signature", "")})
-    if not hmac.compare_digest(_signed(action, given), made):
+    if not hmac.compare_digest(_sign(action, given), made):
         raise ForbiddenError("This upload link is not one of ours: start the upload again.")
     if int(given["until"]) < time.time():
         raise ForbiddenError("This upload link has expired: start the upload again.")
     return given
 
 
-def _signed(action: str, fields: dict[str, str]) -> str:
+def _sign(action: str, fields: dict[str, str]) -> str:
     """The query string of `fields` with a signature over them and what they permit."""
     key = users.secret(registry().db, "lfs")
     signature = hmac.new(key, f"{action}?{urlencode(fields)}".encode(), hashlib.sha256).hexdigest()

@@ -71,7 +71,7 @@ def _info(
     return info | {"siblings": [_sibling(file, sizes) for file in files]}
 
 
-def listed(registry: Registry, entries: Sequence[SearchHit], full: bool) -> list[dict[str, object]]:
+def model_list(registry: Registry, entries: Sequence[SearchHit], full: bool) -> list[dict[str, object]]:
     """Repos as `list_models` parses them; `full` as `model_info` does."""
     db = registry.db
     repos = queries.repos_named(db, [entry.name for entry in entries])
@@ -80,10 +80,10 @@ def listed(registry: Registry, entries: Sequence[SearchHit], full: bool) -> list
         revisions = queries.revisions(db, [entry.revision_id for _, entry in there])
         return infos(registry, [(repo, revisions.get(entry.revision_id)) for repo, entry in there])
     labels = search.labels_of(db, [repo.id for repo, _ in there])
-    return [_listed(repo, entry, labels.get(repo.id, [])) for repo, entry in there]
+    return [_list_entry(repo, entry, labels.get(repo.id, [])) for repo, entry in there]
 
 
-def _listed(repo: Repo, entry: SearchHit, labels: Sequence[str]) -> dict[str, object]:
+def _list_entry(repo: Repo, entry: SearchHit, labels: Sequence[str]) -> dict[str, object]:
     return {
         "_id": str(repo.id),
         "id": entry.name,

@@ -23,7 +23,7 @@ from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.search import Query
 from graft.hub.web.error_responses import ERROR_CODES
 from graft.hub.web.huggingface import json_answers
-from graft.hub.web.request import caller, endpoint, registry, unquoted
+from graft.hub.web.request import caller, endpoint, registry, unquote_part
 
 blueprint = Blueprint("protocol", __name__)
 
@@ -44,7 +44,7 @@ SORTS = {
 COUNTED = "adapter_config.json"
 
 
-def readable(namespace: str, name: str) -> Repo:
+def readable_repo(namespace: str, name: str) -> Repo:
     """The repo. Raises RepoNotFoundError, also for what the caller may not see, and ForbiddenError for a withdrawn one."""
     repo = registry().repo(f"{namespace}/{name}", caller())
     if repo.disabled:
@@ -52,9 +52,9 @@ def readable(namespace: str, name: str) -> Repo:
     return repo
 
 
-def writable(namespace: str, name: str) -> Repo:
-    """As `readable`, and raises UnauthorizedError or ForbiddenError where the caller may not write."""
-    repo = readable(namespace, name)
+def writable_repo(namespace: str, name: str) -> Repo:
+    """As `readable_repo`, and raises UnauthorizedError or ForbiddenError where the caller may not write."""
+    repo = readable_repo(namespace, name)
     caller().require_namespace(repo.namespace)
     return repo
 
@@ -115,14 +115,14 @@ def whoami() -> Response:
 
 @blueprint.get(f"{MODEL}/auth-check")
 def auth_check(namespace: str, name: str) -> Response:
-    readable(namespace, name)
+    readable_repo(namespace, name)
     return jsonify({})
 
 
 @blueprint.get(f"{MODEL}/auth-check/write")
 def auth_check_write(namespace: str, name: str) -> Response:
     caller().require_namespace(namespace)  # asked before a repo is made, too
-    writable(namespace, name)
+    writable_repo(namespace, name)
     return jsonify({})
 
 
@@ -150,7 +150,7 @@ def create_repo() -> Response:
 
 @blueprint.delete("/api/repos/delete")
 def delete_repo() -> Response:
-    repo = writable(*check_repo_name(_full_name(body())))
+    repo = writable_repo(*check_repo_name(_full_name(body())))
     registry().delete_repo(repo.name, user=caller().name)
     return jsonify({})
 
@@ -158,7 +158,7 @@ def delete_repo() -> Response:
 @blueprint.post("/api/repos/move")
 def move_repo() -> Response:
     fields = body()
-    repo = writable(*check_repo_name(text_field(fields, "fromRepo")))
+    repo = writable_repo(*check_repo_name(text_field(fields, "fromRepo")))
     target, _ = check_repo_name(text_field(fields, "toRepo"))
     caller().require_namespace(target)
     registry().move_repo(repo.name, text_field(fields, "toRepo"), user=caller().name)
@@ -167,7 +167,7 @@ def move_repo() -> Response:
 
 @blueprint.put(f"{MODEL}/settings")
 def settings(namespace: str, name: str) -> Response:
-    repo, fields = writable(namespace, name), body()
+    repo, fields = writable_repo(namespace, name), body()
     if fields.get("gated"):
         raise GraftError("This hub has no gated repos: make the repo private instead.")
     private = fields.get("visibility") == "private" if "visibility" in fields else fields.get("private")
@@ -199,7 +199,7 @@ def list_models() -> Response:
     )
     listing = registry().search(query, caller()) if request.args.get("gated") != "true" else search.Page((), 0)
     full = bool({"full", "cardData", "expand"} & request.args.keys())
-    response = jsonify(json_answers.listed(registry(), listing.entries, full))
+    response = jsonify(json_answers.model_list(registry(), listing.entries, full))
     if limit and query.offset + limit < listing.total:
         rest = [(key, value) for key, value in request.args.items(multi=True) if key != "p"]
         response.headers["Link"] = f'<{endpoint()}/api/models?{urlencode([*rest, ("p", page + 1)])}>; rel="next"'
@@ -209,7 +209,7 @@ def list_models() -> Response:
 @blueprint.get(MODEL)
 @blueprint.get(f"{MODEL}/revision/<revision>")
 def model_info(namespace: str, name: str, revision: str = "main") -> Response:
-    repo = readable(namespace, name)
+    repo = readable_repo(namespace, name)
     commit = None if _is_empty(repo, revision) else _revision(repo, revision)
     [info] = json_answers.infos(registry(), [(repo, commit)], sizes="blobs" in request.args)
     wanted = request.args.getlist("expand")
@@ -219,7 +219,7 @@ def model_info(namespace: str, name: str, revision: str = "main") -> Response:
 @blueprint.get(f"{MODEL}/tree/<revision>")
 @blueprint.get(f"{MODEL}/tree/<revision>/<path:path>")
 def tree(namespace: str, name: str, revision: str, path: str = "") -> Response:
-    repo, prefix = readable(namespace, name), unquoted(path).strip("/")
+    repo, prefix = readable_repo(namespace, name), unquote_part(path).strip("/")
     if _is_empty(repo, revision):
         return jsonify([])
     files = registry().files(_revision(repo, revision).id)
@@ -237,7 +237,7 @@ def tree(namespace: str, name: str, revision: str, path: str = "") -> Response:
 
 @blueprint.post(f"{MODEL}/paths-info/<revision>")
 def paths_info(namespace: str, name: str, revision: str) -> Response:
-    files = registry().files(_revision(readable(namespace, name), revision).id)
+    files = registry().files(_revision(readable_repo(namespace, name), revision).id)
     given = request.form or body_if_any()
     paths = request.form.getlist("paths") if request.form else texts(given.get("paths"))
     wanted, expand = {path.strip("/") for path in paths}, str(given.get("expand", "")).lower() in ("true", "1")
@@ -249,7 +249,7 @@ def paths_info(namespace: str, name: str, revision: str) -> Response:
 
 @blueprint.get(f"{MODEL}/commits/<revision>")
 def commits(namespace: str, name: str, revision: str) -> Response:
-    repo = readable(namespace, name)
+    repo = readable_repo(namespace, name)
     page, limit = _number("p", 0), min(_number("limit", PAGE), search.MAX_PAGE)
     line = registry().revisions(repo.name, ref=_revision(repo, revision).id, limit=(page + 1) * limit + 1)
     shown = line[page * limit : (page + 1) * limit]
@@ -274,7 +274,7 @@ def commits(namespace: str, name: str, revision: str) -> Response:
 def list_refs(namespace: str, name: str) -> Response:
     groups: dict[str, list[dict[str, str]]] = {"branches": [], "converts": [], "tags": [], "pullRequests": []}
     spelled = {"branch": ("branches", "refs/heads/"), "tag": ("tags", "refs/tags/")}
-    for ref in registry().all_refs(readable(namespace, name).name):
+    for ref in registry().all_refs(readable_repo(namespace, name).name):
         if ref.kind in spelled:
             group, prefix = spelled[ref.kind]
             groups[group].append({"name": ref.name, "ref": prefix + ref.name, "targetCommit": ref.revision})
@@ -283,22 +283,22 @@ def list_refs(namespace: str, name: str) -> Response:
 
 @blueprint.post(f"{MODEL}/tag/<revision>")
 def create_tag(namespace: str, name: str, revision: str) -> Response:
-    repo, fields = writable(namespace, name), body()
-    registry().create_ref(repo.name, "tag", text_field(fields, "tag"), unquoted(revision), user=caller().name)
+    repo, fields = writable_repo(namespace, name), body()
+    registry().create_ref(repo.name, "tag", text_field(fields, "tag"), unquote_part(revision), user=caller().name)
     return jsonify({})
 
 
 @blueprint.post(f"{MODEL}/branch/<branch>")
 def create_branch(namespace: str, name: str, branch: str) -> Response:
-    repo = writable(namespace, name)
+    repo = writable_repo(namespace, name)
     start = text_field(body_if_any(), "startingPoint", "main")
-    registry().create_ref(repo.name, "branch", unquoted(branch), start, user=caller().name)
+    registry().create_ref(repo.name, "branch", unquote_part(branch), start, user=caller().name)
     return jsonify({})
 
 
 @blueprint.delete(f"{MODEL}/<any(tag, branch):kind>/<ref>")
 def delete_ref(namespace: str, name: str, kind: str, ref: str) -> Response:
-    registry().delete_ref(writable(namespace, name).name, kind, unquoted(ref), user=caller().name)
+    registry().delete_ref(writable_repo(namespace, name).name, kind, unquote_part(ref), user=caller().name)
     return jsonify({})
 
 
@@ -309,12 +309,12 @@ def delete_ref(namespace: str, name: str, kind: str, ref: str) -> Response:
 @blueprint.get("/<namespace>/<name>/raw/<revision>/<path:path>")
 def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
     """A file, always as an attachment; HEAD carries its true length, for a client takes 0 for an empty file."""
-    repo = readable(namespace, name)
+    repo = readable_repo(namespace, name)
     if _is_empty(repo, revision):
         raise EntryNotFoundError(f"{repo.name} holds no file yet.")
     commit = _revision(repo, revision)
     try:
-        file = registry().file(commit.id, unquoted(path))
+        file = registry().file(commit.id, unquote_part(path))
     except EntryNotFoundError as error:
         response = jsonify({"error": str(error)})
         response.status_code = 404
@@ -350,7 +350,7 @@ def nothing_else(rest: str) -> Response:
 
 
 def _revision(repo: Repo, revision: str) -> Revision:
-    return registry().resolve(f"{repo.name}@{unquoted(revision)}", caller=caller())
+    return registry().resolve(f"{repo.name}@{unquote_part(revision)}", caller=caller())
 
 
 def _is_empty(repo: Repo, revision: str) -> bool:
