@@ -182,7 +182,7 @@ class DeviceTier:
         for victim in victims:
             self._evict(victim)
         resident = self._residents[loaded.digest] = Resident(loaded, loaded.bytes)
-        self._work.prepare(loaded, lambda made: self._prepared(resident, made))
+        self._work.prepare(loaded, lambda made: self._add_to_runner(resident, made))
         return True
 
     def _refuse_hopeless(self, loaded: Loaded) -> None:
@@ -194,7 +194,7 @@ class DeviceTier:
             message = "Pinned adapters fill the device: unpin one, or raise --adapter-device-bytes."
             self._work.refused(loaded.digest, CapacityError(message))
 
-    def _prepared(self, resident: Resident, made: Prepared | GraftError) -> None:
+    def _add_to_runner(self, resident: Resident, made: Prepared | GraftError) -> None:
         if isinstance(made, GraftError):
             self._refuse(resident, made)
             return
@@ -203,31 +203,31 @@ class DeviceTier:
         resident.state = State.ROWS
         rows = resident.loaded.rows
         if rows is None:
-            self._placed(resident, [], 0)
+            self._start_proof(resident, [], 0)
         elif isinstance(rows, CacheRows):
             self._place_given(resident, rows)
         else:
             count = len(rows.rows)
-            self._work.run_rows(resident, rows.rows, lambda blocks: self._placed(resident, blocks, count))
+            self._work.run_rows(resident, rows.rows, lambda blocks: self._start_proof(resident, blocks, count))
 
     def _place_given(self, resident: Resident, rows: CacheRows) -> None:
         blocks = self._work.take_blocks(_blocks_of(resident.loaded), resident.digest)
         self._runner.cache.write(rows, blocks)
-        self._placed(resident, blocks, rows.text_start)
+        self._start_proof(resident, blocks, rows.text_start)
 
-    def _placed(self, resident: Resident, blocks: list[int] | GraftError, text_start: int) -> None:
+    def _start_proof(self, resident: Resident, blocks: list[int] | GraftError, text_start: int) -> None:
         if isinstance(blocks, GraftError):
             self._refuse(resident, blocks)
             return
         resident.virtual = VirtualRows(resident.loaded.virtual_rows, text_start, tuple(blocks))
         if resident.digest in self._proven:
-            resident.loaded.case = resident.loaded.case.closed(self._proven[resident.digest])
+            resident.loaded.case = resident.loaded.case.with_verdict(self._proven[resident.digest])
             resident.state = State.READY
             return
         resident.state = State.PROVING
-        self._work.prove(resident, lambda wrong: self._judged(resident, wrong))
+        self._work.prove(resident, lambda wrong: self._end_proof(resident, wrong))
 
-    def _judged(self, resident: Resident, wrong: GraftError | None) -> None:
+    def _end_proof(self, resident: Resident, wrong: GraftError | None) -> None:
         if wrong is not None:
             self._refuse(resident, wrong)
             return

@@ -119,7 +119,7 @@ class HostTier:
         if self.library.is_quick(name):
             self._begin(name, done)
         else:
-            self.later(lambda: self._begin(name, done))
+            self.run_later(lambda: self._begin(name, done))
 
     def release(self, loaded: Loaded) -> None:
         """One user less."""
@@ -140,10 +140,10 @@ class HostTier:
                 self._remember(key, error)
         self.drop(digest)
 
-    def later(self, work: Callable[[], None]) -> None:
+    def run_later(self, work: Callable[[], None]) -> None:
         """Run something on a loader's thread."""
         try:
-            self._pool.submit(_logged, work)
+            self._pool.submit(_run_logging_errors, work)
         except RuntimeError:
             raise ClosedError("The server is shutting down.") from None
 
@@ -162,17 +162,17 @@ class HostTier:
             return
         key = (location.name, location.version)
         with self._lock:
-            answer = self._known(key, location)
+            answer = self._find_answer(key, location)
             if answer is None:
                 waiting = self._waiting.setdefault(key, [])
                 waiting.append(done)
                 if len(waiting) == 1:
                     self.stats.misses += 1
-                    self.later(lambda: self._load(key, location))
+                    self.run_later(lambda: self._load(key, location))
                 return
         done(answer)
 
-    def _known(self, key: tuple[str, str], location: Location) -> LoadResult | None:
+    def _find_answer(self, key: tuple[str, str], location: Location) -> LoadResult | None:
         """The answer where there is one already, held for its user. Called with the lock."""
         if key in self._failed and self._failed[key][0] > time.monotonic():
             return self._failed[key][1]
@@ -181,9 +181,9 @@ class HostTier:
         if loaded is None:
             return None
         self.stats.hits += 1
-        return self._held(key, loaded, location)
+        return self._hold(key, loaded, location)
 
-    def _held(self, key: tuple[str, str], loaded: Loaded, location: Location) -> tuple[Loaded, Served]:
+    def _hold(self, key: tuple[str, str], loaded: Loaded, location: Location) -> tuple[Loaded, Served]:
         loaded.users += 1
         self._loaded.move_to_end(loaded.digest)
         served = self._served.setdefault(key, Served(location.name, loaded.digest, location.revision))
@@ -214,7 +214,7 @@ class HostTier:
                 answers = [fresh] * len(waiting)
             else:
                 kept = self._loaded.setdefault(fresh.digest, fresh)
-                answers = [self._held(key, kept, location) for _ in waiting]
+                answers = [self._hold(key, kept, location) for _ in waiting]
                 self._shrink()
         for done, answer in zip(waiting, answers, strict=True):
             done(answer)
@@ -227,7 +227,7 @@ class HostTier:
                 read = self._read(location)
             except GraftError as error:
                 read = error
-            before, location = location, self.library.as_written(location)
+            before, location = location, self.library.locate_written(location)
             if location.version != before.version:
                 continue
             if isinstance(read, GraftError):
@@ -239,7 +239,7 @@ class HostTier:
         began = time.monotonic()
         with self.library.fetch(location) as folder, torch.inference_mode():
             artifact = load_artifact(folder, self._base.spec, allow_base_mismatch=self._allow_base_mismatch)
-            forms = [_hosted(form, self._base.dtype) for form in artifact.fold(self._base)]
+            forms = [_copy_to_host(form, self._base.dtype) for form in artifact.fold(self._base)]
             case = self._prover.case(artifact)
         rows = [form for form in forms if isinstance(form, (InputRows, CacheRows))]
         size = sum(form_bytes(form) for form in forms)
@@ -270,7 +270,7 @@ class HostTier:
                 excess -= loaded.bytes
 
 
-def _hosted(form: Form, dtype: torch.dtype) -> Form:
+def _copy_to_host(form: Form, dtype: torch.dtype) -> Form:
     """A form in host memory of its own, its scale multiplied in while it is still float32."""
     if isinstance(form, LowRank):
         b = None if form.b is None else form.b * form.scale
@@ -290,7 +290,7 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, this, min(_NICEST, own + _NICE))
 
 
-def _logged(work: Callable[[], None]) -> None:
+def _run_logging_errors(work: Callable[[], None]) -> None:
     try:
         work()
     except ClosedError:  # nobody waits for it any more

@@ -63,7 +63,7 @@ class AdapterNames:
         if name in self._local or not self._remote:
             return True
         with self._lock:
-            return name in self._fresh()
+            return name in self._fresh_answers()
 
     def locate(self, name: str) -> Location:
         """Raises NotFoundError where the name stands for nothing."""
@@ -71,9 +71,9 @@ class AdapterNames:
             folder = self._local[name]
             return Location(name, _state_of(folder), folder=folder)
         with self._lock:
-            known = self._fresh().get(name)
+            known = self._fresh_answers().get(name)
         if known is None:
-            known = self._asked(name)
+            known = self._ask_shelf(name)
             if self._remote:
                 with self._lock:
                     self._trusted[name] = (time.monotonic() + REMOTE_TTL_S, known)
@@ -81,7 +81,7 @@ class AdapterNames:
             raise known
         return known
 
-    def as_written(self, location: Location) -> Location:
+    def locate_written(self, location: Location) -> Location:
         """A local folder's version once who writes to it is done; anything else's is what it was.
 
         Raises NotFoundError for a folder that has gone.
@@ -104,12 +104,12 @@ class AdapterNames:
             self.shelf.pull(f"{location.name}@{location.revision}", folder)
             yield Path(folder)
 
-    def shelved(self, base: BaseSpec) -> Iterator[SearchHit]:
+    def search_shelf(self, base: BaseSpec) -> Iterator[SearchHit]:
         """What a registry on this machine has for a base. A hub is not asked for all it has."""
         if isinstance(self.shelf, Registry):
             yield from on_base(self.shelf.search, base)
 
-    def _asked(self, name: str) -> Location | GraftError:
+    def _ask_shelf(self, name: str) -> Location | GraftError:
         if self.shelf is None or not ("/" in name or name.startswith("task:")):
             places = f"Served here are {', '.join(self.names) or 'no adapters'} besides the base"
             hint = "" if self.shelf else "; start the server with --registry or --hub for more"
@@ -120,7 +120,7 @@ class AdapterNames:
             return error
         return Location(revision.repo, revision.id, revision=revision.id, digest=revision.digest)
 
-    def _fresh(self) -> dict[str, Location | GraftError]:
+    def _fresh_answers(self) -> dict[str, Location | GraftError]:
         now = time.monotonic()
         self._trusted = {name: kept for name, kept in self._trusted.items() if kept[0] > now}
         return {name: answer for name, (_, answer) in self._trusted.items()}

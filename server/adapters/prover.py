@@ -61,7 +61,7 @@ class Case:
         assert self.adapter is not None and self.probe is not None
         return self.adapter, self.probe.questions
 
-    def closed(self, verdict: Verdict) -> "Case":
+    def with_verdict(self, verdict: Verdict) -> "Case":
         return replace(self, adapter=None, verdict=verdict)
 
 
@@ -95,18 +95,18 @@ class Prover:
         Raises ArtifactError for a malformed probe, and where this base's tokenizer is not that of the training.
         """
         if artifact.probe is None:
-            return Case(artifact.digest).closed(Verdict(ProofOutcome.UNPROVEN, "it brings no probe"))
+            return Case(artifact.digest).with_verdict(Verdict(ProofOutcome.UNPROVEN, "it brings no probe"))
         recorded = artifact.provenance.get("base")
         fingerprint = recorded.get("fingerprint") if isinstance(recorded, dict) else None
         if fingerprint not in (None, self._base.spec.fingerprint):
             why = "this is not the base of its training (--allow-base-mismatch)"
-            return Case(artifact.digest).closed(Verdict(ProofOutcome.UNPROVEN, why))
+            return Case(artifact.digest).with_verdict(Verdict(ProofOutcome.UNPROVEN, why))
         probe = read_probe(artifact.probe, self._base.spec.vocab_size)
         _require_same_ids(probe, self._base.tokenizer)
         weights, stored = self._open()
         known = recall(_PROOFS, _key(artifact.digest, probe, weights.content))
         if known is not None:
-            return Case(artifact.digest, probe).closed(_read(known))
+            return Case(artifact.digest, probe).with_verdict(_read(known))
         return Case(artifact.digest, probe, replay_of(artifact.fold(stored)))
 
     # For the engine's thread
@@ -130,7 +130,7 @@ class Prover:
     def turn(self, seconds: float = _TURN_S) -> None:
         """Go on for about so long."""
         if self._waiting and not self._turns.busy:
-            together = self._together()
+            together = self._next_cases()
             self._turns.start(lambda: self._pass(together))
         self._turns.go(seconds)
         while self._finished:
@@ -140,7 +140,7 @@ class Prover:
     def close(self) -> None:
         self._turns.close()
 
-    def _together(self) -> list[tuple[Case, Callable[[Verdict], None]]]:
+    def _next_cases(self) -> list[tuple[Case, Callable[[Verdict], None]]]:
         """The next ones, in order."""
         taken: list[tuple[Case, Callable[[Verdict], None]]] = []
         rows = 0
@@ -168,16 +168,16 @@ class Prover:
         weights, stored = self._open()
         content = weights.content
         new = {case.probe.questions for case in cases if isinstance(case.probe, Probe)} - self._said.keys()
-        unknown = [questions for questions in new if not self._recalled(questions, content)]
+        unknown = [questions for questions in new if not self._recall_answers(questions, content)]
         asked = [(replay_of(()), questions) for questions in unknown]
         asked += [case.question for case in cases]
         told = answers(stored, asked, self._turns.pause)
         for questions, tables in zip(unknown, told, strict=False):
             self._said[questions] = tables
             keep(_BASES, _base_key(questions, content), tables)
-        return [self._judged(case, own, content) for case, own in zip(cases, told[len(unknown) :], strict=True)]
+        return [self._judge(case, own, content) for case, own in zip(cases, told[len(unknown) :], strict=True)]
 
-    def _judged(self, case: Case, told: list[Table], content: str) -> Verdict:
+    def _judge(self, case: Case, told: list[Table], content: str) -> Verdict:
         self._turns.pause()
         probe = case.probe
         assert probe is not None
@@ -189,7 +189,7 @@ class Prover:
             keep(_PROOFS, _key(case.digest, probe, content), asdict(verdict) | {"outcome": verdict.outcome.value})
         return verdict
 
-    def _recalled(self, questions: Questions, content: str) -> bool:
+    def _recall_answers(self, questions: Questions, content: str) -> bool:
         """Whether the bare base's answers are known from an earlier run."""
         known = recall(_BASES, _base_key(questions, content))
         if known is None:

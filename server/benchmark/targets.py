@@ -80,7 +80,7 @@ class UrlTarget:
         def one(job: BenchRequest) -> Timing:
             if (wait := start + job.at - time.perf_counter()) > 0:
                 time.sleep(wait)
-            return self._timed(job)
+            return self._time_request(job)
 
         with ThreadPoolExecutor(min(len(jobs), at_once)) as pool:
             return list(pool.map(one, jobs))
@@ -94,7 +94,7 @@ class UrlTarget:
         self.load(model)
         self._answer("POST", "/v1/adapters/unload", {"model": model}).read()
 
-    def _timed(self, job: BenchRequest) -> Timing:
+    def _time_request(self, job: BenchRequest) -> Timing:
         body: dict[str, object] = {
             "model": job.model or self._base_model,
             "prompt": list(job.prompt),

@@ -84,9 +84,9 @@ def make_batch(
     adapters = tuple(sorted({digest for digest, _ in wanted if digest is not None}))
     owner = {None: 0} | {digest: i for i, digest in enumerate(adapters, start=1)}
     order = sorted(range(len(wanted)), key=lambda i: (owner[wanted[i][0]], wanted[i][1].length > 1))
-    runs = tuple(_owned(wanted[i][1], owner[wanted[i][0]]) for i in order)
+    runs = tuple(_with_owner(wanted[i][1], owner[wanted[i][0]]) for i in order)
     return Batch(runs, adapters, tuple(copies)), order
 
 
-def _owned(run: Run, owner: int) -> Run:
+def _with_owner(run: Run, owner: int) -> Run:
     return Run(owner, run.tokens, run.start, run.position, run.blocks, run.logits, run.virtual)

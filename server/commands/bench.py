@@ -143,7 +143,11 @@ def bench_engine(
         began = time.perf_counter()
         _load(engine, plan.adapters)
         load_s = time.perf_counter() - began
-        beside = _colder(plan.cold, plan.cold_rate, lambda name: _once(engine, name)) if plan.cold_rate else None
+        beside = (
+            _cold_traffic(plan.cold, plan.cold_rate, lambda name: _load_and_unload(engine, name))
+            if plan.cold_rate
+            else None
+        )
         measured = measure(
             EngineTarget(engine), work, _ids(plan.base), plan.models, repeats=plan.repeats, beside=beside
         )
@@ -154,7 +158,7 @@ def bench_engine(
         "adapters_load_s": round(load_s, 3),
         "peak_bytes": _peak_bytes(base.device),
     }
-    return {**measured, **loads, **_described(plan, work), **where}
+    return {**measured, **loads, **_describe(plan, work), **where}
 
 
 def bench_url(plan: BenchPlan, work: Workload, url: str) -> dict[str, object]:
@@ -167,9 +171,9 @@ def bench_url(plan: BenchPlan, work: Workload, url: str) -> dict[str, object]:
     for name in plan.adapters:
         target.load(name)
     load_s = time.perf_counter() - began
-    beside = _colder(plan.cold, plan.cold_rate, target.load_and_unload) if plan.cold_rate else None
+    beside = _cold_traffic(plan.cold, plan.cold_rate, target.load_and_unload) if plan.cold_rate else None
     measured = measure(target, work, _ids(plan.base), plan.models, repeats=plan.repeats, beside=beside)
-    return {**measured, "adapters_load_s": round(load_s, 3), "peak_bytes": None, **_described(plan, work), "url": url}
+    return {**measured, "adapters_load_s": round(load_s, 3), "peak_bytes": None, **_describe(plan, work), "url": url}
 
 
 def _load(engine: Engine, names: Sequence[str]) -> None:
@@ -179,7 +183,7 @@ def _load(engine: Engine, names: Sequence[str]) -> None:
     engine.generate([Request((0,), name, max_tokens=1) for name in names])
 
 
-def _once(engine: Engine, name: str) -> None:
+def _load_and_unload(engine: Engine, name: str) -> None:
     """Ask a cold adapter for a token, and make it cold again."""
     from graft.server.http.adapters import Inventory
 
@@ -187,7 +191,7 @@ def _once(engine: Engine, name: str) -> None:
     Inventory(engine).unload(name)
 
 
-def _colder(cold: Sequence[str], rate: float, once: Callable[[str], None]) -> Callable[[threading.Event], None]:
+def _cold_traffic(cold: Sequence[str], rate: float, once: Callable[[str], None]) -> Callable[[threading.Event], None]:
     """What runs beside a measurement: cold adapters in turn. An error of theirs is raised at the end."""
 
     def beside(stop: threading.Event) -> None:
@@ -221,7 +225,7 @@ def _peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _described(plan: BenchPlan, work: Workload) -> dict[str, object]:
+def _describe(plan: BenchPlan, work: Workload) -> dict[str, object]:
     import os
     from importlib.metadata import version
 

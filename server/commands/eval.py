@@ -62,7 +62,7 @@ def evaluate(
     """
     registry = open_registry(registry_path, hub_url)
     task = registry.task(slug)
-    entrants = None if adapters == "all" else scorekeeping.named(registry, adapters, recorded_spec(folder))
+    entrants = None if adapters == "all" else scorekeeping.find_entrants(registry, adapters, recorded_spec(folder))
     raw = _read(data) if data else registry.task_data(slug)
 
     _say(f"Loading {folder} ...")  # torch takes its seconds, too
@@ -82,9 +82,9 @@ def evaluate(
     if note := spaces_at_the_join(examples):
         run.say(f"note: {note}")
     chosen = scorekeeping.of_task(registry, slug, base.spec, run.say) if entrants is None else entrants
-    known = {} if again else keeper.known(chosen)
+    known = {} if again else keeper.known_scores(chosen)
     missing = [entrant.model for entrant in chosen if entrant not in known]
-    bare = None if again or missing else keeper.known_base()  # else it is scored anew: p is paired with it
+    bare = None if again or missing else keeper.known_base_score()  # else it is scored anew: p is paired with it
     if known:
         run.say(f"{len(known)} of {len(chosen)} adapters are scored on this data already: --again scores them again.")
     if bare is None:
@@ -97,7 +97,7 @@ def evaluate(
         _print_board(rows)
     if run.interrupted:
         raise GraftError("Interrupted. What is scored is kept: the same command goes on with the rest.")
-    failed = run.failed | keeper.unrecorded(shelf=adapters == "all", say=run.say)
+    failed = run.failed | keeper.unrecorded_scores(shelf=adapters == "all", say=run.say)
     if failed:
         raise GraftError("; ".join(f"{name}: {why}" for name, why in failed.items()))
 

@@ -30,7 +30,7 @@ class Entrant:
         return f"{self.repo}@{self.revision}"
 
 
-def named(registry: "Registry | RemoteRegistry", names: str, base: BaseSpec | None) -> list[Entrant]:
+def find_entrants(registry: "Registry | RemoteRegistry", names: str, base: BaseSpec | None) -> list[Entrant]:
     """The adapters in a list separated by commas. Raises GraftError naming each that is not there."""
     entrants, missing = [], []
     for name in filter(None, (part.strip() for part in names.split(","))):
@@ -75,7 +75,7 @@ class Scorekeeper:
         self.registry, self.scoring, self.user = registry, scoring, user
         self.refused: dict[str, GraftError] = {}  # why a score could not be recorded, by repo
 
-    def known(self, entrants: Iterable[Entrant]) -> dict[Entrant, Evaluation]:
+    def known_scores(self, entrants: Iterable[Entrant]) -> dict[Entrant, Evaluation]:
         """The scores that are there already, of the same weights on the same examples by the same engine."""
         scores: dict[Entrant, Evaluation] = {}
         for entrant in entrants:
@@ -86,7 +86,7 @@ class Scorekeeper:
                     break
         return scores
 
-    def known_base(self) -> Evaluation | None:
+    def known_base_score(self) -> Evaluation | None:
         """The bare base's score, where it is on the leaderboard."""
         standings = self.registry.leaderboard(self.scoring["task"], self.scoring["base_fingerprint"])
         rows = (standing.evaluation for standing in standings if standing.evaluation.repo is None)
@@ -112,7 +112,7 @@ class Scorekeeper:
             self.refused[row.repo or BARE] = error
         return row
 
-    def unrecorded(self, *, shelf: bool, say: Callable[[str], None]) -> dict[str, str]:
+    def unrecorded_scores(self, *, shelf: bool, say: Callable[[str], None]) -> dict[str, str]:
         """Which scores could not be recorded, and why. Whoever scores a whole `shelf` may not write to all of it.
 
         Nor may all write the bare base's on a hub, which takes an admin's token: both are said, and are no failures.

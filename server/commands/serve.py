@@ -84,7 +84,7 @@ def serve(
     allow_base_mismatch: bool,
 ) -> None:
     """Serve a base; the adapter is chosen per request, by `model`."""
-    local = dict(_named_folder(given) for given in adapters)
+    local = dict(_parse_folder(given) for given in adapters)
     if registry_path is not None and hub_url is not None:
         raise click.UsageError("Give --registry or --hub, not both.")
     shelf = _shelf(registry_path, hub_url)
@@ -153,7 +153,7 @@ def http_server(
             ident=None,
         )
     except OSError as error:
-        raise _taken(host, port, error) from None
+        raise _port_error(host, port, error) from None
 
 
 def port_of(server: "BaseWSGIServer | MultiSocketServer") -> int:
@@ -194,7 +194,7 @@ class _Ending:
         raise KeyboardInterrupt
 
 
-def _named_folder(given: str) -> tuple[str, Path]:
+def _parse_folder(given: str) -> tuple[str, Path]:
     name, equals, folder = given.partition("=")
     if not equals or not name or not folder:
         raise click.UsageError(f"--adapter must be NAME=DIR, not {given!r}.")
@@ -213,10 +213,10 @@ def _require_port(host: str, port: int) -> None:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server's own will have it
             trial.bind(address[4])
     except OSError as error:
-        raise _taken(host, port, error) from None
+        raise _port_error(host, port, error) from None
 
 
-def _taken(host: str, port: int, error: OSError) -> GraftError:
+def _port_error(host: str, port: int, error: OSError) -> GraftError:
     return GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.")
 
 

@@ -39,35 +39,35 @@ class Proof:
         if not isinstance(probe, Probe):
             self._replay()
         elif probe.questions in self._base_said:
-            self._base_known(probe, self._base_said[probe.questions])
+            self._ask_adapter(probe, self._base_said[probe.questions])
         else:
-            self._put(probe.questions, None, partial(self._base_known, probe))
+            self._put(probe.questions, None, partial(self._ask_adapter, probe))
 
-    def _base_known(self, probe: Probe, told: Told) -> None:
+    def _ask_adapter(self, probe: Probe, told: Told) -> None:
         if isinstance(told, GraftError):
             self._done(told)
             return
         self._base_said[probe.questions] = told
-        self._put(probe.questions, self._resident, partial(self._adapter_known, probe))
+        self._put(probe.questions, self._resident, partial(self._judge_adapter, probe))
 
-    def _adapter_known(self, probe: Probe, told: Told) -> None:
+    def _judge_adapter(self, probe: Probe, told: Told) -> None:
         if isinstance(told, GraftError):
             self._done(told)
             return
         verdict = judge_serving(probe, self._base_said[probe.questions], told)
         if verdict.outcome is ProofOutcome.REFUSED:
-            self._judged(verdict)
+            self._close(verdict)
         else:
             self._replay()
 
     def _replay(self) -> None:
         if self._case.verdict is not None:
-            self._judged(self._case.verdict)
+            self._close(self._case.verdict)
         else:
-            self._prover.prove(self._case, self._judged)
+            self._prover.prove(self._case, self._close)
 
-    def _judged(self, verdict: Verdict) -> None:
-        self._resident.loaded.case = self._case.closed(verdict)
+    def _close(self, verdict: Verdict) -> None:
+        self._resident.loaded.case = self._case.with_verdict(verdict)
         if verdict.outcome is ProofOutcome.ROUNDED:
             log.warning("Adapter %s is served as a rounded copy: %s.", self._case.digest[:12], verdict.why)
         refused = verdict.outcome is ProofOutcome.REFUSED
@@ -77,7 +77,7 @@ class Proof:
         """Ask all of them; `done` gets the answers in order, or the first thing that went wrong."""
         told: dict[int, Table | GraftError] = {}
 
-        def one_told(place: int, answer: Table | GraftError) -> None:
+        def keep_answer(place: int, answer: Table | GraftError) -> None:
             told[place] = answer
             if len(told) == len(questions):
                 answers = [told[i] for i in range(len(questions))]
@@ -85,7 +85,7 @@ class Proof:
                 done(wrong or [one for one in answers if not isinstance(one, GraftError)])
 
         for place, asked in enumerate(questions):
-            self._ask(Question(asked, resident, partial(one_told, place)))
+            self._ask(Question(asked, resident, partial(keep_answer, place)))
 
 
 def _refusal(verdict: Verdict) -> str:

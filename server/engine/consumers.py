@@ -221,5 +221,5 @@ def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:
     return frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else ends)
 
 
-def not_finite() -> EngineError:
+def not_finite_error() -> EngineError:
     return EngineError("The logits are not finite: this adapter overflows on this prompt. Train it at a lower rate.")

@@ -32,7 +32,7 @@ from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS, make_batch
 from graft.server.cache.tensors import KVCache
 from graft.server.engine.adapter_proof import Proof
-from graft.server.engine.consumers import Consumer, RowsJob, RunningRequest, ends_of, not_finite
+from graft.server.engine.consumers import Consumer, RowsJob, RunningRequest, ends_of, not_finite_error
 from graft.server.engine.inbox import Inbox
 from graft.server.engine.options import Options, sizes
 from graft.server.engine.request import Request, Result, Sink, Stream
@@ -208,7 +208,7 @@ class Engine:
                 made = BrokenError(f"The adapter can't be brought to the device: {type(error).__name__}: {error}")
             self._inbox.put(lambda: done(made))
 
-        self.loader.later(work)
+        self.loader.run_later(work)
 
     def take_blocks(self, n: int, digest: str) -> list[int]:
         return self.scheduler.take(n, digest)
@@ -235,7 +235,7 @@ class Engine:
                     threads.fit()
                 self._turn()
         for message in self._inbox.close():
-            self._guarded(message)
+            self._handle(message)
         gone = ClosedError("The server is shutting down.")
         for consumer in [*self._consumers.values(), *self._unplaced]:
             if isinstance(consumer, RunningRequest):
@@ -245,20 +245,20 @@ class Engine:
         """Read what has come in, and do what there is to do, or wait for it."""
         busy = self.scheduler.running or self.scheduler.waiting
         for message in self._inbox.take(wait=not busy and not self.prover.busy):
-            self._guarded(message)
+            self._handle(message)
         plan = self.scheduler.plan()
         if plan.chunks:
             began = time.monotonic()
             self._step(plan)
             if self.prover.busy:
-                self._guarded(partial(self.prover.beside, time.monotonic() - began))
+                self._handle(partial(self.prover.beside, time.monotonic() - began))
         elif self.prover.busy:
-            self._guarded(self.prover.turn)
+            self._handle(self.prover.turn)
         elif busy:  # an adapter is on its way in
             for message in self._inbox.take(wait=True, timeout=0.05):
-                self._guarded(message)
+                self._handle(message)
 
-    def _guarded(self, message: Callable[[], None]) -> None:
+    def _handle(self, message: Callable[[], None]) -> None:
         try:
             message()
         except Exception:
@@ -375,7 +375,7 @@ class Engine:
         tokens = sample(wanted, [draw for _, draw in draws], self.runner.argmax)
         for (consumer, _), token in zip(draws, tokens, strict=True):
             if token is None:
-                self._fail(consumer, not_finite())
+                self._fail(consumer, not_finite_error())
             elif consumer.accept(token):
                 self._finish(consumer)
 

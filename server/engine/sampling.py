@@ -69,7 +69,7 @@ def sample(logits: Tensor, draws: Sequence[Draw], argmax: Callable[[Tensor], Ten
     ids = greedy.tolist()
     for row, draw in enumerate(draws):
         if finite[row] and not draw.sampling.greedy:
-            ids[row] = _drawn(logits[row].float(), draw)
+            ids[row] = _draw(logits[row].float(), draw)
     reported = [row for row, draw in enumerate(draws) if finite[row] and draw.sampling.logprobs is not None]
     tokens: list[Token | None] = [Token(id) if ok else None for id, ok in zip(ids, finite, strict=True)]
     if reported:
@@ -96,7 +96,7 @@ def score(logits: Tensor, ids: Sequence[int], counts: Sequence[int]) -> list[Tok
     return tokens
 
 
-def _drawn(row: Tensor, draw: Draw) -> int:
+def _draw(row: Tensor, draw: Draw) -> int:
     """row [V] in float32 -> a token by the request's rules."""
     sampling = draw.sampling
     row = row / sampling.temperature

@@ -214,7 +214,7 @@ class Scheduler:
         """Start the next waiting sequence if it fits beside the `rows` and `blocks` promised to others; False if not."""
         if len(self._running) >= self.max_running or (sequence := self._next()) is None:
             return False
-        findable = sequence.hashes(self._shareable(sequence))
+        findable = sequence.hashes(self._count_shareable(sequence))
         fresh = sequence.blocks_for(sequence.needed) - self.blocks.peek(findable)
         while self._running and self.blocks.available < fresh + blocks + 1:
             if not self._reclaim(sequence.owner):
@@ -236,7 +236,7 @@ class Scheduler:
             full |= gate is Gate.FULL
         return self._waiting.peek(self._gate, promised_only=full)
 
-    def _shareable(self, sequence: SequenceState) -> int:
+    def _count_shareable(self, sequence: SequenceState) -> int:
         """Leading tokens that may be found instead of computed: those whose logits nobody wants."""
         return min(sequence.logits_from, sequence.needed) if self._sharing and sequence.inputs is None else 0
 

@@ -90,7 +90,7 @@ def evaluate(
     Raises DataError naming an example that lacks labels the metric needs, or has no room for its prompt.
     """
     began = time.monotonic()
-    served, failed = _loaded(engine, models, listener)
+    served, failed = _load_all(engine, models, listener)
     systems: list[str | None] = [None, *served]
     listener.loaded(len(systems))
     asks = {"labels": _label_asks, "text": _text_asks}[metric.answers](engine, examples)
@@ -99,7 +99,7 @@ def evaluate(
     done: list[Evaluated] = []
     bare: list[float] | None = None
     at = time.monotonic()
-    for model, answers in zip(systems, _answered(engine, systems, asks, listener.answered), strict=True):
+    for model, answers in zip(systems, _collect_answers(engine, systems, asks, listener.answered), strict=True):
         predictions = [answer(own) for own in _by_example(answers, len(examples))]
         values = metric.values(predictions, references)
         p = None if bare is None else paired_p(metric, values, bare)
@@ -112,7 +112,7 @@ def evaluate(
     return ShelfEvaluation(done, failed, time.monotonic() - began)
 
 
-def _loaded(engine: Engine, models: Sequence[str], listener: Listener) -> tuple[dict[str, Served], dict[str, str]]:
+def _load_all(engine: Engine, models: Sequence[str], listener: Listener) -> tuple[dict[str, Served], dict[str, str]]:
     """Load every adapter, all at once: what each stands for, and what is wrong with the others."""
     streams = {name: engine.submit(Request(prompt=(0,), model=name, max_tokens=1)) for name in models}
     served, failed = {}, {}
@@ -157,7 +157,7 @@ def _text_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
     ]
 
 
-def _answered(
+def _collect_answers(
     engine: Engine, systems: Sequence[str | None], asks: Sequence[_Ask], progress: Callable[[int, int], None]
 ) -> Iterator[list[_Answer]]:
     """Each system's answers, one system after the other, so that an end in the middle leaves whole ones.

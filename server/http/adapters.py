@@ -65,7 +65,7 @@ class Inventory:
         """Every adapter that can be named: local ones, those on the shelf (registries only; a remote hub's as far as
         they have been asked for)."""
         entries = {name: self.entry(name) for name in self._engine.library.names}
-        for entry in self._shelved():
+        for entry in self._shelf_entries():
             entries.setdefault(entry.name, entry)
         for name in self._engine.loader.served().keys() - entries.keys():
             entries[name] = self.entry(name)
@@ -80,7 +80,7 @@ class Inventory:
                 return AdapterEntry(name, error="The adapter's folder is gone.")
             raise
         if location.folder is not None:
-            return self._local(location, location.folder)
+            return self._local_entry(location, location.folder)
         loaded = next((one for one in self._engine.loader.snapshot() if one.digest == location.digest), None)
         return AdapterEntry(
             name=name,
@@ -91,7 +91,7 @@ class Inventory:
             bytes=loaded.bytes if loaded else None,
         )
 
-    def placed(self) -> dict[str, Placed]:
+    def placements(self) -> dict[str, Placed]:
         """Digest -> where it is, of all in memory."""
         loader, residency = self._engine.loader, self._engine.residency
         device = self._engine.call(lambda: {one.digest: one.bytes for one in residency.snapshot()})
@@ -112,7 +112,7 @@ class Inventory:
 
         Raises NotLoadedError, or ConflictError while requests use it.
         """
-        loaded, served = self._in_memory(name)
+        loaded, served = self._find_loaded(name)
 
         def drop() -> bool:
             if loaded.users or not self._engine.residency.drop(loaded.digest):
@@ -131,19 +131,19 @@ class Inventory:
         Raises ConflictError where pins would take more than their share of memory.
         """
         if not pinned:
-            loaded, served = self._in_memory(name)
+            loaded, served = self._find_loaded(name)
             self._engine.call(lambda: self._engine.loader.pinned.discard(loaded.digest))
             return served
         self.load(name)
-        loaded, served = self._in_memory(name)
-        if not self._engine.call(lambda: self._pinned(loaded)):
+        loaded, served = self._find_loaded(name)
+        if not self._engine.call(lambda: self._try_pin(loaded)):
             raise ConflictError(
                 f"Pinning {name} would leave too little room for other adapters: unpin one first, or start the "
                 f"server with larger --adapter-device-bytes and --adapter-host-bytes."
             )
         return served
 
-    def _pinned(self, loaded: Loaded) -> bool:
+    def _try_pin(self, loaded: Loaded) -> bool:
         """On the engine's thread."""
         loader, residency = self._engine.loader, self._engine.residency
         together = [one for one in loader.snapshot() if one.digest in loader.pinned and one is not loaded] + [loaded]
@@ -155,7 +155,7 @@ class Inventory:
         loader.pinned.add(loaded.digest)
         return True
 
-    def _in_memory(self, name: str) -> tuple[Loaded, Served]:
+    def _find_loaded(self, name: str) -> tuple[Loaded, Served]:
         """Raises NotFoundError for an unknown name, NotLoadedError for an adapter that isn't in memory."""
         location = self._engine.library.locate(name)
         loaded = self._engine.loader.find(location)
@@ -163,7 +163,7 @@ class Inventory:
             raise NotLoadedError(f"{name} is not loaded.")
         return loaded, Served(name, loaded.digest, location.revision)
 
-    def _local(self, location: Location, folder: Path) -> AdapterEntry:
+    def _local_entry(self, location: Location, folder: Path) -> AdapterEntry:
         version, inspection = self._inspected.get(location.name, ("", GraftError()))
         if version != location.version:
             try:
@@ -184,13 +184,13 @@ class Inventory:
             None,
         )
 
-    def _shelved(self) -> Iterator[AdapterEntry]:
-        for row in self._engine.library.shelved(self._engine.base.spec):
+    def _shelf_entries(self) -> Iterator[AdapterEntry]:
+        for row in self._engine.library.search_shelf(self._engine.base.spec):
             if row.digest:
                 yield AdapterEntry(row.name, row.digest, row.revision_id, row.method, None, row.task, row.bytes)
 
 
-def described(entry: AdapterEntry, placed: Placed) -> dict[str, object]:
+def describe(entry: AdapterEntry, placed: Placed) -> dict[str, object]:
     """An adapter for /v1/adapters: what it is and where it is."""
     return {
         "id": entry.name,

@@ -23,8 +23,8 @@ from graft.hub.wsgi import request_id
 from graft.server.engine.engine import Engine
 from graft.server.errors import BusyError, ClosedError
 from graft.server.http import cors, openapi
-from graft.server.http.adapters import AdapterEntry, Inventory, NotLoadedError, Placed, described
-from graft.server.http.completions import Answer, AskedCompletions, Disconnected, asked_chat, asked_completion
+from graft.server.http.adapters import AdapterEntry, Inventory, NotLoadedError, Placed, describe
+from graft.server.http.completions import Answer, AskedCompletions, Disconnected, read_chat, read_completion
 from graft.server.http.detokenizer import Names
 from graft.server.http.response_shapes import (
     CHAT,
@@ -114,13 +114,13 @@ def service() -> Service:
 @blueprint.post("/v1/completions")
 def completions() -> Response:
     body = _body(CompletionBody)
-    return _complete(body, asked_completion(body, service().engine, service().base_name), COMPLETION)
+    return _complete(body, read_completion(body, service().engine, service().base_name), COMPLETION)
 
 
 @blueprint.post("/v1/chat/completions")
 def chat_completions() -> Response:
     body = _body(ChatBody)
-    return _complete(body, asked_chat(body, service().engine, service().base_name), CHAT)
+    return _complete(body, read_chat(body, service().engine, service().base_name), CHAT)
 
 
 def _complete(body: GenerationBody, asked: AskedCompletions, shape: ResponseShape) -> Response:
@@ -142,7 +142,7 @@ def _complete(body: GenerationBody, asked: AskedCompletions, shape: ResponseShap
         if not body.stream:
             return jsonify(writer.whole(pieces))
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        events = _guarded(writer.stream(pieces, include_usage=include_usage), g.request_id)
+        events = _guard_stream(writer.stream(pieces, include_usage=include_usage), g.request_id)
         response = Response(events, mimetype="text/event-stream")
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"
@@ -155,7 +155,7 @@ class _UnknownModelError(NotFoundError):
     param = "model"
 
 
-def _guarded(events: Iterator[bytes], request_id: str) -> Iterator[bytes]:
+def _guard_stream(events: Iterator[bytes], request_id: str) -> Iterator[bytes]:
     """The headers are out: a bug can only end the stream with an error event."""
     try:
         yield from events
@@ -171,7 +171,7 @@ def _guarded(events: Iterator[bytes], request_id: str) -> Iterator[bytes]:
 
 @blueprint.get("/v1/models")
 def models() -> Response:
-    placed = service().inventory.placed()
+    placed = service().inventory.placements()
     adapters = [_model(entry, placed) for entry in service().inventory.entries()]
     return jsonify(object="list", data=[_base_model(), *adapters])
 
@@ -180,32 +180,32 @@ def models() -> Response:
 def model(name: str) -> Response:
     if name == service().base_name:
         return jsonify(_base_model())
-    return jsonify(_model(_known(name), service().inventory.placed()))
+    return jsonify(_model(_find_entry(name), service().inventory.placements()))
 
 
 @blueprint.get("/v1/adapters")
 def adapters() -> Response:
-    placed = service().inventory.placed()
-    data = [described(entry, placed.get(entry.digest or "", Placed())) for entry in service().inventory.entries()]
+    placed = service().inventory.placements()
+    data = [describe(entry, placed.get(entry.digest or "", Placed())) for entry in service().inventory.entries()]
     return jsonify(object="list", data=data)
 
 
 @blueprint.post("/v1/adapters/load")
 def load() -> Response:
-    return _moved(AdapterBody, lambda body: service().inventory.load(body.model))
+    return _move_adapter(AdapterBody, lambda body: service().inventory.load(body.model))
 
 
 @blueprint.post("/v1/adapters/unload")
 def unload() -> Response:
-    return _moved(AdapterBody, lambda body: service().inventory.unload(body.model))
+    return _move_adapter(AdapterBody, lambda body: service().inventory.unload(body.model))
 
 
 @blueprint.post("/v1/adapters/pin")
 def pin() -> Response:
-    return _moved(PinBody, lambda body: service().inventory.pin(body.model, body.pinned))
+    return _move_adapter(PinBody, lambda body: service().inventory.pin(body.model, body.pinned))
 
 
-def _moved(schema: type[Move], move: Callable[[Move], Served]) -> Response:
+def _move_adapter(schema: type[Move], move: Callable[[Move], Served]) -> Response:
     """Do something with an adapter and say how it stands now."""
     body = _body(schema)
     if body.model == service().base_name:
@@ -216,12 +216,12 @@ def _moved(schema: type[Move], move: Callable[[Move], Served]) -> Response:
         raise
     except NotFoundError as error:
         raise _UnknownModelError(str(error)) from None
-    entry = _known(body.model)
-    placed = service().inventory.placed().get(g.served.digest or "", Placed())
-    return jsonify(described(entry, placed))
+    entry = _find_entry(body.model)
+    placed = service().inventory.placements().get(g.served.digest or "", Placed())
+    return jsonify(describe(entry, placed))
 
 
-def _known(name: str) -> AdapterEntry:
+def _find_entry(name: str) -> AdapterEntry:
     try:
         entry = service().inventory.entry(name)
     except NotFoundError as error:
@@ -255,7 +255,7 @@ def _model(entry: AdapterEntry, placed: dict[str, Placed]) -> dict[str, object]:
         "root": entry.name,
         "parent": service().base_name,
     }
-    return head | described(entry, placed.get(entry.digest or "", Placed()))
+    return head | describe(entry, placed.get(entry.digest or "", Placed()))
 
 
 # The server itself
@@ -296,11 +296,11 @@ def _body(schema: type[Naming]) -> Naming:
         raise _UnsupportedMediaError("Send JSON, with the header Content-Type: application/json.")
     body = parse(schema, request.get_data())
     g.ignored = body.ignored if isinstance(body, GenerationBody) else []
-    g.served = _as_known(body.model)
+    g.served = _find_served(body.model)
     return body
 
 
-def _as_known(name: str) -> Served:
+def _find_served(name: str) -> Served:
     """What a name stands for, where that can be told without a network: for the headers of an error."""
     library = service().engine.library
     if name != service().base_name and library.is_quick(name):

@@ -19,7 +19,7 @@ from graft.server.engine.engine import Engine
 from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream
 from graft.server.engine.sampling import Sampling, Token
 from graft.server.errors import TooLongError
-from graft.server.http.detokenizer import Detokenizer, StopStrings, Tokenizer, certain, decode
+from graft.server.http.detokenizer import Detokenizer, StopStrings, Tokenizer, certain_text, decode
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
 from graft.server.served_version import Served
 
@@ -44,17 +44,17 @@ class AskedCompletions:
     ends: frozenset[int] = frozenset()
 
 
-def asked_completion(body: CompletionBody, engine: Engine, base_name: str) -> AskedCompletions:
+def read_completion(body: CompletionBody, engine: Engine, base_name: str) -> AskedCompletions:
     """Raises BadField for a prompt that can't be used."""
     prompts = [_prompt_ids(prompt, engine) for prompt in body.prompt]
     limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     if body.min_tokens > limit:
         raise BadField(f"min_tokens ({body.min_tokens}) is above max_tokens ({limit}).", "min_tokens")
     scored = body.echo and body.logprobs is not None
-    return _asked(body, engine, base_name, prompts, limit, body.logprobs, echo=body.echo, scored=scored)
+    return _read_completions(body, engine, base_name, prompts, limit, body.logprobs, echo=body.echo, scored=scored)
 
 
-def asked_chat(body: ChatBody, engine: Engine, base_name: str) -> AskedCompletions:
+def read_chat(body: ChatBody, engine: Engine, base_name: str) -> AskedCompletions:
     """Raises BadField for a base that has no chat template, or messages that its template refuses."""
     tokenizer = engine.base.tokenizer
     assert tokenizer is not None  # create_app
@@ -76,7 +76,7 @@ def asked_chat(body: ChatBody, engine: Engine, base_name: str) -> AskedCompletio
     if not prompt:
         raise BadField("The base's chat template makes nothing of these messages.", "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _asked(body, engine, base_name, [tuple(prompt)], body.limit, logprobs)
+    return _read_completions(body, engine, base_name, [tuple(prompt)], body.limit, logprobs)
 
 
 def _prompt_ids(prompt: str | tuple[int, ...], engine: Engine) -> tuple[int, ...]:
@@ -93,7 +93,7 @@ def _prompt_ids(prompt: str | tuple[int, ...], engine: Engine) -> tuple[int, ...
     return ids or (start,)  # an empty prompt: the beginning of a text, as OpenAI takes it
 
 
-def _asked(
+def _read_completions(
     body: GenerationBody,
     engine: Engine,
     base_name: str,
@@ -192,7 +192,7 @@ class Choice:
         else:
             self._detokenizer = Detokenizer(tokenizer, request.prompt)
             if asked.echo:
-                self._give(certain(decode(tokenizer, request.prompt)))
+                self._give(certain_text(decode(tokenizer, request.prompt)))
 
     def feed(self, event: Event) -> None:
         match event:

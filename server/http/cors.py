@@ -11,12 +11,16 @@ MAX_AGE_S = 3600
 def allow(app: Flask, origins: Sequence[str]) -> None:
     """Answer browsers for pages of `origins` ("*": of any), such as "http://localhost:3000"."""
 
-    def allowed() -> str | None:
+    def allowed_origin() -> str | None:
         origin = request.headers.get("Origin")
         return "*" if origin and "*" in origins else origin if origin in origins else None
 
     def preflight() -> Response | None:
-        if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers or not allowed():
+        if (
+            request.method != "OPTIONS"
+            or "Access-Control-Request-Method" not in request.headers
+            or not allowed_origin()
+        ):
             return None
         response = Response(status=204)
         response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
@@ -28,7 +32,7 @@ def allow(app: Flask, origins: Sequence[str]) -> None:
 
     def stamp(response: Response) -> Response:
         response.headers.add("Vary", "Origin")
-        if (origin := allowed()) is not None:
+        if (origin := allowed_origin()) is not None:
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Access-Control-Expose-Headers"] = EXPOSED
         return response

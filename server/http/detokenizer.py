@@ -32,12 +32,12 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._tokens = list(context[-_CONTEXT:])
         text = self._text()
-        self._shown = len(text) - _unfinished(text)
+        self._shown = len(text) - _count_unfinished(text)
 
     def push(self, token: int) -> str:
         self._tokens.append(token)
         text = self._text()
-        waiting = _unfinished(text)
+        waiting = _count_unfinished(text)
         new = text[self._shown : len(text) - waiting]
         self._shown += len(new)
         if len(self._tokens) > _WINDOW:
@@ -105,9 +105,9 @@ class Names:
         return text, text.encode()
 
 
-def certain(text: str) -> str:
+def certain_text(text: str) -> str:
     """`text` without what the next token may still change."""
-    return text[: len(text) - _unfinished(text)]
+    return text[: len(text) - _count_unfinished(text)]
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -117,7 +117,7 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return text
 
 
-def _unfinished(text: str) -> int:
+def _count_unfinished(text: str) -> int:
     """Replacement characters at the end that the next token may still turn into a character."""
     return min(len(text) - len(text.rstrip(REPLACEMENT)), _UNFINISHED)
 

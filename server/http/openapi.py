@@ -45,7 +45,7 @@ _ERROR = {
 def document(base_name: str) -> dict[str, object]:
     """OpenAPI 3.1. `base_name` is an example of a model."""
     _, made = models_json_schema([(body, "validation") for body in _BODIES], ref_template=_SCHEMAS + "{model}")
-    schemas = {name: _as_sent(schema, name) for name, schema in made["$defs"].items()}
+    schemas = {name: _sent_schema(schema, name) for name, schema in made["$defs"].items()}
     return {
         "openapi": "3.1.0",
         "info": {"title": "graft serve", "version": "1", "description": f"Adapters on {base_name}, one a request."},
@@ -80,7 +80,7 @@ def _json(schema: dict[str, object]) -> dict[str, object]:
     return {"application/json": {"schema": schema}}
 
 
-def _as_sent(schema: dict[str, Any], name: str) -> dict[str, object]:
+def _sent_schema(schema: dict[str, Any], name: str) -> dict[str, object]:
     """A body as clients may send it: null for whatever isn't required, and the fields that are taken and not used."""
     required = set(schema.get("required", ()))
     properties = {

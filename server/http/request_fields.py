@@ -71,19 +71,19 @@ ELSEWHERE_CALLED = {
 _SLIP_CHARS = 6  # shorter names are one letter apart without being meant for each other
 
 
-def refused(given: Mapping[str, object], neutral: Mapping[str, tuple[object, ...]]) -> str | None:
+def find_refused(given: Mapping[str, object], neutral: Mapping[str, tuple[object, ...]]) -> str | None:
     """The first field that would change the answer and is not honoured."""
     return next((key for key in neutral if given.get(key) is not None and given[key] not in neutral[key]), None)
 
 
-def meant(key: str, known: Collection[str]) -> str | None:
+def guess_field(key: str, known: Collection[str]) -> str | None:
     """The one of `known` (fields that are not given) which an unknown key is meant for, None where it is for none."""
     if ELSEWHERE_CALLED.get(key) in known:
         return ELSEWHERE_CALLED[key]
-    return next((name for name in sorted(known) if _folded(key) == _folded(name) or _one_slip(key, name)), None)
+    return next((name for name in sorted(known) if _normalize(key) == _normalize(name) or _one_slip(key, name)), None)
 
 
-def _folded(name: str) -> str:
+def _normalize(name: str) -> str:
     """Without what spellings differ in: maxTokens, max-tokens."""
     return name.replace("_", "").replace("-", "").lower()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from graft.hub.errors import GraftError
-from graft.server.engine.consumers import not_finite
+from graft.server.engine.consumers import not_finite_error
 from graft.server.errors import BrokenError
 from graft.server.http.completions import Answer, Mark, Piece
 from graft.server.http.detokenizer import Names
@@ -58,7 +58,7 @@ class CompletionShape(ResponseShape):
         tops = [_by_text(mark, names) for mark in marks]
         return {
             "tokens": [names.name(mark.token.id)[0] for mark in marks],
-            "token_logprobs": [_reported(mark.token.logprob) for mark in marks],
+            "token_logprobs": [_number_or_none(mark.token.logprob) for mark in marks],
             "top_logprobs": tops,
             "text_offset": [mark.offset for mark in marks],
         }
@@ -186,7 +186,7 @@ def _choice(index: int, own: Json, finish_reason: str | None) -> Json:
 
 def _entry(id: int, logprob: float | None, names: Names) -> Json:
     text, raw = names.name(id)
-    return {"token": text, "logprob": _reported(logprob), "bytes": list(raw)}
+    return {"token": text, "logprob": _number_or_none(logprob), "bytes": list(raw)}
 
 
 def _by_text(mark: Mark, names: Names) -> dict[str, float] | None:
@@ -199,14 +199,14 @@ def _by_text(mark: Mark, names: Names) -> dict[str, float] | None:
     return by_text
 
 
-def _reported(logprob: float | None) -> float | None:
+def _number_or_none(logprob: float | None) -> float | None:
     return None if logprob is None else _number(logprob)
 
 
 def _number(logprob: float) -> float:
     """Raises EngineError for what is no number."""
     if math.isnan(logprob):
-        raise not_finite()
+        raise not_finite_error()
     return max(logprob, LEAST_LOGPROB)
 
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from graft.server.errors import RequestError
-from graft.server.http.request_fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL, meant, refused
+from graft.server.http.request_fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL, find_refused, guess_field
 
 MAX_CHOICES = 1024  # prompts x n of one request
 MAX_N = 128
@@ -40,7 +40,7 @@ class BadField(RequestError):
         self.param = param
 
 
-def _encodable(text: str) -> str:
+def _check_encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -48,14 +48,14 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
+def _read_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
     """A string, strings, ids, or lists of ids -> prompts."""
     if isinstance(value, str):
-        return (_encodable(value),)
+        return (_check_encodable(value),)
     if not isinstance(value, list) or not value:
         raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists, not empty")
     if all(type(item) is str for item in value):
-        return tuple(_encodable(item) for item in value)
+        return tuple(_check_encodable(item) for item in value)
     if all(type(item) is int for item in value):
         return (tuple(value),)
     if all(type(item) is list and item and all(type(id) is int for id in item) for item in value):
@@ -63,23 +63,23 @@ def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
     raise ValueError("must hold strings, or token ids, or lists of token ids (none of them empty), not a mixture")
 
 
-def _listed(value: object) -> object:
+def _to_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_encodable)]
+Text = Annotated[str, AfterValidator(_check_encodable)]
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 Prompts = Annotated[
     tuple[str | tuple[int, ...], ...],
-    BeforeValidator(_prompts),
+    BeforeValidator(_read_prompts),
     WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _IDS, {"type": "array", "items": _IDS, "minItems": 1}]}),
 ]
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
 Stops = Annotated[
     list[Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARS)]],
     Field(max_length=MAX_STOPS),
-    BeforeValidator(_listed),
+    BeforeValidator(_to_list),
     WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]}),
 ]
 
@@ -91,7 +91,7 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, given: object) -> object:
+    def _drop_nulls(cls, given: object) -> object:
         return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
@@ -128,17 +128,17 @@ class GenerationBody(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_to_openai(cls, given: object) -> object:
+    def _drop_ignored(cls, given: object) -> object:
         """Drop what may be ignored; refuse by name what can't be honoured, and what is meant for a field of ours."""
         if not isinstance(given, dict):
             return given
         neutral = {key: value for key, value in NEUTRAL.items() if key not in cls.model_fields}
-        if key := refused(given, neutral):
+        if key := find_refused(given, neutral):
             raise BadField(f"{key} is not supported here: leave it out.", key)
         rest = {key: value for key, value in given.items() if key not in IGNORED and key not in neutral}
         open_fields = cls.model_fields.keys() - rest.keys()
         for key in rest.keys() - cls.model_fields.keys():
-            if rest[key] is not None and (name := meant(key, open_fields)):
+            if rest[key] is not None and (name := guess_field(key, open_fields)):
                 raise BadField(f"Unknown field {key!r}: did you mean {name!r}?", key)
         return rest
 
@@ -148,7 +148,7 @@ class GenerationBody(Body):
         return sorted(self.model_extra or ())
 
     @model_validator(mode="after")
-    def _consistent(self) -> "GenerationBody":
+    def _check_consistency(self) -> "GenerationBody":
         if self.stream_options is not None and not self.stream:
             raise BadField("stream_options may only be given together with stream=true.", "stream_options")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -164,7 +164,7 @@ class CompletionBody(GenerationBody):
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @model_validator(mode="after")
-    def _few_enough(self) -> "CompletionBody":
+    def _check_choices(self) -> "CompletionBody":
         if len(self.prompt) * self.n > MAX_CHOICES:
             raise BadField(f"prompts times n may be {MAX_CHOICES} at most.", "n" if self.n > 1 else "prompt")
         return self
@@ -192,9 +192,9 @@ class MessageBody(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _honoured(cls, given: object) -> object:
+    def _refuse_unhonoured(cls, given: object) -> object:
         """Refuse by name what would change the prompt. What an earlier answer carries besides says nothing here."""
-        if isinstance(given, dict) and (key := refused(given, MESSAGE_NEUTRAL)):
+        if isinstance(given, dict) and (key := find_refused(given, MESSAGE_NEUTRAL)):
             raise ValueError(f"{key} is not supported here: leave it out")
         return given
 
@@ -254,14 +254,14 @@ def parse(schema: type[AnyBody], data: bytes) -> AnyBody:
     try:
         return schema.model_validate(given)
     except ValidationError as error:
-        raise _first(error) from None
+        raise _first_mistake(error) from None
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _first(error: ValidationError) -> BadField:
+def _first_mistake(error: ValidationError) -> BadField:
     """The first mistake, in OpenAI's way of naming fields: messages[0].content."""
     first = error.errors(include_url=False, include_input=False)[0]
     param = _param(first["loc"])

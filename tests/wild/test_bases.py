@@ -151,7 +151,7 @@ def test_the_server_lists_what_it_can_serve_by_any_name(lora_folder, spec, tmp_p
     registry = Registry(tmp_path / "r.db")
     registry.publish(plain(lora_folder, tmp_path / "b", ID), "ann/by-id")
     library = AdapterNames(spec.fingerprint, shelf=registry)
-    assert [entry.name for entry in library.shelved(spec)] == ["ann/by-id"]
+    assert [entry.name for entry in library.search_shelf(spec)] == ["ann/by-id"]
 
 
 def test_search_takes_the_bases_folder(registry: Registry, imported: Path, lora_folder, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from graft.server.engine.engine import Engine
 from graft.server.http.app import create_app
-from graft.server.http.request_fields import IGNORED, NEUTRAL, meant
+from graft.server.http.request_fields import IGNORED, NEUTRAL, guess_field
 from graft.server.http.schemas import ChatBody, CompletionBody
 from tests.conftest import tiny_base
 from tests.server.live import CHAT_TEMPLATE, OPTIONS
@@ -169,7 +169,7 @@ def test_fields_that_others_really_send_are_no_slips() -> None:
     )
     for body in (CompletionBody, ChatBody):
         known = body.model_fields.keys() - {"model", "messages", "prompt"}
-        assert [(field, meant(field, known)) for field in real if meant(field, known)] == []
+        assert [(field, guess_field(field, known)) for field in real if guess_field(field, known)] == []
 
 
 # Errors that clients act upon

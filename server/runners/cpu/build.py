@@ -61,7 +61,7 @@ def load() -> ModuleType | None:
 @cache
 def _load() -> ModuleType | None:
     try:
-        return _import(_built(_compiler()))
+        return _import(_build(_compiler()))
     except (BuildError, OSError, ImportError) as error:
         log.warning("no fast CPU kernels, serving with torch's own operators: %s", error)
         return None
@@ -75,7 +75,7 @@ def _compiler() -> str:
     return compiler
 
 
-def _built(compiler: str) -> Path:
+def _build(compiler: str) -> Path:
     """The shared library for this machine; compiled beside its place and moved there, so it is whole or absent."""
     target = cache_folder() / _key(compiler) / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if target.exists():

@@ -66,7 +66,7 @@ class FastRunner:
         self._places = places(base.spec)
         self._adapters: dict[str, PackedDetours] = {}
         positions = min(base.spec.max_positions, cache.keys.shape[1] * BLOCK_ROWS)
-        self._model = weights.packed(kernels, base, positions)
+        self._model = weights.pack_model(kernels, base, positions)
 
     def prepare(self, forms: Sequence[Form]) -> PackedDetours:
         if not all(_fits(form, self._places) for form in forms):
@@ -128,11 +128,11 @@ class FastRunner:
         """Owners never read each other's blocks, so those of `others` can run by themselves."""
         pieces: dict[int, Tensor] = {}
         for owners, run in ((others, self._eager.run), (set(range(len(batch.adapters) + 1)) - others, self._run)):
-            part = _only(batch, sorted(owners))
+            part = _select_owners(batch, sorted(owners))
             if part.runs:
                 lengths = part.logit_lengths
                 split = run(part).split(lengths)
-                pieces |= {old: split[new] for old, new in _renumbered(sorted(owners)).items()}
+                pieces |= {old: split[new] for old, new in _renumber(sorted(owners)).items()}
         return torch.cat([pieces[owner] for owner in sorted(pieces)])
 
     def _rows(self, runs: Sequence[Run]) -> Tensor:
@@ -154,14 +154,14 @@ class FastRunner:
             tap=self._places[form.adds_to].number,
             reads=[self._places[tap].index for tap in form.reads],
             A=form.A.to(self._base.dtype),
-            B=_scaled(form.B, form.scale).to(self._base.dtype),
+            B=_scale(form.B, form.scale).to(self._base.dtype),
             a=form.a,
-            b=None if form.b is None else _scaled(form.b, form.scale),
+            b=None if form.b is None else _scale(form.b, form.scale),
             activation=form.activation,
         )
 
 
-def _scaled(value: Tensor, scale: float | Tensor) -> Tensor:
+def _scale(value: Tensor, scale: float | Tensor) -> Tensor:
     return value if scale == 1.0 else value * scale  # the loader has multiplied it in already
 
 
@@ -177,13 +177,13 @@ def _fits(form: Form, known: dict[Tap, TapPlace]) -> bool:
     )
 
 
-def _renumbered(owners: Sequence[int]) -> dict[int, int]:
+def _renumber(owners: Sequence[int]) -> dict[int, int]:
     """Owner in a batch -> owner in the part that holds only `owners`; the bare base stays 0."""
     return {owner: (i if 0 in owners else i + 1) if owner else 0 for i, owner in enumerate(owners)}
 
 
-def _only(batch: Batch, owners: Sequence[int]) -> Batch:
+def _select_owners(batch: Batch, owners: Sequence[int]) -> Batch:
     """The part of a batch whose rows are those of `owners`. Its copies are done already."""
-    number = _renumbered(owners)
+    number = _renumber(owners)
     runs = tuple(replace(run, owner=number[run.owner]) for run in batch.runs if run.owner in number)
     return Batch(runs, tuple(batch.adapters[owner - 1] for owner in owners if owner))

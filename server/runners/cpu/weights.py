@@ -74,7 +74,7 @@ def obstacle(base: Base) -> str | None:
     return None
 
 
-def packed(kernels: ModuleType, base: Base, positions: int) -> KernelModel:
+def pack_model(kernels: ModuleType, base: Base, positions: int) -> KernelModel:
     """The base as a model of the kernels, its weights packed. `positions`: length of the rotation tables."""
     config, spec, family = base.model.config, base.spec, FAMILIES[base.spec.model_type]
     dtype = str(base.dtype).removeprefix("torch.")

@@ -77,7 +77,7 @@ class AdapterTable:
 
     def prepare(self, forms: Sequence[Form]) -> PackedAdapter:
         """Detours (LowRank, Vector) brought to the device; on a GPU they may arrive after this has returned."""
-        staging, places, records = _packed(forms, self._dtype, self._device)
+        staging, places, records = _pack(forms, self._dtype, self._device)
         if self._copies is None:
             memory, arrived = staging, None
         else:
@@ -96,7 +96,7 @@ class AdapterTable:
             prepared.memory.record_stream(stream)  # freed memory is not given away before the last step has read it
         alike = (resident.shape for resident in self._residents.values() if resident.shape == prepared.shape)
         shape = next(alike, prepared.shape)  # one object for all that are equal, so that comparing them is quick
-        self._residents[digest] = TableEntry(prepared.memory, shape, self._placed(prepared) if shape else 0)
+        self._residents[digest] = TableEntry(prepared.memory, shape, self._place(prepared) if shape else 0)
 
     def remove(self, digest: str) -> None:
         """Forget an adapter. No step names its slot until another adapter has it."""
@@ -116,7 +116,7 @@ class AdapterTable:
         """The place's column in the table."""
         return self._numbers[place]
 
-    def _placed(self, prepared: PackedAdapter) -> int:
+    def _place(self, prepared: PackedAdapter) -> int:
         for place in prepared.places:
             self._numbers.setdefault(place, len(self._numbers))
         slots, places, _ = self._rows.shape
@@ -141,7 +141,7 @@ class AdapterTable:
         self.table = torch.from_numpy(self._rows).to(self._device, copy=True)
 
 
-def _packed(
+def _pack(
     forms: Sequence[Form], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, tuple[DetourSite, ...], np.ndarray]:
     """All tensors one after another in (pinned) host memory, the places, and their records with offsets for addresses."""
@@ -149,7 +149,7 @@ def _packed(
     turns: Counter[tuple[Tap, tuple[Tap, ...]]] = Counter()
     places, records, tensors, end = [], [], [], 0
     for form in forms:
-        tap, reads, parts, numbers = _described(form)
+        tap, reads, parts, numbers = _describe(form)
         places.append(DetourSite(tap, reads, turns[tap, reads]))
         turns[tap, reads] += 1
         offsets = []
@@ -165,7 +165,7 @@ def _packed(
     return staging, tuple(places), np.array(records, np.int64).reshape(-1, FIELDS)
 
 
-def _described(form: Form) -> tuple[Tap, tuple[Tap, ...], tuple[Tensor | None, ...], tuple[int, int]]:
+def _describe(form: Form) -> tuple[Tap, tuple[Tap, ...], tuple[Tensor | None, ...], tuple[int, int]]:
     """The tap it changes, those it reads, its tensors and its numbers in the order of a record."""
     if isinstance(form, Vector):
         return form.tap, (), (form.scale, form.bias, None, None), (0, 0)

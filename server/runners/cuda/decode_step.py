@@ -110,7 +110,7 @@ class Decoder:
 
     def run(self, batch: Batch) -> Tensor:
         """Logits [n, V]. Raises what `record` does where a step can't be recorded."""
-        layout = self._layouts.roomy(batch.adapters)
+        layout = self._layouts.roomy_plan(batch.adapters)
         rows = next(size for size in SIZES if size >= len(batch.runs))
         slots = (0, *(self._bank.slot(digest) for digest in batch.adapters))
         known = self._steps.get((rows, layout))

@@ -36,7 +36,7 @@ class GroupedStep:
             rows = add_vector(rows, table, tiles, place)
         own = rows
         for expand in site.expands:
-            sums = self._shrunk(expand.shrink, tap, own, tiles)
+            sums = self._run_shrink(expand.shrink, tap, own, tiles)
             rows = add_low_rank(rows, sums, table, tiles, expand.place, expand.column)
         if tap in self._layout.kept:
             self._values[tap] = rows
@@ -47,7 +47,7 @@ class GroupedStep:
         self._values.clear()
         self._sums.clear()
 
-    def _shrunk(self, shrink: Shrink, tap: Tap, own: Tensor, tiles: Tiles) -> Tensor:
+    def _run_shrink(self, shrink: Shrink, tap: Tap, own: Tensor, tiles: Tiles) -> Tensor:
         """The sums of a shrink, launched by the first expand that wants them."""
         if shrink not in self._sums:
             x, *others = (own if read == tap else self._values[read] for read in shrink.reads)

@@ -28,8 +28,8 @@ class Graphs:
         Raises GraphError where it can't be recorded: it waits for the device, say, or memory is short.
         """
         try:
-            expected = self._rehearsed(function)
-            replay = self._recorded(function)
+            expected = self._rehearse(function)
+            replay = self._record(function)
             error = relative_error(replay(), expected)
         except Exception as failure:  # whatever a model's own code does while it is recorded
             raise GraphError(f"The step can't be recorded: {type(failure).__name__}: {failure}") from failure
@@ -37,7 +37,7 @@ class Graphs:
             raise GraphError(f"A recorded step says something else than the step itself (relative error {error:.1g}).")
         return replay
 
-    def _rehearsed(self, function: Callable[[], Tensor]) -> Tensor:
+    def _rehearse(self, function: Callable[[], Tensor]) -> Tensor:
         """A plain call on another stream, as a recording needs before it: kernels are compiled and libraries set up."""
         stream, present = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
         stream.wait_stream(present)
@@ -47,7 +47,7 @@ class Graphs:
         result.record_stream(present)
         return result
 
-    def _recorded(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def _record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
         # thread_local: the loader's threads may take memory and copy adapters while the engine's records
         with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
@@ -60,7 +60,7 @@ class Graphs:
         return replay
 
 
-def called(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def call_directly(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """What takes the place of a recording where there are no graphs: the function itself."""
     return function
 

@@ -75,7 +75,7 @@ class Layouts:
         self._roomy: LaunchPlan | None = None
         self._fitting: frozenset[DetourShape] = frozenset()  # shapes known to fit into it
 
-    def exact(self, digests: Sequence[str]) -> LaunchPlan | None:
+    def exact_plan(self, digests: Sequence[str]) -> LaunchPlan | None:
         """With room for these adapters and no more: for a step that is launched piece by piece. None: no detours."""
         shapes = self._bank.shapes(digests)
         if not shapes:
@@ -88,7 +88,7 @@ class Layouts:
             self._exact.popitem(last=False)
         return layout
 
-    def roomy(self, digests: Sequence[str]) -> LaunchPlan | None:
+    def roomy_plan(self, digests: Sequence[str]) -> LaunchPlan | None:
         """With room for these adapters: the same as before if it has, else one for all residents. None: no detours."""
         shapes = self._bank.shapes(digests)
         if not shapes:

@@ -22,12 +22,12 @@ from graft.server.cache.tensors import KVCache
 from graft.server.runners.cuda.adapter_table import AdapterTable, PackedAdapter
 from graft.server.runners.cuda.decode_step import Decoder, Record
 from graft.server.runners.cuda.detours import GroupedStep
-from graft.server.runners.cuda.graphs import GraphError, Graphs, called, relative_error
+from graft.server.runners.cuda.graphs import GraphError, Graphs, call_directly, relative_error
 from graft.server.runners.cuda.kernels.attention import attend_rows
 from graft.server.runners.cuda.kernels.detours import make_tiles
 from graft.server.runners.cuda.launches import Layouts
 from graft.server.runners.eager.attention import PagedAttention
-from graft.server.runners.eager.runner import EagerRunner, packed_rows
+from graft.server.runners.eager.runner import EagerRunner, pack_rows
 from graft.server.runners.protocol import FastPathError, Prepared, Runner
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class GroupedRunner:
             except GraphError as reason:
                 log.warning("Decoding goes on without CUDA graphs. %s", reason)
                 self._decoder = None
-        rows, positions, wanted = packed_rows(batch, self._base)
+        rows, positions, wanted = pack_rows(batch, self._base)
         attention = PagedAttention(batch, self.cache, GroupedSingles)
         return self._base.forward(rows, positions, attention, self._step(batch), wanted)
 
@@ -83,7 +83,7 @@ class GroupedRunner:
 
     def _step(self, batch: Batch) -> GroupedStep | None:
         """None where no adapter of the step has a detour, so that the base runs untouched."""
-        layout = self._layouts.exact(batch.adapters)
+        layout = self._layouts.exact_plan(batch.adapters)
         if layout is None:
             return None
         slots = (0, *(self._bank.slot(digest) for digest in batch.adapters))
@@ -136,7 +136,7 @@ def _refuse(error: float, tolerance: float, base: Base) -> None:
 def _recording(base: Base, cache: KVCache, piecewise: Tensor) -> Record | None:
     """How a base's static steps are made; None where they are not what the steps launched piece by piece are."""
     tolerance = _LOGITS_TOLERANCE[base.dtype]
-    record = Graphs(base.device, tolerance).record if base.device.type == "cuda" else called
+    record = Graphs(base.device, tolerance).record if base.device.type == "cuda" else call_directly
     runner = GroupedRunner(base, cache, record)
     try:
         error = relative_error(_trial(runner, base), piecewise)
@@ -199,7 +199,7 @@ def disagreement(base: Base) -> float:
     names = [str(i) for i in range(len(adapters))]
     for name, adapter in zip(names, adapters, strict=True):
         bank.add(name, bank.prepare(adapter))
-    layout = Layouts(bank, base.spec).exact(names)
+    layout = Layouts(bank, base.spec).exact_plan(names)
     assert layout is not None  # two of them have detours
     stack = Stack(adapters, base.dtype, base.device)
     errors = []
@@ -208,13 +208,13 @@ def disagreement(base: Base) -> float:
         slots = (0, *(bank.slot(name) for name in names))
         tiles = make_tiles([*zip((whose.bare, *whose.lengths), slots, strict=True)], base.device)
         expected, got = (
-            _visited(step, read, x, changed, rows)
+            _visit(step, read, x, changed, rows)
             for step in (Step(stack, whose, lm_head="head"), GroupedStep(layout, tiles, tiles, "head"))
         )
         errors.append(float((got - expected).float().norm() / expected.float().norm()))
     return float(torch.tensor(errors).max())  # a NaN counts
 
 
-def _visited(step: Step | GroupedStep, read: Tap, x: Tensor, changed: Tap, rows: Tensor) -> Tensor:
+def _visit(step: Step | GroupedStep, read: Tap, x: Tensor, changed: Tap, rows: Tensor) -> Tensor:
     step.visit(read, x)
     return step.visit(changed, rows)

@@ -40,7 +40,7 @@ class PagedAttention:
         lengths = torch.tensor([run.length for run in runs])
         starts = torch.tensor([run.start for run in runs])
         firsts = lengths.cumsum(0) - lengths  # packed row of each run's first row
-        tables = _padded([run.blocks for run in runs])
+        tables = _pad([run.blocks for run in runs])
         run_of = torch.repeat_interleave(torch.arange(len(runs)), lengths)
         index = starts[run_of] + torch.arange(len(run_of)) - firsts[run_of]  # cache index of each row
         self._slots = (tables[run_of, index // BLOCK_ROWS] * BLOCK_ROWS + index % BLOCK_ROWS).to(device)
@@ -148,6 +148,6 @@ class _Longer:
         return self._masks[window]
 
 
-def _padded(tables: Sequence[Sequence[int]]) -> Tensor:
+def _pad(tables: Sequence[Sequence[int]]) -> Tensor:
     longest = max(len(table) for table in tables)
     return torch.tensor([[*table, *[0] * (longest - len(table))] for table in tables])

@@ -57,7 +57,7 @@ class EagerRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         self.cache.copy(batch.copies)
-        rows, positions, wanted = packed_rows(batch, self._base)
+        rows, positions, wanted = pack_rows(batch, self._base)
         attention = PagedAttention(batch, self.cache)
         return self._base.forward(rows, positions, attention, self._step(batch), wanted)
 
@@ -91,7 +91,7 @@ class EagerRunner:
         return wanted, stack
 
 
-def packed_rows(batch: Batch, base: Base) -> tuple[Tensor, Tensor, Tensor]:
+def pack_rows(batch: Batch, base: Base) -> tuple[Tensor, Tensor, Tensor]:
     """A step's embedded rows [T, H], positions [T], indices of the rows that want logits [n]."""
     positions: list[int] = []
     wanted: list[int] = []
@@ -103,12 +103,12 @@ def packed_rows(batch: Batch, base: Base) -> tuple[Tensor, Tensor, Tensor]:
         if run.virtual is None:
             pending.extend(run.tokens)
             continue
-        pieces += [_embedded(pending, base), run.virtual.to(base.device, base.dtype)]
+        pieces += [_embed(pending, base), run.virtual.to(base.device, base.dtype)]
         pending = []
-    pieces.append(_embedded(pending, base))
+    pieces.append(_embed(pending, base))
     rows = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return rows, torch.tensor(positions, device=base.device), torch.tensor(wanted, dtype=torch.long, device=base.device)
 
 
-def _embedded(tokens: list[int], base: Base) -> Tensor:
+def _embed(tokens: list[int], base: Base) -> Tensor:
     return base.embed(torch.tensor(tokens, dtype=torch.long, device=base.device))

@@ -191,7 +191,7 @@ def test_what_a_hub_refuses_of_a_run_costs_no_other_score(
         score = SimpleNamespace(value=value, low=0.1, high=1.0, n=1)
         keeper.record(SimpleNamespace(model=model, served=served, score=score, seconds=1.0, p=None), 3)
     said: list[str] = []
-    [(refused, why)] = keeper.unrecorded(shelf=False, say=said.append).items()
+    [(refused, why)] = keeper.unrecorded_scores(shelf=False, say=said.append).items()
     assert refused == "bob/news" and "may not write" in why
     assert len(said) == 1 and BARE in said[0]
     assert [row.evaluation.repo for row in registry.leaderboard("news-topic")] == ["ann/news"]

@@ -140,14 +140,14 @@ def test_what_breaks_in_a_pass_costs_its_own_adapter_only(base_folder, tmp_path,
     base = load_base(base_folder(), dtype="float32", device="cpu")
     folders = {kind: proven_folder(tmp_path / kind, kind, base, 4) for kind in ("lora", "prefix", "bitfit")}
     bad = inspect_artifact(folders["prefix"], base.spec).digest
-    true = prover_module.Prover._judged
+    true = prover_module.Prover._judge
 
     def judged(self, case, told, content):
         if case.digest == bad:
             raise MemoryError("as if there were none")
         return true(self, case, told, content)
 
-    monkeypatch.setattr(prover_module.Prover, "_judged", judged)
+    monkeypatch.setattr(prover_module.Prover, "_judge", judged)
     with Engine(base, folders) as engine:
         with pytest.raises(ArtifactError, match="can't be run here"):
             engine.generate([Request((5, 6), name, max_tokens=1) for name in folders])

@@ -113,7 +113,7 @@ def test_loads_leave_the_cores_to_the_engine(llama, shelf):
 
     with Engine(llama, shelf(llama, ["lora"])) as engine:
         told = SimpleQueue()
-        engine.loader.later(lambda: told.put(priority()))
+        engine.loader.run_later(lambda: told.put(priority()))
         assert engine.call(priority) == priority()
         assert told.get(timeout=5) > priority()
 

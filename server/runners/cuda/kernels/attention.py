@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from graft.server.cache.step import BLOCK_ROWS
-from graft.server.runners.cuda.kernels.detours import multiplied
+from graft.server.runners.cuda.kernels.detours import multiply_add
 
 _KEYS = 64  # keys that a program looks at at a time, fewer where they are wide: they lie in shared memory
 _KEY_BYTES = 512
@@ -95,7 +95,7 @@ def attend_part(
         slot = tl.load(table + index // BLOCK_ROWS, mask=there, other=0) * BLOCK_ROWS + index % BLOCK_ROWS
         place = (slot * kv_heads + kv_head) * size
         key = tl.load(keys + place[None, :] + d[:, None], mask=there[None, :] & (d < size)[:, None], other=0.0)
-        scores = multiplied(q, key, tl.zeros((HEADS, KEYS), dtype=tl.float32)) * scaling
+        scores = multiply_add(q, key, tl.zeros((HEADS, KEYS), dtype=tl.float32)) * scaling
         if CAPPED:  # tanh(z) is 2 sigmoid(2 z) - 1
             scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
         scores = tl.where(there[None, :], scores, float("-inf"))
@@ -104,7 +104,7 @@ def attend_part(
         fade = tl.exp(peak - higher)
         norm = norm * fade + tl.sum(weights, 1)
         value = tl.load(values + place[:, None] + d[None, :], mask=there[:, None] & (d < size)[None, :], other=0.0)
-        total = multiplied(weights.to(value.dtype), value, total * fade[:, None])
+        total = multiply_add(weights.to(value.dtype), value, total * fade[:, None])
         peak = higher
     here = (row * kv_heads * group + head) * parts + part
     tl.store(sums + here[:, None] * size + d[None, :], total, mask=real)

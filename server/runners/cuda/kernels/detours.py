@@ -72,7 +72,7 @@ def low_rank_sums(x: Tensor, table: Tensor, tiles: Tiles, columns: Tensor) -> Te
 
     x [T, in]; columns [G, 2] int64: a place and the first of its ranks. What a tile's slot has no ranks for is not written.
     """
-    x = _dense(x)
+    x = _make_dense(x)
     inputs = x.shape[1]
     share = _SHARE if tiles.rows == FEW_ROWS else inputs
     shares = triton.cdiv(inputs, share)
@@ -91,7 +91,7 @@ def add_low_rank(rows: Tensor, sums: Tensor, table: Tensor, tiles: Tiles, place:
 
     A new tensor; what is added is added up in float32. Matrices and biases are of the rows' dtype.
     """
-    rows = _dense(rows)
+    rows = _make_dense(rows)
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     outputs = rows.shape[1]
     with torch.cuda.device_of(rows):
@@ -104,7 +104,7 @@ def add_low_rank(rows: Tensor, sums: Tensor, table: Tensor, tiles: Tiles, place:
 
 def add_vector(rows: Tensor, table: Tensor, tiles: Tiles, place: int) -> Tensor:
     """rows [T, d] times the scale plus the bias of each tile's slot at `place`. A new tensor, rounded twice as torch does."""
-    rows = _dense(rows)
+    rows = _make_dense(rows)
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     width = rows.shape[1]
     with torch.cuda.device_of(rows):
@@ -137,7 +137,7 @@ def shrink(
             k = step + tl.arange(0, STEP)
             x_tile = tl.load(x_rows + k[None, :], mask=(r < rows)[:, None] & (k < stop)[None, :], other=0.0)
             A_tile = tl.load(A_rows + k[:, None], mask=(first + c < ranks)[None, :] & (k < stop)[:, None], other=0.0)
-            h = multiplied(x_tile, A_tile, h)
+            h = multiply_add(x_tile, A_tile, h)
         here = ((tile.to(tl.int64) * tl.num_programs(1) + column) * tl.num_programs(2) + part) * ROWS * COLUMNS
         tl.store(sums + here + r[:, None] * COLUMNS + c[None, :], h)
 
@@ -175,10 +175,10 @@ def expand_add(
             ours = first + c < ranks
             if a != 0:
                 h += tl.load(_pointer(a, rows_in) + first + c, mask=ours, other=0.0).to(tl.float32)[None, :]
-            h = _activated(h, tl.load(record + 5))
+            h = _activate(h, tl.load(record + 5))
             B_rows = B + (first + c).to(tl.int64)[:, None] * outputs
             B_tile = tl.load(B_rows + n[None, :], mask=ours[:, None] & (n < outputs)[None, :], other=0.0)
-            delta = multiplied(h.to(B_tile.dtype), B_tile, delta)
+            delta = multiply_add(h.to(B_tile.dtype), B_tile, delta)
         value = (value.to(tl.float32) + delta).to(value.dtype)
     tl.store(out + row_of * outputs + n[None, :], value, mask=here)
 
@@ -208,7 +208,7 @@ def scale_shift(
 
 
 @triton.jit
-def multiplied(left: tl.tensor, right: tl.tensor, sums: tl.tensor) -> tl.tensor:
+def multiply_add(left: tl.tensor, right: tl.tensor, sums: tl.tensor) -> tl.tensor:
     """sums + left right. Triton's interpreter would multiply the bits of bfloat16; widened, the products are the same."""
     if _INTERPRETED:
         left, right = left.to(tl.float32), right.to(tl.float32)
@@ -228,7 +228,7 @@ def _pointer(address: tl.tensor, like: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _activated(h: tl.tensor, number: tl.tensor) -> tl.tensor:
+def _activate(h: tl.tensor, number: tl.tensor) -> tl.tensor:
     """The activation with that number in ACTIVATIONS; tanh by way of the sigmoid, which every backend has."""
     if number == 1:  # relu
         h = tl.maximum(h, 0.0)
@@ -247,5 +247,5 @@ def _activated(h: tl.tensor, number: tl.tensor) -> tl.tensor:
     return h
 
 
-def _dense(x: Tensor) -> Tensor:
+def _make_dense(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()

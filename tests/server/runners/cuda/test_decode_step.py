@@ -19,7 +19,7 @@ from graft.server.runners.cuda import adapter_table as bank_module
 from graft.server.runners.cuda import detours as visits
 from graft.server.runners.cuda.adapter_table import AdapterTable
 from graft.server.runners.cuda.detours import GroupedStep
-from graft.server.runners.cuda.graphs import GraphError, called
+from graft.server.runners.cuda.graphs import GraphError, call_directly
 from graft.server.runners.cuda.kernels.detours import make_tiles
 from graft.server.runners.cuda.launches import Layouts
 from graft.server.runners.cuda.runner import GroupedRunner
@@ -50,7 +50,7 @@ class Recorder:
 class Pair:
     """Two runners of one base with the same cache contents: one decodes in static steps, one piece by piece."""
 
-    def __init__(self, base, record=called):
+    def __init__(self, base, record=call_directly):
         self.base, self.position = base, {}
         self.runners = [
             GroupedRunner(base, KVCache(base.spec, 64, base.dtype, base.device), how) for how in (record, None)
@@ -200,7 +200,7 @@ def test_prompts_and_prefixes_alone_need_no_detours(llama, make_forms):
         assert any(isinstance(form, rows) for form in forms)
         bank.add(kind, bank.prepare(detours(forms)))
         assert bank.slot(kind) == 0
-    assert Layouts(bank, llama.spec).roomy(["prompt", "prefix"]) is None
+    assert Layouts(bank, llama.spec).roomy_plan(["prompt", "prefix"]) is None
 
 
 # One shrink for projections with one input
@@ -233,7 +233,7 @@ def launches(spec, adapters, monkeypatch):
     whose = RowOwners(1, (2,) * len(adapters))
     tiles = make_tiles([(1, 0), *((2, bank.slot(name)) for name in names)], device)
     steps = [
-        GroupedStep(Layouts(bank, spec).exact(names), tiles, tiles, "lm_head"),
+        GroupedStep(Layouts(bank, spec).exact_plan(names), tiles, tiles, "lm_head"),
         Step(Stack(adapters, torch.float32, device), whose, lm_head="lm_head"),
     ]
     x = torch.randn(whose.total, 32, generator=torch.Generator().manual_seed(1))

@@ -69,7 +69,7 @@ def grouped_step(owned, whose, dtype, device=DEVICE):
     names = [str(i) for i in adapters]
     slots = [0, *map(bank.slot, names)]
     tiles = kernels.make_tiles([*zip((whose.bare, *whose.lengths), slots, strict=True)], device)
-    return GroupedStep(Layouts(bank, SPEC).exact(names), tiles, tiles, ""), bank
+    return GroupedStep(Layouts(bank, SPEC).exact_plan(names), tiles, tiles, ""), bank
 
 
 def grouped(owned, rows, x, whose, dtype=torch.float32):
@@ -231,7 +231,7 @@ def test_a_gpu_whose_static_steps_fail_is_served_without_them(failing, llama, mo
     if failing == "attend":
         monkeypatch.setattr(decode_step, "attend_rows", lambda query, *_, **__: query * float("nan"))
     else:
-        monkeypatch.setattr(runner_module, "called", refuse)
+        monkeypatch.setattr(runner_module, "call_directly", refuse)
         monkeypatch.setattr(runner_module.Graphs, "record", lambda self, function: refuse(function))
     runner = grouped_runner(llama, KVCache(llama.spec, 4, llama.dtype, llama.device))
     assert not runner.static
