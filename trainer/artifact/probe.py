@@ -35,9 +35,9 @@ class Prober:
         """The probe of an adapter that has just been trained. Raises what `artifact.fold` raises."""
         with torch.no_grad():
             forms = artifact.fold(self._plain)
-        questions = self._asked(self._base.spec.max_positions - _virtual(forms))
-        base, adapter = self._said(self._plain, forms, questions)
-        exact, rounded = (self._said(other, forms, questions) for other in (self._exact, self._rounded))
+        questions = self._choose_questions(self._base.spec.max_positions - _virtual_length(forms))
+        base, adapter = self._ask(self._plain, forms, questions)
+        exact, rounded = (self._ask(other, forms, questions) for other in (self._exact, self._rounded))
         return Probe(
             content=self._weights.content,
             stored=self._weights.dtype,
@@ -46,11 +46,11 @@ class Prober:
             rounding=gaps((base, rounded[0]), (adapter, rounded[1])),
         )
 
-    def _said(self, base: Base, forms: tuple[Form, ...], questions: tuple[ProbeQuestion, ...]) -> list[list[Table]]:
+    def _ask(self, base: Base, forms: tuple[Form, ...], questions: tuple[ProbeQuestion, ...]) -> list[list[Table]]:
         both = (replay_of(own, base.dtype) for own in ((), forms))
         return answers(base, [(own, questions) for own in both])
 
-    def _asked(self, room: int) -> tuple[ProbeQuestion, ...]:
+    def _choose_questions(self, room: int) -> tuple[ProbeQuestion, ...]:
         """What is asked where `room` positions are left for a text: after its last ids, the base's likeliest tokens."""
         length = min(_TOKENS, room)
         if length not in self._questions:
@@ -78,7 +78,7 @@ class Prober:
         return stored_base(self._base, self._weights, Arithmetic(rounded=True))
 
 
-def _virtual(forms: tuple[Form, ...]) -> int:
+def _virtual_length(forms: tuple[Form, ...]) -> int:
     """Positions that come before the text."""
     counts = [len(form.rows) for form in forms if isinstance(form, InputRows)]
     return sum(counts + [form.text_start for form in forms if isinstance(form, CacheRows)])

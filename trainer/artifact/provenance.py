@@ -31,7 +31,7 @@ def identity_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Training
         "task": plan.task,
         "base": {"id": base.spec.id, "fingerprint": base.spec.fingerprint, "quantized": base.quantized},
         "dtype": str(base.dtype).removeprefix("torch."),
-        **learner.described(),
+        **learner.describe(),
         "recipe": asdict(plan.recipe),
         "learning_rate": learner.learning_rate,
         "trained_parameters": learner.trained_parameters,

@@ -11,7 +11,7 @@ from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.machine.output_folder import claim
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import hub_option, local_user, open_registry_to_publish, registry_option
-from graft.trainer.commands.shared import bars, base_loader, check_early, configured, names_of, said
+from graft.trainer.commands.shared import bars, base_loader, check_early, config_options, names_of, say
 from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_plan
 
@@ -31,8 +31,8 @@ _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}  # a c
 @click.option("--publish", metavar="NAMESPACE", help="Publish the best adapter, as NAMESPACE/TASK-METHOD.")
 @registry_option
 @hub_option
-@configured("recipe", TrainConfig)
-@configured("run", RunConfig, only=_RUN)
+@config_options("recipe", TrainConfig)
+@config_options("run", RunConfig, only=_RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def compare(
     base: str,
@@ -56,7 +56,7 @@ def compare(
         raise GraftError(
             "--publish: full and last-layers leave bases, which are not published. Add a method that adapts."
         )
-    plan = Plan(base, tuple(_planned(template, name, publish) for name in names), run)
+    plan = Plan(base, tuple(_plan_method(template, name, publish) for name in names), run)
     check_plan(plan)
     claim(out)
     check_early(plan)
@@ -82,19 +82,19 @@ def compare(
         (staging / "compare.json").write_text(json_of(comparison))
         plot(comparison, staging / "compare.svg")
         written = sorted(path.name for path in staging.iterdir())
-    said(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")
+    say(f"Written to {out}: {', '.join(written)}; an artifact a method beside them.")
     if registry and (best := comparison.winner) and best.folder:
         published = f"{publish}/{task}-{best.method}"
         revision = registry.publish(Path(best.folder), published, user=local_user())
-        said(f"Published {published}@{revision.id}")
+        say(f"Published {published}@{revision.id}")
     elif registry:
-        said("Nothing is published: no adapter was trained to its end.")
+        say("Nothing is published: no adapter was trained to its end.")
     for line in comparison.failed:
-        said(f"{line.method} failed: {line.failed}.")
+        say(f"{line.method} failed: {line.failed}.")
     if len(comparison.failed) == len(names):
         raise GraftError(f"No method was trained to its end; the table in {out} says why.")
 
 
-def _planned(template: AdapterPlan, method: str, namespace: str | None) -> AdapterPlan:
+def _plan_method(template: AdapterPlan, method: str, namespace: str | None) -> AdapterPlan:
     wanted = f"{namespace}/{template.task}-{method}" if namespace and method not in BASELINES else ""
     return replace(template, method=method, out=template.out / method, publish=wanted)

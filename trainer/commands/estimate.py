@@ -11,7 +11,7 @@ from rich.table import Table
 
 from graft.hub.errors import GraftError
 from graft.hub.terminal.base_argument import BASE
-from graft.trainer.commands.shared import BUDGET, base_loader, configured, names_of, parse_settings, print_numbers
+from graft.trainer.commands.shared import BUDGET, base_loader, config_options, names_of, parse_settings, print_numbers
 from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, room_of
 
@@ -29,8 +29,8 @@ _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}
 @click.option("--data", type=click.Path(path_type=Path), help="Training data, whose lengths are taken.")
 @click.option("--length", type=int, default=128, show_default=True, help="Tokens of a sequence, without --data.")
 @click.option("--learned", type=int, default=8, show_default=True, help="Of which completion, without --data.")
-@configured("recipe", TrainConfig, only=BUDGET)
-@configured("run", RunConfig, only=_RUN)
+@config_options("recipe", TrainConfig, only=BUDGET)
+@config_options("run", RunConfig, only=_RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def estimate(
     base: str,

@@ -51,7 +51,7 @@ _HELP = {
 _CHOICES = {"schedule": SCHEDULES, "dtype": ("float32", "bfloat16"), "quantize": QUANTIZATIONS}
 
 
-def configured(
+def config_options(
     parameter: str, kind: type[TrainConfig] | type[RunConfig], *, only: Collection[str] | None = None
 ) -> Callable[[Command], Command]:
     """Options for the fields of `kind` (those in `only`); the command gets the object they make as `parameter`."""
@@ -114,7 +114,7 @@ def check_early(plan: Plan) -> None:
 
 def base_loader(base: str, run: RunConfig, begun_in: str | None = None) -> "Callable[[], Base]":
     """Loads the base afresh each time: baselines change theirs. `begun_in`: the dtype of what is to be continued."""
-    said(f"Loading {base} ...")  # torch takes its seconds, too
+    say(f"Loading {base} ...")  # torch takes its seconds, too
 
     from graft.hub.base.dtype_choice import chosen_dtype
     from graft.hub.base.model import load_base
@@ -122,7 +122,7 @@ def base_loader(base: str, run: RunConfig, begun_in: str | None = None) -> "Call
     from graft.trainer.training.dtype_speed import TRAINING
 
     keep_freed_memory()
-    dtype = run.dtype or begun_in or (None if run.quantize else chosen_dtype(base, run.device, TRAINING, said))
+    dtype = run.dtype or begun_in or (None if run.quantize else chosen_dtype(base, run.device, TRAINING, say))
     return lambda: load_base(base, dtype=dtype, device=run.device, quantize=run.quantize)
 
 
@@ -133,21 +133,21 @@ def bars() -> "Bars":
     return Bars(console)
 
 
-def said(message: str) -> None:
+def say(message: str) -> None:
     """Tell whoever watches, beside the bars."""
     console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_numbers(numbers: object) -> None:
     """One JSON document; a number that is not finite is null, for JSON knows no NaN."""
-    click.echo(json.dumps(_finite(numbers), allow_nan=False))
+    click.echo(json.dumps(_replace_nonfinite(numbers), allow_nan=False))
 
 
-def _finite(value: object) -> object:
+def _replace_nonfinite(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _replace_nonfinite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_replace_nonfinite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

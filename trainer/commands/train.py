@@ -18,11 +18,11 @@ from graft.trainer.commands.shared import (
     bars,
     base_loader,
     check_early,
-    configured,
+    config_options,
     console,
     parse_settings,
     print_numbers,
-    said,
+    say,
     text_of,
 )
 from graft.trainer.plan.config import RunConfig, TrainConfig
@@ -47,8 +47,8 @@ _BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "overwrite"
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="An option of the method, e.g. r=16.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A TOML file with many adapters.")
 @click.option("--name", default="", help="The adapter's name on its card (default: the folder's).")
-@configured("recipe", TrainConfig)
-@configured("run", RunConfig)
+@config_options("recipe", TrainConfig)
+@config_options("run", RunConfig)
 @click.option("--publish", default="", metavar="NS/NAME", help="Publish the artifact at the end.")
 @registry_option
 @hub_option
@@ -96,9 +96,9 @@ def train(
         _run(plan, resume, overwrite, tensorboard, as_json, outcomes)
     except BaseException as error:  # whatever it was: what is finished is finished
         for failure in _report(plan, outcomes, registry, as_json) if outcomes else ():
-            said(failure)
+            say(failure)
         if isinstance(error, KeyboardInterrupt):
-            raise GraftError(_interrupted(plan, outcomes)) from None
+            raise GraftError(_interrupt_message(plan, outcomes)) from None
         raise
     if failures := _report(plan, outcomes, registry, as_json):
         raise GraftError("; ".join(failures) + ".")
@@ -173,12 +173,12 @@ def _run(
         watchers += [] if quiet else [stack.enter_context(bars())]
         if adapters:
             done += train_adapters(
-                base, adapters, plan.run, watchers=watchers, resume=resume, overwrite=overwrite, say=said
+                base, adapters, plan.run, watchers=watchers, resume=resume, overwrite=overwrite, say=say
             )
         for i, baseline in enumerate(baselines):
             own = base if i == 0 else fresh_base()  # the first takes the loaded one: nobody needs it any more
             outcome = train_baseline(
-                own, baseline, plan.run, watchers=watchers, resume=resume, overwrite=overwrite, say=said
+                own, baseline, plan.run, watchers=watchers, resume=resume, overwrite=overwrite, say=say
             )
             done.append(outcome)
 
@@ -194,7 +194,7 @@ def _begun_dtype(out: Path) -> str | None:
     return None
 
 
-def _interrupted(plan: Plan, done: list["TrainingOutcome"]) -> str:
+def _interrupt_message(plan: Plan, done: list["TrainingOutcome"]) -> str:
     """What a run that was ended leaves, as it lies on the disk."""
     from graft.trainer.training.checkpoints import kept_step
 

@@ -71,10 +71,12 @@ def _advance(
     )
     attention = RecordingAttention(lengths, seen, device)
     logits = base.forward(rows, at.to(device), attention, step, last.to(device))
-    return logits.argmax(dim=-1).tolist(), _grown(attention, seen, lengths)
+    return logits.argmax(dim=-1).tolist(), _append_rows(attention, seen, lengths)
 
 
-def _grown(attention: RecordingAttention, seen: Sequence[CacheRows | None], lengths: list[int]) -> list[CacheRows]:
+def _append_rows(
+    attention: RecordingAttention, seen: Sequence[CacheRows | None], lengths: list[int]
+) -> list[CacheRows]:
     """What each sequence had seen, and the new rows behind it."""
     keys, values = attention.keys_and_values()
     made = []

@@ -19,7 +19,7 @@ from graft.hub.evaluation.tokenization import end_of
 from graft.trainer.data.packing import Pack
 from graft.trainer.data.sequences import TokenSequence
 from graft.trainer.evaluation.generation import generate
-from graft.trainer.forward.passes import running, served
+from graft.trainer.forward.passes import run_pass, served_forms
 
 _ROWS = 2048  # of one pass: forwards without gradients need little memory, and larger passes are not faster
 
@@ -39,7 +39,7 @@ def score_examples(base: Base, forms: tuple[Form, ...], examples: list[Example],
     Raises DataError naming an example that lacks labels the metric needs, or has no room for its prompt.
     """
     with torch.no_grad():
-        forms = served(base, forms)
+        forms = served_forms(base, forms)
         predict = {"labels": predict_labels, "text": predict_texts}[metric.answers]
         predictions = predict(base, forms, examples, limit)
     values = metric.values(predictions, [example.completion for example in examples])
@@ -56,9 +56,9 @@ def predict_labels(base: Base, forms: tuple[Form, ...], examples: list[Example],
     ]
     jobs.sort(key=lambda job: len(job.sequence.ids))
     sums: list[dict[str, float]] = [{} for _ in examples]
-    for batch in _batched(jobs):
+    for batch in _batch(jobs):
         pack = Pack((tuple(job.sequence for job in batch),))
-        with running(base, pack, [forms]) as (logits, _):
+        with run_pass(base, pack, [forms]) as (logits, _):
             table = logits.float().log_softmax(dim=-1)
         for job, rows in zip(batch, table.split([job.sequence.learned for job in batch]), strict=True):
             for label in job.group.last:
@@ -101,7 +101,7 @@ def predict_texts(base: Base, forms: tuple[Form, ...], examples: list[Example], 
     return [text_of(ids, base.tokenizer) for ids in made]
 
 
-def _batched(jobs: Sequence[_LabelJob]) -> list[list[_LabelJob]]:
+def _batch(jobs: Sequence[_LabelJob]) -> list[list[_LabelJob]]:
     """Batches of at most _ROWS rows, at least one sequence each."""
     made: list[list[_LabelJob]] = []
     rows = _ROWS

@@ -15,7 +15,7 @@ from graft.hub.base.model import Base
 
 
 @contextmanager
-def recomputing(base: Base, on: bool, generators: Sequence[torch.Generator]) -> Iterator[None]:
+def recompute_layers(base: Base, on: bool, generators: Sequence[torch.Generator]) -> Iterator[None]:
     """Within the context the base's decoder layers are recomputed in the backward pass (if `on`)."""
     layers = list(base.model.get_submodule(base.spec.parts.layers).children()) if on else []
     for layer in layers:
@@ -32,11 +32,11 @@ def _same_draws(
     generators: Sequence[torch.Generator],
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of a layer's forward and of its recomputation."""
-    return nullcontext(), _drawing_from([generator.get_state() for generator in generators], generators)
+    return nullcontext(), _draw_from([generator.get_state() for generator in generators], generators)
 
 
 @contextmanager
-def _drawing_from(states: list[torch.Tensor], generators: Sequence[torch.Generator]) -> Iterator[None]:
+def _draw_from(states: list[torch.Tensor], generators: Sequence[torch.Generator]) -> Iterator[None]:
     later = [generator.get_state() for generator in generators]
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)

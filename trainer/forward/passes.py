@@ -18,7 +18,7 @@ from graft.trainer.data.packing import Pack, PackedRows, lay_out
 
 
 @contextmanager
-def running(
+def run_pass(
     base: Base,
     pack: Pack,
     forms: Sequence[tuple[Form, ...]],
@@ -43,7 +43,7 @@ def running(
         yield base.forward(rows.rows, rows.positions, attention, None, rows.logit_rows), rows
 
 
-def served(base: Base, forms: tuple[Form, ...]) -> tuple[Form, ...]:
+def served_forms(base: Base, forms: tuple[Form, ...]) -> tuple[Form, ...]:
     """The forms as the server holds them: a soft prompt's rows run once through the base and are kept as cache."""
     prompt = next((form for form in forms if isinstance(form, InputRows)), None)
     if prompt is None:

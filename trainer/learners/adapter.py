@@ -68,7 +68,7 @@ class AdapterLearner(Learner):
     def weights_changed(self) -> None:
         """Nothing holds a copy of `flat`."""
 
-    def described(self) -> dict[str, object]:
+    def describe(self) -> dict[str, object]:
         return {
             "method": self.method.name,
             "variant": self.method.variant(self.config),

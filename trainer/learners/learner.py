@@ -71,7 +71,7 @@ class Learner(ABC):
         """The serving forms at this moment, differentiable."""
 
     @abstractmethod
-    def described(self) -> dict[str, object]:
+    def describe(self) -> dict[str, object]:
         """What it is, for provenance and to tell whether a checkpoint belongs to it."""
 
     @abstractmethod

@@ -77,7 +77,7 @@ def read_plan(path: Path) -> Plan:
     if not isinstance(tables, list) or not tables:
         raise GraftError(f"{path} plans no adapter: write one table [[adapter]] each.")
     adapters = tuple(_adapter(path, {**defaults, **table}) for table in tables)
-    return Plan(base_source(base), adapters, _made(path, RunConfig, raw))
+    return Plan(base_source(base), adapters, _make(path, RunConfig, raw))
 
 
 def claim_outs(plan: Plan, resume: bool, overwrite: bool) -> None:
@@ -218,7 +218,7 @@ def _adapter(path: Path, table: Mapping[str, Any]) -> AdapterPlan:
         eval_data=Path(table["eval_data"]) if "eval_data" in table else None,
         publish=table.get("publish", ""),
         options={key: option_text(value) for key, value in options.items()},
-        recipe=_made(path, TrainConfig, {key: value for key, value in table.items() if key in _RECIPE}),
+        recipe=_make(path, TrainConfig, {key: value for key, value in table.items() if key in _RECIPE}),
     )
 
 
@@ -233,7 +233,7 @@ def option_text(value: object) -> str:
     return str(value)
 
 
-def _made(path: Path, kind: type[Made], values: Mapping[str, Any]) -> Made:
+def _make(path: Path, kind: type[Made], values: Mapping[str, Any]) -> Made:
     try:
         return kind(**values)
     except GraftError as error:

@@ -116,10 +116,10 @@ def compare(
     steps = template.recipe.steps_over(len(sequences))
     assert data.metric is not None  # there are held-out data
     held_out = HeldOut(data.held_out, data.metric)
-    bare = held_out.scored(base, (), limit)
+    bare = held_out.score(base, (), limit)
     lines = [Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, bare.score, None, None)]
     plans = [replace(template, method=method, out=template.out / method, name=method) for method in methods]
-    for outcome, score in _trained(load, base, plans, run, held_out, together, watchers):
+    for outcome, score in _train_plans(load, base, plans, run, held_out, together, watchers):
         if isinstance(outcome, FailedMethod):
             lines.append(_failed_line(base, outcome.method, outcome.reason))
         elif outcome.folder is None:
@@ -141,7 +141,7 @@ class HeldOut:
     examples: list[Example]
     metric: Metric
 
-    def scored(self, base: Base, forms: tuple[Form, ...], limit: int) -> Scored:
+    def score(self, base: Base, forms: tuple[Form, ...], limit: int) -> Scored:
         return score_examples(base, forms, self.examples, self.metric, limit)
 
 
@@ -153,7 +153,7 @@ class FailedMethod:
     reason: str
 
 
-def _trained(
+def _train_plans(
     load: Callable[[], Base],
     base: Base,
     plans: Sequence[AdapterPlan],
@@ -165,16 +165,16 @@ def _trained(
     """Each outcome, adapters first, with what scores it by its folder and the tokens of a text."""
     adapters = [plan for plan in plans if plan.method not in BASELINES]
     for group in [adapters] if together and adapters else [[plan] for plan in adapters]:
-        for outcome in _attempted(group, partial(train, base, group, run, watchers=watchers)):
-            yield outcome, partial(_scored_as_served, base, held_out)
+        for outcome in _attempt(group, partial(train, base, group, run, watchers=watchers)):
+            yield outcome, partial(_score_as_served, base, held_out)
     for plan in plans:
         if plan.method in BASELINES:
             own = load()
-            (outcome,) = _attempted([plan], lambda: [train_baseline(own, plan, run, watchers=watchers)])  # noqa: B023
-            yield outcome, partial(_scored_itself, own, held_out)
+            (outcome,) = _attempt([plan], lambda: [train_baseline(own, plan, run, watchers=watchers)])  # noqa: B023
+            yield outcome, partial(_score_itself, own, held_out)
 
 
-def _attempted(
+def _attempt(
     group: list[AdapterPlan], training: Callable[[], list[TrainingOutcome]]
 ) -> list[TrainingOutcome] | list[FailedMethod]:
     """The outcomes of a group, or why it has none: the other groups are trained all the same."""
@@ -188,12 +188,12 @@ def _attempted(
         raise
 
 
-def _scored_itself(base: Base, held_out: HeldOut, folder: Path, limit: int) -> Scored:
-    return held_out.scored(base, (), limit)
+def _score_itself(base: Base, held_out: HeldOut, folder: Path, limit: int) -> Scored:
+    return held_out.score(base, (), limit)
 
 
-def _scored_as_served(base: Base, held_out: HeldOut, folder: Path, limit: int) -> Scored:
-    return held_out.scored(base, load_artifact(folder, base.spec).fold(base), limit)
+def _score_as_served(base: Base, held_out: HeldOut, folder: Path, limit: int) -> Scored:
+    return held_out.score(base, load_artifact(folder, base.spec).fold(base), limit)
 
 
 def _line(base: Base, outcome: TrainingOutcome, folder: Path, scored: Scored, p: float) -> Line:

@@ -13,7 +13,7 @@ from graft.hub.adapters.methods import get_method
 from graft.hub.base.model import Base
 from graft.hub.evaluation.task_data import load_examples
 from graft.trainer.data.sequences import TokenSequence, sequences_of
-from graft.trainer.forward.checkpointing import recomputing
+from graft.trainer.forward.checkpointing import recompute_layers
 from graft.trainer.learners.adapter import AdapterLearner
 from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import RunConfig
@@ -74,7 +74,7 @@ def estimate(base: Base, plan: AdapterPlan, run: RunConfig, *, length: int, lear
     full = plan.recipe.batch_size
     per_pass = max(1, min(full, (run.rows_per_pass - learner.virtual) // (length - 1)))
     restart_peak(base.device)
-    with recomputing(base, run.checkpoint_layers, [learner.dropout]):
+    with recompute_layers(base, run.checkpoint_layers, [learner.dropout]):
         points = [_calibrate(base, learner, sequence, count, run) for count in _SMALL]
     (few, low_peak, low_seconds), (more, high_peak, high_seconds) = points
     slope = max(0, high_peak - low_peak) / (more - few)

@@ -24,7 +24,7 @@ from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, baseline_layers
 from graft.trainer.training.loop import Watcher
-from graft.trainer.training.run import Say, read_sequences, run_jobs, silent
+from graft.trainer.training.run import Say, read_sequences, run_jobs, say_nothing
 
 LEARNING_RATES = {"full": 2e-5, "last-layers": 1e-4}
 
@@ -47,7 +47,7 @@ class Baseline(Learner):
     def forms(self, base: Base) -> tuple[Form, ...]:
         return ()
 
-    def described(self) -> dict[str, object]:
+    def describe(self) -> dict[str, object]:
         return {"method": self.method, "variant": "", "config": {"layers": self.layers}}
 
     def gather_gradients(self) -> None:
@@ -81,7 +81,7 @@ def train_baseline(
     watchers: Sequence[Watcher] = (),
     resume: bool = False,
     overwrite: bool = True,
-    say: Say = silent,
+    say: Say = say_nothing,
 ) -> TrainingOutcome:
     """Train `base` itself (it is no longer the base it was) and write it to the plan's folder.
 

@@ -39,7 +39,7 @@ def save_checkpoint(learner: Learner, out: Path, told: Mapping[str, object], sav
     """
     tensors, facts = learner.state()
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    metadata = {"facts": json.dumps({**facts, "told": _told(learner, told)}), "save": save}
+    metadata = {"facts": json.dumps({**facts, "told": _conditions(learner, told)}), "save": save}
     folder = training_folder(out)
     try:
         with write_folder_whole(folder) as staging:
@@ -85,7 +85,7 @@ def load_checkpoint(learner: Learner, out: Path, told: Mapping[str, object], sav
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, ValueError, SafetensorError) as error:
         raise GraftError(f"The checkpoint {path} can't be read ({error}). Remove it to start again.") from None
-    now = json.loads(json.dumps(_told(learner, told)))
+    now = json.loads(json.dumps(_conditions(learner, told)))
     if different := sorted(key for key in now if now[key] != facts["told"].get(key)):
         raise GraftError(
             f"The checkpoint {path} was made with another {different[0]} "
@@ -115,5 +115,5 @@ def drop_checkpoint(out: Path) -> None:
     shutil.rmtree(training_folder(out), ignore_errors=True)
 
 
-def _told(learner: Learner, told: Mapping[str, object]) -> dict[str, object]:
-    return {**learner.described(), **told, **asdict(learner.recipe)}
+def _conditions(learner: Learner, told: Mapping[str, object]) -> dict[str, object]:
+    return {**learner.describe(), **told, **asdict(learner.recipe)}

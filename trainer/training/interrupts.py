@@ -36,8 +36,8 @@ class Keeper:
     def __enter__(self) -> "Keeper":
         self._handlers = ExitStack()
         if _in_main_thread():
-            self._handlers.enter_context(_handling(self._ask))
-            self._handlers.enter_context(_heard_at_once(self._tell))
+            self._handlers.enter_context(_set_handler(self._ask))
+            self._handlers.enter_context(_hear_at_once(self._tell))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,7 +66,7 @@ class Keeper:
     def round_ended(self, learners: list[Learner]) -> None:
         self._rounds += 1
         if self._asked or (self._every and self._rounds % self._every == 0):
-            with undisturbed():
+            with ignore_interrupts():
                 self._save()
             self._kept = self._began + self._rounds
         if self._asked:
@@ -74,17 +74,17 @@ class Keeper:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def ignore_interrupts() -> Iterator[None]:
     """Ctrl-C is not heard within: half a save is none."""
     if not _in_main_thread():
         yield
         return
-    with _handling(signal.SIG_IGN):
+    with _set_handler(signal.SIG_IGN):
         yield
 
 
 @contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+def _set_handler(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, handler)
     try:
         yield
@@ -93,7 +93,7 @@ def _handling(handler: Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 @contextmanager
-def _heard_at_once(tell: Callable[[], None]) -> Iterator[None]:
+def _hear_at_once(tell: Callable[[], None]) -> Iterator[None]:
     """Call `tell` at the first Ctrl-C, from a thread of its own.
 
     Python runs a signal's handler when the main thread comes back to it, and a backward pass is seconds long.

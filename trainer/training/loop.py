@@ -17,9 +17,9 @@ from graft.hub.machine.compute_threads import ComputeThreads
 from graft.trainer.data.batches import passes
 from graft.trainer.data.packing import Pack
 from graft.trainer.data.sequences import TokenSequence
-from graft.trainer.forward.checkpointing import recomputing
+from graft.trainer.forward.checkpointing import recompute_layers
 from graft.trainer.forward.cross_entropy import cross_entropy
-from graft.trainer.forward.passes import running
+from graft.trainer.forward.passes import run_pass
 from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import RunConfig
 
@@ -45,7 +45,7 @@ def train_all(
 ) -> None:
     """Train until every adapter is done. `evaluate` scores one as it stands (None: it has no evaluation data)."""
     with (
-        recomputing(base, run.checkpoint_layers, [learner.dropout for learner in learners]),
+        recompute_layers(base, run.checkpoint_layers, [learner.dropout for learner in learners]),
         ComputeThreads() as threads,
     ):
         while active := [learner for learner in learners if not learner.done]:
@@ -83,7 +83,7 @@ def _one_pass(
     present = [i for i, own in enumerate(part) if own]
     forms = [learners[i].forms(base) for i in present]
     pack = Pack(tuple(tuple(part[i]) for i in present))
-    with running(base, pack, forms, [learners[i].dropout for i in present]) as (logits, rows):
+    with run_pass(base, pack, forms, [learners[i].dropout for i in present]) as (logits, rows):
         values = cross_entropy(logits, rows.targets).split(rows.logit_counts)
         # the mean over an adapter's completion tokens of the whole step, whatever the passes
         shares = [own.sum() / learned[i] for i, own in zip(present, values, strict=True)]

@@ -43,14 +43,14 @@ from graft.trainer.plan.plan import (
 from graft.trainer.process.memory import peak_bytes, restart_peak
 from graft.trainer.training.checkpoints import common_save, drop_checkpoint, load_checkpoint, save_checkpoint
 from graft.trainer.training.disk_room import require_room
-from graft.trainer.training.interrupts import Keeper, undisturbed
+from graft.trainer.training.interrupts import Keeper, ignore_interrupts
 from graft.trainer.training.loop import Watcher, train_all
 
 Save = Callable[[Base, TrainingJob, TrainingOutcome], None]
 Say = Callable[[str], None]  # what a person should know of the run
 
 
-def silent(message: str) -> None:
+def say_nothing(message: str) -> None:
     """Nobody listens."""
 
 
@@ -62,7 +62,7 @@ def train(
     watchers: Sequence[Watcher] = (),
     resume: bool = False,
     overwrite: bool = True,
-    say: Say = silent,
+    say: Say = say_nothing,
 ) -> list[TrainingOutcome]:
     """Train PEFT adapters on one frozen base in one batched pass a step, and write an artifact each.
 
@@ -92,18 +92,18 @@ def run_jobs(
     resume: bool,
     save: Save,
     overwrite: bool = True,
-    say: Say = silent,
+    say: Say = say_nothing,
 ) -> list[TrainingOutcome]:
     """Train prepared jobs, score them, and `save` each that is sound. `resume`: those that are not finished yet."""
     common = common_save([job.plan.out for job in jobs]) if resume else None
-    finished = [_continued(base, job, common, overwrite, say) if resume else None for job in jobs]
+    finished = [_continue_job(base, job, common, overwrite, say) if resume else None for job in jobs]
     left = [job for job, outcome in zip(jobs, finished, strict=True) if outcome is None]
     require_room({job.plan.out: job.learner for job in left})
-    trained = iter(_trained(base, left, run, watchers, save, say) if left else [])
+    trained = iter(_train(base, left, run, watchers, save, say) if left else [])
     return [outcome or next(trained) for outcome in finished]
 
 
-def _trained(
+def _train(
     base: Base,
     jobs: list[TrainingJob],
     run: RunConfig,
@@ -121,7 +121,7 @@ def _trained(
     def save_states(of: Sequence[TrainingJob] = jobs) -> None:
         this = uuid4().hex
         for job in of:
-            save_checkpoint(job.learner, job.plan.out, _told(base, job), this)
+            save_checkpoint(job.learner, job.plan.out, _checkpoint_conditions(base, job), this)
 
     restart_peak(base.device)
     started = time.monotonic()
@@ -139,20 +139,20 @@ def _trained(
         for job in jobs:
             outcomes.append(_finish(base, job, seconds, peak, watchers, save))
     except (KeyboardInterrupt, Exception):  # in the last scores, the last probes: what was trained is not lost
-        with undisturbed():
+        with ignore_interrupts():
             save_states(jobs[len(outcomes) :])
         raise
     return outcomes
 
 
-def _continued(base: Base, job: TrainingJob, save: str | None, overwrite: bool, say: Say) -> TrainingOutcome | None:
+def _continue_job(base: Base, job: TrainingJob, save: str | None, overwrite: bool, say: Say) -> TrainingOutcome | None:
     """Load the job's checkpoint, of `save` if it has one; the outcome of one that an earlier run has finished.
 
     Raises GraftError where neither is there, but something else that only `overwrite` may replace.
     """
-    if load_checkpoint(job.learner, job.plan.out, _told(base, job), save):
+    if load_checkpoint(job.learner, job.plan.out, _checkpoint_conditions(base, job), save):
         return None
-    outcome = _finished(base, job)
+    outcome = _find_finished(base, job)
     if outcome:
         say(f"{job.plan.label}: {job.plan.out} is finished, and taken as it is.")
     else:
@@ -164,7 +164,7 @@ def _continued(base: Base, job: TrainingJob, save: str | None, overwrite: bool, 
     return outcome
 
 
-def _finished(base: Base, job: TrainingJob) -> TrainingOutcome | None:
+def _find_finished(base: Base, job: TrainingJob) -> TrainingOutcome | None:
     """What became of a training that would be the same as this one, where its folder is whole; else None."""
     plan = job.plan
     try:
@@ -193,7 +193,7 @@ def _finished(base: Base, job: TrainingJob) -> TrainingOutcome | None:
         return None
 
 
-def _told(base: Base, job: TrainingJob) -> dict[str, str | None]:
+def _checkpoint_conditions(base: Base, job: TrainingJob) -> dict[str, str | None]:
     """What a checkpoint can only be continued with, beside method and recipe."""
     held_out = data_hash(job.data.held_out) if job.data.held_out else None
     return {
@@ -276,15 +276,15 @@ def _finish(
     except GraftError as error:  # the others of the run are saved all the same
         return replace(outcome, folder=None, stopped=f"could not be saved: {error}".removesuffix("."))
     except OSError as error:
-        return replace(outcome, folder=None, stopped=f"could not be saved: {error}{_kept(base, job)}")
+        return replace(outcome, folder=None, stopped=f"could not be saved: {error}{_keep_training(base, job)}")
     drop_checkpoint(plan.out)
     return outcome
 
 
-def _kept(base: Base, job: TrainingJob) -> str:
+def _keep_training(base: Base, job: TrainingJob) -> str:
     """Keep the training of an artifact that the disk has no room for, and say so."""
     try:
-        save_checkpoint(job.learner, job.plan.out, _told(base, job), uuid4().hex)
+        save_checkpoint(job.learner, job.plan.out, _checkpoint_conditions(base, job), uuid4().hex)
     except GraftError:
         return ", nor could its training: make room and train again"
     return ". Its training is kept: make room and give the same command with --resume"

@@ -12,7 +12,7 @@ from graft.trainer.data.packing import Pack
 from graft.trainer.data.sequences import TokenSequence
 from graft.trainer.evaluation.generation import generate
 from graft.trainer.evaluation.scoring import predict_labels, score_examples
-from graft.trainer.forward.passes import running, served
+from graft.trainer.forward.passes import run_pass, served_forms
 from tests.trainer.cases import plan
 
 EXAMPLES = [
@@ -29,7 +29,7 @@ def slow_label(base, forms, example):
         ids = base.tokenizer.encode(label)
         with (
             torch.no_grad(),
-            running(base, Pack(((TokenSequence((*prompt, *ids), len(prompt)),),)), [forms]) as (logits, _),
+            run_pass(base, Pack(((TokenSequence((*prompt, *ids), len(prompt)),),)), [forms]) as (logits, _),
         ):
             table = logits.log_softmax(-1)
         sums[label] = sum(table[i, id].item() for i, id in enumerate(ids))
@@ -41,7 +41,7 @@ def test_labels_equal_one_at_a_time(llama, data, tmp_path, method):
     train(llama, [plan(data, tmp_path / "a", method)])
     forms = load_artifact(tmp_path / "a", llama.spec).fold(llama)
     with torch.no_grad():
-        batched = predict_labels(llama, served(llama, forms), EXAMPLES, 256)
+        batched = predict_labels(llama, served_forms(llama, forms), EXAMPLES, 256)
     assert batched == [slow_label(llama, forms, example) for example in EXAMPLES]
     bare = predict_labels(llama, (), EXAMPLES, 256)
     assert bare == [slow_label(llama, (), example) for example in EXAMPLES]
@@ -51,14 +51,14 @@ def test_labels_equal_one_at_a_time(llama, data, tmp_path, method):
 def test_generation_equals_recomputing_everything(base, tmp_path, data, method):
     train(base, [plan(data, tmp_path / "a", method)])
     with torch.no_grad():
-        forms = served(base, load_artifact(tmp_path / "a", base.spec).fold(base))
+        forms = served_forms(base, load_artifact(tmp_path / "a", base.spec).fold(base))
         prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17, 18]]
         made = generate(base, forms, prompts, 6, end=-1)
         for prompt, answer in zip(prompts, made, strict=True):
             ids = list(prompt)
             for _ in range(6):
                 sequence = TokenSequence((*ids, 0), len(ids))
-                with running(base, Pack(((sequence,),)), [forms]) as (logits, _):
+                with run_pass(base, Pack(((sequence,),)), [forms]) as (logits, _):
                     ids.append(int(logits[-1].argmax()))
             assert answer == ids[len(prompt) :]
 

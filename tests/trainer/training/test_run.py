@@ -21,7 +21,7 @@ from graft.hub.errors import DataError, GraftError
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
 from graft.trainer.artifact.probe import TEXTS
 from graft.trainer.data.packing import Pack
-from graft.trainer.forward.passes import running, served
+from graft.trainer.forward.passes import run_pass, served_forms
 from graft.trainer.training import checkpoints as resume_module
 from graft.trainer.training import run as run_module
 from graft.trainer.training.checkpoints import load_checkpoint, save_checkpoint, training_folder
@@ -49,9 +49,9 @@ def test_what_is_written_loads_and_is_served_as_it_was_trained(llama, data, held
     forms = artifact.fold(llama)
     pack = Pack((tuple(kept["batch"]),))
     with torch.no_grad():
-        with running(llama, pack, [kept["forms"]]) as (trained, _):
+        with run_pass(llama, pack, [kept["forms"]]) as (trained, _):
             pass
-        with running(llama, pack, [served(llama, forms)]) as (as_served, _):
+        with run_pass(llama, pack, [served_forms(llama, forms)]) as (as_served, _):
             pass
     torch.testing.assert_close(trained, as_served, rtol=1e-4, atol=1e-5)
     assert outcome.score.metric == "accuracy" and outcome.score.n == 3
@@ -84,7 +84,7 @@ def test_the_probe_is_what_the_loaded_adapter_says(llama, data, tmp_path, method
     artifact = load_artifact(tmp_path / "a", llama.spec)
     probe = read_probe(artifact.probe, llama.spec.vocab_size)
     assert probe.stored == "float32" and [one.text for one in probe.texts] == list(TEXTS)
-    forms = served(llama, artifact.fold(llama))
+    forms = served_forms(llama, artifact.fold(llama))
     prefix = next((form for form in forms if isinstance(form, CacheRows)), None)
     for one in probe.texts:
         ids = torch.tensor(one.asked.ids)
