@@ -37,7 +37,7 @@ def answers(
     base: Base, asked: Sequence[tuple[Replayed, Sequence[ProbeQuestion]]], pause: Callable[[], None] = no_pause
 ) -> list[list[Table]]:
     """What each adapter says to its questions: of each question, a table. `pause`: called wherever others can go on."""
-    layout = _Layout(base)
+    layout = _PassLayout(base)
     for adapter, questions in asked:
         layout.add(adapter, questions)
     logits = layout.run([adapter.stack for adapter, _ in asked], pause)
@@ -50,7 +50,7 @@ def likely_tokens(
     base: Base, texts: Sequence[tuple[int, ...]], rows: int, top: int
 ) -> list[tuple[tuple[int, ...], ...]]:
     """Of each text's last `rows` ids: the `top` tokens that the bare base finds most probable after it."""
-    layout, bare = _Layout(base), replay_of((), base.dtype)
+    layout, bare = _PassLayout(base), replay_of((), base.dtype)
     questions = [ProbeQuestion(ids, ((),) * min(rows, len(ids))) for ids in texts]
     layout.add(bare, questions)
     likely = iter(layout.run([bare.stack]).topk(top, dim=-1).indices.tolist())
@@ -68,7 +68,7 @@ def _table(logits: Tensor, question: ProbeQuestion, pause: Callable[[], None]) -
     return tuple(log_probs_of(row, tokens) for row, tokens in zip(logits, question.tokens, strict=True))
 
 
-class _Layout:
+class _PassLayout:
     """Rows of a pass, one sequence after another: of each adapter its soft prompt, if it has one, then its texts."""
 
     def __init__(self, base: Base):

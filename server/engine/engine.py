@@ -45,7 +45,7 @@ from graft.server.served_version import Served
 from graft.server.telemetry import Metrics
 
 log = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 
 class Engine:
@@ -135,12 +135,12 @@ class Engine:
                 stream.cancel()
             raise
 
-    def call(self, question: Callable[[], Answer]) -> Answer:
+    def call(self, question: Callable[[], Value]) -> Value:
         """Ask something on the engine's thread, between steps, and wait for the answer.
 
         Raises what the question raises, ClosedError after `close`.
         """
-        answer: Future[Answer] = Future()
+        answer: Future[Value] = Future()
 
         def ask() -> None:
             try:

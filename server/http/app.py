@@ -62,7 +62,7 @@ ELSEWHERE = {
 EXTENSION = "graft"
 blueprint = Blueprint("v1", __name__)
 Naming = TypeVar("Naming", bound=GenerationBody | AdapterBody)  # a body that names a model
-Move = TypeVar("Move", bound=AdapterBody)
+AnyAdapterBody = TypeVar("AnyAdapterBody", bound=AdapterBody)
 
 
 class Service:
@@ -205,7 +205,7 @@ def pin() -> Response:
     return _move_adapter(PinBody, lambda body: service().inventory.pin(body.model, body.pinned))
 
 
-def _move_adapter(schema: type[Move], move: Callable[[Move], Served]) -> Response:
+def _move_adapter(schema: type[AnyAdapterBody], move: Callable[[AnyAdapterBody], Served]) -> Response:
     """Do something with an adapter and say how it stands now."""
     body = _body(schema)
     if body.model == service().base_name:

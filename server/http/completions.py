@@ -19,7 +19,7 @@ from graft.server.engine.engine import Engine
 from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream
 from graft.server.engine.sampling import Sampling, Token
 from graft.server.errors import TooLongError
-from graft.server.http.detokenizer import Detokenizer, StopStrings, Tokenizer, certain_text, decode
+from graft.server.http.detokenizer import Detokenizer, StopStrings, TokenDecoder, certain_text, decode
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
 from graft.server.served_version import Served
 
@@ -171,7 +171,7 @@ class Piece:
 class Choice:
     """One continuation under way: tokens in, certain text out."""
 
-    def __init__(self, index: int, request: Request, asked: AskedCompletions, tokenizer: Tokenizer):
+    def __init__(self, index: int, request: Request, asked: AskedCompletions, tokenizer: TokenDecoder):
         self.index = index
         self.served = Served()
         self.generated = 0

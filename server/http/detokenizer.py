@@ -14,7 +14,7 @@ _CONTEXT = 8  # tokens before the next one that its text may depend on: spaces, 
 _WINDOW = 24  # tokens decoded again with each new one, at most
 
 
-class Tokenizer(Protocol):
+class TokenDecoder(Protocol):
     """What is asked of a base's tokenizer here."""
 
     def decode(
@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
 class Detokenizer:
     """`push` a token, get the text that is certain by now; `flush` gives the rest."""
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
+    def __init__(self, tokenizer: TokenDecoder, context: Sequence[int] = ()):
         """`context`: the tokens before the first one; their text is not given out again."""
         self._tokenizer = tokenizer
         self._tokens = list(context[-_CONTEXT:])
@@ -85,7 +85,7 @@ class StopStrings:
 class Names:
     """Tokens as log-probability reports show them: their text and their bytes."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: TokenDecoder):
         self._tokenizer = tokenizer
         self.name = lru_cache(maxsize=65536)(self._name)
 
@@ -110,7 +110,7 @@ def certain_text(text: str) -> str:
     return text[: len(text) - _count_unfinished(text)]
 
 
-def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+def decode(tokenizer: TokenDecoder, ids: Sequence[int]) -> str:
     """Text without special tokens."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)

@@ -17,7 +17,7 @@ from graft.server.http.completions import Answer, Mark, Piece
 from graft.server.http.detokenizer import Names
 
 Json = dict[str, object]
-Report = Json  # on log-probabilities, as `logprobs` has it
+LogprobsJson = Json  # on log-probabilities, as `logprobs` has it
 LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON has no word for
 
 
@@ -29,15 +29,15 @@ class ResponseShape(ABC):
     id_prefix: str
 
     @abstractmethod
-    def choice(self, text: str, report: Report | None) -> Json:
+    def choice(self, text: str, report: LogprobsJson | None) -> Json:
         """A whole choice's own keys."""
 
     @abstractmethod
-    def delta(self, text: str, report: Report | None) -> Json:
+    def delta(self, text: str, report: LogprobsJson | None) -> Json:
         """The same of a part in a stream."""
 
     @abstractmethod
-    def report(self, marks: Sequence[Mark], names: Names) -> Report:
+    def report(self, marks: Sequence[Mark], names: Names) -> LogprobsJson:
         """Log-probabilities of some tokens."""
 
     def opening(self, index: int) -> list[Json]:
@@ -49,12 +49,12 @@ class CompletionShape(ResponseShape):
     object = chunk_object = "text_completion"
     id_prefix = "cmpl-"
 
-    def choice(self, text: str, report: Report | None) -> Json:
+    def choice(self, text: str, report: LogprobsJson | None) -> Json:
         return {"text": text, "logprobs": report}
 
     delta = choice
 
-    def report(self, marks: Sequence[Mark], names: Names) -> Report:
+    def report(self, marks: Sequence[Mark], names: Names) -> LogprobsJson:
         tops = [_by_text(mark, names) for mark in marks]
         return {
             "tokens": [names.name(mark.token.id)[0] for mark in marks],
@@ -69,16 +69,16 @@ class ChatShape(ResponseShape):
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def choice(self, text: str, report: Report | None) -> Json:
+    def choice(self, text: str, report: LogprobsJson | None) -> Json:
         return {"message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": report}
 
-    def delta(self, text: str, report: Report | None) -> Json:
+    def delta(self, text: str, report: LogprobsJson | None) -> Json:
         return {"delta": {"content": text} if text else {}, "logprobs": report}
 
     def opening(self, index: int) -> list[Json]:
         return [_choice(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None}, None)]
 
-    def report(self, marks: Sequence[Mark], names: Names) -> Report:
+    def report(self, marks: Sequence[Mark], names: Names) -> LogprobsJson:
         content = [
             _entry(mark.token.id, mark.token.logprob, names)
             | {"top_logprobs": [_entry(id, logprob, names) for id, logprob in mark.token.top]}
@@ -149,7 +149,7 @@ class Writer:
     def _event(self, rest: Json) -> bytes:
         return _sse({"object": self.shape.chunk_object, **self._head, **rest})
 
-    def _report(self, marks: Sequence[Mark]) -> Report | None:
+    def _report(self, marks: Sequence[Mark]) -> LogprobsJson | None:
         return None if self.answer.asked.logprobs is None else self.shape.report(marks, self.names)
 
     def _usage(self) -> Json:
