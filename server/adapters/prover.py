@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 _TOGETHER = 4  # adapters of a pass: beyond, what cannot be cut (the attention of all) grows longer than a turn
 _ROWS = 320  # that they ask about, each a row of logits: a stranger's probe may ask about many
 _TURN_S = 0.01  # of a turn at most: what a request may have to wait for
-_SHARE = 1 / 12  # of the steps' time, while there are steps
+_SHARE = 1 / 16  # of the steps' time, while there are steps
 _PROOFS, _BASES = "proofs", "proof-bases"  # kinds of what is kept
 
 Questions = tuple[ProbeQuestion, ...]
