@@ -89,11 +89,7 @@ def tiny_base(family: str, seed: int = 0) -> Base:
 
 # What `make test-fast` (--fast) keeps and leaves out: fused and separate projections, rotary and learned positions, taps of
 # every kind; no compiler of Triton's, no commands in processes of their own, no other libraries.
-FAST = {
-    "family": ("llama", "gpt2", "gpt_neox"),
-    "kind": ("eager", "fast-2"),
-    "kernels": (2,),
-}  # of a fixture's parameters
+FAST = {"family": ("llama", "gpt2", "gpt_neox"), "kind": ("eager", "fast-2"), "kernels": (2,)}  # by fixture
 SLOWER = (
     "tests/field", "tests/interop", "tests/server/commands", "tests/server/runners/cuda", "tests/test_benchmarks.py",
     "tests/test_tutorial.py", "tests/hub/base/test_dtype_choice.py", "tests/hub/registry/test_properties.py",

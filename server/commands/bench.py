@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from graft.hub.machine.cpu_load import usable_cores
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.tables import print_json, print_table
 
@@ -226,7 +227,6 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def _describe(plan: BenchPlan, work: Workload) -> dict[str, object]:
-    import os
     from importlib.metadata import version
 
     versions = {name: version(name) for name in ("grafthub", "torch", "transformers")}
@@ -235,4 +235,4 @@ def _describe(plan: BenchPlan, work: Workload) -> dict[str, object]:
         "distinct": len([m for m in plan.models if m]),
         "cold_rate": plan.cold_rate,
     }
-    return {**asdict(work), **adapters, "cores": len(os.sched_getaffinity(0)), "versions": versions}
+    return {**asdict(work), **adapters, "cores": len(usable_cores()), "versions": versions}
