@@ -10,7 +10,7 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 _cache = tempfile.TemporaryDirectory(prefix="graft-test-cache-")  # what tests find out is not kept for later
 os.environ["GRAFT_CACHE"] = _cache.name
 os.environ.setdefault(
-    "GOMP_SPINCOUNT", "10000"
+    "GOMP_SPINCOUNT", "30000"
 )  # as hub/machine/openmp_wait.py does for who does not import torch first
 
 import pytest
