@@ -9,9 +9,10 @@ for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 _cache = tempfile.TemporaryDirectory(prefix="graft-test-cache-")  # what tests find out is not kept for later
 os.environ["GRAFT_CACHE"] = _cache.name
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "30000"
-)  # as hub/machine/openmp_wait.py does for who does not import torch first
+
+from graft.hub.machine.openmp_wait import wait_briefly
+
+wait_briefly()  # before torch is imported, as commands do
 
 import pytest
 import torch

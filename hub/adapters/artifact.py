@@ -5,25 +5,32 @@ A folder is `adapter_config.json`, `adapter_model.safetensors`, `README.md` (the
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from graft.hub.adapters.methods import Method, MethodConfig
+from graft.hub.adapters.safetensors_header import TensorEntry, read_tensor
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank
-from graft.hub.adapters.validation import CARD, CONFIG, PROVENANCE, WEIGHTS, check_against, digest, parse
+from graft.hub.adapters.validation import CARD, CONFIG, PROVENANCE, WEIGHTS, check_against, digest, open_weights, parse
 from graft.hub.base.fingerprint import same_weight
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.base.model import Base
 from graft.hub.errors import ArtifactError, BaseMismatchError
 from graft.hub.machine.atomic_files import write_folder_whole
+
+_ATTEMPTS = 3  # to read a folder that somebody is writing
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Artifact:
                     f"its base had other or more embeddings. It can't be served per request on this one."
                 )
         with torch.no_grad():
-            device = base.device  # a walk through the model
+            device = base.device  # a property that walks over all parameters: read once
             tensors = {name: tensor.to(device, torch.float32) for name, tensor in self.tensors.items()}
             forms = self.method.fold(self.config, tensors, base)
         if all(_is_identity(form) for form in forms):
@@ -71,17 +78,42 @@ class Artifact:
 def load_artifact(folder: str | Path, base: BaseSpec, *, allow_base_mismatch: bool = False) -> Artifact:
     """Read a folder and check it against a base: every tensor used, none missing, shapes and fingerprint equal.
 
+    What is written there meanwhile or later changes nothing: config and weights are of one moment, the digest is of the
+    bytes that the tensors are made of, and none of them is a view of the file.
     Raises ArtifactError, UnsupportedMethodError or BaseMismatchError. Nothing is ever unpickled.
     """
-    parsed = parse(Path(folder))
+    for _ in range(_ATTEMPTS):
+        with open_weights(Path(folder)) as file:
+            before = os.fstat(file.fileno())
+            artifact = _read(Path(folder), file, base, allow_base_mismatch)
+            if _is_unchanged(Path(file.name), before):
+                return artifact
+    raise ArtifactError(f"{folder} is being written: try again once that is done.")
+
+
+def _read(folder: Path, file: BinaryIO, base: BaseSpec, allow_base_mismatch: bool) -> Artifact:
+    parsed = parse(folder, file)
     check_against(parsed, base, allow_base_mismatch=allow_base_mismatch)
+    data = {name: read_tensor(file, entry) for name, entry in parsed.entries.items()}
+    tensors = {name: _tensor(parsed.entries[name], held) for name, held in data.items()}
+    frozen = {module: _tensor(entry, read_tensor(file, entry)) for module, (_, entry) in parsed.copies.items()}
+    identity = digest(parsed, lambda name: [data[name]])
+    return Artifact(parsed.method, parsed.config, tensors, identity, parsed.provenance, frozen)
+
+
+def _tensor(entry: TensorEntry, data: bytearray) -> Tensor:
+    """Of the file's dtype, over `data` itself."""
+    return torch.frombuffer(data, dtype=_DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def _is_unchanged(path: Path, before: os.stat_result) -> bool:
+    """Whether the file at `path` is the one that was opened, as it was then. (Who writes a folder takes its weights
+    away first: hub/machine/atomic_files.py.)"""
     try:
-        with safe_open(parsed.weights, framework="pt") as file:
-            tensors = {name: file.get_tensor(own) for name, own in parsed.file_names.items()}
-            frozen = {module: file.get_tensor(own) for module, (own, _) in parsed.copies.items()}
-    except SafetensorError as error:
-        raise ArtifactError(f"{parsed.weights.name} can't be read: {error}.") from None
-    return Artifact(parsed.method, parsed.config, tensors, digest(parsed), parsed.provenance, frozen)
+        now = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(before, now) and (before.st_mtime_ns, before.st_size) == (now.st_mtime_ns, now.st_size)
 
 
 def save_artifact(

@@ -1,5 +1,7 @@
 """Reading safetensors files that nobody vouches for: our own strict header parser, torch-free.
 
+Every function takes the open file, so that all they say is of the same bytes, whatever its path means by now.
+
 The library accepts duplicate keys, path-like names, NaN and 100,000 tensors; here they are refused before
 the library or torch sees the file. Layout: 8 bytes little-endian header length, a JSON object of
 `name -> {dtype, shape, data_offsets}`, then the data without gaps or overlaps.
@@ -7,11 +9,13 @@ the library or torch sees the file. Layout: 8 bytes little-endian header length,
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -42,75 +46,83 @@ class TensorEntry:
         return math.prod(self.shape)
 
 
-def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+def read_header(file: BinaryIO) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """The tensors and the metadata of a safetensors file.
 
     Raises ArtifactError naming the file and what is wrong with it.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            raise _damage(path, "it is shorter than 8 bytes; it was cut off")
-        if start == LFS_POINTER:
-            raise _damage(path, "it is Git LFS's note of where the weights are; fetch them with `git lfs pull`")
-        (length,) = struct.unpack("<Q", start)
-        if length > MAX_HEADER_BYTES and start.startswith(_PICKLES):  # a length below may begin with such bytes
-            raise ArtifactError(
-                f"{path.name} is a pickle or zip file under a safetensors name. Nothing is ever unpickled "
-                f"here: save the adapter with safe_serialization=True."
-            )
-        if length > MAX_HEADER_BYTES:
-            raise _damage(path, f"its header claims {length} bytes; at most {MAX_HEADER_BYTES} are taken")
-        text = file.read(length)
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    start = file.read(8)
+    if len(start) < 8:
+        raise _damage(file, "it is shorter than 8 bytes; it was cut off")
+    if start == LFS_POINTER:
+        raise _damage(file, "it is Git LFS's note of where the weights are; fetch them with `git lfs pull`")
+    (length,) = struct.unpack("<Q", start)
+    if length > MAX_HEADER_BYTES and start.startswith(_PICKLES):  # a length below may begin with such bytes
+        raise ArtifactError(
+            f"{_name(file)} is a pickle or zip file under a safetensors name. Nothing is ever unpickled "
+            f"here: save the adapter with safe_serialization=True."
+        )
+    if length > MAX_HEADER_BYTES:
+        raise _damage(file, f"its header claims {length} bytes; at most {MAX_HEADER_BYTES} are taken")
+    text = file.read(length)
     if len(text) < length:
-        raise _damage(path, "it ends within its header; it was cut off")
+        raise _damage(file, "it ends within its header; it was cut off")
     if not text.startswith(b"{"):
-        raise _damage(path, "its header does not begin with {")
+        raise _damage(file, "its header does not begin with {")
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise _damage(path, f"its header is not valid JSON ({error})") from None
+        raise _damage(file, f"its header is not valid JSON ({error})") from None
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _damage(path, "its __metadata__ is not a table of strings")
+        raise _damage(file, "its __metadata__ is not a table of strings")
     if len(header) > MAX_TENSORS:
-        raise _damage(path, f"it holds {len(header)} tensors; at most {MAX_TENSORS} are taken")
-    entries = {name: _entry(path, name, raw, 8 + length) for name, raw in header.items()}
-    _require_gapless(path, entries, 8 + length, size)
+        raise _damage(file, f"it holds {len(header)} tensors; at most {MAX_TENSORS} are taken")
+    entries = {name: _entry(file, name, raw, 8 + length) for name, raw in header.items()}
+    _require_gapless(file, entries, 8 + length, size)
     return entries, metadata
 
 
-def require_finite(path: Path, entries: dict[str, TensorEntry]) -> None:
+def require_finite(file: BinaryIO, entries: dict[str, TensorEntry]) -> None:
     """Raise ArtifactError naming the first tensor that holds a NaN or an infinity."""
     for name, entry in entries.items():
-        if entry.dtype in ("F64", "F32", "F16", "BF16") and not all(map(_finite, _values(path, entry))):
+        if entry.dtype in ("F64", "F32", "F16", "BF16") and not all(map(_finite, _values(file, entry))):
             raise ArtifactError(
-                f"{path.name}: tensor {name} holds NaN or infinite values, so the adapter would answer "
+                f"{_name(file)}: tensor {name} holds NaN or infinite values, so the adapter would answer "
                 f"nonsense. Its training diverged or the file is damaged; train it again."
             )
 
 
-def holds_only(path: Path, entry: TensorEntry, value: float) -> bool:
+def holds_only(file: BinaryIO, entry: TensorEntry, value: float) -> bool:
     """Whether every element of a floating-point tensor is `value`."""
     if entry.dtype == "BF16":  # the upper half of a float32
         wanted, sign = np.float32(value).view(np.uint32) >> 16, 0x7FFF if value == 0 else 0xFFFF
-        return all(bool(((piece & sign) == wanted).all()) for piece in _values(path, entry))
-    return entry.dtype in _NUMPY and all(bool((piece == value).all()) for piece in _values(path, entry))
+        return all(bool(((piece & sign) == wanted).all()) for piece in _values(file, entry))
+    return entry.dtype in _NUMPY and all(bool((piece == value).all()) for piece in _values(file, entry))
 
 
-def pieces(path: Path, entry: TensorEntry) -> Iterator[bytes]:
+def pieces(file: BinaryIO, entry: TensorEntry) -> Iterator[bytes]:
     """A tensor's bytes, little-endian, a few MiB at a time: an adapter may be larger than memory."""
-    with path.open("rb") as file:
-        file.seek(entry.start)
-        for start in range(entry.start, entry.stop, _PIECE_BYTES):
-            yield file.read(min(_PIECE_BYTES, entry.stop - start))
+    for start in range(entry.start, entry.stop, _PIECE_BYTES):
+        file.seek(start)
+        yield file.read(min(_PIECE_BYTES, entry.stop - start))
 
 
-def _values(path: Path, entry: TensorEntry) -> Iterator[np.ndarray]:
+def read_tensor(file: BinaryIO, entry: TensorEntry) -> bytearray:
+    """A tensor's bytes. Raises ArtifactError for a file that has become shorter."""
+    data = bytearray(entry.stop - entry.start)
+    file.seek(entry.start)
+    if file.readinto(data) != len(data):  # type: ignore[attr-defined]  # a file opened for reading has it
+        raise _damage(file, "it was cut off while it was read")
+    return data
+
+
+def _values(file: BinaryIO, entry: TensorEntry) -> Iterator[np.ndarray]:
     """A floating-point tensor's values in pieces; of bf16, which numpy doesn't have, the bits."""
     kind = _NUMPY.get(entry.dtype, "<u2")
-    return (np.frombuffer(piece, kind) for piece in pieces(path, entry))
+    return (np.frombuffer(piece, kind) for piece in pieces(file, entry))
 
 
 def _finite(values: np.ndarray) -> bool:
@@ -119,33 +131,33 @@ def _finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _entry(path: Path, name: str, raw: object, data_start: int) -> TensorEntry:
+def _entry(file: BinaryIO, name: str, raw: object, data_start: int) -> TensorEntry:
     if not _NAME.fullmatch(name):
-        raise _damage(path, f"tensor name {name[:80]!r} has characters other than letters, digits, . _ -")
+        raise _damage(file, f"tensor name {name[:80]!r} has characters other than letters, digits, . _ -")
     if not isinstance(raw, dict) or set(raw) != {"dtype", "shape", "data_offsets"}:
-        raise _damage(path, f"tensor {name} lacks dtype, shape or data_offsets, or has more than these")
+        raise _damage(file, f"tensor {name} lacks dtype, shape or data_offsets, or has more than these")
     dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise _damage(path, f"tensor {name} has the dtype {dtype!r}; taken are {', '.join(_BYTES)}")
+        raise _damage(file, f"tensor {name} has the dtype {dtype!r}; taken are {', '.join(_BYTES)}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _damage(path, f"tensor {name} has the shape {shape!r}")
+        raise _damage(file, f"tensor {name} has the shape {shape!r}")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _damage(path, f"tensor {name} has the data_offsets {offsets!r}")
+        raise _damage(file, f"tensor {name} has the data_offsets {offsets!r}")
     if offsets[1] - offsets[0] != math.prod(shape) * _BYTES[dtype]:
-        raise _damage(path, f"tensor {name}: {offsets[1] - offsets[0]} bytes do not make {dtype} {shape}")
+        raise _damage(file, f"tensor {name}: {offsets[1] - offsets[0]} bytes do not make {dtype} {shape}")
     return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
-def _require_gapless(path: Path, entries: dict[str, TensorEntry], start: int, size: int) -> None:
+def _require_gapless(file: BinaryIO, entries: dict[str, TensorEntry], start: int, size: int) -> None:
     position = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != position:
-            raise _damage(path, f"tensor {name} overlaps another or leaves a gap before it")
+            raise _damage(file, f"tensor {name} overlaps another or leaves a gap before it")
         position = entry.stop
     if position > size:
-        raise _damage(path, f"it has {size} bytes where its header promises {position}; it was cut off")
+        raise _damage(file, f"it has {size} bytes where its header promises {position}; it was cut off")
     if position < size:
-        raise _damage(path, f"{size - position} bytes follow the last tensor")
+        raise _damage(file, f"{size - position} bytes follow the last tensor")
 
 
 def _naturals(value: object) -> bool:
@@ -159,5 +171,9 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return table
 
 
-def _damage(path: Path, why: str) -> ArtifactError:
-    return ArtifactError(f"{path.name} is not a sound safetensors file: {why}.")
+def _name(file: BinaryIO) -> str:
+    return Path(file.name).name
+
+
+def _damage(file: BinaryIO, why: str) -> ArtifactError:
+    return ArtifactError(f"{_name(file)} is not a sound safetensors file: {why}.")

@@ -9,9 +9,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from graft.hub.adapters.methods import Method, MethodConfig, recognise
 from graft.hub.adapters.methods.foreign_config import dropped_options
@@ -65,12 +66,15 @@ class Parsed:
     provenance: dict[str, object]
 
 
-def parse(folder: Path) -> Parsed:
-    """Read an artifact's folder strictly. Raises ArtifactError or UnsupportedMethodError."""
+def parse(folder: Path, file: BinaryIO) -> Parsed:
+    """Read an artifact's folder strictly. `file` is its weights file, opened.
+
+    Raises ArtifactError or UnsupportedMethodError.
+    """
     raw = read_json(folder / CONFIG)
     method = recognise(raw)
-    weights = find_weights(folder)
-    header, _ = read_header(weights)
+    weights = Path(file.name)
+    header, _ = read_header(file)
     if not header:
         raise ArtifactError(f"{weights.name} holds no tensor at all: the adapter was saved empty.")
     if empty := [name for name, entry in header.items() if not entry.numel]:
@@ -79,14 +83,14 @@ def parse(folder: Path) -> Parsed:
             f"was saved while its parameters were spread over processes (DeepSpeed's ZeRO-3, FSDP). Save it again with "
             f"them gathered, such as by stage3_gather_16bit_weights_on_model_save."
         )
-    require_finite(weights, header)
+    require_finite(file, header)
     copies = {module: (name, header[name]) for name in header if (module := method.base_copy(name))}
     file_names = {method.canonical_name(raw, name): name for name in header if not method.base_copy(name)}
     if len(file_names) + len(copies) != len(header):
         raise ArtifactError(f"{weights.name} holds two tensors that mean the same parameter.")
     entries = {canonical: header[name] for canonical, name in file_names.items()}
     config = _read_config(method, raw, {name: entry.shape for name, entry in entries.items()})
-    _require_effect(method, config, weights, entries)
+    _require_effect(method, config, file, entries)
     provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
     return Parsed(folder, method, config, raw, weights, entries, file_names, copies, provenance)
 
@@ -130,7 +134,14 @@ def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
 
     Raises ArtifactError, UnsupportedMethodError or BaseMismatchError with what, why and what to do.
     """
-    parsed = parse(folder)
+    if (folder / WEIGHTS[0]).is_file() and (folder / WEIGHTS[1]).is_file():
+        raise ArtifactError(
+            f"There are two files of weights, {' and '.join(WEIGHTS)}, and only the first would be used: remove the one "
+            f"that is not this adapter's."
+        )
+    with open_weights(folder) as file:
+        parsed = parse(folder, file)
+        identity = digest(parsed, lambda name: pieces(file, parsed.entries[name]))
     warnings = []
     if spec is None:
         warnings.append("The base's manifest is not known here: tensor names and shapes were not checked against it.")
@@ -155,10 +166,10 @@ def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
         base_fingerprint=fingerprint_of(parsed.provenance),
         task=task_of(card),
         parameters=sum(entry.numel for entry in parsed.entries.values()),
-        bytes=parsed.weights.stat().st_size,
+        bytes=max(entry.stop for _, entry in _file_entries(parsed)),
         max_rank=max(ranks) if ranks else None,
         dtype="/".join(kinds),
-        digest=digest(parsed),
+        digest=identity,
         tensors={name: {"dtype": entry.dtype, "shape": list(entry.shape)} for name, entry in _file_entries(parsed)},
         provenance=parsed.provenance,
         card=card,
@@ -194,16 +205,31 @@ def _file_entries(parsed: Parsed) -> list[tuple[str, TensorEntry]]:
     return sorted([*own, *parsed.copies.values()])
 
 
-def digest(parsed: Parsed) -> str:
-    """sha256 hex over the load-relevant config and every tensor by canonical name, dtype, shape and bytes."""
+def digest(parsed: Parsed, data: Callable[[str], Iterable[bytes | bytearray]]) -> str:
+    """sha256 hex over the load-relevant config and every tensor by canonical name, dtype, shape and bytes.
+
+    `data` gives a tensor's bytes, by its canonical name. This is version 1 of the digests; another one, should there ever be
+    one, bears its number, so that no digest can mean two things.
+    """
     total = hashlib.sha256()
     identity = parsed.method.identity(parsed.config)
     total.update(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode())
     for name, entry in sorted(parsed.entries.items()):
         total.update(f"\n{name} {entry.dtype} {list(entry.shape)} ".encode())
-        for piece in pieces(parsed.weights, entry):
+        for piece in data(name):
             total.update(piece)
     return total.hexdigest()
+
+
+def open_weights(folder: Path) -> BinaryIO:
+    """The weights of an adapter's folder. Raises ArtifactError where it lacks its config or weights."""
+    if not (folder / CONFIG).exists():
+        raise _missing(folder / CONFIG)
+    weights = find_weights(folder)
+    try:
+        return weights.open("rb")
+    except OSError as error:
+        raise ArtifactError(f"{weights} can't be read: {error.strerror}.") from None
 
 
 def find_weights(folder: Path) -> Path:
@@ -254,9 +280,13 @@ def read_text(path: Path) -> str:
             raise ArtifactError(f"{path.name} is larger than {MAX_JSON_BYTES >> 20} MiB.")
         return path.read_text("utf-8")
     except FileNotFoundError:
-        raise ArtifactError(f"{path.parent} holds no {path.name}: it is not an adapter's folder.") from None
+        raise _missing(path) from None
     except (UnicodeDecodeError, OSError) as error:
         raise ArtifactError(f"{path.name} can't be read as text: {error}.") from None
+
+
+def _missing(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path.parent} holds no {path.name}: it is not an adapter's folder.")
 
 
 def base_name(raw: Mapping[str, object]) -> str | None:
@@ -282,13 +312,13 @@ def _read_config(method: Method, raw: dict[str, object], shapes: Mapping[str, tu
         raise ArtifactError(f"{CONFIG} has a value of the wrong kind for {method.title}: {error}.") from None
 
 
-def _require_effect(method: Method, config: MethodConfig, weights: Path, entries: Mapping[str, TensorEntry]) -> None:
+def _require_effect(method: Method, config: MethodConfig, file: BinaryIO, entries: Mapping[str, TensorEntry]) -> None:
     """Refuse an adapter whose every effective tensor is neutral, as far as the tensors alone can tell."""
     neutral = method.neutral_values(config)
     neutral_entries = [
         (entry, value) for name, entry in entries.items() for end, value in neutral.items() if name.endswith(end)
     ]
-    if neutral_entries and all(holds_only(weights, entry, value) for entry, value in neutral_entries):
+    if neutral_entries and all(holds_only(file, entry, value) for entry, value in neutral_entries):
         raise ArtifactError(
             f"This {method.title} adapter changes nothing: all its {' and '.join(neutral)} tensors are "
             f"{next(iter(neutral.values())):g}. It was saved before training, or its weights were lost on the way."

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _RESAMPLES = 10_000  # of the permutation test
 _BOOTSTRAPS = 2_000
+_ENDINGS = ".,;:!? "  # what an answer may end with or not
+_AROUND = re.compile(r"^(?![+-]\d)[^\w]+|[^\w%]+$")
 _Z95 = 1.959963984540054  # two-sided 95 % of a normal distribution
 
 
@@ -59,13 +61,21 @@ def _equality(prediction: str, reference: str) -> float:
 
 
 def _exact_match(prediction: str, reference: str) -> float:
-    return float(_words(prediction) == _words(reference))
+    """Equal but for letter case, white space, and how the answer ends: "The  Cat." equals "the cat", "-5" not "5"."""
+    return float(_answer(prediction) == _answer(reference))
+
+
+def _answer(text: str) -> str:
+    plain = " ".join(text.casefold().split())
+    return plain.rstrip(_ENDINGS) or plain
 
 
 def _f1(prediction: str, reference: str) -> float:
+    """Of the words that the two share; both empty are equal (Rajpurkar et al. 2016, section 6.1)."""
     ours, theirs = Counter(_words(prediction)), Counter(_words(reference))
-    shared = sum((ours & theirs).values())
-    return 2 * shared / (ours.total() + theirs.total()) if shared else 0.0
+    if not ours and not theirs:
+        return 1.0
+    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
 
 
 def _chrf(prediction: str, reference: str) -> float:
@@ -80,7 +90,8 @@ def _sentence_chrf() -> "CHRF":
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    """Without the punctuation around a word, but for a number's sign; a word of nothing but signs stays as it is."""
+    return [_AROUND.sub("", word) or word for word in text.casefold().split()]
 
 
 METRICS: dict[str, Metric] = {

@@ -1,4 +1,4 @@
-"""Repos as names: made, renamed, hidden, taken away. A name once used is never issued again.
+"""Repos as names: made, renamed, hidden, taken away. A name once used is never issued to another repo.
 
 Functions over an open connection, called inside a transaction.
 """
@@ -36,9 +36,12 @@ def set_private(db: Database, repo: Repo, private: bool, user: str) -> None:
 
 
 def move(db: Database, repo: Repo, new_name: str, user: str) -> None:
-    """Rename; the old name leads to the new one for ever. Raises ConflictError when the new one is taken."""
+    """Rename; the old name leads to the new one until the repo takes it back.
+
+    Raises ConflictError when the new one is taken or ever was, by another repo.
+    """
     namespace, short = check_repo_name(new_name)
-    new_id = insert(db, new_name, repo.private, user)
+    new_id = _row_of_earlier_name(db, repo, namespace, short) or insert(db, new_name, repo.private, user)
     # The two rows change places: the old one keeps its id, which everything refers to, under the new name.
     old_namespace, _, old_short = repo.name.partition("/")
     search.unlist_repo(db, new_id)
@@ -50,6 +53,14 @@ def move(db: Database, repo: Repo, new_name: str, user: str) -> None:
     )
     search.rename_repo(db, repo.id, namespace, short)
     audit(db, user, "repo.move", repo.name, new_name)
+
+
+def _row_of_earlier_name(db: Database, repo: Repo, namespace: str, short: str) -> int | None:
+    """The row that holds a name which this very repo once had; None where it never had it."""
+    row = db.execute(
+        "SELECT id FROM repos WHERE namespace = ? AND name = ? AND moved_to = ?", [namespace, short, repo.id]
+    ).fetchone()
+    return row["id"] if row else None
 
 
 def delete(db: Database, repo: Repo, user: str) -> None:

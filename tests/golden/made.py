@@ -7,6 +7,7 @@ Nothing here is drawn at random or computed in an order that a machine may choos
 import base64
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,6 +110,14 @@ DATA = b"""{"prompt": "The keeper saved a penalty.", "completion": "sport", "lab
 {"prompt": "Shares fell by a tenth.", "completion": "money", "labels": ["sport", "money"]}
 {"messages": [{"role": "user", "content": "Gr\\u00fc\\u00dfe?"}, {"role": "assistant", "content": "Hello."}]}
 """
+
+
+def hashed_fields() -> dict[str, list[str]]:
+    """method -> the fields of its config that enter every digest, whatever their value."""
+    return {
+        name: sorted(f.name for f in fields(method.Config) if not f.metadata.get("training_only") and not f.metadata.get("later"))
+        for name, method in METHODS.items()
+    }  # fmt: skip
 
 
 def data_hashes() -> dict[str, str]:
@@ -230,7 +239,13 @@ def _repo(registry: Registry, name: str) -> dict[str, Any]:
 def golden() -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         kept = summary(registry(Path(folder), Clock()))
-    return {"fingerprints": fingerprints(), "digests": digests(), "data": data_hashes(), "registry": kept}
+    return {
+        "fingerprints": fingerprints(),
+        "digests": digests(),
+        "fields": hashed_fields(),
+        "data": data_hashes(),
+        "registry": kept,
+    }
 
 
 def written(value: dict[str, Any]) -> str:

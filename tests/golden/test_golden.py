@@ -8,11 +8,14 @@ bases their fingerprint or registries their history: mend the code. Only where t
 import base64
 import json
 import sqlite3
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 
+from graft.hub.adapters.methods import METHODS
+from graft.hub.adapters.methods.method import LATER
 from graft.hub.base.model import Base
 from graft.hub.registry.maintenance import check
 from graft.hub.registry.registry import Registry
@@ -42,6 +45,20 @@ def test_a_bfloat16_copy_bears_the_golden_fingerprint():
 def test_digests():
     found = made.digests()
     assert {name: digest for name, digest in found.items() if digest != GOLDEN["digests"][name]} == {}
+
+
+def test_a_new_field_at_its_default_is_in_no_digest():
+    """Whoever adds a field to a config marks it LATER (methods/method.py), or every adapter of that method loses its name."""
+    assert made.hashed_fields() == GOLDEN["fields"]
+    lora = METHODS["lora"]
+
+    @dataclass(frozen=True)
+    class Newer(lora.Config):
+        momentum: float = field(default=0.5, metadata=LATER)
+
+    same, other = (lora.identity(Newer(r=2, momentum=momentum)) for momentum in (0.5, 0.25))
+    assert same == lora.identity(lora.Config(r=2)) != other
+    assert other["momentum"] == 0.25
 
 
 def test_hashes_of_data():

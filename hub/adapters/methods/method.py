@@ -34,7 +34,9 @@ Shape = tuple[int, ...]
 Raw = Mapping[str, object]  # a stranger's adapter_config.json, of which nothing is known
 _NAMES = re.compile(r"[\w.]+(,[\w.]+)*")
 PEFT_PREFIX = "base_model.model."  # of every tensor name in a PEFT directory
-TRAINING_ONLY = {"training_only": True}  # field metadata: no part of what is served, so not in the digest
+# Metadata of a Config's fields, about the digest (an adapter's identity, which must never change):
+TRAINING_ONLY = {"training_only": True}  # no part of what is served, so not in it
+LATER = {"later": True}  # came after the first digests were given out: in it only where it is not at its default
 
 
 class MethodConfig(Protocol):
@@ -151,9 +153,18 @@ class Method(ABC, Generic[C]):
         return config
 
     def identity(self, config: C) -> dict[str, object]:
-        """The load-relevant part of a config, in a canonical order: what the digest hashes."""
-        served = {f.name: getattr(config, f.name) for f in fields(config) if not f.metadata.get("training_only")}
+        """The load-relevant part of a config, in a canonical order: what the digest hashes.
+
+        A field that is LATER and at its default is left out, so that adapters of before it keep their digests.
+        """
+        served = {f.name: getattr(config, f.name) for f in fields(config) if _is_hashed(f, getattr(config, f.name))}
         return {"method": self.name, **{key: _normalise(value) for key, value in sorted(served.items())}}
+
+
+def _is_hashed(of: Field[object], value: object) -> bool:
+    if of.metadata.get("training_only"):
+        return False
+    return not of.metadata.get("later") or value != of.default
 
 
 def _normalise(value: object) -> Any:

@@ -26,6 +26,11 @@ def tensor(start, stop, dtype="F32", shape=None):
     return {"dtype": dtype, "shape": [(stop - start) // 4] if shape is None else shape, "data_offsets": [start, stop]}
 
 
+def header_of(path):
+    with path.open("rb") as file:
+        return read_header(file)
+
+
 FLAWS = [  # what the message says, and the file
     ("shorter than 8 bytes", lambda d: _bytes(d, b"abc")),
     ("header claims", lambda d: file_of(d, {}, length=MAX_HEADER_BYTES + 1)),
@@ -60,7 +65,7 @@ def _bytes(folder, content):
 @pytest.mark.parametrize(("message", "flawed"), FLAWS)
 def test_each_flaw_has_its_message(message, flawed, tmp_path):
     with pytest.raises(ArtifactError, match=re.escape(message)):
-        read_header(flawed(tmp_path))
+        header_of(flawed(tmp_path))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -68,20 +73,20 @@ def test_torch_save_under_a_safetensors_name(zipped, tmp_path):
     path = tmp_path / "adapter_model.safetensors"
     torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ArtifactError, match="Nothing is ever unpickled"):
-        read_header(path)
+        header_of(path)
 
 
 def test_a_header_as_long_as_a_pickles_first_bytes_is_read(tmp_path):
     """640 = 0x0280: the length's bytes are those of a pickle's protocol mark."""
     text = json.dumps({"a": tensor(0, 4)}).encode().ljust(640)
-    entries, _ = read_header(file_of(tmp_path, text, bytes(4)))
+    entries, _ = header_of(file_of(tmp_path, text, bytes(4)))
     assert entries["a"].shape == (1,)
 
 
 def test_what_the_library_writes_is_read(tmp_path):
     tensors = {"a.b": torch.randn(3, 4), "c": torch.randn(2).bfloat16(), "empty": torch.zeros(0, 5)}
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
-    entries, metadata = read_header(tmp_path / "x.safetensors")
+    entries, metadata = header_of(tmp_path / "x.safetensors")
     assert {name: entry.shape for name, entry in entries.items()} == {"a.b": (3, 4), "c": (2,), "empty": (0, 5)}
     assert metadata == {"format": "pt"}
 
@@ -93,11 +98,12 @@ def test_not_finite_is_refused_by_tensor(dtype, bad, tmp_path):
     values[5, 1] = bad
     path = tmp_path / "x.safetensors"
     save_file({"fine": torch.ones(2), "bad.one": values}, path)
-    with pytest.raises(ArtifactError, match=r"bad\.one holds NaN"):
-        require_finite(path, read_header(path)[0])
+    with path.open("rb") as file, pytest.raises(ArtifactError, match=r"bad\.one holds NaN"):
+        require_finite(file, read_header(file)[0])
     values[5, 1] = torch.finfo(dtype).max
     save_file({"fine": torch.ones(2), "bad.one": values}, path)
-    require_finite(path, read_header(path)[0])
+    with path.open("rb") as file:
+        require_finite(file, read_header(file)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -105,12 +111,9 @@ def test_holds_only(dtype, tmp_path):
     ones = torch.ones(6, dtype=dtype)
     tensors = {"zero": -ones * 0, "one": ones, "nearly": torch.tensor([1, 1, 1.5], dtype=dtype)}
     save_file(tensors, tmp_path / "x.safetensors")
-    entries, _ = read_header(tmp_path / "x.safetensors")
-    told = {
-        (name, value): holds_only(tmp_path / "x.safetensors", entries[name], value)
-        for name in entries
-        for value in (0, 1)
-    }
+    with (tmp_path / "x.safetensors").open("rb") as file:
+        entries, _ = read_header(file)
+        told = {(name, value): holds_only(file, entries[name], value) for name in entries for value in (0, 1)}
     assert {pair for pair, same in told.items() if same} == {("zero", 0), ("one", 1)}
 
 
@@ -123,8 +126,9 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("flip") / "x.safetensors"
     path.write_bytes(bytes(whole[: data.draw(st.integers(0, len(whole)))]))
     try:
-        entries, _ = read_header(path)
-        require_finite(path, entries)
+        with path.open("rb") as file:
+            entries, _ = read_header(file)
+            require_finite(file, entries)
     except ArtifactError:
         return
     assert sum(entry.stop - entry.start for entry in entries.values()) <= len(whole)

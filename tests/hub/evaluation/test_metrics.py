@@ -22,11 +22,52 @@ from graft.hub.evaluation.task_data import Example
 
 def test_values_of_every_metric():
     assert METRICS["accuracy"].values([" a", "b"], ["a ", "c"]) == [1.0, 0.0]
-    assert METRICS["exact_match"].value("The  Cat.", "the cat") == 1.0
     assert METRICS["f1"].value("a b c", "b c d") == pytest.approx(2 / 3)
     assert METRICS["f1"].value("", "b") == 0.0
     assert METRICS["chrf"].value("the cat", "the cat") == pytest.approx(100)
     assert 0 < METRICS["chrf"].value("the cat", "the dog") < 100
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [("The  Cat.", "the cat"), (" Paris\n", "Paris"), ("STRASSE", "straße"), ("42.", "42"), ("...", "..."), ("", " ")],
+)
+def test_answers_that_match_exactly(ours, theirs):
+    assert METRICS["exact_match"].value(ours, theirs) == METRICS["exact_match"].value(theirs, ours) == 1.0
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        ("<", ">"),
+        ("-5", "5"),
+        ("!!!", ""),
+        ("a+b", "a-b"),
+        ("3.5", "35"),
+        ("$5", "5"),
+        ("{}", "[]"),
+        ("a b", "ab"),
+        ("?", "!"),
+    ],
+)
+def test_answers_that_differ(ours, theirs):
+    assert METRICS["exact_match"].value(ours, theirs) == METRICS["exact_match"].value(theirs, ours) == 0.0
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, expected",
+    [
+        ("", "", 1),
+        ("<", ">", 0),
+        ("-5", "5", 0),
+        ("(Paris)", "paris.", 1),
+        ("+", "-", 0),
+        ("-5%", "-5%.", 1),
+        ("-x", "x", 1),
+    ],
+)
+def test_words_that_f1_counts(ours, theirs, expected):
+    assert METRICS["f1"].value(ours, theirs) == METRICS["f1"].value(theirs, ours) == expected
 
 
 def test_wilson_equals_the_textbook():

@@ -107,16 +107,17 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES, new=NAMES)
     def move(self, name: str, new: str) -> None:
-        if name not in self.heads or name in self.moved:
+        if name not in self.heads:
             return
-        if new in self.used:
+        if new in self.used and self.moved.get(new) != name:  # its own earlier name, a repo may take back
             with pytest.raises(ConflictError):
                 self.registry.move_repo(name, new)
             return
         self.registry.move_repo(name, new)
         self.used.add(new)
         self.heads[new] = self.heads.pop(name)
-        self.moved[name] = new
+        self.moved.pop(new, None)
+        self.moved = {old: new if at == name else at for old, at in self.moved.items()} | {name: new}
         self.aliases = {(new if key[0] == name else key[0], key[1]): value for key, value in self.aliases.items()}
 
     @rule(commit=consumes(commits))

@@ -19,6 +19,7 @@ from graft.hub.errors import (
 )
 from graft.hub.evaluation.metrics import METRICS, Metric
 from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.maintenance import check
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
 
@@ -137,6 +138,22 @@ def test_a_moved_repo_answers_to_its_old_name(registry: Registry, adapter: Path)
     assert [entry.name for entry in registry.search(Query(text="headlines")).entries] == ["team/headlines"]
     with pytest.raises(ConflictError):
         registry.create_repo("ann/news")
+
+
+def test_a_repo_takes_an_earlier_name_back_and_no_other_does(registry: Registry, adapter: Path) -> None:
+    revision = registry.publish(adapter, "ann/news")
+    registry.move_repo("ann/news", "ann/nwes")
+    registry.move_repo("ann/nwes", "team/headlines")
+    registry.create_repo("bob/other")
+    with pytest.raises(ConflictError, match="not issued twice"):
+        registry.move_repo("bob/other", "ann/news")
+    assert registry.move_repo("team/headlines", "ann/news").name == "ann/news"
+    for name in ("ann/news", "ann/nwes", "team/headlines"):
+        assert registry.resolve(name) == registry.resolve("ann/news")
+    assert registry.resolve("ann/news").id == revision.id
+    assert {entry.name for entry in registry.search(Query()).entries} == {"ann/news", "bob/other"}
+    assert registry.move_repo("ann/news", "team/headlines").name == "team/headlines"
+    assert check(registry).problems == ()
 
 
 def test_leaderboard_ranks_only_the_present_data(registry: Registry, adapter: Path) -> None:
