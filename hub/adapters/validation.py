@@ -26,6 +26,7 @@ WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # HF PEFT's and 
 PROVENANCE = "graft.json"
 CARD = "README.md"
 MAX_JSON_BYTES = 4 << 20
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON spells one, or the two of a character beyond U+FFFF
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -263,8 +264,14 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def strict_json(text: str) -> object:
-    """JSON as its standard has it. Raises ValueError (or RecursionError), also for NaN, Infinity and 1e999."""
-    return json.loads(text, parse_constant=_parse_finite, parse_float=_parse_finite)
+    """JSON as its standard has it, of texts that can be stored.
+
+    Raises ValueError (or RecursionError), also for NaN, Infinity, 1e999 and half a surrogate pair.
+    """
+    value = json.loads(text, parse_constant=_parse_finite, parse_float=_parse_finite)
+    if _HALF_PAIR.search(text):
+        json.dumps(value, ensure_ascii=False).encode()  # a UnicodeEncodeError is a ValueError
+    return value
 
 
 def _parse_finite(text: str) -> float:

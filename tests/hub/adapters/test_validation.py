@@ -170,7 +170,7 @@ def test_empty(tmp_path):
     ("text", "message"),
     [(b"{", "not valid JSON"), (b"[1]", "must hold a JSON object"), (b"\xff\xfe{}", "can't be read as text"),
      (b'{"peft_type":' + b"[" * 100_000, "not valid JSON"), (b" " * (5 << 20), "larger than"),
-     (b'{"peft_type": "LORA", "r": NaN}', "NaN is no number"), (b'{"r": 1' + b"0" * 5000 + b"}", "not valid JSON"),
+     (b'{"peft_type": "LORA", "r": NaN}', "NaN is no number"), (b'{"a": ["\\uD800"]}', "surrogates not allowed"), (b'{"r": 1' + b"0" * 5000 + b"}", "not valid JSON"),
      (b"{}", "names no method"), (b'{"peft_type": "VERA"}', "'VERA' is not served"),
      (b'{"config": {"architecture": "reft"}}', "'reft' is not served")],
 )  # fmt: skip
