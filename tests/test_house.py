@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from graft.hub.cli.main import SUMMARIES
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("hub", "server", "trainer")
 ALLOWED = {"hub": {"hub"}, "server": {"hub", "server"}, "trainer": {"hub", "trainer"}}
@@ -78,6 +80,7 @@ def test_every_command_exists_and_has_help(name):
     command = pkgutil.resolve_name(PYPROJECT["project"]["entry-points"]["graft.commands"][name])
     assert command.help, f"graft {name} says nothing about itself"
     assert command.name == name
+    assert command.get_short_help_str(limit=200) == SUMMARIES[name]
 
 
 def test_the_hub_starts_without_torch():

@@ -9,8 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -91,7 +92,7 @@ def load_artifact(folder: str | Path, base: BaseSpec, *, allow_base_mismatch: bo
     raise ArtifactError(f"{folder} is being written: try again once that is done.")
 
 
-def _read(folder: Path, file: BinaryIO, base: BaseSpec, allow_base_mismatch: bool) -> Artifact:
+def _read(folder: Path, file: BufferedReader, base: BaseSpec, allow_base_mismatch: bool) -> Artifact:
     parsed = parse(folder, file)
     check_against(parsed, base, allow_base_mismatch=allow_base_mismatch)
     data = {name: read_tensor(file, entry) for name, entry in parsed.entries.items()}

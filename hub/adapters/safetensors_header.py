@@ -14,8 +14,8 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class TensorEntry:
         return math.prod(self.shape)
 
 
-def read_header(file: BinaryIO) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+def read_header(file: BufferedReader) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """The tensors and the metadata of a safetensors file.
 
     Raises ArtifactError naming the file and what is wrong with it.
@@ -85,7 +85,7 @@ def read_header(file: BinaryIO) -> tuple[dict[str, TensorEntry], dict[str, str]]
     return entries, metadata
 
 
-def require_finite(file: BinaryIO, entries: dict[str, TensorEntry]) -> None:
+def require_finite(file: BufferedReader, entries: dict[str, TensorEntry]) -> None:
     """Raise ArtifactError naming the first tensor that holds a NaN or an infinity."""
     for name, entry in entries.items():
         if entry.dtype in ("F64", "F32", "F16", "BF16") and not all(map(_finite, _values(file, entry))):
@@ -95,7 +95,7 @@ def require_finite(file: BinaryIO, entries: dict[str, TensorEntry]) -> None:
             )
 
 
-def holds_only(file: BinaryIO, entry: TensorEntry, value: float) -> bool:
+def holds_only(file: BufferedReader, entry: TensorEntry, value: float) -> bool:
     """Whether every element of a floating-point tensor is `value`."""
     if entry.dtype == "BF16":  # the upper half of a float32
         wanted, sign = np.float32(value).view(np.uint32) >> 16, 0x7FFF if value == 0 else 0xFFFF
@@ -103,23 +103,23 @@ def holds_only(file: BinaryIO, entry: TensorEntry, value: float) -> bool:
     return entry.dtype in _NUMPY and all(bool((piece == value).all()) for piece in _values(file, entry))
 
 
-def pieces(file: BinaryIO, entry: TensorEntry) -> Iterator[bytes]:
+def pieces(file: BufferedReader, entry: TensorEntry) -> Iterator[bytes]:
     """A tensor's bytes, little-endian, a few MiB at a time: an adapter may be larger than memory."""
     for start in range(entry.start, entry.stop, _PIECE_BYTES):
         file.seek(start)
         yield file.read(min(_PIECE_BYTES, entry.stop - start))
 
 
-def read_tensor(file: BinaryIO, entry: TensorEntry) -> bytearray:
+def read_tensor(file: BufferedReader, entry: TensorEntry) -> bytearray:
     """A tensor's bytes. Raises ArtifactError for a file that has become shorter."""
     data = bytearray(entry.stop - entry.start)
     file.seek(entry.start)
-    if file.readinto(data) != len(data):  # type: ignore[attr-defined]  # a file opened for reading has it
+    if file.readinto(data) != len(data):
         raise _damage(file, "it was cut off while it was read")
     return data
 
 
-def _values(file: BinaryIO, entry: TensorEntry) -> Iterator[np.ndarray]:
+def _values(file: BufferedReader, entry: TensorEntry) -> Iterator[np.ndarray]:
     """A floating-point tensor's values in pieces; of bf16, which numpy doesn't have, the bits."""
     kind = _NUMPY.get(entry.dtype, "<u2")
     return (np.frombuffer(piece, kind) for piece in pieces(file, entry))
@@ -131,7 +131,7 @@ def _finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _entry(file: BinaryIO, name: str, raw: object, data_start: int) -> TensorEntry:
+def _entry(file: BufferedReader, name: str, raw: object, data_start: int) -> TensorEntry:
     if not _NAME.fullmatch(name):
         raise _damage(file, f"tensor name {name[:80]!r} has characters other than letters, digits, . _ -")
     if not isinstance(raw, dict) or set(raw) != {"dtype", "shape", "data_offsets"}:
@@ -148,7 +148,7 @@ def _entry(file: BinaryIO, name: str, raw: object, data_start: int) -> TensorEnt
     return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
-def _require_gapless(file: BinaryIO, entries: dict[str, TensorEntry], start: int, size: int) -> None:
+def _require_gapless(file: BufferedReader, entries: dict[str, TensorEntry], start: int, size: int) -> None:
     position = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != position:
@@ -171,9 +171,9 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return table
 
 
-def _name(file: BinaryIO) -> str:
+def _name(file: BufferedReader) -> str:
     return Path(file.name).name
 
 
-def _damage(file: BinaryIO, why: str) -> ArtifactError:
+def _damage(file: BufferedReader, why: str) -> ArtifactError:
     return ArtifactError(f"{_name(file)} is not a sound safetensors file: {why}.")

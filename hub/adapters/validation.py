@@ -11,8 +11,8 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from graft.hub.adapters.methods import Method, MethodConfig, recognise
 from graft.hub.adapters.methods.foreign_config import dropped_options
@@ -67,7 +67,7 @@ class Parsed:
     provenance: dict[str, object]
 
 
-def parse(folder: Path, file: BinaryIO) -> Parsed:
+def parse(folder: Path, file: BufferedReader) -> Parsed:
     """Read an artifact's folder strictly. `file` is its weights file, opened.
 
     Raises ArtifactError or UnsupportedMethodError.
@@ -222,7 +222,7 @@ def digest(parsed: Parsed, data: Callable[[str], Iterable[bytes | bytearray]]) -
     return total.hexdigest()
 
 
-def open_weights(folder: Path) -> BinaryIO:
+def open_weights(folder: Path) -> BufferedReader:
     """The weights of an adapter's folder. Raises ArtifactError where it lacks its config or weights."""
     if not (folder / CONFIG).exists():
         raise _missing(folder / CONFIG)
@@ -319,7 +319,9 @@ def _read_config(method: Method, raw: dict[str, object], shapes: Mapping[str, tu
         raise ArtifactError(f"{CONFIG} has a value of the wrong kind for {method.title}: {error}.") from None
 
 
-def _require_effect(method: Method, config: MethodConfig, file: BinaryIO, entries: Mapping[str, TensorEntry]) -> None:
+def _require_effect(
+    method: Method, config: MethodConfig, file: BufferedReader, entries: Mapping[str, TensorEntry]
+) -> None:
     """Refuse an adapter whose every effective tensor is neutral, as far as the tensors alone can tell."""
     neutral = method.neutral_values(config)
     neutral_entries = [

@@ -13,6 +13,27 @@ import click
 from graft.hub.errors import GraftError
 
 GROUP = "graft.commands"
+# What `graft --help` says of each, in the order of a first day: their own first sentences (tests/test_house.py), which only an
+# import of every room would give.
+SUMMARIES = {
+    "demo": "Train, publish, browse, serve mixed, evaluate and promote: the whole story on a real model.",
+    "base": "Frozen bases: import one, show its identity.",
+    "estimate": "Tell a training's memory and time before they are spent, from a few small steps of it.",
+    "train": "Train adapters on a frozen base and write an artifact folder each.",
+    "compare": "Train METHODS under one budget and write the literature's table: Markdown, JSON and a plot.",
+    "publish": "Publish the adapter in FOLDER as a new version of NS/NAME.",
+    "search": "Find adapters by TEXT in their name, tags or card, by task, base and method.",
+    "pull": "Fetch an adapter's files, every byte checked.",
+    "promote": "Point ALIAS (production, ...) at a version of an adapter.",
+    "history": "Versions of an adapter, and every move of its branches, tags and aliases: what, when, who, why.",
+    "task": "Tasks: a metric and an evaluation set each.",
+    "eval": "Score every stored adapter of a task, and the bare base, in one run; print the leaderboard.",
+    "serve": "Serve a base; the adapter is chosen per request, by `model`.",
+    "bench": "Measure throughput and latency, offline or against a server.",
+    "export": "Merge the adapter in DIR into a copy of its base, or write it for another library.",
+    "hub": "The hub: pages, the Hugging Face protocol, users.",
+    "registry": "Upkeep of a registry on this machine.",
+}
 
 
 class Failure(click.ClickException):
@@ -28,18 +49,15 @@ class Rooms(click.Group):
     """Commands as pyproject.toml lists them in its `graft.commands`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_commands())
+        return [name for name in SUMMARIES if name in _commands()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         entry_point = _commands().get(cmd_name)
         return entry_point.load() if entry_point else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list in `graft --help`: the module's first docstring line would need every room imported; names do."""
         with formatter.section("Commands"):
-            formatter.write_text(", ".join(self.list_commands(ctx)))
-            formatter.write_paragraph()
-            formatter.write_text("`graft COMMAND --help` explains one.")
+            formatter.write_dl([(name, SUMMARIES[name]) for name in self.list_commands(ctx)])
 
     def invoke(self, ctx: click.Context) -> object:
         try:
