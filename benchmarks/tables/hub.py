@@ -35,8 +35,8 @@ import psutil
 from safetensors.numpy import save
 
 from benchmarks.lib import plots, report
-from graft.hub.registry import maintenance
 from graft.hub.registry import search as catalog
+from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
@@ -277,7 +277,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         acknowledged = {*alone[1], *many[1]}
         kept = {entry.name for entry in registry.search(catalog.Query(author="bench", limit=1000)).entries}
         found["acknowledged"], found["lost"] = len(acknowledged), len(acknowledged - kept)
-        found["problems"] = len(maintenance.check(registry).problems)
+        found["problems"] = len(check(registry).problems)
     return found
 
 

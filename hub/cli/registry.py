@@ -1,20 +1,43 @@
 """`graft registry`: check, collect garbage, back up, restore, count."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from graft.hub.errors import GraftError
-from graft.hub.registry import maintenance
+from graft.hub.registry.maintenance.backup import backup as back_up
+from graft.hub.registry.maintenance.backup import restore as restore_from
+from graft.hub.registry.maintenance.check import Report
+from graft.hub.registry.maintenance.check import check as check_registry
+from graft.hub.registry.maintenance.garbage import GRACE_S, collect
+from graft.hub.registry.maintenance.stats import stats as count
 from graft.hub.registry.registry import Registry
 from graft.hub.terminal.options import json_option, registry_option
 from graft.hub.terminal.tables import print_json, print_table
+
+MAX_SECONDS = 1e9  # some thirty years
 
 
 @click.group()
 def registry() -> None:
     """Upkeep of a registry on this machine."""
+
+
+class Seconds(click.ParamType):
+    """A length of time."""
+
+    name = "seconds"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds <= MAX_SECONDS:
+            self.fail(f"{value!r} is no time: write seconds, from 0 to {MAX_SECONDS:,.0f}.", param, ctx)
+        return seconds
 
 
 def _show(title: str, facts: dict[str, object], as_json: bool) -> None:
@@ -25,25 +48,31 @@ def _show(title: str, facts: dict[str, object], as_json: bool) -> None:
     print_table(title, ("what", "how many:"), rows)
 
 
+def _show_report(title: str, report: Report, as_json: bool) -> None:
+    problems = list(report.problems) if as_json else len(report.problems)
+    _show(title, asdict(report) | {"bytes_per_s": report.bytes_per_s, "problems": problems}, as_json)
+
+
 @registry.command()
 @registry_option
 @json_option
 def check(registry_path: Path, as_json: bool) -> None:
     """Re-hash every blob and follow every reference. Exit 1 when something is wrong."""
-    report = maintenance.check(Registry(registry_path, create=False))
-    facts = asdict(report) | {"problems": list(report.problems)}
-    _show(f"Check of {registry_path}", facts if as_json else {**facts, "problems": len(report.problems)}, as_json)
+    report = check_registry(Registry(registry_path, create=False))
+    _show_report(f"Check of {registry_path}", report, as_json)
     if report.problems:
         raise GraftError("The registry is not sound:\n" + "\n".join(report.problems))
 
 
 @registry.command()
 @registry_option
-@click.option("--grace", default=3600.0, show_default=True, help="Seconds that garbage must have lain.")
+@click.option(
+    "--grace", default=GRACE_S, show_default=True, type=Seconds(), help="Seconds that garbage must have lain."
+)
 @json_option
 def gc(registry_path: Path, grace: float, as_json: bool) -> None:
-    """Take what deleted repos and interrupted uploads left."""
-    _show("Collected", asdict(maintenance.collect(Registry(registry_path, create=False), grace)), as_json)
+    """Take what deleted repos and interrupted uploads left. Exit 1 while a backup or a check is running."""
+    _show("Collected", asdict(collect(Registry(registry_path, create=False), grace)), as_json)
 
 
 @registry.command()
@@ -51,9 +80,12 @@ def gc(registry_path: Path, grace: float, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @json_option
 def backup(registry_path: Path, folder: Path, as_json: bool) -> None:
-    """Copy the registry, also one in use, into FOLDER; a repeated backup copies only what is new."""
-    report = maintenance.backup(Registry(registry_path, create=False), folder)
-    _show(f"Backed up to {folder}", asdict(report) | {"problems": list(report.problems)}, as_json)
+    """Copy the registry, also one in use, into FOLDER; a repeated backup copies only what is new.
+
+    Every byte of the copy is checked before it takes the place of the last one. Exit 1 where it could not be restored;
+    the last one is kept then.
+    """
+    _show_report(f"Backed up to {folder}", back_up(Registry(registry_path, create=False), folder), as_json)
 
 
 @registry.command()
@@ -62,8 +94,7 @@ def backup(registry_path: Path, folder: Path, as_json: bool) -> None:
 @json_option
 def restore(registry_path: Path, folder: Path, as_json: bool) -> None:
     """Make the registry anew from a backup in FOLDER, every byte checked."""
-    report = maintenance.restore(folder, registry_path)
-    _show(f"Restored to {registry_path}", asdict(report) | {"problems": list(report.problems)}, as_json)
+    _show_report(f"Restored to {registry_path}", restore_from(folder, registry_path), as_json)
 
 
 @registry.command()
@@ -71,4 +102,4 @@ def restore(registry_path: Path, folder: Path, as_json: bool) -> None:
 @json_option
 def stats(registry_path: Path, as_json: bool) -> None:
     """Counts and sizes."""
-    _show(str(registry_path), dict(maintenance.stats(Registry(registry_path, create=False))), as_json)
+    _show(str(registry_path), dict(count(Registry(registry_path, create=False))), as_json)

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,12 +17,12 @@ STAGING = ".writing"
 
 
 @contextmanager
-def write_folder_whole(folder: Path, *, last: Sequence[str] = ()) -> Iterator[Path]:
+def write_folder_whole(folder: Path, *, last: Sequence[str] = (), outdated: Iterable[str] = ()) -> Iterator[Path]:
     """A staging folder for the new files of `folder`; where the block or the disk fails, `folder` is as it was.
 
     `last`: the files without which nobody takes the folder for what it is. Their old ones go first and the new ones
-    come last, so that a crash while the files move never leaves a mixture of old and new that loads. Raises OSError
-    for a full disk or a missing right.
+    come last, in this order, so that a crash while the files move never leaves a mixture of old and new that loads.
+    `outdated`: other old files that go. Raises OSError for a full disk or a missing right.
     """
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def write_folder_whole(folder: Path, *, last: Sequence[str] = ()) -> Iterator[Pa
         shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
         staging.mkdir()
         yield staging
-        _move(staging, folder, last)
+        _move(staging, folder, last, outdated)
     except SafetensorError as error:  # how its writer tells of a full disk
         raise OSError(errno.EIO, str(error), str(folder)) from None
     finally:
@@ -49,15 +49,26 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(whole, path)
 
 
-def _move(staging: Path, folder: Path, last: Sequence[str]) -> None:
-    files = sorted(staging.iterdir(), key=lambda path: path.name in last)
-    for path in files:
-        flush(path)
-    for name in last:
-        (folder / name).unlink(missing_ok=True)
-    for path in files:
-        path.replace(folder / path.name)
-    flush(folder)
+def _move(staging: Path, folder: Path, last: Sequence[str], outdated: Iterable[str]) -> None:
+    names = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if not path.is_dir()]
+    for name in names:
+        flush(staging / name)
+    for old in (*last, *outdated):
+        _remove(folder, Path(old))
+    places = {name: place for place, name in enumerate(last, start=1)}
+    for name in sorted(names, key=lambda name: places.get(name.as_posix(), 0)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).replace(folder / name)
+    for place in {(folder / name).parent for name in names}:
+        flush(place)
+
+
+def _remove(folder: Path, name: Path) -> None:
+    """One file, and the folders that it leaves empty."""
+    (folder / name).unlink(missing_ok=True)
+    for place in name.parents[:-1]:
+        with suppress(OSError):  # not empty, or not there
+            (folder / place).rmdir()
 
 
 def flush(path: Path) -> None:

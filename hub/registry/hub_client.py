@@ -29,6 +29,7 @@ from graft.hub.errors import (
     NotFoundError,
     TooLargeError,
 )
+from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import PULLED, stage_upload
 from graft.hub.registry.hub_answers import (
@@ -168,7 +169,8 @@ class RemoteRegistry:
         """The files of an adapter (folder.PULLED) and no others, for a repo may hold whole bases and checkpoints.
 
         Every file's hash is compared with what the hub lists for that commit. Raises TooLargeError, before a byte
-        travels, above MAX_PULL_BYTES in all, ArtifactError for a repo without an adapter.
+        travels, above MAX_PULL_BYTES in all, ArtifactError for a repo without an adapter. In `folder` they replace those of
+        another version, all or none.
         """
         revision = self.resolve(name)
         with errors_of_client(self.url):
@@ -185,10 +187,10 @@ class RemoteRegistry:
                     allow_patterns=[file.path for file in files],
                 )
             )
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for file in files:
-            _require_intact(local / file.path, file)
-            shutil.copyfile(local / file.path, Path(folder) / file.path)
+        with write_folder_whole(Path(folder), last=PULLED) as staging:
+            for file in files:
+                _require_intact(local / file.path, file)
+                shutil.copyfile(local / file.path, staging / file.path)
         return revision
 
     def search(self, query: Query) -> Page:

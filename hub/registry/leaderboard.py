@@ -21,6 +21,7 @@ from graft.hub.registry import search
 from graft.hub.registry.audit import audit
 from graft.hub.registry.naming import check_slug
 from graft.hub.registry.queries import Revision
+from graft.hub.registry.storage.blob_rows import record_blob
 from graft.hub.registry.storage.blob_store import BlobStore
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.schema import write_transaction
@@ -117,10 +118,7 @@ def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes
     blob = blobs.put_bytes(data)
     at = now()
     with write_transaction(db):
-        db.execute(
-            "INSERT OR IGNORE INTO blobs (sha256, git_oid, size, created_at) VALUES (?, ?, ?, ?)",
-            [blob.sha256, blob.git_oid, blob.size, at],
-        )
+        record_blob(db, blobs, blob, at)
         db.execute(
             "INSERT INTO tasks (slug, metric, description, data_hash, examples, created_at, updated_at) "
             "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (slug) DO UPDATE SET metric = excluded.metric, "
@@ -167,7 +165,7 @@ def of_revision(evaluation: Evaluation, revision: Revision) -> Evaluation:
 
 
 def record(db: Database, repo_id: int | None, evaluation: Evaluation, user: str) -> None:
-    """Raises GraftError for a score of neither an adapter nor a base."""
+    """Inside the transaction that looked the repo up. Raises GraftError for a score of neither an adapter nor a base."""
     if repo_id is None and not evaluation.base_fingerprint:
         raise GraftError(
             "An evaluation is of an adapter's revision or, with base_fingerprint, of a bare base: give one."
@@ -176,10 +174,9 @@ def record(db: Database, repo_id: int | None, evaluation: Evaluation, user: str)
         raise GraftError(
             f"{evaluation.value} within [{evaluation.low}, {evaluation.high}] is no score: it is not finite."
         )
-    with write_transaction(db):
-        _insert(db, repo_id, evaluation, user)
-        search.refresh_scores(db, evaluation.task, repo_id=repo_id)
-        audit(db, user, "evaluation", evaluation.repo or evaluation.base_fingerprint or "", evaluation.task)
+    _insert(db, repo_id, evaluation, user)
+    search.refresh_scores(db, evaluation.task, repo_id=repo_id)
+    audit(db, user, "evaluation", evaluation.repo or evaluation.base_fingerprint or "", evaluation.task)
 
 
 def record_reported(db: Database, repo_id: int, revision_id: str, inspection: Inspection, user: str) -> None:

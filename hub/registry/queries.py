@@ -154,6 +154,19 @@ def files_of(db: Database, revision_ids: Sequence[str]) -> dict[str, list[File]]
     return by_revision
 
 
+def versions_of_files(db: Database, revision_id: str) -> dict[str, set[str]]:
+    """path -> the sha256 that it has, or had, in any revision of the repo that `revision_id` is of."""
+    rows = db.execute(
+        "SELECT DISTINCT path, sha256 FROM files JOIN revisions ON revisions.id = files.revision_id "
+        "WHERE repo_id = (SELECT repo_id FROM revisions WHERE id = ?)",
+        [revision_id],
+    )
+    versions: dict[str, set[str]] = {}
+    for row in rows:
+        versions.setdefault(row["path"], set()).add(row["sha256"])
+    return versions
+
+
 def cards(db: Database, revision_ids: Sequence[str]) -> dict[str, dict[str, object]]:
     """revision id -> its card's front matter, of those that hold an adapter."""
     rows = db.execute(

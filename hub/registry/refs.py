@@ -117,9 +117,10 @@ def delete(db: Database, repo_id: int, kind: str, name: str, who: str) -> None:
 
 
 def find_previous(db: Database, repo_id: int, repo_name: str, alias: str) -> str:
-    """Where an alias was before its last move. Raises RevisionNotFoundError when it was nowhere."""
+    """Where an alias was before it last came to another revision. Raises RevisionNotFoundError when it was nowhere."""
     row = db.execute(
-        "SELECT old FROM ref_moves WHERE repo_id = ? AND kind = 'alias' AND name = ? ORDER BY id DESC LIMIT 1",
+        "SELECT old FROM ref_moves WHERE repo_id = ? AND kind = 'alias' AND name = ? AND old IS NOT new "
+        "ORDER BY id DESC LIMIT 1",
         [repo_id, alias],
     ).fetchone()
     if row is None or row["old"] is None:
@@ -132,7 +133,7 @@ def find_promoted(db: Database, task: str, base: str | None, caller: Caller) -> 
     rows = db.execute(
         "SELECT refs.revision_id, repos.namespace, repos.private, artifacts.base_fingerprint, artifacts.base_id FROM refs "
         "JOIN artifacts ON artifacts.revision_id = refs.revision_id JOIN repos ON repos.id = refs.repo_id "
-        "WHERE refs.kind = 'alias' AND refs.name = ? AND artifacts.task = ? ORDER BY "
+        "WHERE refs.kind = 'alias' AND refs.name = ? AND artifacts.task = ? AND repos.deleted_at IS NULL ORDER BY "
         "(SELECT max(id) FROM ref_moves WHERE repo_id = refs.repo_id AND kind = 'alias' AND name = refs.name) DESC",
         [PRODUCTION, task],
     )

@@ -7,7 +7,6 @@ one immediate transaction, and the proof of an artifact runs before the transact
 """
 
 import sqlite3
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from graft.hub.adapters.validation import Inspection
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError, GraftError, NotFoundError
+from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.registry import base_models, queries, refs, repos
 from graft.hub.registry import leaderboard as scores
 from graft.hub.registry import search as catalog
@@ -29,40 +29,46 @@ from graft.hub.registry.commits.accepted_files import (
 )
 from graft.hub.registry.commits.changes import Change, Put
 from graft.hub.registry.commits.commit import Intent
-from graft.hub.registry.commits.publish_folder import base_at_hand, contents
+from graft.hub.registry.commits.publish_folder import PULLED, base_at_hand, contents
 from graft.hub.registry.naming import check_repo_name
 from graft.hub.registry.queries import File, Repo, Revision
-from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable, Tree
+from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable, Tree, sha256_of
+from graft.hub.registry.storage.connections import Connections
 from graft.hub.registry.storage.database import Database
-from graft.hub.registry.storage.schema import connect, migrate, write_transaction
+from graft.hub.registry.storage.download_counter import DownloadCounter
+from graft.hub.registry.storage.ownership import blob_folder, prepare, require_own, require_room
+from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.users import OWNER, Caller
 
 
-class _Thread(threading.local):
-    """What each thread has of its own."""
-
-    db: Database | None = None
-
-
 class Registry:
-    """An open registry. The file and the folder of blobs beside it are made when missing."""
+    """An open registry. The file and the folder of blobs beside it are made when missing.
+
+    One that this process can't write (`read_only`) is opened all the same, and answers everything that only reads.
+    """
 
     def __init__(
         self, path: str | Path = "registry.db", *, create: bool = True, max_weights_bytes: int = MAX_WEIGHTS_BYTES
     ):
         """`max_weights_bytes`: the largest file of weights that is taken.
 
-        Raises NotFoundError when the file is missing and `create` is false, GraftError for a file of another kind.
+        Raises NotFoundError when the file is missing and `create` is false, GraftError for a file of another kind,
+        ConflictError where the folder beside it holds another registry's files.
         """
         self.path = Path(path)
         self.max_weights_bytes = max_weights_bytes
+        exists = self.path.exists()
         if not create and not self.path.is_file():
             raise NotFoundError(f"There is no registry at {self.path}: publish something first, or check --registry.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.blobs = BlobStore(self.path.with_suffix(".blobs"))
-        self._thread = _Thread()
+        self._connections = Connections(self.path)
+        self.read_only = self._connections.read_only
+        self.blobs = BlobStore(blob_folder(self.path), read_only=self.read_only)
+        self._downloads = DownloadCounter(self.path)
+        if not exists:
+            require_room(self.path, self.blobs)
         try:
-            migrate(self.db)
+            (require_own if self.read_only else prepare)(self.db, self.path, self.blobs)
         except sqlite3.OperationalError as error:
             raise GraftError(
                 f"The registry {self.path} can't be opened or made ({error}): is there room on its disk, and may you "
@@ -74,15 +80,12 @@ class Registry:
     @property
     def db(self) -> Database:
         """This thread's connection."""
-        if self._thread.db is None:
-            self._thread.db = connect(self.path)
-        return self._thread.db
+        return self._connections.db
 
     def close(self) -> None:
         """Close this thread's connection; the next use opens another."""
-        if self._thread.db is not None:
-            self._thread.db.close()
-            self._thread.db = None
+        self._downloads.close()
+        self._connections.close()
 
     # Bases
 
@@ -270,19 +273,28 @@ class Registry:
     def pull(self, name: str, folder: str | Path, *, caller: Caller = OWNER) -> Revision:
         """Write a revision's files into `folder`, every byte checked against its hash; counts as a download.
 
-        Raises DamagedBlobError when a stored file has changed.
+        All of them or none: what another version left there goes, and files that are no version's stay. Raises
+        DamagedBlobError when a stored file has changed.
         """
-        revision = self.resolve(name, caller=caller)
-        for path, sha256 in self.tree(revision.id).items():
-            self.blobs.copy_out(sha256, Path(folder) / path)
+        revision, folder = self.resolve(name, caller=caller), Path(folder)
+        tree = self.tree(revision.id)
+        outdated = [path for path in self._unchanged(folder, revision) if path not in tree]
+        with write_folder_whole(folder, last=PULLED, outdated=outdated) as staging:
+            for path, sha256 in tree.items():
+                self.blobs.copy_out(sha256, staging / path)
         self.count_download(revision.repo)
         return revision
 
+    def _unchanged(self, folder: Path, revision: Revision) -> list[str]:
+        """The files in `folder` that are just as one of the repo's versions has them."""
+        if not folder.is_dir():
+            return []
+        versions = queries.versions_of_files(self.db, revision.id)
+        return [path for path, hashes in versions.items() if sha256_of(folder / path) in hashes]
+
     def count_download(self, name: str) -> None:
-        repo = self.repo(name)
-        with write_transaction(self.db):
-            self.db.execute("UPDATE repos SET downloads = downloads + 1 WHERE id = ?", [repo.id])
-            self.db.execute("UPDATE listing SET downloads = downloads + 1 WHERE repo_id = ?", [repo.id])
+        """As well as can be: never waits for a writer, never fails (DownloadCounter)."""
+        self._downloads.count(self.repo(name).id)
 
     def search(self, query: catalog.Query, caller: Caller = OWNER) -> catalog.Page:
         """A page of repos: `search(Query(text="news", task="topic", sort="score"))`."""
@@ -291,12 +303,15 @@ class Registry:
     # Names that move
 
     def promote(self, ref: str, alias: str, *, who: str = OWNER.name, why: str = "") -> Revision:
-        """Point `alias` at a revision that holds an adapter. Raises ArtifactError where it holds none."""
-        revision = self.resolve(ref)
-        if revision.digest is None:
-            raise ArtifactError(f"{ref} holds no complete adapter: publish one before you promote it.")
-        repo = self.repo(revision.repo)
+        """Point `alias` at a revision that holds an adapter. Raises ArtifactError where it holds none.
+
+        Where it stands there already, that it was promoted again is kept, and no rollback leads back to it.
+        """
         with write_transaction(self.db):
+            revision = self.resolve(ref)
+            if revision.digest is None:
+                raise ArtifactError(f"{ref} holds no complete adapter: publish one before you promote it.")
+            repo = self.repo(revision.repo)
             refs.require_free(self.db, repo.id, alias, but="alias")
             refs.move(self.db, repo.id, "alias", alias, revision.id, who, why)
             audit(self.db, who, "promote", f"{repo.name}@{alias}", revision.id)
@@ -304,8 +319,8 @@ class Registry:
 
     def rollback(self, name: str, alias: str, *, who: str = OWNER.name, why: str = "") -> Revision:
         """Undo an alias's last move. Raises NotFoundError when it has moved only once."""
-        repo = self.repo(name)
         with write_transaction(self.db):
+            repo = self.repo(name)
             before = refs.find_previous(self.db, repo.id, repo.name, alias)
             refs.move(self.db, repo.id, "alias", alias, before, who, why or "rollback")
             audit(self.db, who, "rollback", f"{repo.name}@{alias}", before)
@@ -313,16 +328,16 @@ class Registry:
 
     def create_ref(self, name: str, kind: str, ref: str, at: str = "main", *, user: str = OWNER.name) -> None:
         """A new 'tag' or 'branch'. Raises ConflictError when the name is taken."""
-        revision = self.resolve(f"{name}@{at}")
-        repo = self.repo(name)
         with write_transaction(self.db):
+            revision = self.resolve(f"{name}@{at}")
+            repo = self.repo(name)
             refs.create(self.db, repo.id, kind, ref, revision.id, user, f"{kind} at {at}")
             audit(self.db, user, f"{kind}.create", f"{repo.name}@{ref}", revision.id)
 
     def delete_ref(self, name: str, kind: str, ref: str, *, user: str = OWNER.name) -> None:
         """Raises RevisionNotFoundError when there is none, ConflictError for the branch main."""
-        repo = self.repo(name)
         with write_transaction(self.db):
+            repo = self.repo(name)
             refs.delete(self.db, repo.id, kind, ref, user)
             audit(self.db, user, f"{kind}.delete", f"{repo.name}@{ref}")
 
@@ -361,11 +376,12 @@ class Registry:
         where the score says that it is of other weights or another base, TypeError for a field that there isn't.
         """
         evaluation = scores.Evaluation(**score)
-        if evaluation.repo is None:
-            scores.record(self.db, None, evaluation, user)
-            return
-        revision = self.resolve(f"{evaluation.repo}@{evaluation.revision or 'main'}")
-        scores.record(self.db, self.repo(revision.repo).id, scores.of_revision(evaluation, revision), user)
+        with write_transaction(self.db):
+            if evaluation.repo is None:
+                scores.record(self.db, None, evaluation, user)
+                return
+            revision = self.resolve(f"{evaluation.repo}@{evaluation.revision or 'main'}")
+            scores.record(self.db, self.repo(revision.repo).id, scores.of_revision(evaluation, revision), user)
 
     def evaluations(self, name: str) -> list[scores.Evaluation]:
         return scores.of_repo(self.db, self.repo(name).id)

@@ -20,6 +20,13 @@ MAX_INDEXED_CARD_CHARS = 20_000
 NO_METHOD = "none"
 FACETS = ("task", "base", "method", "license")
 
+# Of a row of the listing: its adapter's latest score on its task's present evaluation set.
+LATEST_SCORE = (
+    "(SELECT value FROM evaluations e JOIN tasks ON tasks.slug = e.task WHERE e.repo_id = listing.repo_id "
+    "AND e.digest = listing.digest AND e.task = listing.task AND e.data_hash = tasks.data_hash "
+    "AND e.metric = tasks.metric AND e.source = 'graft' ORDER BY e.id DESC LIMIT 1)"
+)
+
 # sort=... -> ORDER BY, in the direction of an index. A missing score is the smallest, so it comes last.
 SORTS = {
     "score": "score DESC, repo_id DESC",
@@ -197,10 +204,7 @@ def refresh_scores(db: Database, task: str, *, repo_id: int | None = None) -> No
     Only scores recorded for the repo itself count: whoever copies an adapter can't score the original by its digest.
     """
     db.execute(
-        "UPDATE listing SET score = (SELECT value FROM evaluations e JOIN tasks ON tasks.slug = e.task "
-        "WHERE e.repo_id = listing.repo_id AND e.digest = listing.digest AND e.task = listing.task AND e.data_hash = tasks.data_hash "
-        "AND e.metric = tasks.metric AND e.source = 'graft' ORDER BY e.id DESC LIMIT 1) "
-        "WHERE task = ? AND (? IS NULL OR repo_id = ?)",
+        f"UPDATE listing SET score = {LATEST_SCORE} WHERE task = ? AND (? IS NULL OR repo_id = ?)",
         [task, repo_id, repo_id],
     )
 

@@ -7,6 +7,7 @@ own: admins have no way into other people's names either, they manage users and 
 
 import hashlib
 import secrets
+import sqlite3
 from dataclasses import dataclass
 
 from graft.hub.errors import ConflictError, ForbiddenError, GraftError, NotFoundError, UnauthorizedError
@@ -121,12 +122,20 @@ def caller_of_hash(db: Database, hashed: str) -> Caller:
 
 
 def secret(db: Database, purpose: str) -> bytes:
-    """A random key that stays the registry's own (signed uploads, sessions); made when first asked for."""
+    """A random key that stays the registry's own (signed uploads, sessions); made when first asked for.
+
+    Where the registry can't be written, one that never was made is another at each call.
+    """
     key = f"secret.{purpose}"
     row = db.execute("SELECT value FROM settings WHERE key = ?", [key]).fetchone()
     if row is None:
-        with write_transaction(db):
-            db.execute("INSERT OR IGNORE INTO settings (key, value) VALUES (?, ?)", [key, secrets.token_hex(32)])
+        try:
+            with write_transaction(db):
+                db.execute("INSERT OR IGNORE INTO settings (key, value) VALUES (?, ?)", [key, secrets.token_hex(32)])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+            return secrets.token_bytes(32)
         row = db.execute("SELECT value FROM settings WHERE key = ?", [key]).fetchone()
     return bytes.fromhex(row["value"])
 

@@ -17,7 +17,7 @@ import torch
 from graft.hub.adapters.methods import METHODS
 from graft.hub.adapters.methods.method import LATER
 from graft.hub.base.model import Base
-from graft.hub.registry.maintenance import check
+from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
 from tests.conftest import FAMILIES, tiny_tokenizer

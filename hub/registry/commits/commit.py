@@ -3,7 +3,6 @@
 Functions over an open connection and the store. What a commit *is* (trees, changes, ids) stands in changes.py.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graft.hub.errors import ConflictError, ForbiddenError, RepoNotFoundError, StaleParentError
@@ -12,7 +11,8 @@ from graft.hub.registry.audit import audit
 from graft.hub.registry.commits.changes import Change, Put, apply_changes, commit_id
 from graft.hub.registry.commits.commit_check import Proven, prove
 from graft.hub.registry.queries import Repo, Revision
-from graft.hub.registry.storage.blob_store import Blob, BlobStore, Tree
+from graft.hub.registry.storage.blob_rows import record_blob
+from graft.hub.registry.storage.blob_store import BlobStore, Tree
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
@@ -114,7 +114,8 @@ def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: st
     """The rows of a new revision; its id."""
     at = now()
     id = commit_id(repo.id, head, proven.tree, intent.user, intent.title, at)
-    _insert_blobs(db, blobs, [*(c.blob for c in intent.changes if isinstance(c, Put)), *proven.rewritten], at)
+    for blob in (*(c.blob for c in intent.changes if isinstance(c, Put)), *proven.rewritten):
+        record_blob(db, blobs, blob, at)
     row = {"id": id, "repo_id": repo.id, "parent": head, "author": intent.user, "title": intent.title}
     db.table("revisions").insert(row | {"message": intent.message, "created_at": at})
     before = {file.path: file for file in queries.files(db, head)}
@@ -132,13 +133,3 @@ def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: st
         db.table("artifacts").insert(queries.artifact_row(id, proven.inspection))
         leaderboard.record_reported(db, repo.id, id, proven.inspection, intent.user)
     return id
-
-
-def _insert_blobs(db: Database, blobs: BlobStore, written: Iterable[Blob], at: str) -> None:
-    for blob in written:
-        if not blobs.has(blob.sha256):  # gc took it between upload and commit
-            raise ConflictError(f"Blob {blob.sha256} is gone: upload the file again.")
-        db.execute(
-            "INSERT OR IGNORE INTO blobs (sha256, git_oid, size, created_at) VALUES (?, ?, ?, ?)",
-            [blob.sha256, blob.git_oid, blob.size, at],
-        )

@@ -22,8 +22,9 @@ from graft.hub.registry.commits.trainer_leftovers import ESSENTIAL, LeftOut, fin
 
 IGNORED = frozenset((".git", ".cache", "__pycache__", ".DS_Store", ".ipynb_checkpoints", STAGING))
 
-# What an adapter is, and under which terms: all that is fetched from a hub.
-PULLED = frozenset((CONFIG, *WEIGHTS, PROVENANCE, CARD, "LICENSE", "NOTICE"))
+# What an adapter is, and under which terms: all that is fetched from a hub. In this order it is laid into a folder, so
+# that the weights are there only when all of it is.
+PULLED = ("LICENSE", "NOTICE", CARD, PROVENANCE, CONFIG, *WEIGHTS)
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,23 @@ class DamagedBlobError(GraftError):
     code = "damaged_blob"
 
 
+def sha256_of(path: Path) -> str | None:
+    """Of a file on this disk; None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 class BlobStore:
     """A folder of immutable files named by their hash. Safe for many threads and processes at once."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, read_only: bool = False):
+        """The folder is made when missing, unless the store is `read_only`."""
         self.folder = folder
         self.incoming = folder / "tmp"
-        self.incoming.mkdir(parents=True, exist_ok=True)
+        if not read_only:
+            self.incoming.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
         """Where the blob lies, whether or not it is there. Raises NotFoundError for a name that is no sha256."""
@@ -153,15 +163,11 @@ class BlobStore:
 
     def is_sound(self, sha256: str) -> bool:
         """Whether the file is there and still hashes to its name."""
-        path = self.path(sha256)
-        if not path.is_file():
-            return False
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
+        return sha256_of(self.path(sha256)) == sha256
 
     def names(self) -> Iterator[str]:
         """Every blob's sha256, in no order."""
-        for shard in self.folder.iterdir():
+        for shard in self.folder.iterdir() if self.folder.is_dir() else ():
             if len(shard.name) == 2:
                 yield from (entry.name for entry in shard.iterdir())
 

@@ -182,8 +182,11 @@ def write_transaction(db: Database) -> Iterator[None]:
             raise
 
 
-def migrate(db: Database) -> None:
-    """Bring the tables up to date, all or nothing, also when several processes open a new file at once."""
-    if migrations.pending(db):
-        with write_transaction(db):
-            migrations.apply(db)
+@contextmanager
+def read_transaction(db: Database) -> Iterator[None]:
+    """One view of the tables for several questions, whatever others write meanwhile."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("COMMIT")

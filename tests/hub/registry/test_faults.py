@@ -18,8 +18,10 @@ import httpx
 import pytest
 
 from graft.hub.errors import ConflictError
-from graft.hub.registry import maintenance
 from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.maintenance.backup import backup, restore
+from graft.hub.registry.maintenance.check import check
+from graft.hub.registry.maintenance.garbage import collect
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.users import create_token, secret
@@ -70,10 +72,10 @@ def killed_writers(registry: Registry, adapter: Path, rounds: int) -> int:
 
 
 def require_sound(registry: Registry) -> None:
-    report = maintenance.check(registry)
+    report = check(registry)
     assert report.problems == ()
-    maintenance.collect(registry, grace_s=0)
-    after = maintenance.check(registry)
+    collect(registry, grace_s=0)
+    after = check(registry)
     assert after.problems == () and after.unreferred == 0
 
 
@@ -161,8 +163,8 @@ def test_garbage_is_collected_only_after_its_grace(registry: Registry, adapter: 
     registry.publish(adapter, "ann/news")
     registry.blobs.put_bytes(b"never committed")
     registry.delete_repo("ann/news")
-    assert maintenance.collect(registry, grace_s=3600).blobs == 0
-    collected = maintenance.collect(registry, grace_s=0)
+    assert collect(registry, grace_s=3600).blobs == 0
+    collected = collect(registry, grace_s=0)
     assert collected.revisions == 1 and collected.blobs == 5
     with pytest.raises(ConflictError, match="not issued twice"):
         registry.create_repo("ann/news")
@@ -171,18 +173,18 @@ def test_garbage_is_collected_only_after_its_grace(registry: Registry, adapter: 
 
 def test_check_names_what_is_broken(registry: Registry, adapter: Path, tmp_path: Path) -> None:
     revision = registry.publish(adapter, "ann/news")
-    maintenance.backup(registry, tmp_path / "backup")
+    backup(registry, tmp_path / "backup")
     tree = registry.tree(revision.id)
     damaged = registry.blobs.path(tree["README.md"])
     damaged.chmod(0o600)
     damaged.write_bytes(b"changed")
     registry.blobs.path(tree["graft.json"]).unlink()
-    problems = maintenance.check(registry).problems
+    problems = check(registry).problems
     assert len(problems) == 2 and all("Blob" in problem for problem in problems)
-    report = maintenance.restore(tmp_path / "backup", tmp_path / "restored" / "registry.db")
+    report = restore(tmp_path / "backup", tmp_path / "restored" / "registry.db")
     assert report.problems == () and Registry(tmp_path / "restored" / "registry.db").resolve("ann/news") == revision
     with pytest.raises(ConflictError, match="exists"):
-        maintenance.restore(tmp_path / "backup", registry.path)
+        restore(tmp_path / "backup", registry.path)
 
 
 def test_a_backup_in_the_middle_of_writing_is_sound(registry: Registry, adapter: Path, tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_a_backup_in_the_middle_of_writing_is_sound(registry: Registry, adapter:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        reports = [maintenance.backup(registry, tmp_path / "backup") for _ in range(3)]
+        reports = [backup(registry, tmp_path / "backup") for _ in range(3)]
     finally:
         stop.set()
         writer.join()
@@ -244,7 +246,7 @@ def test_files_go_only_after_their_rows(registry: Registry, adapter: Path, monke
 
     monkeypatch.setattr("graft.hub.registry.storage.blob_store.BlobStore.remove", crash)
     with pytest.raises(RuntimeError):
-        maintenance.collect(registry, grace_s=0)
+        collect(registry, grace_s=0)
     monkeypatch.undo()
     assert registry.db.execute("SELECT count(*) FROM blobs").fetchone()[0] == 0
     require_sound(registry)

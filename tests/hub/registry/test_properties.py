@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from graft.hub.errors import ArtifactError, ConflictError, GraftError, RepoNotFoundError
-from graft.hub.registry import maintenance
 from graft.hub.registry.commits.accepted_files import check_path
 from graft.hub.registry.commits.changes import Delete, Put
+from graft.hub.registry.maintenance.check import check
+from graft.hub.registry.maintenance.garbage import collect
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
 from graft.hub.web.app import create_app
@@ -122,7 +123,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(commit=consumes(commits))
     def collect(self, commit: tuple[str, str] | None) -> None:
-        maintenance.collect(self.registry, grace_s=0)
+        collect(self.registry, grace_s=0)
 
     @invariant()
     def agrees(self) -> None:
@@ -139,7 +140,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if self.registry is not None:
-            assert maintenance.check(self.registry).problems == ()
+            assert check(self.registry).problems == ()
             self.registry.close()
             self.folder.cleanup()
 

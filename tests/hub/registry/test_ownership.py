@@ -1,0 +1,155 @@
+"""Every registry has its own folder of blobs: what one does not know must never be another's file."""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from graft.hub.errors import ConflictError
+from graft.hub.registry.maintenance.check import check
+from graft.hub.registry.maintenance.garbage import collect
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.storage.ownership import OWNER, read_owner, registry_id
+
+
+def made(path: Path, adapter: Path) -> Registry:
+    registry = Registry(path)
+    registry.publish(adapter, "ann/news")
+    registry.close()
+    return registry
+
+
+def forget_owner(registry: Registry) -> None:
+    """As graft before 0.1 left it."""
+    registry.db.execute("DELETE FROM settings WHERE key = 'registry.id'")
+    registry.close()
+    (registry.blobs.folder / OWNER).unlink(missing_ok=True)
+
+
+def test_a_registry_and_its_folder_name_each_other(registry: Registry) -> None:
+    owner = read_owner(registry.blobs.folder)
+    assert owner is not None and owner.id == registry_id(registry.db) and owner.file == "registry.db"
+
+
+@pytest.mark.parametrize("other", ["team.prod", "team", "team.sqlite", "team.db"])
+def test_a_second_registry_may_not_use_the_folder_of_another(tmp_path: Path, adapter: Path, other: str) -> None:
+    made(tmp_path / "team.dev", adapter)
+    with pytest.raises(ConflictError, match=r"holds those of .*team\.dev: give each registry a name of its own"):
+        Registry(tmp_path / other)
+    assert not (tmp_path / other).exists()
+    assert check(Registry(tmp_path / "team.dev")).problems == ()
+
+
+@pytest.mark.parametrize("with_id", [True, False])
+def test_a_copy_of_the_database_beside_the_same_folder_is_refused(tmp_path: Path, adapter: Path, with_id: bool) -> None:
+    first = made(tmp_path / "team.db", adapter)
+    if not with_id:
+        forget_owner(first)
+    shutil.copy(tmp_path / "team.db", tmp_path / "team.sqlite")
+    if with_id:
+        Registry(tmp_path / "team.db").close()
+        with pytest.raises(ConflictError, match=r"holds those of .*team\.db"):
+            Registry(tmp_path / "team.sqlite")
+        return
+    for name in ("team.db", "team.sqlite"):  # nobody knows whose the files are: neither may collect them
+        with pytest.raises(ConflictError, match="holds those of"):
+            Registry(tmp_path / name)
+    shutil.copytree(tmp_path / "team.blobs", tmp_path / "mine.blobs")  # as the message says
+    (tmp_path / "team.sqlite").rename(tmp_path / "mine.db")
+    for name in ("team.db", "mine.db"):
+        assert check(Registry(tmp_path / name)).problems == ()
+
+
+def test_a_copied_database_beside_the_files_of_another_registry_is_refused(tmp_path: Path, adapter: Path) -> None:
+    made(tmp_path / "a.db", adapter)
+    made(tmp_path / "b.db", adapter)
+    shutil.copy(tmp_path / "a.db", tmp_path / "b.db")
+    with pytest.raises(ConflictError, match=r"b\.blobs holds the files of another registry than .*put the files"):
+        Registry(tmp_path / "b.db")
+
+
+def test_a_database_without_its_folder_is_refused(tmp_path: Path, adapter: Path) -> None:
+    made(tmp_path / "a.db", adapter)
+    shutil.copy(tmp_path / "a.db", tmp_path / "b.db")
+    with pytest.raises(ConflictError, match=r"b\.blobs holds none of the files of .*b\.db: move them there"):
+        Registry(tmp_path / "b.db")
+
+
+def test_a_whole_copy_and_a_renamed_registry_open(tmp_path: Path, adapter: Path) -> None:
+    made(tmp_path / "a.db", adapter)
+    shutil.copy(tmp_path / "a.db", tmp_path / "b.db")
+    shutil.copytree(tmp_path / "a.blobs", tmp_path / "b.blobs")
+    copy = Registry(tmp_path / "b.db")
+    copy.delete_repo("ann/news")
+    assert collect(copy, grace_s=0).blobs == 4
+    copy.close()
+    assert check(Registry(tmp_path / "a.db")).problems == ()
+    for name in ("db", "blobs"):
+        (tmp_path / f"b.{name}").rename(tmp_path / f"c.{name}")
+    assert check(Registry(tmp_path / "c.db")).problems == ()
+
+
+def test_a_new_registry_takes_no_files_that_it_does_not_know(tmp_path: Path, adapter: Path) -> None:
+    first = made(tmp_path / "team.db", adapter)
+    kept = sorted(first.blobs.names())
+    (tmp_path / "team.db").rename(tmp_path / "elsewhere")
+    with pytest.raises(ConflictError, match=r"registry that is not there any more: put its database back"):
+        Registry(tmp_path / "team.db")
+    assert sorted(first.blobs.names()) == kept and not (tmp_path / "team.db").exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "team.db")
+    assert check(Registry(tmp_path / "team.db")).problems == ()
+
+
+def test_an_old_registry_adopts_its_folder_when_it_is_first_opened(tmp_path: Path, adapter: Path) -> None:
+    forget_owner(made(tmp_path / "old.db", adapter))
+    registry = Registry(tmp_path / "old.db")
+    assert read_owner(registry.blobs.folder).id == registry_id(registry.db)
+    with pytest.raises(ConflictError):
+        Registry(tmp_path / "old.prod")
+
+
+def test_two_old_registries_in_one_folder_are_both_refused(tmp_path: Path, adapter: Path, lora_folder) -> None:
+    first = made(tmp_path / "team.db", adapter)
+    forget_owner(first)
+    elsewhere = made(tmp_path / "apart" / "x.db", lora_folder(tmp_path / "next", seed=1))
+    forget_owner(elsewhere)
+    (tmp_path / "apart" / "x.db").rename(tmp_path / "team.prod")
+    shutil.copytree(elsewhere.blobs.folder, first.blobs.folder, dirs_exist_ok=True)
+    for name in ("team.db", "team.prod"):
+        with pytest.raises(ConflictError, match="give each registry a name of its own"):
+            Registry(tmp_path / name)
+
+
+def test_another_programs_database_of_that_name_is_no_registry(tmp_path: Path, adapter: Path) -> None:
+    other = sqlite3.connect(tmp_path / "team.sqlite")
+    other.execute("CREATE TABLE t (x)")
+    other.close()
+    (tmp_path / "team.txt").write_text("notes")
+    assert made(tmp_path / "team.db", adapter).resolve("ann/news")
+
+
+def test_a_crash_between_folder_and_database_is_mended(tmp_path: Path, adapter: Path) -> None:
+    registry = made(tmp_path / "a.db", adapter)
+    owner = read_owner(registry.blobs.folder)
+    registry.db.execute("DELETE FROM settings WHERE key = 'registry.id'")
+    registry.close()
+    assert registry_id(Registry(tmp_path / "a.db").db) == owner.id
+    (registry.blobs.folder / OWNER).unlink()
+    Registry(tmp_path / "a.db")
+    assert read_owner(registry.blobs.folder) == owner
+
+
+def test_an_owner_that_cannot_be_read_is_said(tmp_path: Path, adapter: Path) -> None:
+    registry = made(tmp_path / "a.db", adapter)
+    for text in ("", "[]", json.dumps({"id": "x"})):
+        (registry.blobs.folder / OWNER).unlink()
+        (registry.blobs.folder / OWNER).write_text(text)
+        with pytest.raises(ConflictError, match=r"owner\.json can't be read"):
+            Registry(tmp_path / "a.db")
+
+
+def test_a_database_that_is_called_like_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConflictError, match=r"ends in \.db"):
+        Registry(tmp_path / "a.blobs")
