@@ -20,8 +20,8 @@ STAGING = ".writing"
 def write_folder_whole(folder: Path, *, last: Sequence[str] = (), outdated: Iterable[str] = ()) -> Iterator[Path]:
     """A staging folder for the new files of `folder`; where the block or the disk fails, `folder` is as it was.
 
-    `last`: the files without which nobody takes the folder for what it is. Their old ones go first and the new ones
-    come last, in this order, so that a crash while the files move never leaves a mixture of old and new that loads.
+    `last`: the files without which nobody takes the folder for what it is, the surest sign at the end. Their new ones
+    come last, in this order, and their old ones go first, in the opposite one, so that a crash while the files move never leaves a mixture of old and new that loads.
     `outdated`: other old files that go. Raises OSError for a full disk or a missing right.
     """
     new = not folder.exists()
@@ -53,7 +53,7 @@ def _move(staging: Path, folder: Path, last: Sequence[str], outdated: Iterable[s
     names = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if not path.is_dir()]
     for name in names:
         flush(staging / name)
-    for old in (*last, *outdated):
+    for old in (*reversed(last), *outdated):
         _remove(folder, Path(old))
     places = {name: place for place, name in enumerate(last, start=1)}
     for name in sorted(names, key=lambda name: places.get(name.as_posix(), 0)):

@@ -128,7 +128,7 @@ def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes
         )
         search.refresh_scores(db, slug)
         audit(db, user, "task.add", slug, blob.sha256)
-    return task(db, slug)
+        return task(db, slug)
 
 
 def task(db: Database, slug: str) -> Task:

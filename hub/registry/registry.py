@@ -126,7 +126,7 @@ class Registry:
         """Raises ConflictError when the name is taken or ever was, by whoever."""
         with write_transaction(self.db):
             repos.insert(self.db, name, private, user)
-        return self.repo(name)
+            return self.repo(name)
 
     def set_private(self, name: str, private: bool, *, user: str = OWNER.name) -> None:
         with write_transaction(self.db):
@@ -136,7 +136,7 @@ class Registry:
         """Rename; the old name leads to the new one for ever. Raises ConflictError when the new one is taken."""
         with write_transaction(self.db):
             repos.move(self.db, self.repo(name), new_name, user)
-        return self.repo(new_name)
+            return self.repo(new_name)
 
     def delete_repo(self, name: str, *, user: str = OWNER.name) -> None:
         """Take a repo away; its name stays taken. Its bytes go with the next `gc`."""
@@ -324,7 +324,7 @@ class Registry:
             before = refs.find_previous(self.db, repo.id, repo.name, alias)
             refs.move(self.db, repo.id, "alias", alias, before, who, why or "rollback")
             audit(self.db, who, "rollback", f"{repo.name}@{alias}", before)
-        return self.revision(before)
+            return self.revision(before)
 
     def create_ref(self, name: str, kind: str, ref: str, at: str = "main", *, user: str = OWNER.name) -> None:
         """A new 'tag' or 'branch'. Raises ConflictError when the name is taken."""
