@@ -159,7 +159,7 @@ def _conflict(path: Path, blobs: BlobStore, claim: Claim) -> str | None:
             f"{folder} holds the files of another registry than {path}: put the files that belong to {path} there, or "
             f"`graft registry restore` a backup under another name."
         )
-    if not claim.used and any(blobs.names()):
+    if not claim.used and (owner is None or claim.id is None) and any(blobs.names()):
         return (
             f"{folder}, where {path} would keep its files, holds files of a registry that is not there any more: put its "
             f"database back, delete the folder, or choose another --registry."
