@@ -11,7 +11,7 @@ from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.registry import Registry
 
 if TYPE_CHECKING:
-    from graft.hub.registry.hub_client import RemoteRegistry
+    from graft.hub.registry.remote.client import RemoteRegistry
 
 registry_option = click.option(
     "--registry",
@@ -65,7 +65,7 @@ def open_registry(
     that does not answer."""
     if hub_url is None:
         return Registry(registry_path, create=create, max_weights_bytes=max_weights_bytes)
-    from graft.hub.registry.hub_client import RemoteRegistry  # the client takes its time to import
+    from graft.hub.registry.remote.client import RemoteRegistry  # the client takes its time to import
 
     hub = RemoteRegistry(hub_url)
     hub.require_there()  # the client would try again and again, half a minute in all

@@ -16,8 +16,8 @@ from pathlib import Path
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.machine.atomic_files import STAGING
-from graft.hub.registry.hub_client import RemoteRegistry
 from graft.hub.registry.registry import Registry
+from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.registry.search import SearchHit, on_base
 
 Shelf = Registry | RemoteRegistry

@@ -11,7 +11,7 @@ from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import MAX_PAGE, Query, on_base
 
 if TYPE_CHECKING:
-    from graft.hub.registry.hub_client import RemoteRegistry
+    from graft.hub.registry.remote.client import RemoteRegistry
     from graft.server.evaluation.evaluate import Evaluated
 
 BARE = "(bare base)"

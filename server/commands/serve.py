@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from waitress.server import BaseWSGIServer, MultiSocketServer
 
     from graft.hub.base.model import Base
-    from graft.hub.registry.hub_client import RemoteRegistry
     from graft.hub.registry.registry import Registry
+    from graft.hub.registry.remote.client import RemoteRegistry
     from graft.server.engine.engine import Engine
 
 SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals

@@ -70,7 +70,7 @@ def test_a_base_that_cannot_be_fetched_is_told_at_once(monkeypatch, proxy):
 
 
 def test_a_silent_address_is_given_up(monkeypatch):
-    monkeypatch.setattr("graft.hub.registry.hub_client.GREETING_S", 0.2)
+    monkeypatch.setattr("graft.hub.registry.remote.client.GREETING_S", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(GraftError, match=r"No hub answers at .*timed out"),

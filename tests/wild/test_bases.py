@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from graft.hub.base.manifest import record
 from graft.hub.cli.main import main
 from graft.hub.errors import ArtifactError, BaseMismatchError, RevisionNotFoundError
-from graft.hub.registry.hub_client import RemoteRegistry
 from graft.hub.registry.registry import Registry
+from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.registry.search import Query, on_base
 from graft.hub.registry.users import first_admin
 from graft.server.adapters.names import AdapterNames

@@ -29,8 +29,8 @@ from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, claim_outs, read_plan
 
 if TYPE_CHECKING:
-    from graft.hub.registry.hub_client import RemoteRegistry
     from graft.hub.registry.registry import Registry
+    from graft.hub.registry.remote.client import RemoteRegistry
     from graft.trainer.learners.job import TrainingOutcome
     from graft.trainer.training.loop import Watcher
 

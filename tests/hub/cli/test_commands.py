@@ -103,7 +103,7 @@ def test_a_missing_registry_and_a_file_that_is_none(tmp_path: Path) -> None:
 
 def test_the_hub_starts_without_torch() -> None:
     code = (
-        "import sys, graft.hub.cli.main, graft.hub.registry.hub_client, graft.hub.web.app, graft.hub.cli.adapters,"
+        "import sys, graft.hub.cli.main, graft.hub.registry.remote.client, graft.hub.web.app, graft.hub.cli.adapters,"
         " graft.hub.cli.hub, graft.hub.cli.tasks, graft.hub.cli.registry;"
         "print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
     )

@@ -56,7 +56,7 @@ def test_our_own_remote_runs_on_the_oldest_client_that_we_allow(hub: str, adapte
         subprocess.run([sys.executable, "-m", "pip", "install", *words], check=True)
     code = (
         "import sys, huggingface_hub\nfrom graft.hub.registry.search import Query\nfrom graft.hub.errors import GraftError\n"
-        "from graft.hub.registry.hub_client import RemoteRegistry\n"
+        "from graft.hub.registry.remote.client import RemoteRegistry\n"
         "assert huggingface_hub.__version__ == '1.5.0'\nurl, adapter, out = sys.argv[1:]\n"
         "remote = RemoteRegistry(url)\nmade = remote.publish(adapter, 'ann/news')\n"
         "assert remote.pull('ann/news', out) == remote.resolve(f'ann/news@{made.id}')\n"

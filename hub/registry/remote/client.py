@@ -32,7 +32,10 @@ from graft.hub.errors import (
 from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import PULLED, stage_upload
-from graft.hub.registry.hub_answers import (
+from graft.hub.registry.leaderboard import Evaluation, Standing, Task
+from graft.hub.registry.queries import Revision
+from graft.hub.registry.refs import Move, Ref
+from graft.hub.registry.remote.answers import (
     BASE_LABEL,
     T,
     entry_of,
@@ -45,9 +48,6 @@ from graft.hub.registry.hub_answers import (
     revision_of,
     standing_of,
 )
-from graft.hub.registry.leaderboard import Evaluation, Standing, Task
-from graft.hub.registry.queries import Revision
-from graft.hub.registry.refs import Move, Ref
 from graft.hub.registry.search import Page, Query
 from graft.hub.registry.storage.blob_store import CHUNK_BYTES
 

@@ -20,8 +20,8 @@ from graft.hub.errors import (
     UnauthorizedError,
 )
 from graft.hub.registry.commits.changes import Put
-from graft.hub.registry.hub_client import RemoteRegistry
 from graft.hub.registry.registry import Registry
+from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.registry.search import Query
 from graft.hub.registry.users import create_token
 
@@ -252,7 +252,7 @@ def test_no_more_than_an_adapter_is_pulled(
     }
     cached = {path.name for path in (tmp_path / "cache").rglob("*")}
     assert "adapter_model.safetensors" in cached and "extra.safetensors" not in cached
-    monkeypatch.setattr("graft.hub.registry.hub_client.MAX_PULL_BYTES", 1000)
+    monkeypatch.setattr("graft.hub.registry.remote.client.MAX_PULL_BYTES", 1000)
     with pytest.raises(TooLargeError, match=r"at most 1,000 are pulled"):
         remote.pull("ann/news", tmp_path / "again")
     assert not (tmp_path / "again").exists()
