@@ -5,12 +5,9 @@ Answers to the same names as `Registry`, so that a command takes either. What th
 """
 
 import hashlib
-import http.client
 import json
 import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,9 +34,7 @@ from graft.hub.registry.queries import Revision
 from graft.hub.registry.refs import Move, Ref
 from graft.hub.registry.remote.answers import (
     BASE_LABEL,
-    T,
     entry_of,
-    error_of,
     errors_of_client,
     ignore,
     many_of,
@@ -48,10 +43,10 @@ from graft.hub.registry.remote.answers import (
     revision_of,
     standing_of,
 )
+from graft.hub.registry.remote.api import HubApi, checked_url
 from graft.hub.registry.search import Page, Query
 from graft.hub.registry.storage.blob_store import CHUNK_BYTES
 
-TIMEOUT_S = 60
 GREETING_S = 10
 MAX_PULL_BYTES = MAX_WEIGHTS_BYTES + (1 << 30)  # the largest adapter, and what lies beside its weights
 LARGE_BY_LFS = {
@@ -70,14 +65,13 @@ class RemoteRegistry:
     """A hub at `url`. The token is the client's own (HF_TOKEN, or `hf auth login`) unless one is given."""
 
     def __init__(self, url: str, token: str | None = None):
-        if not url.startswith(("http://", "https://")):
-            raise GraftError(f"{url!r} is no URL of a hub: it starts with http:// or https://.")
-        self.url = url.rstrip("/")
+        self.url = checked_url(url)
         self.client = HfApi(endpoint=self.url, token=token, headers=LARGE_BY_LFS)
+        self.api = HubApi(self.client)
 
     def require_there(self) -> None:
         """Ask once, and briefly. Raises GraftError where nobody answers, or somebody that is no hub, such as a proxy."""
-        self._call("GET", "/api/models?limit=1", require_rows, timeout=GREETING_S)
+        self.api.call("GET", "/api/models?limit=1", require_rows, timeout=GREETING_S)
 
     # Adapters
 
@@ -119,7 +113,7 @@ class RemoteRegistry:
         """A graft hub takes large files by LFS, piece by piece, from a client that doesn't turn to xet instead."""
         xet = constants.HF_HUB_DISABLE_XET
         with suppress(GraftError):  # a hub without accounts: another one than graft's
-            if self._call("GET", "/api/whoami-v2", lambda me: me["auth"]["accessToken"]["displayName"]) == "graft":
+            if self.api.call("GET", "/api/whoami-v2", lambda me: me["auth"]["accessToken"]["displayName"]) == "graft":
                 constants.HF_HUB_DISABLE_XET = True
         try:
             yield
@@ -133,12 +127,14 @@ class RemoteRegistry:
         """
         role = None
         with suppress(NotFoundError):  # a hub without this address is asked by the publishing itself
-            role = self._call("GET", "/api/whoami-v2", lambda me: dict(me["auth"].get("accessToken") or {}).get("role"))
+            role = self.api.call(
+                "GET", "/api/whoami-v2", lambda me: dict(me["auth"].get("accessToken") or {}).get("role")
+            )
         if role == "read":
             raise ForbiddenError(f"The token for {self.url} may only read: publishing needs one that may write.")
         for name in names:
             with suppress(NotFoundError):  # a repo that is not there yet, on a hub that asks for it first
-                self._call("GET", f"/api/models/{name}/auth-check/write", ignore)
+                self.api.call("GET", f"/api/models/{name}/auth-check/write", ignore)
 
     @contextmanager
     def _make_repo(self, name: str, private: bool) -> Iterator[None]:
@@ -155,12 +151,12 @@ class RemoteRegistry:
     def _offer_base(self, spec: BaseSpec) -> None:
         """A graft hub checks shapes by the manifest; another one has no place for it."""
         with suppress(NotFoundError):
-            self._call("POST", "/api/bases", ignore, json.loads(spec.to_json()))
+            self.api.call("POST", "/api/bases", ignore, json.loads(spec.to_json()))
 
     def resolve(self, name: str, *, base: str | None = None) -> Revision:
         """As Registry.resolve."""
         if name.startswith(TASK_PREFIX):
-            return self._call("GET", f"/api/resolve?{_query(name=name, base=base)}", one_of(Revision))
+            return self.api.call("GET", f"/api/resolve?{_query(name=name, base=base)}", one_of(Revision))
         repo, _, ref = name.partition("@")
         with errors_of_client(self.url):
             return revision_of(self.client.model_info(repo, revision=ref or None))
@@ -217,75 +213,48 @@ class RemoteRegistry:
     def promote(self, ref: str, alias: str, *, who: str = "", why: str = "") -> Revision:
         repo, _, revision = ref.partition("@")
         body = {"revision": revision or "main", "why": why}
-        return self._call("PUT", f"/api/adapters/{repo}/aliases/{alias}", one_of(Revision), body)
+        return self.api.call("PUT", f"/api/adapters/{repo}/aliases/{alias}", one_of(Revision), body)
 
     def rollback(self, name: str, alias: str, *, who: str = "", why: str = "") -> Revision:
-        return self._call("POST", f"/api/adapters/{name}/aliases/{alias}/rollback", one_of(Revision), {"why": why})
+        return self.api.call("POST", f"/api/adapters/{name}/aliases/{alias}/rollback", one_of(Revision), {"why": why})
 
     def revisions(self, name: str) -> list[Revision]:
-        return self._call("GET", f"/api/adapters/{name}/history", many_of(Revision, "revisions"))
+        return self.api.call("GET", f"/api/adapters/{name}/history", many_of(Revision, "revisions"))
 
     def all_refs(self, name: str) -> list[Ref]:
-        return self._call("GET", f"/api/adapters/{name}/history", many_of(Ref, "refs"))
+        return self.api.call("GET", f"/api/adapters/{name}/history", many_of(Ref, "refs"))
 
     def history(self, name: str) -> list[Move]:
-        return self._call("GET", f"/api/adapters/{name}/history", many_of(Move, "moves"))
+        return self.api.call("GET", f"/api/adapters/{name}/history", many_of(Move, "moves"))
 
     def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = "") -> Task:
         body = {"metric": metric, "description": description, "data": data.decode()}
-        return self._call("PUT", f"/api/tasks/{slug}", one_of(Task), body)
+        return self.api.call("PUT", f"/api/tasks/{slug}", one_of(Task), body)
 
     def task(self, slug: str) -> Task:
-        return self._call("GET", f"/api/tasks/{slug}", one_of(Task))
+        return self.api.call("GET", f"/api/tasks/{slug}", one_of(Task))
 
     def tasks(self) -> list[Task]:
-        return self._call("GET", "/api/tasks", many_of(Task, "tasks"))
+        return self.api.call("GET", "/api/tasks", many_of(Task, "tasks"))
 
     def task_data(self, slug: str) -> bytes:
         """The evaluation set. Raises ArtifactError when it does not hash to what the hub says."""
-        wanted, data = self.task(slug).data_hash, self._fetch("GET", f"/api/tasks/{slug}/data")
+        wanted, data = self.task(slug).data_hash, self.api.fetch("GET", f"/api/tasks/{slug}/data")
         if hashlib.sha256(data).hexdigest() != wanted:
             raise ArtifactError(f"The evaluation set of {slug} arrived damaged: try again.")
         return data
 
     def record_evaluation(self, *, user: str = "", **score: object) -> None:
         """As Registry.record_evaluation; who measured is known by the token."""
-        self._call("POST", "/api/evaluations", ignore, score)
+        self.api.call("POST", "/api/evaluations", ignore, score)
 
     def evaluations(self, name: str) -> list[Evaluation]:
-        return self._call("GET", f"/api/adapters/{name}/evaluations", many_of(Evaluation, "evaluations"))
+        return self.api.call("GET", f"/api/adapters/{name}/evaluations", many_of(Evaluation, "evaluations"))
 
     def leaderboard(self, task: str, base: str | None = None) -> list[Standing]:
-        return self._call(
+        return self.api.call(
             "GET", f"/api/tasks/{task}/leaderboard?{_query(base=base)}", many_of(standing_of, "standings")
         )
-
-    def _call(
-        self, method: str, path: str, read: Callable[[Any], T], body: object = None, timeout: float = TIMEOUT_S
-    ) -> T:
-        """What `read` makes of the answer's JSON. Raises GraftError where it is no such JSON."""
-        answer = self._fetch(method, path, body, timeout)
-        try:
-            return read(json.loads(answer))
-        except (ValueError, KeyError, TypeError):
-            raise GraftError(
-                f"{self.url}{path} answers, and not as a graft hub of this version does: check the URL of --hub, and "
-                f"the proxy on the way, if there is one (HTTP_PROXY, NO_PROXY)."
-            ) from None
-
-    def _fetch(self, method: str, path: str, body: object = None, timeout: float = TIMEOUT_S) -> bytes:
-        """One request to graft's own API. Raises the GraftError that the hub answered with."""
-        headers = self.client._build_hf_headers() | {"Content-Type": "application/json"}
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                return response.read()
-        except urllib.error.HTTPError as error:
-            raise error_of(error.code, error.headers.get("X-Error-Code"), error.read()) from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise GraftError(f"No hub answers at {self.url} ({reason}): is it running?") from None
 
 
 def _require_an_adapter(name: str, files: Sequence[RepoFile]) -> None:
