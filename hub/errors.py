@@ -99,6 +99,20 @@ class BaseModelError(GraftError):
     code = "bad_base"
 
 
+class NotOfferedError(GraftError):
+    """The hub is there and has no such thing as was asked for: discussions, or on a hub of another kind, aliases."""
+
+    status = 501
+    code = "not_offered"
+
+
+class UnreachableError(GraftError):
+    """Another server that is needed gives no answer, or none but that it can't now: what was known of it may still hold."""
+
+    status = 502
+    code = "unreachable"
+
+
 class DataError(GraftError):
     """A data set can't be used; the message names the file and the line."""
 

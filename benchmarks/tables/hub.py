@@ -180,10 +180,12 @@ def browsing(url: str, process: psutil.Process, repeats: int) -> dict[str, dict[
     kinds: dict[str, Callable[[], str]] = {
         "front page": lambda: "/",
         "facets: task + base": lambda: f"/?task={choose.choice(TASKS)}&base={choose.choice(BASES)}",
-        "facets: method, by score": lambda: f"/?method={choose.choice(METHODS)}&sort=score",
+        "facets: task + method, by score": lambda: (
+            f"/?task={choose.choice(TASKS)}&method={choose.choice(METHODS)}&sort=score"
+        ),
         "text": lambda: f"/?q={choose.choice(WORDS)}+{choose.choice(WORDS)}",
         "text + task, by downloads": lambda: f"/?q={choose.choice(WORDS)}&task={choose.choice(TASKS)}&sort=downloads",
-        "page 100": lambda: f"/?offset=2500&sort={choose.choice(('updated', 'created', 'score'))}",
+        "page 100": lambda: f"/?offset=2500&sort={choose.choice(('updated', 'created', 'downloads'))}",
         "API search": lambda: f"/api/adapters?task={choose.choice(TASKS)}&q={choose.choice(WORDS)}",
         "list_models, 2 filters": lambda: (
             f"/api/models?filter=task:{choose.choice(TASKS)}&filter={choose.choice(METHODS)}&limit=50"

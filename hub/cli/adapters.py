@@ -8,7 +8,6 @@ import click
 from graft.hub.base.manifest import recorded_spec
 from graft.hub.machine.output_folder import claim
 from graft.hub.registry.commits.publish_folder import contents
-from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import SORTS, Query
 from graft.hub.terminal.options import local_user, max_weights_option, open_registry, registry_options
 from graft.hub.terminal.tables import amount, day, print_json, print_table, short_id
@@ -40,14 +39,13 @@ def publish(
     registry = open_registry(registry_path, hub_url, create=True, max_weights_bytes=max_weights_bytes)
     left_out = contents(folder, max_weights_bytes).left_out
     revision = registry.publish(folder, name, tags=tags, private=private, user=local_user(), message=message)
-    inspection = registry.found(revision.id) if isinstance(registry, Registry) else None
     if as_json:
         print_json({**asdict(revision), "left_out": left_out})
         return
     click.echo(f"{name}@{revision.id}")
     for file in left_out:
         click.echo(f"left out: {file}", err=True)
-    for warning in inspection.warnings if inspection else ():
+    for warning in registry.warnings(f"{name}@{revision.id}"):
         click.echo(f"note: {warning}", err=True)
 
 
@@ -88,10 +86,10 @@ def search(
     as_json: bool,
 ) -> None:
     """Find adapters by TEXT in their name, tags or card, by task, base and method."""
-    query = Query(
-        text=text, task=task, base=_known_base(base, hub_url), method=method, author=author, sort=sort, limit=limit
-    )
-    page = open_registry(registry_path, hub_url).search(query)
+    registry = open_registry(registry_path, hub_url)
+    spec = recorded_spec(Path(base).expanduser()) if base else None
+    base = registry.base_name(spec) if spec else base
+    page = registry.search(Query(text=text, task=task, base=base, method=method, author=author, sort=sort, limit=limit))
     if as_json:
         print_json(page.entries)
         return
@@ -109,13 +107,12 @@ def search(
         for entry in page.entries
     ]
     columns = ("adapter", "task", "method", "base?", "parameters?:", "score:", "downloads?:", "updated?")
-    print_table(f"{page.total} found", columns, rows, empty="no adapter answers to that")
-
-
-def _known_base(base: str, hub_url: str | None) -> str:
-    """What the registry knows a base's folder by: its fingerprint; a hub has labels, which name bases by their ids."""
-    spec = recorded_spec(Path(base).expanduser()) if base else None
-    return base if spec is None else (spec.id or base) if hub_url else spec.fingerprint
+    print_table(
+        f"{page.total} found" if page.exact else f"At least {page.total} found",
+        columns,
+        rows,
+        empty="no adapter answers to that",
+    )
 
 
 @click.command()

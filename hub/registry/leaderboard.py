@@ -93,8 +93,8 @@ FIELDS: dict[str, tuple[type, ...]] = {
 REQUIRED = ("task", "data_hash", "metric", "value", "n")
 
 
-def read_evaluation(raw: Mapping[str, object]) -> dict[str, Any]:
-    """The fields of an Evaluation from a stranger's JSON. Raises GraftError naming the first that won't do."""
+def read_evaluation(raw: Mapping[str, object]) -> Evaluation:
+    """An evaluation from a stranger's JSON. Raises GraftError naming the first field that won't do."""
     given: dict[str, Any] = {key: value for key, value in raw.items() if value is not None}
     for key in REQUIRED:
         if key not in given:
@@ -105,7 +105,7 @@ def read_evaluation(raw: Mapping[str, object]) -> dict[str, Any]:
         wrong_kind = isinstance(value, bool) or not isinstance(value, FIELDS[key])
         if wrong_kind or (not isinstance(value, (str, dict)) and not abs(value) < MAX_NUMBER):
             raise GraftError(f"{key!r} must be a finite {FIELDS[key][-1].__name__}, not {value!r}.")
-    return given
+    return Evaluation(**given)
 
 
 def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes, description: str, user: str) -> Task:

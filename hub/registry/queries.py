@@ -16,6 +16,8 @@ from graft.hub.registry.storage.blob_store import Tree
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.users import Caller
 
+MOST_LISTED = 1000  # rows of a history, unless more are asked for
+
 
 @dataclass(frozen=True)
 class Repo:
@@ -121,13 +123,13 @@ def revisions(db: Database, ids: Sequence[str]) -> dict[str, Revision]:
     return {row["id"]: Revision(**dict(row)) for row in rows}
 
 
-def line(db: Database, start: str, limit: int) -> list[Revision]:
-    """From revision `start` back to the first, following parents."""
+def line(db: Database, start: str, limit: int, offset: int = 0) -> list[Revision]:
+    """From `offset` revisions before `start` back towards the first, following parents."""
     rows = db.execute(
         "WITH RECURSIVE line(id, depth) AS (SELECT ?, 0 UNION ALL SELECT revisions.parent, depth + 1 FROM line "
         "JOIN revisions ON revisions.id = line.id WHERE revisions.parent IS NOT NULL AND depth < ?) "
-        f"{_REVISION} JOIN line ON line.id = revisions.id ORDER BY depth",
-        [start, limit - 1],
+        f"{_REVISION} JOIN line ON line.id = revisions.id WHERE depth >= ? ORDER BY depth LIMIT ?",
+        [start, offset + limit - 1, offset, limit],
     )
     return [Revision(**dict(row)) for row in rows]
 

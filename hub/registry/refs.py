@@ -14,6 +14,7 @@ from graft.hub.registry.users import Caller
 
 PRODUCTION = "production"  # the alias that `task:T` follows
 SHORT_ID_CHARS = 7
+ALL = -1  # as a LIMIT
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def delete(db: Database, repo_id: int, kind: str, name: str, who: str) -> None:
 
 def find_previous(db: Database, repo_id: int, repo_name: str, alias: str) -> str:
     """Where an alias was before it last came to another revision. Raises RevisionNotFoundError when it was nowhere."""
+    check_ref_name(alias)
     row = db.execute(
         "SELECT old FROM ref_moves WHERE repo_id = ? AND kind = 'alias' AND name = ? AND old IS NOT new "
         "ORDER BY id DESC LIMIT 1",
@@ -155,13 +157,19 @@ def find_promoted(db: Database, task: str, base: str | None, caller: Caller) -> 
     )
 
 
-def all_of(db: Database, repo_id: int) -> list[Ref]:
-    rows = db.execute("SELECT kind, name, revision_id FROM refs WHERE repo_id = ? ORDER BY kind, name", [repo_id])
+def all_of(db: Database, repo_id: int, limit: int = ALL, offset: int = 0) -> list[Ref]:
+    """By kind and name."""
+    rows = db.execute(
+        "SELECT kind, name, revision_id FROM refs WHERE repo_id = ? ORDER BY kind, name LIMIT ? OFFSET ?",
+        [repo_id, limit, offset],
+    )
     return [Ref(row["kind"], row["name"], row["revision_id"]) for row in rows]
 
 
-def moves(db: Database, repo_id: int) -> list[Move]:
+def moves(db: Database, repo_id: int, limit: int, offset: int = 0) -> list[Move]:
     """Newest first."""
     columns = ", ".join(Move.__dataclass_fields__)
-    rows = db.execute(f"SELECT {columns} FROM ref_moves WHERE repo_id = ? ORDER BY id DESC", [repo_id])
+    rows = db.execute(
+        f"SELECT {columns} FROM ref_moves WHERE repo_id = ? ORDER BY id DESC LIMIT ? OFFSET ?", [repo_id, limit, offset]
+    )
     return [Move(**dict(row)) for row in rows]

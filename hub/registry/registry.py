@@ -7,9 +7,8 @@ one immediate transaction, and the proof of an artifact runs before the transact
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from graft.hub.adapters.validation import Inspection
 from graft.hub.base.manifest import BaseSpec
@@ -31,7 +30,7 @@ from graft.hub.registry.commits.changes import Change, Put
 from graft.hub.registry.commits.commit import Intent
 from graft.hub.registry.commits.publish_folder import PULLED, base_at_hand, contents
 from graft.hub.registry.naming import check_repo_name
-from graft.hub.registry.queries import File, Repo, Revision
+from graft.hub.registry.queries import MOST_LISTED, File, Repo, Revision
 from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable, Tree, sha256_of
 from graft.hub.registry.storage.connections import Connections
 from graft.hub.registry.storage.database import Database
@@ -86,6 +85,9 @@ class Registry:
         """Close this thread's connection; the next use opens another."""
         self._downloads.close()
         self._connections.close()
+
+    def require_writer(self, names: Iterable[str]) -> None:
+        """Whoever holds the file may write to all of it."""
 
     # Bases
 
@@ -251,9 +253,9 @@ class Registry:
         """By its full commit id, which must be one."""
         return queries.revision(self.db, id)
 
-    def revisions(self, name: str, *, ref: str = "main", limit: int = 1000) -> list[Revision]:
-        """From `ref` back to the first, following parents."""
-        return queries.line(self.db, self.resolve(f"{name}@{ref}").id, limit)
+    def revisions(self, name: str, *, ref: str = "main", limit: int = MOST_LISTED, offset: int = 0) -> list[Revision]:
+        """From `ref` back towards the first, following parents."""
+        return queries.line(self.db, self.resolve(f"{name}@{ref}").id, limit, offset)
 
     def tree(self, revision_id: str | None) -> Tree:
         """path -> sha256; empty for None."""
@@ -295,6 +297,13 @@ class Registry:
     def count_download(self, name: str) -> None:
         """As well as can be: never waits for a writer, never fails (DownloadCounter)."""
         self._downloads.count(self.repo(name).id)
+
+    def warnings(self, name: str) -> tuple[str, ...]:
+        inspection = self.found(self.resolve(name).id)
+        return tuple(inspection.warnings) if inspection else ()
+
+    def base_name(self, spec: BaseSpec) -> str:
+        return spec.fingerprint
 
     def search(self, query: catalog.Query, caller: Caller = OWNER) -> catalog.Page:
         """A page of repos: `search(Query(text="news", task="topic", sort="score"))`."""
@@ -345,12 +354,13 @@ class Registry:
         """A branch's head; None for a branch main that has no commit yet. Raises RevisionNotFoundError."""
         return queries.branch_head(self.db, repo, branch)
 
-    def all_refs(self, name: str) -> list[refs.Ref]:
-        return refs.all_of(self.db, self.repo(name).id)
+    def all_refs(self, name: str, *, limit: int = refs.ALL, offset: int = 0) -> list[refs.Ref]:
+        """Every branch, tag and alias, by kind and name."""
+        return refs.all_of(self.db, self.repo(name).id, limit, offset)
 
-    def history(self, name: str) -> list[refs.Move]:
-        """Every move of every branch, tag and alias, newest first: what was it when, by whom, why."""
-        return refs.moves(self.db, self.repo(name).id)
+    def history(self, name: str, *, limit: int = MOST_LISTED, offset: int = 0) -> list[refs.Move]:
+        """The moves of every branch, tag and alias, newest first: what was it when, by whom, why."""
+        return refs.moves(self.db, self.repo(name).id, limit, offset)
 
     # Tasks and scores
 
@@ -369,13 +379,12 @@ class Registry:
     def tasks(self) -> list[scores.Task]:
         return scores.tasks(self.db)
 
-    def record_evaluation(self, *, user: str = OWNER.name, **score: Any) -> None:
-        """Note a score (scores.Evaluation's fields) of an adapter's revision (default: main), or of the bare base (no `repo`).
+    def record_evaluation(self, evaluation: scores.Evaluation, *, user: str = OWNER.name) -> None:
+        """Note a score of an adapter's revision (default: main), or of the bare base (no `repo`).
 
         Digest and base are the stored artifact's. Raises NotFoundError for an unknown repo or revision, ConflictError
-        where the score says that it is of other weights or another base, TypeError for a field that there isn't.
+        where the score says that it is of other weights or another base.
         """
-        evaluation = scores.Evaluation(**score)
         with write_transaction(self.db):
             if evaluation.repo is None:
                 scores.record(self.db, None, evaluation, user)

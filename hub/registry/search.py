@@ -16,6 +16,7 @@ from graft.hub.registry.storage.database import Database
 from graft.hub.registry.users import Caller
 
 MAX_PAGE = 1000
+MAX_WORDS = 64  # of a text that is looked for
 MAX_INDEXED_CARD_CHARS = 20_000
 NO_METHOD = "none"
 FACETS = ("task", "base", "method", "license")
@@ -28,8 +29,9 @@ LATEST_SCORE = (
 )
 
 # sort=... -> ORDER BY, in the direction of an index. A missing score is the smallest, so it comes last.
+BY_SCORE = "score"
 SORTS = {
-    "score": "score DESC, repo_id DESC",
+    BY_SCORE: "score DESC, repo_id DESC",
     "downloads": "downloads DESC, repo_id DESC",
     "created": "created_at DESC, repo_id DESC",
     "updated": "updated_at DESC, repo_id DESC",
@@ -52,6 +54,10 @@ class Query:
     sort: str = "updated"
     limit: int = 50
     offset: int = 0
+
+    @property
+    def is_of_one_task(self) -> bool:
+        return bool(self.task) or any(label.startswith(model_card.TASK_PREFIX) for label in self.labels)
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,11 @@ class SearchHit:
 
 @dataclass(frozen=True)
 class Page:
-    """Some of the `total` repos that answer a query."""
+    """Some of the `total` repos that answer a query; of at least so many, where it is not `exact`."""
 
     entries: tuple[SearchHit, ...]
     total: int
+    exact: bool = True
 
 
 def on_base(search: Callable[[Query], Page], spec: BaseSpec, task: str = "") -> Iterator[SearchHit]:
@@ -96,9 +103,13 @@ def on_base(search: Callable[[Query], Page], spec: BaseSpec, task: str = "") -> 
 
 
 def search(db: Database, query: Query, caller: Caller) -> Page:
-    """Raises GraftError for an unknown sort key."""
+    """Raises GraftError for an unknown sort key, for a sort by scores of several tasks, and for too many words."""
     if query.sort not in SORTS:
         raise GraftError(f"Can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
+    if query.sort == BY_SCORE and not query.is_of_one_task:
+        raise GraftError(
+            "Scores of different tasks can't be compared: give a task to sort by score (--task T, task=T)."
+        )
     where, values = _conditions(db, query, caller)
     total = db.execute(f"SELECT count(*) FROM listing WHERE {where}", values).fetchone()[0]
     rows = db.execute(
@@ -230,9 +241,10 @@ def _index(db: Database, repo_id: int, name: str, labels: str, card: str) -> Non
     db.execute("INSERT INTO texts (rowid, name, labels, card) VALUES (?, ?, ?, ?)", [repo_id, name, labels, card])
 
 
-def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -> tuple[str, list[str]]:
+def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -> tuple[str, list[str | int]]:
     """The WHERE clause over `listing` and its values."""
-    clauses, values = ["1"], []
+    clauses: list[str] = ["1"]
+    values: list[str | int] = []
     if caller.namespaces is not None:
         mine = json.dumps(sorted(caller.namespaces))
         clauses.append("(private = 0 OR lower(namespace) IN (SELECT value FROM json_each(?)))")
@@ -246,10 +258,17 @@ def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -
     if query.author:
         clauses.append("namespace = ?")
         values.append(query.author)
-    for label in query.labels:
-        clauses.append("repo_id IN (SELECT repo_id FROM labels WHERE label = ?)")
-        values.append(label)
-    if words := query.text.replace("\0", " ").split():  # an index's query ends at a NUL
+    if labels := sorted(set(query.labels)):
+        # One clause for however many: SQLite nests only so deep.
+        clauses.append(
+            "repo_id IN (SELECT repo_id FROM labels WHERE label IN (SELECT value FROM json_each(?)) "
+            "GROUP BY repo_id HAVING count(*) = ?)"
+        )
+        values += [json.dumps(labels), len(labels)]
+    words = query.text.replace("\0", " ").split()  # an index's query ends at a NUL
+    if len(words) > MAX_WORDS:
+        raise GraftError(f"{len(words)} words are too many to look for: give at most {MAX_WORDS}.")
+    if words:
         clauses.append("repo_id IN (SELECT rowid FROM texts WHERE texts MATCH ?)")
         values.append(" ".join('"' + word.replace('"', '""') + '"*' for word in words))
     return " AND ".join(clauses), values

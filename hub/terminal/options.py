@@ -3,15 +3,12 @@
 import getpass
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
+from graft.hub.registry.interface import AnyRegistry
 from graft.hub.registry.registry import Registry
-
-if TYPE_CHECKING:
-    from graft.hub.registry.remote.client import RemoteRegistry
 
 registry_option = click.option(
     "--registry",
@@ -60,7 +57,7 @@ def registry_options(command: Callable) -> Callable:
 
 def open_registry(
     registry_path: Path, hub_url: str | None, *, create: bool = False, max_weights_bytes: int = MAX_WEIGHTS_BYTES
-) -> "Registry | RemoteRegistry":
+) -> AnyRegistry:
     """The registry that the options name. Raises NotFoundError for a missing file unless `create`, GraftError for a hub
     that does not answer."""
     if hub_url is None:
@@ -72,16 +69,13 @@ def open_registry(
     return hub
 
 
-def open_registry_to_publish(
-    registry_path: Path, hub_url: str | None, names: Iterable[str]
-) -> "Registry | RemoteRegistry":
+def open_registry_to_publish(registry_path: Path, hub_url: str | None, names: Iterable[str]) -> AnyRegistry:
     """As `open_registry`, made when missing.
 
     Raises GraftError where a hub is not there or would not take `names` from us.
     """
     registry = open_registry(registry_path, hub_url, create=True)
-    if not isinstance(registry, Registry):
-        registry.require_writer(names)
+    registry.require_writer(names)
     return registry
 
 

@@ -10,7 +10,7 @@ from graft.hub.errors import GraftError
 from graft.hub.registry import leaderboard as scores
 from graft.hub.registry import search as catalog
 from graft.hub.registry.leaderboard import Standing, Task
-from graft.hub.registry.queries import Revision
+from graft.hub.registry.queries import MOST_LISTED
 from graft.hub.registry.search import Query
 from graft.hub.web.huggingface.read import body, readable_repo, text_field, writable_repo
 from graft.hub.web.openapi import document
@@ -40,7 +40,8 @@ def health() -> Response:
 def search() -> Response:
     query = query_of(request.args)
     page = registry().search(query, caller())
-    facets = catalog.facets(registry().db, query, caller())
+    wanted = request.args.get("facets") != "no"
+    facets = catalog.facets(registry().db, query, caller()) if wanted else {}
     return jsonify(
         {
             "total": page.total,
@@ -52,21 +53,27 @@ def search() -> Response:
 
 def query_of(args: MultiDict[str, str]) -> Query:
     """The query that a URL's arguments spell. Raises GraftError for a number that is none."""
-    numbers = {"limit": 50, "offset": 0}
-    for key in numbers:
-        value = args.get(key, "")
-        if value and (not value.isdecimal() or len(value) > 9):
-            raise GraftError(f"{key} must be a whole number, not {value!r}.")
-        numbers[key] = int(value or numbers[key])
+    limit, offset = page_of(args, 50)
     plain = {key: args.get(key, "") for key in ("task", "base", "method", "license", "author")}
     return Query(
         text=args.get("q", ""),
         labels=tuple(args.getlist("label")),
         sort=args.get("sort") or "updated",
-        limit=min(numbers["limit"], catalog.MAX_PAGE),
-        offset=numbers["offset"],
+        limit=limit,
+        offset=offset,
         **plain,
     )
+
+
+def page_of(args: MultiDict[str, str], limit: int) -> tuple[int, int]:
+    """limit and offset, of a URL's arguments. Raises GraftError for a number that is none."""
+    numbers = {"limit": limit, "offset": 0}
+    for key in numbers:
+        value = args.get(key, "")
+        if value and (not (value.isascii() and value.isdecimal()) or len(value) > 9):
+            raise GraftError(f"{key} must be a whole number, not {value!r}.")
+        numbers[key] = int(value or numbers[key])
+    return min(numbers["limit"], catalog.MAX_PAGE), numbers["offset"]
 
 
 @blueprint.get(ADAPTER)
@@ -93,18 +100,18 @@ def resolve() -> Response:
 
 @blueprint.get(f"{ADAPTER}/history")
 def history(namespace: str, name: str) -> Response:
+    """`limit` rows of each list, from the `offset`th on."""
     repo = readable_repo(namespace, name)
+    limit, offset = page_of(request.args, MOST_LISTED)
+    is_empty = registry().branch_head(repo, "main") is None
+    revisions = [] if is_empty else registry().revisions(repo.name, limit=limit, offset=offset)
     return jsonify(
         {
-            "revisions": [asdict(revision) for revision in _line(repo.name)],
-            "refs": [asdict(ref) for ref in registry().all_refs(repo.name)],
-            "moves": [asdict(move) for move in registry().history(repo.name)],
+            "revisions": [asdict(revision) for revision in revisions],
+            "refs": [asdict(ref) for ref in registry().all_refs(repo.name, limit=limit, offset=offset)],
+            "moves": [asdict(move) for move in registry().history(repo.name, limit=limit, offset=offset)],
         }
     )
-
-
-def _line(name: str) -> list[Revision]:
-    return registry().revisions(name) if registry().all_refs(name) else []
 
 
 @blueprint.put(f"{ADAPTER}/aliases/<alias>")
@@ -172,7 +179,7 @@ def add_evaluation() -> Response:
         writable_repo(*text_field(fields, "repo").partition("/")[::2])
     else:
         caller().require("admin")
-    registry().record_evaluation(user=caller().name, **scores.read_evaluation(fields))
+    registry().record_evaluation(scores.read_evaluation(fields), user=caller().name)
     return jsonify({})
 
 

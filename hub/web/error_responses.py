@@ -24,6 +24,8 @@ ERROR_CODES: dict[type[GraftError], str] = {
     EntryNotFoundError: "EntryNotFound",
 }
 HF_PATHS = ("/api/models/", "/api/datasets/", "/api/spaces/")
+# What an error is called that is no GraftError of ours, by its status.
+KINDS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 413: "too_large", 429: "too_many_requests"}
 MAX_HEADER_CHARS = 1000
 STORAGE_FAILURES = frozenset(
     (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
@@ -40,13 +42,13 @@ def install(app: Flask) -> None:
     app.after_request(_echo_request_id)
 
 
-def failure(status: int, message: str, code: str | None = None) -> Response:
-    """The one error response. `code` goes into X-Error-Code."""
+def failure(status: int, message: str, *, kind: str | None = None, code: str | None = None) -> Response:
+    """The one error response. `kind` is graft's word for the error, `code` goes into X-Error-Code, which HF clients read."""
     for_people = request.accept_mimetypes.best_match(("application/json", "text/html")) == "text/html"
     if for_people and not request.path.startswith("/api/"):
         response = Response(render_template("error.html", status=status, message=message), status)
     else:
-        response = jsonify({"error": message})
+        response = jsonify({"error": message, "code": kind or KINDS.get(status, "failed")})
         response.status_code = status
     if code:
         response.headers["X-Error-Code"] = code
@@ -66,7 +68,7 @@ def _echo_request_id(response: Response) -> Response:
 
 
 def _on_graft_error(error: GraftError) -> Response:
-    return failure(error.status, str(error), ERROR_CODES.get(type(error)))
+    return failure(error.status, str(error), kind=error.code, code=ERROR_CODES.get(type(error)))
 
 
 def _on_http_error(error: HTTPException) -> AnyResponse:
@@ -75,7 +77,7 @@ def _on_http_error(error: HTTPException) -> AnyResponse:
         return error.get_response()
     hidden = status in (404, 405) and request.path.startswith(HF_PATHS)
     code = "RepoNotFound" if hidden else "EntryNotFound" if status == 404 else None
-    return failure(status, error.description or error.name, code)
+    return failure(status, error.description or error.name, code=code)
 
 
 def _on_database_error(error: sqlite3.OperationalError) -> Response:

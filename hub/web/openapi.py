@@ -20,12 +20,13 @@ COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 ADAPTER = "/api/adapters/{namespace}/{name}"
 PATH_PARTS = {"namespace": NAME, "name": NAME, "revision": TEXT, "alias": NAME, "slug": SLUG}
 
+PAGING = {"limit": COUNT, "offset": COUNT}
 SEARCH = {
     **dict.fromkeys(("q", "task", "base", "method", "license", "author"), TEXT),
     "label": {"type": "array", "items": TEXT},
     "sort": {"enum": list(SORTS)},
-    "limit": COUNT,
-    "offset": COUNT,
+    "facets": {"enum": ["yes", "no"]},
+    **PAGING,
 }
 PROMOTION = {"revision": TEXT, "why": TEXT}
 TASK = {"metric": {"enum": list(METRICS)}, "description": TEXT, "data": TEXT}
@@ -38,7 +39,7 @@ OPERATIONS: tuple[tuple[str, str, str, Schema, Schema | None, tuple[str, ...]], 
     ("get", "/api/adapters", "Search, with facet counts", SEARCH, None, ()),
     ("get", ADAPTER, "The main revision and what was found in it", {}, None, ()),
     ("get", f"{ADAPTER}/revision/{{revision}}", "A commit, branch, tag or alias", {}, None, ()),
-    ("get", f"{ADAPTER}/history", "Revisions, refs, and every move of a ref", {}, None, ()),
+    ("get", f"{ADAPTER}/history", "Revisions, refs, and the moves of refs", PAGING, None, ()),
     ("get", f"{ADAPTER}/evaluations", "Scores of all its revisions", {}, None, ()),
     ("put", f"{ADAPTER}/aliases/{{alias}}", "Promote a revision", {}, PROMOTION, ()),
     ("post", f"{ADAPTER}/aliases/{{alias}}/rollback", "Undo an alias's last move", {}, {"why": TEXT}, ()),

@@ -6,6 +6,7 @@ Pages that write something: forms.py.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flask import Blueprint, Flask, redirect, render_template, request, url_for
@@ -61,6 +62,8 @@ def _frame_context() -> dict[str, object]:
 @blueprint.get("/")
 def browse() -> str:
     query = query_of(request.args | {"limit": str(PAGE)} if "limit" not in request.args else request.args)
+    if query.sort == search.BY_SCORE and not query.is_of_one_task:
+        query = replace(query, sort=search.Query.sort)  # the task was just let go
     page = registry().search(query, caller())
     facets = search.facets(registry().db, query, caller())
     return render_template(
@@ -116,7 +119,7 @@ def _tab(tab: str, repo: Repo, revision: Revision, inspection: Inspection | None
         case "versions":
             return {
                 "revisions": registry().revisions(repo.name, limit=200),
-                "moves": registry().history(repo.name)[:200],
+                "moves": registry().history(repo.name, limit=200),
                 "aliases": [ref for ref in registry().all_refs(repo.name) if ref.kind == "alias"],
                 "may_write": caller().scope in ("write", "admin") and caller().owns(repo.namespace),
             }

@@ -1,9 +1,11 @@
 """From a name in a request to an adapter's folder: local folders, a registry, a hub. Torch-free.
 
 A name may move (a folder is trained again, an alias promoted): `locate` says which version it stands for now, cheaply;
-`fetch` brings that version's files. Knows nothing of loading or memory.
+`fetch` brings that version's files. Knows nothing of loading or memory. While a hub can't be asked, names stand for what
+they last did.
 """
 
+import logging
 import stat
 import tempfile
 import threading
@@ -14,16 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graft.hub.base.manifest import BaseSpec
-from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.errors import GraftError, NotFoundError, UnreachableError
 from graft.hub.machine.atomic_files import STAGING
-from graft.hub.registry.registry import Registry
-from graft.hub.registry.remote.client import RemoteRegistry
+from graft.hub.registry.interface import AnyRegistry
+from graft.hub.registry.naming import COMMIT_ID
 from graft.hub.registry.search import SearchHit, on_base
 
-Shelf = Registry | RemoteRegistry
+Shelf = AnyRegistry
+
+log = logging.getLogger(__name__)
 
 WRITING_S = 2.0  # how long a folder may be under way from one version to the next; one that was killed stays
-REMOTE_TTL_S = 10.0  # how long a hub's answer about a moving name is trusted
+PINNED_S = 10.0  # how long the answer about a commit is trusted, which can't move, only be taken away
+ASK_AGAIN_S = 10.0  # how long after a hub could not be asked
+REMEMBERED_S = 3600.0  # how long the answer about a name that nobody asks for is kept
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,14 @@ class Location:
     folder: Path | None = None  # local folders only
     revision: str | None = None  # registries only
     digest: str | None = None  # where the registry knows it
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a hub said of a name, and until when (time.monotonic) that is trusted."""
+
+    said: Location | GraftError
+    until: float
 
 
 class AdapterNames:
@@ -49,8 +63,7 @@ class AdapterNames:
         self._fingerprint = fingerprint
         self._local = dict(local or {})
         self.shelf = shelf
-        self._remote = isinstance(shelf, RemoteRegistry)
-        self._trusted: dict[str, tuple[float, Location | GraftError]] = {}
+        self._answers: dict[str, _Answer] = {}
         self._lock = threading.Lock()
 
     @property
@@ -60,10 +73,11 @@ class AdapterNames:
 
     def is_quick(self, name: str) -> bool:
         """Whether `locate` answers without a network."""
-        if name in self._local or not self._remote:
+        if name in self._local or not self._is_far:
             return True
         with self._lock:
-            return name in self._fresh_answers()
+            answer = self._answers.get(name)
+        return answer is not None and answer.until > time.monotonic()
 
     def locate(self, name: str) -> Location:
         """Raises NotFoundError where the name stands for nothing."""
@@ -71,15 +85,12 @@ class AdapterNames:
             folder = self._local[name]
             return Location(name, _state_of(folder), folder=folder)
         with self._lock:
-            known = self._fresh_answers().get(name)
-        if known is None:
-            known = self._ask_shelf(name)
-            if self._remote:
-                with self._lock:
-                    self._trusted[name] = (time.monotonic() + REMOTE_TTL_S, known)
-        if isinstance(known, GraftError):
-            raise known
-        return known
+            answer = self._answers.get(name)
+        if answer is None or answer.until <= time.monotonic():
+            answer = self._ask(name, answer.said if answer else None)
+        if isinstance(answer.said, GraftError):
+            raise answer.said
+        return answer.said
 
     def locate_written(self, location: Location) -> Location:
         """A local folder's version once who writes to it is done; anything else's is what it was.
@@ -106,8 +117,31 @@ class AdapterNames:
 
     def search_shelf(self, base: BaseSpec) -> Iterator[SearchHit]:
         """What a registry on this machine has for a base. A hub is not asked for all it has."""
-        if isinstance(self.shelf, Registry):
+        if self.shelf is not None and not self._is_far:
             yield from on_base(self.shelf.search, base)
+
+    @property
+    def _is_far(self) -> bool:
+        return self.shelf is not None and self.shelf.is_far
+
+    def _ask(self, name: str, before: Location | GraftError | None) -> _Answer:
+        """A new answer, kept for as long as it is trusted; the one `before` where nobody can be asked."""
+        try:
+            said, trusted_s = self._ask_shelf(name), self.shelf.trusted_s if self.shelf else 0.0
+        except UnreachableError as error:
+            if not isinstance(before, Location):
+                raise
+            log.warning("%s stands for what it last did: %s", name, error)
+            said, trusted_s = before, ASK_AGAIN_S
+        if COMMIT_ID.fullmatch(name.partition("@")[2]):
+            trusted_s = max(trusted_s, PINNED_S)
+        now = time.monotonic()
+        answer = _Answer(said, now + trusted_s)
+        if self._is_far:
+            with self._lock:
+                kept = {key: old for key, old in self._answers.items() if old.until > now - REMEMBERED_S}
+                self._answers = kept | {name: answer}
+        return answer
 
     def _ask_shelf(self, name: str) -> Location | GraftError:
         if self.shelf is None or not ("/" in name or name.startswith("task:")):
@@ -119,11 +153,6 @@ class AdapterNames:
         except NotFoundError as error:
             return error
         return Location(revision.repo, revision.id, revision=revision.id, digest=revision.digest)
-
-    def _fresh_answers(self) -> dict[str, Location | GraftError]:
-        now = time.monotonic()
-        self._trusted = {name: kept for name, kept in self._trusted.items() if kept[0] > now}
-        return {name: answer for name, (_, answer) in self._trusted.items()}
 
 
 def _state_of(folder: Path) -> str:

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, TypedDict
 
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ForbiddenError, GraftError
+from graft.hub.registry.interface import AnyRegistry
 from graft.hub.registry.leaderboard import FIELDS, Evaluation
-from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import MAX_PAGE, Query, on_base
 
 if TYPE_CHECKING:
-    from graft.hub.registry.remote.client import RemoteRegistry
     from graft.server.evaluation.evaluate import Evaluated
 
 BARE = "(bare base)"
@@ -30,7 +29,7 @@ class Entrant:
         return f"{self.repo}@{self.revision}"
 
 
-def find_entrants(registry: "Registry | RemoteRegistry", names: str, base: BaseSpec | None) -> list[Entrant]:
+def find_entrants(registry: AnyRegistry, names: str, base: BaseSpec | None) -> list[Entrant]:
     """The adapters in a list separated by commas. Raises GraftError naming each that is not there."""
     entrants, missing = [], []
     for name in filter(None, (part.strip() for part in names.split(","))):
@@ -46,9 +45,7 @@ def find_entrants(registry: "Registry | RemoteRegistry", names: str, base: BaseS
     return entrants
 
 
-def of_task(
-    registry: "Registry | RemoteRegistry", slug: str, spec: BaseSpec, say: Callable[[str], None]
-) -> list[Entrant]:
+def of_task(registry: AnyRegistry, slug: str, spec: BaseSpec, say: Callable[[str], None]) -> list[Entrant]:
     """Every adapter of the task on this base; `say` is told those on other bases."""
     entries = list(on_base(registry.search, spec, slug))
     names = {entry.name for entry in entries}
@@ -71,7 +68,7 @@ class Scoring(TypedDict):
 class Scorekeeper:
     """The scores of one task, on one set of examples, by one engine."""
 
-    def __init__(self, registry: "Registry | RemoteRegistry", scoring: Scoring, user: str):
+    def __init__(self, registry: AnyRegistry, scoring: Scoring, user: str):
         self.registry, self.scoring, self.user = registry, scoring, user
         self.refused: dict[str, GraftError] = {}  # why a score could not be recorded, by repo
 
@@ -107,7 +104,7 @@ class Scorekeeper:
             extra={"systems": systems, **({} if system.p is None else {"p_vs_base": system.p})},
         )
         try:
-            self.registry.record_evaluation(user=self.user, **fields_of(row))
+            self.registry.record_evaluation(row, user=self.user)
         except GraftError as error:
             self.refused[row.repo or BARE] = error
         return row

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from waitress.server import BaseWSGIServer, MultiSocketServer
 
     from graft.hub.base.model import Base
-    from graft.hub.registry.registry import Registry
-    from graft.hub.registry.remote.client import RemoteRegistry
+    from graft.hub.registry.interface import AnyRegistry
     from graft.server.engine.engine import Engine
 
 SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
@@ -230,7 +229,7 @@ def _require_memory(kv_bytes: int | None, device: str) -> None:
         raise GraftError(f"--kv-bytes is more than the {there >> 30} GiB of memory of {device}: give less.")
 
 
-def _shelf(registry_path: Path | None, hub_url: str | None) -> "Registry | RemoteRegistry | None":
+def _shelf(registry_path: Path | None, hub_url: str | None) -> "AnyRegistry | None":
     """Raises NotFoundError for a registry that was asked for and isn't there."""
     if registry_path is None and hub_url is None and not DEFAULT_REGISTRY.is_file():
         return None

@@ -24,6 +24,7 @@ from graft.hub.base.manifest import BaseSpec
 from graft.hub.base.model import Base
 from graft.hub.evaluation.task_data import data_hash, parse_examples
 from graft.hub.registry.commits.changes import Delete, Put
+from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage import timestamps
 from tests.conftest import FAMILIES, tiny_tokenizer
@@ -200,12 +201,13 @@ def registry(folder: Path, at: Clock) -> Registry:
         made.delete_repo("bob/gone", user="bob")
         made.publish(small_folder(folder / "5", 5), "bob/old-name", user="bob")
         made.move_repo("bob/old-name", "bob/new-name", user="bob")
-        score = dict(task="topics", data_hash=task.data_hash, metric="accuracy", n=3, user="ann", engine="golden")
-        made.record_evaluation(**score, value=0.5, base_fingerprint=SPEC["fingerprint"])
-        made.record_evaluation(**score, value=2 / 3, low=0.2, high=0.9, repo="ann/topics", revision=first.id)
-        made.record_evaluation(
-            **score, value=1.0, low=0.4, high=1.0, repo="ann/topics", revision=second.id, seconds=1.5
-        )
+        score = dict(task="topics", data_hash=task.data_hash, metric="accuracy", n=3, engine="golden")
+        for measured in (
+            Evaluation(**score, value=0.5, base_fingerprint=SPEC["fingerprint"]),
+            Evaluation(**score, value=2 / 3, low=0.2, high=0.9, repo="ann/topics", revision=first.id),
+            Evaluation(**score, value=1.0, low=0.4, high=1.0, repo="ann/topics", revision=second.id, seconds=1.5),
+        ):
+            made.record_evaluation(measured, user="ann")
         made.count_download("ann/topics")
     finally:
         timestamps.datetime = kept  # type: ignore[misc]

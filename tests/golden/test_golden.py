@@ -96,7 +96,10 @@ def test_a_kept_registry_is_listed_and_ranked(kept):
         ("bob/local", "golden/small", None),
         ("ann/topics", "golden/small", 1.0),
     ]
-    assert next(entry.name for entry in kept.search(Query(text="money", sort="score")).entries) == "ann/topics"
+    assert (
+        next(entry.name for entry in kept.search(Query(text="money", task="topics", sort="score")).entries)
+        == "ann/topics"
+    )
     standings = kept.leaderboard("topics")
     assert [(found.rank, found.evaluation.value) for found in standings] == [(1, 1.0), (2, 2 / 3), (0, 0.5)]
     assert kept.task_data("topics") == made.DATA

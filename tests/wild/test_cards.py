@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from graft.hub.adapters.model_card import labels, reported_scores, split_card
 from graft.hub.cli.main import main
 from graft.hub.errors import ArtifactError, GraftError
+from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.registry import Registry
 from graft.hub.web.app import create_app
 
@@ -147,4 +148,4 @@ def test_and_in_what_is_posted(registry: Registry, adapter: Path, number: str) -
 def test_and_in_what_is_recorded(registry: Registry, adapter: Path, value: float) -> None:
     registry.publish(adapter, "ann/news")
     with pytest.raises(GraftError, match="not finite"):
-        registry.record_evaluation(task="t", data_hash="0", metric="f1", value=value, n=1, repo="ann/news")
+        registry.record_evaluation(Evaluation("t", "0", "f1", value, 1, repo="ann/news"))

@@ -29,8 +29,7 @@ from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, claim_outs, read_plan
 
 if TYPE_CHECKING:
-    from graft.hub.registry.registry import Registry
-    from graft.hub.registry.remote.client import RemoteRegistry
+    from graft.hub.registry.interface import AnyRegistry
     from graft.trainer.learners.job import TrainingOutcome
     from graft.trainer.training.loop import Watcher
 
@@ -118,9 +117,7 @@ def _refuse_flags_of_one() -> None:
             raise click.UsageError(f"{option.opts[0]} and --plan exclude each other: write it into the plan.")
 
 
-def _report(
-    plan: Plan, outcomes: list["TrainingOutcome"], registry: "Registry | RemoteRegistry | None", as_json: bool
-) -> list[str]:
+def _report(plan: Plan, outcomes: list["TrainingOutcome"], registry: "AnyRegistry | None", as_json: bool) -> list[str]:
     """Print what has been trained and publish what shall be; what became of neither, without a full stop."""
     if as_json:
         print_numbers([{**asdict(outcome), "folder": text_of(outcome.folder)} for outcome in outcomes])
@@ -130,7 +127,7 @@ def _report(
     return [failure.removesuffix(".") for failure in unsaved + _publish(plan, outcomes, registry)]
 
 
-def _publish(plan: Plan, outcomes: list["TrainingOutcome"], registry: "Registry | RemoteRegistry | None") -> list[str]:
+def _publish(plan: Plan, outcomes: list["TrainingOutcome"], registry: "AnyRegistry | None") -> list[str]:
     """Publish each that the plan says; why one could not be. registry: None where the plan says none."""
     if registry is None:
         return []

@@ -1,43 +1,90 @@
 """What a hub answers, read into the registry's own records; its errors as ours."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from huggingface_hub import errors as hf
 from huggingface_hub.hf_api import ModelInfo
+from pydantic import TypeAdapter
 
 from graft.hub.adapters.model_card import TASK_PREFIX, UNTASKED
 from graft.hub.errors import (
     ArtifactError,
+    BaseMismatchError,
+    BaseModelError,
     ConflictError,
+    DataError,
     EntryNotFoundError,
     ForbiddenError,
     GraftError,
     NotFoundError,
+    NotOfferedError,
     RepoNotFoundError,
     RevisionNotFoundError,
+    StaleParentError,
+    TooLargeError,
     UnauthorizedError,
+    UnreachableError,
+    UnsupportedMethodError,
 )
-from graft.hub.registry.leaderboard import Evaluation, Standing
+from graft.hub.registry.leaderboard import Evaluation, Standing, Task
 from graft.hub.registry.queries import FACTS, Revision
+from graft.hub.registry.refs import Move, Ref
 from graft.hub.registry.search import SearchHit
 
 T = TypeVar("T")
+LOOK_ELSEWHERE = "check the URL of --hub, and the proxy on the way, if there is one (HTTP_PROXY, NO_PROXY)."
 BASE_LABEL = "base_model:adapter:"
-BY_STATUS: dict[int, type[GraftError]] = {
-    401: UnauthorizedError,
-    403: ForbiddenError,
-    404: NotFoundError,
-    409: ConflictError,
-    412: ConflictError,
-    422: ArtifactError,
+LICENSE_LABEL = "license:"
+# Read JSON as the registry's records. Fields that this version doesn't know are left aside; ValueError for anything else.
+EVALUATIONS = TypeAdapter(list[Evaluation])
+HITS = TypeAdapter(list[SearchHit])
+MOVES = TypeAdapter(list[Move])
+REFS = TypeAdapter(list[Ref])
+REVISION = TypeAdapter(Revision)
+REVISIONS = TypeAdapter(list[Revision])
+STANDINGS = TypeAdapter(list[Standing])
+TASK = TypeAdapter(Task)
+TASKS = TypeAdapter(list[Task])
+# What a graft hub calls an error in its body; where the hub is another one, its status must do.
+BY_KIND: dict[str, type[GraftError]] = {
+    kind.code: kind
+    for kind in (
+        ArtifactError,
+        BaseMismatchError,
+        BaseModelError,
+        ConflictError,
+        DataError,
+        EntryNotFoundError,
+        ForbiddenError,
+        NotFoundError,
+        NotOfferedError,
+        RepoNotFoundError,
+        RevisionNotFoundError,
+        StaleParentError,
+        TooLargeError,
+        UnauthorizedError,
+        UnreachableError,
+        UnsupportedMethodError,
+    )
 }
 BY_CODE: dict[str, type[GraftError]] = {
     "RepoNotFound": RepoNotFoundError,
     "RevisionNotFound": RevisionNotFoundError,
     "EntryNotFound": EntryNotFoundError,
+}
+BY_STATUS: dict[int, type[GraftError]] = {
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: ConflictError,
+    412: StaleParentError,
+    413: TooLargeError,
+    422: ArtifactError,
+    501: NotOfferedError,
+    **dict.fromkeys((429, 500, 502, 503, 504, 507), UnreachableError),
 }
 
 
@@ -51,18 +98,34 @@ def errors_of_client(url: str) -> Iterator[None]:
         raise error_of(response.status_code, response.headers.get("X-Error-Code"), response.content) from None
     # HTTPError is the base of whichever transport this version of the client has.
     except (hf.HTTPError, hf.LocalEntryNotFoundError, hf.OfflineModeIsEnabled) as error:
-        raise GraftError(f"No hub answers at {url} ({type(error).__name__}): is it running?") from None
-    except ValueError as error:  # the client's own checks of names and cards
+        raise UnreachableError(f"No hub answers at {url} ({type(error).__name__}): is it running?") from None
+    except hf.HFValidationError as error:  # a name that it won't send
         raise GraftError(str(error)) from None
+    except json.JSONDecodeError:
+        raise GraftError(f"{url} answers, and not as a hub does: {LOOK_ELSEWHERE}") from None
+
+
+@contextmanager
+def errors_of_upload(url: str) -> Iterator[None]:
+    """As `errors_of_client`, and what the client finds wrong with a model card, which it tells by a bare ValueError."""
+    with errors_of_client(url):
+        try:
+            yield
+        except (json.JSONDecodeError, hf.HFValidationError):
+            raise
+        except ValueError as error:
+            raise ArtifactError(str(error)) from None
 
 
 def error_of(status: int, code: str | None, body: bytes) -> GraftError:
+    """The error that a hub answered with: `code` is its X-Error-Code."""
+    kind = BY_CODE.get(code or "", BY_STATUS.get(status, GraftError))
     try:
         said = json.loads(body)
         message = said["error"] if isinstance(said["error"], str) else str(said)
+        return BY_KIND.get(str(said.get("code")), kind)(message)
     except (ValueError, KeyError, TypeError):
-        message = f"The hub answered {status}: check the URL of --hub, and the proxy on the way, if there is one."
-    return BY_CODE.get(code or "", BY_STATUS.get(status, GraftError))(message)
+        return kind(f"The hub answered {status}: {LOOK_ELSEWHERE}")
 
 
 def revision_of(info: ModelInfo) -> Revision:
@@ -93,7 +156,7 @@ def entry_of(info: ModelInfo) -> SearchHit:
         task=_label_value(labels, TASK_PREFIX) or UNTASKED,
         base=_label_value(labels, BASE_LABEL),
         method=facts.get("method") or "",
-        license=_label_value(labels, "license:"),
+        license=_label_value(labels, LICENSE_LABEL),
         parameters=facts.get("parameters"),
         bytes=facts.get("bytes") or 0,
         score=facts.get("score"),
@@ -103,12 +166,9 @@ def entry_of(info: ModelInfo) -> SearchHit:
     )
 
 
-def one_of(kind: Callable[..., T]) -> Callable[[Any], T]:
-    return lambda answer: kind(**answer)
-
-
-def many_of(kind: Callable[..., T], key: str) -> Callable[[Any], list[T]]:
-    return lambda answer: [kind(**row) for row in answer[key]]
+def within(key: str, kind: TypeAdapter[T]) -> Callable[[Any], T]:
+    """Reads an answer that has what is wanted under `key`."""
+    return lambda answer: kind.validate_python(answer[key])
 
 
 def require_rows(answer: Any) -> None:
@@ -119,10 +179,6 @@ def require_rows(answer: Any) -> None:
 
 def ignore(answer: Any) -> None:
     """What the hub says to a write that is answered by nothing but its success."""
-
-
-def standing_of(evaluation: Mapping[str, Any], **row: Any) -> Standing:
-    return Standing(evaluation=Evaluation(**evaluation), **row)
 
 
 def _label_value(labels: Sequence[str], prefix: str) -> str:

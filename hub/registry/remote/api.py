@@ -5,18 +5,20 @@ That session takes no token along to another host. A write is not sent on by its
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi
 from huggingface_hub import errors as hf
+from huggingface_hub.errors import Response
 from huggingface_hub.utils import build_hf_headers, get_session
 
-from graft.hub.errors import GraftError
-from graft.hub.registry.remote.answers import T, error_of
+from graft.hub.errors import GraftError, NotOfferedError, UnreachableError
+from graft.hub.registry.remote.answers import LOOK_ELSEWHERE, T, error_of
 
 TIMEOUT_S = 60.0
-LOOK_ELSEWHERE = "check the URL of --hub, and the proxy on the way, if there is one (HTTP_PROXY, NO_PROXY)."
+TITLE = "graft hub"  # of the API's description (web/openapi.py)
 
 
 def checked_url(url: str) -> str:
@@ -36,7 +38,25 @@ class HubApi:
 
     def __init__(self, client: HfApi):
         self.url = client.endpoint
-        self._client = client
+        self.client = client
+
+    @cached_property
+    def is_graft(self) -> bool:
+        """Whether the hub is graft's own, by how it describes itself; asked once. Raises GraftError where none answers."""
+        response = self._send("GET", "/openapi.json")
+        if response.status_code >= 500:
+            raise error_of(response.status_code, None, response.content)
+        try:
+            return bool(response.status_code == 200 and json.loads(response.content)["info"]["title"] == TITLE)
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    def require_graft(self, what: str) -> None:
+        """Raises NotOfferedError where the hub is of another kind than graft's, which has no `what`."""
+        if not self.is_graft:
+            raise NotOfferedError(
+                f"{self.url} answers, and not as a graft hub does: only those have {what}. If it should be one, {LOOK_ELSEWHERE}"
+            )
 
     def call(
         self, method: str, path: str, read: Callable[[Any], T], body: object = None, timeout: float = TIMEOUT_S
@@ -52,10 +72,22 @@ class HubApi:
 
     def fetch(self, method: str, path: str, body: object = None, timeout: float = TIMEOUT_S) -> bytes:
         """The bytes of an answer. Raises the GraftError that the hub answered with."""
-        headers = build_hf_headers(token=self._client.token, headers={"Content-Type": "application/json"})
+        response = self._send(method, path, body, timeout)
+        if 300 <= response.status_code < 400:
+            raise GraftError(
+                f"{self.url} sends this on to {response.headers.get('Location')}, and nothing is written by way of "
+                "another address: give that one as --hub, if you trust it."
+            )
+        if response.status_code >= 400:
+            raise error_of(response.status_code, response.headers.get("X-Error-Code"), response.content)
+        return response.content
+
+    def _send(self, method: str, path: str, body: object = None, timeout: float = TIMEOUT_S) -> Response:
+        """Raises UnreachableError where nobody answers."""
+        headers = build_hf_headers(token=self.client.token, headers={"Content-Type": "application/json"})
         data = None if body is None else json.dumps(body).encode()
         try:
-            response = get_session().request(
+            return get_session().request(
                 method,
                 self.url + path,
                 content=data,
@@ -65,12 +97,4 @@ class HubApi:
             )
         except (hf.HTTPError, OSError) as error:  # HTTPError: of whichever transport this version of the client has
             reason = str(error) or type(error).__name__
-            raise GraftError(f"No hub answers at {self.url} ({reason}): is it running?") from None
-        if 300 <= response.status_code < 400:
-            raise GraftError(
-                f"{self.url} sends this on to {response.headers.get('Location')}, and nothing is written by way of "
-                "another address: give that one as --hub, if you trust it."
-            )
-        if response.status_code >= 400:
-            raise error_of(response.status_code, response.headers.get("X-Error-Code"), response.content)
-        return response.content
+            raise UnreachableError(f"No hub answers at {self.url} ({reason}): is it running?") from None

@@ -1,20 +1,22 @@
 """A registry behind a URL: graft's own hub or huggingface.co, through the ordinary Hugging Face client.
 
-Answers to the same names as `Registry`, so that a command takes either. What the Hugging Face protocol has no word for
-(aliases, tasks, scores) goes to graft's own API, and is refused by name where the hub doesn't have it.
+Keeps the promises of `AnyRegistry` (interface.py). A hub of another kind than graft's is asked by the Hugging Face protocol
+alone; what that has no word for (aliases, tasks, scores) raises NotOfferedError.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.hf_api import RepoFile
+from pydantic import TypeAdapter
 
 from graft.hub.adapters.model_card import TASK_PREFIX
 from graft.hub.adapters.validation import CONFIG, inspect_artifact
@@ -22,43 +24,46 @@ from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import (
     ArtifactError,
     ForbiddenError,
-    GraftError,
     NotFoundError,
+    RepoNotFoundError,
     TooLargeError,
 )
 from graft.hub.machine.atomic_files import write_folder_whole
+from graft.hub.evaluation.task_data import parse_examples
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
-from graft.hub.registry.commits.publish_folder import PULLED, stage_upload
-from graft.hub.registry.leaderboard import Evaluation, Standing, Task
-from graft.hub.registry.queries import Revision
+from graft.hub.registry.commits.publish_folder import PULLED, contents, stage_upload
+from graft.hub.registry.leaderboard import FIELDS, Evaluation, Standing, Task
+from graft.hub.registry.naming import check_ref_name, check_repo_name, check_slug
+from graft.hub.registry.queries import MOST_LISTED, Revision
 from graft.hub.registry.refs import Move, Ref
+from graft.hub.registry.remote import plain
 from graft.hub.registry.remote.answers import (
-    BASE_LABEL,
-    entry_of,
+    EVALUATIONS,
+    HITS,
+    MOVES,
+    REFS,
+    REVISION,
+    REVISIONS,
+    STANDINGS,
+    TASK,
+    TASKS,
+    T,
     errors_of_client,
     ignore,
-    many_of,
-    one_of,
     require_rows,
     revision_of,
-    standing_of,
+    within,
 )
 from graft.hub.registry.remote.api import HubApi, checked_url
+from graft.hub.registry.remote.files import require_intact
+from graft.hub.registry.remote.upload import LARGE_BY_LFS, upload
 from graft.hub.registry.search import Page, Query
-from graft.hub.registry.storage.blob_store import CHUNK_BYTES
 
-GREETING_S = 10
+GREETING_S = 10.0
+TRUSTED_S = 1.0  # an answer of graft's own hub, which looks a name up in a millisecond
+TRUSTED_ELSEWHERE_S = 10.0  # of one that many share, and that counts requests
+PAGE = 1000  # rows of a history at a time
 MAX_PULL_BYTES = MAX_WEIGHTS_BYTES + (1 << 30)  # the largest adapter, and what lies beside its weights
-LARGE_BY_LFS = {
-    "X-Graft-Uploads": "lfs"
-}  # asks graft's own hub for it (web/huggingface/git_lfs.py); another one takes no notice
-# Query.sort -> what the protocol calls it. Hubs other than ours know no score.
-SORTS: dict[str, Any] = {
-    "updated": "last_modified",
-    "created": "created_at",
-    "downloads": "downloads",
-    "score": "score",
-}
 
 
 class RemoteRegistry:
@@ -73,6 +78,14 @@ class RemoteRegistry:
         """Ask once, and briefly. Raises GraftError where nobody answers, or somebody that is no hub, such as a proxy."""
         self.api.call("GET", "/api/models?limit=1", require_rows, timeout=GREETING_S)
 
+    @property
+    def is_far(self) -> bool:
+        return True
+
+    @property
+    def trusted_s(self) -> float:
+        return TRUSTED_S if self.api.is_graft else TRUSTED_ELSEWHERE_S
+
     # Adapters
 
     def publish(
@@ -85,46 +98,22 @@ class RemoteRegistry:
         user: str = "",
         message: str = "",
     ) -> Revision:
-        """As Registry.publish; who publishes is known by the token. The adapter is proven here before it travels."""
+        """As AnyRegistry.publish; the adapter is proven here before it travels."""
         folder = Path(folder)
+        check_repo_name(name)
+        for tag in tags:
+            check_ref_name(tag)
+        contents(folder)
         inspect_artifact(folder, None)
-        with (
-            stage_upload(folder) as (sent, spec),
-            errors_of_client(self.url),
-            self._make_repo(name, private),
-            self._large_by_lfs(),
-        ):
-            if spec is not None:
-                self._offer_base(spec)
-            title, _, rest = message.partition("\n")
-            made = self.client.upload_folder(
-                repo_id=name,
-                folder_path=sent,
-                delete_patterns="*",
-                commit_message=title or f"Publish {folder.resolve().name}",
-                commit_description=rest.strip() or None,
-            )
-            for tag in tags:
-                self.client.create_tag(name, tag=tag, revision=made.oid)
-        return self.resolve(f"{name}@{made.oid}")
-
-    @contextmanager
-    def _large_by_lfs(self) -> Iterator[None]:
-        """A graft hub takes large files by LFS, piece by piece, from a client that doesn't turn to xet instead."""
-        xet = constants.HF_HUB_DISABLE_XET
-        with suppress(GraftError):  # a hub without accounts: another one than graft's
-            if self.api.call("GET", "/api/whoami-v2", lambda me: me["auth"]["accessToken"]["displayName"]) == "graft":
-                constants.HF_HUB_DISABLE_XET = True
-        try:
-            yield
-        finally:
-            constants.HF_HUB_DISABLE_XET = xet
+        with stage_upload(folder) as (sent, spec):
+            if spec is not None and self.api.is_graft:
+                self.api.call("POST", "/api/bases", ignore, json.loads(spec.to_json()))
+            message = message or f"Publish {folder.resolve().name}"
+            made = upload(self.api, sent, name, tags=tags, private=private, message=message)
+        return self.resolve(f"{name}@{made}")
 
     def require_writer(self, names: Iterable[str]) -> None:
-        """Whether this hub would let this token publish under `names`, to be known before the work.
-
-        Raises GraftError where no hub answers, UnauthorizedError or ForbiddenError for a token that can't write there.
-        """
+        """As AnyRegistry.require_writer."""
         role = None
         with suppress(NotFoundError):  # a hub without this address is asked by the publishing itself
             role = self.api.call(
@@ -134,30 +123,23 @@ class RemoteRegistry:
             raise ForbiddenError(f"The token for {self.url} may only read: publishing needs one that may write.")
         for name in names:
             with suppress(NotFoundError):  # a repo that is not there yet, on a hub that asks for it first
-                self.api.call("GET", f"/api/models/{name}/auth-check/write", ignore)
+                self.api.call("GET", f"/api/models/{quote(name)}/auth-check/write", ignore)
 
-    @contextmanager
-    def _make_repo(self, name: str, private: bool) -> Iterator[None]:
-        """The repo, made when missing, and taken away again where nothing got into it."""
-        missing = not self.client.repo_exists(name)
-        self.client.create_repo(name, private=private, exist_ok=True)
-        try:
-            yield
-        except BaseException:
-            if missing and self.client.model_info(name).sha is None:
-                self.client.delete_repo(name)
-            raise
-
-    def _offer_base(self, spec: BaseSpec) -> None:
-        """A graft hub checks shapes by the manifest; another one has no place for it."""
-        with suppress(NotFoundError):
-            self.api.call("POST", "/api/bases", ignore, json.loads(spec.to_json()))
+    def warnings(self, name: str) -> tuple[str, ...]:
+        if not self.api.is_graft:
+            return ()
+        repo, revision = self._pinned(name)
+        path = f"{_adapter(repo)}/revision/{quote(revision, safe='')}"
+        return self.api.call("GET", path, lambda answer: tuple(answer["artifact"].get("warnings", ())))
 
     def resolve(self, name: str, *, base: str | None = None) -> Revision:
-        """As Registry.resolve."""
+        if self.api.is_graft:
+            path = f"/api/resolve?{_query(name=name, base=base)}"
+            return self.api.call("GET", path, REVISION.validate_python, timeout=GREETING_S)
         if name.startswith(TASK_PREFIX):
-            return self.api.call("GET", f"/api/resolve?{_query(name=name, base=base)}", one_of(Revision))
+            self.api.require_graft("tasks")
         repo, _, ref = name.partition("@")
+        _adapter(repo)
         with errors_of_client(self.url):
             return revision_of(self.client.model_info(repo, revision=ref or None))
 
@@ -185,76 +167,117 @@ class RemoteRegistry:
             )
         with write_folder_whole(Path(folder), last=PULLED) as staging:
             for file in files:
-                _require_intact(local / file.path, file)
+                require_intact(local / file.path, file)
                 shutil.copyfile(local / file.path, staging / file.path)
         return revision
 
     def search(self, query: Query) -> Page:
-        """As Registry.search, by the client's own list_models. Raises GraftError for a sort that it can't do."""
-        if query.sort not in SORTS:
-            raise GraftError(f"A hub can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
-        labels = [*query.labels, *([query.method] if query.method else [])]
-        labels += [TASK_PREFIX + query.task] if query.task else []
-        labels += [BASE_LABEL + query.base] if query.base else []
-        with errors_of_client(self.url):
-            models = self.client.list_models(
-                filter=labels or None,
-                author=query.author or None,
-                search=query.text or None,
-                sort=SORTS[query.sort],
-                limit=query.offset + query.limit,
-                full=True,
-            )
-            entries = tuple(entry_of(info) for info in models)[query.offset :]
-        return Page(entries, query.offset + len(entries))
+        if not self.api.is_graft:
+            with errors_of_client(self.url):
+                return plain.search(self.client, query)
+        wanted = {"q": query.text, "task": query.task, "base": query.base, "method": query.method}
+        wanted |= {"license": query.license, "author": query.author, "sort": query.sort, "facets": "no"}
+        path = f"/api/adapters?{_query(**wanted, limit=str(query.limit), offset=str(query.offset))}"
+        labels = urlencode([("label", label) for label in query.labels])
+        return self.api.call("GET", f"{path}&{labels}", _read_page)
 
-    # What only graft's own hub has
+    def base_name(self, spec: BaseSpec) -> str:
+        return spec.fingerprint if self.api.is_graft else spec.id or spec.fingerprint
+
+    # Names that move
 
     def promote(self, ref: str, alias: str, *, who: str = "", why: str = "") -> Revision:
-        repo, _, revision = ref.partition("@")
-        body = {"revision": revision or "main", "why": why}
-        return self.api.call("PUT", f"/api/adapters/{repo}/aliases/{alias}", one_of(Revision), body)
+        repo, revision = self._pinned(ref)
+        body = {"revision": revision, "why": why}
+        return self.api.call("PUT", self._alias(repo, alias), REVISION.validate_python, body)
 
     def rollback(self, name: str, alias: str, *, who: str = "", why: str = "") -> Revision:
-        return self.api.call("POST", f"/api/adapters/{name}/aliases/{alias}/rollback", one_of(Revision), {"why": why})
+        return self.api.call("POST", f"{self._alias(name, alias)}/rollback", REVISION.validate_python, {"why": why})
 
-    def revisions(self, name: str) -> list[Revision]:
-        return self.api.call("GET", f"/api/adapters/{name}/history", many_of(Revision, "revisions"))
+    def _alias(self, name: str, alias: str) -> str:
+        self.api.require_graft("aliases")
+        return f"{_adapter(name)}/aliases/{quote(check_ref_name(alias), safe='')}"
+
+    def _pinned(self, ref: str) -> tuple[str, str]:
+        """Repo and revision of 'ns/name@rev' or 'task:T'."""
+        if ref.startswith(TASK_PREFIX):
+            found = self.resolve(ref)
+            return found.repo, found.id
+        repo, _, revision = ref.partition("@")
+        return repo, revision or "main"
+
+    def revisions(self, name: str, *, limit: int = MOST_LISTED) -> list[Revision]:
+        return self._listed(name, "revisions", REVISIONS, limit)
 
     def all_refs(self, name: str) -> list[Ref]:
-        return self.api.call("GET", f"/api/adapters/{name}/history", many_of(Ref, "refs"))
+        return self._listed(name, "refs", REFS, None)
 
-    def history(self, name: str) -> list[Move]:
-        return self.api.call("GET", f"/api/adapters/{name}/history", many_of(Move, "moves"))
+    def history(self, name: str, *, limit: int = MOST_LISTED) -> list[Move]:
+        return self._listed(name, "moves", MOVES, limit)
+
+    def _listed(self, name: str, key: str, kind: TypeAdapter[list[T]], limit: int | None) -> list[T]:
+        """Rows of a history, page by page."""
+        self.api.require_graft("a history of names that move")
+        rows: list[T] = []
+        while limit is None or len(rows) < limit:
+            size = PAGE if limit is None else min(PAGE, limit - len(rows))
+            path = f"{_adapter(name)}/history?limit={size}&offset={len(rows)}"
+            page = self.api.call("GET", path, within(key, kind))
+            rows += page
+            if len(page) < size:
+                break
+        return rows
+
+    # Tasks and scores
 
     def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = "") -> Task:
+        check_slug(slug)
+        parse_examples(data, "the evaluation set")
         body = {"metric": metric, "description": description, "data": data.decode()}
-        return self.api.call("PUT", f"/api/tasks/{slug}", one_of(Task), body)
+        return self.api.call("PUT", self._task(slug), TASK.validate_python, body)
 
     def task(self, slug: str) -> Task:
-        return self.api.call("GET", f"/api/tasks/{slug}", one_of(Task))
+        return self.api.call("GET", self._task(slug), TASK.validate_python)
 
     def tasks(self) -> list[Task]:
-        return self.api.call("GET", "/api/tasks", many_of(Task, "tasks"))
+        self.api.require_graft("tasks")
+        return self.api.call("GET", "/api/tasks", within("tasks", TASKS))
 
     def task_data(self, slug: str) -> bytes:
-        """The evaluation set. Raises ArtifactError when it does not hash to what the hub says."""
-        wanted, data = self.task(slug).data_hash, self.api.fetch("GET", f"/api/tasks/{slug}/data")
+        """Raises ArtifactError when it does not hash to what the hub says."""
+        wanted, data = self.task(slug).data_hash, self.api.fetch("GET", f"{self._task(slug)}/data")
         if hashlib.sha256(data).hexdigest() != wanted:
             raise ArtifactError(f"The evaluation set of {slug} arrived damaged: try again.")
         return data
 
-    def record_evaluation(self, *, user: str = "", **score: object) -> None:
-        """As Registry.record_evaluation; who measured is known by the token."""
-        self.api.call("POST", "/api/evaluations", ignore, score)
+    def _task(self, slug: str) -> str:
+        self.api.require_graft("tasks")
+        return f"/api/tasks/{quote(slug, safe='')}"
+
+    def record_evaluation(self, evaluation: Evaluation, *, user: str = "") -> None:
+        self.api.require_graft("scores")
+        given = asdict(evaluation)
+        self.api.call("POST", "/api/evaluations", ignore, {key: given[key] for key in FIELDS})
 
     def evaluations(self, name: str) -> list[Evaluation]:
-        return self.api.call("GET", f"/api/adapters/{name}/evaluations", many_of(Evaluation, "evaluations"))
+        self.api.require_graft("scores")
+        return self.api.call("GET", f"{_adapter(name)}/evaluations", within("evaluations", EVALUATIONS))
 
     def leaderboard(self, task: str, base: str | None = None) -> list[Standing]:
-        return self.api.call(
-            "GET", f"/api/tasks/{task}/leaderboard?{_query(base=base)}", many_of(standing_of, "standings")
-        )
+        path = f"{self._task(task)}/leaderboard?{_query(base=base)}"
+        return self.api.call("GET", path, within("standings", STANDINGS))
+
+
+def _read_page(answer: Any) -> Page:
+    return Page(tuple(HITS.validate_python(answer["adapters"])), int(answer["total"]))
+
+
+def _adapter(name: str) -> str:
+    """The address of an adapter in graft's own API. Raises RepoNotFoundError for what can't be its name."""
+    namespace, _, short = name.partition("/")
+    if not namespace or not short or "/" in short:
+        raise RepoNotFoundError(f"There is no adapter {name!r} here, or it is private and you are not signed in.")
+    return f"/api/adapters/{quote(namespace, safe='')}/{quote(short, safe='')}"
 
 
 def _require_an_adapter(name: str, files: Sequence[RepoFile]) -> None:
@@ -264,21 +287,6 @@ def _require_an_adapter(name: str, files: Sequence[RepoFile]) -> None:
         raise TooLargeError(
             f"The adapter files of {name} have {size:,} bytes and at most {MAX_PULL_BYTES:,} are pulled: "
             "check that it is an adapter, and not a whole model."
-        )
-
-
-def _require_intact(path: Path, file: RepoFile) -> None:
-    """Clients don't compare what they downloaded with its hash. Raises ArtifactError where it differs."""
-    if file.lfs is not None:
-        digest, wanted = hashlib.sha256(), file.lfs.sha256
-    else:
-        digest, wanted = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False), file.blob_id
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    if digest.hexdigest() != wanted:
-        raise ArtifactError(
-            f"{file.path} arrived damaged, or was changed in the download cache: delete {path} and pull again."
         )
 
 

@@ -1,7 +1,7 @@
 """The writing half of the Hugging Face Hub protocol: card check, preupload, commit.
 
 Every file is asked for as "regular": its bytes come base64 inside the commit, so neither xet nor LFS nor their
-environment variables matter. LFS (lfs.py) stays open for clients that insist on it, and is asked for of graft's own, which
+environment variables matter. LFS (git_lfs.py) stays open for clients that insist on it, and is asked for of graft's own, which
 would else hold a large file in memory. Whatever the way in, the bytes go through the store and one `Registry.commit`.
 """
 
@@ -32,6 +32,9 @@ blueprint = Blueprint("uploads", __name__)
 
 READ_BYTES = 1 << 20  # unbuffered, a line would be read byte by byte
 MAX_PREUPLOAD_FILES = 1000
+TAGS = (
+    "X-Graft-Tags"  # the header by which graft's own client names tags for a commit, which come with it or not at all
+)
 
 
 @blueprint.post("/api/validate-yaml")
@@ -112,6 +115,7 @@ def commit(namespace: str, name: str, revision: str) -> Response:
         user=caller().name,
         branch=unquote_part(revision),
         parent=parent if isinstance(parent, str) and parent else None,
+        tags=[tag for tag in request.headers.get(TAGS, "").split(",") if tag],
     )
     url = f"{endpoint()}/{repo.name}/commit/{revision_made.id}"
     return jsonify({"success": True, "commitOid": revision_made.id, "commitUrl": url, "hookOutput": ""})

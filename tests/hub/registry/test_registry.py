@@ -20,6 +20,7 @@ from graft.hub.errors import (
 from graft.hub.evaluation.metrics import METRICS, Metric
 from graft.hub.registry.commits.changes import Put
 from graft.hub.registry.maintenance import check
+from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
 
@@ -162,14 +163,15 @@ def test_leaderboard_ranks_only_the_present_data(registry: Registry, adapter: Pa
     shared = {"task": task.slug, "data_hash": task.data_hash, "metric": "accuracy", "n": 2, "engine": "graft 0.1"}
     base = {"base_fingerprint": "f" * 64}
     ours = {"repo": "ann/news", "revision": revision.id, "digest": revision.digest}
-    registry.record_evaluation(**shared, **base, value=0.5)
-    registry.record_evaluation(**shared, **base, **ours, value=0.9, low=0.8, high=0.95, extra={"seed": 1})
+    registry.record_evaluation(Evaluation(**shared, **base, value=0.5))
+    measured = Evaluation(**shared, **base, **ours, value=0.9, low=0.8, high=0.95, extra={"seed": 1})
+    registry.record_evaluation(measured)
     board = registry.leaderboard("news-topic", base="acme/tiny-llama")
     assert [(row.rank, row.evaluation.repo, row.evaluation.value) for row in board] == [
         (1, "ann/news", 0.9),
         (0, None, 0.5),
     ]
-    assert registry.search(Query(sort="score")).entries[0].score == 0.9
+    assert registry.search(Query(task="news-topic", sort="score")).entries[0].score == 0.9
     registry.add_task("news-topic", "accuracy", EVAL_SET + EVAL_SET, "Which topic?")
     assert registry.leaderboard("news-topic") == [] and registry.search(Query()).entries[0].score is None
     assert registry.evaluations("ann/news")[0].extra == {"seed": 1}
@@ -295,7 +297,7 @@ def test_a_metric_says_which_way_is_up(registry: Registry, tmp_path: Path, lora_
     assert task.lower_is_better and not registry.add_task("u", "f1", EVAL_SET, "").lower_is_better
     for name, value in (("ann/many", 0.9), ("ann/few", 0.1)):
         registry.publish(lora_folder(tmp_path / name, task="t"), name)
-        registry.record_evaluation(task="t", data_hash=task.data_hash, metric="errors", n=2, repo=name, value=value)
+        registry.record_evaluation(Evaluation("t", task.data_hash, "errors", value, 2, repo=name))
     assert [row.evaluation.repo for row in registry.leaderboard("t")] == ["ann/few", "ann/many"]
     with pytest.raises(GraftError, match="Unknown metric"):
         registry.add_task("t", "rouge_l", EVAL_SET, "")

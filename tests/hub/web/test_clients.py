@@ -60,7 +60,7 @@ def test_our_own_remote_runs_on_the_oldest_client_that_we_allow(hub: str, adapte
         "assert huggingface_hub.__version__ == '1.5.0'\nurl, adapter, out = sys.argv[1:]\n"
         "remote = RemoteRegistry(url)\nmade = remote.publish(adapter, 'ann/news')\n"
         "assert remote.pull('ann/news', out) == remote.resolve(f'ann/news@{made.id}')\n"
-        "assert len(remote.search(Query(sort='score')).entries) == 1\n"
+        "assert len(remote.search(Query(task='news-topic', sort='score')).entries) == 1\n"
         "try:\n    RemoteRegistry('http://127.0.0.1:9').resolve('ann/news')\n"
         "except GraftError as error:\n    assert 'No hub answers' in str(error)\nelse:\n    raise AssertionError\n"
     )

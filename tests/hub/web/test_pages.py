@@ -14,6 +14,7 @@ import httpx
 import pytest
 from werkzeug.test import Client
 
+from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.users import create_token, first_admin
 from graft.hub.web.app import create_app
@@ -44,8 +45,8 @@ def filled(registry: Registry, tmp_path: Path, lora_folder) -> Registry:
     shared = {"task": "news-topic", "data_hash": task.data_hash, "metric": "accuracy", "n": 1}
     for revision, value in ((first, 0.7), (second, 0.9)):
         ours = {"repo": "ann/news", "revision": revision.id, "digest": revision.digest, "base_fingerprint": "f" * 64}
-        registry.record_evaluation(**shared, **ours, value=value, low=value - 0.1, high=value + 0.05)
-    registry.record_evaluation(**shared, base_fingerprint="f" * 64, value=0.5)
+        registry.record_evaluation(Evaluation(**shared, **ours, value=value, low=value - 0.1, high=value + 0.05))
+    registry.record_evaluation(Evaluation(**shared, base_fingerprint="f" * 64, value=0.5))
     return registry
 
 

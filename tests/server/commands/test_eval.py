@@ -108,10 +108,10 @@ def test_ctrl_c_keeps_what_is_scored_and_the_same_command_goes_on(graft_eval, sh
 def test_a_shelf_of_which_a_part_is_not_ours_is_scored_whole(graft_eval, shelf, monkeypatch):
     write = Registry.record_evaluation
 
-    def forbidding(self, *, user="", **score):
-        if score["repo"] == "bob/ia3":
+    def forbidding(self, evaluation, *, user=""):
+        if evaluation.repo == "bob/ia3":
             raise ForbiddenError("ann may not write under 'bob'.")
-        write(self, user=user, **score)
+        write(self, evaluation, user=user)
 
     monkeypatch.setattr(Registry, "record_evaluation", forbidding)
     done = graft_eval()

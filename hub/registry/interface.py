@@ -1,0 +1,111 @@
+"""What a registry answers to, whether it lies in a file (registry.py) or behind a URL (hub_client.py).
+
+Commands, servers and trainers know only this. One suite of tests holds both to it (tests/hub/registry/test_contract.py).
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from graft.hub.base.manifest import BaseSpec
+from graft.hub.registry.leaderboard import Evaluation, Standing, Task
+from graft.hub.registry.queries import Revision
+from graft.hub.registry.refs import Move, Ref
+from graft.hub.registry.search import Page, Query
+
+
+class AnyRegistry(Protocol):
+    """A registry of adapters.
+
+    `user` and `who` are written down by a registry in a file; a hub knows them by the token. What a hub of another kind
+    than graft's has no word for raises NotOfferedError.
+    """
+
+    @property
+    def is_far(self) -> bool:
+        """Whether asking takes a network."""
+
+    @property
+    def trusted_s(self) -> float:
+        """How many seconds an answer about a name that may move can be kept. Raises GraftError where no hub answers."""
+
+    def require_writer(self, names: Iterable[str]) -> None:
+        """Whether publishing under `names` would be allowed, to be known before the work.
+
+        Raises UnauthorizedError or ForbiddenError where it would not, GraftError where no hub answers.
+        """
+
+    # Adapters
+
+    def publish(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        tags: Sequence[str] = (),
+        private: bool = False,
+        user: str = ...,
+        message: str = "",
+    ) -> Revision:
+        """Make `folder` the whole content of `name`'s main branch, with `tags`; the repo is made when missing.
+
+        The same folder again changes nothing, nor do tags that point there already. Raises ConflictError for a tag that
+        points elsewhere and ArtifactError and its kin for what is no sound adapter: then nothing has changed.
+        """
+
+    def warnings(self, name: str) -> tuple[str, ...]:
+        """What was noted of an adapter when it was published; none where the hub keeps no such notes."""
+
+    def resolve(self, name: str, *, base: str | None = None) -> Revision:
+        """'ns/name', 'ns/name@commit|branch|tag|alias', or 'task:T' (what is in production for the task).
+
+        `base`, a fingerprint, narrows 'task:T' to one base. Raises RepoNotFoundError or RevisionNotFoundError.
+        """
+
+    def pull(self, name: str, folder: str | Path) -> Revision:
+        """Write an adapter's files into `folder`, every byte checked against its hash. Raises as `resolve`."""
+
+    def search(self, query: Query) -> Page:
+        """A page of repos. Raises GraftError for a query that can't be answered."""
+
+    def base_name(self, spec: BaseSpec) -> str:
+        """What `Query.base` calls this base here: its fingerprint, or its id where only ids are known."""
+
+    # Names that move
+
+    def promote(self, ref: str, alias: str, *, who: str = ..., why: str = "") -> Revision:
+        """Point `alias` at a revision that holds an adapter. Raises ArtifactError where it holds none."""
+
+    def rollback(self, name: str, alias: str, *, who: str = ..., why: str = "") -> Revision:
+        """Undo an alias's last move. Raises NotFoundError when it has moved only once."""
+
+    def revisions(self, name: str, *, limit: int = ...) -> list[Revision]:
+        """From main back towards the first, following parents."""
+
+    def all_refs(self, name: str) -> list[Ref]:
+        """Every branch, tag and alias."""
+
+    def history(self, name: str, *, limit: int = ...) -> list[Move]:
+        """The moves of every branch, tag and alias, newest first."""
+
+    # Tasks and scores
+
+    def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = ...) -> Task:
+        """Add a task, or give it a new evaluation set."""
+
+    def task(self, slug: str) -> Task:
+        """Raises NotFoundError."""
+
+    def task_data(self, slug: str) -> bytes:
+        """The task's present evaluation set, as it was added. Raises NotFoundError."""
+
+    def tasks(self) -> list[Task]: ...
+
+    def record_evaluation(self, evaluation: Evaluation, *, user: str = ...) -> None:
+        """Note a score of an adapter's revision (default: main), or of the bare base (no `repo`)."""
+
+    def evaluations(self, name: str) -> list[Evaluation]:
+        """Scores of all revisions of a repo, newest first."""
+
+    def leaderboard(self, task: str, base: str | None = None) -> list[Standing]:
+        """The task's adapters and bare bases, best first; `base` is a fingerprint or id."""

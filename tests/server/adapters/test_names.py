@@ -1,0 +1,101 @@
+"""What a name stands for, for a server whose adapters lie in a hub: how soon it follows, and what it does without one."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from graft.hub.errors import GraftError, NotFoundError, UnauthorizedError, UnreachableError
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.remote.client import RemoteRegistry
+from graft.hub.registry.users import create_token, first_admin, revoke_tokens
+from graft.server.adapters import names as library
+from graft.server.adapters.names import AdapterNames
+
+ALIAS = "ann/news@eu/production"
+
+
+@pytest.fixture
+def second(registry: Registry, adapter: Path, tmp_path: Path, lora_folder) -> str:
+    """Two versions, the first promoted; the second's id."""
+    registry.publish(adapter, "ann/news")
+    registry.promote("ann/news", "eu/production")
+    return registry.publish(lora_folder(tmp_path / "b", seed=1), "ann/news").id
+
+
+def away(environ: dict, start: Callable) -> list[bytes]:
+    start("503 Service Unavailable", [("Content-Type", "text/html"), ("Content-Length", "4")])
+    return [b"down"]
+
+
+@pytest.mark.parametrize("name", [ALIAS, "task:news-topic"])
+def test_an_alias_is_followed_within_a_second(hub: str, registry: Registry, second: str, name: str) -> None:
+    registry.promote("ann/news@eu/production", "production")
+    names, remote = AdapterNames("f" * 64, shelf=RemoteRegistry(hub)), RemoteRegistry(hub)
+    assert names.locate(name).revision != second and names.is_quick(name)
+    for alias in ("eu/production", "production"):
+        remote.promote(f"ann/news@{second}", alias)
+    promoted = time.monotonic()
+    while names.locate(name).revision != second:
+        assert time.monotonic() < promoted + 5
+        time.sleep(0.01)
+    assert time.monotonic() - promoted < 1.2  # a second, and the machine's own slowness
+
+
+def test_a_busy_name_is_asked_for_once_a_second(hub: str, second: str, monkeypatch) -> None:
+    shelf, asked = RemoteRegistry(hub), []
+    resolve = shelf.resolve
+    monkeypatch.setattr(shelf, "resolve", lambda name, **more: asked.append(name) or resolve(name, **more))
+    names = AdapterNames("f" * 64, shelf=shelf)
+    for _ in range(200):
+        names.locate(ALIAS)
+    assert len(asked) == 1
+    pinned = f"ann/news@{second}"
+    names.locate(pinned)
+    now = time.monotonic()
+    monkeypatch.setattr(library.time, "monotonic", lambda: now + 2)
+    assert names.is_quick(pinned) and not names.is_quick(ALIAS)
+
+
+def test_names_stand_for_what_they_did_while_the_hub_is_away(
+    hub: str, running: dict, registry: Registry, second: str, monkeypatch
+) -> None:
+    monkeypatch.setattr("graft.hub.registry.remote.client.TRUSTED_S", 0.0)
+    names, answering = AdapterNames("f" * 64, shelf=RemoteRegistry(hub)), running["app"]
+    first = names.locate(ALIAS)
+    running["app"] = away
+    assert names.locate(ALIAS) == first and names.is_quick(ALIAS)  # and is not asked for again at once
+    with pytest.raises(UnreachableError) as refused:
+        names.locate("ann/news")  # of which nothing is known
+    assert refused.value.status == 502
+    running["app"] = answering
+    registry.promote(f"ann/news@{second}", "eu/production")
+    monkeypatch.setattr(library, "ASK_AGAIN_S", 0.0)
+    names._answers.clear()
+    assert names.locate(ALIAS).revision == second
+
+
+def test_a_refusal_is_no_outage(hub: str, registry: Registry, second: str, monkeypatch) -> None:
+    """A token that was revoked, an adapter that was taken away: then a name stands for nothing."""
+    monkeypatch.setattr("graft.hub.registry.remote.client.TRUSTED_S", 0.0)
+    first_admin(registry.db, "root")
+    names = AdapterNames("f" * 64, shelf=RemoteRegistry(hub, token=create_token(registry.db, "bob", "read")))
+    names.locate(ALIAS)
+    registry.set_private("ann/news", True)
+    with pytest.raises(NotFoundError):
+        names.locate(ALIAS)
+    registry.set_private("ann/news", False)
+    names.locate(ALIAS)
+    revoke_tokens(registry.db, "bob")
+    with pytest.raises(UnauthorizedError):
+        names.locate(ALIAS)
+
+
+def test_a_registry_on_this_machine_is_asked_every_time(registry: Registry, second: str) -> None:
+    names = AdapterNames("f" * 64, shelf=registry)
+    assert names.locate(ALIAS).revision != second and names.is_quick("ann/nothing")
+    registry.promote(f"ann/news@{second}", "eu/production")
+    assert names.locate(ALIAS).revision == second
+    with pytest.raises(GraftError):
+        names.locate("ann/nothing")
