@@ -65,6 +65,11 @@ def find_base(db: Database, *, fingerprint: str | None = None, id: str | None = 
     return BaseSpec.from_json(rows[0]["manifest"]) if len(rows) == 1 else None
 
 
+def is_known(db: Database, id: str) -> bool:
+    """Whether a base of this id is recorded."""
+    return db.execute("SELECT 1 FROM bases WHERE id = ? COLLATE NOCASE LIMIT 1", [id]).fetchone() is not None
+
+
 def claimed_id(card: dict[str, object]) -> str | None:
     """The hub id that a model card gives as its base, where it gives just one."""
     ids = [name for name in texts(card.get("base_model")) if HUB_ID.fullmatch(name) and "/" in name]

@@ -24,6 +24,8 @@ RESERVED = frozenset(
     ]
 )
 SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")  # of a task
+MAIN = "main"  # every repo's first branch, and the one that is listed
+HEAD = "HEAD"  # what git, and some clients, call it
 COMMIT_ID = re.compile(r"[0-9a-f]{40}")
 
 
@@ -44,9 +46,14 @@ def check_repo_name(name: str) -> tuple[str, str]:
 
 def check_ref_name(name: str) -> str:
     """Raises GraftError for what can't be a branch, tag or alias (a commit id can't: it would hide the commit)."""
-    if not REF_NAME.fullmatch(name) or ".." in name or "//" in name or COMMIT_ID.fullmatch(name):
+    if not REF_NAME.fullmatch(name) or ".." in name or "//" in name or COMMIT_ID.fullmatch(name) or name == HEAD:
         raise GraftError(f"{name!r} can't name a branch, tag or alias: use letters, digits, '.', '_', '-' and '/'.")
     return name
+
+
+def branch_of(ref: str) -> str:
+    """`ref`, with HEAD spelled as the branch that it stands for."""
+    return MAIN if ref == HEAD else ref
 
 
 def check_slug(slug: str) -> None:

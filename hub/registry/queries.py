@@ -5,13 +5,14 @@ Functions over an open connection; nothing is written here.
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graft.hub.adapters.validation import Inspection
 from graft.hub.errors import EntryNotFoundError, RepoNotFoundError
 from graft.hub.registry import refs
+from graft.hub.registry.naming import MAIN, branch_of
 from graft.hub.registry.storage.blob_store import Tree
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.users import Caller
@@ -108,9 +109,34 @@ def _repo(row: sqlite3.Row) -> Repo:
     )
 
 
+@dataclass(frozen=True)
+class StoredRepo:
+    """A repo and the bytes of all its versions, each file once; `all_bytes` of all repos that were asked for."""
+
+    name: str
+    private: bool
+    updated_at: str
+    bytes: int
+    all_bytes: int
+
+
+def stored_repos(db: Database, namespaces: Collection[str] | None, limit: int, offset: int) -> list[StoredRepo]:
+    """The repos of these namespaces (None: of all), the latest first."""
+    rows = db.execute(
+        "WITH sizes AS (SELECT namespace || '/' || name AS name, private, updated_at, (SELECT coalesce(sum(size), 0) FROM "
+        "blobs WHERE sha256 IN (SELECT sha256 FROM files JOIN revisions ON revisions.id = revision_id "
+        "WHERE repo_id = repos.id)) AS bytes FROM repos WHERE deleted_at IS NULL "
+        "AND (? IS NULL OR lower(namespace) IN (SELECT lower(value) FROM json_each(?)))) "
+        "SELECT *, sum(bytes) OVER () AS all_bytes FROM sizes ORDER BY updated_at DESC, name LIMIT ? OFFSET ?",
+        [*[None if namespaces is None else json.dumps(sorted(namespaces))] * 2, limit, offset],
+    )
+    return [StoredRepo(**dict(row) | {"private": bool(row["private"])}) for row in rows]
+
+
 def branch_head(db: Database, repo: Repo, branch: str) -> str | None:
     """A branch's head; None for a branch main that has no commit yet. Raises RevisionNotFoundError."""
-    return refs.target(db, repo.id, "branch", branch) if branch == "main" else refs.branch(db, repo.id, branch)
+    branch = branch_of(branch)
+    return refs.target(db, repo.id, "branch", branch) if branch == MAIN else refs.branch(db, repo.id, branch)
 
 
 def revision(db: Database, id: str) -> Revision:

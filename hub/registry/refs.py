@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from graft.hub.errors import ConflictError, RevisionNotFoundError
-from graft.hub.registry.naming import COMMIT_ID, check_ref_name
+from graft.hub.registry.naming import COMMIT_ID, branch_of, check_ref_name
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.timestamps import now
 from graft.hub.registry.users import Caller
@@ -55,7 +55,8 @@ def branch(db: Database, repo_id: int, name: str) -> str:
 
 
 def find(db: Database, repo_id: int, repo_name: str, ref: str) -> str:
-    """A commit id, a branch, tag or alias, or the unique start of a commit id. Raises RevisionNotFoundError."""
+    """A commit id, a branch (HEAD: main), tag or alias, or the unique start of a commit id. Raises RevisionNotFoundError."""
+    ref = branch_of(ref)
     if COMMIT_ID.fullmatch(ref):
         rows = db.execute("SELECT id FROM revisions WHERE repo_id = ? AND id = ?", [repo_id, ref]).fetchall()
     else:

@@ -18,18 +18,13 @@ from graft.hub.registry import base_models, queries, refs, repos
 from graft.hub.registry import leaderboard as scores
 from graft.hub.registry import search as catalog
 from graft.hub.registry.audit import audit
+from graft.hub.registry.commits import accepted_files
 from graft.hub.registry.commits import commit as committing
-from graft.hub.registry.commits.accepted_files import (
-    MAX_WEIGHTS_BYTES,
-    START_BYTES,
-    check_path,
-    check_size,
-    check_start,
-)
+from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.changes import Change, Put
 from graft.hub.registry.commits.commit import Intent
 from graft.hub.registry.commits.publish_folder import PULLED, base_at_hand, contents
-from graft.hub.registry.naming import check_repo_name
+from graft.hub.registry.naming import branch_of, check_repo_name
 from graft.hub.registry.queries import MOST_LISTED, File, Repo, Revision
 from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable, Tree, sha256_of
 from graft.hub.registry.storage.connections import Connections
@@ -45,6 +40,8 @@ class Registry:
 
     One that this process can't write (`read_only`) is opened all the same, and answers everything that only reads.
     """
+
+    is_far, trusted_s = False, 0.0  # as AnyRegistry means them
 
     def __init__(
         self, path: str | Path = "registry.db", *, create: bool = True, max_weights_bytes: int = MAX_WEIGHTS_BYTES
@@ -191,9 +188,9 @@ class Registry:
 
         Raises ArtifactError and its kin for what no repo may hold, by name, by size or by how it starts.
         """
-        check_path(path)
-        check_size(path, size, self.max_weights_bytes)
-        check_start(path, stream.read(START_BYTES))
+        accepted_files.check_path(path)
+        accepted_files.check_size(path, size, self.max_weights_bytes)
+        accepted_files.check_start(path, stream.read(accepted_files.START_BYTES))
         stream.seek(0)
         return self.blobs.put(stream, size)
 
@@ -226,7 +223,7 @@ class Registry:
             title=title,
             message=message,
             user=user,
-            branch=branch,
+            branch=branch_of(branch),
             parent=parent,
             tags=tuple(tags),
             create=create,

@@ -14,7 +14,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from graft.hub.registry import users
 from graft.hub.registry.registry import Registry
 from graft.hub.web import api, error_responses, forms, playground, security
-from graft.hub.web.huggingface import commit, git_lfs, read
+from graft.hub.web.huggingface import commit, git_lfs, not_offered, people, read
 from graft.hub.web.request import EXTENSION, Hub
 from graft.hub.wsgi import LOOPBACK
 
@@ -55,7 +55,7 @@ def create_app(
     app.url_map.merge_slashes = False
     error_responses.install(app)
     security.protect(app)
-    for part in (read, commit, git_lfs, api, forms, playground):
+    for part in (read, people, commit, git_lfs, not_offered, api, forms, playground):
         app.register_blueprint(part.blueprint)
     return app
 

@@ -23,7 +23,6 @@ ERROR_CODES: dict[type[GraftError], str] = {
     RevisionNotFoundError: "RevisionNotFound",
     EntryNotFoundError: "EntryNotFound",
 }
-HF_PATHS = ("/api/models/", "/api/datasets/", "/api/spaces/")
 # What an error is called that is no GraftError of ours, by its status.
 KINDS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 413: "too_large", 429: "too_many_requests"}
 MAX_HEADER_CHARS = 1000
@@ -75,9 +74,7 @@ def _on_http_error(error: HTTPException) -> AnyResponse:
     status = error.code or 500
     if status < 400:  # a redirect on its way out
         return error.get_response()
-    hidden = status in (404, 405) and request.path.startswith(HF_PATHS)
-    code = "RepoNotFound" if hidden else "EntryNotFound" if status == 404 else None
-    return failure(status, error.description or error.name, code=code)
+    return failure(status, error.description or error.name, code="EntryNotFound" if status == 404 else None)
 
 
 def _on_database_error(error: sqlite3.OperationalError) -> Response:

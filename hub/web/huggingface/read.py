@@ -1,11 +1,13 @@
 """The reading half of the Hugging Face Hub protocol, and what manages repos: enough for unmodified clients.
 
-One view an endpoint; json_answers.py has the words. Uploads: uploads.py.
+One view an endpoint; json_answers.py has the words. Uploads: commit.py. What isn't there: not_offered.py.
 """
 
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, request, send_file
+from werkzeug.datastructures import MultiDict
 
 from graft.hub.adapters.model_card import texts
 from graft.hub.adapters.validation import strict_json
@@ -14,11 +16,11 @@ from graft.hub.errors import (
     EntryNotFoundError,
     ForbiddenError,
     GraftError,
+    NotFoundError,
     RepoNotFoundError,
-    UnauthorizedError,
 )
-from graft.hub.registry import search
-from graft.hub.registry.naming import check_repo_name
+from graft.hub.registry import base_models, search
+from graft.hub.registry.naming import MAIN, branch_of, check_repo_name
 from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.search import Query
 from graft.hub.web.error_responses import ERROR_CODES
@@ -45,11 +47,25 @@ COUNTED = "adapter_config.json"
 
 
 def readable_repo(namespace: str, name: str) -> Repo:
-    """The repo. Raises RepoNotFoundError, also for what the caller may not see, and ForbiddenError for a withdrawn one."""
-    repo = registry().repo(f"{namespace}/{name}", caller())
+    """The repo. Raises RepoNotFoundError, also for what the caller may not see, and ForbiddenError for a withdrawn one;
+    NotFoundError for a base that is known here by this name."""
+    try:
+        repo = registry().repo(f"{namespace}/{name}", caller())
+    except RepoNotFoundError:
+        raise absent_repo(f"{namespace}/{name}") from None
     if repo.disabled:
         raise ForbiddenError("Access to this resource is disabled.")
     return repo
+
+
+def absent_repo(name: str) -> NotFoundError:
+    """Why there is no repo of this name. Of a base, no RepoNotFoundError: a client then looks into its download cache."""
+    if base_models.is_known(registry().db, name):
+        return NotFoundError(
+            f"{name} is a base. This hub knows it and keeps none of its files, only adapters: load it from a folder, or "
+            f"fetch it once without HF_ENDPOINT (`hf download {name}`); then it is found in the download cache."
+        )
+    return RepoNotFoundError(f"There is no adapter {name!r} here, or it is private and you are not signed in.")
 
 
 def writable_repo(namespace: str, name: str) -> Repo:
@@ -91,26 +107,7 @@ def count_field(fields: dict[str, object], key: str) -> int:
     return value
 
 
-# People
-
-
-@blueprint.get("/api/whoami-v2")
-def whoami() -> Response:
-    me = caller()
-    if me.scope is None:
-        raise UnauthorizedError("Invalid credentials in Authorization header: send a token.")
-    orgs = sorted(name for name in me.namespaces or () if name != me.name.lower())
-    token = {"displayName": "graft", "role": "read" if me.scope == "read" else "write"}
-    return jsonify(
-        {
-            "type": "user",
-            "id": me.name,
-            "name": me.name,
-            "fullname": me.name,
-            "orgs": [{"type": "org", "id": name, "name": name, "fullname": name} for name in orgs],
-            "auth": {"type": "access_token", "accessToken": token},
-        }
-    )
+# Access
 
 
 @blueprint.get(f"{MODEL}/auth-check")
@@ -187,7 +184,7 @@ def _full_name(fields: dict[str, object]) -> str:
 
 @blueprint.get("/api/models")
 def list_models() -> Response:
-    page, limit = _number("p", 0), min(_number("limit", PAGE), search.MAX_PAGE)
+    page, limit = page_of(request.args)
     labels = [label for key in ("filter", "pipeline_tag", "tags") for label in request.args.getlist(key)]
     query = Query(
         text=request.args.get("search", ""),
@@ -199,11 +196,8 @@ def list_models() -> Response:
     )
     listing = registry().search(query, caller()) if request.args.get("gated") != "true" else search.Page((), 0)
     full = bool({"full", "cardData", "expand"} & request.args.keys())
-    response = jsonify(json_answers.model_list(registry(), listing.entries, full))
-    if limit and query.offset + limit < listing.total:
-        rest = [(key, value) for key, value in request.args.items(multi=True) if key != "p"]
-        response.headers["Link"] = f'<{endpoint()}/api/models?{urlencode([*rest, ("p", page + 1)])}>; rel="next"'
-    return response
+    models = json_answers.model_list(registry(), listing.entries, full)
+    return linked_page(models, page, has_more=limit > 0 and query.offset + limit < listing.total)
 
 
 @blueprint.get(MODEL)
@@ -250,24 +244,19 @@ def paths_info(namespace: str, name: str, revision: str) -> Response:
 @blueprint.get(f"{MODEL}/commits/<revision>")
 def commits(namespace: str, name: str, revision: str) -> Response:
     repo = readable_repo(namespace, name)
-    page, limit = _number("p", 0), min(_number("limit", PAGE), search.MAX_PAGE)
-    line = registry().revisions(repo.name, ref=_revision(repo, revision).id, limit=(page + 1) * limit + 1)
-    shown = line[page * limit : (page + 1) * limit]
-    response = jsonify(
-        [
-            {
-                "id": commit.id,
-                "title": commit.title,
-                "message": commit.message,
-                "date": commit.created_at,
-                "authors": [{"user": commit.author}],
-            }
-            for commit in shown
-        ]
-    )
-    if len(line) > (page + 1) * limit:
-        response.headers["Link"] = f'<{request.base_url}?limit={limit}&p={page + 1}>; rel="next"'
-    return response
+    page, limit = page_of(request.args)
+    line = registry().revisions(repo.name, ref=_revision(repo, revision).id, limit=limit + 1, offset=page * limit)
+    shown = [
+        {
+            "id": commit.id,
+            "title": commit.title,
+            "message": commit.message,
+            "date": commit.created_at,
+            "authors": [{"user": commit.author}],
+        }
+        for commit in line[:limit]
+    ]
+    return linked_page(shown, page, has_more=len(line) > limit)
 
 
 @blueprint.get(f"{MODEL}/refs")
@@ -339,13 +328,6 @@ def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
     return response
 
 
-@blueprint.route("/api/models/<path:rest>", methods=["GET", "POST", "PUT", "DELETE"])
-@blueprint.route("/api/datasets/<path:rest>", methods=["GET", "POST", "PUT", "DELETE"])
-@blueprint.route("/api/spaces/<path:rest>", methods=["GET", "POST", "PUT", "DELETE"])
-def nothing_else(rest: str) -> Response:
-    raise RepoNotFoundError(f"{rest} is not here: this hub keeps adapters, as NAMESPACE/NAME among the models.")
-
-
 # Arguments
 
 
@@ -355,11 +337,24 @@ def _revision(repo: Repo, revision: str) -> Revision:
 
 def _is_empty(repo: Repo, revision: str) -> bool:
     """Whether this asks for the main branch of a repo without commits, which clients expect to exist."""
-    return revision == "main" and registry().branch_head(repo, "main") is None
+    return branch_of(revision) == MAIN and registry().branch_head(repo, MAIN) is None
 
 
-def _number(key: str, default: int) -> int:
-    value = request.args.get(key, str(default))
-    if not value.isdecimal() or len(value) > 9:
-        raise GraftError(f"{key} must be a whole number, not {value!r}.")
-    return int(value)
+def page_of(args: MultiDict[str, str]) -> tuple[int, int]:
+    """The page's number, from 0, and how many rows it has. Raises GraftError for a number that is none."""
+    numbers = []
+    for key, default in (("p", 0), ("limit", PAGE)):
+        value = args.get(key, str(default))
+        if not (value.isascii() and value.isdecimal()) or len(value) > 9:
+            raise GraftError(f"{key} must be a whole number, not {value!r}.")
+        numbers.append(int(value))
+    return numbers[0], min(numbers[1], search.MAX_PAGE)
+
+
+def linked_page(rows: Sequence[Mapping[str, object]], page: int, *, has_more: bool) -> Response:
+    """A page as clients read it, which follow the link to the next."""
+    response = jsonify(rows)
+    if has_more:
+        others = [(key, value) for key, value in request.args.items(multi=True) if key != "p"]
+        response.headers["Link"] = f'<{request.base_url}?{urlencode([*others, ("p", page + 1)])}>; rel="next"'
+    return response
