@@ -28,8 +28,8 @@ from graft.hub.errors import (
     RepoNotFoundError,
     TooLargeError,
 )
-from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.evaluation.task_data import parse_examples
+from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import PULLED, contents, stage_upload
 from graft.hub.registry.leaderboard import FIELDS, Evaluation, Standing, Task

@@ -407,7 +407,7 @@ def test_tasks(shelf: AnyRegistry, there: Registry) -> None:
         (("untasked", "accuracy", EVAL_SET), GraftError, "adapters without a task"),
         (("news", "rouge", EVAL_SET), GraftError, "Unknown metric"),
         (("news", "accuracy", EVAL_SET + b"{"), DataError, "line 2"),
-        (("news", "accuracy", b"\xff\n"), DataError, ""),
+        (("news", "accuracy", b"\xff\n"), DataError, "utf-8"),
     ):
         with pytest.raises(GraftError, match=said) as refused:
             shelf.add_task(*arguments, "")

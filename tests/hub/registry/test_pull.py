@@ -7,8 +7,8 @@ import pytest
 
 from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import ArtifactError
-from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.registry.registry import Registry
+from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.registry.storage.blob_store import DamagedBlobError
 
 

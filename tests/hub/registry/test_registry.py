@@ -19,8 +19,8 @@ from graft.hub.errors import (
 )
 from graft.hub.evaluation.metrics import METRICS, Metric
 from graft.hub.registry.commits.changes import Put
-from graft.hub.registry.maintenance import check
 from graft.hub.registry.leaderboard import Evaluation
+from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
 

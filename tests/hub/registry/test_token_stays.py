@@ -36,7 +36,6 @@ def second() -> Iterator[tuple[Elsewhere, str]]:
     server = http_server(elsewhere, "127.0.0.1", 0, threads=4)
     threading.Thread(target=server.run, daemon=True).start()
     yield elsewhere, f"http://127.0.0.1:{server.effective_port}"
-    server.close()
 
 
 def sending_on(app: Callable, to: str, status: str, part: str) -> Callable:
