@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from graft.hub.adapters import model_card
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError
+from graft.hub.registry import facet_counts
+from graft.hub.registry.facet_counts import Condition, Counts
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.users import Caller
 
@@ -19,7 +21,6 @@ MAX_PAGE = 1000
 MAX_WORDS = 64  # of a text that is looked for
 MAX_INDEXED_CARD_CHARS = 20_000
 NO_METHOD = "none"
-FACETS = ("task", "base", "method", "license")
 
 # Of a row of the listing: its adapter's latest score on its task's present evaluation set.
 LATEST_SCORE = (
@@ -28,15 +29,24 @@ LATEST_SCORE = (
     "AND e.metric = tasks.metric AND e.source = 'graft' ORDER BY e.id DESC LIMIT 1)"
 )
 
-# sort=... -> ORDER BY, in the direction of an index. A missing score is the smallest, so it comes last.
+
+@dataclass(frozen=True)
+class Sort:
+    """An order of the listing, and the index that has it."""
+
+    order: str
+    index: str
+
+
+# A missing score is the smallest, so it comes last.
 BY_SCORE = "score"
 SORTS = {
-    BY_SCORE: "score DESC, repo_id DESC",
-    "downloads": "downloads DESC, repo_id DESC",
-    "created": "created_at DESC, repo_id DESC",
-    "updated": "updated_at DESC, repo_id DESC",
-    "size": "bytes, repo_id",
-    "name": "namespace, listing.name",
+    BY_SCORE: Sort("score DESC, repo_id DESC", "listing_score"),
+    "downloads": Sort("downloads DESC, repo_id DESC", "listing_downloads"),
+    "created": Sort("created_at DESC, repo_id DESC", "listing_created"),
+    "updated": Sort("updated_at DESC, repo_id DESC", "listing_updated"),
+    "size": Sort("bytes, repo_id", "listing_bytes"),
+    "name": Sort("namespace, listing.name", "listing_name"),
 }
 
 
@@ -104,32 +114,46 @@ def on_base(search: Callable[[Query], Page], spec: BaseSpec, task: str = "") -> 
 
 def search(db: Database, query: Query, caller: Caller) -> Page:
     """Raises GraftError for an unknown sort key, for a sort by scores of several tasks, and for too many words."""
+    return browse(db, query, caller)[0]
+
+
+def browse(db: Database, query: Query, caller: Caller) -> tuple[Page, dict[str, list[tuple[str, int]]]]:
+    """A page, and for each facet its values with counts (facet_counts.py). Raises GraftError as `search` does."""
     if query.sort not in SORTS:
         raise GraftError(f"Can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
     if query.sort == BY_SCORE and not query.is_of_one_task:
         raise GraftError(
             "Scores of different tasks can't be compared: give a task to sort by score (--task T, task=T)."
         )
-    where, values = _conditions(db, query, caller)
-    total = db.execute(f"SELECT count(*) FROM listing WHERE {where}", values).fetchone()[0]
+    counts = _counts(db, query, caller)
+    chosen, seen, narrowed = _chosen(db, query), _seen(caller), list(_narrowed(query))
+    conditions = [*([seen] if seen else []), *facet_counts.conditions(chosen), *narrowed]
     rows = db.execute(
-        f"SELECT {_ENTRY} FROM listing WHERE {where} ORDER BY {SORTS[query.sort]} LIMIT ? OFFSET ?",
-        [*values, min(query.limit, MAX_PAGE), query.offset],
+        f"SELECT {_ENTRY} FROM {_source(db, query, counts.total, narrowed)} "
+        f"WHERE {' AND '.join(condition.sql for condition in conditions) or '1'} "
+        f"ORDER BY {SORTS[query.sort].order} LIMIT ? OFFSET ?",
+        [*facet_counts.values_of(conditions), min(query.limit, MAX_PAGE), query.offset],
     )
-    return Page(tuple(_entry(row) for row in rows), total)
+    return Page(tuple(_entry(row) for row in rows), counts.total), counts.facets
 
 
 def facets(db: Database, query: Query, caller: Caller) -> dict[str, list[tuple[str, int]]]:
-    """For each facet its values with counts, the most frequent first, each counted under the *other* chosen facets."""
-    counts = {}
-    for facet in FACETS:
-        where, values = _conditions(db, query, caller, without=facet)
-        rows = db.execute(
-            f"SELECT {facet} AS value, count(*) AS n FROM listing WHERE {where} GROUP BY {facet} ORDER BY n DESC, value",
-            values,
-        )
-        counts[facet] = [(row["value"], row["n"]) for row in rows]
-    return counts
+    """For each facet its values with counts (facet_counts.py)."""
+    return _counts(db, query, caller).facets
+
+
+def _counts(db: Database, query: Query, caller: Caller) -> Counts:
+    return facet_counts.count(db, _chosen(db, query), _seen(caller), list(_narrowed(query)))
+
+
+def _source(db: Database, query: Query, total: int, narrowed: list[Condition]) -> str:
+    """Whether to walk the listing in the order that is asked for until the page is full, or to sort what is found.
+
+    Both are known: a walk looks at so many rows as hold a page's worth of what is found, if that is spread evenly.
+    """
+    listed = db.execute("SELECT coalesce(sum(n), 0) FROM facet_counts").fetchone()[0]
+    walks = not narrowed and (query.offset + query.limit) * listed < total * total
+    return f"listing INDEXED BY {SORTS[query.sort].index}" if walks else "listing"
 
 
 def labels_of(db: Database, repo_ids: Sequence[int]) -> dict[int, list[str]]:
@@ -156,6 +180,7 @@ def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping
     artifact = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
     task = artifact["task"] if artifact else model_card.task_of(card)
     base = _base_name(db, artifact) if artifact else next(iter(model_card.texts(card.get("base_model"))), "")
+    db.execute("DELETE FROM listing WHERE repo_id = ?", [repo_id])
     db.table("listing").insert(
         {
             "repo_id": repo_id,
@@ -174,8 +199,7 @@ def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping
             "downloads": repo["downloads"],
             "created_at": repo["created_at"],
             "updated_at": repo["updated_at"],
-        },
-        replace=True,
+        }
     )
     extra = [model_card.TASK_PREFIX + task] if task != model_card.UNTASKED else []
     extra += [artifact["method"], f"base_model:{base}", f"base_model:adapter:{base}"] if artifact else []
@@ -241,34 +265,34 @@ def _index(db: Database, repo_id: int, name: str, labels: str, card: str) -> Non
     db.execute("INSERT INTO texts (rowid, name, labels, card) VALUES (?, ?, ?, ?)", [repo_id, name, labels, card])
 
 
-def _conditions(db: Database, query: Query, caller: Caller, without: str = "") -> tuple[str, list[str | int]]:
-    """The WHERE clause over `listing` and its values."""
-    clauses: list[str] = ["1"]
-    values: list[str | int] = []
-    if caller.namespaces is not None:
-        mine = json.dumps(sorted(caller.namespaces))
-        clauses.append("(private = 0 OR lower(namespace) IN (SELECT value FROM json_each(?)))")
-        values.append(mine)
+def _chosen(db: Database, query: Query) -> dict[str, str]:
+    """facet -> the value that is asked for; "" for any."""
     base = query.base and _base_name(db, {"base_fingerprint": query.base, "base_id": query.base})
-    wanted = {"task": query.task, "base": base, "method": query.method, "license": query.license}
-    for column, value in wanted.items():
-        if value and column != without:
-            clauses.append(f"{column} = ?")
-            values.append(value)
+    return {"task": query.task, "base": base, "method": query.method, "license": query.license}
+
+
+def _seen(caller: Caller) -> Condition | None:
+    """What the caller sees of the listing; None: everything."""
+    if caller.namespaces is None:
+        return None
+    mine = json.dumps(sorted(caller.namespaces))
+    return Condition("(private = 0 OR lower(namespace) IN (SELECT value FROM json_each(?)))", (mine,))
+
+
+def _narrowed(query: Query) -> Iterator[Condition]:
+    """What is asked for beside the facets."""
     if query.author:
-        clauses.append("namespace = ?")
-        values.append(query.author)
+        yield Condition("namespace = ?", (query.author,))
     if labels := sorted(set(query.labels)):
         # One clause for however many: SQLite nests only so deep.
-        clauses.append(
+        yield Condition(
             "repo_id IN (SELECT repo_id FROM labels WHERE label IN (SELECT value FROM json_each(?)) "
-            "GROUP BY repo_id HAVING count(*) = ?)"
+            "GROUP BY repo_id HAVING count(*) = ?)",
+            (json.dumps(labels), len(labels)),
         )
-        values += [json.dumps(labels), len(labels)]
     words = query.text.replace("\0", " ").split()  # an index's query ends at a NUL
     if len(words) > MAX_WORDS:
         raise GraftError(f"{len(words)} words are too many to look for: give at most {MAX_WORDS}.")
     if words:
-        clauses.append("repo_id IN (SELECT rowid FROM texts WHERE texts MATCH ?)")
-        values.append(" ".join('"' + word.replace('"', '""') + '"*' for word in words))
-    return " AND ".join(clauses), values
+        match = " ".join('"' + word.replace('"', '""') + '"*' for word in words)
+        yield Condition("repo_id IN (SELECT rowid FROM texts WHERE texts MATCH ?)", (match,))

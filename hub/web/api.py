@@ -39,9 +39,8 @@ def health() -> Response:
 @blueprint.get("/api/adapters")
 def search() -> Response:
     query = query_of(request.args)
-    page = registry().search(query, caller())
-    wanted = request.args.get("facets") != "no"
-    facets = catalog.facets(registry().db, query, caller()) if wanted else {}
+    page, facets = catalog.browse(registry().db, query, caller())
+    facets = {} if request.args.get("facets") == "no" else facets
     return jsonify(
         {
             "total": page.total,

@@ -64,8 +64,7 @@ def browse() -> str:
     query = query_of(request.args | {"limit": str(PAGE)} if "limit" not in request.args else request.args)
     if query.sort == search.BY_SCORE and not query.is_of_one_task:
         query = replace(query, sort=search.Query.sort)  # the task was just let go
-    page = registry().search(query, caller())
-    facets = search.facets(registry().db, query, caller())
+    page, facets = search.browse(registry().db, query, caller())
     return render_template(
         "browse.html", query=query, page=page, facets=facets, facet_names=FACETS, sorts=SORTS, args=request.args
     )

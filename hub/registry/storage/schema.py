@@ -149,6 +149,27 @@ def m006_uploads(db: Database) -> None:
     )
 
 
+@migrations()
+def m010_facet_counts(db: Database) -> None:
+    """How many repos there are of each task, base, method and licence, kept up as the listing changes; smallest first by an index."""
+    columns = ("private", "task", "base", "method", "license")
+    names, new = (", ".join(prefix + column for column in columns) for prefix in ("", "new."))
+    same = " AND ".join(f"{column} = old.{column}" for column in columns)
+    enter = f"INSERT INTO facet_counts VALUES ({new}, 1) ON CONFLICT DO UPDATE SET n = n + 1;"
+    leave = f"UPDATE facet_counts SET n = n - 1 WHERE {same}; DELETE FROM facet_counts WHERE n = 0 AND {same};"
+    _run(
+        db,
+        f"""CREATE TABLE facet_counts (
+            private INTEGER NOT NULL, task TEXT NOT NULL, base TEXT NOT NULL, method TEXT NOT NULL, license TEXT NOT NULL,
+            n INTEGER NOT NULL, PRIMARY KEY ({names})) WITHOUT ROWID""",
+        f"INSERT INTO facet_counts SELECT {names}, count(*) FROM listing GROUP BY {names}",
+        f"CREATE TRIGGER listing_enters AFTER INSERT ON listing BEGIN {enter} END",
+        f"CREATE TRIGGER listing_leaves AFTER DELETE ON listing BEGIN {leave} END",
+        f"CREATE TRIGGER listing_changes AFTER UPDATE OF {names} ON listing BEGIN {leave} {enter} END",
+        "CREATE INDEX listing_bytes ON listing(bytes)",
+    )
+
+
 def _run(db: Database, *statements: str) -> None:
     for statement in statements:
         db.execute(statement)

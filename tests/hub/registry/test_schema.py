@@ -9,6 +9,7 @@ EXPECTED = {
     "bases": "fingerprint id manifest created_at",
     "blobs": "sha256 git_oid size created_at",
     "evaluations": "id repo_id revision_id digest base_fingerprint task data_hash metric value n low high seconds engine source extra who created_at",
+    "facet_counts": "private task base method license n",
     "files": "revision_id path sha256 changed_in",
     "labels": "label repo_id",
     "listing": "repo_id revision_id digest private namespace task base method license parameters bytes score downloads created_at updated_at name",
@@ -39,9 +40,13 @@ evaluations_task
 files_sha256
 idx__sqlite_migrations_migration_set_name
 labels_repo
+listing_bytes
+listing_changes
 listing_created
 listing_downloads
+listing_enters
 listing_facets
+listing_leaves
 listing_name
 listing_score
 listing_task
