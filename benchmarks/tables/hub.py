@@ -130,12 +130,12 @@ def _fill_one(registry: Registry, number: int, choose: random.Random, blob: str,
 
 
 @contextmanager
-def serving(registry: Registry) -> Iterator[tuple[str, psutil.Process, float]]:
+def serving(registry: Registry, *options: str) -> Iterator[tuple[str, psutil.Process, float]]:
     """A hub in its own process: its address, the process, and the milliseconds until it answered."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["hub", "serve", "--registry", str(registry.path), "--port", str(port)]
+    words = ["hub", "serve", "--registry", str(registry.path), "--port", str(port), *options]
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "graft.hub.cli.main", *words], stderr=subprocess.DEVNULL)
     try:

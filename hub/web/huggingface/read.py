@@ -44,6 +44,8 @@ SORTS = {
 }
 # A client counts as one download when it fetches the file that every adapter has.
 COUNTED = "adapter_config.json"
+# A public file at a commit id never changes, so caches may keep it; for as long it may be had there once it is withdrawn or hidden.
+FOR_CACHES = "public, max-age=3600, immutable"
 
 
 def readable_repo(namespace: str, name: str) -> Repo:
@@ -320,6 +322,8 @@ def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
         etag=json_answers.etag(file),
         max_age=0,
     )
+    if unquote_part(revision) == commit.id and not repo.private:
+        response.headers["Cache-Control"] = FOR_CACHES
     response.headers["X-Repo-Commit"] = commit.id
     response.headers["X-Linked-Size"] = str(file.size)
     response.headers["X-Linked-ETag"] = f'"{json_answers.etag(file)}"'

@@ -240,3 +240,15 @@ def test_a_long_list_costs_no_more_queries_than_a_short_one(
         assert len(found) == number + 2 and {model["sha"] is None for model in found} == {True, False}
         counts.append(len(asked))
     assert len(set(counts)) == 1 and counts[0] < 15
+
+
+def test_caches_may_keep_what_never_changes_and_everybody_may_see(hub: str, registry: Registry, adapter: Path) -> None:
+    commit = registry.publish(adapter, "ann/news").id
+
+    def cache_control(revision: str) -> str:
+        return httpx.get(f"{hub}/ann/news/resolve/{revision}/README.md").headers["Cache-Control"]
+
+    assert cache_control(commit) == "public, max-age=3600, immutable"
+    assert "no-cache" in cache_control("main") and "no-cache" in cache_control(commit[:9])
+    registry.set_private("ann/news", True)
+    assert "public" not in cache_control(commit)
