@@ -73,6 +73,13 @@ class ForbiddenError(GraftError):
     code = "forbidden"
 
 
+class DisabledRepoError(ForbiddenError):
+    """An admin has withdrawn the repo. `sentence` is what Hugging Face clients know this by."""
+
+    code = "repo_disabled"
+    sentence = "Access to this resource is disabled."
+
+
 class ArtifactError(GraftError):
     """The artifact is malformed, incomplete, hostile or without effect."""
 

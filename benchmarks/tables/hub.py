@@ -36,11 +36,11 @@ from safetensors.numpy import save
 
 from benchmarks.lib import plots, report
 from graft.hub.registry import search as catalog
+from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
-from graft.hub.registry.users import create_token
 
 VERSIONS, SCORES = 3, 5
 BROWSE_TARGET, PUBLISH_TARGETS = 50, {"publish 5 MB, alone": 150, "publish 5 MB, 16 at once": 1000}  # p95, ms

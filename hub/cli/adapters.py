@@ -6,9 +6,13 @@ from pathlib import Path
 import click
 
 from graft.hub.base.manifest import recorded_spec
+from graft.hub.errors import NotFoundError
 from graft.hub.machine.output_folder import claim
 from graft.hub.registry.commits.publish_folder import contents
+from graft.hub.registry.interface import AnyRegistry
+from graft.hub.registry.queries import Revision
 from graft.hub.registry.search import SORTS, Query
+from graft.hub.registry.tasks import PRODUCTION
 from graft.hub.terminal.options import local_user, max_weights_option, open_registry, registry_options
 from graft.hub.terminal.tables import amount, day, print_json, print_table, short_id
 
@@ -130,10 +134,26 @@ def promote(
         revision = registry.rollback(name.partition("@")[0], alias, who=local_user(), why=why)
     else:
         revision = registry.promote(name, alias, who=local_user(), why=why)
+    served = _served_by_task(registry, revision) if alias == PRODUCTION else revision
     if as_json:
-        print_json({"alias": alias, "revision": revision})
-    else:
-        click.echo(f"{revision.repo}@{alias} -> {revision.id}")
+        print_json({"alias": alias, "revision": revision, "task_serves": served})
+        return
+    click.echo(f"{revision.repo}@{alias} -> {revision.id}")
+    if served is None or served.id != revision.id:
+        now = f"{served.repo}@{short_id(served.id)}" if served else "nothing"
+        click.echo(
+            f"note: task:{revision.task} goes on serving {now}: its owners' promotions move it, and admins' "
+            f"(`graft task owners {revision.task}`).",
+            err=True,
+        )
+
+
+def _served_by_task(registry: AnyRegistry, revision: Revision) -> Revision | None:
+    """What `task:T` serves of the revision's task, on its base; None: nothing."""
+    try:
+        return registry.resolve(f"task:{revision.task}", base=revision.base_fingerprint)
+    except NotFoundError:
+        return None
 
 
 @click.command()

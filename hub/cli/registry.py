@@ -55,10 +55,11 @@ def _show_report(title: str, report: Report, as_json: bool) -> None:
 
 @registry.command()
 @registry_option
+@click.option("--audit-head", help="What an earlier check or backup printed: the audit must still have that entry.")
 @json_option
-def check(registry_path: Path, as_json: bool) -> None:
+def check(registry_path: Path, audit_head: str | None, as_json: bool) -> None:
     """Re-hash every blob and follow every reference. Exit 1 when something is wrong."""
-    report = check_registry(Registry(registry_path, create=False))
+    report = check_registry(Registry(registry_path, create=False), audit_head)
     _show_report(f"Check of {registry_path}", report, as_json)
     if report.problems:
         raise GraftError("The registry is not sound:\n" + "\n".join(report.problems))

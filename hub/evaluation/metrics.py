@@ -4,6 +4,8 @@ Every metric is a mean over examples, so intervals and paired tests need nothing
 Knows nothing of models: predictions come in as text.
 """
 
+import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -31,7 +33,8 @@ _Z95 = 1.959963984540054  # two-sided 95 % of a normal distribution
 class Metric:
     """`value(prediction, reference)` scores one example.
 
-    `answers` says how predictions are made: "labels" (the most probable choice) or "text" (greedy generation).
+    `answers` says how predictions are made: "labels" (the most probable choice) or "text" (greedy generation). Every value
+    lies within [least, most].
     """
 
     name: str
@@ -40,6 +43,8 @@ class Metric:
     binary: bool  # values are 0 or 1
     value: Callable[[str, str], float]
     lower_is_better: bool = False
+    least: float = 0.0
+    most: float = 1.0
 
     def values(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         return [self.value(ours, theirs) for ours, theirs in zip(predictions, references, strict=True)]
@@ -100,9 +105,14 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy", "Accuracy", "labels", True, _equality),
         Metric("exact_match", "Exact match", "text", True, _exact_match),
         Metric("f1", "Word F1", "text", False, _f1),
-        Metric("chrf", "chrF2, mean over sentences (0 to 100)", "text", False, _chrf),
+        Metric("chrf", "chrF2, mean over sentences (0 to 100)", "text", False, _chrf, most=100.0),
     )
 }
+
+
+def hash_predictions(predictions: Sequence[str]) -> str:
+    """sha256 hex of what a system answered, example by example: two runs that answer alike have the same."""
+    return hashlib.sha256(json.dumps(list(predictions)).encode()).hexdigest()
 
 
 def get_metric(name: str) -> Metric:

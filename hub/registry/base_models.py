@@ -4,19 +4,24 @@ A path on somebody's disk tells the next reader nothing, so publishing replaces 
 fingerprint. Knows neither torch nor HTTP.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from graft.hub.adapters.model_card import texts
 from graft.hub.adapters.validation import CARD, CONFIG, base_name, fingerprint_of, read_text
 from graft.hub.base.manifest import BaseSpec
-from graft.hub.errors import ArtifactError
+from graft.hub.errors import ArtifactError, ConflictError, NotFoundError
+from graft.hub.registry import search
+from graft.hub.registry.audit import audit
 from graft.hub.registry.storage.database import Database
+from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
 
+MAX_CLAIMS = 20  # of one publisher
 CONFIG_KEYS = ("base_model_name_or_path", "model_name")  # PEFT's key; AdapterHub's
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # A base in a client's download cache: the path says which hub's repo it is.
@@ -37,7 +42,7 @@ class Declared:
 
     def or_made_for(self, fingerprint: str | None) -> "Declared":
         """With the fingerprint of the base that lies where `name` leads, unless the adapter records one itself."""
-        return replace(self, fingerprint=self.fingerprint or fingerprint)
+        return dataclasses.replace(self, fingerprint=self.fingerprint or fingerprint)
 
 
 def declared_base(config: dict[str, object], provenance: dict[str, object]) -> Declared:
@@ -47,15 +52,70 @@ def declared_base(config: dict[str, object], provenance: dict[str, object]) -> D
     return Declared(key, name, fingerprint_of(provenance))
 
 
-def add_base(db: Database, spec: BaseSpec) -> None:
-    """Record a base's manifest under its fingerprint. Raises ArtifactError for one without an id."""
-    if not spec.id:
-        raise ArtifactError("This base has no id yet: give it one with `graft base import SRC DIR --id ORG/NAME`.")
+def add_base(db: Database, spec: BaseSpec, user: str, *, replace: bool) -> None:
+    """Record a base's manifest under its fingerprint, for everybody; without `replace`, one that is there stays as it is.
+
+    Raises ArtifactError for one without an id, ConflictError where another base has that id.
+    """
+    _require_id(spec)
+    if not replace and find_base(db, fingerprint=spec.fingerprint) is not None:
+        return
+    other = db.execute("SELECT fingerprint FROM bases WHERE id = ? AND fingerprint != ?", [spec.id, spec.fingerprint])
+    if (row := other.fetchone()) is not None:
+        raise ConflictError(
+            f"{spec.id} is the id of another base here (fingerprint {row['fingerprint'][:12]}, this one has "
+            f"{spec.fingerprint[:12]}): import this one with an --id of its own."
+        )
     db.execute(
         "INSERT INTO bases (fingerprint, id, manifest, created_at) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (fingerprint) DO UPDATE SET id = excluded.id, manifest = excluded.manifest",
         [spec.fingerprint, spec.id, spec.to_json(), now()],
     )
+    search.rename_base(db, spec.fingerprint, spec.id or "")
+    audit(db, user, "base.add", spec.id or "", spec.fingerprint)
+
+
+def take_base(db: Database, spec: BaseSpec, user: str) -> None:
+    """A base that lies beside what an owner of the registry publishes: known to all from now on; where another one has its
+    id, for `user` alone."""
+    with write_transaction(db):
+        try:
+            add_base(db, spec, user, replace=False)
+        except ConflictError:
+            _claim_base(db, spec, user)
+
+
+def _require_id(spec: BaseSpec) -> None:
+    if not spec.id:
+        raise ArtifactError("This base has no id yet: give it one with `graft base import SRC DIR --id ORG/NAME`.")
+
+
+def claim_base(db: Database, spec: BaseSpec, who: str) -> None:
+    """Keep what a publisher says of a base, for their own commits alone: the latest MAX_CLAIMS of theirs."""
+    with write_transaction(db):
+        _claim_base(db, spec, who)
+
+
+def _claim_base(db: Database, spec: BaseSpec, who: str) -> None:
+    _require_id(spec)
+    db.execute(
+        "INSERT OR REPLACE INTO base_claims (who, fingerprint, id, manifest, created_at) VALUES (?, ?, ?, ?, ?)",
+        [who, spec.fingerprint, spec.id, spec.to_json(), now()],
+    )
+    db.execute(
+        "DELETE FROM base_claims WHERE who = ? AND fingerprint NOT IN "
+        "(SELECT fingerprint FROM base_claims WHERE who = ? ORDER BY created_at DESC LIMIT ?)",
+        [who, who, MAX_CLAIMS],
+    )
+
+
+def find_base_for(db: Database, who: str, fingerprint: str) -> BaseSpec | None:
+    """The recorded manifest of a base, else what `who` themselves said of it."""
+    if recorded := find_base(db, fingerprint=fingerprint):
+        return recorded
+    claimed = "SELECT manifest FROM base_claims WHERE who = ? AND fingerprint = ?"
+    row = db.execute(claimed, [who, fingerprint]).fetchone()
+    return BaseSpec.from_json(row["manifest"]) if row else None
 
 
 def find_base(db: Database, *, fingerprint: str | None = None, id: str | None = None) -> BaseSpec | None:
@@ -68,6 +128,14 @@ def find_base(db: Database, *, fingerprint: str | None = None, id: str | None = 
 def is_known(db: Database, id: str) -> bool:
     """Whether a base of this id is recorded."""
     return db.execute("SELECT 1 FROM bases WHERE id = ? COLLATE NOCASE LIMIT 1", [id]).fetchone() is not None
+
+
+def get_base(db: Database, id_or_fingerprint: str) -> BaseSpec:
+    """Raises NotFoundError where none is recorded, or several bear the id."""
+    spec = find_base(db, fingerprint=id_or_fingerprint) or find_base(db, id=id_or_fingerprint)
+    if spec is None:
+        raise NotFoundError(f"No base {id_or_fingerprint!r} is recorded here: `graft base import` gives a base an id.")
+    return spec
 
 
 def claimed_id(card: dict[str, object]) -> str | None:

@@ -1,4 +1,4 @@
-"""What a registry answers to, whether it lies in a file (registry.py) or behind a URL (hub_client.py).
+"""What a registry answers to, whether it lies in a file (registry.py) or behind a URL (remote/client.py).
 
 Commands, servers and trainers know only this. One suite of tests holds both to it (tests/hub/registry/test_contract.py).
 """
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from graft.hub.base.manifest import BaseSpec
-from graft.hub.registry.leaderboard import Evaluation, Standing, Task
+from graft.hub.registry.leaderboard import Evaluation, Standing
 from graft.hub.registry.queries import Revision
 from graft.hub.registry.refs import Move, Ref
 from graft.hub.registry.search import Page, Query
+from graft.hub.registry.tasks import Task
 
 
 class AnyRegistry(Protocol):
@@ -90,19 +91,37 @@ class AnyRegistry(Protocol):
 
     # Tasks and scores
 
-    def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = ...) -> Task:
-        """Add a task, or give it a new evaluation set."""
+    def add_task(
+        self,
+        slug: str,
+        metric: str,
+        data: bytes,
+        description: str,
+        *,
+        owners: Sequence[str] | None = None,
+        user: str = ...,
+    ) -> Task:
+        """Add a task, or give it a new evaluation set. `owners` None leaves them as they are."""
+
+    def set_task_owners(self, slug: str, owners: Sequence[str], *, user: str = ...) -> Task:
+        """Give a task to these namespaces and no others. Raises NotFoundError."""
 
     def task(self, slug: str) -> Task:
         """Raises NotFoundError."""
 
-    def task_data(self, slug: str) -> bytes:
-        """The task's present evaluation set, as it was added. Raises NotFoundError."""
+    def task_data(self, slug: str, data_hash: str | None = None) -> bytes:
+        """The task's present evaluation set, or the one with a hash, as it was added. Raises NotFoundError."""
 
     def tasks(self) -> list[Task]: ...
 
-    def record_evaluation(self, evaluation: Evaluation, *, user: str = ...) -> None:
-        """Note a score of an adapter's revision (default: main), or of the bare base (no `repo`)."""
+    def record_evaluation(self, evaluation: Evaluation, *, user: str = ...) -> Evaluation:
+        """Note a score of an adapter's revision (default: main), or of the bare base (no `repo`); returns it as it is kept.
+
+        A hub keeps as self-reported what comes without the right to measure.
+        """
+
+    def evaluation(self, id: int) -> Evaluation:
+        """One score by its number. Raises NotFoundError."""
 
     def evaluations(self, name: str) -> list[Evaluation]:
         """Scores of all revisions of a repo, newest first."""

@@ -1,10 +1,11 @@
-"""Tasks, their evaluation sets, and scores: who is how good at what, measured on which data.
+"""Scores: who is how good at what, measured on which data, by whom.
 
 Functions over an open connection. A score means nothing without its data, so it carries the data's hash, and a
-leaderboard only ranks what was measured by graft on the task's present evaluation set; what a card claims is kept
-apart as 'self-reported'.
+leaderboard only ranks what was measured by graft on the task's present evaluation set. Only who may evaluate records
+such a score; what a card or an adapter's owner claims is kept apart as 'self-reported'.
 """
 
+import itertools
 import json
 import math
 import sqlite3
@@ -12,45 +13,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from graft.hub.adapters.model_card import UNTASKED, reported_scores
+from graft.hub.adapters.model_card import reported_scores
 from graft.hub.adapters.validation import Inspection
 from graft.hub.errors import ArtifactError, ConflictError, GraftError, NotFoundError
-from graft.hub.evaluation.metrics import METRICS, get_metric
-from graft.hub.evaluation.task_data import parse_examples
+from graft.hub.evaluation.metrics import get_metric
 from graft.hub.registry import search
+from graft.hub.registry.access.callers import OWNER, Caller
+from graft.hub.registry.access.visibility import visible
 from graft.hub.registry.audit import audit
-from graft.hub.registry.naming import check_slug
 from graft.hub.registry.queries import Revision
-from graft.hub.registry.storage.blob_rows import record_blob
-from graft.hub.registry.storage.blob_store import BlobStore
 from graft.hub.registry.storage.database import Database
-from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
-from graft.hub.registry.users import Caller
+from graft.hub.registry.tasks import Task, count_examples, task
 
+MEASURED, REPORTED = "graft", "self-reported"  # what `source` may be
+ROUNDING = 1e-9  # of a metric's range: a mean of equal values may miss them by that
+MAX_TEXT_CHARS, MAX_EXTRA_CHARS = 300, 2000
 MAX_NUMBER = 2**53  # whole numbers up to here are the same in JSON, in a double and in SQLite
 
 
 @dataclass(frozen=True)
-class Task:
-    """`data_hash` is the sha256 of its evaluation set (JSONL, a blob), `examples` the set's number of lines."""
-
-    slug: str
-    metric: str
-    description: str
-    data_hash: str
-    examples: int
-    created_at: str
-    updated_at: str
-
-    @property
-    def lower_is_better(self) -> bool:
-        return self.metric in METRICS and METRICS[self.metric].lower_is_better
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """One score. `repo` None: of the bare base. [low, high]: its confidence interval. `seconds`: how long it took."""
+    """One score. `repo` None: of the bare base. [low, high]: its confidence interval. `seconds`: how long it took.
+
+    `who` measured it, with `engine` (graft's version, device, dtype). `predictions_hash`: of what was answered, example by
+    example (metrics.hash_predictions), so that it can be measured again and compared (`graft eval --verify ID`).
+    """
 
     task: str
     data_hash: str
@@ -65,10 +53,12 @@ class Evaluation:
     high: float | None = None
     seconds: float | None = None
     engine: str = ""
-    source: str = "graft"
+    predictions_hash: str | None = None
+    source: str = MEASURED
     extra: dict[str, object] = field(default_factory=dict)
     who: str = ""
     created_at: str = ""
+    id: int | None = None  # once it is recorded
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,18 @@ class Standing:
     bytes: int
 
 
-_TEXTS = ("task", "data_hash", "metric", "repo", "revision", "digest", "base_fingerprint", "engine")
+_TEXTS = (
+    "task",
+    "data_hash",
+    "metric",
+    "repo",
+    "revision",
+    "digest",
+    "base_fingerprint",
+    "engine",
+    "predictions_hash",
+    "source",
+)
 FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(_TEXTS, (str,)),
     **dict.fromkeys(("value", "low", "high", "seconds"), (int, float)),
@@ -102,45 +103,14 @@ def read_evaluation(raw: Mapping[str, object]) -> Evaluation:
     for key, value in given.items():
         if key not in FIELDS:
             raise GraftError(f"An evaluation has no field {key!r}: it has {', '.join(FIELDS)}.")
+        if isinstance(value, str) and len(value) > MAX_TEXT_CHARS:
+            raise GraftError(f"{key!r} may have {MAX_TEXT_CHARS} characters and has {len(value):,}.")
+        if isinstance(value, dict) and len(json.dumps(value)) > MAX_EXTRA_CHARS:
+            raise GraftError(f"{key!r} may have {MAX_EXTRA_CHARS:,} characters as JSON.")
         wrong_kind = isinstance(value, bool) or not isinstance(value, FIELDS[key])
         if wrong_kind or (not isinstance(value, (str, dict)) and not abs(value) < MAX_NUMBER):
             raise GraftError(f"{key!r} must be a finite {FIELDS[key][-1].__name__}, not {value!r}.")
     return Evaluation(**given)
-
-
-def add_task(db: Database, blobs: BlobStore, slug: str, metric: str, data: bytes, description: str, user: str) -> Task:
-    """Raises GraftError for a bad slug or an unknown metric, DataError (with the line) for a bad evaluation set."""
-    check_slug(slug)
-    if slug == UNTASKED:
-        raise GraftError(f"{slug!r} is what adapters without a task are for: choose another slug.")
-    get_metric(metric)
-    examples = len(parse_examples(data, "the evaluation set"))
-    blob = blobs.put_bytes(data)
-    at = now()
-    with write_transaction(db):
-        record_blob(db, blobs, blob, at)
-        db.execute(
-            "INSERT INTO tasks (slug, metric, description, data_hash, examples, created_at, updated_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (slug) DO UPDATE SET metric = excluded.metric, "
-            "description = excluded.description, data_hash = excluded.data_hash, examples = excluded.examples, "
-            "updated_at = excluded.updated_at",
-            [slug, metric, description, blob.sha256, examples, at, at],
-        )
-        search.refresh_scores(db, slug)
-        audit(db, user, "task.add", slug, blob.sha256)
-        return task(db, slug)
-
-
-def task(db: Database, slug: str) -> Task:
-    row = db.execute("SELECT * FROM tasks WHERE slug = ?", [slug]).fetchone()
-    if row is None:
-        known = ", ".join(other.slug for other in tasks(db)) or "none yet"
-        raise NotFoundError(f"There is no task {slug!r} (there are: {known}): `graft task add` adds one.")
-    return Task(**dict(row))
-
-
-def tasks(db: Database) -> list[Task]:
-    return [Task(**dict(row)) for row in db.execute("SELECT * FROM tasks ORDER BY slug")]
 
 
 def of_revision(evaluation: Evaluation, revision: Revision) -> Evaluation:
@@ -164,19 +134,72 @@ def of_revision(evaluation: Evaluation, revision: Revision) -> Evaluation:
     return replace(evaluation, revision=revision.id, digest=revision.digest, base_fingerprint=made_for or measured_on)
 
 
-def record(db: Database, repo_id: int | None, evaluation: Evaluation, user: str) -> None:
-    """Inside the transaction that looked the repo up. Raises GraftError for a score of neither an adapter nor a base."""
+def record(db: Database, repo_id: int | None, evaluation: Evaluation, user: str) -> Evaluation:
+    """Inside the transaction that looked the repo up: keep a score; returns it as it is kept.
+
+    Raises NotFoundError for an unknown task, GraftError for a score of neither an adapter nor a base or outside its
+    metric's range, ConflictError for a measured one on other data than the task's.
+    """
     if repo_id is None and not evaluation.base_fingerprint:
         raise GraftError(
             "An evaluation is of an adapter's revision or, with base_fingerprint, of a bare base: give one."
         )
-    if not all(math.isfinite(number) for number in (evaluation.value, evaluation.low or 0, evaluation.high or 0)):
-        raise GraftError(
-            f"{evaluation.value} within [{evaluation.low}, {evaluation.high}] is no score: it is not finite."
-        )
-    _insert(db, repo_id, evaluation, user)
+    if evaluation.source not in (MEASURED, REPORTED):
+        raise GraftError(f"A score's source is {MEASURED!r} or {REPORTED!r}, not {evaluation.source!r}.")
+    _check_range(evaluation)
+    task(db, evaluation.task)
+    if evaluation.source == MEASURED:
+        _check_data(db, evaluation)
+    id = _insert(db, repo_id, evaluation, user)
     search.refresh_scores(db, evaluation.task, repo_id=repo_id)
-    audit(db, user, "evaluation", evaluation.repo or evaluation.base_fingerprint or "", evaluation.task)
+    subject = evaluation.repo or evaluation.base_fingerprint or ""
+    audit(db, user, "evaluation", subject, f"{id} {evaluation.source} {evaluation.task} {evaluation.value}")
+    return get(db, id)
+
+
+def _check_range(evaluation: Evaluation) -> None:
+    """Raises GraftError for a value or an interval that the metric can't have."""
+    metric = get_metric(evaluation.metric)
+    low = evaluation.value if evaluation.low is None else evaluation.low
+    high = evaluation.value if evaluation.high is None else evaluation.high
+    if not all(map(math.isfinite, (low, evaluation.value, high))):
+        raise GraftError(f"{evaluation.value} within [{low}, {high}] is no score: it is not finite.")
+    slack = ROUNDING * (metric.most - metric.least)
+    bounds = (metric.least, low, evaluation.value, high, metric.most)
+    if not all(lower <= upper + slack for lower, upper in itertools.pairwise(bounds)):
+        raise GraftError(
+            f"{evaluation.value} within [{low}, {high}] is no {metric.name}: that lies between {metric.least:g} and "
+            f"{metric.most:g}, and a score within its interval."
+        )
+    if evaluation.n < 1:
+        raise GraftError(f"A score is of one example at least, not of {evaluation.n}.")
+
+
+def _check_data(db: Database, evaluation: Evaluation) -> None:
+    """Raises ConflictError where a measured score is not of all the examples of a set that the task has or had."""
+    examples = count_examples(db, evaluation.task, evaluation.data_hash)
+    if examples is None:
+        raise ConflictError(
+            f"The data {evaluation.data_hash[:12]} is no evaluation set of {evaluation.task}, so nobody could measure this "
+            f"again: send it as {REPORTED!r}, or give the task this set (`graft task add`)."
+        )
+    if evaluation.n != examples:
+        raise ConflictError(
+            f"That set of {evaluation.task} has {examples} examples, and the score is of {evaluation.n}."
+        )
+
+
+def get(db: Database, id: int, caller: Caller = OWNER) -> Evaluation:
+    """By its number. Raises NotFoundError, also where the caller may not see the adapter."""
+    seen, values = visible(caller, "live_repos")
+    row = db.execute(
+        f"{_EVALUATION} LEFT JOIN live_repos ON live_repos.id = repo_id "
+        f"WHERE evaluations.id = ? AND (repo_id IS NULL OR (live_repos.id IS NOT NULL AND {seen}))",
+        [id, *values],
+    ).fetchone()
+    if row is None:
+        raise NotFoundError(f"There is no evaluation {id}: a task's page and `graft eval` show their numbers.")
+    return _evaluation(row)
 
 
 def record_reported(db: Database, repo_id: int, revision_id: str, inspection: Inspection, user: str) -> None:
@@ -191,7 +214,7 @@ def record_reported(db: Database, repo_id: int, revision_id: str, inspection: In
             revision=revision_id,
             digest=inspection.digest,
             base_fingerprint=inspection.base_fingerprint,
-            source="self-reported",
+            source=REPORTED,
             extra={"dataset": row["dataset"]},
         )
         _insert(db, repo_id, claimed, user)
@@ -205,17 +228,14 @@ def of_repo(db: Database, repo_id: int) -> list[Evaluation]:
 
 def leaderboard(db: Database, task: Task, base: str | None, caller: Caller) -> list[Standing]:
     """Each digest's, and each bare base's, latest score on the task's present data, best first."""
+    seen, values = visible(caller, "live_repos")
     rows = db.execute(
         f"{_STANDING} WHERE evaluations.id IN (SELECT max(id) FROM evaluations WHERE task = ? AND data_hash = ? AND metric = ? "
-        "AND source = 'graft' GROUP BY repo_id, digest, base_fingerprint) AND repos.deleted_at IS NULL",
-        [task.slug, task.data_hash, task.metric],
+        f"AND source = '{MEASURED}' GROUP BY repo_id, digest, base_fingerprint) "
+        f"AND (evaluations.repo_id IS NULL OR (live_repos.id IS NOT NULL AND {seen}))",
+        [task.slug, task.data_hash, task.metric, *values],
     )
-    kept = [
-        row
-        for row in rows
-        if (not row["private"] or caller.owns(row["namespace"]))
-        and base in (None, row["base"], row["base_fingerprint"])
-    ]
+    kept = [row for row in rows if base in (None, row["base"], row["base_fingerprint"])]
     kept.sort(key=lambda row: (row["value"] if task.lower_is_better else -row["value"], row["id"]))
     standings, rank = [], 0
     for row in kept:
@@ -238,9 +258,9 @@ _EVALUATION = (
     "FROM evaluations LEFT JOIN repos ON repos.id = repo_id"
 )
 _STANDING = (
-    "SELECT evaluations.*, repos.namespace || '/' || repos.name AS repo, evaluations.revision_id AS revision, "
-    "repos.namespace, repos.private, coalesce(bases.id, artifacts.base_id) AS base, artifacts.method, artifacts.parameters, "
-    "artifacts.bytes FROM evaluations LEFT JOIN repos ON repos.id = evaluations.repo_id "
+    "SELECT evaluations.*, live_repos.namespace || '/' || live_repos.name AS repo, evaluations.revision_id AS revision, "
+    "coalesce(bases.id, artifacts.base_id) AS base, artifacts.method, artifacts.parameters, "
+    "artifacts.bytes FROM evaluations LEFT JOIN live_repos ON live_repos.id = evaluations.repo_id "
     "LEFT JOIN artifacts ON artifacts.revision_id = evaluations.revision_id "
     "LEFT JOIN bases ON bases.fingerprint = evaluations.base_fingerprint"
 )
@@ -251,9 +271,10 @@ def _evaluation(row: sqlite3.Row) -> Evaluation:
     return Evaluation(**plain, extra=json.loads(row["extra"]))
 
 
-def _insert(db: Database, repo_id: int | None, evaluation: Evaluation, user: str) -> None:
+def _insert(db: Database, repo_id: int | None, evaluation: Evaluation, user: str) -> int:
+    """Its number."""
     plain = {name: getattr(evaluation, name) for name in Evaluation.__dataclass_fields__}
-    del plain["repo"]
+    del plain["repo"], plain["id"]
     plain |= {
         "repo_id": repo_id,
         "revision_id": plain.pop("revision"),
@@ -261,4 +282,9 @@ def _insert(db: Database, repo_id: int | None, evaluation: Evaluation, user: str
         "who": user,
         "created_at": now(),
     }
-    db.table("evaluations").insert(plain)
+    columns = ", ".join(plain)
+    places = ", ".join("?" * len(plain))
+    row = db.execute(
+        f"INSERT INTO evaluations ({columns}) VALUES ({places}) RETURNING id", [*plain.values()]
+    ).fetchone()
+    return row["id"]

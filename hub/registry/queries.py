@@ -5,17 +5,19 @@ Functions over an open connection; nothing is written here.
 
 import json
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from graft.hub.adapters.validation import Inspection
-from graft.hub.errors import EntryNotFoundError, RepoNotFoundError
+from graft.hub.errors import DisabledRepoError, EntryNotFoundError, RepoNotFoundError
 from graft.hub.registry import refs
+from graft.hub.registry.access.callers import OWNER, Caller
+from graft.hub.registry.access.visibility import owned, visible
 from graft.hub.registry.naming import MAIN, branch_of
-from graft.hub.registry.storage.blob_store import Tree
+from graft.hub.registry.storage.blob_store import Tree, sha256_of
 from graft.hub.registry.storage.database import Database
-from graft.hub.registry.users import Caller
 
 MOST_LISTED = 1000  # rows of a history, unless more are asked for
 
@@ -76,12 +78,24 @@ class File:
 
 
 def repo(db: Database, name: str, caller: Caller) -> Repo:
-    """Raises RepoNotFoundError when there is none, it was deleted, or `caller` may not see it."""
+    """By its name, or one it had. Raises RepoNotFoundError when there is none, it was deleted, or `caller` may not see it,
+    DisabledRepoError for a withdrawn one."""
+    found = repo_even_if_disabled(db, name, caller)
+    if found.disabled is not None:
+        raise DisabledRepoError(f"{DisabledRepoError.sentence} Why: {found.disabled}")
+    return found
+
+
+def repo_even_if_disabled(db: Database, name: str, caller: Caller = OWNER) -> Repo:
+    """As `repo`, for who withdraws it or brings it back."""
     namespace, _, short = name.partition("/")
-    row = db.execute("SELECT * FROM repos WHERE namespace = ? AND name = ?", [namespace, short]).fetchone()
-    if row is not None and row["moved_to"] is not None:
-        row = db.execute("SELECT * FROM repos WHERE id = ?", [row["moved_to"]]).fetchone()
-    if row is None or row["deleted_at"] or (row["private"] and not caller.owns(row["namespace"])):
+    seen, values = visible(caller, "repos")
+    row = db.execute(
+        "SELECT repos.* FROM repos AS named JOIN repos ON repos.id = coalesce(named.moved_to, named.id) "
+        f"WHERE named.namespace = ? AND named.name = ? AND repos.deleted_at IS NULL AND {seen}",
+        [namespace, short, *values],
+    ).fetchone()
+    if row is None:
         raise RepoNotFoundError(f"There is no adapter {name!r} here, or it is private and you are not signed in.")
     return _repo(row)
 
@@ -90,8 +104,8 @@ def repos_named(db: Database, names: Sequence[str]) -> dict[str, Repo]:
     """name -> repo, of those that are there under just this name."""
     pairs = json.dumps([name.partition("/")[::2] for name in names])
     rows = db.execute(
-        "SELECT repos.* FROM json_each(?) JOIN repos ON namespace = json_extract(value, '$[0]') "
-        "AND name = json_extract(value, '$[1]') WHERE deleted_at IS NULL",
+        "SELECT live_repos.* FROM json_each(?) JOIN live_repos ON namespace = json_extract(value, '$[0]') "
+        "AND name = json_extract(value, '$[1]')",
         [pairs],
     )
     return {repo.name: repo for repo in map(_repo, rows)}
@@ -120,15 +134,15 @@ class StoredRepo:
     all_bytes: int
 
 
-def stored_repos(db: Database, namespaces: Collection[str] | None, limit: int, offset: int) -> list[StoredRepo]:
-    """The repos of these namespaces (None: of all), the latest first."""
+def stored_repos(db: Database, caller: Caller, namespace: str | None, limit: int, offset: int) -> list[StoredRepo]:
+    """The caller's own repos (in one namespace), the latest first."""
+    mine, values = owned(caller, "live_repos")
     rows = db.execute(
         "WITH sizes AS (SELECT namespace || '/' || name AS name, private, updated_at, (SELECT coalesce(sum(size), 0) FROM "
         "blobs WHERE sha256 IN (SELECT sha256 FROM files JOIN revisions ON revisions.id = revision_id "
-        "WHERE repo_id = repos.id)) AS bytes FROM repos WHERE deleted_at IS NULL "
-        "AND (? IS NULL OR lower(namespace) IN (SELECT lower(value) FROM json_each(?)))) "
+        f"WHERE repo_id = live_repos.id)) AS bytes FROM live_repos WHERE {mine} AND (? IS NULL OR namespace = ?)) "
         "SELECT *, sum(bytes) OVER () AS all_bytes FROM sizes ORDER BY updated_at DESC, name LIMIT ? OFFSET ?",
-        [*[None if namespaces is None else json.dumps(sorted(namespaces))] * 2, limit, offset],
+        [*values, namespace, namespace, limit, offset],
     )
     return [StoredRepo(**dict(row) | {"private": bool(row["private"])}) for row in rows]
 
@@ -180,6 +194,14 @@ def files_of(db: Database, revision_ids: Sequence[str]) -> dict[str, list[File]]
     for row in rows:
         by_revision.setdefault(row["revision_id"], []).append(_file(row))
     return by_revision
+
+
+def unchanged_files(db: Database, folder: Path, revision_id: str) -> list[str]:
+    """The files in `folder` that are just as one of the versions of the revision's repo has them."""
+    if not folder.is_dir():
+        return []
+    versions = versions_of_files(db, revision_id)
+    return [path for path, hashes in versions.items() if sha256_of(folder / path) in hashes]
 
 
 def versions_of_files(db: Database, revision_id: str) -> dict[str, set[str]]:

@@ -3,16 +3,13 @@
 Functions over an open connection; the writing ones are called inside a transaction.
 """
 
-import sqlite3
 from dataclasses import dataclass
 
 from graft.hub.errors import ConflictError, RevisionNotFoundError
 from graft.hub.registry.naming import COMMIT_ID, branch_of, check_ref_name
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.timestamps import now
-from graft.hub.registry.users import Caller
 
-PRODUCTION = "production"  # the alias that `task:T` follows
 SHORT_ID_CHARS = 7
 ALL = -1  # as a LIMIT
 
@@ -129,33 +126,6 @@ def find_previous(db: Database, repo_id: int, repo_name: str, alias: str) -> str
     if row is None or row["old"] is None:
         raise RevisionNotFoundError(f"{repo_name}@{alias} has no earlier revision to go back to: promote one by id.")
     return row["old"]
-
-
-def find_promoted(db: Database, task: str, base: str | None, caller: Caller) -> str:
-    """The revision last promoted to production among the task's adapters (on the base with this fingerprint)."""
-    rows = db.execute(
-        "SELECT refs.revision_id, repos.namespace, repos.private, artifacts.base_fingerprint, artifacts.base_id FROM refs "
-        "JOIN artifacts ON artifacts.revision_id = refs.revision_id JOIN repos ON repos.id = refs.repo_id "
-        "WHERE refs.kind = 'alias' AND refs.name = ? AND artifacts.task = ? AND repos.deleted_at IS NULL ORDER BY "
-        "(SELECT max(id) FROM ref_moves WHERE repo_id = refs.repo_id AND kind = 'alias' AND name = refs.name) DESC",
-        [PRODUCTION, task],
-    )
-    ids = {row["id"] for row in db.execute("SELECT id FROM bases WHERE fingerprint = ?", [base])}
-
-    def may_be(row: sqlite3.Row) -> bool:
-        """Whether an adapter without a fingerprint may be for this base: nobody knows the base by another id."""
-        return not ids or row["base_id"] is None or row["base_id"] in ids
-
-    for row in rows:
-        visible = not row["private"] or caller.owns(row["namespace"])
-        if visible and (
-            base is None or row["base_fingerprint"] == base or (not row["base_fingerprint"] and may_be(row))
-        ):
-            return row["revision_id"]
-    raise RevisionNotFoundError(
-        f"No adapter of task {task!r} is in production{' on this base' if base else ''}: "
-        f"`graft promote NS/NAME@REV {PRODUCTION}` puts one there."
-    )
 
 
 def all_of(db: Database, repo_id: int, limit: int = ALL, offset: int = 0) -> list[Ref]:

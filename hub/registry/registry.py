@@ -1,9 +1,10 @@
 """`registry.db`: repos of adapters, their immutable revisions, and the names that move over them.
 
 The one way in for commands, pages and the wire protocol: publishing over HTTP and from a folder is the same `commit`.
-Knows neither HTTP nor torch. What a caller may do is decided before it gets here (hub/registry/users.py); a method takes `user`
-only to write down who did it. Safe for many threads and processes: each thread has its own connection, every write is
-one immediate transaction, and the proof of an artifact runs before the transaction, not inside it.
+Knows neither HTTP nor torch. What a caller may do is decided before it gets here (access/permissions.py); a method takes `user`
+only to write down who did it, and `caller` where the answer depends on what they see or own. Safe for many threads and
+processes: each thread has its own connection, every write is one immediate transaction, and the proof of an artifact runs
+before the transaction, not inside it.
 """
 
 import sqlite3
@@ -14,9 +15,10 @@ from graft.hub.adapters.validation import Inspection
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ArtifactError, GraftError, NotFoundError
 from graft.hub.machine.atomic_files import write_folder_whole
-from graft.hub.registry import base_models, queries, refs, repos
+from graft.hub.registry import base_models, queries, refs, repos, tasks
 from graft.hub.registry import leaderboard as scores
 from graft.hub.registry import search as catalog
+from graft.hub.registry.access.callers import OWNER, Caller
 from graft.hub.registry.audit import audit
 from graft.hub.registry.commits import accepted_files
 from graft.hub.registry.commits import commit as committing
@@ -24,15 +26,18 @@ from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.changes import Change, Put
 from graft.hub.registry.commits.commit import Intent
 from graft.hub.registry.commits.publish_folder import PULLED, base_at_hand, contents
+from graft.hub.registry.leaderboard import Evaluation, Standing
 from graft.hub.registry.naming import branch_of, check_repo_name
 from graft.hub.registry.queries import MOST_LISTED, File, Repo, Revision
-from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable, Tree, sha256_of
+from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable, Tree
 from graft.hub.registry.storage.connections import Connections
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.download_counter import DownloadCounter
 from graft.hub.registry.storage.ownership import blob_folder, prepare, require_own, require_room
 from graft.hub.registry.storage.schema import write_transaction
-from graft.hub.registry.users import OWNER, Caller
+from graft.hub.registry.tasks import Task
+
+Names = Sequence[str] | None
 
 
 class Registry:
@@ -89,15 +94,12 @@ class Registry:
     # Bases
 
     def add_base(self, spec: BaseSpec, *, user: str = OWNER.name, replace: bool = True) -> None:
-        """Record a base's manifest; with `replace` false, one that is there stays as it is.
+        """Record a base's manifest for everybody; with `replace` false, one that is there stays as it is.
 
-        Raises ArtifactError for a base without an id.
+        Raises ArtifactError for a base without an id, ConflictError where another base has that id.
         """
         with write_transaction(self.db):
-            if replace or base_models.find_base(self.db, fingerprint=spec.fingerprint) is None:
-                base_models.add_base(self.db, spec)
-                catalog.rename_base(self.db, spec.fingerprint, spec.id or "")
-                audit(self.db, user, "base.add", spec.id or "", spec.fingerprint)
+            base_models.add_base(self.db, spec, user, replace=replace)
 
     def bases(self) -> list[dict[str, str]]:
         """id and fingerprint of every recorded base."""
@@ -106,14 +108,7 @@ class Registry:
 
     def base(self, id_or_fingerprint: str) -> BaseSpec:
         """Raises NotFoundError where none is recorded, or several bear the id."""
-        spec = base_models.find_base(self.db, fingerprint=id_or_fingerprint) or base_models.find_base(
-            self.db, id=id_or_fingerprint
-        )
-        if spec is None:
-            raise NotFoundError(
-                f"No base {id_or_fingerprint!r} is recorded here: `graft base import` gives a base an id."
-            )
-        return spec
+        return base_models.get_base(self.db, id_or_fingerprint)
 
     # Repos
 
@@ -163,7 +158,7 @@ class Registry:
         files = contents(Path(folder), self.max_weights_bytes).files
         spec = base_at_hand(Path(folder))
         if spec is not None and spec.id:
-            self.add_base(spec, replace=False)
+            base_models.take_base(self.db, spec, user)
         puts = [Put(path, self.store_file(path, source)) for path, source in files.items()]
         return self.commit(
             name,
@@ -241,7 +236,7 @@ class Registry:
         `base`, a fingerprint, narrows 'task:T' to one base. Raises RepoNotFoundError or RevisionNotFoundError.
         """
         if name.startswith("task:"):
-            return self.revision(refs.find_promoted(self.db, name.removeprefix("task:"), base, caller))
+            return self.revision(tasks.find_promoted(self.db, name.removeprefix("task:"), base, caller))
         repo_name, _, ref = name.partition("@")
         repo = self.repo(repo_name, caller)
         return self.revision(refs.find(self.db, repo.id, repo.name, ref or "main"))
@@ -277,19 +272,12 @@ class Registry:
         """
         revision, folder = self.resolve(name, caller=caller), Path(folder)
         tree = self.tree(revision.id)
-        outdated = [path for path in self._unchanged(folder, revision) if path not in tree]
+        outdated = [path for path in queries.unchanged_files(self.db, folder, revision.id) if path not in tree]
         with write_folder_whole(folder, last=PULLED, outdated=outdated) as staging:
             for path, sha256 in tree.items():
                 self.blobs.copy_out(sha256, staging / path)
         self.count_download(revision.repo)
         return revision
-
-    def _unchanged(self, folder: Path, revision: Revision) -> list[str]:
-        """The files in `folder` that are just as one of the repo's versions has them."""
-        if not folder.is_dir():
-            return []
-        versions = queries.versions_of_files(self.db, revision.id)
-        return [path for path, hashes in versions.items() if sha256_of(folder / path) in hashes]
 
     def count_download(self, name: str) -> None:
         """As well as can be: never waits for a writer, never fails (DownloadCounter)."""
@@ -308,10 +296,13 @@ class Registry:
 
     # Names that move
 
-    def promote(self, ref: str, alias: str, *, who: str = OWNER.name, why: str = "") -> Revision:
+    def promote(
+        self, ref: str, alias: str, *, who: str = OWNER.name, why: str = "", caller: Caller = OWNER
+    ) -> Revision:
         """Point `alias` at a revision that holds an adapter. Raises ArtifactError where it holds none.
 
-        Where it stands there already, that it was promoted again is kept, and no rollback leads back to it.
+        Where it stands there already, that it was promoted again is kept, and no rollback leads back to it. What `task:T`
+        serves follows the alias `production` where the task is the caller's.
         """
         with write_transaction(self.db):
             revision = self.resolve(ref)
@@ -320,15 +311,19 @@ class Registry:
             repo = self.repo(revision.repo)
             refs.require_free(self.db, repo.id, alias, but="alias")
             refs.move(self.db, repo.id, "alias", alias, revision.id, who, why)
+            tasks.follow_alias(self.db, caller, repo.id)
             audit(self.db, who, "promote", f"{repo.name}@{alias}", revision.id)
         return revision
 
-    def rollback(self, name: str, alias: str, *, who: str = OWNER.name, why: str = "") -> Revision:
-        """Undo an alias's last move. Raises NotFoundError when it has moved only once."""
+    def rollback(
+        self, name: str, alias: str, *, who: str = OWNER.name, why: str = "", caller: Caller = OWNER
+    ) -> Revision:
+        """Undo an alias's last move; `task:T` follows as in `promote`. Raises NotFoundError when it has moved only once."""
         with write_transaction(self.db):
             repo = self.repo(name)
             before = refs.find_previous(self.db, repo.id, repo.name, alias)
             refs.move(self.db, repo.id, "alias", alias, before, who, why or "rollback")
+            tasks.follow_alias(self.db, caller, repo.id)
             audit(self.db, who, "rollback", f"{repo.name}@{alias}", before)
             return self.revision(before)
 
@@ -345,6 +340,7 @@ class Registry:
         with write_transaction(self.db):
             repo = self.repo(name)
             refs.delete(self.db, repo.id, kind, ref, user)
+            tasks.follow_alias(self.db, OWNER, repo.id)
             audit(self.db, user, f"{kind}.delete", f"{repo.name}@{ref}")
 
     def branch_head(self, repo: Repo, branch: str) -> str | None:
@@ -361,37 +357,43 @@ class Registry:
 
     # Tasks and scores
 
-    def add_task(self, slug: str, metric: str, data: bytes, description: str, *, user: str = OWNER.name) -> scores.Task:
-        """Add a task, or give it a new evaluation set (scores on the old one stay, and are not ranked with the new)."""
-        return scores.add_task(self.db, self.blobs, slug, metric, data, description, user)
+    def add_task(
+        self, slug: str, metric: str, data: bytes, description: str, *, owners: Names = None, user: str = OWNER.name
+    ) -> Task:
+        """Add a task, or give it a new evaluation set (scores on the old one stay, and are not ranked with the new).
 
-    def task(self, slug: str) -> scores.Task:
-        """Raises NotFoundError."""
-        return scores.task(self.db, slug)
-
-    def task_data(self, slug: str) -> bytes:
-        """The task's present evaluation set, as it was added. Raises NotFoundError."""
-        return self.blobs.read(self.task(slug).data_hash)
-
-    def tasks(self) -> list[scores.Task]:
-        return scores.tasks(self.db)
-
-    def record_evaluation(self, evaluation: scores.Evaluation, *, user: str = OWNER.name) -> None:
-        """Note a score of an adapter's revision (default: main), or of the bare base (no `repo`).
-
-        Digest and base are the stored artifact's. Raises NotFoundError for an unknown repo or revision, ConflictError
-        where the score says that it is of other weights or another base.
+        `owners`: the namespaces that say what `task:T` serves; None leaves them as they are.
         """
+        return tasks.add_task(self.db, self.blobs, slug, metric, data, description, user, owners)
+
+    def set_task_owners(self, slug: str, owners: Sequence[str], *, user: str = OWNER.name) -> Task:
+        return tasks.set_owners(self.db, slug, owners, user)
+
+    def task(self, slug: str) -> Task:
+        """Raises NotFoundError."""
+        return tasks.task(self.db, slug)
+
+    def task_data(self, slug: str, data_hash: str | None = None) -> bytes:
+        """An evaluation set of the task, as it was added: the present one, or the one with a hash. Raises NotFoundError."""
+        return tasks.read_data(self.db, self.blobs, slug, data_hash)
+
+    def tasks(self) -> list[Task]:
+        return tasks.tasks(self.db)
+
+    def record_evaluation(self, evaluation: Evaluation, *, user: str = OWNER.name) -> Evaluation:
+        """Digest and base are the stored artifact's. Raises as scores.record and scores.of_revision do."""
         with write_transaction(self.db):
             if evaluation.repo is None:
-                scores.record(self.db, None, evaluation, user)
-                return
+                return scores.record(self.db, None, evaluation, user)
             revision = self.resolve(f"{evaluation.repo}@{evaluation.revision or 'main'}")
-            scores.record(self.db, self.repo(revision.repo).id, scores.of_revision(evaluation, revision), user)
+            return scores.record(self.db, self.repo(revision.repo).id, scores.of_revision(evaluation, revision), user)
 
-    def evaluations(self, name: str) -> list[scores.Evaluation]:
+    def evaluation(self, id: int, caller: Caller = OWNER) -> Evaluation:
+        return scores.get(self.db, id, caller)
+
+    def evaluations(self, name: str) -> list[Evaluation]:
         return scores.of_repo(self.db, self.repo(name).id)
 
-    def leaderboard(self, task: str, base: str | None = None, caller: Caller = OWNER) -> list[scores.Standing]:
+    def leaderboard(self, task: str, base: str | None = None, caller: Caller = OWNER) -> list[Standing]:
         """The task's adapters and bare bases, best first, all on its present evaluation set; `base` is a fingerprint or id."""
         return scores.leaderboard(self.db, self.task(task), base, caller)

@@ -5,6 +5,7 @@ Functions over an open connection, called inside a transaction.
 
 from graft.hub.errors import ConflictError
 from graft.hub.registry import search
+from graft.hub.registry.access import quotas
 from graft.hub.registry.audit import audit
 from graft.hub.registry.naming import check_repo_name
 from graft.hub.registry.queries import Repo
@@ -13,7 +14,13 @@ from graft.hub.registry.storage.timestamps import now
 
 
 def insert(db: Database, name: str, private: bool, user: str) -> int:
-    """A new, empty repo's id. Raises ConflictError when the name is taken or ever was, by whoever."""
+    """A new, empty repo's id. Raises ConflictError when the name is taken or ever was, by whoever, TooLargeError where
+    the user has too many."""
+    quotas.require_repo(db, user)
+    return _insert(db, name, private, user)
+
+
+def _insert(db: Database, name: str, private: bool, user: str) -> int:
     namespace, short = check_repo_name(name)
     row = db.execute("SELECT deleted_at FROM repos WHERE namespace = ? AND name = ?", [namespace, short]).fetchone()
     if row is not None:
@@ -21,8 +28,9 @@ def insert(db: Database, name: str, private: bool, user: str) -> int:
         raise ConflictError(f"{name} {why}: choose another name.")
     at = now()
     repo_id: int = db.execute(
-        "INSERT INTO repos (namespace, name, private, created_at, updated_at) VALUES (?, ?, ?, ?, ?) RETURNING id",
-        [namespace, short, private, at, at],
+        "INSERT INTO repos (namespace, name, private, created_by, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?) "
+        "RETURNING id",
+        [namespace, short, private, user, at, at],
     ).fetchone()["id"]
     search.list_repo(db, repo_id, None, {}, "")
     audit(db, user, "repo.create", name, "private" if private else "")
@@ -41,7 +49,7 @@ def move(db: Database, repo: Repo, new_name: str, user: str) -> None:
     Raises ConflictError when the new one is taken or ever was, by another repo.
     """
     namespace, short = check_repo_name(new_name)
-    new_id = _row_of_earlier_name(db, repo, namespace, short) or insert(db, new_name, repo.private, user)
+    new_id = _row_of_earlier_name(db, repo, namespace, short) or _insert(db, new_name, repo.private, user)
     # The two rows change places: the old one keeps its id, which everything refers to, under the new name.
     old_namespace, _, old_short = repo.name.partition("/")
     search.unlist_repo(db, new_id)

@@ -13,9 +13,10 @@ from graft.hub.adapters import model_card
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError
 from graft.hub.registry import facet_counts
+from graft.hub.registry.access.callers import Caller
+from graft.hub.registry.access.visibility import EVERYTHING, visible
 from graft.hub.registry.facet_counts import Condition, Counts
 from graft.hub.registry.storage.database import Database
-from graft.hub.registry.users import Caller
 
 MAX_PAGE = 1000
 MAX_WORDS = 64  # of a text that is looked for
@@ -273,10 +274,8 @@ def _chosen(db: Database, query: Query) -> dict[str, str]:
 
 def _seen(caller: Caller) -> Condition | None:
     """What the caller sees of the listing; None: everything."""
-    if caller.namespaces is None:
-        return None
-    mine = json.dumps(sorted(caller.namespaces))
-    return Condition("(private = 0 OR lower(namespace) IN (SELECT value FROM json_each(?)))", (mine,))
+    condition, values = visible(caller, "listing")
+    return None if condition == EVERYTHING else Condition(condition, tuple(values))
 
 
 def _narrowed(query: Query) -> Iterator[Condition]:

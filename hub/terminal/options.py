@@ -2,6 +2,7 @@
 
 import getpass
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -9,6 +10,8 @@ import click
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.interface import AnyRegistry
 from graft.hub.registry.registry import Registry
+
+MAX_SPAN = 10_000  # of whatever unit
 
 registry_option = click.option(
     "--registry",
@@ -23,15 +26,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 class ByteSize(click.ParamType):
-    """Bytes: a number, or one with K, M, G (powers of 1024)."""
+    """Bytes: a number, or one with K, M, G, T (powers of 1024), with or without a B."""
 
     name = "bytes"
 
     def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
-        factor = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
+        number = value.rstrip("BbKkMmGgTt")
+        unit = value[len(number) :].upper().removesuffix("B")
+        factor = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(unit)
         try:
             size = int(float(number) * (factor or 0))
         except (ValueError, OverflowError):
@@ -39,6 +43,20 @@ class ByteSize(click.ParamType):
         if size <= 0:
             self.fail(f"{value!r} is no size: write bytes, or 512M, 4G.", param, ctx)
         return size
+
+
+class Duration(click.ParamType):
+    """A span of time: a number with m, h or d."""
+
+    name = "duration"
+
+    def convert(self, value: str | timedelta, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        unit = {"m": "minutes", "h": "hours", "d": "days"}.get(value[-1:])
+        if unit is None or not value[:-1].isdecimal() or not 0 < int(value[:-1]) <= MAX_SPAN:
+            self.fail(f"{value!r} is no span of time: write 30d, 12h or 90m.", param, ctx)
+        return timedelta(**{unit: int(value[:-1])})
 
 
 max_weights_option = click.option(

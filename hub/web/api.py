@@ -1,18 +1,21 @@
 """graft's own JSON API: tasks, leaderboards, scores, aliases, bases. Described at /openapi.json (openapi.py)."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.datastructures import MultiDict
 
-from graft.hub.base.manifest import BaseSpec
+from graft.hub.base.manifest import parse_manifest
 from graft.hub.errors import GraftError
+from graft.hub.registry import base_models
 from graft.hub.registry import leaderboard as scores
 from graft.hub.registry import search as catalog
-from graft.hub.registry.leaderboard import Standing, Task
+from graft.hub.registry.access.permissions import Action, may, require
+from graft.hub.registry.leaderboard import Standing
 from graft.hub.registry.queries import MOST_LISTED
 from graft.hub.registry.search import Query
-from graft.hub.web.huggingface.read import body, readable_repo, text_field, writable_repo
+from graft.hub.registry.tasks import Task
+from graft.hub.web.huggingface.read import body, readable_repo, text_field, texts_field, writable_repo
 from graft.hub.web.openapi import document
 from graft.hub.web.request import caller, expect_files, registry, unquote_part
 
@@ -118,14 +121,16 @@ def promote(namespace: str, name: str, alias: str) -> Response:
     repo, fields = writable_repo(namespace, name), body()
     why = text_field(fields, "why", "")[:MAX_REASON_CHARS]
     ref = f"{repo.name}@{text_field(fields, 'revision', 'main')}"
-    return jsonify(asdict(registry().promote(ref, unquote_part(alias), who=caller().name, why=why)))
+    return jsonify(asdict(registry().promote(ref, unquote_part(alias), who=caller().name, why=why, caller=caller())))
 
 
 @blueprint.post(f"{ADAPTER}/aliases/<alias>/rollback")
 def rollback(namespace: str, name: str, alias: str) -> Response:
     repo = writable_repo(namespace, name)
     why = text_field(body(), "why", "")[:MAX_REASON_CHARS]
-    return jsonify(asdict(registry().rollback(repo.name, unquote_part(alias), who=caller().name, why=why)))
+    return jsonify(
+        asdict(registry().rollback(repo.name, unquote_part(alias), who=caller().name, why=why, caller=caller()))
+    )
 
 
 # Tasks and scores
@@ -143,18 +148,25 @@ def task(slug: str) -> Response:
 
 @blueprint.put("/api/tasks/<slug>")
 def add_task(slug: str) -> Response:
-    """Body: {metric, description, data: JSONL text}. Tasks belong to everybody, so this takes an admin's token."""
-    caller().require("admin")
+    """Body: {metric, description, data: JSONL text, owners: the namespaces that say what task:T serves}."""
     expect_files()
     fields = body()
     metric, description = text_field(fields, "metric"), text_field(fields, "description", "")
-    made = registry().add_task(slug, metric, text_field(fields, "data").encode(), description, user=caller().name)
+    data, owners = text_field(fields, "data").encode(), texts_field(fields, "owners") if "owners" in fields else None
+    made = registry().add_task(slug, metric, data, description, owners=owners, user=caller().name)
     return jsonify(asdict(made))
+
+
+@blueprint.put("/api/tasks/<slug>/owners")
+def set_task_owners(slug: str) -> Response:
+    """Body: {owners}, all of them."""
+    return jsonify(asdict(registry().set_task_owners(slug, texts_field(body(), "owners"), user=caller().name)))
 
 
 @blueprint.get("/api/tasks/<slug>/data")
 def task_data(slug: str) -> Response:
-    return Response(registry().task_data(slug), mimetype="application/octet-stream")
+    """The present evaluation set, or an earlier one: `?hash=`."""
+    return Response(registry().task_data(slug, request.args.get("hash")), mimetype="application/octet-stream")
 
 
 @blueprint.get("/api/tasks/<slug>/leaderboard")
@@ -170,16 +182,26 @@ def evaluations(namespace: str, name: str) -> Response:
     )
 
 
+@blueprint.get("/api/evaluations/<int:id>")
+def evaluation(id: int) -> Response:
+    return jsonify(asdict(registry().evaluation(id, caller())))
+
+
 @blueprint.post("/api/evaluations")
 def add_evaluation() -> Response:
-    """Body: the fields of an evaluation. For an adapter its owner's token, for a bare base an admin's."""
+    """Body: the fields of an evaluation. Measured by graft is what an evaluator sends, of any adapter they see or a bare
+    base; what an adapter's owner sends is self-reported."""
     fields = body()
-    if fields.get("repo") is not None:
-        writable_repo(*text_field(fields, "repo").partition("/")[::2])
-    else:
-        caller().require("admin")
-    registry().record_evaluation(scores.read_evaluation(fields), user=caller().name)
-    return jsonify({})
+    evaluation, measures = scores.read_evaluation(fields), may(caller(), Action.SCORE_MEASURE)
+    if fields.get("source") is None and not measures:
+        evaluation = replace(evaluation, source=scores.REPORTED)
+    if evaluation.repo is not None:
+        repo = readable_repo(*evaluation.repo.partition("/")[::2])
+        if not measures:
+            require(caller(), Action.SCORE_CLAIM, repo.name)
+    if evaluation.repo is None or evaluation.source == scores.MEASURED:
+        require(caller(), Action.SCORE_MEASURE)
+    return jsonify(asdict(registry().record_evaluation(evaluation, user=caller().name)))
 
 
 # Bases
@@ -192,14 +214,15 @@ def list_bases() -> Response:
 
 @blueprint.post("/api/bases")
 def add_base() -> Response:
-    """Body: a base's manifest, as it lies beside its weights. A recorded one is not changed from here."""
-    caller().require("write")
-    try:
-        spec = BaseSpec.from_json(request.get_data(as_text=True))
-    except (ValueError, KeyError, TypeError):
-        raise GraftError("The body is not a base's manifest (graft-base.json).") from None
-    registry().add_base(spec, user=caller().name, replace=False)
-    return jsonify({"id": spec.id, "fingerprint": spec.fingerprint})
+    """Body: a base's manifest, as it lies beside its weights. An admin's counts for everybody, and changes none that is
+    recorded; a publisher's counts for their own commits."""
+    spec = parse_manifest(request.get_data(as_text=True))
+    for_all = may(caller(), Action.BASE_RECORD)
+    if for_all:
+        registry().add_base(spec, user=caller().name, replace=False)
+    else:
+        base_models.claim_base(registry().db, spec, caller().name)
+    return jsonify({"id": spec.id, "fingerprint": spec.fingerprint, "for_everybody": for_all})
 
 
 def _task(task: Task) -> dict[str, object]:

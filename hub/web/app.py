@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from flask import Flask
+from flask import Flask, request
 from flask.json.provider import DefaultJSONProvider
+from flask.sessions import SecureCookieSessionInterface
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from graft.hub.registry import users
+from graft.hub.registry.access import keys
+from graft.hub.registry.access.sessions import SESSION_LIFE
 from graft.hub.registry.registry import Registry
 from graft.hub.web import api, error_responses, forms, playground, security
 from graft.hub.web.huggingface import commit, git_lfs, not_offered, people, read
@@ -42,13 +44,17 @@ def create_app(
     app.config.update(
         MAX_CONTENT_LENGTH=MAX_REQUEST_BYTES,
         MAX_FORM_MEMORY_SIZE=MAX_REQUEST_BYTES,
-        SECRET_KEY=users.secret(registry.db, "session"),
+        SECRET_KEY=keys.secret(registry.db, "session"),
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SECURE=behind_proxy,
+        SESSION_REFRESH_EACH_REQUEST=False,
+        PERMANENT_SESSION_LIFETIME=SESSION_LIFE,
         # A page elsewhere that gets its name to point here must not reach a hub that trusts its own machine.
         TRUSTED_HOSTS=list((*LOOPBACK_NAMES, *trusted_hosts)) if single_user or trusted_hosts else None,
     )
     app.json = _InOrder(app)
+    app.session_interface = _Cookies()
     app.extensions[EXTENSION] = Hub(registry, single_user=single_user, inference_url=inference_url)
     app.wsgi_app = KeepQuotedSlashes(ProxyFix(app.wsgi_app) if behind_proxy else app.wsgi_app)  # type: ignore[method-assign]
     app.url_map.strict_slashes = False
@@ -57,7 +63,15 @@ def create_app(
     security.protect(app)
     for part in (read, people, commit, git_lfs, not_offered, api, forms, playground):
         app.register_blueprint(part.blueprint)
+    security.require_known_routes(app)
     return app
+
+
+class _Cookies(SecureCookieSessionInterface):
+    """Cookies that a browser sends over https only, wherever they came over it."""
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        return request.is_secure or super().get_cookie_secure(app)
 
 
 class _InOrder(DefaultJSONProvider):

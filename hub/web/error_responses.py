@@ -8,6 +8,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from graft.hub.errors import (
+    DisabledRepoError,
     EntryNotFoundError,
     GraftError,
     RepoNotFoundError,
@@ -41,8 +42,11 @@ def install(app: Flask) -> None:
     app.after_request(_echo_request_id)
 
 
-def failure(status: int, message: str, *, kind: str | None = None, code: str | None = None) -> Response:
-    """The one error response. `kind` is graft's word for the error, `code` goes into X-Error-Code, which HF clients read."""
+def failure(
+    status: int, message: str, *, kind: str | None = None, code: str | None = None, header: str | None = None
+) -> Response:
+    """The one error response. `kind` is graft's word for the error, `code` goes into X-Error-Code, which HF clients read;
+    `header`: what stands in X-Error-Message, were it not the message."""
     for_people = request.accept_mimetypes.best_match(("application/json", "text/html")) == "text/html"
     if for_people and not request.path.startswith("/api/"):
         response = Response(render_template("error.html", status=status, message=message), status)
@@ -52,7 +56,7 @@ def failure(status: int, message: str, *, kind: str | None = None, code: str | N
     if code:
         response.headers["X-Error-Code"] = code
     response.headers["X-Error-Message"] = (
-        message.encode("ascii", "replace").decode().replace("\n", " ")[:MAX_HEADER_CHARS]
+        (header or message).encode("ascii", "replace").decode().replace("\n", " ")[:MAX_HEADER_CHARS]
     )
     return response
 
@@ -67,7 +71,8 @@ def _echo_request_id(response: Response) -> Response:
 
 
 def _on_graft_error(error: GraftError) -> Response:
-    return failure(error.status, str(error), kind=error.code, code=ERROR_CODES.get(type(error)))
+    known_by = error.sentence if isinstance(error, DisabledRepoError) else None
+    return failure(error.status, str(error), kind=error.code, code=ERROR_CODES.get(type(error)), header=known_by)
 
 
 def _on_http_error(error: HTTPException) -> AnyResponse:

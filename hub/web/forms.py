@@ -9,7 +9,8 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response
 
 from graft.hub.errors import ArtifactError, GraftError, UnauthorizedError
-from graft.hub.registry import users
+from graft.hub.registry.access import sessions
+from graft.hub.registry.access.permissions import Action, require
 from graft.hub.registry.commits.accepted_files import START_BYTES
 from graft.hub.registry.commits.changes import Put, apply_changes
 from graft.hub.registry.commits.commit_check import holds_adapter, prove
@@ -23,7 +24,7 @@ from graft.hub.registry.naming import check_repo_name
 from graft.hub.registry.queries import FACTS
 from graft.hub.web.huggingface.read import writable_repo
 from graft.hub.web.pages import blueprint
-from graft.hub.web.request import caller, expect_files, registry
+from graft.hub.web.request import SESSION, caller, expect_files, registry, room_for_body, set_body_aside
 
 # Signing in
 
@@ -35,21 +36,27 @@ def signin_page() -> str:
 
 @blueprint.post("/signin")
 def sign_in() -> Response | tuple[str, int]:
-    """Exchanges a token for a cookie that holds its hash."""
+    """Exchanges a token for the cookie of a new session; one that was open before ends."""
     token = request.form.get("token", "").strip()
     try:
-        users.caller_of(registry().db, token)
+        opened = sessions.start_session(registry().db, token)
     except UnauthorizedError:
-        return render_template("signin.html", failed="This token is unknown or was revoked."), 401
-    session.clear()
-    session["token_hash"] = users.token_hash(token)
+        return render_template("signin.html", failed="This token is unknown, expired or was revoked."), 401
+    _end_session()
+    session[SESSION], session.permanent = opened, True
     return redirect(url_for("pages.browse"))
 
 
 @blueprint.post("/signout")
 def signout() -> Response:
-    session.clear()
+    _end_session()
     return redirect(url_for("pages.browse"))
+
+
+def _end_session() -> None:
+    if opened := session.get(SESSION):
+        sessions.end_session(registry().db, opened)
+    session.clear()
 
 
 # Publishing
@@ -64,21 +71,22 @@ def publish() -> str:
 def publish_upload() -> Response | tuple[str, int]:
     name = ""
     try:
-        caller().require("write")
         expect_files()
         name, tag = request.form.get("name", "").strip(), request.form.get("tag", "").strip()
-        caller().require_namespace(check_repo_name(name)[0])
-        puts, aside = _receive(request.files.getlist("files"))
-        revision = registry().commit(
-            name,
-            puts,
-            title=request.form.get("message", "").strip() or "Publish from the browser",
-            user=caller().name,
-            tags=[tag] if tag else [],
-            create=True,
-            private=bool(request.form.get("private")),
-            replace=True,
-        )
+        check_repo_name(name)
+        require(caller(), Action.REPO_CREATE, name)
+        with room_for_body():
+            puts, aside = _receive(request.files.getlist("files"))
+            revision = registry().commit(
+                name,
+                puts,
+                title=request.form.get("message", "").strip() or "Publish from the browser",
+                user=caller().name,
+                tags=[tag] if tag else [],
+                create=True,
+                private=bool(request.form.get("private")),
+                replace=True,
+            )
     except GraftError as error:
         return render_template("publish.html", problem=str(error), name=name), error.status
     if aside:
@@ -90,13 +98,13 @@ def publish_upload() -> Response | tuple[str, int]:
 @blueprint.post("/publish/check")
 def check_publish() -> Response:
     """What publishing these files would find; nothing is committed."""
-    caller().require("write")
     expect_files()
+    set_body_aside()  # what is only checked lies in the store until gc, too
     puts, aside = _receive(request.files.getlist("files"))
     tree = apply_changes({}, puts)
     if not holds_adapter(tree):
         raise ArtifactError("An adapter needs adapter_config.json and adapter_model.safetensors: add the missing one.")
-    inspection = prove(registry().db, registry().blobs, tree).inspection
+    inspection = prove(registry().db, registry().blobs, tree, caller().name).inspection
     answer = {key: getattr(inspection, key) for key in (*FACTS, "warnings")}
     return jsonify(answer | {"warnings": [*answer["warnings"], *([_left_out_notice(aside)] if aside else [])]})
 
@@ -134,8 +142,8 @@ def promote(namespace: str, name: str) -> Response:
     repo, why = writable_repo(namespace, name), request.form.get("why", "")[:1000]
     alias = request.form.get("alias", "").strip()
     if request.form.get("rollback"):
-        registry().rollback(repo.name, alias, who=caller().name, why=why)
+        registry().rollback(repo.name, alias, who=caller().name, why=why, caller=caller())
     else:
         ref = f"{repo.name}@{request.form.get('revision', 'main')}"
-        registry().promote(ref, alias, who=caller().name, why=why)
+        registry().promote(ref, alias, who=caller().name, why=why, caller=caller())
     return redirect(url_for("pages.adapter", namespace=namespace, name=name, tab="versions"))

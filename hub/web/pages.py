@@ -18,9 +18,11 @@ from graft.hub.adapters.model_card import split_card
 from graft.hub.adapters.validation import CARD, Inspection
 from graft.hub.errors import GraftError, RepoNotFoundError
 from graft.hub.registry import leaderboard, search
+from graft.hub.registry.access.permissions import Action, may
 from graft.hub.registry.naming import REPO_NAME
 from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.refs import Ref
+from graft.hub.registry.tasks import Task
 from graft.hub.web import filters, svg_charts
 from graft.hub.web.api import query_of
 from graft.hub.web.huggingface.read import readable_repo
@@ -120,7 +122,7 @@ def _tab(tab: str, repo: Repo, revision: Revision, inspection: Inspection | None
                 "revisions": registry().revisions(repo.name, limit=200),
                 "moves": registry().history(repo.name, limit=200),
                 "aliases": [ref for ref in registry().all_refs(repo.name) if ref.kind == "alias"],
-                "may_write": caller().scope in ("write", "admin") and caller().owns(repo.namespace),
+                "may_write": may(caller(), Action.REPO_WRITE, repo.name),
             }
         case "evaluations":
             return {"evaluations": registry().evaluations(repo.name), "present": _present_data()}
@@ -224,7 +226,7 @@ def task(slug: str) -> str:
     )
 
 
-def _scatter(task: leaderboard.Task, standings: Sequence[leaderboard.Standing]) -> Markup:
+def _scatter(task: Task, standings: Sequence[leaderboard.Standing]) -> Markup:
     points = [
         svg_charts.Point(
             x=float(row.parameters),
@@ -297,7 +299,7 @@ def _metrics(revisions: Sequence[Revision]) -> list[tuple[str, list[leaderboard.
     latest: dict[tuple[str, str, str], dict[int, leaderboard.Evaluation]] = {}
     for column, revision in enumerate(revisions):
         for row in reversed(registry().evaluations(revision.repo)):
-            if row.digest == revision.digest and row.source == "graft":
+            if row.digest == revision.digest and row.source == leaderboard.MEASURED:
                 latest.setdefault((row.task, row.metric, row.data_hash), {})[column] = row
     columns = range(len(revisions))
     return [

@@ -67,7 +67,6 @@ def stream() -> Response:
 
 def _completion_request(model: str, given: Mapping[str, object], *, stream: bool) -> dict[str, object]:
     """The completion request. Raises GraftError for a prompt or a length out of bounds."""
-    caller().require("read")
     prompt, tokens = str(given.get("prompt", "")), str(given.get("max_tokens") or "48")
     if not prompt or len(prompt) > MAX_PROMPT_CHARS:
         raise GraftError(f"The prompt must have 1 to {MAX_PROMPT_CHARS:,} characters.")

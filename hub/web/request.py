@@ -1,16 +1,20 @@
 """What every view needs: the registry, who is calling, and the parts of a path."""
 
-from dataclasses import dataclass
+import secrets
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from flask import current_app, g, request, session
 
 from graft.hub.errors import UnauthorizedError
-from graft.hub.registry import users
+from graft.hub.registry.access import quotas, sessions, tokens
+from graft.hub.registry.access.callers import OWNER, STRANGER, Caller
+from graft.hub.registry.access.quotas import InFlight
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.users import OWNER, STRANGER, Caller
 
 EXTENSION = "graft"
+SESSION = "session"  # the key of the cookie under which a session's name stands
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Hub:
     registry: Registry
     single_user: bool
     inference_url: str | None
+    in_flight: InFlight = field(default_factory=InFlight)
 
 
 def hub() -> Hub:
@@ -39,14 +44,14 @@ def caller() -> Caller:
 
 def _find_caller() -> Caller:
     db = registry().db
-    if hub().single_user and not users.has_users(db):
+    if hub().single_user and not tokens.has_users(db):
         return OWNER
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
-        return users.caller_of(db, token.strip())
-    if signed_in := session.get("token_hash"):
+        return tokens.caller_of(db, token.strip())
+    if name := session.get(SESSION):
         try:
-            return users.caller_of_hash(db, signed_in)
+            return sessions.caller_of_session(db, name)
         except UnauthorizedError:
             session.clear()
     return STRANGER
@@ -55,6 +60,16 @@ def _find_caller() -> Caller:
 def expect_files() -> None:
     """Let this request be as large as an upload. Called once it is known that its caller may write."""
     request.max_content_length = upload_bytes(registry().max_weights_bytes)
+
+
+def room_for_body() -> AbstractContextManager[None]:
+    """Room for the bytes of this request in the caller's quota. Raises TooLargeError where there is none."""
+    return hub().in_flight.room_for(registry().db, caller().name, request.content_length or 0)
+
+
+def set_body_aside() -> None:
+    """As `room_for_body`, of bytes that nothing will name: they count until gc."""
+    quotas.reserve(registry().db, caller().name, request.content_length or 0, secrets.token_hex(16))
 
 
 def upload_bytes(max_weights_bytes: int) -> int:

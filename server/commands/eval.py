@@ -5,19 +5,19 @@ Torch and the base are imported when a command runs, so that `--help` is quick.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from graft.hub.base.manifest import recorded_spec
-from graft.hub.errors import DataError, GraftError
+from graft.hub.errors import GraftError
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import local_user, open_registry, registry_options
 from graft.hub.terminal.tables import print_json, print_table
 from graft.server.commands import scorekeeping
 from graft.server.commands.scorekeeping import Scorekeeper, Scoring, fields_of
+from graft.server.commands.verification import engine_name, evaluation_options, first_examples, read_data, verify
 
 if TYPE_CHECKING:
     from graft.hub.base.model import Base
@@ -26,12 +26,10 @@ if TYPE_CHECKING:
     from graft.hub.registry.leaderboard import Evaluation
     from graft.server.evaluation.evaluate import Evaluated
 
-_EVAL_STEP_ROWS = 2048  # nobody waits for a next token: large steps are quickest
-_EVAL_RUNNING = 256
-
 
 @click.command("eval")
-@click.option("--task", "slug", required=True, help="The task whose adapters are scored.")
+@click.option("--task", "slug", help="The task whose adapters are scored.")
+@click.option("--verify", "number", type=click.IntRange(1), help="Run a recorded evaluation again, by its id.")
 @click.option(
     "--base", "folder", required=True, type=BASE, help="A folder, an imported base's name or id, or a hub id."
 )
@@ -43,7 +41,8 @@ _EVAL_RUNNING = 256
 @click.option("--dtype", help="float32, bfloat16, float16 (default: as measured here).")
 @registry_options
 def evaluate(
-    slug: str,
+    slug: str | None,
+    number: int | None,
     folder: str,
     adapters: str,
     data: Path | None,
@@ -59,11 +58,19 @@ def evaluate(
 
     Each score goes to the registry as soon as it is there, with digest, data hash and interval: Ctrl-C keeps what is
     finished, and the same command goes on with the rest. Exits 1 where an adapter could not be served.
+
+    With --verify ID one recorded evaluation is run again, on the data and the weights of then; exits 1 where it differs.
     """
+    if (slug is None) == (number is None):
+        raise click.UsageError("Give --task T to score its adapters, or --verify ID to run one evaluation again.")
     registry = open_registry(registry_path, hub_url)
+    if slug is None:
+        assert number is not None
+        verify(registry, registry.evaluation(number), folder, data, limit, device, dtype, _say, as_json=as_json)
+        return
     task = registry.task(slug)
     entrants = None if adapters == "all" else scorekeeping.find_entrants(registry, adapters, recorded_spec(folder))
-    raw = _read(data) if data else registry.task_data(slug)
+    raw = read_data(data) if data else registry.task_data(slug)
 
     _say(f"Loading {folder} ...")  # torch takes its seconds, too
 
@@ -74,10 +81,11 @@ def evaluate(
     from graft.server.benchmark.dtype_speed import evaluating
 
     metric = get_metric(task.metric)
-    examples, digest = _examples(raw, str(data or f"the evaluation set of {slug}"), limit)
+    examples, digest = first_examples(raw, str(data or f"the evaluation set of {slug}"), limit)
     dtype = dtype or chosen_dtype(folder, device, evaluating(), _say)
     base = load_base(folder, device=device, dtype=dtype)
-    keeper = Scorekeeper(registry, _scoring(slug, digest, metric, base), local_user())
+    scoring = _scoring(slug, digest, metric, base)
+    keeper = Scorekeeper(registry, scoring, local_user(), measured=digest == task.data_hash)
     run = _Run(keeper)
     if note := spaces_at_the_join(examples):
         run.say(f"note: {note}")
@@ -92,7 +100,7 @@ def evaluate(
     rows = [*known.values(), *run.rows, *([bare] if bare else [])]
     rows.sort(key=lambda row: (row.value if metric.lower_is_better else -row.value, row.repo or ""))
     if as_json:
-        print_json([fields_of(row) | {"name": row.repo} for row in rows])
+        print_json([fields_of(row) | {"name": row.repo, "id": row.id} for row in rows])
     elif rows:
         _print_board(rows)
     if run.interrupted:
@@ -106,33 +114,14 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _read(data: Path) -> bytes:
-    try:
-        return data.read_bytes()
-    except OSError as error:
-        raise DataError(f"{data} can't be read: {error.strerror}.") from None
-
-
-def _examples(raw: bytes, name: str, limit: int | None) -> tuple[list[Example], str]:
-    """The first examples, and the hash of just these."""
-    from graft.hub.evaluation.task_data import data_hash, parse_examples
-
-    examples = parse_examples(raw, name)
-    chosen = examples[:limit]
-    return chosen, hashlib.sha256(raw).hexdigest() if len(chosen) == len(examples) else data_hash(chosen)
-
-
 def _scoring(slug: str, digest: str, metric: Metric, base: Base) -> Scoring:
     """What all scores of a run have in common."""
-    from importlib.metadata import version
-
-    dtype = str(base.dtype).removeprefix("torch.")
     return {
         "task": slug,
         "data_hash": digest,
         "metric": metric.name,
         "base_fingerprint": base.spec.fingerprint,
-        "engine": f"graft {version('grafthub')} {base.device.type} {dtype}",
+        "engine": engine_name(base),
     }
 
 
@@ -156,13 +145,11 @@ class _Run:
     def score(self, base: Base, models: list[str], examples: list[Example], metric: Metric) -> None:
         """`models` and the bare base, until all are done or Ctrl-C ends it."""
         from graft.server.engine.engine import Engine
-        from graft.server.engine.options import Options
         from graft.server.evaluation.evaluate import evaluate
 
-        options = Options(step_rows=_EVAL_STEP_ROWS, max_running=_EVAL_RUNNING)
         self._shown = self._bar.add_task("Scoring", total=None)
         try:
-            with Engine(base, shelf=self._keeper.registry, options=options) as engine, self._bar:
+            with Engine(base, shelf=self._keeper.registry, options=evaluation_options()) as engine, self._bar:
                 evaluate(engine, models, examples, metric, self)
         except KeyboardInterrupt:
             self.interrupted = True
@@ -192,7 +179,8 @@ def _print_board(scores: list[Evaluation]) -> None:
         p = row.extra.get("p_vs_base")
         interval = "" if row.low is None or row.high is None else f"{row.low:.3f} .. {row.high:.3f}"
         against = "" if p is None else f"{p:.2g}"
-        rows.append((rank if row.repo else "", row.repo or "(bare base)", f"{row.value:.3f}", interval, against))
+        name = row.repo or "(bare base)"
+        rows.append((rank if row.repo else "", name, f"{row.value:.3f}", interval, against, row.id or "not kept"))
     first = scores[0]
-    columns = ("rank:", "adapter", f"{first.metric}:", "95 % interval", "p vs base:")
+    columns = ("rank:", "adapter", f"{first.metric}:", "95 % interval", "p vs base:", "id:")
     print_table(f"{first.task}: {first.metric} on {first.n} examples", columns, rows)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, TypedDict
 
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import ForbiddenError, GraftError
+from graft.hub.evaluation.metrics import hash_predictions
 from graft.hub.registry.interface import AnyRegistry
-from graft.hub.registry.leaderboard import FIELDS, Evaluation
+from graft.hub.registry.leaderboard import FIELDS, MEASURED, REPORTED, Evaluation
 from graft.hub.registry.search import MAX_PAGE, Query, on_base
 
 if TYPE_CHECKING:
@@ -66,15 +67,22 @@ class Scoring(TypedDict):
 
 
 class Scorekeeper:
-    """The scores of one task, on one set of examples, by one engine."""
+    """The scores of one task, on one set of examples, by one engine.
 
-    def __init__(self, registry: AnyRegistry, scoring: Scoring, user: str):
-        self.registry, self.scoring, self.user = registry, scoring, user
+    `measured` false: on examples that the registry hasn't got, so that nobody could measure them again there; such scores
+    are kept as self-reported, and none of them is trusted to be a known one.
+    """
+
+    def __init__(self, registry: AnyRegistry, scoring: Scoring, user: str, *, measured: bool = True):
+        self.registry, self.scoring, self.user, self.measured = registry, scoring, user, measured
         self.refused: dict[str, GraftError] = {}  # why a score could not be recorded, by repo
+        self.reported: set[str] = set()  # of which adapters the registry keeps the score as self-reported
 
     def known_scores(self, entrants: Iterable[Entrant]) -> dict[Entrant, Evaluation]:
         """The scores that are there already, of the same weights on the same examples by the same engine."""
         scores: dict[Entrant, Evaluation] = {}
+        if not self.measured:
+            return scores
         for entrant in entrants:
             for row in self.registry.evaluations(entrant.repo):
                 same = row.digest == entrant.digest if entrant.digest else row.revision == entrant.revision
@@ -90,7 +98,8 @@ class Scorekeeper:
         return next((row for row in rows if self._is_ours(row)), None)
 
     def record(self, system: "Evaluated", systems: int) -> Evaluation:
-        """Write a score to the registry as soon as it is there; what it refuses is kept in `refused`."""
+        """Write a score to the registry as soon as it is there; returns it as it is kept. What the registry refuses is
+        noted in `refused`."""
         row = Evaluation(
             **self.scoring,
             value=system.score.value,
@@ -101,19 +110,31 @@ class Scorekeeper:
             revision=system.served.revision,
             digest=system.served.digest,
             seconds=system.seconds,
+            predictions_hash=hash_predictions(system.predictions),
+            source=MEASURED if self.measured else REPORTED,
             extra={"systems": systems, **({} if system.p is None else {"p_vs_base": system.p})},
         )
         try:
-            self.registry.record_evaluation(row, user=self.user)
+            kept = self.registry.record_evaluation(row, user=self.user)
         except GraftError as error:
             self.refused[row.repo or BARE] = error
-        return row
+            return row
+        if kept.source == REPORTED:
+            self.reported.add(kept.repo or BARE)
+        return kept
 
     def unrecorded_scores(self, *, shelf: bool, say: Callable[[str], None]) -> dict[str, str]:
         """Which scores could not be recorded, and why. Whoever scores a whole `shelf` may not write to all of it.
 
         Nor may all write the bare base's on a hub, which takes an admin's token: both are said, and are no failures.
         """
+        if self.reported:
+            because = (
+                "only a token of scope evaluator, or an admin's, records what graft measured"
+                if self.measured
+                else "these are not all the examples of the task's evaluation set"
+            )
+            say(f"note: kept as self-reported, and not ranked: {', '.join(sorted(self.reported))} ({because})")
         forbidden = {repo for repo, why in self.refused.items() if isinstance(why, ForbiddenError)}
         excused = forbidden if shelf else forbidden & {BARE}
         if excused:
@@ -123,7 +144,7 @@ class Scorekeeper:
 
     def _is_ours(self, row: Evaluation) -> bool:
         told = replace(row, base_fingerprint=row.base_fingerprint or self.scoring["base_fingerprint"])
-        return row.source == "graft" and replace(told, **self.scoring) == told
+        return row.source == MEASURED and replace(told, **self.scoring) == told
 
 
 def fields_of(evaluation: Evaluation) -> dict[str, object]:

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 
 from graft.hub.base.manifest import record
 from graft.hub.cli.main import main
-from graft.hub.errors import ArtifactError, BaseMismatchError, RevisionNotFoundError
+from graft.hub.errors import ArtifactError, BaseMismatchError, ConflictError, RevisionNotFoundError
+from graft.hub.registry.access.tokens import first_admin
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.registry.search import Query, on_base
-from graft.hub.registry.users import first_admin
 from graft.server.adapters.names import AdapterNames
 from graft.server.commands.scorekeeping import of_task
 
@@ -64,7 +64,11 @@ def test_a_path_to_an_imported_base_that_the_registry_has_never_seen(imported: P
 def test_two_bases_of_one_id_are_told_apart_by_the_manifest(
     registry: Registry, imported: Path, lora_folder, base_spec, tmp_path: Path
 ) -> None:
-    registry.add_base(base_spec(ID, "e" * 64))
+    """As a registry of before may hold them: by now the second one is refused."""
+    twin = base_spec(ID, "e" * 64)
+    with pytest.raises(ConflictError, match="id of another base"):
+        registry.add_base(twin)
+    registry.db.execute("INSERT INTO bases VALUES (?, ?, ?, ?)", [twin.fingerprint, ID, twin.to_json(), "2026"])
     assert published(registry, plain(lora_folder, tmp_path / "a", imported)) == (ID, PRINT)
 
 

@@ -22,11 +22,11 @@ from huggingface_hub import HfApi
 
 from graft.hub.cli.main import main
 from graft.hub.errors import ArtifactError, TooLargeError
+from graft.hub.registry.access.tokens import create_token, first_admin
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import contents
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote.client import RemoteRegistry
-from graft.hub.registry.users import create_token, first_admin
 from graft.hub.web.app import create_app
 from graft.hub.web.huggingface import git_lfs
 

@@ -5,8 +5,9 @@ Functions over an open connection and the store. What a commit *is* (trees, chan
 
 from dataclasses import dataclass
 
-from graft.hub.errors import ConflictError, ForbiddenError, RepoNotFoundError, StaleParentError
+from graft.hub.errors import ConflictError, RepoNotFoundError, StaleParentError, TooLargeError
 from graft.hub.registry import leaderboard, queries, refs, repos, search
+from graft.hub.registry.access.callers import OWNER
 from graft.hub.registry.audit import audit
 from graft.hub.registry.commits.changes import Change, Put, apply_changes, commit_id
 from graft.hub.registry.commits.commit_check import Proven, prove
@@ -16,8 +17,9 @@ from graft.hub.registry.storage.blob_store import BlobStore, Tree
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
-from graft.hub.registry.users import OWNER
 
+MAX_TITLE_CHARS, MAX_MESSAGE_CHARS = 1000, 20_000
+FILE_ROW_BYTES = 200  # about what the tables keep of a file of a revision
 MAX_ATTEMPTS = 32  # of a commit without a parent, when others keep moving the branch
 
 
@@ -45,11 +47,16 @@ class Intent:
 
 def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
     """The new revision, or the head as it is when nothing would change. Raises as Registry.commit says."""
+    if len(intent.title) > MAX_TITLE_CHARS or len(intent.message) > MAX_MESSAGE_CHARS:
+        raise TooLargeError(
+            f"A commit's title may have {MAX_TITLE_CHARS:,} characters and its message {MAX_MESSAGE_CHARS:,}: say more in the "
+            "model card."
+        )
     for _ in range(MAX_ATTEMPTS):
         head = _head(db, intent)
         if intent.parent is not None and head != intent.parent:
             return _answer_repeat(db, blobs, intent, head)
-        proven = prove(db, blobs, _tree(db, intent, head), made_for=intent.base_fingerprint)
+        proven = prove(db, blobs, _tree(db, intent, head), intent.user, made_for=intent.base_fingerprint)
         with write_transaction(db):
             if _head(db, intent) == head:
                 return _record(db, blobs, intent, head, proven)
@@ -70,8 +77,6 @@ def _head(db: Database, intent: Intent) -> str | None:
     repo = _find_repo(db, intent)
     if repo is None:
         return None
-    if repo.disabled:
-        raise ForbiddenError(f"Access to this resource is disabled. {repo.disabled}")
     return queries.branch_head(db, repo, intent.branch)
 
 
@@ -84,7 +89,7 @@ def _answer_repeat(db: Database, blobs: BlobStore, intent: Intent, head: str | N
     """The answer to a commit whose parent isn't the head: the head, if it is this commit come a second time."""
     latest = queries.revision(db, head) if head else None
     if latest is not None and latest.parent == intent.parent:
-        tree = prove(db, blobs, _tree(db, intent, intent.parent), made_for=intent.base_fingerprint).tree
+        tree = prove(db, blobs, _tree(db, intent, intent.parent), intent.user, made_for=intent.base_fingerprint).tree
         if tree == queries.tree(db, head):
             return latest
     raise StaleParentError(
@@ -99,6 +104,7 @@ def _record(db: Database, blobs: BlobStore, intent: Intent, head: str | None, pr
     repo = queries.repo(db, intent.name, OWNER)
     if head is not None and proven.tree == queries.tree(db, head):
         made = head
+        _record_blobs(db, blobs, intent, proven, now())  # what is stored is somebody's, also where it changes nothing
     else:
         made = _insert(db, blobs, intent, repo, head, proven)
         refs.move(db, repo.id, "branch", intent.branch, made, intent.user, intent.title)
@@ -114,10 +120,16 @@ def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: st
     """The rows of a new revision; its id."""
     at = now()
     id = commit_id(repo.id, head, proven.tree, intent.user, intent.title, at)
-    for blob in (*(c.blob for c in intent.changes if isinstance(c, Put)), *proven.rewritten):
-        record_blob(db, blobs, blob, at)
+    _record_blobs(db, blobs, intent, proven, at)
+    found = queries.artifact_row(id, proven.inspection) if proven.inspection else {}
+    texts = (intent.title, intent.message, *(text for text in found.values() if isinstance(text, str)))
     row = {"id": id, "repo_id": repo.id, "parent": head, "author": intent.user, "title": intent.title}
-    db.table("revisions").insert(row | {"message": intent.message, "created_at": at})
+    row |= {
+        "message": intent.message,
+        "created_at": at,
+        "row_bytes": sum(map(len, texts)) + FILE_ROW_BYTES * len(proven.tree),
+    }
+    db.table("revisions").insert(row)
     before = {file.path: file for file in queries.files(db, head)}
     db.table("files").insert_all(
         {
@@ -130,6 +142,11 @@ def _insert(db: Database, blobs: BlobStore, intent: Intent, repo: Repo, head: st
     )
     db.execute("UPDATE repos SET updated_at = ? WHERE id = ?", [at, repo.id])
     if proven.inspection is not None:
-        db.table("artifacts").insert(queries.artifact_row(id, proven.inspection))
+        db.table("artifacts").insert(found)
         leaderboard.record_reported(db, repo.id, id, proven.inspection, intent.user)
     return id
+
+
+def _record_blobs(db: Database, blobs: BlobStore, intent: Intent, proven: Proven, at: str) -> None:
+    for blob in (*(change.blob for change in intent.changes if isinstance(change, Put)), *proven.rewritten):
+        record_blob(db, blobs, blob, intent.user, at)

@@ -35,10 +35,10 @@ class Proven:
     rewritten: tuple[Blob, ...] = ()
 
 
-def prove(db: Database, blobs: BlobStore, tree: Tree, *, made_for: str | None = None) -> Proven:
+def prove(db: Database, blobs: BlobStore, tree: Tree, user: str, *, made_for: str | None = None) -> Proven:
     """Raises ArtifactError and its kin with what to mend.
 
-    `made_for`: the fingerprint of the base that lies where the config names a path, for one who can look there.
+    `user` publishes it, and what they said of a base nobody has recorded counts for them. `made_for`: the fingerprint of the base that lies where the config names a path, for one who can look there.
     """
     with blobs.lay_out({path: sha256 for path, sha256 in tree.items() if path in READ}) as folder:
         card, body = split_card(read_text(folder / CARD)) if CARD in tree else ({}, "")
@@ -47,18 +47,17 @@ def prove(db: Database, blobs: BlobStore, tree: Tree, *, made_for: str | None = 
         provenance = read_json(folder / PROVENANCE) if PROVENANCE in tree else {}
         declared = base_models.declared_base(read_json(folder / CONFIG), provenance).or_made_for(made_for)
         claimed = base_models.claimed_id(card)
-        public = base_models.public_base_id(declared, lambda fingerprint: _recorded_id(db, fingerprint), claimed)
+        public = base_models.public_base_id(declared, lambda fingerprint: _known_id(db, user, fingerprint), claimed)
         if public != declared.name and declared.name:
             written = {
                 path: blobs.put_bytes(text.encode())
                 for path, text in base_models.rewrite_base_name(folder, declared, public)
             }
             renamed = tree | {path: blob.sha256 for path, blob in written.items()}
-            again = prove(db, blobs, renamed, made_for=declared.fingerprint)
+            again = prove(db, blobs, renamed, user, made_for=declared.fingerprint)
             return replace(again, rewritten=tuple(written.values()))
-        spec = base_models.find_base(db, fingerprint=declared.fingerprint) or base_models.find_base(
-            db, id=public or claimed
-        )
+        spec = base_models.find_base_for(db, user, declared.fingerprint) if declared.fingerprint else None
+        spec = spec or base_models.find_base(db, id=public or claimed)
         inspection = inspect_artifact(folder, spec)
     if spec is not None and inspection.base_fingerprint is None:  # a plain PEFT folder whose base, known by id, fits
         inspection = replace(inspection, base_fingerprint=spec.fingerprint)
@@ -70,6 +69,6 @@ def holds_adapter(tree: Tree) -> bool:
     return CONFIG in tree and any(name in tree for name in WEIGHTS)
 
 
-def _recorded_id(db: Database, fingerprint: str) -> str | None:
-    spec = base_models.find_base(db, fingerprint=fingerprint)
+def _known_id(db: Database, user: str, fingerprint: str) -> str | None:
+    spec = base_models.find_base_for(db, user, fingerprint)
     return spec.id if spec else None

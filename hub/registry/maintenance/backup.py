@@ -9,10 +9,12 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.hub.machine.atomic_files import flush
+from graft.hub.registry import audit
 from graft.hub.registry.maintenance.check import Report, check_rows, problem_of, report
 from graft.hub.registry.maintenance.row_checks import DAMAGE
 from graft.hub.registry.registry import Registry
@@ -48,6 +50,7 @@ def backup(registry: Registry, folder: Path) -> Report:
             made = _copy(db, registry.blobs, target)
             if made.problems:
                 raise UnsoundError(_say(f"{folder} keeps what it had, since this copy could not be restored", made))
+            made = replace(made, audit_head=audit.head(db))
             _put_in_place(fresh, folder / DATABASE)
     return made
 

@@ -3,8 +3,9 @@
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from graft.hub.registry import audit
 from graft.hub.registry.maintenance.row_checks import CONTRADICTIONS, DAMAGE, Rule, find_broken_rows
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.blob_store import BlobStore
@@ -22,7 +23,7 @@ _HOLDERS = (
 @dataclass(frozen=True)
 class Report:
     """What a check saw. `unreferred`: blobs no row names, which `gc` will take; they are no problem. `seconds`: how long
-    it took to read the blobs."""
+    it took to read the blobs. `audit_head`: what stands for all that was done in it, of a registry in use (audit.py)."""
 
     blobs: int
     bytes: int
@@ -30,6 +31,7 @@ class Report:
     unreferred: int
     seconds: float
     problems: tuple[str, ...]
+    audit_head: str = ""
 
     @property
     def bytes_per_s(self) -> int:
@@ -43,22 +45,28 @@ class Rows:
     blobs: dict[str, int]
     revisions: int
     problems: tuple[str, ...]
+    audit_head: str = ""
 
 
-def check(registry: Registry) -> Report:
-    """Re-hash every blob and follow every reference. Works while others write; nothing is collected meanwhile."""
+def check(registry: Registry, audit_head: str | None = None) -> Report:
+    """Re-hash every blob, follow every reference and the audit's chain, which must have had the head `audit_head`.
+
+    Works while others write; nothing is collected meanwhile.
+    """
     with share_folder(registry.blobs.folder):
-        rows = check_rows(registry.db, (*DAMAGE, *CONTRADICTIONS))
-        return report(registry.db, registry.blobs, rows, find_broken(registry.blobs, rows.blobs))
+        rows = check_rows(registry.db, (*DAMAGE, *CONTRADICTIONS), audited=True, kept_head=audit_head)
+        made = report(registry.db, registry.blobs, rows, find_broken(registry.blobs, rows.blobs))
+        return replace(made, audit_head=rows.audit_head)
 
 
-def check_rows(db: Database, rules: tuple[Rule, ...]) -> Rows:
-    """The tables, and which rows break one of the rules."""
+def check_rows(db: Database, rules: tuple[Rule, ...], *, audited: bool = False, kept_head: str | None = None) -> Rows:
+    """The tables, and which rows break one of the rules; with `audited`, where the audit's chain breaks."""
     try:
         with read_transaction(db):
             blobs = {row["sha256"]: row["size"] for row in db.execute("SELECT sha256, size FROM blobs")}
             revisions = db.execute("SELECT count(*) FROM revisions").fetchone()[0]
-            return Rows(blobs, revisions, tuple(find_broken_rows(db, rules)))
+            problems = [*find_broken_rows(db, rules), *(audit.verify(db, kept_head) if audited else ())]
+            return Rows(blobs, revisions, tuple(problems), audit.head(db) if audited else "")
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):  # locked, unreadable: nothing is known of the tables then
             raise

@@ -42,7 +42,8 @@ def _collect_rows(registry: Registry, grace_s: float) -> int:
     db = registry.db
     with write_transaction(db):
         revisions = _forget_deleted(registry, before)
-        db.execute("DELETE FROM uploads WHERE created_at <= ?", [before])
+        for table in ("uploads", "reservations"):
+            db.execute(f"DELETE FROM {table} WHERE created_at <= ?", [before])
         db.execute(f"DELETE FROM blobs WHERE created_at <= ? AND sha256 NOT IN ({REFERRED})", [before])
     return revisions
 

@@ -1,7 +1,7 @@
 """What must hold between the rows of a registry, as a table of questions whose every answer is a problem.
 
 Foreign keys say what SQLite can; the rest stands here: refs and their history, the listing against what it flattens,
-scores against what they were measured on, the audit.
+scores against what they were measured on, what tasks serve. The audit checks itself (audit.py).
 """
 
 from collections.abc import Iterator
@@ -84,11 +84,11 @@ CONTRADICTIONS = (
     ),
     Rule(
         "{repo} is not listed.",
-        f"SELECT {_REPO} FROM repos LEFT JOIN listing ON repo_id = id WHERE deleted_at IS NULL AND repo_id IS NULL",
+        f"SELECT {_REPO} FROM live_repos AS repos LEFT JOIN listing ON repo_id = id WHERE repo_id IS NULL",
     ),
     Rule(
-        "{repo} is deleted and still listed.",
-        f"SELECT {_REPO} FROM repos JOIN listing ON repo_id = id WHERE deleted_at IS NOT NULL",
+        "{repo} is deleted or withdrawn, and still listed.",
+        f"SELECT {_REPO} FROM repos JOIN listing ON repo_id = id WHERE repos.id NOT IN (SELECT id FROM live_repos)",
     ),
     Rule(
         "{repo}: its listing is not of its main revision.",
@@ -148,8 +148,11 @@ CONTRADICTIONS = (
         "SELECT id, data_hash FROM evaluations WHERE source = 'graft' AND data_hash NOT IN (SELECT sha256 FROM blobs)",
     ),
     Rule(
-        "{missing} entries of the audit are missing.",
-        "SELECT max(id) - count(*) AS missing FROM audit HAVING missing > 0",
+        "task:{task} serves {revision_id}, which is no revision of {repo}.",
+        f"SELECT {_REPO}, task, task_moves.revision_id AS revision_id FROM task_moves "
+        "JOIN live_repos AS repos ON repos.id = task_moves.repo_id "
+        "LEFT JOIN revisions ON revisions.id = task_moves.revision_id "
+        "WHERE task_moves.revision_id IS NOT NULL AND revisions.repo_id IS NOT task_moves.repo_id",
     ),
 )
 

@@ -16,6 +16,7 @@ from graft.hub.errors import (
     BaseModelError,
     ConflictError,
     DataError,
+    DisabledRepoError,
     EntryNotFoundError,
     ForbiddenError,
     GraftError,
@@ -29,16 +30,18 @@ from graft.hub.errors import (
     UnreachableError,
     UnsupportedMethodError,
 )
-from graft.hub.registry.leaderboard import Evaluation, Standing, Task
+from graft.hub.registry.leaderboard import Evaluation, Standing
 from graft.hub.registry.queries import FACTS, Revision
 from graft.hub.registry.refs import Move, Ref
 from graft.hub.registry.search import SearchHit
+from graft.hub.registry.tasks import Task
 
 T = TypeVar("T")
 LOOK_ELSEWHERE = "check the URL of --hub, and the proxy on the way, if there is one (HTTP_PROXY, NO_PROXY)."
 BASE_LABEL = "base_model:adapter:"
 LICENSE_LABEL = "license:"
 # Read JSON as the registry's records. Fields that this version doesn't know are left aside; ValueError for anything else.
+EVALUATION = TypeAdapter(Evaluation)
 EVALUATIONS = TypeAdapter(list[Evaluation])
 HITS = TypeAdapter(list[SearchHit])
 MOVES = TypeAdapter(list[Move])
@@ -56,6 +59,7 @@ BY_KIND: dict[str, type[GraftError]] = {
         BaseMismatchError,
         BaseModelError,
         ConflictError,
+        DisabledRepoError,
         DataError,
         EntryNotFoundError,
         ForbiddenError,

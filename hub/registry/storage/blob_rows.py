@@ -5,14 +5,15 @@ from graft.hub.registry.storage.blob_store import Blob, BlobStore
 from graft.hub.registry.storage.database import Database
 
 
-def record_blob(db: Database, blobs: BlobStore, blob: Blob, at: str) -> None:
-    """Inside the transaction that refers to it: files are collected under the write lock, so it can't go any more.
+def record_blob(db: Database, blobs: BlobStore, blob: Blob, who: str, at: str) -> None:
+    """Inside the transaction that refers to it: files are collected under the write lock, so it can't go any more. It
+    counts for `who` was the first to bring it.
 
     Raises ConflictError where `gc` took the file between its upload and this.
     """
     if not blobs.has(blob.sha256):
         raise ConflictError(f"Blob {blob.sha256} is gone: upload the file again.")
     db.execute(
-        "INSERT OR IGNORE INTO blobs (sha256, git_oid, size, created_at) VALUES (?, ?, ?, ?)",
-        [blob.sha256, blob.git_oid, blob.size, at],
+        "INSERT OR IGNORE INTO blobs (sha256, git_oid, size, created_at, who) VALUES (?, ?, ?, ?, ?)",
+        [blob.sha256, blob.git_oid, blob.size, at, who],
     )

@@ -6,6 +6,8 @@ power cut), and every write runs inside `write_transaction()`, because a deferre
 under concurrency fails at once with "database is locked", whatever the busy timeout.
 """
 
+import hashlib
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -150,6 +152,95 @@ def m006_uploads(db: Database) -> None:
 
 
 @migrations()
+def m007_access(db: Database) -> None:
+    """Tokens with a name, an end and limits; sessions; quotas, and who brought what; the repos that are there at all."""
+    _run(
+        db,
+        """CREATE TABLE tokens_new (
+            id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES users(id), name TEXT NOT NULL,
+            hash TEXT NOT NULL UNIQUE, scope TEXT NOT NULL CHECK (scope IN ('read','write','evaluator','admin')),
+            limits TEXT, created_at TEXT NOT NULL, last_used_at TEXT, expires_at TEXT, revoked_at TEXT)""",
+        # Tokens used to have the same name all; now they are revoked by it.
+        """INSERT INTO tokens_new (id, user_id, name, hash, scope, created_at, revoked_at)
+            SELECT id, user_id, CASE WHEN EXISTS (SELECT 1 FROM tokens o WHERE o.user_id = t.user_id AND o.name = t.name
+            AND o.id != t.id) THEN name || '-' || id ELSE name END, hash, scope, created_at, revoked_at FROM tokens t""",
+        "DROP TABLE tokens",
+        "ALTER TABLE tokens_new RENAME TO tokens",
+        "CREATE INDEX tokens_user ON tokens(user_id)",
+        """CREATE TABLE sessions (
+            hash TEXT PRIMARY KEY, token_id INTEGER NOT NULL REFERENCES tokens(id), created_at TEXT NOT NULL,
+            expires_at TEXT NOT NULL) WITHOUT ROWID""",
+        """CREATE TABLE quotas (
+            user_id INTEGER PRIMARY KEY REFERENCES users(id), bytes INTEGER, repos INTEGER, requests INTEGER)""",
+        """CREATE TABLE reservations (
+            key TEXT PRIMARY KEY, who TEXT NOT NULL COLLATE NOCASE, bytes INTEGER NOT NULL, created_at TEXT NOT NULL)
+            WITHOUT ROWID""",
+        "CREATE INDEX reservations_who ON reservations(who)",
+        "ALTER TABLE uploads ADD COLUMN size INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE blobs ADD COLUMN who TEXT COLLATE NOCASE",
+        """UPDATE blobs SET who = (SELECT author FROM files JOIN revisions ON revisions.id = revision_id
+            WHERE files.sha256 = blobs.sha256 ORDER BY revisions.created_at LIMIT 1)""",
+        "CREATE INDEX blobs_who ON blobs(who, size)",
+        # What a revision takes in the tables themselves, beside its files.
+        "ALTER TABLE revisions ADD COLUMN row_bytes INTEGER NOT NULL DEFAULT 0",
+        """UPDATE revisions SET row_bytes = length(title) + length(message) + coalesce((SELECT length(config) + length(tensors)
+            + length(provenance) + length(card) FROM artifacts WHERE revision_id = revisions.id), 0)""",
+        "CREATE INDEX revisions_author ON revisions(author COLLATE NOCASE, row_bytes)",
+        "CREATE INDEX audit_who ON audit(who COLLATE NOCASE)",
+        "ALTER TABLE repos ADD COLUMN created_by TEXT COLLATE NOCASE",
+        """UPDATE repos SET created_by = (SELECT who FROM audit WHERE action = 'repo.create'
+            AND subject = repos.namespace || '/' || repos.name ORDER BY audit.id DESC LIMIT 1)""",
+        "CREATE INDEX repos_created_by ON repos(created_by)",
+        "CREATE VIEW live_repos AS SELECT * FROM repos WHERE deleted_at IS NULL AND disabled IS NULL",
+    )
+
+
+@migrations()
+def m008_trust(db: Database) -> None:
+    """Whose a task is and what it serves, its data of all times, what a score was measured with, and manifests that count
+    for their publisher alone."""
+    _run(
+        db,
+        "CREATE TABLE task_owners (task TEXT NOT NULL REFERENCES tasks(slug), namespace TEXT NOT NULL COLLATE NOCASE, "
+        "PRIMARY KEY (task, namespace)) WITHOUT ROWID",
+        """CREATE TABLE task_data (
+            task TEXT NOT NULL REFERENCES tasks(slug), data_hash TEXT NOT NULL, examples INTEGER NOT NULL,
+            created_at TEXT NOT NULL, PRIMARY KEY (task, data_hash)) WITHOUT ROWID""",
+        "INSERT INTO task_data SELECT slug, data_hash, examples, updated_at FROM tasks",
+        # What `task:T` serves, by repo and in order: as it was, the last promotion of each repo to production.
+        """CREATE TABLE task_moves (
+            id INTEGER PRIMARY KEY, task TEXT NOT NULL, repo_id INTEGER NOT NULL REFERENCES repos(id), revision_id TEXT,
+            move_id INTEGER NOT NULL REFERENCES ref_moves(id))""",
+        """INSERT INTO task_moves (task, repo_id, revision_id, move_id)
+            SELECT artifacts.task, refs.repo_id, refs.revision_id, ref_moves.id FROM refs
+            JOIN artifacts ON artifacts.revision_id = refs.revision_id
+            JOIN ref_moves ON ref_moves.id = (SELECT max(id) FROM ref_moves m WHERE m.repo_id = refs.repo_id
+            AND m.kind = 'alias' AND m.name = refs.name)
+            WHERE refs.kind = 'alias' AND refs.name = 'production' ORDER BY ref_moves.id""",
+        "CREATE INDEX task_moves_task ON task_moves(task, repo_id, id)",
+        "ALTER TABLE evaluations ADD COLUMN predictions_hash TEXT",
+        """CREATE TABLE base_claims (
+            who TEXT NOT NULL COLLATE NOCASE, fingerprint TEXT NOT NULL, id TEXT NOT NULL, manifest TEXT NOT NULL,
+            created_at TEXT NOT NULL, PRIMARY KEY (who, fingerprint))""",
+    )
+
+
+@migrations()
+def m009_audit_chain(db: Database) -> None:
+    """The audit as a chain of hashes, and closed to all but appending."""
+    db.execute("ALTER TABLE audit ADD COLUMN hash TEXT NOT NULL DEFAULT ''")
+    head = ""
+    for id, *deed in db.execute("SELECT id, at, who, action, subject, detail FROM audit ORDER BY id").fetchall():
+        head = hashlib.sha256(json.dumps([head, *deed]).encode()).hexdigest()
+        db.execute("UPDATE audit SET hash = ? WHERE id = ?", [head, id])
+    for verb in ("UPDATE", "DELETE"):
+        db.execute(
+            f"CREATE TRIGGER audit_no_{verb.lower()} BEFORE {verb} ON audit "
+            "BEGIN SELECT RAISE(ABORT, 'the audit only grows'); END"
+        )
+
+
+@migrations()
 def m010_facet_counts(db: Database) -> None:
     """How many repos there are of each task, base, method and licence, kept up as the listing changes; smallest first by an index."""
     columns = ("private", "task", "base", "method", "license")
@@ -211,3 +302,18 @@ def read_transaction(db: Database) -> Iterator[None]:
         yield
     finally:
         db.execute("COMMIT")
+
+
+@contextmanager
+def write_if_free(db: Database) -> Iterator[None]:
+    """As `write_transaction`, for what may as well not be written: raises sqlite3.OperationalError at once where another
+    writer is at work."""
+    if not _TURN.acquire(blocking=False):
+        raise sqlite3.OperationalError("another thread is writing")
+    try:
+        db.execute("PRAGMA busy_timeout = 0")
+        with write_transaction(db):
+            yield
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+        _TURN.release()

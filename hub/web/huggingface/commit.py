@@ -26,7 +26,7 @@ from graft.hub.registry.commits.trainer_leftovers import (
 from graft.hub.web.huggingface import commit_body
 from graft.hub.web.huggingface.git_lfs import uploaded, wanted
 from graft.hub.web.huggingface.read import MODEL, body, count_field, text_field, writable_repo
-from graft.hub.web.request import caller, endpoint, expect_files, registry, unquote_part
+from graft.hub.web.request import caller, endpoint, expect_files, registry, room_for_body, unquote_part
 
 blueprint = Blueprint("uploads", __name__)
 
@@ -105,18 +105,19 @@ def commit(namespace: str, name: str, revision: str) -> Response:
     expect_files()
     stream = io.BufferedReader(cast(io.RawIOBase, request.stream), READ_BYTES)
     most = registry().max_weights_bytes // 3 * 4 + 4  # base64
-    header, changes = _read_commit(commit_body.lines(stream, most, registry().blobs.incoming))
-    parent = header.get("parentCommit")
-    revision_made = registry().commit(
-        repo.name,
-        changes,
-        title=text_field(header, "summary", "") or "Upload",
-        message=text_field(header, "description", "") or "",
-        user=caller().name,
-        branch=unquote_part(revision),
-        parent=parent if isinstance(parent, str) and parent else None,
-        tags=[tag for tag in request.headers.get(TAGS, "").split(",") if tag],
-    )
+    with room_for_body():
+        header, changes = _read_commit(commit_body.lines(stream, most, registry().blobs.incoming))
+        parent = header.get("parentCommit")
+        revision_made = registry().commit(
+            repo.name,
+            changes,
+            title=text_field(header, "summary", "") or "Upload",
+            message=text_field(header, "description", "") or "",
+            user=caller().name,
+            branch=unquote_part(revision),
+            parent=parent if isinstance(parent, str) and parent else None,
+            tags=[tag for tag in request.headers.get(TAGS, "").split(",") if tag],
+        )
     url = f"{endpoint()}/{repo.name}/commit/{revision_made.id}"
     return jsonify({"success": True, "commitOid": revision_made.id, "commitUrl": url, "hookOutput": ""})
 

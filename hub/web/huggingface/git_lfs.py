@@ -15,11 +15,12 @@ from urllib.parse import urlencode
 
 from flask import Blueprint, Response, jsonify, request
 
-from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError
-from graft.hub.registry import upload_claims, users
+from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError, TooLargeError
+from graft.hub.registry import upload_claims
+from graft.hub.registry.access import keys, quotas
 from graft.hub.registry.storage.blob_store import CHUNK_BYTES
 from graft.hub.web.huggingface.read import body, count_field, text_field, writable_repo
-from graft.hub.web.request import caller, endpoint, expect_files, registry
+from graft.hub.web.request import caller, endpoint, expect_files, hub, registry
 
 blueprint = Blueprint("lfs", __name__)
 
@@ -62,6 +63,10 @@ def _object(item: object, verify: str, parts: bool) -> dict[str, object]:
         return answer | {"error": {"code": 413, "message": f"At most {most:,} bytes a file."}}
     if uploaded(oid):
         return answer
+    try:
+        quotas.require_room(registry().db, caller().name, size)
+    except TooLargeError as error:
+        return answer | {"error": {"code": 413, "message": str(error)}}
     permission = {
         "oid": oid,
         "size": str(size),
@@ -88,8 +93,10 @@ def _upload_in_parts(permission: dict[str, str], size: int) -> dict[str, object]
 def upload() -> Response:
     given = _check_link("upload")
     expect_files()
-    registry().blobs.put(request.stream, int(given["size"]), expected_sha256=given["oid"])
-    upload_claims.note_upload(registry().db, given["oid"], given["who"])
+    size = int(given["size"])
+    with hub().in_flight.room_for(registry().db, given["who"], size):
+        registry().blobs.put(request.stream, size, expected_sha256=given["oid"])
+        upload_claims.note_upload(registry().db, given["oid"], size, given["who"])
     return Response(status=200)
 
 
@@ -98,6 +105,7 @@ def part() -> Response:
     """One part, kept until all are there. Sent again, it takes the place of the first."""
     given = _check_link("part", "part")
     expect_files()
+    quotas.reserve(registry().db, given["who"], int(given["size"]), _upload_key(given))
     folder = _parts_folder(given)
     folder.mkdir(exist_ok=True)
     due = min(PART_BYTES, int(given["size"]) - (int(given["part"]) - 1) * PART_BYTES)
@@ -124,8 +132,9 @@ def complete() -> Response:
         raise ConflictError(f"No part of {given['oid']} has arrived: start the upload again.")
     if folder.is_dir():
         registry().blobs.put(Joined(sorted(folder.iterdir())), int(given["size"]), expected_sha256=given["oid"])
-        upload_claims.note_upload(registry().db, given["oid"], given["who"])
+        upload_claims.note_upload(registry().db, given["oid"], int(given["size"]), given["who"])
         shutil.rmtree(folder)
+        quotas.release(registry().db, _upload_key(given))
     return jsonify({})
 
 
@@ -161,7 +170,11 @@ class Joined:
 
 def _parts_folder(given: dict[str, str]) -> Path:
     """Where the parts of one upload wait. Those that are given up go with other interrupted uploads (gc)."""
-    return registry().blobs.incoming / hashlib.sha256(f"{given['oid']} {given['who']}".encode()).hexdigest()
+    return registry().blobs.incoming / _upload_key(given)
+
+
+def _upload_key(given: dict[str, str]) -> str:
+    return hashlib.sha256(f"{given['oid']} {given['who']}".encode()).hexdigest()
 
 
 def _link(action: str, fields: dict[str, str]) -> str:
@@ -181,6 +194,6 @@ def _check_link(action: str, *more: str) -> dict[str, str]:
 
 def _sign(action: str, fields: dict[str, str]) -> str:
     """The query string of `fields` with a signature over them and what they permit."""
-    key = users.secret(registry().db, "lfs")
+    key = keys.secret(registry().db, "lfs")
     signature = hmac.new(key, f"{action}?{urlencode(fields)}".encode(), hashlib.sha256).hexdigest()
     return urlencode(fields | {"signature": signature})

@@ -4,11 +4,12 @@ Knows the registry, no routes. Weights are spelled with `lfs` (their sha256 is t
 LFS, so that a client names and compares them by content.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graft.hub.adapters.model_card import texts
-from graft.hub.registry import queries, search, users
+from graft.hub.registry import queries, search
 from graft.hub.registry.queries import FACTS, File, Repo, Revision
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import SearchHit
@@ -140,6 +141,6 @@ def folders(files: list[File], prefix: str) -> list[dict[str, Any]]:
             by_folder.setdefault("/".join(parts[:depth]), []).append(file.git_oid)
     inside = {path: oids for path, oids in by_folder.items() if not prefix or path.startswith(f"{prefix}/")}
     return [
-        {"type": "directory", "path": path, "size": 0, "oid": users.token_hash("".join(oids))[:40]}
+        {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha256("".join(oids).encode()).hexdigest()[:40]}
         for path, oids in sorted(inside.items())
     ]

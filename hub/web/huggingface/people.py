@@ -2,8 +2,9 @@
 
 from flask import Blueprint, Response, jsonify, request
 
-from graft.hub.errors import NotFoundError, UnauthorizedError
+from graft.hub.errors import NotFoundError
 from graft.hub.registry import queries
+from graft.hub.registry.access.permissions import Action, may
 from graft.hub.registry.search import Query
 from graft.hub.web.huggingface.read import linked_page, page_of
 from graft.hub.web.request import caller, registry
@@ -17,9 +18,7 @@ NOT_COUNTED_OF_USERS = (*NOT_COUNTED, "numDiscussions", "numPapers", "numUpvotes
 @blueprint.get("/api/whoami-v2")
 def whoami() -> Response:
     me = caller()
-    if me.scope is None:
-        raise UnauthorizedError("Invalid credentials in Authorization header: send a token.")
-    token = {"displayName": "graft", "role": "read" if me.scope == "read" else "write"}
+    token = {"displayName": "graft", "role": "write" if may(me, Action.ADAPTER_CHECK) else "read"}
     return jsonify(
         {
             "type": "user",
@@ -62,21 +61,19 @@ def _count_models(name: str) -> int:
 
 @blueprint.get("/api/settings/repositories")
 def my_repositories() -> Response:
-    caller().require("read")
-    return _repositories(caller().namespaces)
+    return _repositories(None)
 
 
 @blueprint.get("/api/organizations/<name>/settings/repositories")
 def repositories_of(name: str) -> Response:
-    caller().require("read")
-    if not caller().owns(name):
+    if not caller().reaches(name):
         raise NotFoundError(f"{name!r} is none of your namespaces: list_models(author={name!r}) lists what is public.")
-    return _repositories(frozenset([name]))
+    return _repositories(name)
 
 
-def _repositories(namespaces: frozenset[str] | None) -> Response:
+def _repositories(namespace: str | None) -> Response:
     page, limit = page_of(request.args)
-    rows = queries.stored_repos(registry().db, namespaces, limit=limit + 1, offset=page * limit)
+    rows = queries.stored_repos(registry().db, caller(), namespace, limit=limit + 1, offset=page * limit)
     listed = [
         {
             "id": row.name,

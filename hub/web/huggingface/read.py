@@ -14,12 +14,12 @@ from graft.hub.adapters.validation import strict_json
 from graft.hub.errors import (
     ConflictError,
     EntryNotFoundError,
-    ForbiddenError,
     GraftError,
     NotFoundError,
     RepoNotFoundError,
 )
 from graft.hub.registry import base_models, search
+from graft.hub.registry.access.permissions import Action, require
 from graft.hub.registry.naming import MAIN, branch_of, check_repo_name
 from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.search import Query
@@ -49,15 +49,12 @@ FOR_CACHES = "public, max-age=3600, immutable"
 
 
 def readable_repo(namespace: str, name: str) -> Repo:
-    """The repo. Raises RepoNotFoundError, also for what the caller may not see, and ForbiddenError for a withdrawn one;
+    """The repo. Raises RepoNotFoundError, also for what the caller may not see, DisabledRepoError for a withdrawn one, and
     NotFoundError for a base that is known here by this name."""
     try:
-        repo = registry().repo(f"{namespace}/{name}", caller())
+        return registry().repo(f"{namespace}/{name}", caller())
     except RepoNotFoundError:
         raise absent_repo(f"{namespace}/{name}") from None
-    if repo.disabled:
-        raise ForbiddenError("Access to this resource is disabled.")
-    return repo
 
 
 def absent_repo(name: str) -> NotFoundError:
@@ -70,10 +67,10 @@ def absent_repo(name: str) -> NotFoundError:
     return RepoNotFoundError(f"There is no adapter {name!r} here, or it is private and you are not signed in.")
 
 
-def writable_repo(namespace: str, name: str) -> Repo:
-    """As `readable_repo`, and raises UnauthorizedError or ForbiddenError where the caller may not write."""
+def writable_repo(namespace: str, name: str, action: Action = Action.REPO_WRITE) -> Repo:
+    """As `readable_repo`, and raises UnauthorizedError or ForbiddenError where the caller may not do that to it."""
     repo = readable_repo(namespace, name)
-    caller().require_namespace(repo.namespace)
+    require(caller(), action, repo.name)
     return repo
 
 
@@ -101,6 +98,14 @@ def text_field(fields: dict[str, object], key: str, default: str | None = None) 
     return value
 
 
+def texts_field(fields: dict[str, object], key: str) -> list[str]:
+    """A list of strings of a JSON body. Raises GraftError when it is missing or of another kind."""
+    value = fields.get(key)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise GraftError(f"The field {key!r} must be a list of strings.")
+    return value
+
+
 def count_field(fields: dict[str, object], key: str) -> int:
     """A whole number of a JSON body, 0 or more. Raises GraftError when it is missing or of another kind."""
     value = fields.get(key)
@@ -120,7 +125,7 @@ def auth_check(namespace: str, name: str) -> Response:
 
 @blueprint.get(f"{MODEL}/auth-check/write")
 def auth_check_write(namespace: str, name: str) -> Response:
-    caller().require_namespace(namespace)  # asked before a repo is made, too
+    require(caller(), Action.REPO_CREATE, f"{namespace}/{name}")  # asked before a repo is made, too
     writable_repo(namespace, name)
     return jsonify({})
 
@@ -134,8 +139,8 @@ def create_repo() -> Response:
     if fields.get("type") not in (None, "model"):
         raise GraftError("This hub keeps adapters only: create a repo of type 'model'.")
     full = _full_name(fields)
-    namespace, _ = check_repo_name(full)
-    caller().require_namespace(namespace)
+    check_repo_name(full)
+    require(caller(), Action.REPO_CREATE, full)
     private = fields.get("visibility") == "private" or fields.get("private") is True
     url = {"url": f"{endpoint()}/{full}", "name": full}
     try:
@@ -149,7 +154,7 @@ def create_repo() -> Response:
 
 @blueprint.delete("/api/repos/delete")
 def delete_repo() -> Response:
-    repo = writable_repo(*check_repo_name(_full_name(body())))
+    repo = writable_repo(*check_repo_name(_full_name(body())), Action.REPO_DELETE)
     registry().delete_repo(repo.name, user=caller().name)
     return jsonify({})
 
@@ -157,10 +162,13 @@ def delete_repo() -> Response:
 @blueprint.post("/api/repos/move")
 def move_repo() -> Response:
     fields = body()
-    repo = writable_repo(*check_repo_name(text_field(fields, "fromRepo")))
-    target, _ = check_repo_name(text_field(fields, "toRepo"))
-    caller().require_namespace(target)
-    registry().move_repo(repo.name, text_field(fields, "toRepo"), user=caller().name)
+    repo, target = (
+        writable_repo(*check_repo_name(text_field(fields, "fromRepo")), Action.REPO_MOVE),
+        text_field(fields, "toRepo"),
+    )
+    check_repo_name(target)
+    require(caller(), Action.REPO_CREATE, target)
+    registry().move_repo(repo.name, target, user=caller().name)
     return jsonify({})
 
 

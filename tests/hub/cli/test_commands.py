@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 
 from graft.hub.cli.main import main
 from graft.hub.errors import UnauthorizedError
+from graft.hub.registry.access.tokens import caller_of
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.users import caller_of
 
 
 @pytest.fixture

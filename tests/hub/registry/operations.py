@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from graft.hub.adapters.validation import CONFIG, WEIGHTS
+from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.maintenance.backup import backup, restore
 from graft.hub.registry.maintenance.check import check, check_rows, find_broken
 from graft.hub.registry.maintenance.garbage import collect
@@ -22,7 +24,6 @@ from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
 from graft.hub.registry.storage.blob_store import BlobStore
 from graft.hub.registry.storage.read_only import connect_read_only
-from graft.hub.registry.users import create_token
 from tests.hub.conftest import base_spec, lora_folder
 
 DATABASE = "registry.db"
@@ -40,7 +41,9 @@ class Operation:
 def _score(registry: Registry) -> None:
     task = registry.task("news-topic")
     registry.record_evaluation(
-        task=task.slug, data_hash=task.data_hash, metric=task.metric, value=0.5, n=task.examples, repo="ann/news"
+        Evaluation(
+            task=task.slug, data_hash=task.data_hash, metric=task.metric, value=0.5, n=task.examples, repo="ann/news"
+        )
     )
 
 

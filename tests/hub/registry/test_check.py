@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.maintenance.row_checks import CONTRADICTIONS, MOST_NAMED
 from graft.hub.registry.registry import Registry
@@ -28,10 +29,12 @@ def full(registry: Registry, adapter: Path, tmp_path: Path, lora_folder) -> Regi
     registry.delete_ref("ann/news", "tag", "gone")
     registry.create_ref("ann/news", "tag", "gone", "v1")
     registry.record_evaluation(
-        task="news-topic", data_hash=task.data_hash, metric="accuracy", value=0.5, n=1, repo="ann/news"
+        Evaluation(task="news-topic", data_hash=task.data_hash, metric="accuracy", value=0.5, n=1, repo="ann/news")
     )
     registry.record_evaluation(
-        task="news-topic", data_hash=task.data_hash, metric="accuracy", value=0.2, n=1, base_fingerprint="f" * 64
+        Evaluation(
+            task="news-topic", data_hash=task.data_hash, metric="accuracy", value=0.2, n=1, base_fingerprint="f" * 64
+        )
     )
     registry.publish(adapter, "bob/old")
     registry.move_repo("bob/old", "bob/new")
@@ -65,7 +68,7 @@ SPOILT = {
     "{repo}: revision": f"DELETE FROM files WHERE revision_id = {MAIN}",
     "{repo} is renamed": "UPDATE repos SET deleted_at = NULL WHERE moved_to IS NOT NULL",
     "{repo} is not listed": f"DELETE FROM listing WHERE repo_id = {NEWS}",
-    "{repo} is deleted and still": f"UPDATE repos SET deleted_at = 'x' WHERE id = {NEWS}",
+    "{repo} is deleted or withdrawn": f"UPDATE repos SET deleted_at = 'x' WHERE id = {NEWS}",
     "{repo}: its listing": f"UPDATE listing SET revision_id = {OTHER} WHERE repo_id = {NEWS}",
     "{repo} is listed under": f"UPDATE listing SET private = 1 WHERE repo_id = {NEWS}",
     "{repo} counts": f"UPDATE repos SET downloads = 7 WHERE id = {NEWS}",
@@ -78,7 +81,7 @@ SPOILT = {
     "The evaluation {id} of {repo} is of the weights": f"UPDATE evaluations SET digest = 'x' WHERE repo_id = {NEWS}",
     "The evaluation {id} is of the task": "DELETE FROM tasks",
     "The evaluation {id} was measured": "UPDATE evaluations SET data_hash = 'x'",
-    "{missing} entries": "DELETE FROM audit WHERE id = 2",
+    "task:{task} serves": f"UPDATE task_moves SET revision_id = {OTHER} WHERE repo_id = {NEWS}",
 }
 
 

@@ -18,13 +18,14 @@ import httpx
 import pytest
 
 from graft.hub.errors import ConflictError
+from graft.hub.registry.access.keys import secret
+from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.commits.changes import Put
 from graft.hub.registry.maintenance.backup import backup, restore
 from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.maintenance.garbage import collect
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.schema import write_transaction
-from graft.hub.registry.users import create_token, secret
 
 WRITER = """
 import sys

@@ -8,6 +8,7 @@ import pytest
 
 from graft.hub.errors import NotFoundError, RevisionNotFoundError
 from graft.hub.registry import registry as registries
+from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.maintenance.garbage import collect
 from graft.hub.registry.registry import Registry
@@ -18,7 +19,9 @@ TASK = b'{"prompt": "a", "completion": "b"}\n'
 def score(registry: Registry) -> None:
     task = registry.task("news-topic")
     registry.record_evaluation(
-        task=task.slug, data_hash=task.data_hash, metric=task.metric, value=0.5, n=task.examples, repo="ann/news"
+        Evaluation(
+            task=task.slug, data_hash=task.data_hash, metric=task.metric, value=0.5, n=task.examples, repo="ann/news"
+        )
     )
 
 

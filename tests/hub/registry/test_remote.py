@@ -19,12 +19,12 @@ from graft.hub.errors import (
     TooLargeError,
     UnauthorizedError,
 )
+from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.commits.changes import Put
 from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.registry.search import Query
-from graft.hub.registry.users import create_token
 
 EVAL_SET = b'{"prompt": "a", "completion": "b"}\n'
 
@@ -123,7 +123,7 @@ def test_damaged_bytes_are_not_taken(remote: RemoteRegistry, registry: Registry,
 def test_a_token_is_needed_where_there_are_users(
     remote: RemoteRegistry, registry: Registry, hub: str, adapter: Path
 ) -> None:
-    from graft.hub.registry.users import create_token, first_admin
+    from graft.hub.registry.access.tokens import create_token, first_admin
 
     ann = RemoteRegistry(hub, token=first_admin(registry.db, "ann"))
     bob = RemoteRegistry(hub, token=create_token(registry.db, "bob", "write"))
@@ -174,8 +174,8 @@ def test_a_score_is_of_the_stored_revision(
 def test_what_a_hub_refuses_of_a_run_costs_no_other_score(
     hub: str, registry: Registry, adapter: Path, tmp_path: Path, lora_folder
 ) -> None:
-    """`graft eval --hub` by somebody who is no admin: their adapters' scores are kept, the base's is left out."""
-    from graft.hub.registry.users import create_token, first_admin
+    """`graft eval --hub` by somebody who is no evaluator: of their own adapters the scores are kept, as self-reported."""
+    from graft.hub.registry.access.tokens import create_token, first_admin
     from graft.server.commands.scorekeeping import BARE, Scorekeeper
 
     first_admin(registry.db, "root")
@@ -189,12 +189,14 @@ def test_what_a_hub_refuses_of_a_run_costs_no_other_score(
         model = revision and f"{revision.repo}@{revision.id}"
         served = SimpleNamespace(revision=revision and revision.id, digest=revision and revision.digest)
         score = SimpleNamespace(value=value, low=0.1, high=1.0, n=1)
-        keeper.record(SimpleNamespace(model=model, served=served, score=score, seconds=1.0, p=None), 3)
+        answers = {"predictions": ["b"], "seconds": 1.0, "p": None}
+        keeper.record(SimpleNamespace(model=model, served=served, score=score, **answers), 3)
     said: list[str] = []
     [(refused, why)] = keeper.unrecorded_scores(shelf=False, say=said.append).items()
     assert refused == "bob/news" and "may not write" in why
-    assert len(said) == 1 and BARE in said[0]
-    assert [row.evaluation.repo for row in registry.leaderboard("news-topic")] == ["ann/news"]
+    assert len(said) == 2 and "self-reported, and not ranked: ann/news" in said[0] and BARE in said[1]
+    assert [row.source for row in registry.evaluations("ann/news")] == ["self-reported"]
+    assert registry.leaderboard("news-topic") == []
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 
 from graft.hub.registry import search
+from graft.hub.registry.access.callers import OWNER, STRANGER, Caller
 from graft.hub.registry.facet_counts import FACETS
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import SORTS, Query
 from graft.hub.registry.storage.schema import write_transaction
-from graft.hub.registry.users import OWNER, STRANGER, Caller
 
 ANN = Caller("ann", "read", frozenset({"ann"}))
 TASKS, BASES, LICENSES, WORDS = (

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from graft.hub.registry.access.tokens import create_token, first_admin
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.users import create_token, first_admin
 from graft.hub.web.huggingface import git_lfs
 
 CALLS = Path(__file__).with_name("client_calls.py")

@@ -23,8 +23,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from graft.hub.registry.access.tokens import create_token, first_admin
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.users import create_token, first_admin
 from graft.hub.web.app import create_app
 
 

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from graft.hub.registry.access.tokens import create_token, first_admin
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.users import create_token, first_admin
 
 NAME = "ann/news"
 

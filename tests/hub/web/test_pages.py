@@ -14,9 +14,9 @@ import httpx
 import pytest
 from werkzeug.test import Client
 
+from graft.hub.registry.access.tokens import create_token, first_admin
 from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.users import create_token, first_admin
 from graft.hub.web.app import create_app
 
 EVAL_SET = b'{"prompt": "a", "completion": "b"}\n'

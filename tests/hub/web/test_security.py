@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from werkzeug.test import Client
 
 from graft.hub.cli.main import main
+from graft.hub.registry.access.tokens import create_token, first_admin
 from graft.hub.registry.commits.changes import Put
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.users import create_token, first_admin
 from graft.hub.web import security
 from graft.hub.web.app import create_app
 

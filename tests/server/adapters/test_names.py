@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from graft.hub.errors import GraftError, NotFoundError, UnauthorizedError, UnreachableError
+from graft.hub.registry.access.tokens import create_token, first_admin, revoke_tokens
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote.client import RemoteRegistry
-from graft.hub.registry.users import create_token, first_admin, revoke_tokens
 from graft.server.adapters import names as library
 from graft.server.adapters.names import AdapterNames
 

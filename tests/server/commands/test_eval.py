@@ -111,7 +111,7 @@ def test_a_shelf_of_which_a_part_is_not_ours_is_scored_whole(graft_eval, shelf, 
     def forbidding(self, evaluation, *, user=""):
         if evaluation.repo == "bob/ia3":
             raise ForbiddenError("ann may not write under 'bob'.")
-        write(self, evaluation, user=user)
+        return write(self, evaluation, user=user)
 
     monkeypatch.setattr(Registry, "record_evaluation", forbidding)
     done = graft_eval()
@@ -136,3 +136,36 @@ def test_one_that_is_refused_is_said_at_once_and_ends_nothing(graft_eval, monkey
     lines = done.stderr.splitlines()
     assert done.exit_code == 1 and names(done) == ["", "bob/ia3"]
     assert lines[1].startswith("refused: ann/lora@") and "its proof fails" in lines[-1]
+
+
+def test_a_recorded_evaluation_is_run_again_by_its_id(graft_eval, shelf, base_folder, tmp_path):
+    rows = {row["name"]: row for row in json.loads(graft_eval().stdout)}
+    kept = shelf.evaluation(rows["ann/lora"]["id"])
+    assert kept.source == "graft" and kept.who and kept.engine.startswith("graft ")
+    assert len(kept.predictions_hash) == 64 and kept.data_hash == shelf.task("letters").data_hash
+
+    def verify(id, *words):
+        place = ["--registry", str(tmp_path / "registry.db"), "--base", str(base_folder)]
+        return CliRunner().invoke(main, ["eval", "--verify", str(id), *place, *words])
+
+    shelf.add_task("letters", "accuracy", json.dumps(ROWS[0]).encode() + b"\n", "another set by now")
+    same = verify(kept.id, "--json")
+    assert same.exit_code == 0 and json.loads(same.stdout)["same"] is True, same.output
+    assert f"Evaluation {rows[None]['id']} is the same: accuracy" in verify(rows[None]["id"]).stderr
+    shelf.db.execute("UPDATE evaluations SET predictions_hash = ? WHERE id = ?", ["0" * 64, kept.id])
+    differs = verify(kept.id)
+    assert differs.exit_code == 1 and "differs" in differs.stderr and "from other answers" in differs.stderr
+    shelf.db.execute("UPDATE evaluations SET value = 0.123, predictions_hash = NULL WHERE id = ?", [kept.id])
+    assert verify(kept.id).exit_code == 1
+    (tmp_path / "other.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    assert "was measured on the data" in verify(kept.id, "--data", str(tmp_path / "other.jsonl")).stderr
+    assert "no evaluation 999" in verify(999).stderr
+    neither = CliRunner().invoke(main, ["eval", "--base", str(base_folder)])
+    assert neither.exit_code == 2 and "--verify ID" in neither.output
+
+
+def test_scores_on_other_examples_are_no_measurements_of_the_task(graft_eval, shelf):
+    done = graft_eval("--limit", "2")
+    assert "kept as self-reported, and not ranked: (bare base), ann/lora, bob/ia3 (these are not all" in done.stderr
+    assert [row.source for row in shelf.evaluations("ann/lora")] == ["self-reported"]
+    assert shelf.leaderboard("letters") == []

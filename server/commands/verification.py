@@ -1,0 +1,157 @@
+"""`graft eval --verify ID`: a recorded evaluation run again, from the hashes that it was recorded with.
+
+Torch and the base are imported when it runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graft.hub.errors import BaseMismatchError, ConflictError, DataError, GraftError
+from graft.hub.evaluation.metrics import get_metric, hash_predictions
+from graft.hub.terminal.tables import print_json
+
+if TYPE_CHECKING:
+    from graft.hub.base.model import Base
+    from graft.hub.evaluation.task_data import Example
+    from graft.hub.registry.interface import AnyRegistry
+    from graft.hub.registry.leaderboard import Evaluation
+    from graft.server.engine.options import Options
+    from graft.server.evaluation.evaluate import Evaluated
+
+CLOSE = 1e-9  # values of equal answers
+
+
+def evaluation_options() -> Options:
+    """Nobody waits for a next token: large steps are quickest."""
+    from graft.server.engine.options import Options
+
+    return Options(step_rows=2048, max_running=256)
+
+
+def engine_name(base: Base) -> str:
+    """What an evaluation says it was measured by: graft's version, the device and the dtype."""
+    from importlib.metadata import version
+
+    return f"graft {version('grafthub')} {base.device.type} {str(base.dtype).removeprefix('torch.')}"
+
+
+def read_data(path: Path) -> bytes:
+    """Raises DataError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}.") from None
+
+
+def first_examples(raw: bytes, name: str, limit: int | None) -> tuple[list[Example], str]:
+    """The first examples, and the hash of just these."""
+    from graft.hub.evaluation.task_data import data_hash, parse_examples
+
+    examples = parse_examples(raw, name)
+    chosen = examples[:limit]
+    return chosen, hashlib.sha256(raw).hexdigest() if len(chosen) == len(examples) else data_hash(chosen)
+
+
+def verify(
+    registry: AnyRegistry,
+    kept: Evaluation,
+    folder: str,
+    data: Path | None,
+    limit: int | None,
+    device: str | None,
+    dtype: str | None,
+    say: Callable[[str], None],
+    *,
+    as_json: bool,
+) -> None:
+    """Run `kept` again and say whether it comes out the same.
+
+    Raises GraftError where it differs, or can't be run again: other data, another base, other weights.
+    """
+    raw = read_data(data) if data else registry.task_data(kept.task, kept.data_hash)
+    examples, digest = first_examples(raw, str(data or f"the evaluation set of {kept.task}"), limit)
+    if digest != kept.data_hash:
+        raise ConflictError(
+            f"Evaluation {kept.id} was measured on the data {kept.data_hash[:12]}, and these are {digest[:12]}: give the "
+            "file and the --limit of then."
+        )
+    _require_weights(registry, kept)
+    base = _load_base(kept, folder, device, dtype, say)
+    again = _run(registry, kept, base, examples)
+    answers = hash_predictions(again.predictions)
+    close = abs(again.score.value - kept.value) <= CLOSE
+    same = close and kept.predictions_hash in (None, answers)
+    if as_json:
+        facts = {"id": kept.id, "same": same, "engine": engine_name(base), "predictions_hash": answers}
+        print_json(facts | {"recorded": kept.value, "value": again.score.value})
+    what = f"{kept.metric} {again.score.value:.6g} of {kept.repo or 'the bare base'}, recorded {kept.value:.6g}"
+    if not same:
+        answered = "" if not close or kept.predictions_hash is None else ", from other answers"
+        raise GraftError(
+            f"Evaluation {kept.id} differs: {what}{answered} (measured by {kept.engine}, now {engine_name(base)})."
+        )
+    unseen = "; its answers were not recorded, and could not be compared" if kept.predictions_hash is None else ""
+    say(f"Evaluation {kept.id} is the same: {what}{unseen}.")
+
+
+def _require_weights(registry: AnyRegistry, kept: Evaluation) -> None:
+    if kept.repo is not None and registry.resolve(f"{kept.repo}@{kept.revision}").digest != kept.digest:
+        raise ConflictError(
+            f"{kept.repo}@{kept.revision} no longer holds the weights {kept.digest} that were measured."
+        )
+
+
+def _load_base(
+    kept: Evaluation, folder: str, device: str | None, dtype: str | None, say: Callable[[str], None]
+) -> Base:
+    """The base as it was loaded then, unless it is asked for otherwise. Raises BaseMismatchError for another one."""
+    say(f"Loading {folder} ...")  # torch takes its seconds, too
+
+    from graft.hub.base.dtype_choice import chosen_dtype
+    from graft.hub.base.model import load_base
+    from graft.server.benchmark.dtype_speed import evaluating
+
+    match kept.engine.split():
+        case ["graft", _, then_device, then_dtype]:
+            device, dtype = device or then_device, dtype or then_dtype
+    base = load_base(folder, device=device, dtype=dtype or chosen_dtype(folder, device, evaluating(), say))
+    if kept.base_fingerprint not in (None, base.spec.fingerprint):
+        raise BaseMismatchError(
+            f"Evaluation {kept.id} was measured on the base {kept.base_fingerprint}, and {folder} holds "
+            f"{base.spec.fingerprint}: give the base of then."
+        )
+    return base
+
+
+class _Refusals:
+    """Listens to a run for what could not be served."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def loaded(self, systems: int) -> None: ...
+
+    def refused(self, model: str, why: str) -> None:
+        self.reasons.append(why)
+
+    def scored(self, system: Evaluated) -> None: ...
+
+    def answered(self, done: int, total: int) -> None: ...
+
+
+def _run(registry: AnyRegistry, kept: Evaluation, base: Base, examples: list[Example]) -> Evaluated:
+    """The system that `kept` is of, scored anew. Raises GraftError where it can't be served."""
+    from graft.server.engine.engine import Engine
+    from graft.server.evaluation.evaluate import evaluate
+
+    models = [] if kept.repo is None else [f"{kept.repo}@{kept.revision}"]
+    refusals = _Refusals()
+    with Engine(base, shelf=registry, options=evaluation_options()) as engine:
+        done = evaluate(engine, models, examples, get_metric(kept.metric), refusals)
+    if refusals.reasons:
+        raise GraftError(f"{kept.repo} can't be served: {refusals.reasons[0]}")
+    return done.systems[-1]
