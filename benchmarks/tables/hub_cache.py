@@ -26,8 +26,8 @@ import httpx
 from benchmarks.lib import report
 from benchmarks.lib.harness import ROOT
 from benchmarks.tables.hub import adapter_bytes, commit_body, serving
+from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.users import create_token
 
 CONF = ROOT / "examples" / "nginx" / "graft-hub.conf"
 FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")

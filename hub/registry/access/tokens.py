@@ -104,6 +104,8 @@ def _user_id(db: Database, user: str, given: list[str]) -> int:
     row = db.execute("SELECT id FROM users WHERE name = ?", [user]).fetchone()
     if row is not None:
         return row["id"]
+    if user.lower() == OWNER.name:
+        raise ConflictError(f"{user!r} is who the registry's file belongs to, in every history: choose another name.")
     shared = db.execute("SELECT 1 FROM members WHERE namespace = ?", [user]).fetchone() is not None
     if shared and user.lower() not in (name.lower() for name in given):
         raise ConflictError(

@@ -177,6 +177,7 @@ def m007_access(db: Database) -> None:
             WITHOUT ROWID""",
         "CREATE INDEX reservations_who ON reservations(who)",
         "ALTER TABLE uploads ADD COLUMN size INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX uploads_who ON uploads(who, size)",
         "ALTER TABLE blobs ADD COLUMN who TEXT COLLATE NOCASE",
         """UPDATE blobs SET who = (SELECT author FROM files JOIN revisions ON revisions.id = revision_id
             WHERE files.sha256 = blobs.sha256 ORDER BY revisions.created_at LIMIT 1)""",

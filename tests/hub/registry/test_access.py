@@ -189,6 +189,8 @@ def test_a_new_user_does_not_own_what_others_share(registry: Registry) -> None:
     with pytest.raises(ConflictError, match="others share"):
         create_token(registry.db, "Team", "write")
     assert not registry.db.execute("SELECT 1 FROM users WHERE name = 'team'").fetchone()
+    with pytest.raises(ConflictError, match="in every history"):
+        create_token(registry.db, "Owner", "write")
     team = create_token(registry.db, "team", "write", namespaces=("team",))  # on purpose
     assert may(caller_of(registry.db, team), Action.REPO_WRITE, "team/x")
 

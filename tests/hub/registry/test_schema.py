@@ -71,6 +71,7 @@ revisions_author
 revisions_repo
 task_moves_task
 tokens_user
+uploads_who
 """
 
 

@@ -6,13 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from werkzeug.test import Client, TestResponse
 
 from graft.hub.base.manifest import BaseSpec
-from graft.hub.errors import ConflictError, GraftError, NotFoundError, RevisionNotFoundError
+from graft.hub.cli.main import main
+from graft.hub.errors import (
+    ConflictError,
+    DisabledRepoError,
+    ForbiddenError,
+    GraftError,
+    NotFoundError,
+    RevisionNotFoundError,
+)
 from graft.hub.evaluation.metrics import METRICS
+from graft.hub.registry import withdrawal
 from graft.hub.registry.access.tokens import caller_of, create_token
-from graft.hub.registry.leaderboard import MEASURED, REPORTED
+from graft.hub.registry.leaderboard import MEASURED, REPORTED, Evaluation
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.web.app import create_app
@@ -321,3 +331,45 @@ def test_scores_of_a_hidden_adapter_are_nobodys_business(
     assert hidden.json["error"].replace(str(kept), "999") == missing.json["error"]
     assert ask("ann", "GET", f"/api/evaluations/{kept}").status_code == 200
     assert ask("eve", "POST", "/api/evaluations", score).status_code == 404
+
+
+# The same over a hub, as commands and clients see it
+
+
+def test_owners_scores_and_data_over_a_hub(
+    hub: str, registry: Registry, tokens: dict[str, str], score: dict[str, object]
+) -> None:
+    root, ann, eve = (RemoteRegistry(hub, token=tokens[user]) for user in ("root", "ann", "eve"))
+    assert root.set_task_owners("news-topic", ["ann"]).owners == ann.task("news-topic").owners == ["ann"]
+    with pytest.raises(ForbiddenError):
+        ann.set_task_owners("news-topic", ["ann", "bob"])
+    assert root.add_task("news-topic", "accuracy", EVAL_SET * 2, "", owners=["bob"]).owners == ["bob"]
+    assert ann.task_data("news-topic", str(score["data_hash"])) == EVAL_SET
+    assert ann.task_data("news-topic") == EVAL_SET * 2
+    claimed, measured = (remote.record_evaluation(Evaluation(**score)) for remote in (ann, eve))
+    assert (claimed.source, measured.source) == (REPORTED, MEASURED)
+    assert measured.id is not None and ann.evaluation(measured.id) == measured == registry.evaluation(measured.id)
+    withdrawal.disable(registry.db, "ann/news", "stolen data", "root")
+    with pytest.raises(DisabledRepoError, match="stolen data"):
+        ann.resolve("ann/news")
+
+
+def test_a_promotion_that_moves_no_task_says_so(
+    hub: str, registry: Registry, promoted: str, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def graft(user: str, *words: str) -> Result:
+        monkeypatch.setenv("HF_TOKEN", tokens[user])
+        return CliRunner().invoke(main, [*words, "--hub", hub])
+
+    told = graft("bob", "promote", "bob/mine", "production")
+    assert told.exit_code == 0 and f"task:news-topic goes on serving ann/news@{promoted[:10]}" in told.stderr
+    assert "403" not in told.output and "may not" not in told.output
+    assert "news-topic: bob" in graft("root", "task", "owners", "news-topic", "--add", "bob").output
+    refused = graft("bob", "task", "owners", "news-topic", "--remove", "bob")
+    assert refused.exit_code == 1 and "needs 'admin'" in refused.output
+    told = graft("bob", "promote", "bob/mine", "production")
+    assert told.exit_code == 0 and not told.stderr
+    assert registry.resolve("task:news-topic").repo == "bob/mine"
+    gone = graft("root", "task", "owners", "news-topic", "--remove", "zoe")
+    assert gone.exit_code == 1 and "zoe: no owner of news-topic (they are: bob)" in gone.output
+    assert "bob" in graft("bob", "task", "list").output
