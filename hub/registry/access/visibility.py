@@ -16,16 +16,18 @@ def visible(caller: Caller, table: str) -> tuple[str, list[str]]:
     the caller's own."""
     if caller.namespaces is None:
         return EVERYTHING, []
-    if not caller.own_names:
-        return f"{table}.private = 0", []
     mine, values = owned(caller, table)
-    return f"({table}.private = 0 OR {mine})", values
+    return (f"({table}.private = 0 OR {mine})" if values else f"{table}.private = 0"), values
 
 
 def owned(caller: Caller, table: str) -> tuple[str, list[str]]:
     """As `visible`, of the caller's own: those of their namespaces, and the single ones that their token is for."""
     if caller.namespaces is None:
         return EVERYTHING, []
-    among = "IN (SELECT value FROM json_each(?))"
-    condition = f"(lower({table}.namespace) {among} OR lower({table}.namespace || '/' || {table}.name) {among})"
-    return condition, [json.dumps(sorted(names)) for names in (caller.namespaces, caller.repos)]
+    names = {
+        f"lower({table}.namespace)": caller.namespaces,
+        f"lower({table}.namespace || '/' || {table}.name)": caller.repos,
+    }
+    wanted = {name: json.dumps(sorted(among)) for name, among in names.items() if among}
+    parts = [f"{name} IN (SELECT value FROM json_each(?))" for name in wanted]
+    return f"({' OR '.join(parts) or '0'})", list(wanted.values())
