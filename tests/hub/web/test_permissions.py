@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, TestResponse
 
+from graft.hub.registry import audit
 from graft.hub.registry.access.callers import STRANGER, Caller
 from graft.hub.registry.access.permissions import RULES, SCOPES, Action, may
-from graft.hub.registry.access.tokens import caller_of, create_token
+from graft.hub.registry.access.tokens import caller_of, create_token, list_tokens
+from graft.hub.registry.commits.changes import Put
 from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.registry import Registry
+from graft.hub.registry.search import Query
 from graft.hub.web.app import create_app
 from graft.hub.web.route_actions import ROUTE_ACTIONS
 from tests.hub.conftest import base_spec, lora_folder
@@ -154,8 +157,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for repo in (first, *(f"{role}/own" for role, scope in ROLES.items() if scope), "zoe/secret"):
         registry.publish(adapter, repo, tags=["v1"], private=repo == "zoe/secret")
         card = registry.blobs.put_bytes(b"---\ntags: [task:topics]\n---\n")
-        from graft.hub.registry.commits.changes import Put
-
         registry.promote(repo, "moved")
         registry.commit(repo, [Put("README.md", card)], title="second")
         registry.promote(repo, "moved")
@@ -237,3 +238,44 @@ def ask(client: Client, wanted: Ask, role: str, repo: str, registry: Registry) -
             for key, value in sent.items()
         }
     return client.open(wanted.path.format(**fill), method=wanted.method, json=sent, headers=headers)
+
+
+def world(registry: Registry) -> dict[str, Any]:
+    """What the registry says of what is not the writer's: to strangers, to servers, to zoe."""
+    zoes, ranked = ["zoe/news", "zoe/secret"], [row.evaluation for row in registry.leaderboard("topics")]
+    return {
+        "bases": registry.bases(),
+        "tasks": registry.tasks(),
+        "served": registry.resolve("task:topics"),
+        "ranked": [score for score in ranked if not (score.repo or "").startswith("writer/")],
+        "repos": [registry.repo(name) for name in zoes],
+        "revisions": [registry.revisions(name) for name in zoes],
+        "refs": [registry.all_refs(name) for name in zoes],
+        "moves": [registry.history(name) for name in zoes],
+        "scores": [registry.evaluations(name) for name in zoes],
+        "listed": [hit for hit in registry.search(Query()).entries if hit.name in zoes],
+        "tokens": [token for token in list_tokens(registry.db) if token.user != "writer"],
+    }
+
+
+def test_a_writer_changes_nothing_that_is_not_theirs(registry: Registry) -> None:
+    """Every request there is, by a write token, about every target; and what a take-over would be tried with."""
+    client = create_app(registry).test_client()
+    registry.promote("zoe/news", "production")
+    for token in ROLES:  # the first use of a token is noted, which is no change that anybody made
+        if token in TOKENS:
+            caller(registry, token)
+    before = world(registry)
+    mine = {"Authorization": f"Bearer {TOKENS['writer']}"}
+    for body in ({}, {"revision": "v1"}):
+        client.put("/api/adapters/writer/own/aliases/production", json=body, headers=mine)
+    client.post("/api/adapters/writer/own/aliases/production/rollback", json={}, headers=mine)
+    client.post("/api/evaluations", json=SCORE | {"repo": "writer/own", "source": "graft"}, headers=mine)
+    client.post("/api/evaluations", json=SCORE | {"repo": "writer/own"}, headers=mine)
+    client.post("/api/bases", data=base_spec("acme/mine", "f" * 64).to_json(), headers=mine)
+    for endpoint, wanted in ASKS.items():
+        for repo in (*REPOS.values(), "writer/own") if wanted.repo else ("zoe/news",):
+            reply = ask(client, wanted, "writer", repo, registry)
+            assert reply.status_code < 500 or reply.status_code == 501, (endpoint, repo, reply.text)
+    assert world(registry) == before
+    assert list(audit.verify(registry.db)) == []
