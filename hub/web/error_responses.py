@@ -1,5 +1,6 @@
 """Every failure in one shape: JSON `{"error"}` with the headers that Hugging Face clients read, or a page for a person."""
 
+import errno
 import logging
 import sqlite3
 
@@ -27,6 +28,7 @@ ERROR_CODES: dict[type[GraftError], str] = {
 # What an error is called that is no GraftError of ours, by its status.
 KINDS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 413: "too_large", 429: "too_many_requests"}
 MAX_HEADER_CHARS = 1000
+DISK_FAILURES = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS))
 STORAGE_FAILURES = frozenset(
     (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 )
@@ -36,7 +38,7 @@ def install(app: Flask) -> None:
     app.register_error_handler(GraftError, _on_graft_error)
     app.register_error_handler(HTTPException, _on_http_error)
     app.register_error_handler(sqlite3.OperationalError, _on_database_error)
-    app.register_error_handler(OSError, _on_storage_error)
+    app.register_error_handler(OSError, _on_os_error)
     app.register_error_handler(Exception, _on_bug)
     app.before_request(_name_request)
     app.after_request(_echo_request_id)
@@ -85,6 +87,11 @@ def _on_http_error(error: HTTPException) -> AnyResponse:
 def _on_database_error(error: sqlite3.OperationalError) -> Response:
     # The extended code's low byte is the kind of failure; everything else is a bug of ours.
     return _on_storage_error(error) if error.sqlite_errorcode & 0xFF in STORAGE_FAILURES else _on_bug(error)
+
+
+def _on_os_error(error: OSError) -> Response:
+    # A disk that is full, gone or read-only; anything else, such as a connection's end, is a bug of ours.
+    return _on_storage_error(error) if error.errno in DISK_FAILURES else _on_bug(error)
 
 
 def _on_storage_error(error: Exception) -> Response:

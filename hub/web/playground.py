@@ -4,12 +4,12 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 
 from flask import Blueprint, render_template, request, stream_with_context
 from werkzeug.wrappers import Response
 
-from graft.hub.errors import ForbiddenError, GraftError
+from graft.hub.errors import ForbiddenError, GraftError, UnreachableError
 from graft.hub.registry import search
 from graft.hub.web.huggingface.read import body, text_field
 from graft.hub.web.request import caller, hub, registry
@@ -58,9 +58,15 @@ def stream() -> Response:
     upstream = _open(_completion_request(text_field(given, "model"), given, stream=True))
 
     def events() -> Iterator[bytes]:
-        with upstream:
-            while chunk := upstream.read1(EVENT_BYTES):
-                yield chunk
+        try:
+            with upstream:
+                while chunk := upstream.read1(EVENT_BYTES):
+                    yield chunk
+                if upstream.length:  # read1 takes an early end for the end
+                    raise IncompleteRead(b"", upstream.length)
+        except (OSError, HTTPException) as error:
+            message = f"The inference server stopped in the middle of its answer ({_reason(error)})."
+            yield b"data: " + json.dumps({"error": {"message": message}}).encode() + b"\n\n"
 
     return Response(stream_with_context(events()), mimetype="text/event-stream")
 
@@ -85,21 +91,32 @@ def _open(wanted: dict[str, object]) -> HTTPResponse:
     try:
         return urllib.request.urlopen(asked, timeout=INFERENCE_TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        raise GraftError(_upstream_message(error.read())) from None
-    except OSError as error:
-        raise GraftError(f"No inference server answers at {url} ({error}): is `graft serve` running?") from None
+        raise GraftError(_upstream_message(error)) from None
+    except (OSError, HTTPException) as error:
+        raise UnreachableError(
+            f"No inference server answers at {url} ({_reason(error)}): is `graft serve` running?"
+        ) from None
 
 
 def _answer(wanted: dict[str, object]) -> str:
+    """One whole answer, or in brackets why there is none."""
     try:
         with _open(wanted) as reply:
-            return json.load(reply)["choices"][0]["text"]
+            return str(json.load(reply)["choices"][0]["text"])
     except GraftError as error:
         return f"({error})"
+    except (OSError, HTTPException) as error:
+        return f"(The inference server stopped in the middle of its answer: {_reason(error)}.)"
+    except (ValueError, LookupError, TypeError):
+        return f"(What answers at {hub().inference_url} is no inference server: check --inference.)"
 
 
-def _upstream_message(data: bytes) -> str:
+def _upstream_message(error: urllib.error.HTTPError) -> str:
     try:
-        return str(json.loads(data)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return "The inference server refused this without a reason."
+        return str(json.loads(error.read())["error"]["message"])
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return f"The inference server answered {error.code} without a reason."
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

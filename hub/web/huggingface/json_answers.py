@@ -122,13 +122,18 @@ def _sibling(file: File, sizes: bool) -> dict[str, object]:
     return entry
 
 
-def tree_entry(registry: Registry, file: File, expand: bool) -> dict[str, object]:
+def tree_entries(registry: Registry, files: Sequence[File], expand: bool) -> list[dict[str, object]]:
+    """Files as `list_repo_tree` parses them; with `expand`, each with the commit that last wrote it."""
+    commits = queries.revisions(registry.db, sorted({file.changed_in for file in files})) if expand else {}
+    return [_tree_entry(file, commits.get(file.changed_in), expand) for file in files]
+
+
+def _tree_entry(file: File, commit: Revision | None, expand: bool) -> dict[str, object]:
     entry: dict[str, object] = {"type": "file", "path": file.path, "size": file.size, "oid": file.git_oid}
     entry |= {"lfs": _lfs(file)} if _is_weights(file) else {}
     if expand:
-        commit = registry.revision(file.changed_in)
-        entry["lastCommit"] = {"id": commit.id, "title": commit.title, "date": commit.created_at}
-        entry["securityFileStatus"] = None
+        last = {"id": commit.id, "title": commit.title, "date": commit.created_at} if commit else None
+        entry |= {"lastCommit": last, "securityFileStatus": None}
     return entry
 
 

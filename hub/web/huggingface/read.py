@@ -236,7 +236,7 @@ def tree(namespace: str, name: str, revision: str, path: str = "") -> Response:
         inside = [file for file in inside if file.path.count("/") == depth]
         folders = [folder for folder in folders if folder["path"].count("/") == depth]
     expand = request.args.get("expand", "").lower() in ("true", "1")
-    return jsonify([*folders, *(json_answers.tree_entry(registry(), file, expand) for file in inside)])
+    return jsonify([*folders, *json_answers.tree_entries(registry(), inside, expand)])
 
 
 @blueprint.post(f"{MODEL}/paths-info/<revision>")
@@ -246,9 +246,8 @@ def paths_info(namespace: str, name: str, revision: str) -> Response:
     paths = request.form.getlist("paths") if request.form else texts(given.get("paths"))
     wanted, expand = {path.strip("/") for path in paths}, str(given.get("expand", "")).lower() in ("true", "1")
     folders = [folder for folder in json_answers.folders(files, "") if folder["path"] in wanted]
-    return jsonify(
-        [*folders, *(json_answers.tree_entry(registry(), file, expand) for file in files if file.path in wanted)]
-    )
+    asked = [file for file in files if file.path in wanted]
+    return jsonify([*folders, *json_answers.tree_entries(registry(), asked, expand)])
 
 
 @blueprint.get(f"{MODEL}/commits/<revision>")

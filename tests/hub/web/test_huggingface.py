@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from graft.hub.registry.access.tokens import create_token, first_admin
+from graft.hub.registry.commits.changes import Put
 from graft.hub.registry.registry import Registry
 from graft.hub.web.app import create_app
 
@@ -252,3 +253,47 @@ def test_caches_may_keep_what_never_changes_and_everybody_may_see(hub: str, regi
     assert "no-cache" in cache_control("main") and "no-cache" in cache_control(commit[:9])
     registry.set_private("ann/news", True)
     assert "public" not in cache_control(commit)
+
+
+def test_a_large_tree_costs_no_more_queries_than_a_small_one(registry: Registry) -> None:
+    client, counts = create_app(registry).test_client(), []
+    for number in range(1, 60):
+        note = Put(f"{number}.txt", registry.blobs.put_bytes(str(number).encode()))
+        registry.commit("ann/notes", [note], title=f"Commit {number}", create=True)
+        if number not in (2, 20, 59):
+            continue
+        asked: list[str] = []
+        registry.db.conn.set_trace_callback(asked.append)
+        tree = client.get("/api/models/ann/notes/tree/main?expand=1").json
+        paths = {"paths": [f"{count}.txt" for count in range(1, 60)], "expand": True}
+        some = client.post("/api/models/ann/notes/paths-info/main", json=paths).json
+        registry.db.conn.set_trace_callback(None)
+        counts.append(len(asked))
+        assert {entry["path"]: entry["lastCommit"]["title"] for entry in tree} == {
+            f"{count}.txt": f"Commit {count}" for count in range(1, number + 1)
+        }
+        assert some == tree
+    assert len(set(counts)) == 1 and counts[0] < 20  # of two requests
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/adapters?" + "&".join(f"label=l{number}" for number in range(3000)),
+        "/api/models?" + "&".join(f"filter=l{number}" for number in range(3000)),
+        "/?" + "&".join(f"label=l{number}" for number in range(3000)),
+        "/api/models?filter=" + ",".join(f"l{number}" for number in range(3000)),
+    ],
+    ids=["api", "models", "page", "commas"],
+)
+def test_thousands_of_filters_find_nothing(registry: Registry, adapter: Path, path: str) -> None:
+    registry.publish(adapter, "ann/news")
+    reply = create_app(registry).test_client().get(path)
+    assert reply.status_code == 200 and "ann/news" not in reply.text
+
+
+@pytest.mark.parametrize("path", ["/api/adapters?q=", "/api/models?search=", "/?q="])
+def test_thousands_of_words_are_too_many(registry: Registry, path: str) -> None:
+    client = create_app(registry).test_client()
+    assert client.get(path + "+".join(f"w{number}" for number in range(5000))).status_code == 400
+    assert client.get(path + "+".join(f"w{number}" for number in range(64))).status_code == 200

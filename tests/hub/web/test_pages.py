@@ -1,5 +1,6 @@
 """The pages as a reader without JavaScript gets them, and once each in a real browser."""
 
+import errno
 import http.server
 import json
 import re
@@ -266,6 +267,69 @@ def test_the_playground_passes_answers_on(filled: Registry, upstream: str) -> No
         "is `graft serve` running"
         in silent.post("/playground/stream", json={"model": "a", "prompt": "x"}).json["error"]
     )
+
+
+def _broken(how: str) -> Iterator[str]:
+    """An inference server that doesn't keep its promises."""
+
+    class Broken(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            if how == "drops":
+                self.connection.close()
+                return
+            body = {"html": b"<!DOCTYPE html><p>Welcome", "refuses": b"<p>no"}.get(how, b'{"choices": [{"te')
+            self.send_response(503 if how == "refuses" else 200)
+            self.send_header("Content-Length", str(len(body) + (100 if how == "breaks off" else 0)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("html", "is no inference server: check --inference"),
+        ("no text", "is no inference server: check --inference"),
+        ("refuses", "answered 503 without a reason"),
+        ("breaks off", "stopped in the middle of its answer"),
+        ("drops", "No inference server answers at"),
+    ],
+)
+def test_what_an_inference_server_does_wrong_is_no_fault_of_the_hub(filled: Registry, how: str, said: str) -> None:
+    for url in _broken(how):
+        client = create_app(filled, inference_url=url).test_client()
+        page = client.post("/playground", data={"model": "ann/news", "prompt": "Hello", "base": "acme/tiny-llama"})
+        assert page.status_code == 200 and said in page.text
+        streamed = client.post("/playground/stream", json={"model": "ann/news", "prompt": "Hello"})
+        wanted = {"refuses": 400, "drops": 502}.get(how, 200)
+        assert streamed.status_code == wanted, streamed.text
+        if how == "breaks off":
+            assert "stopped in the middle of its answer" in streamed.text
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 507),
+        (OSError(errno.EROFS, "Read-only file system"), 507),
+        (TimeoutError("timed out"), 500),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), 500),
+    ],
+)
+def test_only_the_disk_is_an_operators_affair(filled: Registry, monkeypatch, raised: OSError, status: int) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(type(filled), "tasks", fails)
+    reply = create_app(filled).test_client().get("/api/tasks")
+    assert reply.status_code == status and ("an operator has to look" in reply.json["error"]) == (status == 507)
 
 
 def test_an_answer_is_passed_on_piece_by_piece(filled: Registry, upstream: str, running: dict) -> None:
