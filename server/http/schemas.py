@@ -4,23 +4,21 @@ A mistake becomes a BadField that names the field. `null` means "not given", as 
 """
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     FiniteFloat,
     Tag,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
 
+from graft.hub.request_body import AnyBody, Body, BodyError, check_body
 from graft.server.errors import RequestError
 from graft.server.http.request_fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL, find_refused, guess_field
 
@@ -82,20 +80,6 @@ Stops = Annotated[
     BeforeValidator(_to_list),
     WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]}),
 ]
-
-
-class Body(BaseModel):
-    """A JSON object: no unknown fields, no conversions, nulls as if not given."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, given: object) -> object:
-        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
-
-
-AnyBody = TypeVar("AnyBody", bound=Body)
 
 
 class StreamOptions(Body):
@@ -249,38 +233,14 @@ def parse(schema: type[AnyBody], data: bytes) -> AnyBody:
         given = json.loads(data.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BadField(f"The body is not JSON: {_one_line(error)}.") from None
-    if not isinstance(given, dict):
-        raise BadField("The body must be a JSON object.")
     try:
-        return schema.model_validate(given)
-    except ValidationError as error:
-        raise _first_mistake(error) from None
+        return check_body(schema, given)
+    except BodyError as error:
+        raise BadField(str(error), error.param) from None
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _first_mistake(error: ValidationError) -> BadField:
-    """The first mistake, in OpenAI's way of naming fields: messages[0].content."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    param = _param(first["loc"])
-    messages = {
-        "extra_forbidden": f"Unknown field {param!r}: see /openapi.json for what is known.",
-        "missing": f"The field {param!r} is required.",
-    }
-    reason = first["msg"].removeprefix("Value error, ")
-    return BadField(messages.get(first["type"], f"{param}: {reason}."), param or None)
-
-
-def _param(location: Sequence[int | str]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if _is_field(part)]
-    return "".join(parts).removeprefix(".")
-
-
-def _is_field(part: int | str) -> bool:
-    """Not the name that pydantic gives to a branch of a union."""
-    return isinstance(part, int) or (not any(c in part for c in "[(-") and part not in ("str", "TextPart"))
 
 
 def _one_line(error: Exception) -> str:

@@ -1,0 +1,62 @@
+"""The bodies that clients send, checked field by field: what hub and inference server have in common. Knows neither's fields."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from graft.hub.errors import GraftError
+
+
+class BodyError(GraftError):
+    """A body that can't be used as it stands. `param` names the field."""
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
+class Body(BaseModel):
+    """A JSON object: no unknown fields, no conversions, nulls as if not given."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, given: object) -> object:
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def check_body(schema: type[AnyBody], given: object) -> AnyBody:
+    """A body's JSON as `schema`. Raises BodyError naming the first field that won't do."""
+    if not isinstance(given, dict):
+        raise BodyError("The body must be a JSON object.")
+    try:
+        return schema.model_validate(given)
+    except ValidationError as error:
+        raise _first_mistake(error) from None
+
+
+def _first_mistake(error: ValidationError) -> BodyError:
+    """The first mistake, in OpenAI's way of naming fields: messages[0].content."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    param = _param(first["loc"])
+    messages = {
+        "extra_forbidden": f"Unknown field {param!r}: see /openapi.json for what is known.",
+        "missing": f"The field {param!r} is required.",
+    }
+    reason = first["msg"].removeprefix("Value error, ")
+    return BodyError(messages.get(first["type"], f"{param}: {reason}."), param or None)
+
+
+def _param(location: Sequence[int | str]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if _is_field(part)]
+    return "".join(parts).removeprefix(".")
+
+
+def _is_field(part: int | str) -> bool:
+    """Not the name that pydantic gives to a branch of a union: 'str', 'list[...]', or a model's."""
+    return isinstance(part, int) or not (any(c in part for c in "[(-") or part == "str" or part[:1].isupper())
