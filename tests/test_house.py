@@ -105,7 +105,7 @@ def test_no_folder_is_crowded_and_no_file_is_long():
 # Words that switch the type checker off, by package. These may only fall: lower a number when it has.
 UNTYPED = {"Any": r"\bAny\b", "cast": r"\bcast\(", "type: ignore": r"# type: ignore"}
 MOST_UNTYPED = {
-    "hub": {"Any": 47, "cast": 1, "type: ignore": 2},
+    "hub": {"Any": 45, "cast": 1, "type: ignore": 2},
     "server": {"Any": 2, "cast": 0, "type: ignore": 0},
     "trainer": {"Any": 17, "cast": 0, "type: ignore": 0},
 }

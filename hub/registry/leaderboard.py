@@ -9,9 +9,7 @@ import itertools
 import json
 import math
 import sqlite3
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from graft.hub.adapters.model_card import reported_scores
 from graft.hub.adapters.validation import Inspection
@@ -73,44 +71,8 @@ class Standing:
     bytes: int
 
 
-_TEXTS = (
-    "task",
-    "data_hash",
-    "metric",
-    "repo",
-    "revision",
-    "digest",
-    "base_fingerprint",
-    "engine",
-    "predictions_hash",
-    "source",
-)
-FIELDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(_TEXTS, (str,)),
-    **dict.fromkeys(("value", "low", "high", "seconds"), (int, float)),
-    "n": (int,),
-    "extra": (dict,),
-}
-REQUIRED = ("task", "data_hash", "metric", "value", "n")
-
-
-def read_evaluation(raw: Mapping[str, object]) -> Evaluation:
-    """An evaluation from a stranger's JSON. Raises GraftError naming the first field that won't do."""
-    given: dict[str, Any] = {key: value for key, value in raw.items() if value is not None}
-    for key in REQUIRED:
-        if key not in given:
-            raise GraftError(f"The evaluation lacks {key!r}.")
-    for key, value in given.items():
-        if key not in FIELDS:
-            raise GraftError(f"An evaluation has no field {key!r}: it has {', '.join(FIELDS)}.")
-        if isinstance(value, str) and len(value) > MAX_TEXT_CHARS:
-            raise GraftError(f"{key!r} may have {MAX_TEXT_CHARS} characters and has {len(value):,}.")
-        if isinstance(value, dict) and len(json.dumps(value)) > MAX_EXTRA_CHARS:
-            raise GraftError(f"{key!r} may have {MAX_EXTRA_CHARS:,} characters as JSON.")
-        wrong_kind = isinstance(value, bool) or not isinstance(value, FIELDS[key])
-        if wrong_kind or (not isinstance(value, (str, dict)) and not abs(value) < MAX_NUMBER):
-            raise GraftError(f"{key!r} must be a finite {FIELDS[key][-1].__name__}, not {value!r}.")
-    return Evaluation(**given)
+# What whoever measured tells of an evaluation; the rest is the registry's to say.
+FIELDS = tuple(name for name in Evaluation.__dataclass_fields__ if name not in ("who", "created_at", "id"))
 
 
 def of_revision(evaluation: Evaluation, revision: Revision) -> Evaluation:

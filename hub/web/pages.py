@@ -12,6 +12,7 @@ from typing import Any
 from flask import Blueprint, Flask, redirect, render_template, request, url_for
 from flask.sansio.blueprints import BlueprintSetupState
 from markupsafe import Markup
+from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response
 
 from graft.hub.adapters.model_card import split_card
@@ -24,9 +25,9 @@ from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.refs import Ref
 from graft.hub.registry.tasks import Task
 from graft.hub.web import filters, svg_charts
-from graft.hub.web.api import query_of
+from graft.hub.web.bodies import Search
 from graft.hub.web.huggingface.read import readable_repo
-from graft.hub.web.request import caller, endpoint, hub, registry, unquote_part
+from graft.hub.web.request import caller, endpoint, hub, read_arguments, registry, unquote_part
 
 blueprint = Blueprint("pages", __name__)
 
@@ -63,7 +64,7 @@ def _frame_context() -> dict[str, object]:
 
 @blueprint.get("/")
 def browse() -> str:
-    query = query_of(request.args | {"limit": str(PAGE)} if "limit" not in request.args else request.args)
+    query = read_arguments(Search, MultiDict([*request.args.items(multi=True), ("limit", str(PAGE))])).query()
     if query.sort == search.BY_SCORE and not query.is_of_one_task:
         query = replace(query, sort=search.Query.sort)  # the task was just let go
     page, facets = search.browse(registry().db, query, caller())

@@ -3,7 +3,7 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 
 from flask import Blueprint, render_template, request, stream_with_context
@@ -11,15 +11,24 @@ from werkzeug.wrappers import Response
 
 from graft.hub.errors import ForbiddenError, GraftError, UnreachableError
 from graft.hub.registry import search
-from graft.hub.web.huggingface.read import body, text_field
-from graft.hub.web.request import caller, hub, registry
+from graft.hub.request_body import Body
+from graft.hub.web.request import caller, hub, read_body, registry
 
 blueprint = Blueprint("playground", __name__)
 MAX_ASKED = 6
 MAX_PROMPT_CHARS = 20_000
 MAX_NEW_TOKENS = 512
+USUAL_TOKENS = 48
 INFERENCE_TIMEOUT_S = 120
 EVENT_BYTES = 4096
+
+
+class Question(Body):
+    """POST /playground/stream"""
+
+    model: str
+    prompt: str = ""
+    max_tokens: int | str = USUAL_TOKENS
 
 
 @blueprint.get("/playground")
@@ -31,7 +40,8 @@ def page() -> str:
 def answer_all() -> str:
     """The way without JavaScript: all answers, when all are there."""
     names = request.form.getlist("model")[:MAX_ASKED]
-    return _playground([(name, _answer(_completion_request(name, request.form, stream=False))) for name in names])
+    prompt, tokens = request.form.get("prompt", ""), request.form.get("max_tokens") or str(USUAL_TOKENS)
+    return _playground([(name, _answer(_completion_request(name, prompt, tokens, stream=False))) for name in names])
 
 
 def _playground(answers: list[tuple[str, str]]) -> str:
@@ -54,8 +64,8 @@ def _playground(answers: list[tuple[str, str]]) -> str:
 @blueprint.post("/playground/stream")
 def stream() -> Response:
     """One model's answer as it comes, passed on from the inference server so that pages talk to one origin only."""
-    given = body()
-    upstream = _open(_completion_request(text_field(given, "model"), given, stream=True))
+    asked = read_body(Question)
+    upstream = _open(_completion_request(asked.model, asked.prompt, str(asked.max_tokens), stream=True))
 
     def events() -> Iterator[bytes]:
         try:
@@ -71,9 +81,8 @@ def stream() -> Response:
     return Response(stream_with_context(events()), mimetype="text/event-stream")
 
 
-def _completion_request(model: str, given: Mapping[str, object], *, stream: bool) -> dict[str, object]:
+def _completion_request(model: str, prompt: str, tokens: str, *, stream: bool) -> dict[str, object]:
     """The completion request. Raises GraftError for a prompt or a length out of bounds."""
-    prompt, tokens = str(given.get("prompt", "")), str(given.get("max_tokens") or "48")
     if not prompt or len(prompt) > MAX_PROMPT_CHARS:
         raise GraftError(f"The prompt must have 1 to {MAX_PROMPT_CHARS:,} characters.")
     if not tokens.isdecimal() or not 0 < int(tokens[:6]) <= MAX_NEW_TOKENS:

@@ -3,15 +3,19 @@
 import secrets
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import get_origin
 from urllib.parse import unquote
 
 from flask import current_app, g, request, session
+from werkzeug.datastructures import MultiDict
 
-from graft.hub.errors import UnauthorizedError
+from graft.hub.adapters.validation import strict_json
+from graft.hub.errors import GraftError, UnauthorizedError
 from graft.hub.registry.access import quotas, sessions, tokens
 from graft.hub.registry.access.callers import OWNER, STRANGER, Caller
 from graft.hub.registry.access.quotas import InFlight
 from graft.hub.registry.registry import Registry
+from graft.hub.request_body import AnyBody, check_body
 
 EXTENSION = "graft"
 SESSION = "session"  # the key of the cookie under which a session's name stands
@@ -55,6 +59,30 @@ def _find_caller() -> Caller:
         except UnauthorizedError:
             session.clear()
     return STRANGER
+
+
+def read_body(schema: type[AnyBody]) -> AnyBody:
+    """The request's JSON. Raises GraftError naming the first field that won't do."""
+    try:
+        given = strict_json(request.get_data(as_text=True))
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise GraftError("The request's body must be a JSON object (NaN and Infinity are no JSON).")
+    return check_body(schema, given)
+
+
+def read_body_if_any(schema: type[AnyBody]) -> AnyBody:
+    """As `read_body`, for a request that may come without one."""
+    return read_body(schema) if request.get_data() else check_body(schema, {})
+
+
+def read_arguments(schema: type[AnyBody], args: MultiDict[str, str] | None = None) -> AnyBody:
+    """The URL's arguments (or `args`), those without a value left aside. Raises GraftError naming the first that won't do."""
+    given = request.args if args is None else args
+    listed = {name for name, field in schema.model_fields.items() if get_origin(field.annotation) is list}
+    values = {key: given.getlist(key) if key in listed else given[key] for key in given if key in schema.model_fields}
+    return check_body(schema, {key: value for key, value in values.items() if value != ""})
 
 
 def expect_files() -> None:

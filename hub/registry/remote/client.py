@@ -136,7 +136,7 @@ class RemoteRegistry:
             return ()
         repo, revision = self._pinned(name)
         path = f"{_adapter(repo)}/revision/{quote(revision, safe='')}"
-        return self.api.call("GET", path, lambda answer: tuple(answer["artifact"].get("warnings", ())))
+        return self.api.call("GET", path, lambda answer: tuple((answer["artifact"] or {}).get("warnings", ())))
 
     def resolve(self, name: str, *, base: str | None = None) -> Revision:
         if self.api.is_graft:

@@ -23,15 +23,16 @@ from graft.hub.registry.commits.trainer_leftovers import (
     list_leftovers,
     require_no_pickled_adapter,
 )
+from graft.hub.request_body import check_body
 from graft.hub.web.huggingface import commit_body
+from graft.hub.web.huggingface.bodies import Card, CommitFile, CommitHeader, CommitLfsFile, CommitPath, Offers
 from graft.hub.web.huggingface.git_lfs import uploaded, wanted
-from graft.hub.web.huggingface.read import MODEL, body, count_field, text_field, writable_repo
-from graft.hub.web.request import caller, endpoint, expect_files, registry, room_for_body, unquote_part
+from graft.hub.web.huggingface.read import MODEL, writable_repo
+from graft.hub.web.request import caller, endpoint, expect_files, read_body, registry, room_for_body, unquote_part
 
 blueprint = Blueprint("uploads", __name__)
 
 READ_BYTES = 1 << 20  # unbuffered, a line would be read byte by byte
-MAX_PREUPLOAD_FILES = 1000
 TAGS = (
     "X-Graft-Tags"  # the header by which graft's own client names tags for a commit, which come with it or not at all
 )
@@ -41,7 +42,7 @@ TAGS = (
 def validate_yaml() -> Response:
     """What a client asks before it uploads a card: errors stop it there, warnings are printed."""
     try:
-        card, _ = split_card(text_field(body(), "content"))
+        card, _ = split_card(read_body(Card).content)
     except GraftError as error:
         response = jsonify({"errors": [{"message": str(error)}], "warnings": []})
         response.status_code = 400
@@ -58,12 +59,10 @@ def validate_yaml() -> Response:
 def preupload(namespace: str, name: str, revision: str) -> Response:
     """Name what is no part of an adapter, which clients then leave out, and what is there already, so that it need not
     travel. Refuses a file of the adapter's own that could not be committed."""
-    repo, files = writable_repo(namespace, name), body().get("files")
-    if not isinstance(files, list) or len(files) > MAX_PREUPLOAD_FILES:
-        raise GraftError(f"'files' must be a list of at most {MAX_PREUPLOAD_FILES} files.")
+    repo, offers = writable_repo(namespace, name), read_body(Offers).files
     head = registry().branch_head(repo, unquote_part(revision))
     known = {file.path: file.git_oid for file in registry().files(head)} if head else {}
-    given = [_read_offer(file) for file in files]
+    given = [(offer.path, offer.size, _decode(offer.path, offer.sample)) for offer in offers]
     require_no_pickled_adapter(path for path, _, _ in given)
     aside = {path: find_leftover(path, size, start, registry().max_weights_bytes) for path, size, start in given}
     for path, size, start in given:
@@ -74,14 +73,6 @@ def preupload(namespace: str, name: str, revision: str) -> Response:
     if leftovers := [leftover for leftover in aside.values() if leftover]:
         response.headers["X-HF-Warning"] = _warning(repo.name, leftovers)
     return response
-
-
-def _read_offer(file: object) -> tuple[str, int, bytes]:
-    """Path, size and first bytes."""
-    if not isinstance(file, dict):
-        raise GraftError("Each of 'files' must be an object with path, size and sample.")
-    path = text_field(file, "path")
-    return path, count_field(file, "size"), _decode(path, text_field(file, "sample", ""))
 
 
 def _preupload_answer(file: tuple[str, int, bytes], ignored: bool, known: dict[str, str]) -> dict[str, object]:
@@ -107,15 +98,14 @@ def commit(namespace: str, name: str, revision: str) -> Response:
     most = registry().max_weights_bytes // 3 * 4 + 4  # base64
     with room_for_body():
         header, changes = _read_commit(commit_body.lines(stream, most, registry().blobs.incoming))
-        parent = header.get("parentCommit")
         revision_made = registry().commit(
             repo.name,
             changes,
-            title=text_field(header, "summary", "") or "Upload",
-            message=text_field(header, "description", "") or "",
+            title=header.summary or "Upload",
+            message=header.description,
             user=caller().name,
             branch=unquote_part(revision),
-            parent=parent if isinstance(parent, str) and parent else None,
+            parent=header.parentCommit or None,
             tags=[tag for tag in request.headers.get(TAGS, "").split(",") if tag],
         )
     url = f"{endpoint()}/{repo.name}/commit/{revision_made.id}"
@@ -124,31 +114,31 @@ def commit(namespace: str, name: str, revision: str) -> Response:
 
 def _read_commit(
     lines: Iterator[tuple[str, dict[str, object], IO[bytes] | None]],
-) -> tuple[dict[str, object], list[Change]]:
+) -> tuple[CommitHeader, list[Change]]:
     """The header and the changes of a commit, files stored on the way. Raises GraftError for an unknown key."""
-    header: dict[str, object] = {}
+    header = CommitHeader()
     changes: list[Change] = []
     for key, value, content in lines:
         match key:
             case "header":
-                header = value
+                header = check_body(CommitHeader, value)
             case "file":
-                changes.append(_file(value, content))
+                changes.append(_file(check_body(CommitFile, value), content))
             case "lfsFile":
-                changes.append(_lfs_file(value))
+                changes.append(_lfs_file(check_body(CommitLfsFile, value)))
             case "deletedFile":
-                changes.append(Delete(text_field(value, "path")))
+                changes.append(Delete(check_body(CommitPath, value).path))
             case "deletedFolder":
-                changes.append(Delete(text_field(value, "path").rstrip("/") + "/"))
+                changes.append(Delete(check_body(CommitPath, value).path.rstrip("/") + "/"))
             case _:
                 raise GraftError(f"{key!r} is no part of a commit: header, file, lfsFile, deletedFile, deletedFolder.")
     return header, changes
 
 
-def _file(value: dict[str, object], content: IO[bytes] | None) -> Put:
-    """`content`: where the value's own is only the sign that it was moved there."""
-    path, text = text_field(value, "path"), text_field(value, "content", "").encode()
-    if text_field(value, "encoding", "utf-8") == "base64":
+def _file(file: CommitFile, content: IO[bytes] | None) -> Put:
+    """`content`: where the line's own is only the sign that it was moved there."""
+    path, text = file.path, file.content.encode()
+    if file.encoding == "base64":
         try:
             data = commit_body.Base64(content or io.BytesIO(text))
             return Put(path, registry().store(path, data, data.size))
@@ -166,9 +156,9 @@ def _decode(path: str, content: str) -> bytes:
         raise ArtifactError(f"{path}: the content is not base64.") from None
 
 
-def _lfs_file(value: dict[str, object]) -> Put:
+def _lfs_file(file: CommitLfsFile) -> Put:
     """A file whose bytes came before, by LFS, or were in the repo all along."""
-    path, oid = text_field(value, "path"), text_field(value, "oid")
+    path, oid = file.path, file.oid
     check_path(path)
     if not uploaded(oid):
         raise ArtifactError(f"{path}: its bytes ({oid}) were never uploaded, or not by you.")

@@ -9,8 +9,6 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, jsonify, request, send_file
 from werkzeug.datastructures import MultiDict
 
-from graft.hub.adapters.model_card import texts
-from graft.hub.adapters.validation import strict_json
 from graft.hub.errors import (
     ConflictError,
     EntryNotFoundError,
@@ -25,7 +23,8 @@ from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.search import Query
 from graft.hub.web.error_responses import ERROR_CODES
 from graft.hub.web.huggingface import json_answers
-from graft.hub.web.request import caller, endpoint, registry, unquote_part
+from graft.hub.web.huggingface.bodies import NewBranch, NewRepo, NewTag, Paths, Renaming, Settings
+from graft.hub.web.request import caller, endpoint, read_body, read_body_if_any, registry, unquote_part
 
 blueprint = Blueprint("protocol", __name__)
 
@@ -46,6 +45,7 @@ SORTS = {
 COUNTED = "adapter_config.json"
 # A public file at a commit id never changes, so caches may keep it; for as long it may be had there once it is withdrawn or hidden.
 FOR_CACHES = "public, max-age=3600, immutable"
+TRUE = ("true", "1")
 
 
 def readable_repo(namespace: str, name: str) -> Repo:
@@ -74,46 +74,6 @@ def writable_repo(namespace: str, name: str, action: Action = Action.REPO_WRITE)
     return repo
 
 
-def body() -> dict[str, object]:
-    """The request's JSON object. Raises GraftError for anything else."""
-    try:
-        fields = strict_json(request.get_data(as_text=True))
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise GraftError("The request's body must be a JSON object (NaN and Infinity are no JSON).")
-    return fields
-
-
-def body_if_any() -> dict[str, object]:
-    """As `body`, for a request that may come without one."""
-    return body() if request.get_data() else {}
-
-
-def text_field(fields: dict[str, object], key: str, default: str | None = None) -> str:
-    """A string of a JSON body. Raises GraftError when it is missing or of another kind."""
-    value = fields.get(key, default)
-    if not isinstance(value, str):
-        raise GraftError(f"The field {key!r} must be a string.")
-    return value
-
-
-def texts_field(fields: dict[str, object], key: str) -> list[str]:
-    """A list of strings of a JSON body. Raises GraftError when it is missing or of another kind."""
-    value = fields.get(key)
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise GraftError(f"The field {key!r} must be a list of strings.")
-    return value
-
-
-def count_field(fields: dict[str, object], key: str) -> int:
-    """A whole number of a JSON body, 0 or more. Raises GraftError when it is missing or of another kind."""
-    value = fields.get(key)
-    if type(value) is not int or value < 0:
-        raise GraftError(f"The field {key!r} must be a whole number, 0 or more.")
-    return value
-
-
 # Access
 
 
@@ -135,18 +95,17 @@ def auth_check_write(namespace: str, name: str) -> Response:
 
 @blueprint.post("/api/repos/create")
 def create_repo() -> Response:
-    fields = body()
-    if fields.get("type") not in (None, "model"):
+    wanted = read_body(NewRepo)
+    if wanted.type != "model":
         raise GraftError("This hub keeps adapters only: create a repo of type 'model'.")
-    full = _full_name(fields)
+    full = wanted.full_name(caller().name)
     check_repo_name(full)
     require(caller(), Action.REPO_CREATE, full)
-    private = fields.get("visibility") == "private" or fields.get("private") is True
     url = {"url": f"{endpoint()}/{full}", "name": full}
     try:
-        repo = registry().create_repo(full, private=private, user=caller().name)
+        repo = registry().create_repo(full, private=wanted.is_private, user=caller().name)
     except ConflictError as error:
-        response = jsonify({"error": str(error), **url})
+        response = jsonify({"error": str(error), "code": error.code, **url})
         response.status_code = 409
         return response
     return jsonify(url | {"id": str(repo.id)})
@@ -154,39 +113,29 @@ def create_repo() -> Response:
 
 @blueprint.delete("/api/repos/delete")
 def delete_repo() -> Response:
-    repo = writable_repo(*check_repo_name(_full_name(body())), Action.REPO_DELETE)
+    repo = writable_repo(*check_repo_name(read_body(NewRepo).full_name(caller().name)), Action.REPO_DELETE)
     registry().delete_repo(repo.name, user=caller().name)
     return jsonify({})
 
 
 @blueprint.post("/api/repos/move")
 def move_repo() -> Response:
-    fields = body()
-    repo, target = (
-        writable_repo(*check_repo_name(text_field(fields, "fromRepo")), Action.REPO_MOVE),
-        text_field(fields, "toRepo"),
-    )
-    check_repo_name(target)
-    require(caller(), Action.REPO_CREATE, target)
-    registry().move_repo(repo.name, target, user=caller().name)
+    names = read_body(Renaming)
+    repo = writable_repo(*check_repo_name(names.fromRepo), Action.REPO_MOVE)
+    check_repo_name(names.toRepo)
+    require(caller(), Action.REPO_CREATE, names.toRepo)
+    registry().move_repo(repo.name, names.toRepo, user=caller().name)
     return jsonify({})
 
 
 @blueprint.put(f"{MODEL}/settings")
 def settings(namespace: str, name: str) -> Response:
-    repo, fields = writable_repo(namespace, name), body()
-    if fields.get("gated"):
+    repo, wanted = writable_repo(namespace, name), read_body(Settings)
+    if wanted.gated:
         raise GraftError("This hub has no gated repos: make the repo private instead.")
-    private = fields.get("visibility") == "private" if "visibility" in fields else fields.get("private")
-    if isinstance(private, bool):
-        registry().set_private(repo.name, private, user=caller().name)
+    if wanted.becomes_private is not None:
+        registry().set_private(repo.name, wanted.becomes_private, user=caller().name)
     return jsonify({"private": registry().repo(repo.name).private})
-
-
-def _full_name(fields: dict[str, object]) -> str:
-    """'ns/name' of a body that gives `name` and, apart or within it, the `organization`."""
-    name, organization = text_field(fields, "name"), fields.get("organization")
-    return name if "/" in name else f"{organization or caller().name}/{name}"
 
 
 # What there is
@@ -231,23 +180,27 @@ def tree(namespace: str, name: str, revision: str, path: str = "") -> Response:
     if prefix and not inside:
         raise EntryNotFoundError(f"There is no folder {prefix!r} in {namespace}/{name}@{revision}.")
     folders = json_answers.folders(inside, prefix)
-    if request.args.get("recursive", "").lower() not in ("true", "1"):
+    if request.args.get("recursive", "").lower() not in TRUE:
         depth = prefix.count("/") + 1 if prefix else 0
         inside = [file for file in inside if file.path.count("/") == depth]
         folders = [folder for folder in folders if folder["path"].count("/") == depth]
-    expand = request.args.get("expand", "").lower() in ("true", "1")
+    expand = request.args.get("expand", "").lower() in TRUE
     return jsonify([*folders, *json_answers.tree_entries(registry(), inside, expand)])
 
 
 @blueprint.post(f"{MODEL}/paths-info/<revision>")
 def paths_info(namespace: str, name: str, revision: str) -> Response:
     files = registry().files(_revision(readable_repo(namespace, name), revision).id)
-    given = request.form or body_if_any()
-    paths = request.form.getlist("paths") if request.form else texts(given.get("paths"))
-    wanted, expand = {path.strip("/") for path in paths}, str(given.get("expand", "")).lower() in ("true", "1")
+    asked = _paths_of_a_form() if request.form else read_body_if_any(Paths)
+    wanted, expand = {path.strip("/") for path in asked.paths}, str(asked.expand).lower() in TRUE
     folders = [folder for folder in json_answers.folders(files, "") if folder["path"] in wanted]
-    asked = [file for file in files if file.path in wanted]
-    return jsonify([*folders, *json_answers.tree_entries(registry(), asked, expand)])
+    there = [file for file in files if file.path in wanted]
+    return jsonify([*folders, *json_answers.tree_entries(registry(), there, expand)])
+
+
+def _paths_of_a_form() -> Paths:
+    """Older clients send a form."""
+    return Paths(paths=request.form.getlist("paths"), expand=request.form.get("expand", ""))
 
 
 @blueprint.get(f"{MODEL}/commits/<revision>")
@@ -281,15 +234,15 @@ def list_refs(namespace: str, name: str) -> Response:
 
 @blueprint.post(f"{MODEL}/tag/<revision>")
 def create_tag(namespace: str, name: str, revision: str) -> Response:
-    repo, fields = writable_repo(namespace, name), body()
-    registry().create_ref(repo.name, "tag", text_field(fields, "tag"), unquote_part(revision), user=caller().name)
+    repo, tag = writable_repo(namespace, name), read_body(NewTag).tag
+    registry().create_ref(repo.name, "tag", tag, unquote_part(revision), user=caller().name)
     return jsonify({})
 
 
 @blueprint.post(f"{MODEL}/branch/<branch>")
 def create_branch(namespace: str, name: str, branch: str) -> Response:
     repo = writable_repo(namespace, name)
-    start = text_field(body_if_any(), "startingPoint", "main")
+    start = read_body_if_any(NewBranch).startingPoint
     registry().create_ref(repo.name, "branch", unquote_part(branch), start, user=caller().name)
     return jsonify({})
 
@@ -314,7 +267,7 @@ def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
     try:
         file = registry().file(commit.id, unquote_part(path))
     except EntryNotFoundError as error:
-        response = jsonify({"error": str(error)})
+        response = jsonify({"error": str(error), "code": error.code})
         response.status_code = 404
         response.headers.update({"X-Error-Code": ERROR_CODES[EntryNotFoundError], "X-Repo-Commit": commit.id})
         return response

@@ -104,7 +104,7 @@ def test_peft_pushes_and_loads(hub: str, registry: Registry, tmp_path: Path) -> 
     assert registry.resolve("ann/peft").method == "lora"
 
 
-def test_lfs_is_there_for_those_who_insist(hub: str, registry: Registry, adapter: Path) -> None:
+def test_lfs_is_there_for_those_who_insist(hub: str, registry: Registry, adapter: Path, monkeypatch) -> None:
     token = first_admin(registry.db, "ann")
     client = httpx.Client(base_url=hub, headers={"Authorization": f"Bearer {token}"})
     client.post("/api/repos/create", json={"name": "news"}).raise_for_status()
@@ -117,7 +117,15 @@ def test_lfs_is_there_for_those_who_insist(hub: str, registry: Registry, adapter
     }
     [item] = client.post("/ann/news.git/info/lfs/objects/batch", json=asked).json()["objects"]
     upload, verify = item["actions"]["upload"]["href"], item["actions"]["verify"]["href"]
-    assert httpx.put(upload.replace(oid, "0" * 64), content=weights).status_code == 403
+    middle = len(upload) - 80
+    other = "A" if upload[middle] != "A" else "B"
+    assert httpx.put(upload[:middle] + other + upload[middle + 1 :], content=weights).status_code == 403
+    assert httpx.put(upload.replace("/lfs/upload", "/lfs/part"), content=weights).status_code == 403
+    assert httpx.put(upload.partition("?")[0], content=weights).status_code == 403
+    monkeypatch.setattr(git_lfs, "LINK_LIFE_S", -1)
+    late = httpx.put(upload, content=weights)
+    assert late.status_code == 403 and "has expired" in late.json()["error"]
+    monkeypatch.undo()
     assert httpx.put(upload, content=weights[:-1]).status_code == 409
     assert httpx.put(upload, content=b"x" * len(weights)).status_code == 409
     assert client.post(verify, json={"oid": oid, "size": len(weights)}).status_code == 422
@@ -199,6 +207,5 @@ def test_a_hash_is_no_key_to_others_files(hub: str, registry: Registry, adapter:
     assert commit("bob") == 422 and clients["bob"].post("/bob/copy.git/info/lfs/verify", json=verify).status_code == 422
     assert commit("ann") == 200 and "actions" not in batch("ann")
     upload = batch("bob")["actions"]["upload"]["href"]
-    assert httpx.put(upload.replace("who=bob", "who=ann"), content=weights).status_code == 403
     assert httpx.put(upload, content=weights).status_code == 200
     assert commit("bob") == 200
