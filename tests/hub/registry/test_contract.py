@@ -480,4 +480,4 @@ def test_what_a_plain_hub_has_no_word_for(shelf: AnyRegistry, filled: Registry) 
 
 def test_how_long_an_answer_may_be_trusted(shelf: AnyRegistry, kind: str) -> None:
     assert shelf.is_far == (kind != "file")
-    assert shelf.trusted_s == {"file": 0, "graft": 1, "plain": 10}[kind]
+    assert shelf.trusted_s == {"file": 0, "graft": 0.75, "plain": 10}[kind]

@@ -40,10 +40,10 @@ def test_an_alias_is_followed_within_a_second(hub: str, registry: Registry, seco
     while names.locate(name).revision != second:
         assert time.monotonic() < promoted + 5
         time.sleep(0.01)
-    assert time.monotonic() - promoted < 1.2  # a second, and the machine's own slowness
+    assert time.monotonic() - promoted < 1.0
 
 
-def test_a_busy_name_is_asked_for_once_a_second(hub: str, second: str, monkeypatch) -> None:
+def test_a_busy_name_is_not_asked_for_each_time(hub: str, second: str, monkeypatch) -> None:
     shelf, asked = RemoteRegistry(hub), []
     resolve = shelf.resolve
     monkeypatch.setattr(shelf, "resolve", lambda name, **more: asked.append(name) or resolve(name, **more))
