@@ -202,7 +202,7 @@ def test_who_measures_and_who_claims(registry: Registry, ask: Ask, score: dict[s
         ({"data_hash": "0" * 64}, 409, "is no evaluation set of news-topic"),
         ({"task": "nothing"}, 404, "There is no task"),
         ({"metric": "beauty"}, 400, "Unknown metric"),
-        ({"source": "oracle"}, 400, "source is 'graft' or 'self-reported'"),
+        ({"source": "oracle"}, 400, "source: Input should be 'graft' or 'self-reported'"),
         ({"metric": "chrf", "value": 101.0}, 400, "lies between 0 and 100"),
     ],
 )

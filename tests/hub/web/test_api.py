@@ -1,6 +1,7 @@
 """graft's own API: what its bodies refuse, that each mistake is named, and that answers are what /openapi.json says."""
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema_rs
@@ -69,7 +70,8 @@ def test_a_mistake_is_named(client: Client, method: str, path: str, sent: object
 
 def test_a_null_is_as_if_it_were_not_given(client: Client, registry: Registry) -> None:
     assert client.put(f"{ADAPTER}/aliases/a", json={"revision": None, "why": None}).status_code == 200
-    assert client.post("/api/evaluations", json=SCORE | {"low": None, "extra": None}).status_code == 200
+    score = SCORE | {"data_hash": registry.task("news-topic").data_hash, "low": None, "extra": None, "source": None}
+    assert client.post("/api/evaluations", json=score).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,8 @@ def test_a_null_is_as_if_it_were_not_given(client: Client, registry: Registry) -
         ("get", "/api/tasks/news-topic", None),
         ("put", "/api/tasks/news-topic", {"metric": "f1", "data": EVAL_SET.decode()}),
         ("get", "/api/tasks/news-topic/leaderboard", None),
+        ("get", "/api/evaluations/1", None),
+        ("put", "/api/tasks/news-topic/owners", {"owners": ["ann"]}),
         ("get", "/api/bases", None),
         ("get", "/api/tasks/nothing", None),
         ("put", f"{ADAPTER}/aliases/a%20b", {}),
@@ -130,7 +134,7 @@ def test_an_answer_is_the_registrys_record(client: Client, registry: Registry) -
 
 def test_every_documented_path_is_there(client: Client) -> None:
     rules = {
-        (method.lower(), str(rule).replace("<", "{").replace(">", "}"))
+        (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(rule)))
         for rule in client.application.url_map.iter_rules()
         for method in rule.methods or ()
     }

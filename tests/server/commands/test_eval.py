@@ -1,14 +1,19 @@
 """`graft eval` as a user types it: what is scored is kept, whatever happens to the rest."""
 
 import json
+import threading
+from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner
 
 from graft.hub.base.manifest import record
+from graft.hub.cli.hub import http_server
 from graft.hub.cli.main import main
 from graft.hub.errors import ForbiddenError
+from graft.hub.registry.access.tokens import create_token, first_admin
 from graft.hub.registry.registry import Registry
+from graft.hub.web.app import create_app
 from graft.server.commands.scorekeeping import Scorekeeper
 from graft.server.engine.engine import Engine
 from tests.conftest import tiny_base
@@ -169,3 +174,33 @@ def test_scores_on_other_examples_are_no_measurements_of_the_task(graft_eval, sh
     assert "kept as self-reported, and not ranked: (bare base), ann/lora, bob/ia3 (these are not all" in done.stderr
     assert [row.source for row in shelf.evaluations("ann/lora")] == ["self-reported"]
     assert shelf.leaderboard("letters") == []
+
+
+@pytest.fixture
+def hub_url(shelf) -> Iterator[str]:
+    """A hub over the shelf."""
+    server = http_server(create_app(shelf), "127.0.0.1", 0, threads=4)
+    threading.Thread(target=server.run, daemon=True).start()
+    yield f"http://127.0.0.1:{server.effective_port}"
+
+
+def test_an_admin_scores_all_of_a_hub(shelf, base_folder, tmp_path, hub_url, monkeypatch):
+    """What is listed by its base's fingerprint and by its id alone, of whatever namespace; what is private is not seen."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    publish(shelf, tiny_base("llama"), tmp_path, "cat/bitfit", 2)
+    publish(shelf, tiny_base("llama"), tmp_path, "dan/lora", 3)
+    shelf.set_private("dan/lora", True)
+    monkeypatch.setenv("HF_TOKEN", first_admin(shelf.db, "root"))
+    words = ["eval", "--task", "letters", "--base", str(base_folder), "--device", "cpu", "--dtype", "float32", "--json"]
+    done = CliRunner().invoke(main, [*words, "--hub", hub_url])
+    assert done.exit_code == 0, done.output
+    assert names(done) == ["", "ann/lora", "bob/ia3", "cat/bitfit"]
+    board = shelf.leaderboard("letters")
+    assert {row.evaluation.repo for row in board} == {None, "ann/lora", "bob/ia3", "cat/bitfit"}
+    assert {row.evaluation.who for row in board} == {"root"}
+    again = CliRunner().invoke(main, [*words, "--hub", hub_url])
+    assert again.exit_code == 0 and "3 of 3 adapters are scored" in again.stderr
+    monkeypatch.setenv("HF_TOKEN", create_token(shelf.db, "ann", "write"))
+    ours = CliRunner().invoke(main, [*words, "--hub", hub_url, "--again"])
+    assert ours.exit_code == 0 and names(ours) == ["", "ann/lora", "bob/ia3", "cat/bitfit"]
+    assert "not recorded: (bare base), bob/ia3, cat/bitfit" in ours.stderr, ours.stderr
