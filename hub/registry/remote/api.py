@@ -42,14 +42,18 @@ class HubApi:
 
     @cached_property
     def is_graft(self) -> bool:
-        """Whether the hub is graft's own, by how it describes itself; asked once. Raises GraftError where none answers."""
+        """Whether the hub is graft's own, by how it describes itself; asked once.
+
+        Raises UnreachableError where none answers, and what a graft hub refuses us with (a token that was revoked).
+        """
         response = self._send("GET", "/openapi.json")
-        if response.status_code >= 500:
+        said = _object_of(response.content)
+        if (
+            response.status_code >= 500 or {"error", "code"} <= said.keys()
+        ):  # a graft hub that refuses us, as it would anything
             raise error_of(response.status_code, None, response.content)
-        try:
-            return bool(response.status_code == 200 and json.loads(response.content)["info"]["title"] == TITLE)
-        except (ValueError, KeyError, TypeError):
-            return False
+        about = said.get("info")
+        return isinstance(about, dict) and about.get("title") == TITLE
 
     def require_graft(self, what: str) -> None:
         """Raises NotOfferedError where the hub is of another kind than graft's, which has no `what`."""
@@ -98,3 +102,12 @@ class HubApi:
         except (hf.HTTPError, OSError) as error:  # HTTPError: of whichever transport this version of the client has
             reason = str(error) or type(error).__name__
             raise UnreachableError(f"No hub answers at {self.url} ({reason}): is it running?") from None
+
+
+def _object_of(content: bytes) -> dict[str, object]:
+    """The JSON object that an answer is; empty for anything else."""
+    try:
+        said = json.loads(content)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}

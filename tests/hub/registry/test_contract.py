@@ -398,8 +398,17 @@ def test_tasks(shelf: AnyRegistry, there: Registry) -> None:
     assert shelf.task_data("news-topic") == EVAL_SET
     renewed = shelf.add_task("news-topic", "exact_match", EVAL_SET * 2, "")
     assert (renewed.metric, renewed.examples) == ("exact_match", 2) and shelf.tasks() == [renewed]
+    assert shelf.task_data("news-topic", made.data_hash) == EVAL_SET and shelf.task_data("news-topic") == EVAL_SET * 2
+    with pytest.raises(NotFoundError):
+        shelf.task_data("news-topic", "0" * 64)
+    owned = shelf.set_task_owners("news-topic", ["bob", "ann"])
+    assert set(owned.owners) == {"ann", "bob"} and shelf.task("news-topic") == there.task("news-topic") == owned
+    renewed = shelf.add_task("news-topic", "exact_match", EVAL_SET * 2, "", owners=["ann"])
+    assert set(renewed.owners) == {"ann"}
+    with pytest.raises(GraftError, match="a b"):
+        shelf.set_task_owners("news-topic", ["a b"])
     for slug in ("nothing", "No Slug", "a/b"):
-        for ask in (shelf.task, shelf.task_data, shelf.leaderboard):
+        for ask in (shelf.task, shelf.task_data, shelf.leaderboard, lambda slug: shelf.set_task_owners(slug, [])):
             with pytest.raises(NotFoundError, match="There is no task"):
                 ask(slug)
     for arguments, error, said in (
@@ -420,7 +429,11 @@ def test_scores(shelf: AnyRegistry, filled: Registry) -> None:
     task = filled.add_task("news-topic", "accuracy", EVAL_SET, "")
     head, other = filled.resolve("ann/news"), filled.resolve("bob/news")
     score = Evaluation(task.slug, task.data_hash, "accuracy", 0.9, 1, repo="ann/news", engine="test", seconds=1.5)
-    shelf.record_evaluation(dataclasses.replace(score, low=0.8, high=1.0, extra={"p": 0.5}))
+    recorded = shelf.record_evaluation(dataclasses.replace(score, low=0.8, high=1.0, extra={"p": 0.5}))
+    assert recorded == shelf.evaluation(recorded.id or 0) == filled.evaluations("ann/news")[0]
+    for id in (-1, 0, 999):
+        with pytest.raises(NotFoundError):
+            shelf.evaluation(id)
     shelf.record_evaluation(dataclasses.replace(score, repo=None, base_fingerprint="f" * 64, value=0.5))
     assert shelf.evaluations("ann/news") == filled.evaluations("ann/news")
     [kept] = shelf.evaluations("ann/news")
@@ -471,6 +484,8 @@ def test_what_a_plain_hub_has_no_word_for(shelf: AnyRegistry, filled: Registry) 
         lambda: shelf.add_task("news-topic", "accuracy", EVAL_SET, ""),
         lambda: shelf.record_evaluation(score),
         lambda: shelf.evaluations("ann/news"),
+        lambda: shelf.evaluation(1),
+        lambda: shelf.set_task_owners("news-topic", ["ann"]),
         lambda: shelf.leaderboard("news-topic"),
     ):
         with pytest.raises(NotOfferedError, match="not as a graft hub does: only those have") as refused:

@@ -19,7 +19,7 @@ from graft.hub.errors import (
     TooLargeError,
     UnauthorizedError,
 )
-from graft.hub.registry.access.tokens import create_token
+from graft.hub.registry.access.tokens import create_token, first_admin
 from graft.hub.registry.commits.changes import Put
 from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.registry import Registry
@@ -68,6 +68,23 @@ def test_a_hub_is_asked_whether_it_would_take_an_adapter(remote: RemoteRegistry,
         RemoteRegistry(remote.url, token="hf_graft_nobody").require_writer(["ann/new"])
     with pytest.raises(GraftError, match="No hub answers at"):
         RemoteRegistry("http://127.0.0.1:9").require_writer(["ann/new"])
+
+
+def test_a_token_that_is_none_is_said_to_be(hub: str, registry: Registry, adapter: Path, tmp_path: Path) -> None:
+    """Whatever is asked first: how a hub is recognised takes a token, too."""
+    registry.publish(adapter, "ann/news")
+    first_admin(registry.db, "root")
+    for ask in (
+        lambda remote: remote.tasks(),
+        lambda remote: remote.resolve("ann/news"),
+        lambda remote: remote.search(Query()),
+        lambda remote: remote.pull("ann/news", tmp_path / "out"),
+        lambda remote: remote.publish(adapter, "ann/news"),
+        lambda remote: remote.promote("ann/news", "production"),
+        lambda remote: remote.trusted_s,
+    ):
+        with pytest.raises(UnauthorizedError, match="unknown"):
+            ask(RemoteRegistry(hub, token="hf_graft_nobody"))
 
 
 def test_tasks_and_scores(remote: RemoteRegistry, registry: Registry, adapter: Path) -> None:
@@ -123,7 +140,6 @@ def test_damaged_bytes_are_not_taken(remote: RemoteRegistry, registry: Registry,
 def test_a_token_is_needed_where_there_are_users(
     remote: RemoteRegistry, registry: Registry, hub: str, adapter: Path
 ) -> None:
-    from graft.hub.registry.access.tokens import create_token, first_admin
 
     ann = RemoteRegistry(hub, token=first_admin(registry.db, "ann"))
     bob = RemoteRegistry(hub, token=create_token(registry.db, "bob", "write"))
@@ -175,7 +191,6 @@ def test_what_a_hub_refuses_of_a_run_costs_no_other_score(
     hub: str, registry: Registry, adapter: Path, tmp_path: Path, lora_folder
 ) -> None:
     """`graft eval --hub` by somebody who is no evaluator: of their own adapters the scores are kept, as self-reported."""
-    from graft.hub.registry.access.tokens import create_token, first_admin
     from graft.server.commands.scorekeeping import BARE, Scorekeeper
 
     first_admin(registry.db, "root")
