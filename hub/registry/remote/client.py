@@ -110,9 +110,8 @@ class RemoteRegistry:
         inspect_artifact(folder, None)
         with stage_upload(folder) as (sent, spec):
             if spec is not None and self.api.is_graft:
-                with suppress(
-                    ConflictError
-                ):  # another base has its id: the adapter's shapes are not checked there, then
+                # Where another base has its id, the adapter's shapes are not checked there.
+                with suppress(ConflictError):
                     self.api.call("POST", "/api/bases", ignore, json.loads(spec.to_json()))
             message = message or f"Publish {folder.resolve().name}"
             made = upload(self.api, sent, name, tags=tags, private=private, message=message)
