@@ -67,8 +67,10 @@ class BlobStore:
         """The folder is made when missing, unless the store is `read_only`."""
         self.folder = folder
         self.incoming = folder / "tmp"
-        if not read_only:
+        if not read_only and not self.incoming.is_dir():
             self.incoming.mkdir(parents=True, exist_ok=True)
+            flush(folder)
+            flush(folder.parent)
 
     def path(self, sha256: str) -> Path:
         """Where the blob lies, whether or not it is there. Raises NotFoundError for a name that is no sha256."""

@@ -23,6 +23,7 @@ from graft.hub.registry.maintenance.row_checks import DAMAGE
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
 from graft.hub.registry.storage.blob_store import BlobStore
+from graft.hub.registry.storage.ownership import ID_SETTING, OWNER
 from graft.hub.registry.storage.read_only import connect_read_only
 from tests.hub.conftest import base_spec, lora_folder
 
@@ -64,6 +65,8 @@ OPERATIONS = {
         Operation("gc", lambda registry, folder: collect(registry, grace_s=0)),
         Operation("backup", lambda registry, folder: backup(registry, folder / "backup")),
         Operation("restore", lambda registry, folder: restore(folder / "kept", folder / "restored.db")),
+        Operation("create", lambda registry, folder: Registry(folder / "fresh.db").close()),
+        Operation("adopt", lambda registry, folder: Registry(folder / "before.db").close()),
         Operation("pull", lambda registry, folder: registry.pull("ann/news@v2", folder / "pulled")),
         Operation("evaluation", lambda registry, folder: _score(registry)),
         Operation("add_task", lambda registry, folder: registry.add_task("mood", "accuracy", DATA + DATA, "")),
@@ -90,8 +93,18 @@ def prepare(folder: Path) -> None:
     backup(registry, folder / "kept")
     registry.close()
     lora_folder(folder / "new", rank=1, seed=4)
+    _make_old_registry(folder)
     for name in ("first", "second", "old", "gone"):
         shutil.rmtree(folder / name)
+
+
+def _make_old_registry(folder: Path) -> None:
+    """As graft before 0.1 left it: neither the database nor the folder of blobs has an owner."""
+    old = Registry(folder / "before.db")
+    old.publish(folder / "new", "ann/before")
+    old.db.execute("DELETE FROM settings WHERE key = ?", [ID_SETTING])
+    old.close()
+    (old.blobs.folder / OWNER).unlink()
 
 
 def perform(folder: Path, operation: Operation) -> None:
@@ -113,9 +126,9 @@ def observe(folder: Path) -> dict[str, Any]:
 
 
 def problems(folder: Path) -> list[str]:
-    """Of the registry, its backup, and one made from a backup."""
+    """Of the registry, its backup, and what else may have become a registry."""
     found = []
-    for path in (folder / DATABASE, folder / "restored.db"):
+    for path in (folder / name for name in (DATABASE, "restored.db", "fresh.db", "before.db")):
         if path.exists():
             with closing(Registry(path, create=False)) as registry:
                 found += check(registry).problems

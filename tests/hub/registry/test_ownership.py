@@ -3,6 +3,9 @@
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,3 +156,41 @@ def test_an_owner_that_cannot_be_read_is_said(tmp_path: Path, adapter: Path) -> 
 def test_a_database_that_is_called_like_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ConflictError, match=r"ends in \.db"):
         Registry(tmp_path / "a.blobs")
+
+
+OPENER = """
+import sys, time
+from graft.hub.registry.registry import Registry
+while time.time() < float(sys.argv[2]):
+    pass
+registry = Registry(sys.argv[1])
+print(registry.db.execute("SELECT value FROM settings WHERE key = 'registry.id'").fetchone()[0])
+"""
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_processes_that_open_a_registry_at_once_agree(tmp_path: Path, adapter: Path, old: bool) -> None:
+    if old:
+        forget_owner(made(tmp_path / "a.db", adapter))
+    start = str(time.time() + 3)
+    command = [sys.executable, "-c", OPENER, str(tmp_path / "a.db"), start]
+    openers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    ids = {opener.communicate()[0].strip() for opener in openers}
+    assert len(ids) == 1 and ids == {read_owner(tmp_path / "a.blobs").id}
+
+
+def test_of_two_registries_that_want_a_folder_at_once_one_gets_it(tmp_path: Path) -> None:
+    start = str(time.time() + 3)
+    openers = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPENER, str(tmp_path / f"team.{name}"), start],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("dev", "prod")
+    ]
+    said = [opener.communicate() for opener in openers]
+    [winner] = [out.strip() for out, _ in said if out]
+    [refused] = [errors for out, errors in said if not out]
+    assert read_owner(tmp_path / "team.blobs").id == winner and "ConflictError" in refused
