@@ -21,7 +21,7 @@ from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.blob_store import BlobStore, DamagedBlobError
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.folder_lock import own_folder, share_folder
-from graft.hub.registry.storage.ownership import blob_folder, claim_copy
+from graft.hub.registry.storage.ownership import blob_folder, claim_for_backup, claim_for_restore, give_id
 from graft.hub.registry.storage.read_only import connect_read_only, log_of
 
 DATABASE = "registry.db"
@@ -44,9 +44,8 @@ def backup(registry: Registry, folder: Path) -> Report:
     """
     target = BlobStore(blob_folder(folder / DATABASE))
     with own_folder(target.folder, f"Another backup is being written to {folder}: wait until it is done."):
-        _require_earlier(registry.db, folder)
+        claim_for_backup(registry.db, folder / DATABASE, target, earlier=_holds_earlier(registry.db, folder))
         with share_folder(registry.blobs.folder), _snapshot(registry.db, folder / DATABASE) as (fresh, db):
-            claim_copy(db, folder / DATABASE, target)
             made = _copy(db, registry.blobs, target)
             if made.problems:
                 raise UnsoundError(_say(f"{folder} keeps what it had, since this copy could not be restored", made))
@@ -58,36 +57,33 @@ def backup(registry: Registry, folder: Path) -> Report:
 def restore(folder: Path, path: Path) -> Report:
     """Make a registry at `path` from a backup, every byte checked on the way. After a failure it may be tried again.
 
-    Raises NotFoundError for a folder without a backup, ConflictError where a registry, or something of one, is at `path`,
+    It is another registry than the one that was backed up, with another id, so that the two never share a folder. Raises NotFoundError for a folder without a backup, ConflictError where a registry, or something of one, is at `path`,
     UnsoundError for a damaged backup.
     """
     if not (folder / DATABASE).is_file():
         raise NotFoundError(f"{folder} is no backup: it holds no {DATABASE}.")
     _require_nothing_at(path)
-    place = blob_folder(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    new = not place.exists()
-    try:
-        return _restore(folder, path, BlobStore(place))
-    except BaseException:
-        if new and not path.exists():
-            shutil.rmtree(place, ignore_errors=True)
-        raise
+    blob_folder(path).parent.mkdir(parents=True, exist_ok=True)
+    target = BlobStore(blob_folder(path))
+    with own_folder(target.folder, f"Another restore to {path} is at work: wait until it is done."):
+        id = claim_for_restore(path, target)
+        try:
+            return _restore(folder, path, target, id)
+        except BaseException:
+            if not path.exists():
+                shutil.rmtree(target.folder)
+            raise
 
 
-def _restore(folder: Path, path: Path, target: BlobStore) -> Report:
+def _restore(folder: Path, path: Path, target: BlobStore, id: str) -> Report:
     source = BlobStore(blob_folder(folder / DATABASE), read_only=True)
-    with (
-        own_folder(target.folder, f"Another restore to {path} is at work: wait until it is done."),
-        closing(_open_backup(folder)) as kept,
-        _snapshot(kept, path) as (fresh, db),
-    ):
-        claim_copy(db, path, target)
+    with closing(_open_backup(folder)) as kept, _snapshot(kept, path, id) as (fresh, db):
         made = _copy(db, source, target)
         if made.problems:
             raise UnsoundError(_say(f"The backup in {folder} is not sound", made))
         _require_nothing_at(path)
         _put_in_place(fresh, path)
+    Registry(path).close()  # it takes its folder, which is whole now
     return made
 
 
@@ -104,31 +100,35 @@ def _open_backup(folder: Path) -> Database:
     return db
 
 
-def _require_earlier(db: Database, folder: Path) -> None:
-    """Raises ConflictError where the folder's backup is no earlier state of this registry: it would be lost."""
+def _holds_earlier(db: Database, folder: Path) -> bool:
+    """Whether a folder's backup is an earlier state of this registry. Raises ConflictError where it is none: it would be
+    lost."""
     if not (folder / DATABASE).exists():
-        return
+        return False
     columns = ", ".join(LINEAGE)
     with closing(_open_backup(folder)) as kept:
         last = kept.execute(f"SELECT {columns} FROM audit ORDER BY id DESC LIMIT 1").fetchone()
     if last is None:
-        return
+        return False
     same = " AND ".join(f"{column} = ?" for column in LINEAGE)
     if db.execute(f"SELECT 1 FROM audit WHERE {same}", tuple(last)).fetchone() is None:
         raise ConflictError(
             f"{folder} holds the backup of another registry, or of a later state of this one ({last['at']}), which would "
             f"be lost: choose another folder."
         )
+    return True
 
 
 @contextmanager
-def _snapshot(db: Database, path: Path) -> Iterator[tuple[Path, Database]]:
+def _snapshot(db: Database, path: Path, id: str | None = None) -> Iterator[tuple[Path, Database]]:
     """What a database holds at this moment, as a file beside `path` and open for reading; gone afterwards, unless it was
-    put in its place."""
+    put in its place. `id`: what it is called from now on, if not as before."""
     fresh = path.with_name(path.name + FRESH)
     fresh.unlink(missing_ok=True)
     try:
         db.execute("VACUUM INTO ?", [str(fresh)])
+        if id is not None:
+            give_id(fresh, id)
         flush(fresh)
         with closing(connect_read_only(fresh)) as copy:
             yield fresh, copy

@@ -7,14 +7,13 @@ id and get one when they are first opened where they can be written.
 """
 
 import glob
-import hashlib
 import json
 import os
 import secrets
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,10 +33,11 @@ SAMPLE = 100  # blobs looked for before a folder without an owner is taken for t
 
 @dataclass(frozen=True)
 class Owner:
-    """`file`: the database's name in the folder where the blobs' folder lies."""
+    """`file`: the database's name in the folder where the blobs' folder lies. `restoring`: it may not be there yet."""
 
     id: str
     file: str
+    restoring: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,12 @@ def registry_id(db: Database) -> str | None:
     return row["value"] if row else None
 
 
+def give_id(path: Path, id: str) -> None:
+    """Let a database that nobody else uses be another registry's."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT OR REPLACE INTO settings (key, value) VALUES (?, ?)", [ID_SETTING, id])
+
+
 def prepare(db: Database, path: Path, blobs: BlobStore) -> None:
     """Bring the tables up to date and claim the folder of blobs, all or nothing, also when several processes open a new
     file at once. Raises ConflictError for a folder that is another registry's."""
@@ -103,16 +109,35 @@ def require_room(path: Path, blobs: BlobStore) -> None:
         raise ConflictError(conflict)
 
 
-def claim_copy(db: Database, path: Path, blobs: BlobStore) -> None:
-    """A folder of blobs for a copy of a registry that will lie at `path`, to be filled: empty, or filled in part already.
+def claim_for_backup(db: Database, path: Path, blobs: BlobStore, *, earlier: bool) -> None:
+    """The folder of blobs of a backup at `path`, for a copy of the registry `db`.
 
-    Raises ConflictError for a folder that is another registry's.
+    `earlier`: an earlier state of this registry is known to lie there, whatever id it had (a restored registry has a new
+    one). Raises ConflictError for a folder that is another registry's.
     """
-    claim = _claim_of(db)
-    mine = Owner(claim.id or _first_id(db), path.name)
-    _require_free(path, blobs, Claim(mine.id, claim.used, claim.blobs if any(blobs.names()) else ()))
-    if read_owner(blobs.folder) != mine:
+    owner = read_owner(blobs.folder)
+    mine = Owner(registry_id(db) or (owner.id if owner else secrets.token_hex(16)), path.name)
+    theirs = owner.id != mine.id if owner else any(blobs.names())
+    if theirs and not earlier:
+        raise ConflictError(f"{blobs.folder} holds the files of another registry: choose another folder.")
+    if owner != mine:
         _write(blobs, mine)
+
+
+def claim_for_restore(path: Path, blobs: BlobStore) -> str:
+    """The id of a registry that is to be made at `path` from a backup, its folder of blobs marked as being filled.
+
+    Raises ConflictError for a folder with anything in it that an interrupted restore did not leave.
+    """
+    owner = read_owner(blobs.folder)
+    if any(blobs.names()) if owner is None else not owner.restoring:
+        raise ConflictError(
+            f"{blobs.folder} exists, with the files of a registry whose database was at {path}: move it away (a registry is "
+            f"its database and that folder), or delete it."
+        )
+    id = secrets.token_hex(16)
+    _write(blobs, Owner(id, path.name, restoring=True))
+    return id
 
 
 def _claim(db: Database, path: Path, blobs: BlobStore) -> None:
@@ -120,18 +145,12 @@ def _claim(db: Database, path: Path, blobs: BlobStore) -> None:
     claim = _claim_of(db)
     _require_free(path, blobs, claim)
     owner = read_owner(blobs.folder)
-    mine = Owner(claim.id or (owner.id if owner else _first_id(db)), path.name)
+    mine = Owner(claim.id or (owner.id if owner else secrets.token_hex(16)), path.name)
     if owner is None:
         _write_first(blobs, mine)
     elif owner != mine:
         _write(blobs, mine)
     db.execute("INSERT OR IGNORE INTO settings (key, value) VALUES (?, ?)", [ID_SETTING, mine.id])
-
-
-def _first_id(db: Database) -> str:
-    """The id of a registry that has none yet: the same for every copy of one, by its first entry in the audit."""
-    row = db.execute("SELECT at, who, action, subject, detail FROM audit ORDER BY id LIMIT 1").fetchone()
-    return hashlib.sha256(json.dumps(tuple(row)).encode()).hexdigest()[:32] if row else secrets.token_hex(16)
 
 
 def _claim_of(db: Database) -> Claim:

@@ -1,6 +1,8 @@
 """A backup can be restored, or it is none; a registry is restored, or nothing is there."""
 
 import json
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.maintenance.garbage import collect
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.folder_lock import share_folder
+from graft.hub.registry.storage.ownership import registry_id
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -152,22 +155,41 @@ def test_a_registry_is_not_restored_over_another(
     other.publish(adapter, "bob/mine")
     other.close()
     (tmp_path / "other.db").rename(tmp_path / "kept")
-    with pytest.raises(ConflictError, match="files of another registry"):
+    before = contents(other.blobs.folder)
+    with pytest.raises(ConflictError, match=r"files of a registry whose database was at .*move it away"):
         restore(saved, tmp_path / "other.db")
+    assert contents(other.blobs.folder) == before
     (tmp_path / "lone.db-wal").write_bytes(b"changes")
     with pytest.raises(ConflictError, match="may hold its last changes"):
         restore(saved, tmp_path / "lone.db")
 
 
-def test_a_lost_database_is_restored_into_its_own_folder(registry: Registry, saved: Path) -> None:
-    registry.close()
-    registry.path.unlink()
-    damaged = registry.blobs.path(next(registry.blobs.names()))
-    damaged.chmod(0o600)
-    damaged.write_bytes(b"rotten")
-    assert restore(saved, registry.path).problems == ()
-    again = Registry(registry.path)
-    assert check(again).problems == () and again.resolve("ann/news")
+def test_a_restored_registry_is_another_than_the_one_that_was_backed_up(
+    registry: Registry, saved: Path, tmp_path: Path, lora_folder
+) -> None:
+    """Each has files that the other does not know: neither may come to the other's folder."""
+    restore(saved, tmp_path / "then.db")
+    again = Registry(tmp_path / "then.db")
+    assert registry_id(again.db) != registry_id(registry.db)
+    for each, name in ((registry, "ann/one"), (again, "ann/two")):
+        each.publish(lora_folder(tmp_path / name, seed=len(name)), name)
+        each.close()
+    shutil.copy(registry.path, again.path)
+    with pytest.raises(ConflictError, match="files of another registry"):
+        Registry(again.path)
+
+
+def test_an_interrupted_restore_is_gone_on_with(registry: Registry, saved: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(backups, "_put_in_place", lambda *_: os._exit(9))
+    pid = os.fork()
+    if pid == 0:
+        restore(saved, tmp_path / "then.db")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    monkeypatch.undo()
+    with pytest.raises(ConflictError, match="files of a registry that is not there"):
+        Registry(tmp_path / "then.db")
+    assert restore(saved, tmp_path / "then.db").problems == ()
+    assert check(Registry(tmp_path / "then.db")).problems == ()
 
 
 def test_two_backups_to_one_folder_wait_for_each_other(registry: Registry, saved: Path, monkeypatch) -> None:

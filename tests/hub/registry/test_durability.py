@@ -88,7 +88,7 @@ def test_backup_and_restore_are_flushed_before_they_are_named(
     restore(tmp_path / "backup", tmp_path / "again" / "again.db")
     for folder, database in (("backup", "registry.db"), ("again", "again.db")):
         named = [path.name for path in disk.names(tmp_path / folder)]
-        assert len(named) == 6 and named[-1] == database and "owner.json" in named
+        assert named[0] == "owner.json" and named[5] == database and len(set(named)) == 6
 
 
 def test_a_pulled_adapter_is_flushed_before_it_is_named(
