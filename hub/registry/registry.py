@@ -29,7 +29,8 @@ from graft.hub.registry.commits.publish_folder import PULLED, base_at_hand, cont
 from graft.hub.registry.leaderboard import Evaluation, Standing
 from graft.hub.registry.naming import branch_of, check_repo_name
 from graft.hub.registry.queries import MOST_LISTED, File, Repo, Revision
-from graft.hub.registry.storage.blob_store import Blob, BlobStore, Seekable, Tree
+from graft.hub.registry.storage.arrivals import Arrivals, Blob
+from graft.hub.registry.storage.blob_store import BlobStore, Seekable, Tree
 from graft.hub.registry.storage.connections import Connections
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.download_counter import DownloadCounter
@@ -159,7 +160,8 @@ class Registry:
         spec = base_at_hand(Path(folder))
         if spec is not None and spec.id:
             base_models.take_base(self.db, spec, user)
-        puts = [Put(path, self.store_file(path, source)) for path, source in files.items()]
+        with self.blobs.receive() as arrivals:
+            puts = [Put(path, self.store_file(path, source, arrivals)) for path, source in files.items()]
         return self.commit(
             name,
             puts,
@@ -173,13 +175,13 @@ class Registry:
             base_fingerprint=spec.fingerprint if spec else None,
         )
 
-    def store_file(self, path: str, source: Path) -> Blob:
+    def store_file(self, path: str, source: Path, into: Arrivals | None = None) -> Blob:
         """As `store`, of a file on this disk."""
         with source.open("rb") as stream:
-            return self.store(path, stream, source.stat().st_size)
+            return self.store(path, stream, source.stat().st_size, into)
 
-    def store(self, path: str, stream: Seekable, size: int) -> Blob:
-        """Put `size` bytes into the store, to be committed as `path`.
+    def store(self, path: str, stream: Seekable, size: int, into: Arrivals | None = None) -> Blob:
+        """Put `size` bytes into the store (or into a delivery to it), to be committed as `path`.
 
         Raises ArtifactError and its kin for what no repo may hold, by name, by size or by how it starts.
         """
@@ -187,7 +189,7 @@ class Registry:
         accepted_files.check_size(path, size, self.max_weights_bytes)
         accepted_files.check_start(path, stream.read(accepted_files.START_BYTES))
         stream.seek(0)
-        return self.blobs.put(stream, size)
+        return (into or self.blobs).put(stream, size)
 
     def commit(
         self,

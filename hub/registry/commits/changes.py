@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 
 from graft.hub.errors import ArtifactError, EntryNotFoundError, TooLargeError
 from graft.hub.registry.commits.accepted_files import MAX_TREE_FILES
-from graft.hub.registry.storage.blob_store import Blob, Tree
+from graft.hub.registry.storage.arrivals import Blob
+from graft.hub.registry.storage.blob_store import Tree
 
 
 @dataclass(frozen=True)

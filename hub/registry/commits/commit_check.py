@@ -18,7 +18,8 @@ from graft.hub.adapters.validation import (
     read_text,
 )
 from graft.hub.registry import base_models
-from graft.hub.registry.storage.blob_store import Blob, BlobStore, Tree
+from graft.hub.registry.storage.arrivals import Blob
+from graft.hub.registry.storage.blob_store import BlobStore, Tree
 from graft.hub.registry.storage.database import Database
 
 READ = frozenset((CARD, CONFIG, PROVENANCE, *WEIGHTS))

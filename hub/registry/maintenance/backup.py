@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
@@ -26,6 +27,7 @@ from graft.hub.registry.storage.read_only import connect_read_only, log_of
 
 DATABASE = "registry.db"
 FRESH = ".new"  # appended to a database's name while it is not yet proven
+BATCH = 64  # blobs that get their names at once
 LEFT_BESIDE = ("-wal", "-shm")  # by SQLite, of a database that is no more
 LINEAGE = ("id", "at", "who", "action", "subject", "detail")
 
@@ -144,14 +146,17 @@ def _copy(db: Database, source: BlobStore, target: BlobStore) -> Report:
 
 def _copy_blobs(source: BlobStore, target: BlobStore, wanted: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Copy what `target` lacks or holds damaged; yields what `source` doesn't have whole. Every byte is hashed once."""
-    for sha256, size in sorted(wanted.items()):
-        if problem_of(target, sha256, size) is None:
-            continue
-        try:
-            with source.open(sha256) as stream:
-                target.put(stream, size, sha256)
-        except (DamagedBlobError, ConflictError):
-            yield sha256, problem_of(source, sha256, size) or f"Blob {sha256} changed while it was copied."
+    todo = iter(sorted(wanted.items()))
+    while batch := list(islice(todo, BATCH)):
+        with target.receive() as arrivals:
+            for sha256, size in batch:
+                if problem_of(target, sha256, size) is None:
+                    continue
+                try:
+                    with source.open(sha256) as stream:
+                        arrivals.put(stream, size, sha256)
+                except (DamagedBlobError, ConflictError):
+                    yield sha256, problem_of(source, sha256, size) or f"Blob {sha256} changed while it was copied."
 
 
 def _require_nothing_at(path: Path) -> None:

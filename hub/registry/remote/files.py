@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub.hf_api import RepoFile
 
 from graft.hub.errors import ArtifactError
-from graft.hub.registry.storage.blob_store import CHUNK_BYTES
+from graft.hub.registry.storage.arrivals import CHUNK_BYTES
 
 
 def require_intact(path: Path, file: RepoFile) -> None:

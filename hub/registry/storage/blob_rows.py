@@ -1,7 +1,8 @@
 """The row that makes a stored blob one that the tables refer to."""
 
 from graft.hub.errors import ConflictError
-from graft.hub.registry.storage.blob_store import Blob, BlobStore
+from graft.hub.registry.storage.arrivals import Blob
+from graft.hub.registry.storage.blob_store import BlobStore
 from graft.hub.registry.storage.database import Database
 
 

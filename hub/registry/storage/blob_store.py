@@ -12,33 +12,17 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from graft.hub.errors import ConflictError, GraftError, NotFoundError
+from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.machine.atomic_files import flush
+from graft.hub.registry.storage.arrivals import CHUNK_BYTES, Arrivals, Blob, Readable
 
-CHUNK_BYTES = 1 << 20
 Tree = dict[str, str]  # a file's path -> its sha256
 SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class Blob:
-    """What a stored file is known by: its own hash, git's name for the same bytes, and its size in bytes."""
-
-    sha256: str
-    git_oid: str
-    size: int
-
-
-class Readable(Protocol):
-    def read(self, count: int, /) -> bytes:
-        """At least one byte and about `count`; none at the end."""
-        ...
 
 
 class Seekable(Readable, Protocol):
@@ -78,50 +62,39 @@ class BlobStore:
             raise NotFoundError(f"{sha256!r} is not a sha256.")
         return self.folder / sha256[:2] / sha256
 
-    def put(self, stream: Readable, size: int, expected_sha256: str | None = None) -> Blob:
-        """Store exactly `size` bytes of `stream`; return what they are known by.
+    @contextmanager
+    def receive(self) -> Iterator[Arrivals]:
+        """For several files at once: they are blobs when the block ends, and nothing is left of them where it fails.
 
-        Raises ConflictError when the stream ends early, goes on, or does not hash to `expected_sha256`;
-        nothing is left behind then, nor when the disk fills up (OSError).
+        Folders are flushed once for all, which is most of what small files cost.
         """
-        sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        descriptor, name = tempfile.mkstemp(dir=self.incoming)
-        temporary = Path(name)
+        arrivals = Arrivals(self.incoming)
         try:
-            with os.fdopen(descriptor, "wb") as out:
-                written = 0
-                while chunk := stream.read(min(CHUNK_BYTES, size - written + 1)):
-                    written += len(chunk)
-                    if written > size:
-                        break
-                    sha256.update(chunk)
-                    git.update(chunk)
-                    out.write(chunk)
-                if written != size:
-                    raise ConflictError(f"Expected {size} bytes and received {written}: send the file again.")
-                digest = sha256.hexdigest()
-                if expected_sha256 not in (None, digest):
-                    raise ConflictError(
-                        f"The bytes received hash to {digest}, not to {expected_sha256}: send them again."
-                    )
-                out.flush()
-                os.fsync(out.fileno())
-            self._adopt(temporary, self.path(digest))
-        finally:
-            temporary.unlink(missing_ok=True)
-        return Blob(digest, git.hexdigest(), size)
+            yield arrivals
+            if arrivals.staged:
+                self._adopt(arrivals.staged)
+        except BaseException:
+            arrivals.discard()
+            raise
+
+    def put(self, stream: Readable, size: int, expected_sha256: str | None = None) -> Blob:
+        """Store exactly `size` bytes of `stream`, as Arrivals.put says."""
+        with self.receive() as arrivals:
+            return arrivals.put(stream, size, expected_sha256)
 
     def put_bytes(self, data: bytes) -> Blob:
         return self.put(io.BytesIO(data), len(data))
 
-    def _adopt(self, temporary: Path, target: Path) -> None:
-        """Move a flushed file to its name. Renaming over an equal file also renews its age, which keeps `gc` off it."""
-        if not target.parent.is_dir():
+    def _adopt(self, staged: Mapping[Path, str]) -> None:
+        """Move flushed files to their names. Renaming over an equal file also renews its age, which keeps `gc` off it."""
+        for temporary, sha256 in staged.items():
+            target = self.path(sha256)
             target.parent.mkdir(exist_ok=True)
-            flush(self.folder)
-        temporary.chmod(0o444)
-        temporary.replace(target)
-        flush(target.parent)
+            temporary.chmod(0o444)
+            temporary.replace(target)
+        for shard in sorted({self.path(sha256).parent for sha256 in staged.values()}):
+            flush(shard)
+        flush(self.folder)  # a shard may be new
 
     def describe(self, sha256: str) -> Blob:
         """What a stored blob is known by, read anew from its bytes. Raises DamagedBlobError when it isn't there."""

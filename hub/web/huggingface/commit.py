@@ -23,6 +23,7 @@ from graft.hub.registry.commits.trainer_leftovers import (
     list_leftovers,
     require_no_pickled_adapter,
 )
+from graft.hub.registry.storage.arrivals import Arrivals
 from graft.hub.request_body import check_body
 from graft.hub.web.huggingface import commit_body
 from graft.hub.web.huggingface.bodies import Card, CommitFile, CommitHeader, CommitLfsFile, CommitPath, Offers
@@ -97,7 +98,8 @@ def commit(namespace: str, name: str, revision: str) -> Response:
     stream = io.BufferedReader(cast(io.RawIOBase, request.stream), READ_BYTES)
     most = registry().max_weights_bytes // 3 * 4 + 4  # base64
     with room_for_body():
-        header, changes = _read_commit(commit_body.lines(stream, most, registry().blobs.incoming))
+        with registry().blobs.receive() as arrivals:
+            header, changes = _read_commit(commit_body.lines(stream, most, registry().blobs.incoming), arrivals)
         revision_made = registry().commit(
             repo.name,
             changes,
@@ -113,9 +115,9 @@ def commit(namespace: str, name: str, revision: str) -> Response:
 
 
 def _read_commit(
-    lines: Iterator[tuple[str, dict[str, object], IO[bytes] | None]],
+    lines: Iterator[tuple[str, dict[str, object], IO[bytes] | None]], arrivals: Arrivals
 ) -> tuple[CommitHeader, list[Change]]:
-    """The header and the changes of a commit, files stored on the way. Raises GraftError for an unknown key."""
+    """The header and the changes of a commit, files received on the way. Raises GraftError for an unknown key."""
     header = CommitHeader()
     changes: list[Change] = []
     for key, value, content in lines:
@@ -123,7 +125,7 @@ def _read_commit(
             case "header":
                 header = check_body(CommitHeader, value)
             case "file":
-                changes.append(_file(check_body(CommitFile, value), content))
+                changes.append(_file(check_body(CommitFile, value), content, arrivals))
             case "lfsFile":
                 changes.append(_lfs_file(check_body(CommitLfsFile, value)))
             case "deletedFile":
@@ -135,18 +137,18 @@ def _read_commit(
     return header, changes
 
 
-def _file(file: CommitFile, content: IO[bytes] | None) -> Put:
+def _file(file: CommitFile, content: IO[bytes] | None, arrivals: Arrivals) -> Put:
     """`content`: where the line's own is only the sign that it was moved there."""
     path, text = file.path, file.content.encode()
     if file.encoding == "base64":
         try:
             data = commit_body.Base64(content or io.BytesIO(text))
-            return Put(path, registry().store(path, data, data.size))
+            return Put(path, registry().store(path, data, data.size, arrivals))
         except binascii.Error:
             raise ArtifactError(f"{path}: the content is not base64.") from None
     if content is not None:
         raise GraftError(f"{path}: a content as long as this must come as base64.")
-    return Put(path, registry().store(path, io.BytesIO(text), len(text)))
+    return Put(path, registry().store(path, io.BytesIO(text), len(text), arrivals))
 
 
 def _decode(path: str, content: str) -> bytes:

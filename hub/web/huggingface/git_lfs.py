@@ -18,7 +18,7 @@ from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError, TooLargeError
 from graft.hub.registry import upload_claims
 from graft.hub.registry.access import keys, quotas
-from graft.hub.registry.storage.blob_store import CHUNK_BYTES
+from graft.hub.registry.storage.arrivals import CHUNK_BYTES
 from graft.hub.web.huggingface.bodies import LfsBatch, LfsObject
 from graft.hub.web.huggingface.read import writable_repo
 from graft.hub.web.request import caller, endpoint, expect_files, hub, read_body, registry
