@@ -3,6 +3,7 @@
 The promise each time: what was acknowledged is there, what wasn't is not half there, and `check` finds nothing.
 """
 
+import os
 import random
 import signal
 import socket
@@ -12,12 +13,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 
 from graft.hub.errors import ConflictError
+from graft.hub.registry import upload_claims
 from graft.hub.registry.access.keys import secret
 from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.commits.changes import Put
@@ -26,6 +29,7 @@ from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.maintenance.garbage import collect
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.schema import write_transaction
+from graft.hub.registry.storage.timestamps import FORMAT
 
 WRITER = """
 import sys
@@ -294,3 +298,31 @@ def test_laying_out_a_blob_that_is_stored_again_meanwhile(registry: Registry, tm
     finally:
         ended.set()
         writer.join()
+
+
+def test_an_evaluation_set_collected_before_its_task_is_recorded(registry: Registry, monkeypatch) -> None:
+    """As for a commit: the bytes are stored, gc takes them, and no row may then refer to them."""
+    put = registry.blobs.put_bytes
+
+    def put_and_lose(data: bytes) -> object:
+        blob = put(data)
+        collect(registry, grace_s=0)
+        return blob
+
+    monkeypatch.setattr(registry.blobs, "put_bytes", put_and_lose)
+    with pytest.raises(ConflictError, match="upload the file again"):
+        registry.add_task("t", "accuracy", b'{"prompt": "a", "completion": "b"}\n', "")
+    monkeypatch.undo()
+    assert registry.tasks() == []
+    require_sound(registry)
+
+
+def test_a_slow_uploader_keeps_what_came_first(registry: Registry, adapter: Path) -> None:
+    """Hours may lie between the first file of a commit and the commit."""
+    blob = registry.blobs.put_bytes(b"the first of many")
+    upload_claims.note_upload(registry.db, blob.sha256, "ann")
+    hours_ago = time.time() - 6 * 3600
+    os.utime(registry.blobs.path(blob.sha256), (hours_ago, hours_ago))
+    registry.db.execute("UPDATE uploads SET created_at = ?", [datetime.fromtimestamp(hours_ago, UTC).strftime(FORMAT)])
+    assert collect(registry).blobs == 0
+    assert registry.db.execute("SELECT count(*) FROM uploads").fetchone()[0] == 1

@@ -33,7 +33,7 @@ def test_operations_that_meet_another_at_each_point() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", ["backup", "publish", "commit", "rollback", "evaluation", "pull"])
+@pytest.mark.parametrize("operation", ["backup", "publish", "commit", "add_task", "rollback", "evaluation", "pull"])
 def test_longer_operations_that_meet_another_at_each_point(operation: str) -> None:
     run("meetings", operation)
 
