@@ -145,7 +145,8 @@ def _claim(db: Database, path: Path, blobs: BlobStore) -> None:
     claim = _claim_of(db)
     _require_free(path, blobs, claim)
     owner = read_owner(blobs.folder)
-    mine = Owner(claim.id or (owner.id if owner else secrets.token_hex(16)), path.name)
+    begun = owner.id if owner and owner.file == path.name else None  # a folder that was copied has its first owner's
+    mine = Owner(claim.id or begun or secrets.token_hex(16), path.name)
     if owner is None:
         _write_first(blobs, mine)
     elif owner != mine:

@@ -33,12 +33,14 @@ def test_operations_that_meet_another_at_each_point() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("operation", ["backup", "publish", "commit", "add_task", "rollback", "evaluation", "pull"])
 def test_longer_operations_that_meet_another_at_each_point(operation: str) -> None:
     run("meetings", operation)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("kind", ["pairs", "together"])
 def test_each_pair_of_operations_the_first_killed_at_each_point(kind: str, operation: str) -> None:
@@ -46,5 +48,6 @@ def test_each_pair_of_operations_the_first_killed_at_each_point(kind: str, opera
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_thousand_random_kills() -> None:
     run("random", "1000")

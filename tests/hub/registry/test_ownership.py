@@ -125,6 +125,20 @@ def test_two_old_registries_in_one_folder_are_both_refused(tmp_path: Path, adapt
             Registry(tmp_path / name)
 
 
+def test_an_old_registry_with_a_copy_of_the_folder_that_another_owns_gets_its_own_id(
+    tmp_path: Path, adapter: Path
+) -> None:
+    forget_owner(made(tmp_path / "apart" / "team.prod", adapter))
+    first = made(tmp_path / "team.dev", adapter)
+    (tmp_path / "apart" / "team.prod").rename(tmp_path / "team.prod")
+    with pytest.raises(ConflictError, match="a copy of that folder beside it"):
+        Registry(tmp_path / "team.prod")
+    shutil.copytree(tmp_path / "team.blobs", tmp_path / "prod.blobs")
+    (tmp_path / "team.prod").rename(tmp_path / "prod.db")
+    assert registry_id(Registry(tmp_path / "prod.db").db) != registry_id(first.db)
+    assert read_owner(first.blobs.folder).file == "team.dev"
+
+
 def test_another_programs_database_of_that_name_is_no_registry(tmp_path: Path, adapter: Path) -> None:
     other = sqlite3.connect(tmp_path / "team.sqlite")
     other.execute("CREATE TABLE t (x)")
