@@ -117,6 +117,13 @@ CONTRADICTIONS = (
         "JOIN repos ON repos.id = repo_id) WHERE score IS NOT latest",
     ),
     Rule(
+        "{counted} adapters are counted as of {task}, {base}, {method} and {license}, and {listed} are listed.",
+        "SELECT task, base, method, license, sum(counts) AS counted, sum(lists) AS listed FROM "
+        "(SELECT private, task, base, method, license, n AS counts, 0 AS lists FROM facet_counts UNION ALL "
+        "SELECT private, task, base, method, license, 0, 1 FROM listing) "
+        "GROUP BY private, task, base, method, license HAVING counted != listed",
+    ),
+    Rule(
         "{repo} can't be found by its text: the index knows it as {name}.",
         f"SELECT {_REPO}, texts.name AS name FROM listing JOIN repos ON repos.id = repo_id LEFT JOIN texts "
         "ON texts.rowid = repo_id WHERE texts.name IS NOT repos.namespace || '/' || repos.name",

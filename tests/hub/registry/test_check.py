@@ -74,6 +74,7 @@ SPOILT = {
     "{repo} counts": f"UPDATE repos SET downloads = 7 WHERE id = {NEWS}",
     "{repo} is listed with other": f"UPDATE listing SET digest = 'x' WHERE repo_id = {NEWS}",
     "{repo} is listed with the score": f"UPDATE listing SET score = 0.9 WHERE repo_id = {NEWS}",
+    "{counted} adapters": "UPDATE facet_counts SET n = n + 1",
     "{repo} can't be found": f"DELETE FROM texts WHERE rowid = {NEWS}",
     "The index finds": "INSERT INTO texts (rowid, name, labels, card) VALUES (999, 'x/y', '', '')",
     "{repo} has labels": f"DELETE FROM listing WHERE repo_id = {NEWS}",
