@@ -192,6 +192,21 @@ def test_an_interrupted_restore_is_gone_on_with(registry: Registry, saved: Path,
     assert check(Registry(tmp_path / "then.db")).problems == ()
 
 
+def test_what_only_earlier_backups_needed_is_collected_there(
+    registry: Registry, saved: Path, tmp_path: Path, lora_folder
+) -> None:
+    registry.delete_repo("ann/news")
+    registry.publish(lora_folder(tmp_path / "next", seed=1), "ann/next")
+    collect(registry, grace_s=0)
+    assert backup(registry, saved).unreferred > 0
+    kept = Registry(saved / "registry.db")
+    assert collect(kept, grace_s=0).blobs > 0
+    assert check(kept).problems == () and check(kept).unreferred == 0
+    kept.close()
+    assert backup(registry, saved).unreferred == 0
+    assert restore(saved, tmp_path / "then.db").problems == ()
+
+
 def test_two_backups_to_one_folder_wait_for_each_other(registry: Registry, saved: Path, monkeypatch) -> None:
     copy, inside, go = backups._copy, threading.Event(), threading.Event()
 
