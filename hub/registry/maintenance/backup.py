@@ -45,7 +45,10 @@ def backup(registry: Registry, folder: Path) -> Report:
     registry, or one that another backup is being written to. The last good backup is kept then.
     """
     target = BlobStore(blob_folder(folder / DATABASE))
-    with own_folder(target.folder, f"Another backup is being written to {folder}: wait until it is done."):
+    if target.folder.samefile(registry.blobs.folder):
+        raise ConflictError(f"{folder} is where the registry itself lies: choose another folder, best on another disk.")
+    busy = f"Another backup is being written to {folder}, or one is being restored from it: wait until that is done."
+    with own_folder(target.folder, busy):
         claim_for_backup(registry.db, folder / DATABASE, target, earlier=_holds_earlier(registry.db, folder))
         with share_folder(registry.blobs.folder), _snapshot(registry.db, folder / DATABASE) as (fresh, db):
             made = _copy(db, registry.blobs, target)
@@ -59,8 +62,9 @@ def backup(registry: Registry, folder: Path) -> Report:
 def restore(folder: Path, path: Path) -> Report:
     """Make a registry at `path` from a backup, every byte checked on the way. After a failure it may be tried again.
 
-    It is another registry than the one that was backed up, with another id, so that the two never share a folder. Raises NotFoundError for a folder without a backup, ConflictError where a registry, or something of one, is at `path`,
-    UnsoundError for a damaged backup.
+    It is another registry than the one that was backed up, with another id, so that the two never share a folder.
+    Raises NotFoundError for a folder without a backup, ConflictError where a registry, or something of one, is at
+    `path`, UnsoundError for a damaged backup.
     """
     if not (folder / DATABASE).is_file():
         raise NotFoundError(f"{folder} is no backup: it holds no {DATABASE}.")
@@ -79,7 +83,7 @@ def restore(folder: Path, path: Path) -> Report:
 
 def _restore(folder: Path, path: Path, target: BlobStore, id: str) -> Report:
     source = BlobStore(blob_folder(folder / DATABASE), read_only=True)
-    with closing(_open_backup(folder)) as kept, _snapshot(kept, path, id) as (fresh, db):
+    with share_folder(source.folder), closing(_open_backup(folder)) as kept, _snapshot(kept, path, id) as (fresh, db):
         made = _copy(db, source, target)
         if made.problems:
             raise UnsoundError(_say(f"The backup in {folder} is not sound", made))

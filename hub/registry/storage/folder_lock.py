@@ -18,7 +18,7 @@ from graft.hub.errors import ConflictError, GraftError
 
 LOCK = "lock"
 POLL_S = 0.05
-_UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+_UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 
 
 @contextmanager

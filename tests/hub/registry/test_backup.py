@@ -112,6 +112,13 @@ def test_a_damaged_backup_is_refused_and_leaves_nothing(registry: Registry, save
     assert restore(saved, tmp_path / "new" / "registry.db").problems == ()
 
 
+def test_a_backup_without_its_files_is_refused(saved: Path, tmp_path: Path) -> None:
+    shutil.rmtree(saved / "registry.blobs")
+    with pytest.raises(UnsoundError, match=r"not sound \(4 problems\)"):
+        restore(saved, tmp_path / "new" / "registry.db")
+    assert contents(tmp_path / "new") == {}
+
+
 def test_a_backup_whose_tables_are_damaged_is_refused(registry: Registry, saved: Path, tmp_path: Path) -> None:
     database = saved / "registry.db"
     sound = database.read_bytes()
@@ -190,6 +197,28 @@ def test_an_interrupted_restore_is_gone_on_with(registry: Registry, saved: Path,
         Registry(tmp_path / "then.db")
     assert restore(saved, tmp_path / "then.db").problems == ()
     assert check(Registry(tmp_path / "then.db")).problems == ()
+
+
+def test_a_registry_is_not_backed_up_into_itself(registry: Registry, adapter: Path) -> None:
+    registry.publish(adapter, "ann/news")
+    before = contents(registry.blobs.folder)
+    with pytest.raises(ConflictError, match="where the registry itself lies"):
+        backup(registry, registry.path.parent)
+    assert contents(registry.blobs.folder) == before and check(registry).problems == ()
+
+
+def test_a_backup_is_not_collected_while_it_is_restored(
+    registry: Registry, saved: Path, tmp_path: Path, monkeypatch
+) -> None:
+    copy = backups._copy
+
+    def meanwhile(*arguments: object) -> object:
+        with pytest.raises(ConflictError, match="or one is being restored"):
+            backup(registry, saved)
+        return copy(*arguments)
+
+    monkeypatch.setattr(backups, "_copy", meanwhile)
+    assert restore(saved, tmp_path / "then.db").problems == ()
 
 
 def test_what_only_earlier_backups_needed_is_collected_there(
