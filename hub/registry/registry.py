@@ -72,10 +72,8 @@ class Registry:
         try:
             (require_own if self.read_only else prepare)(self.db, self.path, self.blobs)
         except sqlite3.OperationalError as error:
-            raise GraftError(
-                f"The registry {self.path} can't be opened or made ({error}): is there room on its disk, and may you "
-                f"write there?"
-            ) from None
+            why = f"The registry {self.path} can't be opened or made ({error})"
+            raise GraftError(f"{why}: is there room on its disk, and may you write there?") from None
         except sqlite3.DatabaseError as error:
             raise GraftError(f"{self.path} is no registry ({error}): check --registry.") from None
 

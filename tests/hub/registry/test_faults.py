@@ -320,7 +320,7 @@ def test_an_evaluation_set_collected_before_its_task_is_recorded(registry: Regis
 def test_a_slow_uploader_keeps_what_came_first(registry: Registry, adapter: Path) -> None:
     """Hours may lie between the first file of a commit and the commit."""
     blob = registry.blobs.put_bytes(b"the first of many")
-    upload_claims.note_upload(registry.db, blob.sha256, "ann")
+    upload_claims.note_upload(registry.db, blob.sha256, blob.size, "ann")
     hours_ago = time.time() - 6 * 3600
     os.utime(registry.blobs.path(blob.sha256), (hours_ago, hours_ago))
     registry.db.execute("UPDATE uploads SET created_at = ?", [datetime.fromtimestamp(hours_ago, UTC).strftime(FORMAT)])
