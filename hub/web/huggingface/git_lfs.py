@@ -16,8 +16,7 @@ from flask import Blueprint, Response, jsonify, request
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
 from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError, TooLargeError
-from graft.hub.registry import upload_claims
-from graft.hub.registry.access import keys, quotas
+from graft.hub.registry.access import keys, quotas, upload_claims
 from graft.hub.registry.storage.arrivals import CHUNK_BYTES
 from graft.hub.web.huggingface.bodies import LfsBatch, LfsObject
 from graft.hub.web.huggingface.read import writable_repo
