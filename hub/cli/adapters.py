@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from graft.hub.adapters.model_card import TASK_PREFIX
 from graft.hub.base.manifest import recorded_spec
 from graft.hub.errors import NotFoundError
 from graft.hub.machine.output_folder import claim
@@ -59,7 +60,7 @@ def publish(
 @registry_options
 def pull(name: str, out: Path | None, registry_path: Path, hub_url: str | None, as_json: bool) -> None:
     """Fetch an adapter's files, every byte checked. REV: a commit, branch, tag or alias."""
-    folder = out or Path(name.partition("@")[0].rpartition("/")[2].removeprefix("task:"))
+    folder = out or Path(name.partition("@")[0].rpartition("/")[2].removeprefix(TASK_PREFIX))
     claim(folder)
     revision = open_registry(registry_path, hub_url).pull(name, folder)
     if as_json:
@@ -151,7 +152,7 @@ def promote(
 def _served_by_task(registry: AnyRegistry, revision: Revision) -> Revision | None:
     """What `task:T` serves of the revision's task, on its base; None: nothing."""
     try:
-        return registry.resolve(f"task:{revision.task}", base=revision.base_fingerprint)
+        return registry.resolve(f"{TASK_PREFIX}{revision.task}", base=revision.base_fingerprint)
     except NotFoundError:
         return None
 

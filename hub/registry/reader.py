@@ -7,6 +7,7 @@ Knows neither HTTP nor torch. What a caller may do is decided before it gets her
 import sqlite3
 from pathlib import Path
 
+from graft.hub.adapters.model_card import TASK_PREFIX
 from graft.hub.adapters.validation import Inspection
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError, NotFoundError
@@ -103,8 +104,8 @@ class RegistryReader:
 
         `base`, a fingerprint, narrows 'task:T' to one base. Raises RepoNotFoundError or RevisionNotFoundError.
         """
-        if name.startswith("task:"):
-            return self.revision(tasks.find_promoted(self.db, name.removeprefix("task:"), base, caller))
+        if name.startswith(TASK_PREFIX):
+            return self.revision(tasks.find_promoted(self.db, name.removeprefix(TASK_PREFIX), base, caller))
         repo_name, _, ref = name.partition("@")
         repo = self.repo(repo_name, caller)
         return self.revision(refs.find(self.db, repo.id, repo.name, ref or "main"))

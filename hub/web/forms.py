@@ -22,6 +22,7 @@ from graft.hub.registry.commits.trainer_leftovers import (
 )
 from graft.hub.registry.naming import check_repo_name
 from graft.hub.registry.queries import FACTS
+from graft.hub.web.bodies import MAX_REASON_CHARS
 from graft.hub.web.huggingface.read import writable_repo
 from graft.hub.web.pages import blueprint
 from graft.hub.web.request import SESSION, caller, expect_files, registry, room_for_body, set_body_aside
@@ -139,7 +140,7 @@ def _receive(files: list[FileStorage]) -> tuple[list[Put], list[LeftOut]]:
 
 @blueprint.post("/<namespace>/<name>/promote")
 def promote(namespace: str, name: str) -> Response:
-    repo, why = writable_repo(namespace, name), request.form.get("why", "")[:1000]
+    repo, why = writable_repo(namespace, name), request.form.get("why", "")[:MAX_REASON_CHARS]
     alias = request.form.get("alias", "").strip()
     if request.form.get("rollback"):
         registry().rollback(repo.name, alias, who=caller().name, why=why, caller=caller())

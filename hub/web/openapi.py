@@ -16,6 +16,7 @@ from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.naming import REPO_NAME
 from graft.hub.registry.naming import SLUG as TASK_NAME
 from graft.hub.registry.queries import Revision
+from graft.hub.registry.remote.extensions import TITLE
 from graft.hub.registry.tasks import Task
 from graft.hub.web import answers, bodies
 
@@ -91,7 +92,7 @@ def document() -> Schema:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "graft hub",
+            "title": TITLE,
             "version": "1",
             "description": "Adapters by task and base, scored and versioned.",
         },

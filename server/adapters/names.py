@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from graft.hub.adapters.model_card import TASK_PREFIX
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError, NotFoundError, UnreachableError
 from graft.hub.machine.atomic_files import STAGING
@@ -22,7 +23,7 @@ from graft.hub.registry.interface import AnyRegistry
 from graft.hub.registry.naming import COMMIT_ID
 from graft.hub.registry.search import SearchHit, on_base
 
-Shelf = AnyRegistry
+Shelf = AnyRegistry  # by which the engine, which knows no registry, names what it passes on
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class AdapterNames:
         return answer
 
     def _ask_shelf(self, name: str) -> Location | GraftError:
-        if self.shelf is None or not ("/" in name or name.startswith("task:")):
+        if self.shelf is None or not ("/" in name or name.startswith(TASK_PREFIX)):
             places = f"Served here are {', '.join(self.names) or 'no adapters'} besides the base"
             hint = "" if self.shelf else "; start the server with --registry or --hub for more"
             return NotFoundError(f"There is no model {name!r}. {places}{hint}.")

@@ -5,12 +5,12 @@ bytes; files only once that is on disk. A crash between the two leaves garbage, 
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.storage.folder_lock import own_folder
 from graft.hub.registry.storage.schema import write_transaction
-from graft.hub.registry.storage.timestamps import FORMAT
+from graft.hub.registry.storage.timestamps import from_now
 
 GRACE_S = 86_400.0  # a client on a slow line may upload for hours before it commits
 BATCH = 500  # files that go under one lock: writers wait no longer than that takes
@@ -38,7 +38,7 @@ def collect(registry: Registry, grace_s: float = GRACE_S) -> Collected:
 
 
 def _collect_rows(registry: Registry, grace_s: float) -> int:
-    before = (datetime.now(UTC) - timedelta(seconds=grace_s)).strftime(FORMAT)
+    before = from_now(timedelta(seconds=-grace_s))
     db = registry.db
     with write_transaction(db):
         revisions = _forget_deleted(registry, before)

@@ -16,9 +16,9 @@ from huggingface_hub.utils import build_hf_headers, get_session
 
 from graft.hub.errors import GraftError, NotOfferedError, UnreachableError
 from graft.hub.registry.remote.answers import LOOK_ELSEWHERE, T, error_of
+from graft.hub.registry.remote.extensions import TITLE
 
 TIMEOUT_S = 60.0
-TITLE = "graft hub"  # of the API's description (web/openapi.py)
 
 
 def checked_url(url: str) -> str:

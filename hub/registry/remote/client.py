@@ -57,15 +57,15 @@ from graft.hub.registry.remote.answers import (
     within,
 )
 from graft.hub.registry.remote.api import HubApi, checked_url
+from graft.hub.registry.remote.extensions import LARGE_BY_LFS
 from graft.hub.registry.remote.files import require_intact
-from graft.hub.registry.remote.upload import LARGE_BY_LFS, upload
-from graft.hub.registry.search import Page, Query
+from graft.hub.registry.remote.upload import upload
+from graft.hub.registry.search import MAX_PAGE, Page, Query
 from graft.hub.registry.tasks import Task
 
 GREETING_S = 10.0
 TRUSTED_S = 0.75  # an answer of graft's own hub: a promoted alias is served within a second
 TRUSTED_ELSEWHERE_S = 10.0  # of one that many share, and that counts requests
-PAGE = 1000  # rows of a history at a time
 MAX_PULL_BYTES = MAX_WEIGHTS_BYTES + (1 << 30)  # the largest adapter, and what lies beside its weights
 
 
@@ -225,7 +225,7 @@ class RemoteRegistry:
         self.api.require_graft("a history of names that move")
         rows: list[T] = []
         while limit is None or len(rows) < limit:
-            size = PAGE if limit is None else min(PAGE, limit - len(rows))
+            size = MAX_PAGE if limit is None else min(MAX_PAGE, limit - len(rows))
             path = f"{_adapter(name)}/history?limit={size}&offset={len(rows)}"
             page = self.api.call("GET", path, within(key, kind))
             rows += page

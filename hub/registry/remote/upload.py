@@ -14,11 +14,9 @@ from huggingface_hub.hf_api import RepoFile
 from graft.hub.errors import ConflictError
 from graft.hub.registry.remote.answers import errors_of_client, errors_of_upload
 from graft.hub.registry.remote.api import HubApi
+from graft.hub.registry.remote.extensions import LARGE_BY_LFS, TAGS
 from graft.hub.registry.remote.files import is_intact
 
-# Ask graft's own hub for LFS (web/huggingface/git_lfs.py) and for tags (commit.py there); others take no notice of them.
-LARGE_BY_LFS = {"X-Graft-Uploads": "lfs"}
-TAGS = "X-Graft-Tags"
 KEPT = ".gitattributes"  # which the client never deletes
 
 

@@ -7,8 +7,8 @@ from graft.hub.registry.storage.database import Database
 
 
 def record_blob(db: Database, blobs: BlobStore, blob: Blob, who: str, at: str) -> None:
-    """Inside the transaction that refers to it: files are collected under the write lock, so it can't go any more. It
-    counts for `who` was the first to bring it.
+    """Inside the transaction that refers to it: files are collected under the write lock, so it can't go any more. Its
+    bytes count for whoever was the first to have it recorded.
 
     Raises ConflictError where `gc` took the file between its upload and this.
     """

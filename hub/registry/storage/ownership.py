@@ -26,7 +26,7 @@ from graft.hub.registry.storage.read_only import SQLITE_FILES, connect_read_only
 from graft.hub.registry.storage.schema import migrations, write_transaction
 
 BLOBS = ".blobs"
-OWNER = "owner.json"
+OWNER_FILE = "owner.json"
 ID_SETTING = "registry.id"
 SAMPLE = 100  # blobs looked for before a folder without an owner is taken for the registry's own
 
@@ -62,12 +62,12 @@ def blob_folder(path: Path) -> Path:
 def read_owner(folder: Path) -> Owner | None:
     """None where nobody has claimed the folder. Raises ConflictError for a file that graft did not write."""
     try:
-        return Owner(**json.loads((folder / OWNER).read_text("utf-8")))
+        return Owner(**json.loads((folder / OWNER_FILE).read_text("utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
         raise ConflictError(
-            f"{folder / OWNER} can't be read, so nobody knows whose files {folder} holds: restore that file from a "
+            f"{folder / OWNER_FILE} can't be read, so nobody knows whose files {folder} holds: restore that file from a "
             f"backup of the folder."
         ) from None
 
@@ -237,7 +237,7 @@ def _write_first(blobs: BlobStore, owner: Owner) -> None:
     """Raises ConflictError where another process has claimed the folder at this moment."""
     with _staged(blobs, owner) as staged:
         try:
-            os.link(staged, blobs.folder / OWNER)
+            os.link(staged, blobs.folder / OWNER_FILE)
         except FileExistsError:
             raise ConflictError(f"{blobs.folder} has just become another registry's: choose another name.") from None
     flush(blobs.folder)
@@ -245,5 +245,5 @@ def _write_first(blobs: BlobStore, owner: Owner) -> None:
 
 def _write(blobs: BlobStore, owner: Owner) -> None:
     with _staged(blobs, owner) as staged:
-        os.replace(staged, blobs.folder / OWNER)
+        os.replace(staged, blobs.folder / OWNER_FILE)
     flush(blobs.folder)

@@ -23,6 +23,7 @@ from graft.hub.registry.commits.trainer_leftovers import (
     list_leftovers,
     require_no_pickled_adapter,
 )
+from graft.hub.registry.remote.extensions import TAGS
 from graft.hub.registry.storage.arrivals import Arrivals
 from graft.hub.request_body import check_body
 from graft.hub.web.huggingface import commit_body
@@ -34,9 +35,6 @@ from graft.hub.web.request import caller, endpoint, expect_files, read_body, reg
 blueprint = Blueprint("uploads", __name__)
 
 READ_BYTES = 1 << 20  # unbuffered, a line would be read byte by byte
-TAGS = (
-    "X-Graft-Tags"  # the header by which graft's own client names tags for a commit, which come with it or not at all
-)
 
 
 @blueprint.post("/api/validate-yaml")

@@ -17,6 +17,7 @@ from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
 from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError, TooLargeError
 from graft.hub.registry.access import keys, quotas, upload_claims
+from graft.hub.registry.remote.extensions import LARGE_BY_LFS
 from graft.hub.registry.storage.arrivals import CHUNK_BYTES
 from graft.hub.web.huggingface.bodies import LfsBatch, LfsObject
 from graft.hub.web.huggingface.read import writable_repo
@@ -25,7 +26,6 @@ from graft.hub.web.request import caller, endpoint, expect_files, hub, read_body
 blueprint = Blueprint("lfs", __name__)
 
 PART_BYTES = 64 << 20  # files that are larger travel in parts, where the client knows how
-ASKED = {"X-Graft-Uploads": "lfs"}  # the header of a client that sends large files this way if the hub wants it
 LINK_LIFE_S = 3600
 
 
@@ -47,7 +47,7 @@ def uploaded(oid: str) -> bool:
 def wanted(size: int) -> bool:
     """Whether a file of this size shall come this way, which takes no client's memory: only where a client has asked, since
     those with xet installed would go to a xet server that isn't there."""
-    return size > PART_BYTES and all(request.headers.get(key) == value for key, value in ASKED.items())
+    return size > PART_BYTES and all(request.headers.get(key) == value for key, value in LARGE_BY_LFS.items())
 
 
 @blueprint.post("/<namespace>/<name>.git/info/lfs/objects/batch")

@@ -23,7 +23,7 @@ from graft.hub.registry.maintenance.row_checks import DAMAGE
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
 from graft.hub.registry.storage.blob_store import BlobStore
-from graft.hub.registry.storage.ownership import ID_SETTING, OWNER
+from graft.hub.registry.storage.ownership import ID_SETTING, OWNER_FILE
 from graft.hub.registry.storage.read_only import connect_read_only
 from tests.hub.conftest import base_spec, lora_folder
 
@@ -104,7 +104,7 @@ def _make_old_registry(folder: Path) -> None:
     old.publish(folder / "new", "ann/before")
     old.db.execute("DELETE FROM settings WHERE key = ?", [ID_SETTING])
     old.close()
-    (old.blobs.folder / OWNER).unlink()
+    (old.blobs.folder / OWNER_FILE).unlink()
 
 
 def perform(folder: Path, operation: Operation) -> None:

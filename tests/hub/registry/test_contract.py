@@ -359,7 +359,7 @@ def test_rollback(shelf: AnyRegistry, filled: Registry, tmp_path: Path, lora_fol
 
 @grafts_own
 def test_history(shelf: AnyRegistry, filled: Registry, tmp_path: Path, lora_folder, monkeypatch) -> None:
-    monkeypatch.setattr("graft.hub.registry.remote.client.PAGE", 2)
+    monkeypatch.setattr("graft.hub.registry.remote.client.MAX_PAGE", 2)
     for number in range(3):
         shelf.publish(lora_folder(tmp_path / str(number), seed=20 + number), "ann/news", tags=[f"v{number}"])
         shelf.promote("ann/news", "production")

@@ -14,7 +14,7 @@ from graft.hub.errors import ConflictError
 from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.maintenance.garbage import collect
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.storage.ownership import OWNER, read_owner, registry_id
+from graft.hub.registry.storage.ownership import OWNER_FILE, read_owner, registry_id
 
 
 def made(path: Path, adapter: Path) -> Registry:
@@ -28,7 +28,7 @@ def forget_owner(registry: Registry) -> None:
     """As graft before 0.1 left it."""
     registry.db.execute("DELETE FROM settings WHERE key = 'registry.id'")
     registry.close()
-    (registry.blobs.folder / OWNER).unlink(missing_ok=True)
+    (registry.blobs.folder / OWNER_FILE).unlink(missing_ok=True)
 
 
 def test_a_registry_and_its_folder_name_each_other(registry: Registry) -> None:
@@ -153,7 +153,7 @@ def test_a_crash_between_folder_and_database_is_mended(tmp_path: Path, adapter: 
     registry.db.execute("DELETE FROM settings WHERE key = 'registry.id'")
     registry.close()
     assert registry_id(Registry(tmp_path / "a.db").db) == owner.id
-    (registry.blobs.folder / OWNER).unlink()
+    (registry.blobs.folder / OWNER_FILE).unlink()
     Registry(tmp_path / "a.db")
     assert read_owner(registry.blobs.folder) == owner
 
@@ -161,8 +161,8 @@ def test_a_crash_between_folder_and_database_is_mended(tmp_path: Path, adapter: 
 def test_an_owner_that_cannot_be_read_is_said(tmp_path: Path, adapter: Path) -> None:
     registry = made(tmp_path / "a.db", adapter)
     for text in ("", "[]", json.dumps({"id": "x"})):
-        (registry.blobs.folder / OWNER).unlink()
-        (registry.blobs.folder / OWNER).write_text(text)
+        (registry.blobs.folder / OWNER_FILE).unlink()
+        (registry.blobs.folder / OWNER_FILE).write_text(text)
         with pytest.raises(ConflictError, match=r"owner\.json can't be read"):
             Registry(tmp_path / "a.db")
 
