@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -135,28 +135,13 @@ def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
 
     Raises ArtifactError, UnsupportedMethodError or BaseMismatchError with what, why and what to do.
     """
-    if (folder / WEIGHTS[0]).is_file() and (folder / WEIGHTS[1]).is_file():
-        raise ArtifactError(
-            f"There are two files of weights, {' and '.join(WEIGHTS)}, and only the first would be used: remove the one "
-            f"that is not this adapter's."
-        )
+    _require_one_file_of_weights(folder)
     with open_weights(folder) as file:
         parsed = parse(folder, file)
         identity = digest(parsed, lambda name: pieces(file, parsed.entries[name]))
-    warnings = []
-    if spec is None:
-        warnings.append("The base's manifest is not known here: tensor names and shapes were not checked against it.")
-    else:
+    if spec is not None:
         check_against(parsed, spec)
-    if dropped := dropped_options(parsed.raw):
-        warnings.append(f"{CONFIG} sets {', '.join(dropped)}, which PEFT does not know: without effect, there as here.")
     card = split_card(read_text(folder / CARD))[0] if (folder / CARD).exists() else {}
-    if not card:
-        warnings.append("There is no model card with YAML front matter (README.md): nobody will find it by task.")
-    warnings += [
-        f"The card claims {metric or 'a metric'} without a finite number: it is kept as no score."
-        for metric in valueless_claims(card)
-    ]
     kinds = sorted({entry.dtype for entry in parsed.entries.values()})
     ranks = [r for name, entry in parsed.entries.items() if (r := _rank(name, entry))]
     return Inspection(
@@ -174,8 +159,28 @@ def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
         tensors={name: {"dtype": entry.dtype, "shape": list(entry.shape)} for name, entry in _file_entries(parsed)},
         provenance=parsed.provenance,
         card=card,
-        warnings=warnings,
+        warnings=list(_warnings(parsed, spec, card)),
     )
+
+
+def _require_one_file_of_weights(folder: Path) -> None:
+    if all((folder / name).is_file() for name in WEIGHTS):
+        raise ArtifactError(
+            f"There are two files of weights, {' and '.join(WEIGHTS)}, and only the first would be used: remove the one "
+            f"that is not this adapter's."
+        )
+
+
+def _warnings(parsed: Parsed, spec: BaseSpec | None, card: dict[str, object]) -> Iterator[str]:
+    """What a publisher should know of a sound adapter."""
+    if spec is None:
+        yield "The base's manifest is not known here: tensor names and shapes were not checked against it."
+    if dropped := dropped_options(parsed.raw):
+        yield f"{CONFIG} sets {', '.join(dropped)}, which PEFT does not know: without effect, there as here."
+    if not card:
+        yield "There is no model card with YAML front matter (README.md): nobody will find it by task."
+    for metric in valueless_claims(card):
+        yield f"The card claims {metric or 'a metric'} without a finite number: it is kept as no score."
 
 
 def _describe_held(parsed: Parsed, needed: Collection[str], foreign: Collection[str]) -> str:

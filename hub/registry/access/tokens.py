@@ -61,17 +61,10 @@ def create_token(
     Raises GraftError for what can't be a name, a scope or a limit, ConflictError where the user has a token of this
     name, or a new user's name is a namespace that others share.
     """
-    if scope not in SCOPES:
-        raise GraftError(f"A token's scope is one of {', '.join(SCOPES)}, not {scope!r}.")
     given, narrowed = list(namespaces), [limit.lower() for limit in limits]
     for namespace in (user, *given):
         _check_name(namespace)
-    for limit in narrowed:
-        check_repo_name(limit) if "/" in limit else _check_name(limit)
-    if narrowed and scope not in LIMITABLE:
-        raise GraftError(
-            f"A token of scope {scope!r} can't be limited to names: limit one of {' or '.join(LIMITABLE)}."
-        )
+    _check_scope(scope, narrowed)
     token = TOKEN_PREFIX + secrets.token_urlsafe(32)
     with write_transaction(db):
         user_id = _user_id(db, user, given)
@@ -92,6 +85,17 @@ def create_token(
         )
         audit(db, OWNER.name, "token.create", user, " ".join((scope, *narrowed)))
     return token
+
+
+def _check_scope(scope: str, limits: list[str]) -> None:
+    if scope not in SCOPES:
+        raise GraftError(f"A token's scope is one of {', '.join(SCOPES)}, not {scope!r}.")
+    for limit in limits:
+        check_repo_name(limit) if "/" in limit else _check_name(limit)
+    if limits and scope not in LIMITABLE:
+        raise GraftError(
+            f"A token of scope {scope!r} can't be limited to names: limit one of {' or '.join(LIMITABLE)}."
+        )
 
 
 def _check_name(name: str) -> None:
