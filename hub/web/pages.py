@@ -124,6 +124,7 @@ def _tab(tab: str, repo: Repo, revision: Revision, inspection: Inspection | None
                 "moves": registry().history(repo.name, limit=200),
                 "aliases": [ref for ref in registry().all_refs(repo.name) if ref.kind == "alias"],
                 "may_write": may(caller(), Action.REPO_WRITE, repo.name),
+                "task": next((task for task in registry().tasks() if task.slug == revision.task), None),
             }
         case "evaluations":
             return {"evaluations": registry().evaluations(repo.name), "present": _present_data()}
@@ -281,7 +282,7 @@ def _facts(revisions: Sequence[Revision]) -> list[tuple[str, list[str]]]:
         "parameters": lambda r: filters.amount(r.parameters),
         "weights": lambda r: filters.size(r.bytes),
         "largest rank": lambda r: str(r.max_rank or "–"),
-        "kind of number": lambda r: r.dtype or "",
+        "dtype": lambda r: r.dtype or "",
         "digest": lambda r: (r.digest or "")[:16],
         "published": lambda r: f"{r.created_at[:16].replace('T', ' ')} by {r.author}",
     }
@@ -310,7 +311,7 @@ def _metrics(revisions: Sequence[Revision]) -> list[tuple[str, list[leaderboard.
 
 
 def _tensors(inspections: Sequence[Inspection | None]) -> list[tuple[str, list[str]]]:
-    """Tensors whose shape or kind of number differs, or that not all have."""
+    """Tensors whose shape or dtype differs, or that not all have."""
     listed = [inspection.tensors if inspection else {} for inspection in inspections]
     names = sorted({name for tensors in listed for name in tensors})
     rows = [(name, [_shape(tensors.get(name)) for tensors in listed]) for name in names]

@@ -181,6 +181,10 @@ def test_promoting_from_the_page(client: Client, filled: Registry) -> None:
     client.post("/signin", data={"token": create_token(filled.db, "ann", "write")})
     assert client.post("/ann/news/promote", data=form).status_code == 302
     assert "try it" in client.get("/ann/news?tab=versions").text
+    for owners, said in (([], "admins promote"), (["ann"], "its owners (ann) or admins promote")):
+        filled.set_task_owners("news-topic", owners)
+        assert said in client.get("/tasks/news-topic").text
+    assert "an owner of the task (ann) or an admin" in client.get("/ann/news?tab=versions").text
 
 
 def test_publishing_from_the_page(client: Client, filled: Registry, tmp_path: Path, lora_folder) -> None:
@@ -190,7 +194,9 @@ def test_publishing_from_the_page(client: Client, filled: Registry, tmp_path: Pa
         return [(path.open("rb"), f"up/{path.name}") for path in folder.iterdir()]
 
     assert client.post("/publish", data={"name": "ann/up", "files": files()}).status_code == 401
+    assert "sign in</a> first" in client.get("/publish").text
     client.post("/signin", data={"token": create_token(filled.db, "ann", "write")})
+    assert "sign in</a> first" not in client.get("/publish").text
     checked = client.post("/publish/check", data={"files": files()}).json
     assert checked["method"] == "lora" and checked["task"] == "news-topic"
     refused = client.post("/publish", data={"name": "bob/up", "files": files()})
