@@ -74,7 +74,7 @@ class ForbiddenError(GraftError):
 
 
 class DisabledRepoError(ForbiddenError):
-    """An admin has withdrawn the repo. `sentence` is what Hugging Face clients know this by."""
+    """The hub's operator has withdrawn the repo. `sentence` is what Hugging Face clients know this by."""
 
     code = "repo_disabled"
     sentence = "Access to this resource is disabled."

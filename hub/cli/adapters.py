@@ -143,7 +143,7 @@ def promote(
     if served is None or served.id != revision.id:
         now = f"{served.repo}@{short_id(served.id)}" if served else "nothing"
         click.echo(
-            f"note: task:{revision.task} goes on serving {now}: its owners' promotions move it, and admins' "
+            f"note: task:{revision.task} goes on serving {now}: only promotions by the task's owners and admins change that "
             f"(`graft task owners {revision.task}`).",
             err=True,
         )

@@ -1,4 +1,5 @@
-"""Adapters that an admin withdraws: in no list, served to nobody, and told why; nothing of them is deleted."""
+"""Adapters that a hub's operator withdraws: in no list, served to nobody, who asks is told why. Nothing of them is
+deleted."""
 
 from graft.hub.adapters.model_card import split_card
 from graft.hub.adapters.validation import CARD

@@ -4,9 +4,9 @@ WHO is a Caller, WHAT an Action, WHICH the names whose owner may: a repo's "ns/n
 no HTTP and no tables, so pages, protocols, commands and servers ask alike. Which private repos are seen at all stands
 in visibility.py: to everybody else they are absent, and nobody gets as far as here.
 
-Admins have no way into other people's names: they manage users, tasks, bases and withdrawals. Whoever holds the file
-`registry.db` (a command on this machine, or a hub with no users yet that listens on loopback) is its owner and may
-everything.
+Admins have no way into other people's names: they manage tasks and bases. Whoever holds the file `registry.db` (a command
+on this machine, or a hub with no users yet that listens on loopback) is its owner and may everything; users, quotas and
+withdrawals are managed so alone.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,6 @@ class Action(StrEnum):
     REPO_WRITE = "repo.write"  # commits, uploads, refs, aliases, settings
     REPO_DELETE = "repo.delete"
     REPO_MOVE = "repo.move"
-    REPO_DISABLE = "repo.disable"
     ADAPTER_CHECK = "adapter.check"  # what publishing would find; nothing is committed
     SCORE_CLAIM = "score.claim"  # a score of one's own adapter, kept as self-reported
     SCORE_MEASURE = "score.measure"  # a score that counts as measured by graft, of whatever the caller sees
@@ -87,7 +86,6 @@ RULES: Mapping[Action, Rule] = MappingProxyType(
         Action.REPO_WRITE: _OWNER,
         Action.REPO_DELETE: _OWNER,
         Action.REPO_MOVE: _OWNER,
-        Action.REPO_DISABLE: _ADMIN,
         Action.ADAPTER_CHECK: Rule(Right.WRITE),
         Action.SCORE_CLAIM: _OWNER,
         Action.SCORE_MEASURE: Rule(Right.EVALUATE),
