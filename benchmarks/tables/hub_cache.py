@@ -1,4 +1,4 @@
-"""The hub behind a cache: nginx as in examples/nginx, and a fleet of servers that fetch the same adapters.
+"""The hub behind a cache: nginx as in examples/graft-hub.nginx.conf, and a fleet of servers that fetch the same adapters.
 
     python -m benchmarks.tables.hub_cache            a minute; needs nginx (Debian's nginx-light)
 
@@ -29,7 +29,7 @@ from benchmarks.tables.hub import adapter_bytes, commit_body, serving
 from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.registry import Registry
 
-CONF = ROOT / "examples" / "nginx" / "graft-hub.conf"
+CONF = ROOT / "examples" / "graft-hub.nginx.conf"
 FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 WEIGHTS = FILES[1]
 MEGABYTES, OLD_S = 5.0, 2
@@ -167,7 +167,7 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             report.heading(result, "The hub behind a cache"),
-            f"nginx {found['nginx']} with examples/nginx/graft-hub.conf in front of `graft hub serve --behind-proxy`. "
+            f"nginx {found['nginx']} with examples/graft-hub.nginx.conf in front of `graft hub serve --behind-proxy`. "
             f"{fleet['clients']} clients fetch {fleet['adapters']} adapters of {MEGABYTES:g} MB at once: "
             f"{fleet['requests']} requests, **hit rate {fleet['hit_rate']:.1%}**, no file fetched from the hub more than "
             f"{fleet['most_fetches_of_a_file']} times, {fleet['gb_s']} GB/s.",
