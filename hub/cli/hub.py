@@ -2,24 +2,15 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from graft.hub.cli import hub_users
 from graft.hub.errors import GraftError
 from graft.hub.registry.access.tokens import has_users
-from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.registry import Registry
 from graft.hub.terminal.options import max_weights_option, registry_option
 from graft.hub.wsgi import LOOPBACK
-
-if TYPE_CHECKING:
-    from flask import Flask
-    from waitress.server import BaseWSGIServer, MultiSocketServer
-
-CONNECTIONS = 200
-RECEIVE_BYTES = 1 << 18
 
 
 @click.group()
@@ -51,6 +42,7 @@ def serve(
     max_weights_bytes: int,
 ) -> None:
     """Serve the registry. Without users and on loopback, whoever reaches it is its owner."""
+    from graft.hub.cli.hub_server import http_server
     from graft.hub.web.app import create_app
 
     registry = Registry(registry_path, create=False, max_weights_bytes=max_weights_bytes)
@@ -71,26 +63,3 @@ def serve(
     server = http_server(app, host, port, threads, max_weights_bytes)
     click.echo(f"graft hub: http://{host}:{port}/  (registry {registry_path})", err=True)
     server.run()
-
-
-def http_server(
-    app: "Flask", host: str, port: int, threads: int, max_weights_bytes: int = MAX_WEIGHTS_BYTES
-) -> "BaseWSGIServer | MultiSocketServer":
-    """A listening server; its `run` answers. Raises GraftError where the port can't be had."""
-    import waitress
-
-    from graft.hub.web.request import upload_bytes
-
-    try:
-        return waitress.create_server(
-            app,
-            host=host,
-            port=port,
-            threads=threads,
-            connection_limit=CONNECTIONS,
-            recv_bytes=RECEIVE_BYTES,
-            max_request_body_size=upload_bytes(max_weights_bytes),
-            ident=None,
-        )
-    except OSError as error:
-        raise GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.") from None

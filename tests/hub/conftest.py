@@ -15,7 +15,7 @@ from graft.hub.web.app import create_app
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from graft.hub.base.manifest import BaseSpec, ModuleSpec
-from graft.hub.cli.hub import http_server
+from graft.hub.cli.hub_server import http_server
 from graft.hub.registry.registry import Registry
 
 HIDDEN, LAYERS, INNER, KV = 32, 2, 64, 16

@@ -22,7 +22,7 @@ from graft.hub.registry.naming import MAIN, branch_of, check_repo_name
 from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.search import Query
 from graft.hub.web.error_responses import ERROR_CODES
-from graft.hub.web.huggingface import json_answers
+from graft.hub.web.huggingface import file_piece, json_answers
 from graft.hub.web.huggingface.bodies import NewBranch, NewRepo, NewTag, Paths, Renaming, Settings
 from graft.hub.web.request import caller, endpoint, read_body, read_body_if_any, registry, unquote_part
 
@@ -282,6 +282,8 @@ def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
         etag=json_answers.etag(file),
         max_age=0,
     )
+    if response.status_code == 206:
+        file_piece.hand_over(response, blobs.path(file.sha256))
     if unquote_part(revision) == commit.id and not repo.private:
         response.headers["Cache-Control"] = FOR_CACHES
     response.headers["X-Repo-Commit"] = commit.id

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from werkzeug.test import Client
 
-from graft.hub.cli.hub import http_server
+from graft.hub.cli.hub_server import http_server
 from graft.hub.errors import GraftError
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote.client import RemoteRegistry

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from graft.hub.base.manifest import record
-from graft.hub.cli.hub import http_server
+from graft.hub.cli.hub_server import http_server
 from graft.hub.cli.main import main
 from graft.hub.errors import ForbiddenError
 from graft.hub.registry.access.tokens import create_token, first_admin
