@@ -4,6 +4,7 @@ Knows neither the registry nor HTML.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import yaml
@@ -13,6 +14,7 @@ from graft.hub.errors import ArtifactError
 
 MAX_CARD_CHARS = 1 << 20
 MAX_FRONT_MATTER_CHARS = 1 << 16
+MAX_CLAIMS = 100  # scores of one card: each is kept as a row
 TASK_PREFIX = "task:"
 UNTASKED = "untasked"
 
@@ -69,9 +71,10 @@ def labels(card: Mapping[str, object], extra: Iterable[str] = ()) -> list[str]:
 
 
 def reported_scores(card: Mapping[str, object]) -> list[dict[str, Any]]:
-    """What the card's `model-index` claims: rows of task, dataset, revision, metric, value. Malformed parts are skipped."""
+    """What the card's `model-index` claims: rows of task, dataset, revision, metric, value, of its first MAX_CLAIMS. Malformed parts are
+    skipped."""
     rows = []
-    for result, metric in _claims(card):
+    for result, metric in islice(_claims(card), MAX_CLAIMS):
         task, dataset, value = _mapping(result.get("task")), _mapping(result.get("dataset")), metric.get("value")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             rows.append(

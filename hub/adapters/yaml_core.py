@@ -47,7 +47,14 @@ _Core.add_constructor(_TAG + "int", _Core.construct_int)
 
 def load(text: str) -> object:
     """The document as JSON's kinds. Raises yaml.YAMLError, ValueError or RecursionError for what is none."""
-    return _simplify(yaml.load(text, _Core))  # a SafeLoader
+    try:
+        return _simplify(yaml.load(text, _Core))  # a SafeLoader
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+    ) as error:  # PyYAML, of a value that isn't what its tag says: !!bool x
+        raise yaml.YAMLError(f"a value is not of the kind that its tag (!!...) says: {error!r}") from None
 
 
 def _simplify(value: object) -> object:

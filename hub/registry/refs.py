@@ -12,6 +12,7 @@ from graft.hub.registry.storage.timestamps import now
 
 SHORT_ID_CHARS = 7
 ALL = -1  # as a LIMIT
+MOST_NAMED = 20  # refs in the answer to who asks for another
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def find(db: Database, repo_id: int, repo_name: str, ref: str) -> str:
                 "SELECT id FROM revisions WHERE repo_id = ? AND id BETWEEN ? AND ? LIMIT 2", [repo_id, ref, ref + "g"]
             ).fetchall()
     if len(rows) != 1:
-        known = ", ".join(row["name"] for row in db.execute("SELECT name FROM refs WHERE repo_id = ?", [repo_id]))
+        names = [known.name for known in all_of(db, repo_id, MOST_NAMED + 1)]
+        known = ", ".join(names[:MOST_NAMED]) + (" and more" if len(names) > MOST_NAMED else "")
         hint = f"it has: {known}" if known else "it has no commit yet"
         raise RevisionNotFoundError(f"{repo_name} has no revision {ref!r}; {hint}.")
     return rows[0][0]
@@ -97,12 +99,8 @@ def create(
     revision_id: str,
     who: str,
     why: str,
-    *,
-    same_is_fine: bool = False,
 ) -> None:
-    """Raises ConflictError when the name is taken (`same_is_fine`: unless it is this very ref)."""
-    if same_is_fine and target(db, repo_id, kind, name) == revision_id:
-        return
+    """Raises ConflictError when the name is taken."""
     require_free(db, repo_id, name)
     move(db, repo_id, kind, name, revision_id, who, why)
 

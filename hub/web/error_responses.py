@@ -57,10 +57,13 @@ def failure(
         response.status_code = status
     if code:
         response.headers["X-Error-Code"] = code
-    response.headers["X-Error-Message"] = (
-        (header or message).encode("ascii", "replace").decode().replace("\n", " ")[:MAX_HEADER_CHARS]
-    )
+    response.headers["X-Error-Message"] = header_text(header or message)[:MAX_HEADER_CHARS]
     return response
+
+
+def header_text(text: str) -> str:
+    """What may hold a stranger's words, as a header can carry it: printable ASCII."""
+    return "".join(letter if letter.isprintable() else " " for letter in text).encode("ascii", "replace").decode()
 
 
 def _name_request() -> None:

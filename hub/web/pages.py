@@ -45,6 +45,7 @@ SORTS = {
 MAX_COMPARED = 6
 MAX_SHOWN = 100
 MAX_CURVE_POINTS = 2000
+MAX_PLOTTED, CURVE_DIGITS = 1e12, 12  # what a curve can show of a number
 
 
 @blueprint.record_once
@@ -157,11 +158,16 @@ def _curve(inspection: Inspection | None) -> Markup:
     rows = inspection.provenance.get("history") if inspection else None
     rows = rows if isinstance(rows, list) else []
     values = [
-        (float(row["step"]), float(row["loss"]))
+        (round(float(row["step"]), CURVE_DIGITS), round(float(row["loss"]), CURVE_DIGITS))
         for row in rows[:MAX_CURVE_POINTS]
-        if isinstance(row, dict) and all(isinstance(row.get(key), (int, float)) for key in ("step", "loss"))
+        if isinstance(row, dict) and all(_is_plottable(row.get(key)) for key in ("step", "loss"))
     ]
     return svg_charts.curve(values, "Training loss by step", "step", "loss")
+
+
+def _is_plottable(value: object) -> bool:
+    """Whether a stranger's value is a number that an axis can be made for: 10**400 is no float, 1e308 has no next one."""
+    return isinstance(value, (int, float)) and abs(value) < MAX_PLOTTED
 
 
 def _snippets(repo: Repo, revision: Revision) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
 
 MAX_TITLE_CHARS, MAX_MESSAGE_CHARS = 1000, 20_000
+MAX_TAGS = 20  # each is a write of its own, under the lock that all writers wait for
 FILE_ROW_BYTES = 200  # about what the tables keep of a file of a revision
 MAX_ATTEMPTS = 32  # of a commit without a parent, when others keep moving the branch
 
@@ -51,6 +52,10 @@ def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
         raise TooLargeError(
             f"A commit's title may have {MAX_TITLE_CHARS:,} characters and its message {MAX_MESSAGE_CHARS:,}: say more in the "
             "model card."
+        )
+    if len(intent.tags) > MAX_TAGS:
+        raise TooLargeError(
+            f"A commit may bring {MAX_TAGS} tags and this one has {len(intent.tags):,}: set the others later."
         )
     for _ in range(MAX_ATTEMPTS):
         head = _head(db, intent)
@@ -112,7 +117,9 @@ def _record(db: Database, blobs: BlobStore, intent: Intent, head: str | None, pr
             search.list_repo(db, repo.id, made, proven.card, proven.body)
         audit(db, intent.user, "commit", repo.name, made)
     for tag in intent.tags:
-        refs.create(db, repo.id, "tag", tag, made, intent.user, "published with this tag", same_is_fine=True)
+        if refs.target(db, repo.id, "tag", tag) != made:
+            refs.create(db, repo.id, "tag", tag, made, intent.user, "published with this tag")
+            audit(db, intent.user, "tag.create", f"{repo.name}@{tag}", made)
     return queries.revision(db, made)
 
 

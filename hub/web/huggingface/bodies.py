@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from graft.hub.request_body import Body
 
 MAX_OFFERED = 1000  # files of one preupload
+MAX_BATCH = 256  # of one LFS batch, which is what clients send at once: a large file's answer holds a link for each of its parts
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
@@ -136,4 +137,4 @@ class LfsBatch(_Sent):
 
     operation: str
     transfers: list[str] = Field(default_factory=list)
-    objects: list[LfsObject]
+    objects: list[LfsObject] = Field(max_length=MAX_BATCH)

@@ -26,6 +26,7 @@ from graft.hub.registry.commits.trainer_leftovers import (
 from graft.hub.registry.remote.extensions import TAGS
 from graft.hub.registry.storage.arrivals import Arrivals
 from graft.hub.request_body import check_body
+from graft.hub.web.error_responses import header_text
 from graft.hub.web.huggingface import commit_body
 from graft.hub.web.huggingface.bodies import Card, CommitFile, CommitHeader, CommitLfsFile, CommitPath, Offers
 from graft.hub.web.huggingface.git_lfs import uploaded, wanted
@@ -84,7 +85,7 @@ def _preupload_answer(file: tuple[str, int, bytes], ignored: bool, known: dict[s
 def _warning(repo: str, leftovers: list[LeftOut]) -> str:
     """What clients print; they print one warning a topic, which stands before the semicolon."""
     said = f"left out of {repo}; Left out, as no part of an adapter: {list_leftovers(leftovers)}."
-    return said.encode("ascii", "replace").decode()
+    return header_text(said)
 
 
 @blueprint.post(f"{MODEL}/commit/<revision>")

@@ -4,7 +4,6 @@ Knows neither repos nor what the keys mean. A line's `content`, where it is long
 """
 
 import binascii
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import IO, BinaryIO
 
 import pybase64
 
+from graft.hub.adapters.validation import strict_json
 from graft.hub.errors import GraftError, TooLargeError
 
 HEAD_BYTES = 1 << 20  # a line up to here is read as a whole
@@ -59,7 +59,7 @@ def _move_content_out(head: bytes, stream: BinaryIO, content: IO[bytes], limit: 
 
 def _parse(line: bytes, number: int) -> tuple[str, dict[str, object]]:
     try:
-        fields = json.loads(line)
+        fields = strict_json(line.decode())
         key, value = fields["key"], fields["value"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise GraftError(f"Line {number} of the commit is not a JSON object with 'key' and 'value'.") from None

@@ -1,0 +1,123 @@
+"""What a write token and the code in hand could do to a hub, tried over HTTP: each was found so once."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from werkzeug.test import Client
+
+from graft.hub.registry import audit
+from graft.hub.registry.access.quotas import measure_usage
+from graft.hub.registry.access.tokens import create_token, first_admin
+from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.registry import Registry
+from graft.hub.web.app import create_app
+
+OWN = "/api/models/mallory/own"
+HEADER = {"key": "header", "value": {"summary": "x"}}
+
+
+@pytest.fixture
+def mallory(registry: Registry, adapter: Path) -> Client:
+    """A client with a write token, and an adapter of their own."""
+    first_admin(registry.db, "ann")
+    client = create_app(registry).test_client()
+    client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {create_token(registry.db, 'mallory', 'write')}"
+    registry.publish(adapter, "mallory/own", user="mallory")
+    return client
+
+
+def body(*lines: object) -> bytes:
+    return b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines) + b"\n"
+
+
+def test_tags_beside_a_commit_are_few_counted_and_written_down(mallory: Client, registry: Registry) -> None:
+    """15,000 in one header held the write lock for 14 s, in 20 MB of rows that no quota and no audit knew of."""
+    before = measure_usage(registry.db, "mallory").bytes
+    many = ",".join(f"t{number}" for number in range(21))
+    assert mallory.post(f"{OWN}/commit/main", data=body(HEADER), headers={"X-Graft-Tags": many}).status_code == 413
+    assert [ref.kind for ref in registry.all_refs("mallory/own")] == ["branch"]
+    few = mallory.post(f"{OWN}/commit/main", data=body(HEADER), headers={"X-Graft-Tags": "a,b"})
+    assert few.status_code == 200 and few.json["commitOid"] == registry.resolve("mallory/own@b").id
+    deeds = [(deed.action, deed.subject) for deed in audit.entries(registry.db, who="mallory", limit=2)]
+    assert deeds == [("tag.create", "mallory/own@b"), ("tag.create", "mallory/own@a")]
+    assert measure_usage(registry.db, "mallory").bytes >= before + 4000
+    assert mallory.post(f"{OWN}/commit/main", data=body(HEADER), headers={"X-Graft-Tags": "a,b"}).status_code == 200
+    assert audit.entries(registry.db, who="mallory", limit=1)[0].subject == "mallory/own@b"  # nothing new was done
+
+
+def test_a_repo_of_many_refs_names_a_few(mallory: Client, registry: Registry) -> None:
+    for number in range(30):
+        registry.create_ref("mallory/own", "tag", f"t{number:02d}")
+    said = mallory.get("/api/resolve?name=mallory/own@nowhere").json["error"]
+    assert "t18" in said and "t19" not in said and said.endswith("and more.")
+
+
+def test_an_lfs_batch_is_as_large_as_clients_make_it(mallory: Client) -> None:
+    """40,000 objects of 8 GiB were 5 million links, minutes and gigabytes of an answer."""
+    objects = [{"oid": hashlib.sha256(b"%d" % number).hexdigest(), "size": 100 << 20} for number in range(257)]
+    asked = {"operation": "upload", "transfers": ["multipart"], "objects": objects}
+    assert mallory.post("/mallory/own.git/info/lfs/objects/batch", json=asked).status_code == 400
+    asked["objects"] = objects[1:]
+    assert len(mallory.post("/mallory/own.git/info/lfs/objects/batch", json=asked).json["objects"]) == 256
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent"),
+    [
+        ("POST", f"{OWN}/preupload/main", {"files": [{"path": "a\rb", "size": 1, "sample": "***"}]}),
+        ("POST", f"{OWN}/preupload/main", {"files": [{"path": "a\r\nX-Evil: 1.bin", "size": 1}]}),
+        ("POST", f"{OWN}/commit/main", body(HEADER, {"key": "deletedFile", "value": {"path": "a\rb"}})),
+        ("POST", f"{OWN}/commit/main", body({"key": "header", "value": {"summary": "x", "parentCommit": "\r"}})),
+        ("POST", f"{OWN}/commit/main", body(b'{"key": "header", "value": {"summary": "\\ud800"}}')),
+        ("POST", f"{OWN}/commit/main", body(b'{"key": "deletedFile", "value": {"path": "\\ud800"}}')),
+        ("POST", f"{OWN}/commit/main", body(b'{"key": "file", "value": {"path": "a.txt", "content": "\\ud800"}}')),
+        ("POST", f"{OWN}/commit/main", b'{"key": "header", "value": {"summary": "\xff"}}\n'),
+        ("GET", "/api/x%0dy", None),
+        ("GET", f"/api/evaluations/{10**40}", None),
+        ("GET", f"/api/evaluations/{2**63 - 1}", None),
+        ("GET", "/api/evaluations/1%0d", None),
+        ("GET", "/api/tasks/news/data?hash=a%0db", None),
+    ],
+)
+def test_no_words_of_a_stranger_break_an_answer(mallory: Client, method: str, path: str, sent: object) -> None:
+    """A line's end in a header, half a character in a table, a number beyond a row's: each was a 500."""
+    reply = mallory.open(path, method=method, **({"data": sent} if isinstance(sent, bytes) else {"json": sent}))
+    assert reply.status_code < 500, reply.text
+    assert (
+        not any(control in value for value in reply.headers.values() for control in "\r\n")
+        and "X-Evil" not in reply.headers
+    )
+
+
+@pytest.mark.parametrize(
+    "value", ["!!timestamp x", "!!bool x", '!!float ""', '!!int ""', "!!binary x", "!!omap [1]", "!!set 1"]
+)
+@pytest.mark.parametrize("card", ["a: {}", "? {}\n: 1"])
+def test_a_tag_that_lies_is_no_valid_card(mallory: Client, value: str, card: str) -> None:
+    reply = mallory.post("/api/validate-yaml", json={"content": f"---\n{card.format(value)}\n---\n"})
+    assert reply.status_code == 400 and "not valid YAML" in reply.text, reply.text
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        f'[{{"step": 1{"0" * 400}, "loss": 1}}, {{"step": 2, "loss": 1}}]',
+        '[{"step": 1e300, "loss": 1}, {"step": 1e300, "loss": 1}]',
+        '[{"step": 1, "loss": 1.7e308}, {"step": 2, "loss": -1.7e308}]',
+        '[{"step": 1, "loss": 1e-322}, {"step": 2, "loss": 2e-322}, {"step": 999999999999.9, "loss": 0}]',
+        '[{"step": true, "loss": false}, {"step": 1, "loss": 1}]',
+    ],
+)
+def test_no_training_history_breaks_its_page(mallory: Client, registry: Registry, history: str) -> None:
+    put = Put("graft.json", registry.blobs.put_bytes(b'{"history": %s}' % history.encode()))
+    registry.commit("mallory/own", [put], title="x", user="mallory")
+    assert mallory.get("/mallory/own").status_code == 200
+
+
+def test_a_card_claims_a_hundred_scores_at_most(registry: Registry, tmp_path: Path, lora_folder) -> None:
+    claims = ", ".join(["{value: 1}"] * 5000)
+    card = f"---\nmodel-index: [{{results: [{{metrics: [{claims}]}}]}}]\n---\n"
+    registry.publish(lora_folder(tmp_path / "claims", card=card), "mallory/own")
+    assert len(registry.evaluations("mallory/own")) == 100
