@@ -120,6 +120,13 @@ class UnreachableError(GraftError):
     code = "unreachable"
 
 
+class BusyError(GraftError):
+    """Others are being answered: later it can be done."""
+
+    status = 503
+    code = "busy"
+
+
 class DataError(GraftError):
     """A data set can't be used; the message names the file and the line."""
 

@@ -15,6 +15,7 @@ from graft.hub.registry.queries import Revision
 from graft.hub.registry.search import SORTS, Query
 from graft.hub.registry.tasks import PRODUCTION
 from graft.hub.terminal.options import local_user, max_weights_option, open_registry, registry_options
+from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.terminal.tables import amount, day, print_json, print_table, short_id
 
 
@@ -143,7 +144,7 @@ def promote(
     if served is None or served.id != revision.id:
         now = f"{served.repo}@{short_id(served.id)}" if served else "nothing"
         click.echo(
-            f"note: task:{revision.task} goes on serving {now}: only promotions by the task's owners and admins change that "
+            f"note: task:{visible_text(revision.task or '')} goes on serving {now}: only promotions by the task's owners and admins change that "
             f"(`graft task owners {revision.task}`).",
             err=True,
         )

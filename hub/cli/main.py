@@ -11,6 +11,7 @@ from typing import IO, Any
 import click
 
 from graft.hub.errors import GraftError
+from graft.hub.terminal.strangers_words import visible_text
 
 GROUP = "graft.commands"
 # What `graft --help` says of each, in the order of a first day: their own first sentences (tests/test_house.py), which only an
@@ -42,7 +43,7 @@ class Failure(click.ClickException):
     exit_code = 1
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {self.format_message()}", err=True)
+        click.echo(f"error: {visible_text(self.format_message())}", err=True)
 
 
 class Rooms(click.Group):

@@ -27,6 +27,7 @@ from graft.hub.registry.tasks import Task, count_examples, task
 MEASURED, REPORTED = "graft", "self-reported"  # what `source` may be
 ROUNDING = 1e-9  # of a metric's range: a mean of equal values may miss them by that
 MAX_TEXT_CHARS, MAX_EXTRA_CHARS = 300, 2000
+MAX_ROW = 2**63 - 1  # number of a row
 MAX_NUMBER = 2**53  # whole numbers up to here are the same in JSON, in a double and in SQLite
 
 
@@ -157,7 +158,7 @@ def get(db: Database, id: int, caller: Caller = OWNER) -> Evaluation:
     row = db.execute(
         f"{_EVALUATION} LEFT JOIN live_repos ON live_repos.id = repo_id "
         f"WHERE evaluations.id = ? AND (repo_id IS NULL OR (live_repos.id IS NOT NULL AND {seen}))",
-        [id, *values],
+        [min(id, MAX_ROW), *values],
     ).fetchone()
     if row is None:
         raise NotFoundError(f"There is no evaluation {id}: a task's page and `graft eval` show their numbers.")

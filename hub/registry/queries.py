@@ -100,6 +100,15 @@ def repo_even_if_disabled(db: Database, name: str, caller: Caller = OWNER) -> Re
     return _repo(row)
 
 
+def is_name_of_a_repo(db: Database, name: str) -> bool:
+    """Whether there is a repo of that name, or once of that name, be it hidden or withdrawn."""
+    try:
+        repo_even_if_disabled(db, name)
+    except RepoNotFoundError:
+        return False
+    return True
+
+
 def repos_named(db: Database, names: Sequence[str]) -> dict[str, Repo]:
     """name -> repo, of those that are there under just this name."""
     pairs = json.dumps([name.partition("/")[::2] for name in names])

@@ -11,6 +11,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from graft.hub.terminal.strangers_words import visible_text
+
 MEASURED_CHARS = 10_000  # so wide that a table is measured as it would like to be
 
 
@@ -34,7 +36,7 @@ def print_table(
     first, where the terminal is too narrow for all.
     """
     console, shown = Console(), list(range(len(columns)))
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["" if cell is None else visible_text(str(cell)) for cell in row] for row in rows]
     table = _table(title, columns, cells, shown)
     while Measurement.get(console, console.options.update_width(MEASURED_CHARS), table).maximum > console.width:
         spare = [at for at in shown if columns[at].rstrip(":").endswith("?")]

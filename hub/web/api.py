@@ -29,7 +29,6 @@ from graft.hub.web.request import caller, expect_files, read_arguments, read_bod
 blueprint = Blueprint("api", __name__)
 
 ADAPTER = "/api/adapters/<namespace>/<name>"
-MAX_ID = 2**63 - 1  # of a row
 
 
 @blueprint.get("/openapi.json")
@@ -146,7 +145,7 @@ def evaluations(namespace: str, name: str) -> Response:
     return answer(Evaluations(registry().evaluations(readable_repo(namespace, name).name)))
 
 
-@blueprint.get(f"/api/evaluations/<int(max={MAX_ID}):id>")
+@blueprint.get("/api/evaluations/<int:id>")
 def evaluation(id: int) -> Response:
     return answer(registry().evaluation(id, caller()))
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from werkzeug.datastructures import MultiDict
 
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+MAX_RENDERED_CHARS = 1 << 17
 STEPS = ((60, "second"), (60, "minute"), (24, "hour"), (30, "day"), (12, "month"))
 
 
@@ -20,7 +21,12 @@ def install(app: Flask) -> None:
 
 
 def card_html(body: str) -> Markup:
-    """A card's Markdown as harmless HTML. Raw HTML is shown as text; pictures, which could tell on readers, stay out."""
+    """A card's Markdown as harmless HTML. Raw HTML is shown as text; pictures, which could tell on readers, stay out.
+
+    One that is longer than anybody writes is shown as it is: a megabyte of brackets takes half a minute to be rendered.
+    """
+    if len(body) > MAX_RENDERED_CHARS:
+        return Markup("<pre>") + body + Markup("</pre>")
     return Markup(
         nh3.clean(MARKDOWN.render(body), tags=nh3.ALLOWED_TAGS - {"img"}, link_rel="noopener noreferrer nofollow")
     )

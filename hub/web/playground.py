@@ -4,13 +4,15 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 
-from flask import Blueprint, render_template, request, stream_with_context
+from flask import Blueprint, render_template, request
 from werkzeug.wrappers import Response
 
-from graft.hub.errors import ForbiddenError, GraftError, UnreachableError
-from graft.hub.registry import search
+from graft.hub.adapters.model_card import TASK_PREFIX
+from graft.hub.errors import BusyError, ForbiddenError, GraftError, UnreachableError
+from graft.hub.registry import queries, search
 from graft.hub.request_body import Body
 from graft.hub.web.request import caller, hub, read_body, registry
 
@@ -65,20 +67,40 @@ def _playground(answers: list[tuple[str, str]]) -> str:
 def stream() -> Response:
     """One model's answer as it comes, passed on from the inference server so that pages talk to one origin only."""
     asked = read_body(Question)
-    upstream = _open(_completion_request(asked.model, asked.prompt, str(asked.max_tokens), stream=True))
+    wanted = _completion_request(asked.model, asked.prompt, str(asked.max_tokens), stream=True)
+    turn = ExitStack()
+    turn.enter_context(_turn())
+    try:
+        upstream = turn.enter_context(_open(wanted))
+    except BaseException:
+        turn.close()
+        raise
 
     def events() -> Iterator[bytes]:
         try:
-            with upstream:
-                while chunk := upstream.read1(EVENT_BYTES):
-                    yield chunk
-                if upstream.length:  # read1 takes an early end for the end
-                    raise IncompleteRead(b"", upstream.length)
+            while chunk := upstream.read1(EVENT_BYTES):
+                yield chunk
+            if upstream.length:  # read1 takes an early end for the end
+                raise IncompleteRead(b"", upstream.length)
         except (OSError, HTTPException) as error:
             message = f"The inference server stopped in the middle of its answer ({_reason(error)})."
             yield b"data: " + json.dumps({"error": {"message": message}}).encode() + b"\n\n"
 
-    return Response(stream_with_context(events()), mimetype="text/event-stream")
+    response = Response(events(), mimetype="text/event-stream")
+    response.call_on_close(turn.close)
+    return response
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """One of the answers that may come at once. Raises BusyError where all are taken."""
+    answers = hub().answers
+    if not answers.acquire(blocking=False):
+        raise BusyError("Many prompts are being answered here just now: try again in a moment.")
+    try:
+        yield
+    finally:
+        answers.release()
 
 
 def _completion_request(model: str, prompt: str, tokens: str, *, stream: bool) -> dict[str, object]:
@@ -87,7 +109,27 @@ def _completion_request(model: str, prompt: str, tokens: str, *, stream: bool) -
         raise GraftError(f"The prompt must have 1 to {MAX_PROMPT_CHARS:,} characters.")
     if not tokens.isdecimal() or not 0 < int(tokens[:6]) <= MAX_NEW_TOKENS:
         raise GraftError(f"The answer's length must be 1 to {MAX_NEW_TOKENS} tokens.")
-    return {"model": model, "prompt": prompt, "max_tokens": int(tokens), "temperature": 0, "stream": stream}
+    return {
+        "model": _seen_model(model),
+        "prompt": prompt,
+        "max_tokens": int(tokens),
+        "temperature": 0,
+        "stream": stream,
+    }
+
+
+def _seen_model(model: str) -> str:
+    """What the inference server is asked for. It may see every adapter, and says nothing here of those that the caller doesn't.
+
+    Raises NotFoundError for these as for what isn't there.
+    """
+    if model.startswith(TASK_PREFIX):
+        revision = registry().resolve(model, caller=caller())
+        return f"{revision.repo}@{revision.id}"
+    name = model.partition("@")[0]
+    if queries.is_name_of_a_repo(registry().db, name):
+        registry().repo(name, caller())
+    return model  # else a base, or an adapter of the inference server's own
 
 
 def _open(wanted: dict[str, object]) -> HTTPResponse:
@@ -110,7 +152,7 @@ def _open(wanted: dict[str, object]) -> HTTPResponse:
 def _answer(wanted: dict[str, object]) -> str:
     """One whole answer, or in brackets why there is none."""
     try:
-        with _open(wanted) as reply:
+        with _turn(), _open(wanted) as reply:
             return str(json.load(reply)["choices"][0]["text"])
     except GraftError as error:
         return f"({error})"

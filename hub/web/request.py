@@ -3,6 +3,7 @@
 import secrets
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from threading import BoundedSemaphore
 from typing import get_origin
 from urllib.parse import unquote
 
@@ -18,17 +19,22 @@ from graft.hub.registry.registry import Registry
 from graft.hub.request_body import AnyBody, check_body
 
 EXTENSION = "graft"
+MAX_ANSWERS = 12  # of the 16 threads that a hub has, if nothing else is said
 SESSION = "session"  # the key of the cookie under which a session's name stands
 
 
 @dataclass(frozen=True)
 class Hub:
-    """`single_user`: whoever reaches a hub without users is its owner. `inference_url`: the `graft serve` for the playground."""
+    """`single_user`: whoever reaches a hub without users is its owner. `inference_url`: the `graft serve` for the playground.
+
+    `answers` of it that may come at once: each keeps a thread for as long as it lasts.
+    """
 
     registry: Registry
     single_user: bool
     inference_url: str | None
     in_flight: InFlight = field(default_factory=InFlight)
+    answers: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MAX_ANSWERS))
 
 
 def hub() -> Hub:

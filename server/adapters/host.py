@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -35,7 +35,11 @@ _SWITCH_S = 0.0005
 
 @dataclass(eq=False)
 class Loaded:
-    """An adapter in host memory, in the base's dtype. `users`: requests that hold it."""
+    """An adapter in host memory, in the base's dtype. `users`: requests that hold it.
+
+    `cases`: of copies of it that bring other probes. Whoever copies an adapter can bring a wrong one, and must not get the
+    original refused: it is refused only where no probe holds.
+    """
 
     digest: str
     method: str
@@ -45,6 +49,7 @@ class Loaded:
     case: Case  # its proof
     bytes: int
     seconds: float  # what the load took
+    cases: list[Case] = field(default_factory=list)
     users: int = 0
 
     @property
@@ -178,8 +183,8 @@ class HostTier:
             return self._failed[key][1]
         digest = self._served[key].digest if key in self._served else location.digest
         loaded = self._loaded.get(digest) if digest else None
-        if loaded is None:
-            return None
+        if loaded is None or (loaded.case.verdict is None and key not in self._served):
+            return None  # of one that is not proven yet its own folder's probe is wanted too
         self.stats.hits += 1
         return self._hold(key, loaded, location)
 
@@ -214,6 +219,8 @@ class HostTier:
                 answers = [fresh] * len(waiting)
             else:
                 kept = self._loaded.setdefault(fresh.digest, fresh)
+                if kept.case.verdict is None and fresh.case.probe != kept.case.probe:
+                    kept.cases.append(fresh.case)
                 answers = [self._hold(key, kept, location) for _ in waiting]
                 self._shrink()
         for done, answer in zip(waiting, answers, strict=True):

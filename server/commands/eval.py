@@ -14,6 +14,7 @@ from graft.hub.base.manifest import recorded_spec
 from graft.hub.errors import GraftError
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import local_user, open_registry, registry_options
+from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.terminal.tables import print_json, print_table
 from graft.server.commands import scorekeeping
 from graft.server.commands.scorekeeping import Scorekeeper, Scoring, fields_of
@@ -111,7 +112,7 @@ def evaluate(
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(visible_text(text), err=True)
 
 
 def _scoring(slug: str, digest: str, metric: Metric, base: Base) -> Scoring:

@@ -14,6 +14,7 @@ from graft.hub.adapters.validation import CONFIG
 from graft.hub.errors import GraftError
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize
+from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.wsgi import LOOPBACK
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def serve(
 
 
 def _say(text: str) -> None:
-    click.echo(f"graft serve: {text}", err=True)
+    click.echo(visible_text(f"graft serve: {text}"), err=True)
 
 
 def http_server(

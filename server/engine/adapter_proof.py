@@ -67,6 +67,10 @@ class Proof:
             self._prover.prove(self._case, self._close)
 
     def _close(self, verdict: Verdict) -> None:
+        if verdict.outcome is ProofOutcome.REFUSED and self._resident.loaded.cases:
+            self._case = self._resident.loaded.cases.pop()
+            self.begin()
+            return
         self._resident.loaded.case = self._case.with_verdict(verdict)
         if verdict.outcome is ProofOutcome.ROUNDED:
             log.warning("Adapter %s is served as a rounded copy: %s.", self._case.digest[:12], verdict.why)

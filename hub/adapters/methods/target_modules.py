@@ -81,15 +81,18 @@ def full_matches(pattern: str, names: Iterable[str], deadline: float | None = No
     deadline = deadline or time.monotonic() + _SECONDS
     try:
         compiled = regex.compile(pattern)
-        return {
-            name
-            for name in names
-            if compiled.fullmatch(name, timeout=max(deadline - time.monotonic(), 0.001), concurrent=True)
-        }
+        if time.monotonic() > deadline:  # thousands of patterns take long too, each in no time
+            raise TimeoutError
+        return {name for name in names if compiled.fullmatch(name, timeout=_rest(deadline), concurrent=True)}
     except (regex.error, RecursionError, OverflowError) as error:
         raise ArtifactError(f"The module pattern {pattern[:80]!r} is no regular expression: {error}.") from None
     except (TimeoutError, MemoryError):
         raise _complexity_error(pattern) from None
+
+
+def _rest(deadline: float) -> float:
+    """Seconds; the engine takes 0 for no limit."""
+    return max(deadline - time.monotonic(), 0.001)
 
 
 def layers_of(raw: object) -> tuple[int, ...] | None:

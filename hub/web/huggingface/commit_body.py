@@ -60,9 +60,11 @@ def _move_content_out(head: bytes, stream: BinaryIO, content: IO[bytes], limit: 
 def _parse(line: bytes, number: int) -> tuple[str, dict[str, object]]:
     try:
         fields = strict_json(line.decode())
-        key, value = fields["key"], fields["value"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise GraftError(f"Line {number} of the commit is not a JSON object with 'key' and 'value'.") from None
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict) or not {"key", "value"} <= fields.keys():
+        raise GraftError(f"Line {number} of the commit is not a JSON object with 'key' and 'value'.")
+    key, value = fields["key"], fields["value"]
     if not isinstance(key, str) or not isinstance(value, dict):
         raise GraftError(f"Line {number} of the commit: 'key' must be a string and 'value' an object.")
     return key, value

@@ -1,12 +1,16 @@
 """What a write token and the code in hand could do to a hub, tried over HTTP: each was found so once."""
 
+import base64
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from werkzeug.test import Client
 
+from graft.hub.cli.main import main
 from graft.hub.registry import audit
 from graft.hub.registry.access.quotas import measure_usage
 from graft.hub.registry.access.tokens import create_token, first_admin
@@ -121,3 +125,31 @@ def test_a_card_claims_a_hundred_scores_at_most(registry: Registry, tmp_path: Pa
     card = f"---\nmodel-index: [{{results: [{{metrics: [{claims}]}}]}}]\n---\n"
     registry.publish(lora_folder(tmp_path / "claims", card=card), "mallory/own")
     assert len(registry.evaluations("mallory/own")) == 100
+
+
+def test_a_long_card_is_shown_as_it_is(mallory: Client, registry: Registry) -> None:
+    card = Put("README.md", registry.blobs.put_bytes(b"<script>![" * 100_000))
+    registry.commit("mallory/own", [card], title="x", user="mallory")
+    began = time.monotonic()
+    page = mallory.get("/mallory/own").text
+    assert time.monotonic() - began < 5 and "&lt;script&gt;![" in page and "<script>!" not in page
+
+
+def test_many_patterns_take_no_longer_than_one(mallory: Client, registry: Registry, adapter: Path) -> None:
+    """60,000 of them took minutes of a thread, at each commit."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["rank_pattern"] = {f"k{number}(a|b)*": 4 for number in range(60_000)}
+    content = base64.b64encode(json.dumps(config).encode()).decode()
+    file = {"key": "file", "value": {"content": content, "path": "adapter_config.json", "encoding": "base64"}}
+    began = time.monotonic()
+    refused = mallory.post(f"{OWN}/commit/main", data=body(HEADER, file))
+    assert refused.status_code == 422 and "too complex" in refused.text, refused.text
+    assert time.monotonic() - began < 15
+
+
+def test_strangers_words_do_not_drive_a_terminal(registry: Registry, adapter: Path) -> None:
+    registry.publish(adapter, "mallory/own", message="harmless\x1b]0;owned\x07\x1b[2J")
+    ran = CliRunner().invoke(main, ["history", "mallory/own", "--registry", str(registry.path)])
+    assert ran.exit_code == 0 and "harmless" in ran.output and not {"\x1b", "\x07"} & set(ran.output)
+    ran = CliRunner().invoke(main, ["pull", "mallory/\x1b[2Jx", "--registry", str(registry.path), "--out", "x"])
+    assert ran.exit_code == 1 and "\x1b" not in ran.output

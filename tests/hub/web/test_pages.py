@@ -13,8 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from werkzeug.test import Client
+from werkzeug.test import Client, TestResponse
 
+from graft.hub.registry import withdrawal
 from graft.hub.registry.access.tokens import create_token, first_admin
 from graft.hub.registry.leaderboard import Evaluation
 from graft.hub.registry.registry import Registry
@@ -273,6 +274,43 @@ def test_the_playground_passes_answers_on(filled: Registry, upstream: str) -> No
         "is `graft serve` running"
         in silent.post("/playground/stream", json={"model": "a", "prompt": "x"}).json["error"]
     )
+
+
+@pytest.mark.parametrize("model", ["bob/secret", "BOB/secret@main", "bob/mood", "ann/gone"])
+def test_the_playground_asks_of_no_adapter_that_the_asker_does_not_see(
+    client: Client, filled: Registry, upstream: str, model: str
+) -> None:
+    """The inference server may hold the registry itself, or an admin's token: all that is private was there for the asking."""
+    filled.publish(Path(filled.path).parent / "a", "ann/gone")
+    withdrawal.disable(filled.db, "ann/gone", "not ours", "ann")
+    reading = create_app(filled, inference_url=upstream).test_client()
+    tokens = {user: create_token(filled.db, user, "read") for user in ("mallory", "bob")}
+
+    def ask(user: str) -> TestResponse:
+        headers = {"Authorization": f"Bearer {tokens[user]}"}
+        return reading.post("/playground/stream", json={"model": model, "prompt": "x"}, headers=headers)
+
+    hidden = {"bob/mood": 200, "ann/gone": 403}.get(model, 404)
+    assert ask("mallory").status_code == hidden
+    assert ask("bob").status_code == (403 if model == "ann/gone" else 200)
+    page = reading.post(
+        "/playground", data={"model": model, "prompt": "x"}, headers={"Authorization": f"Bearer {tokens['mallory']}"}
+    )
+    assert ("good" in page.text) == (hidden == 200)
+
+
+def test_prompts_do_not_take_all_threads(filled: Registry, upstream: str) -> None:
+    client = create_app(filled, inference_url=upstream).test_client()
+    asked = {"model": "ann/news", "prompt": "Hello"}
+    taken = client.application.extensions["graft"].answers
+    while taken.acquire(blocking=False):  # as answers on their way do
+        pass
+    assert client.post("/playground/stream", json=asked).status_code == 503
+    assert "try again" in client.post("/playground", data=asked).text
+    taken.release()
+    assert client.post("/playground/stream", json=asked).status_code == 200
+    for _ in range(2):  # what goes wrong gives its turn back
+        assert client.post("/playground/stream", json=asked | {"model": "bad/one"}).status_code == 400
 
 
 def _broken(how: str) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """Nothing is served that does not do what it did in training; proofs hold nobody up and are made once."""
 
 import json
+import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,3 +208,20 @@ def test_turns_run_only_while_they_are_let():
     turns.go(0.003)
     turns.close()  # in the middle of it
     assert len(seen) < 100
+
+
+def test_a_copy_with_a_wrong_probe_does_not_get_the_original_refused(base_folder, tmp_path):
+    """Adapters with the same weights are one in memory, and whoever copies one brings the probe that they like."""
+    base = load_base(base_folder(seed=3), dtype="float32", device="cpu")
+    original = proven_folder(tmp_path / "original", "lora", base)
+    other = proven_folder(tmp_path / "other", "lora", base, seed=1)
+    copy = shutil.copytree(original, tmp_path / "copy")
+    rewritten(copy, json.loads((other / "graft.json").read_text())["probe"])
+    with Engine(base, {"copy": copy, "original": original}) as engine:
+        streams = [engine.submit(replace(ASK, model=name)) for name in ("copy", "original")]
+        for stream in streams:
+            stream.result()
+    with Engine(base, {"copy": copy, "original": original}) as engine:
+        with pytest.raises(ArtifactError, match="its weights or config are not"):
+            engine.generate([replace(ASK, model="copy")])
+        engine.generate([replace(ASK, model="original")])
