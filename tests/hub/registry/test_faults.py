@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from graft.hub.errors import ConflictError
-from graft.hub.registry import upload_claims
+from graft.hub.registry.access import upload_claims
 from graft.hub.registry.access.keys import secret
 from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.commits.changes import Put
