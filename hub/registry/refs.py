@@ -71,15 +71,17 @@ def find(db: Database, repo_id: int, repo_name: str, ref: str) -> str:
     return rows[0][0]
 
 
-def move(db: Database, repo_id: int, kind: str, name: str, new: str | None, who: str, why: str) -> None:
-    """Point a ref at `new` (None: take it away) and note who did it and why."""
+def move(db: Database, repo_id: int, kind: str, name: str, new: str | None, who: str, why: str) -> str:
+    """Point a ref at `new` (None: take it away) and note who did it and why; returns when it was."""
     old = target(db, repo_id, kind, name)
     if new is None:
         db.execute("DELETE FROM refs WHERE repo_id = ? AND kind = ? AND name = ?", [repo_id, kind, name])
     else:
         db.table("refs").insert({"repo_id": repo_id, "kind": kind, "name": name, "revision_id": new}, replace=True)
-    row = {"repo_id": repo_id, "kind": kind, "name": name, "old": old, "new": new, "who": who, "why": why, "at": now()}
+    at = now()
+    row = {"repo_id": repo_id, "kind": kind, "name": name, "old": old, "new": new, "who": who, "why": why, "at": at}
     db.table("ref_moves").insert(row)
+    return at
 
 
 def require_free(db: Database, repo_id: int, name: str, *, but: str | None = None) -> None:
@@ -99,10 +101,10 @@ def create(
     revision_id: str,
     who: str,
     why: str,
-) -> None:
-    """Raises ConflictError when the name is taken."""
+) -> str:
+    """Returns when it was. Raises ConflictError when the name is taken."""
     require_free(db, repo_id, name)
-    move(db, repo_id, kind, name, revision_id, who, why)
+    return move(db, repo_id, kind, name, revision_id, who, why)
 
 
 def delete(db: Database, repo_id: int, kind: str, name: str, who: str) -> None:

@@ -118,8 +118,8 @@ def _record(db: Database, blobs: BlobStore, intent: Intent, head: str | None, pr
         audit(db, intent.user, "commit", repo.name, made)
     for tag in intent.tags:
         if refs.target(db, repo.id, "tag", tag) != made:
-            refs.create(db, repo.id, "tag", tag, made, intent.user, "published with this tag")
-            audit(db, intent.user, "tag.create", f"{repo.name}@{tag}", made)
+            at = refs.create(db, repo.id, "tag", tag, made, intent.user, "published with this tag")
+            audit(db, intent.user, "tag.create", f"{repo.name}@{tag}", made, at=at)
     return queries.revision(db, made)
 
 
