@@ -120,7 +120,7 @@ class UnreachableError(GraftError):
     code = "unreachable"
 
 
-class BusyError(GraftError):
+class UnavailableError(GraftError):
     """Others are being answered: later it can be done."""
 
     status = 503

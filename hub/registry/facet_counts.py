@@ -1,8 +1,8 @@
 """How many adapters there are by task, base, method and licence, and in all.
 
-Counting rows takes longer the more there are: a page of facets over 100,000 adapters took a quarter of a second. So they are counted as
-they come and go: the table `facet_counts`, kept by triggers on `listing`, has a row for each combination of the four. What asks for
-more (a text, labels, an author) is counted among what it finds; so are the caller's own private adapters.
+Counting rows takes longer the more there are. So adapters are counted as they come and go: the table `facet_counts`, kept
+by triggers on `listing`, has a row for each combination of the four. A query that asks for more (a text, labels, an
+author) is counted among what it finds; so are the caller's own private adapters.
 """
 
 from collections.abc import Iterable
@@ -24,8 +24,8 @@ class Condition:
 
 @dataclass(frozen=True)
 class Counts:
-    """`total`: under all that is chosen. `facets`: values with counts, the most frequent first, each counted under the *other*
-    chosen facets."""
+    """`total`: under all that is chosen. `facets`: values with counts, the most frequent first, each counted under the
+    *other* chosen facets."""
 
     total: int
     facets: dict[str, list[tuple[str, int]]]

@@ -15,7 +15,7 @@ from graft.hub.errors import GraftError
 from graft.hub.registry import facet_counts
 from graft.hub.registry.access.callers import Caller
 from graft.hub.registry.access.visibility import EVERYTHING, visible
-from graft.hub.registry.facet_counts import Condition, Counts
+from graft.hub.registry.facet_counts import Condition
 from graft.hub.registry.storage.database import Database
 
 MAX_PAGE = 1000
@@ -126,8 +126,8 @@ def browse(db: Database, query: Query, caller: Caller) -> tuple[Page, dict[str, 
         raise GraftError(
             "Scores of different tasks can't be compared: give a task to sort by score (--task T, task=T)."
         )
-    counts = _counts(db, query, caller)
     chosen, seen, narrowed = _chosen(db, query), _seen(caller), list(_narrowed(query))
+    counts = facet_counts.count(db, chosen, seen, narrowed)
     conditions = [*([seen] if seen else []), *facet_counts.conditions(chosen), *narrowed]
     rows = db.execute(
         f"SELECT {_ENTRY} FROM {_source(db, query, counts.total, narrowed)} "
@@ -140,11 +140,7 @@ def browse(db: Database, query: Query, caller: Caller) -> tuple[Page, dict[str, 
 
 def facets(db: Database, query: Query, caller: Caller) -> dict[str, list[tuple[str, int]]]:
     """For each facet its values with counts (facet_counts.py)."""
-    return _counts(db, query, caller).facets
-
-
-def _counts(db: Database, query: Query, caller: Caller) -> Counts:
-    return facet_counts.count(db, _chosen(db, query), _seen(caller), list(_narrowed(query)))
+    return facet_counts.count(db, _chosen(db, query), _seen(caller), list(_narrowed(query))).facets
 
 
 def _source(db: Database, query: Query, total: int, narrowed: list[Condition]) -> str:
@@ -181,6 +177,7 @@ def list_repo(db: Database, repo_id: int, revision_id: str | None, card: Mapping
     artifact = db.execute("SELECT * FROM artifacts WHERE revision_id = ?", [revision_id]).fetchone()
     task = artifact["task"] if artifact else model_card.task_of(card)
     base = _base_name(db, artifact) if artifact else next(iter(model_card.texts(card.get("base_model"))), "")
+    # Not by REPLACE, for which SQLite calls no trigger that counts the old row out.
     db.execute("DELETE FROM listing WHERE repo_id = ?", [repo_id])
     db.table("listing").insert(
         {

@@ -11,7 +11,7 @@ from flask import Blueprint, render_template, request
 from werkzeug.wrappers import Response
 
 from graft.hub.adapters.model_card import TASK_PREFIX
-from graft.hub.errors import BusyError, ForbiddenError, GraftError, UnreachableError
+from graft.hub.errors import ForbiddenError, GraftError, UnavailableError, UnreachableError
 from graft.hub.registry import queries, search
 from graft.hub.request_body import Body
 from graft.hub.web.request import caller, hub, read_body, registry
@@ -93,10 +93,10 @@ def stream() -> Response:
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    """One of the answers that may come at once. Raises BusyError where all are taken."""
+    """One of the answers that may come at once. Raises UnavailableError where all are taken."""
     answers = hub().answers
     if not answers.acquire(blocking=False):
-        raise BusyError("Many prompts are being answered here just now: try again in a moment.")
+        raise UnavailableError("Many prompts are being answered here just now: try again in a moment.")
     try:
         yield
     finally:
