@@ -114,7 +114,10 @@ def base_of(family: str) -> Base:
 
 @cache
 def eager_model(family: str):
-    return tiny_model(family)
+    """transformers' own attention in plain torch: its sdpa leaves soft-caps out, and older versions take that for Gemma 2."""
+    model = tiny_model(family)
+    model.set_attn_implementation("eager")
+    return model
 
 
 @cache
