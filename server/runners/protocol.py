@@ -28,6 +28,11 @@ class Runner(Protocol):
     cache: KVCache
     meets_often: bool  # its threads wait for each other after every operator, so that one without a core holds all up
 
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Digests of the resident adapters."""
+        ...
+
     def prepare(self, forms: Sequence[Form]) -> Prepared:
         """Detours (LowRank, Vector) as `add` takes them. Called by the loader's thread while steps run."""
         ...

@@ -68,6 +68,10 @@ class FastRunner:
         positions = min(base.spec.max_positions, cache.keys.shape[1] * BLOCK_ROWS)
         self._model = weights.pack_model(kernels, base, positions)
 
+    @property
+    def adapters(self) -> frozenset[str]:
+        return frozenset(self._adapters)
+
     def prepare(self, forms: Sequence[Form]) -> PackedDetours:
         if not all(_fits(form, self._places) for form in forms):
             eager = self._eager.prepare(forms)

@@ -104,6 +104,10 @@ class AdapterTable:
         if gone.slot:
             self._free.append(gone.slot)
 
+    @property
+    def digests(self) -> frozenset[str]:
+        return frozenset(self._residents)
+
     def slot(self, digest: str) -> int:
         return self._residents[digest].slot
 

@@ -21,6 +21,7 @@ class Graphs:
     def __init__(self, device: torch.device, tolerance: float):
         self._device, self._tolerance = device, tolerance
         self._pool = torch.cuda.graph_pool_handle()
+        self._latest: torch.cuda.CUDAGraph | None = None  # kept: a pool that no graph uses any more can't be recorded into
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """A replay of `function`, which must be the same on the same inputs. Its result lies where the next one will.
@@ -52,6 +53,7 @@ class Graphs:
         # thread_local: the loader's threads may take memory and copy adapters while the engine's records
         with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
             result = function()
+        self._latest = graph
 
         def replay() -> Tensor:
             graph.replay()

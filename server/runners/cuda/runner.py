@@ -55,6 +55,10 @@ class GroupedRunner:
         """Whether steps that only decode are static ones; no longer once one could not be recorded."""
         return self._decoder is not None
 
+    @property
+    def adapters(self) -> frozenset[str]:
+        return self._bank.digests
+
     def prepare(self, forms: Sequence[Form]) -> PackedAdapter:
         return self._bank.prepare(forms)
 

@@ -41,6 +41,10 @@ class EagerRunner:
         self._adapters: dict[str, EagerDetours] = {}
         self._stacks: OrderedDict[tuple[str, ...], Stack] = OrderedDict()
 
+    @property
+    def adapters(self) -> frozenset[str]:
+        return frozenset(self._adapters)
+
     def prepare(self, forms: Sequence[Form]) -> EagerDetours:
         ready = tuple(at(form, self._base.dtype, self._base.device) for form in forms)
         return EagerDetours(ready, sum(form_bytes(form) for form in ready))

@@ -79,7 +79,7 @@ def assert_idle(engine):
     assert engine.call(lambda: engine.blocks.used) == held
     assert all(loaded.users == 0 for loaded in engine.loader.snapshot())
     resident = {r.digest for r in engine.residency.snapshot()}
-    assert set(engine.runner._adapters) == resident
+    assert engine.runner.adapters == resident
 
 
 @pytest.fixture

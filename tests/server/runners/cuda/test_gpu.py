@@ -66,3 +66,14 @@ def test_decoding_on_a_gpu_replays_graphs_and_says_what_the_eager_engine_does(ll
                 assert engine.runner.static
             assert_idle(engine)
     assert ids["fast"] == ids["eager"]
+
+
+def test_a_step_can_be_recorded_when_no_recorded_one_is_left(llama, on_gpu):
+    """The pool that recordings share lives on when the last of them is dropped, as the trial's are at the start."""
+    from graft.server.runners.cuda.graphs import Graphs
+
+    graphs, x = Graphs(torch.device("cuda"), 1e-3), torch.ones(4, 4, device="cuda")
+    for factor in (2.0, 3.0):
+        replay = graphs.record(lambda factor=factor: x * factor)
+        assert torch.equal(replay(), x * factor)
+        del replay
