@@ -74,7 +74,7 @@ def copy(tmp_path):
     [
         ("hub/base/manifest.py", "import graft.hub.registry.registry", "hub's rooms"),
         ("server/cache/blocks.py", "from graft.server.engine import scheduler", "server's rooms"),
-        ("server/engine/sampling.py", "import graft.trainer.plan.plan", "not each other"),
+        ("server/sampling/params.py", "import graft.trainer.plan.plan", "not each other"),
         ("server/http/detokenizer.py", "import graft.hub.registry.search", "one seam"),
         ("trainer/training/loop.py", "import graft.hub.web.app", "Nobody imports the web"),
     ],

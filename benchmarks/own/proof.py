@@ -31,7 +31,7 @@ from graft.server.adapters.prover import Prover
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Finished, Request, Stream
-from graft.server.engine.sampling import Sampling, Token
+from graft.server.sampling.params import Sampling, Token
 
 LEAST_GAPS = 100  # of which a percentile says something
 STREAMED, QUIET_S = 60, 8.0  # tokens of a stream; seconds that streams without company are watched

@@ -12,7 +12,7 @@ from graft.hub.errors import GraftError
 from graft.server.benchmark.workload import BenchRequest, Timing
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Finished, Request, Sink, Stream
-from graft.server.engine.sampling import Sampling, Token
+from graft.server.sampling.params import Sampling, Token
 
 _TIMEOUT_S = 600
 

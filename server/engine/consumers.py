@@ -1,32 +1,44 @@
 """Whose rows a step computes: generations for callers, and the engine's own errands for adapters coming in.
 
-A `Consumer` owns one sequence. After each step that had rows of it, it observes their logits and may ask for a token
-to be drawn; the engine draws for all of them at once. Runs on the engine's thread.
+A `Consumer` owns one sequence. Before each step that has rows of it, it says what it wants to know of their logits, and
+whether a token is to be drawn; the runner answers for all consumers at once. Runs on the engine's thread.
 """
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import getrandbits
 
-import torch
 from torch import Tensor
 
 from graft.hub.adapters.probe import ProbeQuestion, Table
-from graft.hub.adapters.probe_replay import log_probs_of
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.server.adapters.device import Resident
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.readiness import NO_ROWS
 from graft.server.engine.request import Finished, PromptScored, Request, Started, Stream
-from graft.server.engine.sampling import Draw, Token, generator_for, score
 from graft.server.engine.scheduler import Chunk, SequenceState
 from graft.server.errors import EngineError
+from graft.server.sampling.history import TokenHistory
+from graft.server.sampling.params import Draw, Score, Token
 from graft.server.served_version import Served
 from graft.server.telemetry import Metrics
 
 UNPLACED = Served("(not loaded)")  # in the numbers: names that stand for nothing, or for nothing that loads
 LOADER = object()  # the tenant of everything the engine does for itself
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Of a chunk's rows that want logits: the last one's draw, and (which of them, Score) in order."""
+
+    draw: Draw | None = None
+    scores: Sequence[tuple[int, Score]] = ()
+
+
+NOTHING = Asked()
 
 
 class Consumer(ABC):
@@ -37,11 +49,15 @@ class Consumer(ABC):
     keeps_blocks = False  # whether the cache keeps the sequence's blocks when all is computed
 
     @abstractmethod
-    def observe(self, chunk: Chunk, logits: Tensor) -> Draw | None:
-        """The wanted logits [k, V] of a chunk's last k rows. A Draw: draw a token from the last one."""
+    def ask(self, chunk: Chunk) -> Asked:
+        """What it wants of a chunk that is about to be computed."""
+
+    def observe(self, scored: Sequence[Token]) -> None:
+        """The answer to one of its scores, which come in order."""
+        raise AssertionError(f"{type(self).__name__} asks for no scores")
 
     def accept(self, token: Token) -> bool:
-        """Take a drawn token; True when it was the last one. Asked only of who returned a Draw."""
+        """Take a drawn token; True when it was the last one. Called only where a draw was asked for."""
         raise AssertionError(f"{type(self).__name__} draws no tokens")
 
     @abstractmethod
@@ -55,13 +71,15 @@ class Consumer(ABC):
 class RunningRequest(Consumer):
     """A caller's request under way."""
 
-    def __init__(self, stream: Stream, ends: frozenset[int], device: torch.device, metrics: Metrics):
+    def __init__(self, stream: Stream, ends: frozenset[int], metrics: Metrics):
         self.stream = stream
         self.cancelled = False
         self.served = Served()
         self._request = stream.request
         self._ends = stop_ids(stream.request, ends)
-        self._generator = generator_for(self._request.sampling, device)
+        sampling, banned = self._request.sampling, self._ends if self._request.min_tokens else ()
+        self._history = TokenHistory(sampling, self._request.prompt, banned)
+        self._seed = getrandbits(64) if sampling.seed is None else sampling.seed
         self._metrics = metrics
         self._submitted = time.monotonic()
         self._last: float | None = None  # when the latest token came
@@ -88,20 +106,18 @@ class RunningRequest(Consumer):
         self.sequence.owner = self.sequence.tenant = loaded.digest if loaded else None
         return self.sequence
 
-    def observe(self, chunk: Chunk, logits: Tensor) -> Draw | None:
+    def ask(self, chunk: Chunk) -> Asked:
         if not self._begun:
             self._begun = True
             self._cached = chunk.start
             self.stream.put(Started(self.served, self._cached))
-        last = chunk.start + chunk.count - 1
-        if self._request.score_from is not None and logits.shape[0]:
-            self._score(last - logits.shape[0] + 1, logits)
-        if self._request.score_next and last == len(self._request.prompt) - 1:
-            self._score_next(logits[-1:])
-        if self.sequence.remaining or not self._max_new:
-            return None
-        banned = tuple(self._ends) if self._generated < self._request.min_tokens else ()
-        return Draw(self._request.sampling, self._generator, banned)
+        draw = None
+        if self.sequence.remaining == 0 and self._max_new:
+            draw = Draw(self._request.sampling, self._seed, self._generated, self._history.edits)
+        return Asked(draw, self._scores(chunk))
+
+    def observe(self, scored: Sequence[Token]) -> None:
+        self.stream.put(PromptScored(tuple(scored)))
 
     def accept(self, token: Token) -> bool:
         now = time.monotonic()
@@ -110,6 +126,9 @@ class RunningRequest(Consumer):
         )
         self._last = now
         self._generated += 1
+        self._history.add(token.id)
+        if self._generated == self._request.min_tokens:
+            self._history.unban()
         self.sequence.tokens.append(token.id)
         self.stream.put(token)
         if token.id in self._ends:
@@ -134,18 +153,18 @@ class RunningRequest(Consumer):
         self._metrics.failed(UNPLACED if not_placed else self.served, error.code)
         self.stream.put(error)
 
-    def _score(self, first: int, logits: Tensor) -> None:
-        """Row i of the text tells about token i + 1 of the prompt. `first`: the text's row of logits[0]."""
-        targets = self._request.prompt[first + 1 : first + 1 + logits.shape[0]]
-        if targets:
-            count = self._request.sampling.logprobs or 0
-            self.stream.put(PromptScored(tuple(score(logits[: len(targets)], targets, [count] * len(targets)))))
-
-    def _score_next(self, logits: Tensor) -> None:
-        """How likely each of `score_next` is after the whole prompt. logits: its last row, [1, V]."""
-        ids = self._request.score_next
-        count = self._request.sampling.logprobs or 0
-        self.stream.put(PromptScored(tuple(score(logits.expand(len(ids), -1), ids, [count] * len(ids)))))
+    def _scores(self, chunk: Chunk) -> list[tuple[int, Score]]:
+        """Row i of the text tells about token i + 1 of the prompt, the last one about those of `score_next` as well."""
+        prompt, top = self._request.prompt, self._request.sampling.logprobs or 0
+        last = chunk.start + chunk.count - 1
+        scores = []
+        if self._request.score_from is not None:
+            first = last + 1 - chunk.logits
+            targets = prompt[first + 1 : last + 2]
+            scores = [(row, Score((target,), top)) for row, target in enumerate(targets)]
+        if self._request.score_next and last == len(prompt) - 1:
+            scores.append((chunk.logits - 1, Score(self._request.score_next, top)))
+        return scores
 
 
 class RowsJob(Consumer):
@@ -170,8 +189,8 @@ class RowsJob(Consumer):
             inputs=rows,
         )
 
-    def observe(self, chunk: Chunk, logits: Tensor) -> None:
-        pass
+    def ask(self, chunk: Chunk) -> Asked:
+        return NOTHING
 
     def finish(self) -> None:
         self._done(self._detach(self.sequence))
@@ -188,6 +207,7 @@ class Question(Consumer):
 
     def __init__(self, asked: ProbeQuestion, resident: Resident | None, done: Callable[[Table | GraftError], None]):
         self._asked, self._done = asked, done
+        self._rows_asked = 0
         self._told: list[tuple[float, ...]] = []
         self.sequence = SequenceState(
             owner=resident.digest if resident else None,
@@ -198,9 +218,13 @@ class Question(Consumer):
             tenant=LOADER,
         )
 
-    def observe(self, chunk: Chunk, logits: Tensor) -> None:
-        for row in logits:
-            self._told.append(log_probs_of(row, self._asked.tokens[len(self._told)]))
+    def ask(self, chunk: Chunk) -> Asked:
+        tokens = self._asked.tokens[self._rows_asked : self._rows_asked + chunk.logits]
+        self._rows_asked += chunk.logits
+        return Asked(scores=[(row, Score(ids)) for row, ids in enumerate(tokens)])
+
+    def observe(self, scored: Sequence[Token]) -> None:
+        self._told.append(tuple(token.logprob for token in scored if token.logprob is not None))
 
     def finish(self) -> None:
         self._done(tuple(self._told))

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from graft.hub.adapters.probe import ProbeQuestion, Table
@@ -32,15 +32,15 @@ from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS, make_batch
 from graft.server.cache.tensors import KVCache
 from graft.server.engine.adapter_proof import Proof
-from graft.server.engine.consumers import Consumer, RowsJob, RunningRequest, ends_of, not_finite_error
+from graft.server.engine.consumers import Asked, Consumer, RowsJob, RunningRequest, ends_of, not_finite_error
 from graft.server.engine.inbox import Inbox
 from graft.server.engine.options import Options, sizes
 from graft.server.engine.request import Request, Result, Sink, Stream
-from graft.server.engine.sampling import Draw, sample
-from graft.server.engine.scheduler import Chunk, Scheduler, SequenceState, StepPlan
+from graft.server.engine.scheduler import Scheduler, SequenceState, StepPlan
 from graft.server.errors import BrokenError, ClosedError, RequestError, TooLongError
 from graft.server.runners.factory import make_runner
 from graft.server.runners.protocol import Prepared
+from graft.server.sampling.params import StepResult
 from graft.server.served_version import Served
 from graft.server.telemetry import Metrics
 
@@ -115,7 +115,7 @@ class Engine:
                 self._inbox.put(lambda: self._cancel(generation))
 
         stream = Stream(request, cancel, sink or SimpleQueue())
-        generation = RunningRequest(stream, self.ends, self.base.device, self.metrics)
+        generation = RunningRequest(stream, self.ends, self.metrics)
         self._inbox.put(lambda: self._unplaced.add(generation))
         if request.model is None:
             self._inbox.put(lambda: self._place(generation, None))
@@ -345,8 +345,14 @@ class Engine:
         chunks = plan.chunks
         try:
             batch, order = make_batch([(chunk.sequence.owner, chunk.run()) for chunk in chunks], plan.copies)
-            logits = self.runner.run(batch)
-            self._deliver([(chunks[i], run.logits) for i, run in zip(order, batch.runs, strict=True)], logits)
+            consumers = [self._consumers[chunks[i].sequence] for i in order]
+            asked = [consumer.ask(chunks[i]) for i, consumer in zip(order, consumers, strict=True)]
+            firsts = [0, *accumulate(run.logits for run in batch.runs)]  # of each chunk's rows that want logits
+            draws = [(last - 1, ask.draw) for last, ask in zip(firsts[1:], asked, strict=True) if ask.draw]
+            scores = [
+                (first + row, score) for first, ask in zip(firsts, asked, strict=False) for row, score in ask.scores
+            ]
+            self._deliver(consumers, asked, self.runner.step(batch, draws, scores))
         except Exception as error:
             log.exception("a step failed")
             self.scheduler.withdraw(plan)
@@ -355,28 +361,19 @@ class Engine:
                 if chunk.sequence in self._consumers:
                     self._fail(self._consumers[chunk.sequence], failure)
 
-    def _deliver(self, parts: Sequence[tuple[Chunk, int]], logits: Tensor) -> None:
-        """Hand each chunk its logits, draw what is asked for, and see who is done. parts: (chunk, its rows)."""
-        rows: list[int] = []
-        draws: list[tuple[Consumer, Draw]] = []
-        first = 0
-        for chunk, count in parts:
-            consumer = self._consumers[chunk.sequence]
-            draw = consumer.observe(chunk, logits[first : first + count])
-            first += count
-            if draw is not None:
-                draws.append((consumer, draw))
-                rows.append(first - 1)
-            elif chunk.sequence.remaining <= 0:
-                self._finish(consumer)
-        if not draws:
-            return
-        wanted = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
-        tokens = sample(wanted, [draw for _, draw in draws], self.runner.argmax)
-        for (consumer, _), token in zip(draws, tokens, strict=True):
-            if token is None:
+    def _deliver(self, consumers: Sequence[Consumer], asked: Sequence[Asked], result: StepResult) -> None:
+        """Hand out what has come of a step, and see who is done."""
+        tokens, scores = iter(result.tokens), iter(result.scores)
+        for consumer, ask in zip(consumers, asked, strict=True):
+            scored = [next(scores) for _ in ask.scores]
+            token = next(tokens) if ask.draw else None
+            if None in scored or (ask.draw and token is None):
                 self._fail(consumer, not_finite_error())
-            elif consumer.accept(token):
+                continue
+            for tokens_of_row in filter(None, scored):
+                consumer.observe(tokens_of_row)
+            done = consumer.accept(token) if token is not None else consumer.sequence.remaining <= 0
+            if done:
                 self._finish(consumer)
 
     def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:

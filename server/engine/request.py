@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from graft.hub.errors import GraftError
-from graft.server.engine.sampling import Sampling, Token
+from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
 
 

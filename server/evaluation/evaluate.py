@@ -17,7 +17,7 @@ from graft.hub.evaluation.metrics import Metric, Score, paired_p, score
 from graft.hub.evaluation.task_data import Example
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Finished, PromptScored, Request, Sink, Started, Stream
-from graft.server.engine.sampling import Sampling, Token
+from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
 
 _AHEAD = 512  # requests submitted and not answered yet

@@ -17,10 +17,10 @@ from graft.hub.evaluation.tokenization import TemplateRefusalError, encode_promp
 from graft.server.engine.consumers import stop_ids
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream
-from graft.server.engine.sampling import Sampling, Token
 from graft.server.errors import TooLongError
 from graft.server.http.detokenizer import Detokenizer, StopStrings, TokenDecoder, certain_text, decode
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
+from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's; a chat goes on as long as there is room

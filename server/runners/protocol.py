@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
-
 from graft.hub.adapters.serving_forms import Form
 from graft.hub.errors import GraftError
 from graft.server.cache.step import Batch
 from graft.server.cache.tensors import KVCache
+from graft.server.sampling.params import Draw, Score, StepResult
 
 
 class FastPathError(GraftError):
@@ -45,10 +44,9 @@ class Runner(Protocol):
         """Forget a resident adapter and free its memory."""
         ...
 
-    def run(self, batch: Batch) -> Tensor:
-        """Carry out a step (batch.py says what is owed). Returns logits [n, V] in the order of the wanted rows."""
-        ...
+    def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
+        """Carry out a step (cache/step.py says what is owed), draw its tokens and report log-probabilities.
 
-    def argmax(self, logits: Tensor) -> Tensor:
-        """[n, V] -> [n]: where each row's largest value is, the first of equals; a NaN's place where there is one."""
+        `draws`, `scores`: (place among the rows that want logits, what is asked of it), no place twice in `draws`.
+        """
         ...

@@ -19,9 +19,11 @@ from graft.server.cache.step import BLOCK_ROWS, TRASH_BLOCK, Batch, Run
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.cpu import weights
 from graft.server.runners.cpu.build import load
+from graft.server.runners.cpu.sampler import sample
 from graft.server.runners.cpu.taps import TapPlace, count, places
 from graft.server.runners.eager.runner import EagerDetours, EagerRunner
 from graft.server.runners.protocol import FastPathError, Prepared
+from graft.server.sampling.params import Draw, Score, StepResult
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative, of all logits of one step
 
@@ -62,7 +64,6 @@ class FastRunner:
         self._kernels = kernels
         self._eager = EagerRunner(base, cache)
         self._dtype = str(base.dtype).removeprefix("torch.")
-        self._argmax = getattr(kernels, f"argmax_{self._dtype}")
         self._places = places(base.spec)
         self._adapters: dict[str, PackedDetours] = {}
         positions = min(base.spec.max_positions, cache.keys.shape[1] * BLOCK_ROWS)
@@ -95,14 +96,16 @@ class FastRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
+        """Logits [n, V] of the wanted rows."""
         self.cache.copy(batch.copies)
         others = {i for i, digest in enumerate(batch.adapters, start=1) if self._adapters[digest].adapter is None}
         if not others:
             return self._run(batch)
         return self._run_apart(batch, others)
 
-    def argmax(self, logits: Tensor) -> Tensor:
-        return self._argmax(logits)
+    @torch.inference_mode()
+    def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
+        return sample(self._kernels, self.run(batch), draws, scores)
 
     def check(self) -> None:
         """Compare one short step with the eager runner's, in the trash block. Raises FastPathError if they differ."""

@@ -21,7 +21,9 @@ class Graphs:
     def __init__(self, device: torch.device, tolerance: float):
         self._device, self._tolerance = device, tolerance
         self._pool = torch.cuda.graph_pool_handle()
-        self._latest: torch.cuda.CUDAGraph | None = None  # kept: a pool that no graph uses any more can't be recorded into
+        self._latest: torch.cuda.CUDAGraph | None = (
+            None  # kept: a pool that no graph uses any more can't be recorded into
+        )
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """A replay of `function`, which must be the same on the same inputs. Its result lies where the next one will.

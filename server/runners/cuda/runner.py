@@ -28,7 +28,9 @@ from graft.server.runners.cuda.kernels.detours import make_tiles
 from graft.server.runners.cuda.launches import Layouts
 from graft.server.runners.eager.attention import PagedAttention
 from graft.server.runners.eager.runner import EagerRunner, pack_rows
-from graft.server.runners.protocol import FastPathError, Prepared, Runner
+from graft.server.runners.protocol import FastPathError, Prepared
+from graft.server.sampling.params import Draw, Score, StepResult
+from graft.server.sampling.torch_sampler import sample
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class GroupedRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
+        """Logits [n, V] of the wanted rows."""
         self.cache.copy(batch.copies)
         if self._decoder is not None and self._decoder.takes(batch):
             try:
@@ -82,8 +85,9 @@ class GroupedRunner:
         attention = PagedAttention(batch, self.cache, GroupedSingles)
         return self._base.forward(rows, positions, attention, self._step(batch), wanted)
 
-    def argmax(self, logits: Tensor) -> Tensor:
-        return logits.argmax(dim=-1)
+    @torch.inference_mode()
+    def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
+        return sample(self.run(batch), draws, scores)
 
     def _step(self, batch: Batch) -> GroupedStep | None:
         """None where no adapter of the step has a detour, so that the base runs untouched."""
@@ -153,7 +157,7 @@ def _recording(base: Base, cache: KVCache, piecewise: Tensor) -> Record | None:
     return record if runner.static else None
 
 
-def _trial(runner: Runner, base: Base) -> Tensor:
+def _trial(runner: GroupedRunner | EagerRunner, base: Base) -> Tensor:
     """Logits [6, V] of an adapter's prompt and one decoding step after it, in the trash block."""
     runner.add("trial", runner.prepare(_trial_forms(base)))
     tokens = [id % base.spec.vocab_size for id in (5, 17, 90, 33, 64, 12)]

@@ -18,6 +18,8 @@ from graft.server.cache.step import Batch
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.eager.attention import PagedAttention
 from graft.server.runners.protocol import Prepared
+from graft.server.sampling.params import Draw, Score, StepResult
+from graft.server.sampling.torch_sampler import sample
 
 _KEPT_STACKS = 4
 
@@ -60,13 +62,15 @@ class EagerRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
+        """Logits [n, V] of the wanted rows."""
         self.cache.copy(batch.copies)
         rows, positions, wanted = pack_rows(batch, self._base)
         attention = PagedAttention(batch, self.cache)
         return self._base.forward(rows, positions, attention, self._step(batch), wanted)
 
-    def argmax(self, logits: Tensor) -> Tensor:
-        return logits.argmax(dim=-1)
+    @torch.inference_mode()
+    def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
+        return sample(self.run(batch), draws, scores)
 
     def _step(self, batch: Batch) -> Step | None:
         """Whose rows are whose; None where no active adapter has a detour, so that the base runs untouched."""

@@ -21,8 +21,8 @@ from graft.server.cache.tensors import block_bytes
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
-from graft.server.engine.sampling import Sampling
 from graft.server.errors import BrokenError, ClosedError, EngineError, RequestError
+from graft.server.sampling.params import Sampling
 from tests.server.conftest import write_folder
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")
@@ -104,6 +104,31 @@ def test_all_kinds_in_one_batch_equal_each_alone(base, make_forms, shelf):
         forms = make_forms(request.model, base, KINDS.index(request.model)) if request.model else ()
         assert len(result.ids) == 8 and result.finish_reason == "length"
         assert_greedy(base, forms, request.prompt, result)
+
+
+@pytest.mark.parametrize("cache_blocks", [400, 14])
+def test_a_seed_yields_the_same_alone_among_others_and_after_preemption(llama, shelf, cache_blocks):
+    """On the kernels, whose rows don't depend on their neighbours even in the last bit."""
+    rules = [
+        Sampling(seed=1), Sampling(seed=2, top_p=0.9), Sampling(seed=3, top_k=20, temperature=1.5),
+        Sampling(seed=-4, min_p=0.02, presence_penalty=0.5, frequency_penalty=0.1, repetition_penalty=1.2),
+        Sampling(seed=5, logprobs=3), Sampling(seed=6, logit_bias=((9, 4.0),)),
+    ]  # fmt: skip
+    names = [None, "lora", "houlsby"]
+    asked = [
+        Request(prompt, names[i % 3], max_tokens=20, min_tokens=3, sampling=rules[i % len(rules)])
+        for i, prompt in enumerate(prompts(18))
+    ]
+    folders = shelf(llama, ["lora", "houlsby"])
+    with Engine(llama, folders, options=Options(runner="fast")) as engine:
+        alone = [engine.generate([request])[0] for request in asked]
+    room = cache_blocks * block_bytes(llama.spec, llama.dtype)
+    with Engine(llama, folders, options=Options(runner="fast", max_running=8, cache_bytes=room)) as engine:
+        together = engine.generate(asked[::-1])[::-1]
+        assert (engine.scheduler.preemptions > 0) == (cache_blocks == 14)
+        assert_idle(engine)
+    assert [result.tokens for result in together] == [result.tokens for result in alone]
+    assert len({result.tokens for result in alone}) == len(asked)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sys.platform is not linux: threads have no priority of their own")

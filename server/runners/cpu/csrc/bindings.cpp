@@ -3,6 +3,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "model.h"
+#include "sampling.h"
 
 namespace py = pybind11;
 using namespace graft;
@@ -36,6 +37,52 @@ Tensor argmax_rows(const Tensor& logits) {
     for (int64_t r = first; r < last; r++) to[r] = argmax((const S*)rows.data_ptr() + r * rows.size(1), rows.size(1));
   });
   return best;
+}
+
+// Draws first, then scores, in the order given.
+template <class S>
+std::vector<Answer> sample(const Tensor& logits, const std::vector<Draw>& draws, const std::vector<Score>& scores) {
+  const int64_t rows = logits.size(0), size = logits.size(1), first = draws.size(), all = first + scores.size();
+  TORCH_CHECK(logits.is_contiguous() && logits.element_size() == sizeof(S), "the logits are not what the kernels take");
+  for (const Draw& draw : draws) {
+    TORCH_CHECK(draw.row >= 0 && draw.row < rows, "there is no row ", draw.row);
+    for (int64_t i = 0; i < draw.edit_count; i++)
+      TORCH_CHECK(draw.edits[i].id >= 0 && draw.edits[i].id < size, "there is no token ", draw.edits[i].id);
+  }
+  for (const Score& score : scores) {
+    TORCH_CHECK(score.row >= 0 && score.row < rows, "there is no row ", score.row);
+    for (int64_t id : score.ids) TORCH_CHECK(id >= 0 && id < size, "there is no token ", id);
+  }
+  std::vector<Answer> answers(all);
+  const S* const from = (const S*)logits.data_ptr();
+  Team::run([&](Team::Member& team) {
+    Sampler sampler;
+    team.share(all, [&](int64_t i) {
+      if (i < first)
+        answers[i] = sampler.draw(from + draws[i].row * size, size, draws[i]);
+      else
+        answers[i] = sampler.score(from + scores[i - first].row * size, size, scores[i - first].ids, scores[i - first].top);
+    });
+  });
+  return answers;
+}
+
+// A view of what Python keeps alive; null for None.
+template <class T>
+std::pair<const T*, int64_t> view(const py::object& given) {
+  if (given.is_none()) return {nullptr, 0};
+  const py::buffer_info info = py::reinterpret_borrow<py::buffer>(given).request();
+  TORCH_CHECK(info.itemsize == sizeof(T) && info.ndim == 1 && (info.size == 0 || info.strides[0] == sizeof(T)),
+              "an array of another kind");
+  return {(const T*)info.ptr, info.size};
+}
+
+Draw draw_of(int64_t row, bool greedy, float temperature, float min_p, int64_t top_k, double top_p, uint64_t seed,
+             int64_t position, const py::object& edits, const py::object& allowed, int64_t logprobs, int64_t vocabulary) {
+  const auto [changes, count] = view<Edit>(edits);
+  const auto [words, length] = view<uint32_t>(allowed);
+  TORCH_CHECK(!words || length * 32 >= vocabulary, "a mask of ", length * 32, " bits for ", vocabulary, " tokens");
+  return {row, greedy, temperature, min_p, top_k, top_p, seed, position, changes, count, words, logprobs};
 }
 
 // ---- single kernels, as the tests and benchmarks call them ---------------------------------------------------
@@ -138,6 +185,7 @@ void bind(py::module_ m, const std::string& dtype) {
       })
       .def("step", &Model<S>::step, free);
   m.def(("argmax_" + dtype).c_str(), &argmax_rows<S>, free);
+  m.def(("sample_" + dtype).c_str(), &sample<S>, free);
   m.def(("detour_" + dtype).c_str(), &detour<S>, free);
   m.def(("attention_" + dtype).c_str(), &paged_attention<S>, free);
   m.def(("rms_norm_" + dtype).c_str(), &norm_rows<S>, free);
@@ -167,6 +215,10 @@ PYBIND11_MODULE(graft_kernels, m) {
            }),
            py::kw_only(), py::arg("tap"), py::arg("reads"), py::arg("A"), py::arg("B"), py::arg("a"), py::arg("b"),
            py::arg("activation"));
+  py::class_<Draw>(m, "Draw").def(py::init(&draw_of));
+  py::class_<Score>(m, "Score").def(
+      py::init([](int64_t row, std::vector<int64_t> ids, int64_t top) { return Score{row, std::move(ids), top}; }));
+  m.def("uniform", &uniform);
   m.attr("LAYER_TAPS") = (int)kLayerTaps;
   m.attr("HEAD_TAPS") = (int)kHeadTaps;
   bind<float>(m, "float32");
