@@ -1,7 +1,7 @@
 """Draws tokens and reports log-probabilities with torch's operators: any device, all rows of a step at once.
 
-In float32 whatever the logits' dtype. A row's token depends on that row and its own `Draw` alone. `draw_tokens` waits for
-nothing on the device, so that a GPU's step can be recorded with it.
+In float32 whatever the logits' dtype. A row's token depends on that row and its own `Draw` alone. What is asked is brought to the
+device before the step's logits are computed, and the device is waited for once, for the result.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from graft.server.sampling.params import Draw, Score, StepResult, Token, uniform
 
 _ROWS_AT_ONCE = 128  # of log-probabilities: bounds the float32 copy of their logits
+_EVERYTHING = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -28,78 +30,151 @@ class Rules:
     top_p: Tensor  # float64
 
 
+class TorchSampler:
+    """What one step is asked. Call it with the step's logits.
+
+    `draws` and `scores`: (row of the logits, what is asked of it).
+    """
+
+    def __init__(self, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]], device: torch.device):
+        self._draws, self._scores, self._device = draws, scores, device
+        self._asked = [draw for _, draw in draws]
+        self._reported = [i for i, draw in enumerate(self._asked) if draw.sampling.logprobs is not None]
+        self._tops = [score.top for _, score in scores] + [
+            self._asked[i].sampling.logprobs or 0 for i in self._reported
+        ]
+        self._rows = self._index([row for row, _ in draws])
+        self._reported_draws = self._index(self._reported)
+        rows = [row for row, _ in scores] + [draws[i][0] for i in self._reported]
+        self._scored_rows = self._index(rows)
+        self._owners = self._index([i for i, (_, score) in enumerate(scores) for _ in score.ids])
+        self._ids = self._index([id for _, score in scores for id in score.ids])
+        self._edits = self._edits_on_device()
+        self._absent = self._absent_on_device()
+        self._rules = None if all(draw.sampling.greedy for draw in self._asked) else self._rules_on_device()
+        self._filtered = any(_is_filtered(draw) for draw in self._asked)
+
+    def __call__(self, logits: Tensor) -> StepResult:
+        """logits [N, V], in any floating dtype."""
+        results = []
+        drawn = self._ids[:0]
+        if self._draws:
+            drawn, finite = draw_tokens(self._edited(logits[self._rows]), self._rules, self._filtered)
+            results += [drawn, finite]
+        scored = self._score(logits, drawn)
+        values = torch.cat([part.double().flatten() for part in (*results, *scored)] or [logits.new_zeros(0)]).tolist()
+        return self._result(values, logits.shape[1])
+
+    def _score(self, logits: Tensor, drawn: Tensor) -> list[Tensor]:
+        """Per asked id its log-probability; per row whether it is finite, its most probable tokens and theirs."""
+        if not self._tops:
+            return []
+        most = min(max(self._tops), logits.shape[1])
+        totals, values, names = [], [], []
+        for rows in self._scored_rows.split(_ROWS_AT_ONCE):
+            part = logits[rows].float()
+            totals.append(part.logsumexp(dim=-1))
+            top = part.topk(most)
+            values.append(top.values - totals[-1][:, None])
+            names.append(top.indices)
+        total, count = torch.cat(totals), len(self._scores)
+        own = torch.arange(count, len(self._tops), device=self._device)
+        owners = torch.cat([self._owners, own])
+        ids = torch.cat([self._ids, drawn[self._reported_draws]])
+        chosen = logits[self._scored_rows[owners], ids].float() - total[owners]
+        return [chosen, total.isfinite(), torch.cat(values), torch.cat(names)]
+
+    def _result(self, values: list[float], vocabulary: int) -> StepResult:
+        numbers = iter(values)
+
+        def take(count: int) -> list[float]:
+            return [next(numbers) for _ in range(count)]
+
+        ids, finite = take(len(self._draws)), take(len(self._draws))
+        tokens = [Token(int(id)) if ok else None for id, ok in zip(ids, finite, strict=True)]
+        if not self._tops:
+            return StepResult(tokens, [])
+        most = min(max(self._tops), vocabulary)
+        chosen = take(len(self._ids) + len(self._reported))
+        sound = take(len(self._tops))
+        values_of = [take(most) for _ in self._tops]
+        names_of = [[int(name) for name in take(most)] for _ in self._tops]
+        tops = [
+            tuple(zip(names[:count], values[:count], strict=True))
+            for names, values, count in zip(names_of, values_of, self._tops, strict=True)
+        ]
+        found = iter(chosen)
+        scores = [
+            made if ok else None
+            for (_, score), top, ok in zip(self._scores, tops, sound, strict=False)
+            for made in [tuple(Token(id, next(found), top) for id in score.ids)]
+        ]
+        for i, top, ok in zip(self._reported, tops[len(scores) :], sound[len(scores) :], strict=True):
+            logprob, token = next(found), tokens[i]
+            tokens[i] = Token(token.id, logprob, top) if ok and token else None
+        return StepResult(tokens, scores)
+
+    def _edited(self, logits: Tensor) -> Tensor:
+        """Logits [n, V] of the draws with their edits, and what is not allowed at -inf; float32 where there are any."""
+        if self._edits is None and self._absent is None:
+            return logits
+        logits = logits.float()
+        if self._edits is not None:
+            rows, ids, before, penalty, after = self._edits
+            value = logits[rows, ids] + before
+            logits[rows, ids] = torch.where(value > 0, value / penalty, value * penalty) + after
+        if self._absent is not None:
+            rows, absent = self._absent
+            logits[rows] = logits[rows].masked_fill(absent[:, : logits.shape[1]], float("-inf"))
+        return logits
+
+    def _edits_on_device(self) -> tuple[Tensor, ...] | None:
+        changes = [(row, draw.edits) for row, draw in enumerate(self._asked) if draw.edits is not None]
+        if not changes:
+            return None
+        edits = np.concatenate([edit for _, edit in changes])
+        rows = np.repeat([row for row, _ in changes], [len(edit) for _, edit in changes])
+        fields = [np.ascontiguousarray(edits[name]) for name in ("before", "penalty", "after")]
+        return tuple(self._upload(part) for part in (rows, edits["id"].astype(np.int64), *fields))
+
+    def _absent_on_device(self) -> tuple[Tensor, Tensor] | None:
+        masked = [(row, draw.allowed) for row, draw in enumerate(self._asked) if draw.allowed is not None]
+        if not masked:
+            return None
+        words = np.stack([mask for _, mask in masked])
+        bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+        return self._index([row for row, _ in masked]), self._upload(bits == 0)
+
+    def _rules_on_device(self) -> Rules:
+        columns = np.array([_rule(draw) for draw in self._asked], np.float64).T
+        temperature, chance, greedy, min_p, top_k, top_p = self._upload(np.ascontiguousarray(columns))
+        return Rules(temperature.float(), chance, greedy > 0, min_p.float(), top_k, top_p)
+
+    def _index(self, numbers: Sequence[int]) -> Tensor:
+        return self._upload(np.array(numbers, np.int64))
+
+    def _upload(self, array: NDArray[np.generic]) -> Tensor:
+        """On the device, as soon as it comes to it: nothing waits."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+
 def sample(logits: Tensor, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
-    """`draws` and `scores`: (row of logits [N, V], what is asked of it)."""
-    tokens: list[Token | None] = []
-    if draws:
-        ids, finite = (x.tolist() for x in _drawn(logits, draws))
-        tokens = [Token(id) if ok else None for id, ok in zip(ids, finite, strict=True)]
-    reported = [i for i, (_, draw) in enumerate(draws) if tokens[i] and draw.sampling.logprobs is not None]
-    asked = [
-        *scores,
-        *((draws[i][0], Score((ids[i],), draws[i][1].sampling.logprobs or 0)) for i in reported),
-    ]
-    answers = score(logits, asked)
-    for i, answer in zip(reported, answers[len(scores) :], strict=True):
-        tokens[i] = answer[0] if answer else None
-    return StepResult(tokens, answers[: len(scores)])
+    """The same where the logits are there already."""
+    return TorchSampler(draws, scores, logits.device)(logits)
 
 
-def _drawn(logits: Tensor, draws: Sequence[tuple[int, Draw]]) -> tuple[Tensor, Tensor]:
-    rows = [row for row, _ in draws]
-    wanted = logits if rows == list(range(len(logits))) else logits[_tensor(rows, logits.device)]
-    wanted = edited(wanted, [draw for _, draw in draws])
-    plain = all(draw.sampling.greedy for _, draw in draws)
-    filtered = any(_is_filtered(draw) for _, draw in draws)
-    return draw_tokens(wanted, None if plain else rules_of([draw for _, draw in draws], logits.device), filtered)
+def _rule(draw: Draw) -> tuple[float, ...]:
+    rules = draw.sampling
+    if rules.greedy:
+        return 1.0, 0.0, 1.0, 0.0, _EVERYTHING, 1.0
+    chance = uniform(draw.seed, draw.position)
+    return rules.temperature, chance, 0.0, rules.min_p, rules.top_k or _EVERYTHING, rules.top_p
 
 
 def _is_filtered(draw: Draw) -> bool:
     rules = draw.sampling
     return not rules.greedy and (rules.top_k > 0 or rules.top_p < 1 or rules.min_p > 0)
-
-
-def rules_of(draws: Sequence[Draw], device: torch.device) -> Rules:
-    everything = 1 << 62
-    columns = np.array(
-        [
-            (
-                1.0 if draw.sampling.greedy else draw.sampling.temperature,
-                0.0 if draw.sampling.greedy else uniform(draw.seed, draw.position),
-                draw.sampling.greedy,
-                draw.sampling.min_p,
-                draw.sampling.top_k or everything,
-                draw.sampling.top_p,
-            )
-            for draw in draws
-        ],
-        np.float64,
-    ).T
-    values = torch.from_numpy(np.ascontiguousarray(columns)).to(device)
-    temperature, chance, greedy, min_p, top_k, top_p = values
-    return Rules(temperature.float(), chance, greedy > 0, min_p.float(), top_k, top_p)
-
-
-def edited(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Logits [n, V] with each draw's edits and what is not allowed at -inf; float32 where there are any."""
-    changes = [(row, draw.edits) for row, draw in enumerate(draws) if draw.edits is not None]
-    masked = [(row, draw.allowed) for row, draw in enumerate(draws) if draw.allowed is not None]
-    if not changes and not masked:
-        return logits
-    logits, device = logits.float().clone(), logits.device
-    if changes:
-        edits = np.concatenate([edit for _, edit in changes])
-        rows = _tensor(np.repeat([row for row, _ in changes], [len(edit) for _, edit in changes]), device)
-        ids = _tensor(edits["id"].astype(np.int64), device)
-        before, penalty, after = (_tensor(edits[name].copy(), device) for name in ("before", "penalty", "after"))
-        value = logits[rows, ids] + before
-        logits[rows, ids] = torch.where(value > 0, value / penalty, value * penalty) + after
-    if masked:
-        bits = np.unpackbits(np.stack([mask for _, mask in masked]).view(np.uint8), axis=1, bitorder="little")
-        absent = _tensor(bits[:, : logits.shape[1]] == 0, device)
-        rows = _tensor([row for row, _ in masked], device)
-        logits[rows] = logits[rows].masked_fill(absent, float("-inf"))
-    return logits
 
 
 def draw_tokens(logits: Tensor, rules: Rules | None, filtered: bool) -> tuple[Tensor, Tensor]:
@@ -133,32 +208,3 @@ def _kept(x: Tensor, mass: Tensor, rules: Rules) -> Tensor:
     kept &= cumulated - mass < rules.top_p[:, None] * cumulated[:, -1:]
     kept[:, 0] = True  # top_p = 0 leaves the most probable token
     return torch.zeros_like(kept).scatter_(1, order, kept)
-
-
-def score(logits: Tensor, asked: Sequence[tuple[int, Score]]) -> list[tuple[Token, ...] | None]:
-    """Of each (row of logits [N, V], Score): the ids' log-probabilities, each with the row's most probable tokens."""
-    answers: list[tuple[Token, ...] | None] = []
-    for start in range(0, len(asked), _ROWS_AT_ONCE):
-        answers += _score(logits, asked[start : start + _ROWS_AT_ONCE])
-    return answers
-
-
-def _score(logits: Tensor, asked: Sequence[tuple[int, Score]]) -> list[tuple[Token, ...] | None]:
-    rows = logits[_tensor([row for row, _ in asked], logits.device)].float()
-    total = rows.logsumexp(dim=-1)
-    owner = [i for i, (_, score) in enumerate(asked) for _ in score.ids]
-    ids = [id for _, score in asked for id in score.ids]
-    where = _tensor(owner, logits.device)
-    chosen = iter((rows[where, _tensor(ids, logits.device)] - total[where]).tolist())
-    most = min(max(score.top for _, score in asked), logits.shape[1])
-    values, names = (x.tolist() for x in (rows - total[:, None]).topk(most))
-    answers: list[tuple[Token, ...] | None] = []
-    for i, ((_, score), ok) in enumerate(zip(asked, total.isfinite().tolist(), strict=True)):
-        top = tuple(zip(names[i][: score.top], values[i][: score.top], strict=True))
-        tokens = tuple(Token(id, next(chosen), top) for id in score.ids)
-        answers.append(tokens if ok else None)
-    return answers
-
-
-def _tensor(values: object, device: torch.device) -> Tensor:
-    return torch.as_tensor(values, device=device)

@@ -30,7 +30,7 @@ from graft.server.runners.eager.attention import PagedAttention
 from graft.server.runners.eager.runner import EagerRunner, pack_rows
 from graft.server.runners.protocol import FastPathError, Prepared
 from graft.server.sampling.params import Draw, Score, StepResult
-from graft.server.sampling.torch_sampler import sample
+from graft.server.sampling.torch_sampler import TorchSampler
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,8 @@ class GroupedRunner:
 
     @torch.inference_mode()
     def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
-        return sample(self.run(batch), draws, scores)
+        sampler = TorchSampler(draws, scores, self._base.device)  # before the step: its data travel while that runs
+        return sampler(self.run(batch))
 
     def _step(self, batch: Batch) -> GroupedStep | None:
         """None where no adapter of the step has a detour, so that the base runs untouched."""

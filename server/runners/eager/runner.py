@@ -19,7 +19,7 @@ from graft.server.cache.tensors import KVCache
 from graft.server.runners.eager.attention import PagedAttention
 from graft.server.runners.protocol import Prepared
 from graft.server.sampling.params import Draw, Score, StepResult
-from graft.server.sampling.torch_sampler import sample
+from graft.server.sampling.torch_sampler import TorchSampler
 
 _KEPT_STACKS = 4
 
@@ -70,7 +70,8 @@ class EagerRunner:
 
     @torch.inference_mode()
     def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
-        return sample(self.run(batch), draws, scores)
+        sampler = TorchSampler(draws, scores, self._base.device)  # before the step: its data travel while that runs
+        return sampler(self.run(batch))
 
     def _step(self, batch: Batch) -> Step | None:
         """Whose rows are whose; None where no active adapter has a detour, so that the base runs untouched."""

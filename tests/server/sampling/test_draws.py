@@ -30,10 +30,14 @@ OPTIONS = {
 PROMPT, OUTPUT = (1, 2, 3, 30), (5, 5, 7, 39)
 
 
-@pytest.fixture(params=["torch", "kernels"])
+@pytest.fixture(params=["torch", "cuda", "kernels"])
 def sample(request):
     if request.param == "torch":
         return torch_sampler.sample
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("torch.cuda.is_available() is False: no CUDA GPU here")
+        return lambda logits, draws, scores: torch_sampler.sample(logits.cuda(), draws, scores)
     kernels = load()
     if kernels is None:
         pytest.skip("no C++ compiler here")
