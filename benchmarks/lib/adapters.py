@@ -61,7 +61,11 @@ _VALUES = (
 
 def make(kinds: Sequence[str], count: int, base: Path, folder: Path) -> list[Path]:
     """`count` distinct adapters, the i-th of kind i mod len(kinds); their folders, made where missing."""
-    spec = recorded_spec(base) or load_base(base).spec
+    return make_for(kinds, count, recorded_spec(base) or load_base(base).spec, folder)
+
+
+def make_for(kinds: Sequence[str], count: int, spec: BaseSpec, folder: Path) -> list[Path]:
+    """The same for a base that lies in no folder."""
     return [_one(RECIPES[kinds[i % len(kinds)]], i, spec, folder / "adapters") for i in range(count)]
 
 
