@@ -21,13 +21,17 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests that all arrive at once; each has random prompt ids and takes `new_tokens` greedy tokens."""
+    """Requests that all arrive at once; each has random prompt ids and takes `new_tokens` tokens."""
 
     requests: int = 32
     prompt_tokens: int = 64
     new_tokens: int = 64
     seed: int = 1234
     dtype: str = "bfloat16"  # of the base and the adapters
+    temperature: float = 0.0  # greedy
+    top_p: float = 1.0
+    seeded: bool = False  # request i's seed is i
+    logprobs: int | None = None  # of so many alternatives
 
     @property
     def output_tokens(self) -> int:

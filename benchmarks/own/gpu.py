@@ -6,7 +6,6 @@ prompts, the same LoRAs in the same dtype and as many new tokens; each row is wa
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from benchmarks.lib import adapters
 from benchmarks.lib.common import Workload, emit, seconds_of
+from benchmarks.lib.harness import CACHE
 from benchmarks.lib.shapes import SIZES
 from graft.hub.base.model import Base
 from graft.server.engine.engine import Engine
@@ -64,12 +64,9 @@ def main() -> None:
     options = arguments()
     torch.set_grad_enabled(False)
     base = random_base(options.size)
-    with tempfile.TemporaryDirectory() as folder:
-        shelf = {
-            kinds: adapters.make_for(kinds, LORAS, base.spec, Path(folder))
-            for kinds in {row.kinds for row in ROWS if row.kinds}
-        }
-        samples = SYSTEMS[options.system](base, shelf, options)
+    wanted = [row for row in ROWS if row.name in (options.rows or [row.name])]
+    shelf = {kinds: adapters.make_for(kinds, LORAS, base.spec, CACHE) for kinds in {r.kinds for r in wanted if r.kinds}}
+    samples = SYSTEMS[options.system](base, shelf, options)
     memory = torch.cuda.max_memory_allocated(DEVICE)
     emit({"device": torch.cuda.get_device_name(DEVICE), "peak_device_bytes": memory, "rows": samples})
 
@@ -166,7 +163,7 @@ def measured(
 ) -> dict[str, Any]:
     samples: dict[str, Any] = {}
     for row in ROWS:
-        if not takes(row) or (options.only and row.name not in options.only):
+        if not takes(row) or row.name not in (options.rows or [row.name]):
             continue
         run = prepare(row)
         try:
@@ -194,7 +191,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="1.7")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--rows", nargs="*", default=[], help="default: all")
     return parser.parse_args()
 
 

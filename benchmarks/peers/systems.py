@@ -30,6 +30,9 @@ def graft(
     command = [str(Path(sys.executable).parent / "graft"), "bench", "--base", base, "--dtype", work.dtype, "--json"]
     command += ["--requests", str(work.requests)]
     command += ["--prompt-tokens", str(work.prompt_tokens), "--new-tokens", str(work.new_tokens)]
+    command += ["--temperature", str(work.temperature), "--top-p", str(work.top_p)]
+    command += ["--seed", "0"] if work.seeded else []
+    command += [] if work.logprobs is None else ["--logprobs", str(work.logprobs)]
     if adapters:
         distinct = len(adapters) if distinct is None else distinct
         command += ["--adapters", ",".join(map(str, adapters)), "--distinct", str(distinct)]

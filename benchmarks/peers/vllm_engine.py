@@ -32,9 +32,18 @@ def main() -> None:
     adapters = [LoRARequest(folder.name, number, str(folder)) for number, folder in enumerate(options.adapters, 1)]
     prompts = [{"prompt_token_ids": ids} for ids in workload.prompts()]
     lora_of = [adapters[i % len(adapters)] if adapters else None for i in range(workload.requests)]
-    length = {"temperature": 0.0, "max_tokens": workload.new_tokens, "min_tokens": workload.new_tokens}
-    sampling = SamplingParams(**length, ignore_eos=True, detokenize=False)
-    streaming = SamplingParams(**length, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA)
+    rules = {
+        "temperature": workload.temperature,
+        "top_p": workload.top_p,
+        "logprobs": workload.logprobs,
+        "max_tokens": workload.new_tokens,
+        "min_tokens": workload.new_tokens,
+        "ignore_eos": True,
+        "detokenize": False,
+    }
+    seeds = [i if workload.seeded else None for i in range(workload.requests)]
+    sampling = [SamplingParams(**rules, seed=seed) for seed in seeds]
+    streaming = [SamplingParams(**rules, seed=seed, output_kind=RequestOutputKind.DELTA) for seed in seeds]
 
     def run() -> None:
         outputs = llm.generate(prompts, sampling, lora_request=lora_of, use_tqdm=False)
@@ -49,8 +58,8 @@ def token_latencies(engine, prompts, sampling, lora_of) -> dict:
     """One more run, stepped by hand, for the arrival time of every token."""
     start = time.perf_counter()
     times = {str(i): [] for i in range(len(prompts))}
-    for i, (prompt, lora) in enumerate(zip(prompts, lora_of, strict=True)):
-        engine.add_request(str(i), prompt, sampling, lora_request=lora)
+    for i, (prompt, rules, lora) in enumerate(zip(prompts, sampling, lora_of, strict=True)):
+        engine.add_request(str(i), prompt, rules, lora_request=lora)
     while engine.has_unfinished_requests():
         outputs = engine.step()
         now = time.perf_counter()

@@ -27,7 +27,8 @@ RATIOS = (  # title, row over, row under
 def main() -> None:
     options = arguments()
     names = ["graft", "graft eager", *(["peft"] if options.peers else [])]
-    common = ("--size", options.size, "--new-tokens", str(options.new_tokens))
+    common = ("--size", options.size, "--new-tokens", str(options.new_tokens), "--repeats", str(options.repeats))
+    common += ("--rows", *options.rows) if options.rows else ()
     systems = [System(name, (sys.executable, "-m", "benchmarks.own.gpu", "--system", name, *common)) for name in names]
     rounds: harness.Samples = {}
     for number in range(1, options.rounds + 1):
@@ -89,6 +90,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="1.7", help="weights in 1e9")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="PEFT in the same run")
+    parser.add_argument("--repeats", type=int, default=3, help="measured runs of a row after its warm-up")
+    parser.add_argument("--rows", nargs="*", default=[], help="rows to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--out", type=Path, default=report.RESULTS)

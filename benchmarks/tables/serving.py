@@ -34,6 +34,10 @@ RATIOS = (
     Ratio("32 adapters of 6 kinds vs 32 LoRAs", "graft 6 kinds", "graft 32 LoRAs", 0.9, 1.0),
     Ratio("soft prompts (20 virtual tokens) vs own base only", "graft soft prompts", "graft base", 0.95, 1.0),
     Ratio("adapters loaded but unused vs plain base", "graft unused", "graft base", 0.97),
+    Ratio("32 LoRAs, temperature 1, vs greedy", "graft 32 LoRAs, temperature 1", "graft 32 LoRAs", 0.97, 1.0),
+    Ratio("32 LoRAs, top-p, seeds, 5 log-probabilities, vs greedy", "graft 32 LoRAs, all", "graft 32 LoRAs", 0.95, 1.0),
+    Ratio("base, temperature 1, vs vLLM the same", "graft base, temperature 1", "vllm base, temperature 1", 1.0, 1.25),
+    Ratio("base, top-p, seeds, 5 log-probabilities, vs vLLM the same", "graft base, all", "vllm base, all"),
     Ratio("vLLM: 32 distinct LoRAs vs its base only", "vllm 32 LoRAs", "vllm base"),
     Ratio("PEFT: 32 distinct LoRAs vs transformers base only", "peft 32 LoRAs", "transformers base"),
 )
@@ -58,6 +62,8 @@ def main() -> None:
 
 def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
     base, peers, alone = options.base, systems.peers_of(options.peers), replace(work, requests=1)
+    sampled = replace(work, temperature=1.0)
+    everything = replace(sampled, top_p=0.95, seeded=True, logprobs=5)
     loras = adapters.make(["lora-r16"], work.requests, Path(base), CACHE)
     weights = sum(adapters.largest_bytes([folder]) for folder in loras) // 2  # they lie there in bf16
     six = adapters.make(adapters.SIX_KINDS, work.requests, Path(base), CACHE)
@@ -73,6 +79,10 @@ def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
         systems.graft("graft 6 kinds", base, work, six),
         systems.graft("graft soft prompts", base, work, soft),
         systems.graft("graft base, alone", base, alone),
+        systems.graft("graft base, temperature 1", base, sampled),
+        systems.graft("graft base, all", base, everything),
+        systems.graft("graft 32 LoRAs, temperature 1", base, sampled, loras),
+        systems.graft("graft 32 LoRAs, all", base, everything, loras),
     ]
     if "transformers" in peers:
         rows.append(systems.transformers("transformers base", base, work))
@@ -84,6 +94,8 @@ def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
         rows.append(systems.vllm("vllm base", base, work, threads=options.threads))
         rows.append(systems.vllm("vllm 1 LoRA", base, work, loras[:1], threads=options.threads))
         rows.append(systems.vllm("vllm 32 LoRAs", base, work, loras, threads=options.threads))
+        rows.append(systems.vllm("vllm base, temperature 1", base, sampled, threads=options.threads))
+        rows.append(systems.vllm("vllm base, all", base, everything, threads=options.threads))
         rows.append(systems.vllm("vllm base, alone", base, alone, threads=options.threads))
     if "llama" in peers:
         rows.append(systems.llama("llama base", base, work, threads=options.threads))
@@ -99,8 +111,9 @@ def markdown(result: dict[str, Any]) -> str:
     roofs = [sample for sample in samples.pop("roofline", []) if "rates" in sample]
     parts = [
         report.heading(result, "Serving: adapters mixed in one batch"),
-        f"Workload: {work.requests} requests at once, {work.prompt_tokens} random prompt tokens and {work.new_tokens} greedy "
-        f"tokens each, {work.dtype}; output tokens over wall time, prompts included, loading and warm-up excluded. Each row is "
+        f"Workload: {work.requests} requests at once, {work.prompt_tokens} random prompt tokens and {work.new_tokens} new "
+        f'tokens each, greedy where nothing else is said ("all": temperature 1, top-p 0.95, a seed a request, 5 '
+        f"log-probabilities), {work.dtype}; output tokens over wall time, prompts included, loading and warm-up excluded. Each row is "
         "a process of its own; rows take turns, round after round. LoRAs have r=16 on all linear projections; the six "
         f"kinds are {', '.join(adapters.SIX_KINDS)}, soft prompts {', '.join(adapters.SOFT_PROMPTS)}, none larger "
         'than the LoRA. "other cores" is the most CPU that everything else on the machine used during a run.',

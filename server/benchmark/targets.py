@@ -49,7 +49,21 @@ class EngineTarget:
 
 
 def _request(job: BenchRequest) -> Request:
-    return Request(job.prompt, job.model, job.new_tokens, ignore_eos=True, sampling=Sampling(temperature=0))
+    return Request(job.prompt, job.model, job.new_tokens, ignore_eos=True, sampling=job.sampling)
+
+
+def _sampling_fields(sampling: Sampling) -> dict[str, object]:
+    """As servers call them; those that say nothing are left out, since not every server knows all."""
+    fields: dict[str, object] = {"temperature": sampling.temperature}
+    if sampling.top_p < 1:
+        fields["top_p"] = sampling.top_p
+    if sampling.top_k:
+        fields["top_k"] = sampling.top_k
+    if sampling.seed is not None:
+        fields["seed"] = sampling.seed
+    if sampling.logprobs is not None:
+        fields["logprobs"] = sampling.logprobs
+    return fields
 
 
 def _address(url: str) -> tuple[str, int | None]:
@@ -99,7 +113,7 @@ class UrlTarget:
             "model": job.model or self._base_model,
             "prompt": list(job.prompt),
             "max_tokens": job.new_tokens,
-            "temperature": 0,
+            **_sampling_fields(job.sampling),
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},

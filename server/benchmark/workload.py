@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from graft.hub.machine.cpu_load import Load
+from graft.server.sampling.params import GREEDY, Sampling
 
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
@@ -31,6 +32,7 @@ class Workload:
     rate: float | None = None
     zipf: float | None = None  # adapters by Zipf's law with this exponent instead of in turn
     seed: int = 1234
+    sampling: Sampling = GREEDY  # where it has a seed, request i's is i more
 
     @property
     def output_tokens(self) -> int:
@@ -45,6 +47,7 @@ class BenchRequest:
     model: str | None
     new_tokens: int
     at: float = 0.0
+    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Timing:
 
 class Target(Protocol):
     def run(self, jobs: Sequence[BenchRequest], at_once: int) -> list[Timing]:
-        """Serve jobs greedily, EOS ignored: each when its time has come, at most `at_once` under way.
+        """Serve jobs, EOS ignored: each when its time has come, at most `at_once` under way.
 
         Raises the first GraftError.
         """
@@ -77,7 +80,7 @@ class RequestDraw:
         jobs = []
         for i in range(work.requests):
             at += self._random.expovariate(work.rate) if work.rate else 0.0
-            jobs.append(BenchRequest(self._prompt(), self._model(i), work.new_tokens, at))
+            jobs.append(BenchRequest(self._prompt(), self._model(i), work.new_tokens, at, self._sampling(i)))
         return jobs
 
     def _prompt(self) -> tuple[int, ...]:
@@ -86,6 +89,10 @@ class RequestDraw:
             if prompt[:16] not in self._seen:  # one cache block: a shorter common beginning is never shared
                 self._seen.add(prompt[:16])
                 return prompt
+
+    def _sampling(self, i: int) -> Sampling:
+        sampling = self._work.sampling
+        return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + i)
 
     def _model(self, i: int) -> str | None:
         if self._work.zipf is None:

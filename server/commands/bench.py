@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 @click.option("--concurrency", type=click.IntRange(1), help="Closed loop: requests under way (default: all at once).")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Open loop: Poisson arrivals a second.")
 @click.option("--zipf", type=click.FloatRange(0), help="Draw adapters by Zipf's law with this exponent, not in turn.")
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0: greedy.")
+@click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1))
+@click.option("--top-k", default=0, show_default=True, type=click.IntRange(0), help="0: no limit.")
+@click.option("--seed", type=int, help="Of the first request, one more for each further one (default: none).")
+@click.option("--logprobs", type=click.IntRange(0, 20), help="Log-probabilities of so many alternatives.")
 @click.option(
     "--cold-rate", type=click.FloatRange(0, min_open=True), help="Beside it, cold adapters a second (see --cold)."
 )
@@ -62,6 +67,11 @@ def bench(
     concurrency: int | None,
     rate: float | None,
     zipf: float | None,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int | None,
+    logprobs: int | None,
     cold_rate: float | None,
     cold: str,
     repeats: int,
@@ -75,16 +85,18 @@ def bench(
     """Measure throughput and latency, offline or against a server.
 
     Output tokens / seconds from submitting all requests to the last token, prefill included; loads and one warm-up
-    round come before. Random ids, seed 1234, no two prompts alike, greedy, EOS ignored; medians over the rounds.
+    round come before. Random ids, no two prompts alike, greedy where no temperature is given, EOS ignored; medians over the rounds.
     """
     from graft.server.benchmark.workload import Workload
+    from graft.server.sampling.params import Sampling
 
     named = [one for one in adapters.split(",") if one]
     if distinct and distinct > len(named):
         raise click.UsageError(f"--distinct {distinct} needs as many --adapters; there are {len(named)}.")
     if bool(cold_rate) != bool(cold):
         raise click.UsageError("--cold-rate and --cold go together.")
-    work = Workload(requests, prompt_tokens, new_tokens, concurrency, rate, zipf)
+    sampling = Sampling(temperature, top_p, top_k, seed=seed, logprobs=logprobs)
+    work = Workload(requests, prompt_tokens, new_tokens, concurrency, rate, zipf, sampling=sampling)
     plan = BenchPlan(folder, named, distinct, [c for c in cold.split(",") if c], cold_rate, repeats)
     if url:
         result = bench_url(plan, work, url)

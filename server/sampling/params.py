@@ -38,6 +38,9 @@ class Sampling:
         return self.temperature < COLDEST or self.top_k == 1
 
 
+GREEDY = Sampling(temperature=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """One token. `logprob` is the model's own, before temperature; `top` the most probable alternatives."""
