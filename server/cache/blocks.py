@@ -8,6 +8,7 @@ never shared across owners.
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from graft.server.cache.step import TRASH_BLOCK
@@ -21,6 +22,14 @@ def root_hash(owner: str | None) -> bytes:
 def chain_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The hash of a block whose tokens follow everything that `parent` stands for."""
     return blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Blocks that are still there. `idle`: those of them that nobody uses, which are available only until found."""
+
+    count: int
+    idle: int
 
 
 class BlockPool:
@@ -87,9 +96,10 @@ class BlockPool:
             blocks.append(block)
         return blocks
 
-    def peek(self, hashes: Sequence[bytes]) -> int:
-        """How many blocks `find` would find."""
-        return next((i for i, key in enumerate(hashes) if key not in self._findable), len(hashes))
+    def peek(self, hashes: Sequence[bytes]) -> Found:
+        """What `find` would find, changing nothing."""
+        count = next((i for i, key in enumerate(hashes) if key not in self._findable), len(hashes))
+        return Found(count, idle=sum(self._findable[key] in self._idle for key in hashes[:count]))
 
     def publish(self, block: int, key: bytes) -> None:
         """Make a block in use findable. Where an equal one is already, this one stays private."""

@@ -215,8 +215,7 @@ class Scheduler:
         if len(self._running) >= self.max_running or (sequence := self._next()) is None:
             return False
         findable = sequence.hashes(self._count_shareable(sequence))
-        fresh = sequence.blocks_for(sequence.needed) - self.blocks.peek(findable)
-        while self._running and self.blocks.available < fresh + blocks + 1:
+        while self._running and self.blocks.available < self._lacking(sequence, findable) + blocks + 1:
             if not self._reclaim(sequence.owner):
                 return False
         if sequence in self._returning:
@@ -226,6 +225,11 @@ class Scheduler:
         self._running.append(sequence)
         self._share(sequence, findable)
         return self._schedule(plan, sequence, min(sequence.remaining, self.step_rows - plan.rows - rows))
+
+    def _lacking(self, sequence: SequenceState, findable: Sequence[bytes]) -> int:
+        """Available blocks that a sequence takes when it starts: those it computes, and idle ones that it finds."""
+        found = self.blocks.peek(findable)
+        return sequence.blocks_for(sequence.needed) - found.count + found.idle
 
     def _next(self) -> SequenceState | None:
         full = False

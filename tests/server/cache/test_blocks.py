@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft.server.cache.blocks import BlockPool, chain_hash, root_hash
+from graft.server.cache.blocks import BlockPool, Found, chain_hash, root_hash
 from graft.server.cache.step import BLOCK_ROWS
 
 OWNERS = (None, "a" * 64, "b" * 64)
@@ -62,7 +62,7 @@ def test_a_prefix_outlives_what_follows_it():
         blocks.publish(block, key)
     blocks.release(table)
     blocks.take(1)
-    assert blocks.peek(keys) == 2
+    assert blocks.peek(keys) == Found(2, idle=2)
 
 
 def test_withdrawn_blocks_are_not_found():
@@ -84,3 +84,14 @@ def test_misuse_is_told():
     blocks.release(table)
     with pytest.raises(ValueError, match="more often"):
         blocks.release(table)
+
+
+def test_blocks_that_others_use_are_not_counted_as_idle():
+    blocks = BlockPool(6)
+    keys = hashes(None, [1] * 3 * BLOCK_ROWS)
+    table = blocks.take(3)
+    for block, key in zip(table, keys, strict=True):
+        blocks.publish(block, key)
+    assert blocks.peek(keys) == Found(3, idle=0)
+    blocks.release(table[1:])
+    assert blocks.peek(keys) == Found(3, idle=2)

@@ -113,6 +113,28 @@ def test_two_prompts_of_two_tenants_share_the_step():
     assert {c.sequence: c.count for c in scheduler.plan().chunks} == {first: 32}
 
 
+def test_a_long_prompt_whose_prefix_is_found_does_not_take_its_own_blocks_for_free():
+    """A neighbour holds what it lacks: it waits, and is admitted once; it does not start and give way at every step."""
+    scheduler = Scheduler(BlockPool(20), step_rows=512, max_running=4)
+    before = sequence(12 * BLOCK_ROWS + 1, 1)
+    neighbour = sequence(5 * BLOCK_ROWS - 20, 20)
+    neighbour.owner = neighbour.tenant = "neighbour"
+    scheduler.add(before)
+    scheduler.plan()
+    scheduler.remove(before)  # its 12 full blocks are idle, and can be found
+    scheduler.add(neighbour)
+    scheduler.plan()
+    long = sequence(17 * BLOCK_ROWS, 1)
+    scheduler.add(long)
+    for step in range(12):
+        neighbour.tokens.append(step)
+        assert [chunk.sequence for chunk in scheduler.plan().chunks] == [neighbour]
+    assert (scheduler.preemptions, scheduler.blocks.hits) == (0, 0)
+    scheduler.remove(neighbour)
+    assert [(chunk.sequence, chunk.start) for chunk in scheduler.plan().chunks] == [(long, 12 * BLOCK_ROWS)]
+    assert (scheduler.preemptions, scheduler.blocks.hits) == (0, 12)
+
+
 def test_a_tenant_whose_adapter_is_on_its_way_is_passed_over_and_then_first():
     queue = FairQueue(quantum=10)
     gates = {"slow": Gate.SOON, "a": Gate.READY, "b": Gate.READY}
