@@ -2,107 +2,88 @@
 
 Bringing one in: its detours are prepared on a loader's thread, added to the runner between steps, its virtual rows
 written or run once through the base, its proof made; then its requests may start. The least recently used idle
-adapter makes room. All but `prepare` happens on the engine's thread.
+adapter makes room. Where none is idle, those who need room queue for it, and nobody else waits for them; whoever has
+waited for HOLD_BACK_S gets the room of adapters whose requests, but those that run, are held back for it. All but `prepare`
+happens on the engine's thread.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import Enum
-from typing import Protocol
-
-from torch import Tensor
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 
 from graft.hub.adapters.probe import Verdict
 from graft.hub.adapters.serving_forms import CacheRows
 from graft.hub.errors import GraftError
 from graft.server.adapters.host import Loaded
-from graft.server.adapters.readiness import NO_ROWS, Gate, VirtualRows
+from graft.server.adapters.idle import IdleAdapters
+from graft.server.adapters.readiness import VirtualRows
+from graft.server.adapters.resident import AdapterWork, Resident, State, blocks_of
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.errors import CapacityError
+from graft.server.fair_queue import FairQueue
 from graft.server.runners.protocol import Prepared, Runner
 
 VIRTUAL_SHARE = 4  # at most 1/4 of the cache's blocks holds virtual rows, so that requests always find room
-
-
-class State(Enum):
-    PREPARING = "preparing"  # on a loader's thread
-    ROWS = "rows"  # in the runner; its virtual rows are not in the cache yet
-    PROVING = "proving"  # its proof is under way
-    READY = "ready"
+# After so many seconds of waiting for room an adapter gets that of others; and so long an adapter has its room for itself.
+# Shorter, and adapters that share too little room would be brought in more than they serve; bringing in takes some 0.1 s.
+HOLD_BACK_S = 2.0
+_ASK_AGAIN_S = 0.05  # where nothing could be held back
 
 
 @dataclass(eq=False)
-class Resident:
-    """An adapter on the device, or on its way there."""
+class _Demand:
+    """Requests for one adapter that the scheduler has."""
 
     loaded: Loaded
-    bytes: int
-    state: State = State.PREPARING
-    virtual: VirtualRows = NO_ROWS
-    promised: bool = False  # to a request whose turn has come and that has not started yet
-
-    @property
-    def digest(self) -> str:
-        return self.loaded.digest
+    waiting: int = 0
+    running: int = 0
+    turns: dict[Hashable, None] = field(default_factory=dict)  # clients whose turn has come, until one of them starts
+    seekers: list["_Seeker"] = field(default_factory=list)
 
 
-class AdapterWork(Protocol):
-    """What residency asks of the engine."""
+@dataclass(eq=False)
+class _Seeker:
+    """A client whose turn has come and whose adapter finds no room."""
 
-    def prepare(self, loaded: Loaded, done: Callable[[Prepared | GraftError], None]) -> None:
-        """Prepare detours elsewhere; call `done` on the engine's thread with them or a GraftError."""
-        ...
-
-    def take_blocks(self, n: int, digest: str) -> list[int]:
-        """Cache blocks for an adapter's given rows, if need be from those who run."""
-        ...
-
-    def run_rows(self, resident: Resident, rows: Tensor, done: Callable[[list[int] | GraftError], None]) -> None:
-        """Run a soft prompt's rows [P, H] through the base; `done` gets the blocks that hold it, or what went wrong."""
-        ...
-
-    def prove(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
-        """Prove that an adapter does what it did in training; `done` gets what is wrong, or None."""
-        ...
-
-    def is_running(self, digest: str) -> bool:
-        """Whether the scheduler has admitted a sequence of the adapter."""
-        ...
-
-    def refused(self, digest: str, error: GraftError) -> None:
-        """The adapter can't be served: fail its requests, soon but not within this call."""
-        ...
+    client: Hashable
+    digest: str
+    since: float
 
 
 class DeviceTier:
-    """Used by the engine's thread alone. `pinned`: digests that stay."""
+    """Used by the engine's thread alone. `pinned`: digests that stay; changed by `pin` alone."""
 
-    def __init__(self, runner: Runner, blocks: BlockPool, work: AdapterWork, *, budget_bytes: int, pinned: set[str]):
+    def __init__(
+        self,
+        runner: Runner,
+        blocks: BlockPool,
+        work: AdapterWork,
+        *,
+        budget_bytes: int,
+        pinned: set[str],
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.budget_bytes = budget_bytes
         self.evictions = 0
+        self.bytes = 0  # of all residents
+        self.virtual_blocks = 0
         self._runner = runner
         self._blocks = blocks
         self._work = work
         self._pinned = pinned
+        self._clock = clock
         self._proven: dict[str, Verdict] = {}
-        self._residents: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
-
-    @property
-    def bytes(self) -> int:
-        return sum(resident.bytes for resident in self._residents.values())
-
-    @property
-    def virtual_blocks(self) -> int:
-        return sum(_blocks_of(resident.loaded) for resident in self._residents.values())
+        self._residents: dict[str, Resident] = {}
+        self._idle: IdleAdapters[Resident] = IdleAdapters()
+        self._demands: dict[str, _Demand] = {}
+        self._seekers: FairQueue[_Seeker] = FairQueue()
+        self._yielding: dict[str, Resident] = {}
+        self._served_next: _Seeker | None = None  # for whom they yield
+        self._ask_again = 0.0
 
     def snapshot(self) -> list[Resident]:
         return list(self._residents.values())
-
-    def blocks_of(self, adapters: Iterable[Loaded]) -> int:
-        """Cache blocks that their virtual rows take."""
-        return sum(_blocks_of(loaded) for loaded in adapters)
 
     def check(self, loaded: Loaded) -> None:
         """Raises CapacityError for an adapter that could never come in."""
@@ -111,34 +92,83 @@ class DeviceTier:
                 f"This adapter takes {loaded.bytes} bytes, all adapters on the device together may take "
                 f"{self.budget_bytes} (--adapter-device-bytes)."
             )
-        if _blocks_of(loaded) > self.virtual_limit:
+        if blocks_of(loaded) > self.virtual_limit:
             raise CapacityError(
                 f"This adapter's {loaded.virtual_rows} virtual tokens are too many for a KV cache of "
                 f"{self._blocks.count * BLOCK_ROWS} rows (--kv-bytes)."
             )
 
-    def gate(self, loaded: Loaded) -> tuple[Gate, VirtualRows]:
-        """Whether a sequence of the adapter may be admitted now; brings the adapter in if there is room."""
-        resident = self._residents.get(loaded.digest)
-        if resident is None:
-            if not self._bring(loaded, only_unwanted=False):
-                return Gate.FULL, NO_ROWS
-            resident = self._residents[loaded.digest]
-        self._residents.move_to_end(loaded.digest)
-        resident.promised = resident.state is not State.READY
-        return (Gate.SOON if resident.promised else Gate.READY), resident.virtual
+    # What is asked
 
-    def prefetch(self, loaded: Loaded) -> None:
-        """A request has been queued: bring its adapter in, at the cost only of adapters that nobody waits for."""
-        if loaded.digest in self._residents:
-            self._residents.move_to_end(loaded.digest)
-        else:
-            self._bring(loaded, only_unwanted=True)
+    def ready(self, digest: str) -> bool:
+        """Whether a request of the adapter may start now."""
+        resident = self._residents.get(digest)
+        return resident is not None and resident.state is State.READY and not resident.yielding
+
+    def virtual(self, digest: str) -> VirtualRows:
+        """The virtual rows of an adapter that is ready."""
+        return self._residents[digest].virtual
+
+    # What is commanded
+
+    def expect(self, loaded: Loaded) -> None:
+        """A request is about to be queued: bring its adapter in, at the cost only of adapters that nobody waits for."""
+        demand = self._demands.setdefault(loaded.digest, _Demand(loaded))
+        demand.loaded = loaded
+        if loaded.digest not in self._residents and not self._seekers:
+            self._bring(loaded, sparing=True)
+
+    def want(self, digest: str, client: Hashable) -> None:
+        """A request's turn has come: bring its adapter in as soon as there is room, and keep it until the request starts."""
+        demand = self._demands[digest]
+        demand.turns[client] = None
+        resident = self._residents.get(digest)
+        if resident is not None:
+            self._file(resident)
+        elif client not in [seeker.client for seeker in demand.seekers]:
+            self._seek(demand, client)
+            self.attend()
+
+    def count(self, digest: str, *, waiting: int = 0, running: int = 0) -> None:
+        """So many more of the adapter's requests wait to start, or run."""
+        demand = self._demands[digest]
+        demand.waiting += waiting
+        demand.running += running
+        if running > 0 or not demand.waiting:
+            demand.turns.clear()
+        if not demand.waiting:
+            self._forget_seekers(demand)
+        if not demand.waiting and not demand.running:
+            del self._demands[digest]
+        if (resident := self._residents.get(digest)) is not None:
+            self._file(resident)
+
+    def attend(self) -> None:
+        """Between steps: bring in who waits for room, as far as there is some, and see that nobody waits too long."""
+        while (seeker := self._seekers.peek()) is not None:
+            if seeker is not self._served_next:
+                self._let_go_on()
+            demand = self._demands[seeker.digest]
+            if not self._bring(demand.loaded, sparing=False):
+                self._hold_back(seeker, demand.loaded)
+                return
+            self._seekers.pop()  # its client has had a turn; other clients that seek the same adapter had none
+            self._seekers.release(seeker.client)
+            demand.seekers.remove(seeker)
+            self._forget_seekers(demand)
+        self._let_go_on()
+
+    def pin(self, digest: str, pinned: bool) -> None:
+        """Keep an adapter from leaving, or let it go again."""
+        (self._pinned.add if pinned else self._pinned.discard)(digest)
+        for demand in [demand for demand in self._demands.values() if demand.seekers]:
+            self._refuse_hopeless(demand)
+        if (resident := self._residents.get(digest)) is not None:
+            self._file(resident)
 
     def reclaim(self, keep: str | None) -> bool:
         """Free the virtual rows of an idle adapter other than `keep`; False where there is none."""
-        holders = (r for r in self._residents.values() if r.virtual.blocks and r.digest != keep and self._idle(r))
-        victim = next(holders, None)
+        victim = self._idle.first_with_rows(sparing=False, keep=keep)
         if victim is not None:
             self._evict(victim)
         return victim is not None
@@ -146,7 +176,7 @@ class DeviceTier:
     def drop(self, digest: str) -> bool:
         """Evict an adapter on request; False while it is busy."""
         resident = self._residents.get(digest)
-        if resident is not None and (resident.state is not State.READY or self._work.is_running(digest)):
+        if resident is not None and (resident.state is not State.READY or digest in self._demands):
             return False
         if resident is not None:
             self._evict(resident)
@@ -156,49 +186,119 @@ class DeviceTier:
     def virtual_limit(self) -> int:
         return max(1, (self._blocks.count - 1) // VIRTUAL_SHARE)
 
-    def _idle(self, resident: Resident) -> bool:
+    def _file(self, resident: Resident) -> None:
+        """See whether a resident could make room."""
+        demand = self._demands.get(resident.digest)
+        kept = resident.digest in self._pinned or (demand is not None and bool(demand.turns) and not resident.yielding)
+        if resident.state is not State.READY or kept or (demand is not None and demand.running):
+            self._idle.discard(resident.digest)
+        else:
+            self._idle.put(resident.digest, resident, waited_for=demand is not None)
+
+    def _lacking(self, loaded: Loaded) -> tuple[int, int]:
+        """Bytes and cache blocks that must be freed for an adapter; none where the figures are not above 0."""
         return (
-            resident.state is State.READY
-            and resident.digest not in self._pinned
-            and not (resident.promised and resident.loaded.users)
-            and not self._work.is_running(resident.digest)
+            self.bytes + loaded.bytes - self.budget_bytes,
+            self.virtual_blocks + blocks_of(loaded) - self.virtual_limit,
         )
 
-    def _bring(self, loaded: Loaded, *, only_unwanted: bool) -> bool:
-        """Start to bring an adapter in; False where there is no room for it now."""
-        rows = _blocks_of(loaded)
-        victims = []
-        idle = iter([r for r in self._residents.values() if self._idle(r) and not (only_unwanted and r.loaded.users)])
-        size, blocks = self.bytes + loaded.bytes, self.virtual_blocks + rows
-        while size > self.budget_bytes or blocks > self.virtual_limit:
-            victim = next(idle, None)
-            if victim is None:
-                if not only_unwanted:
-                    self._refuse_hopeless(loaded)
-                return False
-            victims.append(victim)
-            size -= victim.bytes
-            blocks -= _blocks_of(victim.loaded)
-        for victim in victims:
+    def _bring(self, loaded: Loaded, *, sparing: bool) -> bool:
+        """Start to bring an adapter in; False where there is no room for it now. `sparing`: what requests wait for."""
+        size, blocks = self._lacking(loaded)
+        idle_size, idle_blocks = self._idle.room(sparing=sparing)
+        if size > idle_size or blocks > idle_blocks:
+            return False
+        while size > 0 or blocks > 0:
+            with_rows = self._idle.first_with_rows(sparing=sparing) if size <= 0 else None
+            victim = with_rows or self._idle.first(sparing=sparing)
             self._evict(victim)
+            size, blocks = self._lacking(loaded)
         resident = self._residents[loaded.digest] = Resident(loaded, loaded.bytes)
+        self.bytes += resident.bytes
+        self.virtual_blocks += resident.blocks
         self._work.prepare(loaded, lambda made: self._add_to_runner(resident, made))
         return True
 
-    def _refuse_hopeless(self, loaded: Loaded) -> None:
-        """Where only pinned adapters, idle ones, are left, waiting would never end."""
-        if all(
-            r.digest in self._pinned and r.state is State.READY and not self._work.is_running(r.digest)
-            for r in self._residents.values()
-        ):
+    def _seek(self, demand: _Demand, client: Hashable) -> None:
+        """Queue for room, by turns of the clients."""
+        seeker = _Seeker(client, demand.loaded.digest, self._clock())
+        demand.seekers.append(seeker)
+        self._seekers.push(client, seeker.digest, seeker)
+        self._refuse_hopeless(demand)
+
+    def _forget_seekers(self, demand: _Demand) -> None:
+        for seeker in demand.seekers:
+            self._seekers.remove(seeker.client, seeker.digest, seeker)
+        demand.seekers.clear()
+
+    def _refuse_hopeless(self, demand: _Demand) -> None:
+        """Where pinned adapters leave too little room, waiting would never end."""
+        pinned = [self._residents[digest] for digest in self._pinned if digest in self._residents]
+        size = sum(one.bytes for one in pinned) + demand.loaded.bytes
+        blocks = sum(one.blocks for one in pinned) + blocks_of(demand.loaded)
+        if size > self.budget_bytes or blocks > self.virtual_limit:
+            self._forget_seekers(demand)
             message = "Pinned adapters fill the device: unpin one, or raise --adapter-device-bytes."
-            self._work.refused(loaded.digest, CapacityError(message))
+            self._work.refused(demand.loaded.digest, CapacityError(message))
+
+    def _hold_back(self, seeker: _Seeker, loaded: Loaded) -> None:
+        """Let residents yield to one that has waited long enough: those whose running requests end soonest."""
+        now = self._clock()
+        if now < max(seeker.since + HOLD_BACK_S, self._ask_again):
+            return
+        self._ask_again = now + _ASK_AGAIN_S
+        size, blocks = self._lacking(loaded)
+        idle_size, idle_blocks = self._idle.room(sparing=False)
+        going = [one for one in self._yielding.values() if one.digest not in self._idle]
+        size -= idle_size + sum(one.bytes for one in going)
+        blocks -= idle_blocks + sum(one.blocks for one in going)
+        if size <= 0 and blocks <= 0:
+            return
+        left = self._work.tokens_left()
+        able = [one for one in self._residents.values() if self._may_yield(one, now)]
+        chosen = []
+        for one in sorted(able, key=lambda one: left.get(one.digest, 0)):
+            if size > 0 or (blocks > 0 and one.blocks):
+                chosen.append(one)
+                size -= one.bytes
+                blocks -= one.blocks
+        if size <= 0 and blocks <= 0:
+            self._served_next = seeker
+            for one in chosen:
+                one.yielding = True
+                self._yielding[one.digest] = one
+                self._file(one)
+
+    def _may_yield(self, resident: Resident, now: float) -> bool:
+        return (
+            resident.state is State.READY
+            and not resident.yielding
+            and resident.digest not in self._pinned
+            and resident.digest not in self._idle  # that is counted already
+            and now >= resident.since + HOLD_BACK_S
+        )
+
+    def _let_go_on(self) -> None:
+        """Nobody is held back any more."""
+        self._served_next = None
+        for digest, resident in self._yielding.items():
+            resident.yielding = False
+            self._file(resident)
+            self._work.ready(digest)
+        self._yielding.clear()
+
+    def _become_ready(self, resident: Resident) -> None:
+        resident.state = State.READY
+        resident.since = self._clock()
+        self._file(resident)
+        self._work.ready(resident.digest)
 
     def _add_to_runner(self, resident: Resident, made: Prepared | GraftError) -> None:
         if isinstance(made, GraftError):
             self._refuse(resident, made)
             return
         self._runner.add(resident.digest, made)
+        self.bytes += made.bytes - resident.bytes
         resident.bytes = made.bytes
         resident.state = State.ROWS
         rows = resident.loaded.rows
@@ -211,7 +311,7 @@ class DeviceTier:
             self._work.run_rows(resident, rows.rows, lambda blocks: self._start_proof(resident, blocks, count))
 
     def _place_given(self, resident: Resident, rows: CacheRows) -> None:
-        blocks = self._work.take_blocks(_blocks_of(resident.loaded), resident.digest)
+        blocks = self._work.take_blocks(blocks_of(resident.loaded), resident.digest)
         self._runner.cache.write(rows, blocks)
         self._start_proof(resident, blocks, rows.text_start)
 
@@ -222,7 +322,7 @@ class DeviceTier:
         resident.virtual = VirtualRows(resident.loaded.virtual_rows, text_start, tuple(blocks))
         if resident.digest in self._proven:
             resident.loaded.case = resident.loaded.case.with_verdict(self._proven[resident.digest])
-            resident.state = State.READY
+            self._become_ready(resident)
             return
         resident.state = State.PROVING
         self._work.prove(resident, lambda wrong: self._end_proof(resident, wrong))
@@ -234,19 +334,27 @@ class DeviceTier:
         verdict = resident.loaded.case.verdict
         assert verdict is not None  # the proof has closed the case
         self._proven[resident.digest] = verdict
-        resident.state = State.READY
+        self._become_ready(resident)
 
     def _refuse(self, resident: Resident, error: GraftError) -> None:
+        if (demand := self._demands.get(resident.digest)) is not None:
+            demand.turns.clear()  # whoever waits for it is about to fail
+            self._forget_seekers(demand)
         self._evict(resident)
         self._work.refused(resident.digest, error)
 
     def _evict(self, resident: Resident) -> None:
-        del self._residents[resident.digest]
+        digest = resident.digest
+        del self._residents[digest]
+        self._yielding.pop(digest, None)
+        self._idle.discard(digest)
+        self.bytes -= resident.bytes
+        self.virtual_blocks -= resident.blocks
         if resident.state is not State.PREPARING:
-            self._runner.remove(resident.digest)
+            self._runner.remove(digest)
         self._blocks.release(resident.virtual.blocks)
         self.evictions += 1
-
-
-def _blocks_of(loaded: Loaded) -> int:
-    return -(-loaded.virtual_rows // BLOCK_ROWS)
+        demand = self._demands.get(digest)
+        if demand is not None:
+            for client in demand.turns:
+                self._seek(demand, client)

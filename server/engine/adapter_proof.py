@@ -10,8 +10,8 @@ from functools import partial
 
 from graft.hub.adapters.probe import Probe, ProbeQuestion, ProofOutcome, Table, Verdict, judge_serving
 from graft.hub.errors import ArtifactError, GraftError
-from graft.server.adapters.device import Resident
 from graft.server.adapters.prover import Prover
+from graft.server.adapters.resident import Resident
 from graft.server.engine.consumers import Question
 
 log = logging.getLogger(__name__)

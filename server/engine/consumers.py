@@ -15,9 +15,9 @@ from torch import Tensor
 from graft.hub.adapters.probe import ProbeQuestion, Table
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
-from graft.server.adapters.device import Resident
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.readiness import NO_ROWS
+from graft.server.adapters.resident import Resident
 from graft.server.engine.request import Finished, PromptScored, Request, Started, Stream
 from graft.server.engine.scheduler import Chunk, SequenceState
 from graft.server.errors import EngineError
@@ -27,7 +27,7 @@ from graft.server.served_version import Served
 from graft.server.telemetry import Metrics
 
 UNPLACED = Served("(not loaded)")  # in the numbers: names that stand for nothing, or for nothing that loads
-LOADER = object()  # the tenant of everything the engine does for itself
+LOADER = object()  # the client of everything the engine does for itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class RunningRequest(Consumer):
         """The sequence to schedule, now that the adapter is known, and with it how many tokens there is room for."""
         self.loaded, self.served = loaded, served
         self._max_new = self.sequence.max_new = max_new
-        self.sequence.owner = self.sequence.tenant = loaded.digest if loaded else None
+        self.sequence.owner = self.sequence.awaits = loaded.digest if loaded else None
         return self.sequence
 
     def ask(self, chunk: Chunk) -> Asked:
@@ -185,7 +185,7 @@ class RowsJob(Consumer):
             tokens=[0] * rows.shape[0],
             max_new=0,
             logits_from=rows.shape[0],
-            tenant=LOADER,
+            client=LOADER,
             inputs=rows,
         )
 
@@ -215,7 +215,7 @@ class Question(Consumer):
             max_new=1,
             logits_from=len(asked.ids) - len(asked.tokens),
             virtual=resident.virtual if resident else NO_ROWS,
-            tenant=LOADER,
+            client=LOADER,
         )
 
     def ask(self, chunk: Chunk) -> Asked:

@@ -23,11 +23,11 @@ from graft.hub.adapters.probe import ProbeQuestion, Table
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.hub.machine.compute_threads import ComputeThreads
-from graft.server.adapters.device import VIRTUAL_SHARE, DeviceTier, Resident
+from graft.server.adapters.device import VIRTUAL_SHARE, DeviceTier
 from graft.server.adapters.host import HostTier, Loaded, LoadResult
 from graft.server.adapters.names import AdapterNames, Shelf
 from graft.server.adapters.prover import Prover
-from graft.server.adapters.readiness import Gate
+from graft.server.adapters.resident import Resident
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS, make_batch
 from graft.server.cache.tensors import KVCache
@@ -78,16 +78,15 @@ class Engine:
         self.blocks = BlockPool(self.sizes.blocks)
         cache = KVCache(base.spec, self.sizes.blocks, base.dtype, base.device)
         self.runner = make_runner(self.options.runner, base, cache)
+        self.residency = DeviceTier(
+            self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes, pinned=self.loader.pinned
+        )
         self.scheduler = Scheduler(
             self.blocks,
             step_rows=self.sizes.step_rows,
             max_running=self.options.max_running,
             prefix_sharing=self.options.prefix_sharing,
-            gate=self._gate,
-            reclaim=self._reclaim,
-        )
-        self.residency = DeviceTier(
-            self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes, pinned=self.loader.pinned
+            adapters=self.residency,
         )
         self.metrics.gauges(self._gauges())
         self._consumers: dict[SequenceState, Consumer] = {}
@@ -196,7 +195,7 @@ class Engine:
             raise TooLongError(f"{total} tokens don't fit into the KV cache ({usable * BLOCK_ROWS}; --kv-bytes).")
         return new
 
-    # What Residency asks (residency.Work)
+    # What the device tier asks (AdapterWork)
 
     def prepare(self, loaded: Loaded, done: Callable[[Prepared | GraftError], None]) -> None:
         def work() -> None:
@@ -219,8 +218,11 @@ class Engine:
     def prove(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
         Proof(resident, self._start, self.prover, self._base_said, done).begin()
 
-    def is_running(self, digest: str) -> bool:
-        return self.scheduler.is_running(digest)
+    def ready(self, digest: str) -> None:
+        self.scheduler.wake(digest)
+
+    def tokens_left(self) -> Mapping[str, int]:
+        return self.scheduler.tokens_left()
 
     def refused(self, digest: str, error: GraftError) -> None:
         self.loader.refuse(digest, error)
@@ -246,6 +248,7 @@ class Engine:
         busy = self.scheduler.running or self.scheduler.waiting
         for message in self._inbox.take(wait=not busy and not self.prover.busy):
             self._handle(message)
+        self.residency.attend()
         plan = self.scheduler.plan()
         if plan.chunks:
             began = time.monotonic()
@@ -290,9 +293,9 @@ class Engine:
             if loaded:
                 self.loader.release(loaded)
             return
-        self._start(generation)
         if loaded:
-            self.residency.prefetch(loaded)
+            self.residency.expect(loaded)
+        self._start(generation)
 
     def _start(self, consumer: Consumer) -> None:
         self._consumers[consumer.sequence] = consumer
@@ -329,16 +332,6 @@ class Engine:
         elif self._consumers.get(generation.sequence) is generation:
             self._end(generation)
             generation.cancel()
-
-    def _gate(self, sequence: SequenceState) -> Gate:
-        loaded = self._consumers[sequence].loaded
-        if loaded is None:
-            return Gate.READY
-        gate, sequence.virtual = self.residency.gate(loaded)
-        return gate
-
-    def _reclaim(self, keep: str | None) -> bool:
-        return self.residency.reclaim(keep)
 
     def _step(self, plan: StepPlan) -> None:
         self.steps += 1

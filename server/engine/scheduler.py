@@ -2,23 +2,26 @@
 
 Pure bookkeeping over sequences and cache blocks: no torch, no clock, no requests' text. Each step, running
 sequences come first, in the order of admission; those with one row to go (decoding) before those with a prompt to
-work through, whose share of the step's rows is split fairly over tenants. What is left of the budget admits waiting
-sequences by deficit round robin. When blocks run out, the sequence admitted last gives up its blocks and waits to
-recompute them, losing nothing.
+work through, whose share of the step's rows is split fairly over clients. What is left of the budget admits waiting
+sequences by start-time fair queueing over clients and their adapters; a client that runs nothing comes first, and there are
+places beside the others' for it. When blocks run out, what was admitted last of the client that runs most gives up its
+blocks and waits to recompute them, losing nothing.
 """
 
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from graft.server.adapters.readiness import NO_ROWS, Gate, VirtualRows
+from graft.server.adapters.readiness import NO_ROWS, Adapters, NoAdapters, VirtualRows
 from graft.server.cache.blocks import BlockPool, chain_hash, root_hash
 from graft.server.cache.step import BLOCK_ROWS, Run
-from graft.server.engine.fair_queue import FairQueue
+from graft.server.fair_queue import FairQueue
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_GUEST_SHARE = 8  # of all places one more, for guests
 
 
 @dataclass(eq=False)
@@ -30,7 +33,9 @@ class SequenceState:
     max_new: int
     logits_from: int  # first token whose logits are (still) wanted
     virtual: VirtualRows = NO_ROWS
-    tenant: Hashable = None
+    client: Hashable = ""  # for whom: who is served in turn
+    weight: float = 1.0  # the client's
+    awaits: str | None = None  # the digest of an adapter that has to be in place before it starts
     runs_last: bool = False  # the last token too where no new one is wanted: what follows it is asked about
     inputs: "Tensor | None" = None  # rows [P, H] in place of tokens: an adapter's soft prompt on its way into the cache
     blocks: list[int] = field(default_factory=list)  # its own, after the shared ones of `virtual`
@@ -105,8 +110,8 @@ class StepPlan:
 class Scheduler:
     """Used by the engine's thread alone.
 
-    `step_rows`: most rows in a step. `gate(sequence)` says whether its adapter is in place, and sets its virtual
-    rows. `reclaim(keep)` may free blocks that an idle adapter other than `keep` holds, and returns whether it did.
+    `step_rows`: most rows in a step. `max_running`: most sequences in a step; a client that has none may have one beyond
+    (`guests`). `adapters`: what sequences need, and whether it is in place.
     """
 
     def __init__(
@@ -116,19 +121,18 @@ class Scheduler:
         step_rows: int,
         max_running: int,
         prefix_sharing: bool = True,
-        gate: Callable[[SequenceState], Gate] = lambda sequence: Gate.READY,
-        reclaim: Callable[[str | None], bool] = lambda keep: False,
+        adapters: Adapters | None = None,
     ):
         self.blocks = blocks
         self.step_rows = step_rows
         self.max_running = max_running
+        self.guests = guest_places(max_running, step_rows)
         self.preemptions = 0
         self._sharing = prefix_sharing
-        self._gate = gate
-        self._reclaim = reclaim
-        self._running: list[SequenceState] = []  # by admission
-        self._returning: deque[SequenceState] = deque()  # preempted
-        self._waiting: FairQueue[SequenceState] = FairQueue(quantum=step_rows)
+        self._adapters: Adapters = adapters or NoAdapters()
+        self._running: dict[SequenceState, None] = {}  # by admission
+        self._returning: OrderedDict[SequenceState, None] = OrderedDict()  # preempted, by when they were admitted first
+        self._waiting: FairQueue[SequenceState] = FairQueue()
 
     @property
     def running(self) -> int:
@@ -139,16 +143,21 @@ class Scheduler:
         return len(self._waiting) + len(self._returning)
 
     def add(self, sequence: SequenceState) -> None:
-        self._waiting.push(sequence.tenant, sequence, sequence.cost)
+        self._waiting.push(sequence.client, sequence.owner, sequence, sequence.cost, sequence.weight)
+        self._count(sequence, waiting=1)
 
     def remove(self, sequence: SequenceState) -> None:
         """Forget a sequence, finished or cancelled, wherever it is; its blocks are free at once."""
         if sequence in self._running:
-            self._running.remove(sequence)
+            del self._running[sequence]
+            self._waiting.release(sequence.client)
+            self._count(sequence, running=-1)
         elif sequence in self._returning:
-            self._returning.remove(sequence)
+            del self._returning[sequence]
+            self._count(sequence, waiting=-1)
         else:
-            self._waiting.remove(sequence)
+            self._waiting.remove(sequence.client, sequence.owner, sequence)
+            self._count(sequence, waiting=-1)
         self._release(sequence)
 
     def detach(self, sequence: SequenceState) -> list[int]:
@@ -157,22 +166,32 @@ class Scheduler:
         self.remove(sequence)
         return blocks
 
+    def wake(self, digest: str) -> None:
+        """An adapter is ready that sequences were passed over for."""
+        self._waiting.wake(digest)
+
     def take(self, n: int, keep: str | None) -> list[int]:
         """n blocks at once, from idle adapters and those who run if need be. Not while a plan is being carried out."""
         while self.blocks.available < n:
-            if self._reclaim(keep):
+            if self._adapters.reclaim(keep):
                 continue
             if not self._running:
                 break
-            self._preempt(self._running[-1])
+            self._preempt(self._victim(self._running))
         return self.blocks.take(n)
 
-    def is_running(self, owner: str) -> bool:
-        return any(sequence.owner == owner for sequence in self._running)
+    def tokens_left(self) -> dict[str, int]:
+        """Adapters that sequences run with, by digest: the most tokens that one of them may still take."""
+        left: dict[str, int] = {}
+        for sequence in self._running:
+            if sequence.awaits is not None:
+                left[sequence.awaits] = max(left.get(sequence.awaits, 0), sequence.remaining + sequence.max_new)
+        return left
 
     def plan(self) -> StepPlan:
         """The next step. Empty when nothing can run."""
         plan = StepPlan()
+        self._make_way()
         for sequence in [s for s in self._running if s.remaining == 1]:
             if sequence in self._running:  # not preempted meanwhile
                 self._schedule(plan, sequence, 1)
@@ -193,36 +212,43 @@ class Scheduler:
         self.blocks.withdraw(plan.published)
 
     def _shares(self, plan: StepPlan) -> dict[SequenceState, int]:
-        """Rows for each prompt under way: what decoding left, split over their tenants and those who wait to start.
+        """Rows for each prompt under way: what decoding left, split over their clients and those who wait to start, and
+        within a client over its adapters.
 
-        What a tenant can't use, or nobody starts with, is given out in the order of admission afterwards.
+        What one can't use, or nobody starts with, is given out in the order of admission afterwards.
         """
         scheduled = {chunk.sequence for chunk in plan.chunks}
         prompts = [s for s in self._running if s.remaining > 1 and s not in scheduled]
-        tenants = {s.tenant for s in prompts}
-        parts = len(tenants) + (self.waiting > 0 and len(self._running) < self.max_running)
-        left = dict.fromkeys(tenants, max(1, (self.step_rows - plan.rows) // max(1, parts)))
+        if not prompts:
+            return {}
         spare = self.step_rows - plan.rows
+        lines = {(s.client, s.owner): None for s in prompts}
+        clients = Counter(client for client, _ in lines)
+        parts = len(clients) + (self.waiting > 0 and len(self._running) < self.max_running + self.guests)
+        left = {line: max(1, spare // (parts * clients[line[0]])) for line in lines}
         shares: dict[SequenceState, int] = {}
         for sequence in prompts:
-            shares[sequence] = min(sequence.remaining, left[sequence.tenant], spare)
-            left[sequence.tenant] -= shares[sequence]
+            line = sequence.client, sequence.owner
+            shares[sequence] = min(sequence.remaining, left[line], spare)
+            left[line] -= shares[sequence]
             spare -= shares[sequence]
         return shares
 
     def _admit(self, plan: StepPlan, rows: int, blocks: int) -> bool:
         """Start the next waiting sequence if it fits beside the `rows` and `blocks` promised to others; False if not."""
-        if len(self._running) >= self.max_running or (sequence := self._next()) is None:
+        if (sequence := self._next()) is None:
             return False
         findable = sequence.hashes(self._count_shareable(sequence))
         while self._running and self.blocks.available < self._lacking(sequence, findable) + blocks + 1:
-            if not self._reclaim(sequence.owner):
+            if not self._adapters.reclaim(sequence.owner):
                 return False
         if sequence in self._returning:
-            self._returning.remove(sequence)
+            del self._returning[sequence]
+            self._waiting.hold(sequence.client)
         else:
             self._waiting.pop()
-        self._running.append(sequence)
+        self._running[sequence] = None
+        self._count(sequence, waiting=-1, running=1)
         self._share(sequence, findable)
         return self._schedule(plan, sequence, min(sequence.remaining, self.step_rows - plan.rows - rows))
 
@@ -232,13 +258,62 @@ class Scheduler:
         return sequence.blocks_for(sequence.needed) - found.count + found.idle
 
     def _next(self) -> SequenceState | None:
-        full = False
-        for sequence in self._returning:
-            gate = self._gate(sequence)
-            if gate is Gate.READY:
+        """What starts next where there is a place: first of a client that runs nothing, then what was preempted."""
+        sequence = self._newcomer()
+        if sequence is None and len(self._running) < self.max_running:
+            sequence = self._first_ready(self._returning) or self._waiting.peek(self._ready, self._want)
+        return sequence
+
+    def _newcomer(self) -> SequenceState | None:
+        """What starts next of a client that runs nothing, as long as there is a guest's place for it."""
+        if len(self._running) >= self.max_running + self.guests:
+            return None
+        alone = [s for s in self._returning if not self._waiting.holds(s.client)]
+        return self._first_ready(alone) or self._waiting.peek(self._ready, self._want, newcomers=True)
+
+    def _first_ready(self, returning: Iterable[SequenceState]) -> SequenceState | None:
+        for sequence in returning:
+            if self._ready(sequence):
                 return sequence
-            full |= gate is Gate.FULL
-        return self._waiting.peek(self._gate, promised_only=full)
+            self._want(sequence)
+        return None
+
+    def _make_way(self) -> None:
+        """Free blocks for a client that runs nothing, from who runs most; nobody is left with nothing by that."""
+        while self._running and (sequence := self._newcomer()) is not None:
+            findable = sequence.hashes(self._count_shareable(sequence))
+            if self.blocks.available > self._lacking(sequence, findable) + self._growth():
+                return
+            if self._adapters.reclaim(sequence.owner):
+                continue
+            victim = self._victim(self._running)
+            if self._waiting.holds(victim.client) < 2:
+                return
+            self._preempt(victim)
+
+    def _growth(self) -> int:
+        """At most so many blocks will those who run take in a step."""
+        rows = self.step_rows // BLOCK_ROWS
+        return sum(s.blocks_for(s.computed + 1) > len(s.blocks) for s in self._running) + (
+            rows if any(s.remaining > 1 for s in self._running) else 0
+        )
+
+    def _ready(self, sequence: SequenceState) -> bool:
+        """Whether what a sequence needs is in place; if so its virtual rows are known from now on."""
+        if sequence.awaits is None:
+            return True
+        if not self._adapters.ready(sequence.awaits):
+            return False
+        sequence.virtual = self._adapters.virtual(sequence.awaits)
+        return True
+
+    def _want(self, sequence: SequenceState) -> None:
+        if sequence.awaits is not None:
+            self._adapters.want(sequence.awaits, sequence.client)
+
+    def _count(self, sequence: SequenceState, *, waiting: int = 0, running: int = 0) -> None:
+        if sequence.awaits is not None:
+            self._adapters.count(sequence.awaits, waiting=waiting, running=running)
 
     def _count_shareable(self, sequence: SequenceState) -> int:
         """Leading tokens that may be found instead of computed: those whose logits nobody wants."""
@@ -282,24 +357,41 @@ class Scheduler:
 
     def _make_room(self, plan: StepPlan, sequence: SequenceState, missing: int) -> bool:
         """Free blocks for a running sequence; False when it had to give way itself."""
-        scheduled = {id(chunk.sequence) for chunk in plan.chunks}
+        scheduled = {chunk.sequence for chunk in plan.chunks}
         while self.blocks.available < missing:
-            if self._reclaim(sequence.owner):
+            if self._adapters.reclaim(sequence.owner):
                 continue
-            victim = next((s for s in reversed(self._running) if id(s) not in scheduled), sequence)
+            others = [one for one in self._running if one not in scheduled]
+            victim = self._victim(others) if others else sequence
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
+    def _victim(self, running: Iterable[SequenceState]) -> SequenceState:
+        """Who gives way: what was admitted last of the client that runs most."""
+        last = {sequence.client: sequence for sequence in running}  # a client's last one, clients by their first
+        most = max(self._waiting.holds(client) for client in last)
+        at_most = {client for client in last if self._waiting.holds(client) == most}
+        return next(s for s in reversed(self._running) if s.client in at_most and last[s.client] is s)
+
     def _preempt(self, sequence: SequenceState) -> None:
-        self._running.remove(sequence)
+        del self._running[sequence]
         self._release(sequence)
         # In front: it was admitted, and has paid, before anything that waits; earlier ones go before later ones.
-        self._returning.appendleft(sequence)
+        self._returning[sequence] = None
+        self._returning.move_to_end(sequence, last=False)
+        self._waiting.release(sequence.client)
+        self._count(sequence, waiting=1, running=-1)
+        self._want(sequence)  # it has begun, and must come to its end
         self.preemptions += 1
 
     def _release(self, sequence: SequenceState) -> None:
         self.blocks.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = sequence._published = 0
+
+
+def guest_places(max_running: int, step_rows: int) -> int:
+    """Places beyond `max_running`, for clients that run nothing: whoever has all of those can't keep others from starting."""
+    return min(max(1, max_running // _GUEST_SHARE), step_rows - max_running)

@@ -12,6 +12,7 @@ from graft.hub.adapters.validation import Inspection, inspect_artifact
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.names import Location
+from graft.server.adapters.resident import blocks_of
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request
 from graft.server.served_version import Served
@@ -117,7 +118,7 @@ class Inventory:
         def drop() -> bool:
             if loaded.users or not self._engine.residency.drop(loaded.digest):
                 return False
-            self._engine.loader.pinned.discard(loaded.digest)
+            self._engine.residency.pin(loaded.digest, False)
             self._engine.loader.drop(loaded.digest)
             return True
 
@@ -132,7 +133,7 @@ class Inventory:
         """
         if not pinned:
             loaded, served = self._find_loaded(name)
-            self._engine.call(lambda: self._engine.loader.pinned.discard(loaded.digest))
+            self._engine.call(lambda: self._engine.residency.pin(loaded.digest, False))
             return served
         self.load(name)
         loaded, served = self._find_loaded(name)
@@ -150,9 +151,9 @@ class Inventory:
         size = sum(one.bytes for one in together)
         if PINNED_SHARE * size > min(loader.budget_bytes, residency.budget_bytes):
             return False
-        if PINNED_SHARE * residency.blocks_of(together) > residency.virtual_limit:
+        if PINNED_SHARE * sum(map(blocks_of, together)) > residency.virtual_limit:
             return False
-        loader.pinned.add(loaded.digest)
+        residency.pin(loaded.digest, True)
         return True
 
     def _find_loaded(self, name: str) -> tuple[Loaded, Served]:

@@ -16,13 +16,14 @@ from graft.hub.adapters.serving_forms import CacheRows, InputRows, detours
 from graft.hub.errors import ArtifactError, NotFoundError
 from graft.hub.machine.atomic_files import STAGING
 from graft.hub.registry.registry import Registry
-from graft.server.adapters.device import State
+from graft.server.adapters.resident import State
 from graft.server.cache.tensors import block_bytes
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
-from graft.server.engine.request import Request
+from graft.server.engine.request import Finished, Request, Result
 from graft.server.errors import BrokenError, ClosedError, EngineError, RequestError
-from graft.server.sampling.params import Sampling
+from graft.server.sampling.params import Sampling, Token
+from graft.server.served_version import Served
 from tests.server.conftest import write_folder
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")
@@ -215,6 +216,30 @@ def test_more_adapters_than_the_device_holds(llama, make_forms, shelf):
         assert_idle(engine)
     for request, result in zip(asked, results, strict=True):
         assert_greedy(llama, make_forms(request.model, llama, KINDS.index(request.model)), request.prompt, result)
+
+
+def test_an_adapter_without_room_stops_neither_the_base_nor_residents(llama, make_forms, shelf):
+    """Room for one adapter, which is running: who asks for another waits for it, and nobody else does."""
+    folders = shelf(llama, ["lora", "lora-wide"])
+    with Engine(llama, folders, options=Options(device_bytes=45_000, max_running=8)) as engine:
+        told = SimpleQueue()  # of all, so that their order is known
+        running = engine.submit(Request((5, 6, 7), "lora", max_tokens=240, ignore_eos=True), told)
+        told.get()
+        prompt = prompts(1)[0]
+        without = engine.submit(Request(prompt, "lora-wide", max_tokens=4, ignore_eos=True, sampling=GREEDY), told)
+        while not engine.call(lambda: len(engine.residency._seekers)):
+            time.sleep(0.001)
+        others = [engine.submit(Request((8, 9), name, max_tokens=2, ignore_eos=True), told) for name in (None, "lora")]
+        ended, tokens = [], []
+        while len(ended) < 4:
+            stream, event = told.get()
+            if isinstance(event, Finished):
+                ended.append(stream)
+            elif isinstance(event, Token) and stream is without:
+                tokens.append(event)
+        assert set(ended[:2]) == set(others) and ended[2:] == [running, without]
+        assert_greedy(llama, make_forms("lora-wide", llama, 1), prompt, Result(tuple(tokens), "length", Served()))
+        assert_idle(engine)
 
 
 def test_cancelling_frees_everything(llama, shelf):

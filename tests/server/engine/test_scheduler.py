@@ -1,14 +1,11 @@
 """The scheduler against a pretended engine: everything ends, nobody starves, no block is lost."""
 
-import random
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft.server.adapters.readiness import Gate, VirtualRows
+from graft.server.adapters.readiness import VirtualRows
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
-from graft.server.engine.fair_queue import FairQueue
 from graft.server.engine.scheduler import Scheduler, SequenceState
 
 
@@ -53,7 +50,7 @@ def sequence(prompt, new, owner=None, virtual=0):
         max_new=new,
         logits_from=prompt - 1,
         virtual=VirtualRows(virtual, virtual, blocks),
-        tenant=owner,
+        client=owner,
     )
 
 
@@ -118,7 +115,7 @@ def test_a_long_prompt_whose_prefix_is_found_does_not_take_its_own_blocks_for_fr
     scheduler = Scheduler(BlockPool(20), step_rows=512, max_running=4)
     before = sequence(12 * BLOCK_ROWS + 1, 1)
     neighbour = sequence(5 * BLOCK_ROWS - 20, 20)
-    neighbour.owner = neighbour.tenant = "neighbour"
+    neighbour.owner = neighbour.client = "neighbour"
     scheduler.add(before)
     scheduler.plan()
     scheduler.remove(before)  # its 12 full blocks are idle, and can be found
@@ -133,40 +130,3 @@ def test_a_long_prompt_whose_prefix_is_found_does_not_take_its_own_blocks_for_fr
     scheduler.remove(neighbour)
     assert [(chunk.sequence, chunk.start) for chunk in scheduler.plan().chunks] == [(long, 12 * BLOCK_ROWS)]
     assert (scheduler.preemptions, scheduler.blocks.hits) == (0, 12)
-
-
-def test_a_tenant_whose_adapter_is_on_its_way_is_passed_over_and_then_first():
-    queue = FairQueue(quantum=10)
-    gates = {"slow": Gate.SOON, "a": Gate.READY, "b": Gate.READY}
-    for name in gates:
-        queue.push(name, name, 5)
-        queue.push(name, name, 5)
-    assert queue.peek(gates.get) == "a"
-    assert queue.pop() == "a"
-    gates["slow"] = Gate.READY
-    assert queue.peek(gates.get) == "slow"
-
-
-def test_a_full_gate_holds_the_others_back():
-    queue = FairQueue(quantum=10)
-    gates = {"large": Gate.FULL, "a": Gate.READY}
-    for name in gates:
-        queue.push(name, name, 5)
-    assert queue.peek(gates.get) is None
-    gates["large"] = Gate.READY
-    assert queue.peek(gates.get) == "large"
-
-
-def test_shares_follow_costs():
-    """Deficit round robin: equal tokens, not equal requests."""
-    queue, rng = FairQueue(quantum=50), random.Random(1)
-    spent = {"long": 0, "short": 0}
-    for _ in range(400):
-        queue.push("long", "long", 100)
-        queue.push("short", "short", rng.randint(5, 15))
-    costs = {"long": 100, "short": 10}
-    while spent["short"] < 3000:
-        name = queue.peek(lambda item: Gate.READY)
-        queue.pop()
-        spent[name] += costs[name]
-    assert 0.8 < spent["long"] / spent["short"] < 1.25

@@ -1,0 +1,79 @@
+"""An adapter on the device, or on its way there, and what the device tier asks of the engine for it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from torch import Tensor
+
+from graft.hub.errors import GraftError
+from graft.server.adapters.host import Loaded
+from graft.server.adapters.readiness import NO_ROWS, VirtualRows
+from graft.server.cache.step import BLOCK_ROWS
+from graft.server.runners.protocol import Prepared
+
+
+class State(Enum):
+    PREPARING = "preparing"  # on a loader's thread
+    ROWS = "rows"  # in the runner; its virtual rows are not in the cache yet
+    PROVING = "proving"  # its proof is under way
+    READY = "ready"
+
+
+@dataclass(eq=False)
+class Resident:
+    """An adapter on the device, or on its way there."""
+
+    loaded: Loaded
+    bytes: int
+    state: State = State.PREPARING
+    virtual: VirtualRows = NO_ROWS
+    since: float = 0.0  # when it became ready
+    yielding: bool = False  # no request of it may start, so that it goes
+
+    @property
+    def digest(self) -> str:
+        return self.loaded.digest
+
+    @property
+    def blocks(self) -> int:
+        """Cache blocks that its virtual rows take, or will take."""
+        return blocks_of(self.loaded)
+
+
+class AdapterWork(Protocol):
+    """What the device tier asks of the engine."""
+
+    def prepare(self, loaded: Loaded, done: Callable[[Prepared | GraftError], None]) -> None:
+        """Prepare detours elsewhere; call `done` on the engine's thread with them or a GraftError."""
+        ...
+
+    def take_blocks(self, n: int, digest: str) -> list[int]:
+        """Cache blocks for an adapter's given rows, if need be from those who run."""
+        ...
+
+    def run_rows(self, resident: Resident, rows: Tensor, done: Callable[[list[int] | GraftError], None]) -> None:
+        """Run a soft prompt's rows [P, H] through the base; `done` gets the blocks that hold it, or what went wrong."""
+        ...
+
+    def prove(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
+        """Prove that an adapter does what it did in training; `done` gets what is wrong, or None."""
+        ...
+
+    def ready(self, digest: str) -> None:
+        """Requests of the adapter may start."""
+        ...
+
+    def tokens_left(self) -> Mapping[str, int]:
+        """By digest of those that requests run with: the most tokens that one of these requests may still take."""
+        ...
+
+    def refused(self, digest: str, error: GraftError) -> None:
+        """The adapter can't be served: fail its requests, soon but not within this call."""
+        ...
+
+
+def blocks_of(loaded: Loaded) -> int:
+    """Cache blocks that an adapter's virtual rows take."""
+    return -(-loaded.virtual_rows // BLOCK_ROWS)

@@ -1,0 +1,155 @@
+"""What is next, fairly: over clients by their weights, then within a client over its lines. Pure.
+
+A line is what of one client's may not overtake each other: its requests for one adapter. An item whose line can't start yet
+is passed over, and its line is promised to be first of its equals when it can: nobody waits for what somebody else needs.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from graft.server.fair_turns import Turns
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+@dataclass(eq=False)
+class _Client(Generic[Item]):
+    """`holds`: how many of its items have been popped and not been released."""
+
+    weight: float = 1.0
+    holds: int = 0
+    lines: dict[Hashable, OrderedDict[Item, float]] = field(default_factory=dict)  # items with their costs
+    turns: Turns[Hashable] = field(default_factory=Turns)  # lines that may start, as far as is known
+
+
+class FairQueue(Generic[Item]):
+    """An item's cost is paid when it is popped; costs and weights are in any unit. Operations take O(log n)."""
+
+    def __init__(self) -> None:
+        self._clients: dict[Hashable, _Client[Item]] = {}
+        self._turns: Turns[Hashable] = Turns()  # clients with a line that may start
+        self._newcomers: dict[Hashable, None] = {}  # those of them that hold nothing
+        self._parked: dict[
+            Hashable, dict[Hashable, None]
+        ] = {}  # line -> clients whose line of that name can't start yet
+        self._shown: tuple[Hashable, Hashable] | None = None
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def push(self, client: Hashable, line: Hashable, item: Item, cost: float = 1.0, weight: float = 1.0) -> None:
+        """Last in its line. `weight`: the client's, from now on."""
+        own = self._clients.setdefault(client, _Client())
+        own.weight = weight
+        if line not in own.lines:
+            own.lines[line] = OrderedDict()
+            self._join(client, line)
+        own.lines[line][item] = cost
+        self._length += 1
+
+    def peek(
+        self,
+        ready: Callable[[Item], bool] = lambda item: True,
+        want: Callable[[Item], None] = lambda item: None,
+        *,
+        newcomers: bool = False,
+    ) -> Item | None:
+        """The next item that may start; `pop` takes it. `newcomers`: only of clients that hold nothing.
+
+        `ready(item)`: whether its line may start. Where it may not `want(item)` is called, and the line is passed over until
+        `wake` is called for it.
+        """
+        while self._newcomers if newcomers else self._turns:
+            client = min(self._newcomers, key=self._turns.order) if newcomers else self._turns.first()
+            own = self._clients[client]
+            while own.turns:
+                line = own.turns.first()
+                item = next(iter(own.lines[line]))
+                if ready(item):
+                    self._shown = client, line
+                    return item
+                own.turns.leave(line)
+                self._parked.setdefault(line, {})[client] = None
+                want(item)  # last, for it may wake the line
+            if client in self._turns:
+                self._leave(client)
+        return None
+
+    def pop(self) -> Item:
+        """Take what `peek` has just shown."""
+        assert self._shown is not None
+        (client, line), self._shown = self._shown, None
+        own = self._clients[client]
+        item, cost = own.lines[line].popitem(last=False)
+        own.turns.pay(line, cost)
+        self._turns.pay(client, cost / own.weight)
+        self._length -= 1
+        self.hold(client)
+        self._close_empty(client, line)
+        return item
+
+    def remove(self, client: Hashable, line: Hashable, item: Item) -> None:
+        """Take an item out, wherever in its line it is."""
+        del self._clients[client].lines[line][item]
+        self._length -= 1
+        self._close_empty(client, line)
+        self._forget_idle(client)
+
+    def wake(self, line: Hashable) -> None:
+        """Lines of that name may start, as far as is known."""
+        for client in self._parked.pop(line, ()):
+            self._join(client, line, promised=True)
+
+    def hold(self, client: Hashable) -> None:
+        """A client holds one thing more than it has popped."""
+        self._clients.setdefault(client, _Client()).holds += 1
+        self._newcomers.pop(client, None)
+
+    def release(self, client: Hashable) -> None:
+        """One of the things that a client holds has come back."""
+        own = self._clients[client]
+        own.holds -= 1
+        if not own.holds and client in self._turns:
+            self._newcomers[client] = None
+        self._forget_idle(client)
+
+    def holds(self, client: Hashable) -> int:
+        """How much a client holds of what was popped."""
+        return self._clients[client].holds if client in self._clients else 0
+
+    def _join(self, client: Hashable, line: Hashable, *, promised: bool = False) -> None:
+        own = self._clients[client]
+        own.turns.join(line, promised=promised)
+        self._turns.join(client, promised=promised)
+        if not own.holds:
+            self._newcomers[client] = None
+
+    def _leave(self, client: Hashable) -> None:
+        self._turns.leave(client)
+        self._newcomers.pop(client, None)
+
+    def _close_empty(self, client: Hashable, line: Hashable) -> None:
+        """Forget a line that has run dry."""
+        own = self._clients[client]
+        if own.lines[line]:
+            return
+        del own.lines[line]
+        if line in own.turns:
+            own.turns.leave(line)
+        else:
+            self._unpark(client, line)
+        if not own.turns and client in self._turns:
+            self._leave(client)
+
+    def _unpark(self, client: Hashable, line: Hashable) -> None:
+        del self._parked[line][client]
+        if not self._parked[line]:
+            del self._parked[line]
+
+    def _forget_idle(self, client: Hashable) -> None:
+        own = self._clients[client]
+        if not own.holds and not own.lines:
+            del self._clients[client]

@@ -1,0 +1,72 @@
+"""Whose turn it is, by start-time fair queueing: everybody gets shares of what is given out by weight, whatever is asked for.
+
+Each key that has something to do has a start tag in a virtual time; the smallest is first. A turn moves the key's tag on by
+its cost over its weight, and the virtual time by its share of that. Who comes anew begins at the present time: idleness
+is not saved up, and what was used ahead of time stays owed. Every operation takes O(log n). Pure.
+"""
+
+from collections.abc import Hashable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+_PROMISED = -(1 << 62)  # before every other tick
+_SPARE_DEBTS = 64  # kept beside those who are in, before settled ones are looked for
+
+
+class Turns(Generic[Key]):
+    """Keys that have something to do, by whose turn it is. Of equal tags the one that came first."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._tags: dict[Key, tuple[float, int]] = {}  # of those who are in
+        self._heap: list[tuple[float, int, Key]] = []  # with entries of tags that hold no more
+        self._debts: dict[Key, float] = {}  # start tags of those who are out, as long as they are ahead of time
+        self._ticks = count()
+
+    def __len__(self) -> int:
+        return len(self._tags)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._tags
+
+    def join(self, key: Key, *, promised: bool = False) -> None:
+        """A key has something to do. `promised`: it was out of turn through no fault of its own: first of its equals."""
+        if key not in self._tags:
+            tick = next(self._ticks)
+            self._put(key, max(self._now, self._debts.pop(key, 0.0)), tick + _PROMISED if promised else tick)
+
+    def leave(self, key: Key) -> None:
+        """A key has nothing to do, or can't do it now."""
+        start, _ = self._tags.pop(key)
+        self._owe(key, start)
+
+    def first(self) -> Key:
+        """Whose turn it is. Somebody is in."""
+        while True:
+            start, tick, key = self._heap[0]
+            if self._tags.get(key) == (start, tick):
+                return key
+            heappop(self._heap)
+
+    def order(self, key: Key) -> tuple[float, int]:
+        """By which keys that are in can be compared: the smallest is first."""
+        return self._tags[key]
+
+    def pay(self, key: Key, cost: float) -> None:
+        """A key that is in has had a turn. cost: over its weight."""
+        start, _ = self._tags[key]
+        # Somewhat slower than everybody's tag: who comes anew is soon first, and a stream of new ones holds nobody up.
+        self._now = max(self._now, start) + cost / (len(self._tags) + 1)
+        self._put(key, start + cost, next(self._ticks))
+
+    def _put(self, key: Key, start: float, tick: int) -> None:
+        self._tags[key] = start, tick
+        heappush(self._heap, (start, tick, key))
+
+    def _owe(self, key: Key, start: float) -> None:
+        if start > self._now:
+            self._debts[key] = start
+        if len(self._debts) > _SPARE_DEBTS + 2 * len(self._tags):
+            self._debts = {key: start for key, start in self._debts.items() if start > self._now}

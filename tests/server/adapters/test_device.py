@@ -1,0 +1,309 @@
+"""The device tier over a pretended runner and engine: who needs room waits for it, for a bounded time, and nobody else."""
+
+import random
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from graft.hub.adapters.probe import ProofOutcome, Verdict
+from graft.hub.adapters.serving_forms import InputRows
+from graft.server.adapters.device import HOLD_BACK_S, DeviceTier
+from graft.server.adapters.host import Loaded
+from graft.server.adapters.prover import Case
+from graft.server.cache.blocks import BlockPool
+from graft.server.engine.scheduler import Scheduler, SequenceState
+from graft.server.errors import CapacityError
+
+
+class Pretended:
+    """The runner, the engine and the clock. `instant`: adapters are prepared at once, else by `finish`."""
+
+    def __init__(self, room, *, blocks=4001, instant=True, max_running=8):
+        self.now = 0.0
+        self.instant = instant
+        self.added, self.preparing, self.failed = set(), {}, {}
+        self.blocks = BlockPool(blocks)
+        self.tier = DeviceTier(self, self.blocks, self, budget_bytes=room, pinned=set(), clock=lambda: self.now)
+        self.scheduler = Scheduler(
+            self.blocks, step_rows=4 * max_running, max_running=max_running, adapters=self.tier, prefix_sharing=False
+        )
+        self.loaded = {}
+
+    def adapter(self, digest, size=1, virtual=0):
+        rows = InputRows(torch.zeros(virtual, 2)) if virtual else None
+        case = Case(digest).with_verdict(Verdict(ProofOutcome.UNPROVEN, "a test"))
+        self.loaded[digest] = Loaded(digest, "lora", "lora", (), rows, case, size, 0.0)
+
+    def ask(self, digest=None, new=1000, client="one"):
+        """Queue a request."""
+        sequence = SequenceState(owner=digest, tokens=[1, 2], max_new=new, logits_from=1, client=client, awaits=digest)
+        if digest:
+            self.tier.expect(self.loaded[digest])
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self, seconds=0.01):
+        """A turn of the engine; the sequences that took part. One that has all its tokens ends."""
+        self.now += seconds
+        self.tier.attend()
+        plan = self.scheduler.plan()
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            assert sequence.owner is None or sequence.owner in self.added
+            if sequence.remaining == 0:
+                sequence.tokens.append(1)
+                sequence.max_new -= 1
+                if sequence.max_new == 0:
+                    self.scheduler.remove(sequence)
+        return [chunk.sequence for chunk in plan.chunks]
+
+    def finish(self, digest):
+        self.preparing.pop(digest)(SimpleNamespace(bytes=self.loaded[digest].bytes))
+
+    # AdapterWork
+
+    def prepare(self, loaded, done):
+        self.preparing[loaded.digest] = done
+        if self.instant:
+            self.finish(loaded.digest)
+
+    def take_blocks(self, n, digest):
+        return self.scheduler.take(n, digest)
+
+    def run_rows(self, resident, rows, done):
+        done(self.scheduler.take(resident.blocks, resident.digest))
+
+    def prove(self, resident, done):
+        done(None)
+
+    def ready(self, digest):
+        self.scheduler.wake(digest)
+
+    def tokens_left(self):
+        return self.scheduler.tokens_left()
+
+    def refused(self, digest, error):
+        self.failed[digest] = error
+
+    # Runner
+
+    def add(self, digest, prepared):
+        assert digest not in self.added
+        self.added.add(digest)
+
+    def remove(self, digest):
+        self.added.remove(digest)
+
+
+@pytest.fixture
+def full():
+    """Two adapters have all the room, and run for long; a third finds none."""
+    world = Pretended(room=2)
+    for digest in "abc":
+        world.adapter(digest)
+    world.running = [world.ask("a", new=500), world.ask("b", new=900)]
+    world.step()
+    world.third = world.ask("c")
+    return world
+
+
+def test_one_without_room_stops_neither_the_base_nor_resident_adapters(full):
+    others = [full.ask(), full.ask("a"), full.ask("b", client="two")]
+    started = full.step()
+    assert set(others) <= set(started) and full.third not in started
+
+
+def test_after_its_age_it_gets_the_room_of_what_ends_soonest(full):
+    full.step(HOLD_BACK_S / 2)
+    late = full.ask("a")
+    assert late in full.step()  # nobody is held back yet
+    full.scheduler.remove(late)
+    full.step(HOLD_BACK_S)
+    held, base, other = full.ask("a"), full.ask(), full.ask("b")
+    started = full.step()
+    assert base in started and other in started  # b, with more to do, is left alone
+    assert held not in started and full.running[0] in started
+    while full.running[0].max_new:
+        assert held not in full.step()
+    full.step()
+    assert full.third in full.step()
+    assert held not in full.step()  # it is its turn to wait now
+    full.step(HOLD_BACK_S)
+    full.scheduler.remove(full.third)
+    assert held in [*full.step(), *full.step()]
+
+
+def test_what_was_held_back_goes_on_when_who_waited_gives_up(full):
+    full.step()
+    full.step(HOLD_BACK_S)
+    held = full.ask("a")
+    assert held not in full.step()
+    full.scheduler.remove(full.third)
+    assert held in [*full.step(), *full.step()]
+
+
+def test_only_what_is_needed_is_held_back():
+    """Cache blocks for virtual rows: adapters without any keep their room, whatever they have left to do."""
+    world = Pretended(room=100, blocks=33)  # a quarter of the blocks may hold virtual rows
+    for digest, virtual in (("plain", 0), ("soft", 8 * 16), ("other", 16)):
+        world.adapter(digest, virtual=virtual)
+    world.ask("plain", new=50), world.ask("soft", new=300)
+    world.step()
+    third = world.ask("other")
+    world.step()
+    world.step(HOLD_BACK_S)
+    plain, soft = world.ask("plain"), world.ask("soft")
+    started = world.step()
+    assert plain in started and soft not in started and third not in started
+
+
+def test_room_goes_round_by_clients():
+    """One client's hundred cold adapters don't come before another's one."""
+    world = Pretended(room=1, max_running=16)
+    for number in range(101):
+        world.adapter(str(number))
+    world.ask("0", new=10)
+    world.step()
+    for number in range(1, 100):
+        world.ask(str(number), new=10, client="flood")
+    world.step()
+    other = world.ask("100", new=10, client="other")
+    order = []
+    while other not in order:
+        order += [one for one in world.step() if one not in order]
+    assert len(order) <= 4
+
+
+def test_pinned_adapters_that_leave_too_little_are_said_at_once(full):
+    full.tier.pin("a", True)
+    full.tier.pin("b", True)
+    full.step()
+    assert isinstance(full.failed["c"], CapacityError)
+
+
+def test_an_adapter_on_its_way_delays_nobody_and_its_requests_start_first():
+    world = Pretended(room=5, instant=False)
+    world.adapter("slow")
+    slow = world.ask("slow")
+    base = world.ask()
+    assert world.step() == [base]
+    world.finish("slow")
+    assert slow in world.step()
+
+
+def test_random_traffic_ends_and_counts_are_right():
+    """Three times more adapters than room, clients, cancellations, pins: everything ends within the published bound."""
+    draw = random.Random(5)
+    world = Pretended(room=6, blocks=200, max_running=6)
+    for number in range(18):
+        world.adapter(str(number), size=1 + number % 3, virtual=draw.choice([0, 0, 5, 40]))
+    waiting = {}
+    for turn in range(6000):
+        if draw.random() < 0.4:
+            digest = draw.choice([None, *world.loaded])
+            sequence = world.ask(digest, new=draw.randint(1, 20), client=draw.randint(0, 3))
+            waiting[sequence] = turn
+        if waiting and draw.random() < 0.02:
+            world.scheduler.remove(sequence := draw.choice(list(waiting)))
+            del waiting[sequence]
+        if draw.random() < 0.01:
+            resident = draw.choice([one.digest for one in world.tier.snapshot()] or ["0"])
+            world.tier.pin(resident, resident not in world.tier._pinned and len(world.tier._pinned) < 2)
+        world.step(0.05)
+        for sequence in [one for one in waiting if not one.max_new or one.owner in world.failed]:
+            if sequence.max_new:
+                world.scheduler.remove(sequence)
+            del waiting[sequence]
+        world.failed.clear()
+        assert_counts(world)
+    for digest in list(world.tier._pinned):
+        world.tier.pin(digest, False)
+    for _ in range(20_000):
+        world.step(0.05)
+        if not (world.scheduler.running or world.scheduler.waiting):
+            break
+    assert (world.scheduler.running, world.scheduler.waiting) == (0, 0)
+    assert not world.tier._demands and not len(world.tier._seekers) and not world.tier._yielding
+    assert_counts(world)
+
+
+def assert_counts(world):
+    """What is counted as it changes is what a count would find."""
+    tier, residents = world.tier, world.tier.snapshot()
+    assert tier.bytes == sum(one.bytes for one in residents) <= tier.budget_bytes
+    assert tier.virtual_blocks == sum(one.blocks for one in residents) <= tier.virtual_limit
+    running = [one.awaits for one in world.scheduler._running if one.awaits]
+    assert {d: one.running for d, one in tier._demands.items() if one.running} == {d: running.count(d) for d in running}
+    idle = [one for one in residents if one.digest in tier._idle]
+    assert not {one.digest for one in idle} & {*running, *tier._pinned}
+    assert tier._idle.room(sparing=False) == (sum(one.bytes for one in idle), sum(one.blocks for one in idle))
+    assert {one.digest for one in residents} == world.added
+
+
+def calls_of(act):
+    """Python's function calls while `act` runs: a measure of work that no other load disturbs."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def crowded(residents, running):
+    """So many residents, of which so many run; two more adapters, of which one may evict and one finds no room."""
+    world = Pretended(room=residents, blocks=20_000, max_running=running + 8)
+    for number in range(residents):
+        world.adapter(str(number))
+    for number in range(residents):
+        world.ask(str(number), new=1)
+        world.step()
+    for number in range(running):
+        world.ask(str(number), new=1000)
+    for _ in range(3):
+        world.step()
+    assert len(world.tier.snapshot()) == residents and world.scheduler.running == running
+    world.adapter("small")
+    world.adapter("large", size=residents)
+    return world
+
+
+def test_decisions_take_as_long_with_many_residents_as_with_few():
+    """Bringing in, finding no room, asking again while there is none: the same work for 1,000 residents as for 32."""
+    counts = []
+    for residents in (32, 1000):
+        world = crowded(residents, running=16)
+        steps = []
+        for digest in ("small", "large"):
+            world.tier.expect(world.loaded[digest])
+            world.tier.count(digest, waiting=1)
+            steps += [
+                calls_of(lambda digest=digest: world.tier.want(digest, "one")),  # noqa: B023
+                calls_of(lambda digest=digest: world.tier.ready(digest)),  # noqa: B023
+                calls_of(world.tier.attend),
+            ]
+        counts.append(steps)
+    few, many = counts
+    assert all(abs(a - b) <= 3 for a, b in zip(few, many, strict=True)), counts
+    assert max(many) < 150, counts
+
+
+def test_admission_asks_about_no_more_than_it_starts():
+    """A thousand requests that wait for adapters without room cost a step nothing once they were asked about."""
+    counts = []
+    for waiting in (10, 1000):
+        world = crowded(64, running=64)
+        for number in range(waiting):
+            world.adapter(f"cold {number}", size=64)
+            world.ask(f"cold {number}")
+        world.step()
+        counts.append(calls_of(lambda: world.scheduler._next()))  # noqa: B023
+    assert counts[1] - counts[0] <= 3, counts
