@@ -4,11 +4,14 @@ A request is read whole before a thread takes it, and what it is answered waits 
 client has read it. So sixteen clients that ask for a large file and read nothing keep a connection each, and no thread.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import waitress
 from waitress.channel import ClientDisconnected, HTTPChannel
+from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, MultiSocketServer
+from waitress.utilities import Error
 
 from graft.hub.errors import GraftError
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
@@ -21,6 +24,45 @@ CONNECTIONS = 200
 RECEIVE_BYTES = 1 << 18
 MAX_UNREAD_BYTES = 64 << 20  # of answers that a client has asked for and not read, beyond which it gets no further one
 NEVER = 1 << 62  # bytes
+SMALL_BODY_BYTES = 4 << 20  # of anybody's request
+
+Admits = Callable[[str, str, str], bool]
+"""Of a request's path, query and Authorization header: whether its body may be large."""
+
+
+class _NotYou(Error):
+    code, reason = 401, "Unauthorized"
+
+
+class _AmbiguousLength(Error):
+    code, reason = 400, "Bad Request"
+
+
+class _Parser(HTTPRequestParser):
+    """Reads a large body only from who may send one: it goes to disk before a view could ask who that is."""
+
+    admits: Admits
+    error: Error | None
+    completed: bool
+
+    def received(self, data: bytes) -> int:
+        had_head = self.headers_finished
+        consumed: int = super().received(data)
+        if self.headers_finished and not had_head and self.error is None:
+            self.error = self._objection()
+            self.completed = self.completed or self.error is not None
+        return consumed
+
+    def _objection(self) -> Error | None:
+        if self.chunked and "CONTENT_LENGTH" in self.headers:  # a proxy before us may have believed the other one
+            return _AmbiguousLength("Transfer-Encoding and Content-Length exclude each other.")
+        if not self.chunked and self.content_length <= SMALL_BODY_BYTES:
+            return None
+        if type(self).admits(self.path, self.query, self.headers.get("AUTHORIZATION", "")):
+            return None
+        return _NotYou(
+            f"More than {SMALL_BODY_BYTES:,} bytes, or chunks, are taken from who may write: send your token."
+        )
 
 
 class _Channel(HTTPChannel):
@@ -36,7 +78,12 @@ class _Channel(HTTPChannel):
 
 
 def http_server(
-    app: "WSGIApplication", host: str, port: int, threads: int, max_weights_bytes: int = MAX_WEIGHTS_BYTES
+    app: "WSGIApplication",
+    host: str,
+    port: int,
+    threads: int,
+    max_weights_bytes: int = MAX_WEIGHTS_BYTES,
+    admits: Admits = lambda path, query, authorization: True,
 ) -> BaseWSGIServer | MultiSocketServer:
     """A listening server; its `run` answers. Raises GraftError where the port can't be had."""
     sockets: dict[int, object] = {}
@@ -55,7 +102,9 @@ def http_server(
         )
     except OSError as error:
         raise GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.") from None
+    parser = type("Parser", (_Parser,), {"admits": staticmethod(admits)})
+    channel = type("Channel", (_Channel,), {"parser_class": parser})
     for listening in sockets.values():
         if isinstance(listening, BaseWSGIServer):
-            listening.channel_class = _Channel
+            listening.channel_class = channel
     return server

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from graft.hub.web.app import create_app
+from graft.hub.web.large_bodies import admits_large_body
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
@@ -133,7 +134,13 @@ def adapter(tmp_path: Path) -> Path:
 def running() -> Iterator[dict]:
     """One server, as `graft hub serve` makes it, for all tests: it answers with the application under "app", at "url"."""
     current: dict = {}
-    server = http_server(lambda *call: current["app"](*call), "127.0.0.1", 0, threads=16)
+    server = http_server(
+        lambda *call: current["app"](*call),
+        "127.0.0.1",
+        0,
+        threads=16,
+        admits=lambda *head: admits_large_body(current["app"], *head),
+    )
     threading.Thread(target=server.run, daemon=True).start()
     current["url"] = f"http://127.0.0.1:{server.effective_port}"
     yield current

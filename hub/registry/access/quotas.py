@@ -20,6 +20,7 @@ from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
 
+BLOCK_BYTES = 4096  # a file takes so many at least, however small it is
 DEED_BYTES = 2000  # about what a write that is no upload leaves in the tables at most
 
 
@@ -62,13 +63,13 @@ def set_quota(db: Database, user: str, quota: Quota) -> None:
 
 def measure_usage(db: Database, user: str) -> Usage:
     *stored, deeds, repos = db.execute(
-        "SELECT (SELECT coalesce(sum(size), 0) FROM blobs WHERE who = :who), "
-        "(SELECT coalesce(sum(size), 0) FROM uploads WHERE who = :who AND sha256 NOT IN (SELECT sha256 FROM blobs)), "
+        "SELECT (SELECT coalesce(sum(max(size, :block)), 0) FROM blobs WHERE who = :who), "
+        "(SELECT coalesce(sum(max(size, :block)), 0) FROM uploads WHERE who = :who AND sha256 NOT IN (SELECT sha256 FROM blobs)), "
         "(SELECT coalesce(sum(bytes), 0) FROM reservations WHERE who = :who), "
         "(SELECT coalesce(sum(row_bytes), 0) FROM revisions WHERE author = :who COLLATE NOCASE), "
         "(SELECT count(*) FROM audit WHERE who = :who COLLATE NOCASE), "
         "(SELECT count(*) FROM live_repos WHERE created_by = :who)",
-        {"who": user},
+        {"who": user, "block": BLOCK_BYTES},
     ).fetchone()
     return Usage(sum(stored) + DEED_BYTES * deeds, repos)
 

@@ -99,12 +99,12 @@ def require_own(db: Database, path: Path, blobs: BlobStore) -> None:
         raise GraftError(
             f"{path} was made by an older graft: open it once where it can be written, and it is brought up to date."
         )
-    _require_free(path, blobs, _claim_of(db))
+    _require_free(path, blobs, _claim_of(db), read_owner(blobs.folder))
 
 
 def require_room(path: Path, blobs: BlobStore) -> None:
     """Before a registry is made at `path`. Raises ConflictError where its folder of blobs is another's."""
-    conflict = _conflict(path, blobs, UNMADE)
+    conflict = _conflict(path, blobs, UNMADE, read_owner(blobs.folder))
     if conflict and not path.exists():  # another process may have made it, and published to it, meanwhile
         raise ConflictError(conflict)
 
@@ -142,9 +142,8 @@ def claim_for_restore(path: Path, blobs: BlobStore) -> str:
 
 def _claim(db: Database, path: Path, blobs: BlobStore) -> None:
     """Inside the transaction. The folder learns its owner first: a crash between the two is mended at the next open."""
-    claim = _claim_of(db)
-    _require_free(path, blobs, claim)
-    owner = read_owner(blobs.folder)
+    claim, owner = _claim_of(db), read_owner(blobs.folder)
+    _require_free(path, blobs, claim, owner)  # of that owner: who comes after it is found when the mark is written
     begun = owner.id if owner and owner.file == path.name else None  # a folder that was copied has its first owner's
     mine = Owner(claim.id or begun or secrets.token_hex(16), path.name)
     if owner is None:
@@ -160,14 +159,14 @@ def _claim_of(db: Database) -> Claim:
     return Claim(registry_id(db), bool(used), tuple(row["sha256"] for row in rows))
 
 
-def _require_free(path: Path, blobs: BlobStore, claim: Claim) -> None:
-    if conflict := _conflict(path, blobs, claim):
+def _require_free(path: Path, blobs: BlobStore, claim: Claim, owner: Owner | None) -> None:
+    if conflict := _conflict(path, blobs, claim, owner):
         raise ConflictError(conflict)
 
 
-def _conflict(path: Path, blobs: BlobStore, claim: Claim) -> str | None:
-    """Why the registry can't have the folder of blobs; None where it can."""
-    folder, owner = blobs.folder, read_owner(blobs.folder)
+def _conflict(path: Path, blobs: BlobStore, claim: Claim, owner: Owner | None) -> str | None:
+    """Why the registry can't have the folder of blobs, which is `owner`'s; None where it can."""
+    folder = blobs.folder
     other = path.with_name(owner.file) if owner else _find_sharer(path)
     if other is not None and _shares(other, path):
         return (

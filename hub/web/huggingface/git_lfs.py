@@ -5,8 +5,10 @@ beside the store until the last has come; then they become one blob, or nothing.
 """
 
 import hashlib
+import secrets
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -16,7 +18,8 @@ from flask import Blueprint, Response, jsonify, request
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
 from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError, TooLargeError
-from graft.hub.registry.access import keys, quotas, upload_claims
+from graft.hub.registry.access import keys, quotas, tokens, upload_claims
+from graft.hub.registry.access.callers import OWNER
 from graft.hub.registry.remote.extensions import LARGE_BY_LFS
 from graft.hub.registry.storage.arrivals import CHUNK_BYTES
 from graft.hub.web.huggingface.bodies import LfsBatch, LfsObject
@@ -27,6 +30,7 @@ blueprint = Blueprint("lfs", __name__)
 
 PART_BYTES = 64 << 20  # files that are larger travel in parts, where the client knows how
 LINK_LIFE_S = 3600
+UPLOADING = ("upload", "part")  # what brings a body
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,12 @@ def _upload_in_parts(wanted: Upload) -> dict[str, object]:
     return {"href": _link("complete", wanted), "header": {"chunk_size": str(PART_BYTES), **links}}
 
 
+def is_permitted_upload(path: str) -> bool:
+    """Whether the present request is one of those that links permit. Raises ForbiddenError for a bad link."""
+    action = path.rpartition("/lfs/")[2]
+    return action in UPLOADING and bool(_check_link(action))
+
+
 @blueprint.put("/lfs/upload")
 def upload() -> Response:
     given = _check_link("upload")
@@ -129,13 +139,24 @@ def complete() -> Response:
     """All parts have come: make them one blob. Its hash is checked, so the parts' own need not be."""
     given = _check_link("complete")
     folder = _parts_folder(given)
-    if not folder.is_dir() and not registry().blobs.has(given.oid):
-        raise ConflictError(f"No part of {given.oid} has arrived: start the upload again.")
-    if folder.is_dir():
-        registry().blobs.put(Joined(sorted(folder.iterdir())), given.size, expected_sha256=given.oid)
+    mine = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}")
+    try:
+        folder.rename(mine)  # whoever says so a second time finds nothing to do
+    except FileNotFoundError:
+        if registry().blobs.has(given.oid):
+            return jsonify({})
+        raise ConflictError(
+            f"{given.oid} has not arrived, or is being put together: ask again, or start anew."
+        ) from None
+    try:
+        registry().blobs.put(Joined(sorted(mine.iterdir())), given.size, expected_sha256=given.oid)
         upload_claims.note_upload(registry().db, given.oid, given.size, given.who)
-        shutil.rmtree(folder)
-        quotas.release(registry().db, _upload_key(given))
+    except BaseException:
+        with suppress(OSError):  # parts that came again meanwhile stay
+            mine.rename(folder)
+        raise
+    shutil.rmtree(mine)
+    quotas.release(registry().db, _upload_key(given))
     return jsonify({})
 
 
@@ -184,11 +205,16 @@ def _link(action: str, wanted: Upload) -> str:
 def _check_link(action: str) -> Upload:
     """What a link permits. Raises ForbiddenError where it isn't one of ours to `action`, or has expired."""
     try:
-        return Upload(*_signer(action).loads(request.args.get("permission", ""), max_age=LINK_LIFE_S))
+        given = Upload(*_signer(action).loads(request.args.get("permission", ""), max_age=LINK_LIFE_S))
     except SignatureExpired:
         raise ForbiddenError("This upload link has expired: start the upload again.") from None
     except BadSignature:
         raise ForbiddenError("This upload link is not one of ours: start the upload again.") from None
+    if given.who != OWNER.name and not tokens.may_write(registry().db, given.who):
+        raise ForbiddenError(
+            f"{given.who} may not write here any more: all their tokens were revoked, or have expired."
+        )
+    return given
 
 
 def _signer(action: str) -> URLSafeTimedSerializer:

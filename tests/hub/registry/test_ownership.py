@@ -14,6 +14,7 @@ from graft.hub.errors import ConflictError
 from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.maintenance.garbage import collect
 from graft.hub.registry.registry import Registry
+from graft.hub.registry.storage import ownership
 from graft.hub.registry.storage.ownership import OWNER_FILE, read_owner, registry_id
 
 
@@ -191,6 +192,23 @@ def test_processes_that_open_a_registry_at_once_agree(tmp_path: Path, adapter: P
     openers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     ids = {opener.communicate()[0].strip() for opener in openers}
     assert len(ids) == 1 and ids == {read_owner(tmp_path / "a.blobs").id}
+
+
+def test_a_folder_that_becomes_another_s_while_it_is_looked_at_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both looked before either had written: the second must not write over the first's mark."""
+    looked = ownership._require_free
+
+    def look_and_be_late(path: Path, *rest: object) -> None:
+        looked(path, *rest)
+        monkeypatch.setattr(ownership, "_require_free", looked)
+        Registry(path.with_name("team.prod"))
+
+    monkeypatch.setattr(ownership, "_require_free", look_and_be_late)
+    with pytest.raises(ConflictError):
+        Registry(tmp_path / "team.dev")
+    assert read_owner(tmp_path / "team.blobs").file == "team.prod"
 
 
 def test_of_two_registries_that_want_a_folder_at_once_one_gets_it(tmp_path: Path) -> None:

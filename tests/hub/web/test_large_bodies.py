@@ -1,0 +1,100 @@
+"""What a server takes in before it knows from whom: a body of gigabytes went to disk, and then came the 401."""
+
+import hashlib
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from graft.hub.cli.hub_server import SMALL_BODY_BYTES
+from graft.hub.registry.access.quotas import BLOCK_BYTES, measure_usage
+from graft.hub.registry.access.tokens import create_token, first_admin, revoke_tokens
+from graft.hub.registry.commits.changes import Put
+from graft.hub.registry.registry import Registry
+from graft.hub.web.huggingface import git_lfs
+
+
+def answer_to_head(hub: str, head: str) -> str:
+    """The status line that comes before any of the body has been sent."""
+    with socket.create_connection(("127.0.0.1", int(hub.rpartition(":")[2])), timeout=10) as client:
+        client.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+        return client.recv(4096).decode().partition("\r\n")[0]
+
+
+@pytest.fixture
+def tokens(registry: Registry) -> dict[str, str]:
+    first_admin(registry.db, "root")
+    return {scope: create_token(registry.db, f"of-{scope}", scope) for scope in ("read", "write")}
+
+
+@pytest.mark.parametrize("length", [f"Content-Length: {1 << 33}", "Transfer-Encoding: chunked"])
+def test_who_may_not_write_is_told_so_before_the_body(hub: str, tokens: dict[str, str], length: str) -> None:
+    head = f"POST /api/models/a/b/commit/main HTTP/1.1\nHost: 127.0.0.1\n{length}"
+    for wrong in ("", "\nAuthorization: Bearer nonsense", f"\nAuthorization: Bearer {tokens['read']}"):
+        assert " 401 " in answer_to_head(hub, head + wrong)
+    assert " 401 " in answer_to_head(hub, head.replace("/api/models/a/b/commit/main", "/lfs/upload?permission=forged"))
+
+
+def test_who_may_write_is_read_on(hub: str, tokens: dict[str, str]) -> None:
+    body = b"x" * (SMALL_BODY_BYTES + 1)
+    sent = httpx.post(
+        f"{hub}/api/models/of-write/b/commit/main",
+        content=iter([body]),  # in chunks
+        headers={"Authorization": f"Bearer {tokens['write']}"},
+    )
+    assert sent.status_code in (400, 404)  # a view has seen it
+
+
+def test_two_lengths_are_none(hub: str) -> None:
+    head = "POST /api/validate-yaml HTTP/1.1\nHost: 127.0.0.1\nContent-Length: 4\nTransfer-Encoding: chunked"
+    assert " 400 " in answer_to_head(hub, head)
+
+
+def upload_links(hub: str, token: str, data: bytes) -> dict[str, object]:
+    asked = {
+        "operation": "upload",
+        "transfers": ["multipart"],
+        "objects": [{"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}],
+    }
+    answered = httpx.post(
+        f"{hub}/of-write/own.git/info/lfs/objects/batch", json=asked, headers={"Authorization": f"Bearer {token}"}
+    )
+    assert answered.status_code == 200, answered.text
+    return answered.json()["objects"][0]["actions"]["upload"]
+
+
+def test_a_link_ends_with_the_last_token_of_who_got_it(hub: str, registry: Registry, tokens: dict[str, str]) -> None:
+    registry.create_repo("of-write/own", user="of-write")
+    link = upload_links(hub, tokens["write"], b"some bytes")["href"]
+    revoke_tokens(registry.db, "of-write")
+    assert httpx.put(link, content=b"some bytes").status_code == 403
+    create_token(registry.db, "of-write", "write", name="another")
+    assert httpx.put(link, content=b"some bytes").status_code == 200
+
+
+def test_to_say_twice_that_all_parts_are_there_is_to_say_it_once(
+    hub: str, registry: Registry, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(git_lfs, "PART_BYTES", 1 << 20)
+    registry.create_repo("of-write/own", user="of-write")
+    data = bytes(range(256)) * 8192
+    upload = upload_links(hub, tokens["write"], data)
+    parts = sorted((number, href) for number, href in upload["header"].items() if number.isdigit())
+    for i, (_, href) in enumerate(parts):
+        assert httpx.put(href, content=data[i << 20 : (i + 1) << 20]).status_code == 200
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(lambda _: httpx.post(upload["href"]).status_code, range(8)))
+    assert 200 in said and set(said) <= {200, 409}
+    assert httpx.post(upload["href"]).status_code == 200
+    assert registry.blobs.has(hashlib.sha256(data).hexdigest())
+    assert not [path for path in registry.blobs.incoming.iterdir() if path.is_dir()]
+
+
+def test_a_small_file_counts_as_the_block_that_it_takes(registry: Registry) -> None:
+    first_admin(registry.db, "root")
+    create_token(registry.db, "mallory", "write")
+    before = measure_usage(registry.db, "mallory").bytes
+    tiny = [Put(f"{i}.txt", registry.blobs.put_bytes(b"%d" % i)) for i in range(100)]
+    registry.commit("mallory/tiny", tiny, title="x", user="mallory", create=True)
+    assert measure_usage(registry.db, "mallory").bytes - before >= 100 * BLOCK_BYTES
