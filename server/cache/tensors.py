@@ -14,6 +14,8 @@ from graft.hub.adapters.serving_forms import CacheRows
 from graft.hub.base.manifest import BaseSpec
 from graft.server.cache.step import BLOCK_ROWS
 
+_LINE = 64  # bytes that a CPU fetches together
+
 
 def block_bytes(spec: BaseSpec, dtype: torch.dtype) -> int:
     """Bytes of one block, keys and values of all layers."""
@@ -49,8 +51,11 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; on a CPU in memory that is not touched, and so not taken, before it is written."""
+    """Zeros; on a CPU in memory that is not touched, and so not taken, before it is written, and that begins at a line:
+    a vector that the kernels load then lies in one."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + _LINE, dtype=np.uint8)
+    first = -raw.ctypes.data % _LINE
+    return torch.from_numpy(raw[first : first + size]).view(dtype).view(shape)
