@@ -26,6 +26,13 @@ class EngineError(GraftError):
     code = "engine_error"
 
 
+class NotFiniteError(EngineError):
+    """An answer would be of NaN or infinite logits."""
+
+    status = 422
+    code = "not_finite"
+
+
 class BrokenError(EngineError):
     """Something failed that should not have. Its message is for the log: it may tell of internals."""
 

@@ -20,7 +20,7 @@ from graft.server.adapters.readiness import NO_ROWS
 from graft.server.adapters.resident import Resident
 from graft.server.engine.request import Finished, PromptScored, Request, Started, Stream
 from graft.server.engine.scheduler import Chunk, SequenceState
-from graft.server.errors import EngineError
+from graft.server.errors import NotFiniteError
 from graft.server.sampling.history import TokenHistory
 from graft.server.sampling.params import Draw, Score, Token
 from graft.server.served_version import Served
@@ -245,5 +245,5 @@ def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:
     return frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else ends)
 
 
-def not_finite_error() -> EngineError:
-    return EngineError("The logits are not finite: this adapter overflows on this prompt. Train it at a lower rate.")
+def not_finite_error() -> NotFiniteError:
+    return NotFiniteError("The logits are not finite: this adapter overflows on this prompt. Train it at a lower rate.")

@@ -22,6 +22,8 @@ from types import ModuleType
 
 import torch
 
+from graft.server.cache.step import BLOCK_ROWS
+
 log = logging.getLogger(__name__)
 
 NAME = "graft_kernels"
@@ -35,6 +37,7 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wno-psabi",
+    f"-DGRAFT_BLOCK_ROWS={BLOCK_ROWS}",
 )
 _lock = threading.Lock()
 

@@ -82,6 +82,7 @@ class FastRunner:
             vectors=[self._vector(form) for form in forms if isinstance(form, Vector)],
             low_ranks=[self._low_rank(form) for form in forms if isinstance(form, LowRank)],
         )
+        self._model.require_fits(adapter)
         return PackedDetours(adapter, None, adapter.bytes)
 
     def add(self, digest: str, prepared: Prepared) -> None:

@@ -45,6 +45,10 @@ class KernelModel(Protocol):
 
     def set_rotations(self, tables: Sequence[tuple[Tensor, Tensor]]) -> None: ...
 
+    def require_fits(self, adapter: object) -> None:
+        """Raises ValueError for an adapter of other taps or widths."""
+        ...
+
     def step(
         self,
         rows: Tensor,
@@ -54,7 +58,7 @@ class KernelModel(Protocol):
         tables: Sequence[Sequence[int]],
         adapters: Sequence[object],
     ) -> Tensor:
-        """The logits [n, V]."""
+        """The logits [n, V]. Raises ValueError for what does not fit together, MemoryError; nothing is written then."""
         ...
 
 
@@ -69,8 +73,12 @@ def obstacle(base: Base) -> str | None:
         return f"they don't know the family {spec.model_type}"
     if _activation(config) not in _ACTIVATIONS:
         return f"they don't know the activation {_activation(config)}"
-    if any(module.in_features % 2 for module in spec.modules.values() if module.kind == "linear"):
+    linears = {name: module for name, module in spec.modules.items() if module.kind == "linear"}
+    if any(module.in_features % 2 for module in linears.values()):
         return "a linear has an odd number of inputs"
+    for name in linears:
+        if base.weight(name).dtype != base.dtype:
+            return f"{name} is {base.weight(name).dtype} in a base of {base.dtype}"
     return None
 
 

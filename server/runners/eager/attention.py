@@ -82,7 +82,10 @@ class _Singles:
         self.rows = rows.to(device)
         self._last = last.to(device)  # each row's own cache index
         steps = torch.arange(int(last.max()) + 1 if len(last) else 0)
-        slots = tables[:, steps // BLOCK_ROWS] * BLOCK_ROWS + steps % BLOCK_ROWS
+        # Behind its context a row sees its own slot again: what lies there has no weight, but a NaN that another
+        # sequence left in the rest of the block would stay one.
+        index = torch.minimum(steps, last[:, None])
+        slots = tables.gather(1, index // BLOCK_ROWS) * BLOCK_ROWS + index % BLOCK_ROWS
         self._slots, self._steps = slots.to(device), steps.to(device)
         self._absent: dict[int | None, Tensor] = {}
 

@@ -6,9 +6,10 @@
 
 namespace graft {
 
-constexpr int64_t kPage = 16;  // tokens a block of the cache holds
+constexpr int64_t kPage = GRAFT_BLOCK_ROWS;  // tokens a block of the cache holds: build.py says how many
+static_assert(kPage % kLanes == 0, "a block's tokens must fill whole vectors");
 
-// One layer's keys or values: [blocks, 16, kv_heads, head_dim].
+// One layer's keys or values: [blocks, kPage, kv_heads, head_dim].
 template <class S>
 struct Pages {
   S* data;
@@ -107,6 +108,7 @@ inline void ask_page(const Pages<S>& pages, int64_t kv_head, const int32_t* tabl
 }
 
 constexpr int64_t kTogether = 8;  // most rows of a tile
+constexpr int64_t kHeads = 4;     // most query heads that are handled together
 
 // Rows [row, row + count) of a step, one sequence's, in consecutive slots of its cache.
 struct Together {
@@ -126,6 +128,15 @@ inline std::vector<Together> together(const std::vector<const int32_t*>& table, 
   return tiles;
 }
 
+// What a thread needs for any of these tiles, `group` query heads to a kv head.
+inline ScratchSize attention_scratch(const std::vector<Together>& tiles, const std::vector<int64_t>& slot, int64_t group,
+                                     int64_t head_dim) {
+  ScratchSize size;
+  for (const auto& [row, count] : tiles)
+    size.cover({.wide = count * std::min(kHeads, group) * (divide_up(slot[row] + count, kPage) * kPage + head_dim)});
+  return size;
+}
+
 // G query heads of `count` rows, the first in cache slot `slot`; query and out point to its first head of the G.
 template <class S, int G>
 void attend_heads(const S* query, int64_t query_stride, S* out, int64_t out_stride, const Pages<S>& keys,
@@ -133,7 +144,7 @@ void attend_heads(const S* query, int64_t query_stride, S* out, int64_t out_stri
                   const AttentionShape& shape, Scratch<S>& scratch) {
   const int64_t dim = shape.head_dim, stride = shape.kv_heads * dim, first = Sight(slot, shape.window).first_page();
   const int64_t pages = (slot + count + kPage - 1) / kPage - first, width = pages * kPage, origin = first * kPage;
-  float* scores = Scratch<S>::room(scratch.wide, count * G * (width + dim));  // [rows, G, width], then [rows, G, dim]
+  float* scores = scratch.wide.data();  // [rows, G, width], then [rows, G, dim]
   float* sums = scores + count * G * width;
   std::fill(sums, sums + count * G * dim, 0.f);
   ask_page(keys, kv_head, table, origin);
@@ -185,7 +196,7 @@ void attend(const S* query, int64_t query_stride, S* out, int64_t out_stride, co
                        kv_head, table, slot, count, shape, scratch);
   };
   int64_t g = 0;
-  for (; g + 4 <= group; g += 4) some.template operator()<4>(g);
+  for (; g + kHeads <= group; g += kHeads) some.template operator()<kHeads>(g);
   switch (group - g) {
     case 3: some.template operator()<3>(g); break;
     case 2: some.template operator()<2>(g); break;

@@ -23,14 +23,16 @@ void add_layer(Model<S>& model, const std::vector<Weights>& queries, const Weigh
                const std::vector<Weights>& mlp_in, const Weights& mlp_out, const Tensor& attn_norm,
                const Maybe& attn_post, const Tensor& mlp_norm, const Maybe& mlp_post, const Maybe& query_norm,
                const Maybe& key_norm, int64_t window, int64_t rotation) {
-  model.layers.push_back({linears<S>(queries), linears<S>(mlp_in), Linear<S>(attn_out.first, attn_out.second),
-                          Linear<S>(mlp_out.first, mlp_out.second), floats(attn_norm), floats(attn_post),
-                          floats(mlp_norm), floats(mlp_post), floats(query_norm), floats(key_norm), window, rotation});
+  model.add_layer({linears<S>(queries), linears<S>(mlp_in), Linear<S>(attn_out.first, attn_out.second),
+                   Linear<S>(mlp_out.first, mlp_out.second), floats(attn_norm), floats(attn_post), floats(mlp_norm),
+                   floats(mlp_post), floats(query_norm), floats(key_norm), window, rotation});
 }
 
 template <class S>
 Tensor argmax_rows(const Tensor& logits) {
   const Tensor rows = logits.contiguous();
+  require<S>(rows, "logits", {-1, -1});
+  TORCH_CHECK_VALUE(rows.size(1) > 0, "there is no largest of no logits");
   Tensor best = at::empty({rows.size(0)}, at::kLong);
   int64_t* to = best.data_ptr<int64_t>();
   at::parallel_for(0, rows.size(0), 1, [&](int64_t first, int64_t last) {
@@ -42,20 +44,20 @@ Tensor argmax_rows(const Tensor& logits) {
 // Draws first, then scores, in the order given.
 template <class S>
 std::vector<Answer> sample(const Tensor& logits, const std::vector<Draw>& draws, const std::vector<Score>& scores) {
+  require<S>(logits, "logits", {-1, -1});
   const int64_t rows = logits.size(0), size = logits.size(1), first = draws.size(), all = first + scores.size();
-  TORCH_CHECK(logits.is_contiguous() && logits.element_size() == sizeof(S), "the logits are not what the kernels take");
   for (const Draw& draw : draws) {
-    TORCH_CHECK(draw.row >= 0 && draw.row < rows, "there is no row ", draw.row);
+    TORCH_CHECK_VALUE(draw.row >= 0 && draw.row < rows, "there is no row ", draw.row);
     for (int64_t i = 0; i < draw.edit_count; i++)
-      TORCH_CHECK(draw.edits[i].id >= 0 && draw.edits[i].id < size, "there is no token ", draw.edits[i].id);
+      TORCH_CHECK_VALUE(draw.edits[i].id >= 0 && draw.edits[i].id < size, "there is no token ", draw.edits[i].id);
   }
   for (const Score& score : scores) {
-    TORCH_CHECK(score.row >= 0 && score.row < rows, "there is no row ", score.row);
-    for (int64_t id : score.ids) TORCH_CHECK(id >= 0 && id < size, "there is no token ", id);
+    TORCH_CHECK_VALUE(score.row >= 0 && score.row < rows, "there is no row ", score.row);
+    for (int64_t id : score.ids) TORCH_CHECK_VALUE(id >= 0 && id < size, "there is no token ", id);
   }
   std::vector<Answer> answers(all);
   const S* const from = (const S*)logits.data_ptr();
-  Team::run([&](Team::Member& team) {
+  run_team([&](Team::Member& team) {
     Sampler sampler;
     team.share(all, [&](int64_t i) {
       if (i < first)
@@ -72,7 +74,7 @@ template <class T>
 std::pair<const T*, int64_t> view(const py::object& given) {
   if (given.is_none()) return {nullptr, 0};
   const py::buffer_info info = py::reinterpret_borrow<py::buffer>(given).request();
-  TORCH_CHECK(info.itemsize == sizeof(T) && info.ndim == 1 && (info.size == 0 || info.strides[0] == sizeof(T)),
+  TORCH_CHECK_VALUE(info.itemsize == sizeof(T) && info.ndim == 1 && (info.size == 0 || info.strides[0] == sizeof(T)),
               "an array of another kind");
   return {(const T*)info.ptr, info.size};
 }
@@ -81,7 +83,7 @@ Draw draw_of(int64_t row, bool greedy, float temperature, float min_p, int64_t t
              int64_t position, const py::object& edits, const py::object& allowed, int64_t logprobs, int64_t vocabulary) {
   const auto [changes, count] = view<Edit>(edits);
   const auto [words, length] = view<uint32_t>(allowed);
-  TORCH_CHECK(!words || length * 32 >= vocabulary, "a mask of ", length * 32, " bits for ", vocabulary, " tokens");
+  TORCH_CHECK_VALUE(!words || length * 32 >= vocabulary, "a mask of ", length * 32, " bits for ", vocabulary, " tokens");
   return {row, greedy, temperature, min_p, top_k, top_p, seed, position, changes, count, words, logprobs};
 }
 
@@ -89,9 +91,10 @@ Draw draw_of(int64_t row, bool greedy, float temperature, float min_p, int64_t t
 
 template <class S>
 Tensor linear(const Linear<S>& weight, const Tensor& x) {
+  require<S>(x, "x", {-1, weight.in});
   Tensor y = at::empty({x.size(0), weight.out}, x.options());
   const Product<S> job{&weight, (const S*)x.data_ptr(), weight.in, (S*)y.data_ptr(), weight.out};
-  Team::run([&](Team::Member& team) { multiply(team, &job, 1, x.size(0)); });
+  run_team([&](Team::Member& team) { multiply(team, &job, 1, x.size(0)); });
   return y;
 }
 
@@ -99,15 +102,35 @@ Tensor linear(const Linear<S>& weight, const Tensor& x) {
 template <class S>
 void detour(const std::vector<const Adapter<S>*>& adapters, std::vector<Tensor> values, int64_t tap,
             const std::vector<int64_t>& lengths) {
+  TORCH_CHECK_VALUE(lengths.size() == adapters.size() + 1, "lengths are the bare base's and each adapter's");
+  TORCH_CHECK_VALUE(0 <= tap && tap < (int64_t)values.size(), "there is no tap ", tap);
+  int64_t rows = 0;
+  for (int64_t length : lengths) {
+    TORCH_CHECK_VALUE(length >= 0, "a length can't be negative");
+    rows += length;
+  }
   std::vector<Span<S>> taps;
-  for (const Tensor& value : values) taps.push_back({(S*)value.data_ptr(), value.size(1), value.size(1)});
+  auto table = std::make_shared<TapTable>(TapTable{{}, {}, (int64_t)values.size()});
+  for (const Tensor& value : values) {
+    require<S>(value, "a tap", {rows, -1});
+    taps.push_back({(S*)value.data_ptr(), value.size(1), value.size(1)});
+    table->width.push_back(value.size(1));
+    table->changeable.push_back(true);
+  }
+  ScratchSize size;
+  for (const Adapter<S>* adapter : adapters) {
+    TORCH_CHECK_VALUE(adapter, "None is no adapter");
+    adapter->require_fits(table);
+    size.cover(adapter->scratch());
+  }
+  std::vector<Scratch<S>> scratch(at::get_num_threads());
+  for (Scratch<S>& one : scratch) one.grow(size);
   const std::vector<Block> blocks = blocks_of(lengths, at::get_num_threads());
-  Team::run([&](Team::Member& team) {
-    Scratch<S> scratch;
+  run_team([&](Team::Member& team) {
     team.share(blocks.size(), [&](int64_t i) {
       if (blocks[i].owner < 0) return;
       if (const Detour<S>* found = adapters[blocks[i].owner]->find(tap))
-        visit(*found, taps.data(), (int)tap, blocks[i], scratch);
+        visit(*found, taps.data(), (int)tap, blocks[i], scratch[omp_get_thread_num()]);
     });
   });
 }
@@ -117,20 +140,32 @@ template <class S>
 Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& values,
                        const std::vector<std::vector<int32_t>>& tables, const std::vector<int64_t>& sequence,
                        const std::vector<int64_t>& slots, double scale, int64_t window, double softcap) {
+  require<S>(query, "query", {(int64_t)slots.size(), -1, -1});
+  const int64_t heads = query.size(1), dim = query.size(2);
+  require<S>(keys, "keys", {-1, kPage, -1, dim});
+  require<S>(values, "values", keys.sizes());
+  const int64_t kv_heads = keys.size(2);
+  TORCH_CHECK_VALUE(kv_heads > 0 && heads % kv_heads == 0, heads, " heads can't share ", kv_heads);
+  TORCH_CHECK_VALUE(sequence.size() == slots.size(), slots.size(), " rows are of ", sequence.size(), " sequences");
   std::vector<const int32_t*> table;
-  for (int64_t i : sequence) table.push_back(tables.at(i).data());
+  for (size_t r = 0; r < slots.size(); r++) {
+    TORCH_CHECK_VALUE(0 <= sequence[r] && sequence[r] < (int64_t)tables.size(), "there is no table ", sequence[r]);
+    require_run({0, 1, slots[r], 0, 0}, tables[sequence[r]], {1, 1, keys.size(0)});
+    table.push_back(tables[sequence[r]].data());
+  }
+  const int64_t group = heads / kv_heads * dim;
   const std::vector<Together> tiles = together(table, slots);
-  const int64_t heads = query.size(1), dim = query.size(2), kv_heads = keys.size(2), group = heads / kv_heads * dim;
   const AttentionShape shape{heads, kv_heads, dim, (float)scale, window, (float)softcap};
   const Pages<S> k{(S*)keys.data_ptr(), kv_heads, dim}, v{(S*)values.data_ptr(), kv_heads, dim};
+  std::vector<Scratch<S>> scratch(at::get_num_threads());
+  for (Scratch<S>& one : scratch) one.grow(attention_scratch(tiles, slots, heads / kv_heads, dim));
   Tensor out = at::empty_like(query);
-  Team::run([&](Team::Member& team) {
-    Scratch<S> scratch;
+  run_team([&](Team::Member& team) {
     team.share(tiles.size() * kv_heads, [&](int64_t item) {
       const auto [row, count] = tiles[item / kv_heads];
       const int64_t head = item % kv_heads, stride = heads * dim, at = row * stride + head * group;
       attend((const S*)query.data_ptr() + at, stride, (S*)out.data_ptr() + at, stride, k, v, head, table[row], slots[row],
-             count, shape, scratch);
+             count, shape, scratch[omp_get_thread_num()]);
     });
   });
   return out;
@@ -138,8 +173,9 @@ Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& va
 
 template <class S>
 Tensor norm_rows(const Tensor& x, const Tensor& weight, double epsilon) {
-  Tensor y = at::empty_like(x);
   const std::vector<float> wide = floats(weight);
+  require<S>(x, "x", {-1, (int64_t)wide.size()});
+  Tensor y = at::empty_like(x);
   for (int64_t r = 0; r < x.size(0); r++)
     rms_norm((const S*)x.data_ptr() + r * x.size(1), (S*)y.data_ptr() + r * x.size(1), wide.data(), x.size(1), epsilon);
   return y;
@@ -147,7 +183,11 @@ Tensor norm_rows(const Tensor& x, const Tensor& weight, double epsilon) {
 
 template <class S>
 void rotate_rows(Tensor heads, const Tensor& cosine, const Tensor& sine) {  // heads [T, heads, dim] in place
+  require<S>(heads, "heads", {-1, -1, -1});
+  require<float>(cosine, "cosine", {heads.size(0), -1});
+  require<float>(sine, "sine", cosine.sizes());
   const int64_t count = heads.size(1), dim = heads.size(2), rotary = cosine.size(1);
+  TORCH_CHECK_VALUE(rotary % 2 == 0 && rotary <= dim, "a head of ", dim, " values can't have ", rotary, " of them turned");
   for (int64_t i = 0; i < heads.size(0) * count; i++)
     rotate((S*)heads.data_ptr() + i * dim, cosine.data_ptr<float>() + i / count * rotary,
            sine.data_ptr<float>() + i / count * rotary, rotary / 2);
@@ -155,6 +195,8 @@ void rotate_rows(Tensor heads, const Tensor& cosine, const Tensor& sine) {  // h
 
 template <class S>
 Tensor gated_rows(const Tensor& gate, const Tensor& up, const std::string& activation) {
+  require<S>(gate, "gate", gate.sizes());
+  require<S>(up, "up", gate.sizes());
   Tensor out = at::empty_like(gate);
   gated((const S*)gate.data_ptr(), (const S*)up.data_ptr(), (S*)out.data_ptr(), gate.numel(), activation_of(activation));
   return out;
@@ -176,13 +218,15 @@ void bind(py::module_ m, const std::string& dtype) {
            py::arg("mlp_out"), py::arg("attn_norm"), py::arg("attn_post"), py::arg("mlp_norm"), py::arg("mlp_post"),
            py::arg("query_norm"), py::arg("key_norm"), py::arg("window"), py::arg("rotation"))
       .def("set_head", [](Model<S>& model, const Tensor& norm, const Weights& head) {
-        model.final_norm = floats(norm), model.head = Linear<S>(head.first, head.second);
+        model.set_head(floats(norm), Linear<S>(head.first, head.second));
       })
       .def("set_rotations", [](Model<S>& model, const std::vector<std::pair<Tensor, Tensor>>& tables) {
-        model.rotations.clear();
+        std::vector<Rotation> rotations;
         for (const auto& [cosine, sine] : tables)
-          model.rotations.push_back({cosine.to(at::kFloat).contiguous(), sine.to(at::kFloat).contiguous()});
+          rotations.push_back({cosine.to(at::kFloat).contiguous(), sine.to(at::kFloat).contiguous()});
+        model.set_rotations(std::move(rotations));
       })
+      .def("require_fits", &Model<S>::require_fits)
       .def("step", &Model<S>::step, free);
   m.def(("argmax_" + dtype).c_str(), &argmax_rows<S>, free);
   m.def(("sample_" + dtype).c_str(), &sample<S>, free);
@@ -219,6 +263,7 @@ PYBIND11_MODULE(graft_kernels, m) {
   py::class_<Score>(m, "Score").def(
       py::init([](int64_t row, std::vector<int64_t> ids, int64_t top) { return Score{row, std::move(ids), top}; }));
   m.def("uniform", &uniform);
+  m.attr("BLOCK_ROWS") = kPage;
   m.attr("LAYER_TAPS") = (int)kLayerTaps;
   m.attr("HEAD_TAPS") = (int)kHeadTaps;
   bind<float>(m, "float32");

@@ -1,21 +1,11 @@
 // What an adapter does to rows: the semantics of hub/adapters/batched_apply.py, for one block of rows of one adapter.
-// An adapter is packed once, by itself; a step only points to it, so nothing is padded, gathered or restacked.
 #pragma once
-#include <ATen/ATen.h>
-
-#include <algorithm>
-#include <memory>
-#include <optional>
-#include <string>
-#include <vector>
-
-#include "memory.h"
-#include "simd.h"
+#include "adapter.h"
 
 namespace graft {
 
-constexpr int64_t kBlock = 16;     // most rows of one adapter that are handled together
-constexpr int64_t kAhead = 4096;   // bytes of weights that are asked for before they are needed
+constexpr int64_t kAhead = 4096;                           // bytes of weights that are fetched before they are needed
+constexpr int kDotRows = kLanes / 4 > 1 ? kLanes / 4 : 2;  // rows that `dots` multiplies with as many ranks as fit
 
 // The rows of one tap; rows of neighbouring taps may share a line of memory (q, k, v), hence the stride.
 template <class S>
@@ -32,177 +22,14 @@ struct Block {
   int owner;
 };
 
-enum Activation { kNone, kRelu, kSilu, kGelu, kGeluTanh, kTanh, kSigmoid, kLeakyRelu };
-
-inline Activation activation_of(const std::string& name) {
-  static const std::pair<const char*, Activation> known[] = {
-      {"none", kNone}, {"relu", kRelu}, {"silu", kSilu}, {"swish", kSilu}, {"gelu", kGelu},
-      {"gelu_new", kGeluTanh}, {"gelu_pytorch_tanh", kGeluTanh}, {"tanh", kTanh}, {"sigmoid", kSigmoid},
-      {"leakyrelu", kLeakyRelu}};
-  for (const auto& [key, value] : known)
-    if (name == key) return value;
-  TORCH_CHECK_VALUE(false, "unknown activation ", name);
-}
-
-inline F activate(F x, Activation kind) {
-  switch (kind) {
-    case kRelu: return choose(x > 0, x, F{});
-    case kSilu: return x * vsigmoid(x);
-    case kGelu:
-      for (int i = 0; i < kLanes; i++) x[i] = 0.5f * x[i] * (1.f + std::erf(x[i] * 0.70710678f));
-      return x;
-    case kGeluTanh: return 0.5f * x * (1.f + vtanh(0.79788456f * (x + 0.044715f * x * x * x)));
-    case kTanh: return vtanh(x);
-    case kSigmoid: return vsigmoid(x);
-    case kLeakyRelu: return choose(x > 0, x, x * 0.01f);
-    default: return x;
-  }
-}
-
-constexpr int kColumnVectors = kRegisters / 8;
-constexpr int64_t kColumns = kColumnVectors * kLanes;  // columns of B that lie together
-constexpr int kDotRows = kLanes / 4 > 1 ? kLanes / 4 : 2;  // rows that `dots` multiplies with as many ranks as fit
-
-// delta = act(x A^T + a) B + b, x the sum of the taps `reads`; the scale is folded into B and b.
-// A and B lie in the order in which they are read, one after the other, in the adapter's one piece of memory.
-template <class S>
-struct LowRank {
-  std::vector<int> reads;
-  Activation activation;
-  int64_t rank, depth, lanes;  // vectors of the input; lanes of the rank: pairs of ranks in bfloat16
-  std::vector<float> a, b;     // empty: none
-  const int32_t* A = nullptr;  // by groups of up to kLanes ranks: [depth, ranks of the group, vector]
-  const int32_t* B = nullptr;  // by groups of up to kColumns columns: [lanes, columns of the group]
-};
-
-template <class S>
-struct Detour {
-  std::vector<float> scale, bias;  // y = y * scale + bias; empty: none
-  std::vector<LowRank<S>> channels;
-  int64_t lanes = 0;  // of all channels
-};
-
-inline std::vector<float> floats(const std::optional<at::Tensor>& given) {
-  if (!given) return {};
-  const at::Tensor wide = given->to(at::kFloat).contiguous();
-  return {wide.data_ptr<float>(), wide.data_ptr<float>() + wide.numel()};
-}
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// As Python hands them over: A [rank, in] and B [rank, out] in the base's dtype, a [rank], b [out].
-struct GivenVector {
-  int64_t tap;
-  std::optional<at::Tensor> scale, bias;
-};
-struct GivenLowRank {
-  int64_t tap;
-  std::vector<int> reads;
-  at::Tensor A, B;
-  std::optional<at::Tensor> a, b;
-  std::string activation;
-};
-
-// Sizes of a packed A and B.
-template <class S>
-struct PackedSize {
-  static constexpr int64_t per = Packed<S>::per_lane, step = kLanes * per;
-  int64_t rank, in, out, depth, lanes, columns;
-  explicit PackedSize(const GivenLowRank& given)
-      : rank(given.A.size(0)), in(given.A.size(1)), out(given.B.size(1)), depth(divide_up(in, step)),
-        lanes(divide_up(rank, per)), columns(divide_up(out, kLanes) * kLanes) {}
-  int64_t of_A() const { return rank * depth * step; }
-  int64_t of_B() const { return lanes * columns * per; }
-};
-
-// A [rank, in] as LowRank holds it; vectors are filled up with zeros. Returns the end.
-template <class S>
-S* pack_A(const S* A, const PackedSize<S>& size, S* to) {
-  for (int64_t first = 0; first < size.rank; first += kLanes)
-    for (int64_t at = 0; at < size.in; at += size.step)
-      for (int64_t r = first; r < std::min<int64_t>(first + kLanes, size.rank); r++, to += size.step) {
-        const int64_t count = std::min(size.step, size.in - at);
-        std::copy_n(A + r * size.in + at, count, to);
-        std::fill(to + count, to + size.step, S{});
-      }
-  return to;
-}
-
-// B [rank, out] as LowRank holds it; ranks and columns are filled up with zeros. Returns the end.
-template <class S>
-S* pack_B(const S* B, const PackedSize<S>& size, S* to) {
-  for (int64_t first = 0; first < size.columns; first += kColumns)
-    for (int64_t lane = 0; lane < size.lanes; lane++)
-      for (int64_t column = first; column < std::min(first + kColumns, size.columns); column++)
-        for (int64_t r = lane * size.per; r < (lane + 1) * size.per; r++)
-          *to++ = r < size.rank && column < size.out ? B[r * size.out + column] : S{};
-  return to;
-}
-
-template <class S>
-class Adapter {
- public:
-  Adapter(int64_t taps, const std::vector<GivenVector>& vectors, std::vector<GivenLowRank> low_ranks) : taps_(taps) {
-    for (const GivenVector& given : vectors) {
-      Detour<S>& detour = at(given.tap);
-      TORCH_CHECK(detour.scale.empty() && detour.bias.empty(), "two Vectors at one tap");
-      detour.scale = floats(given.scale), detour.bias = floats(given.bias);
-      bytes_ += (detour.scale.size() + detour.bias.size()) * sizeof(float);
-    }
-    std::stable_sort(low_ranks.begin(), low_ranks.end(), [](const auto& x, const auto& y) { return x.tap < y.tap; });
-    for (const GivenLowRank& given : low_ranks) {
-      Detour<S>& detour = at(given.tap);
-      const PackedSize<S> size(given);
-      detour.channels.push_back({given.reads, activation_of(given.activation), size.rank, size.depth, size.lanes,
-                                 floats(given.a), floats(given.b)});
-      detour.lanes += size.lanes;
-    }
-    place(low_ranks);
-  }
-
-  const Detour<S>* find(int64_t tap) const { return taps_[tap].get(); }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  Detour<S>& at(int64_t tap) {
-    if (!taps_.at(tap)) taps_[tap] = std::make_unique<Detour<S>>();
-    return *taps_[tap];
-  }
-
-  // Packs A and B of every LowRank into one piece of memory, in the order in which a step visits them.
-  void place(const std::vector<GivenLowRank>& low_ranks) {
-    int64_t total = 0;
-    for (const GivenLowRank& given : low_ranks) total += PackedSize<S>(given).of_A() + PackedSize<S>(given).of_B();
-    memory_ = Memory(total * sizeof(S));
-    bytes_ += total * sizeof(S);
-    S* next = (S*)memory_.data();
-    std::vector<size_t> placed(taps_.size());
-    for (const GivenLowRank& given : low_ranks) {
-      LowRank<S>& form = taps_[given.tap]->channels[placed[given.tap]++];
-      const at::Tensor A = given.A.contiguous(), B = given.B.contiguous();
-      TORCH_CHECK_VALUE(A.element_size() == sizeof(S) && B.element_size() == sizeof(S), "A or B has another dtype");
-      TORCH_CHECK_VALUE(A.size(0) == B.size(0), "A and B differ in rank");
-      form.A = (const int32_t*)next;
-      next = pack_A((const S*)A.data_ptr(), PackedSize<S>(given), next);
-      form.B = (const int32_t*)next;
-      next = pack_B((const S*)B.data_ptr(), PackedSize<S>(given), next);
-    }
-  }
-
-  std::vector<std::unique_ptr<Detour<S>>> taps_;
-  Memory memory_;
-  int64_t bytes_ = 0;
-};
-
 // A thread's own memory for intermediate values.
 template <class S>
 struct Scratch {
-  std::vector<S> ranks, sums;
-  std::vector<float> wide;
-  template <class T>
-  static T* room(std::vector<T>& memory, int64_t size) {
-    if ((int64_t)memory.size() < size) memory.resize(size);
-    return memory.data();
+  Room<S> ranks, sums;
+  Room<float> wide;
+  // Throws bad_alloc; called before the threads begin.
+  void grow(const ScratchSize& size) {
+    ranks.grow(size.ranks), sums.grow(size.sums), wide.grow(size.wide);
   }
 };
 
@@ -226,7 +53,7 @@ void dots(const LowRank<S>& form, const Span<S>& x, int64_t row, int64_t rows, f
       for (int m = 0; m < M; m++) in[m] = load_lanes<S>(inputs[m] + k * step, (x.width - k * step) * (int64_t)sizeof(S));
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
-        __builtin_prefetch((const char*)(weights + at[r]) + kAhead);
+        fetch(weights + at[r], kAhead);
         const V w = load_lanes<S>(weights + at[r]);
 #pragma GCC unroll 4
         for (int m = 0; m < M; m++) total[m * R + r] = Packed<S>::dp(total[m * R + r], in[m], w);
@@ -243,7 +70,7 @@ template <class S>
 void shrink(const LowRank<S>& form, const Span<S>& x, const Block& block, S* h, int64_t h_stride, Scratch<S>& scratch) {
   const int64_t padded = form.lanes * Packed<S>::per_lane;
   const int64_t rows = block.stop - block.row, stride = (padded + kLanes - 1) / kLanes * kLanes;
-  float* wide = Scratch<S>::room(scratch.wide, kBlock * stride);
+  float* wide = scratch.wide.data();
   int64_t done = 0;
   for (; rows - done > kDotRows / 2; done += std::min<int64_t>(kDotRows, rows - done))
     dots<S, kLanes / kDotRows, kDotRows>(form, x, block.row + done, rows - done, wide + done * stride, stride);
@@ -280,7 +107,7 @@ void expand(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>
         V w[vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
-          __builtin_prefetch((const char*)(B + v * kLanes) + kAhead);
+          fetch(B + v * kLanes, kAhead);
           w[v] = left[v] ? load_lanes<S>(B + v * kLanes) : V{};
         }
 #pragma GCC unroll 4
@@ -319,7 +146,7 @@ template <class S>
 Span<S> add_up(const std::vector<int>& reads, const Span<S>* taps, const Block& block, Scratch<S>& scratch) {
   if (reads.size() == 1) return taps[reads[0]];
   const int64_t width = taps[reads[0]].width;
-  S* to = Scratch<S>::room(scratch.sums, kBlock * width);
+  S* to = scratch.sums.data();
   for (int64_t row = block.row; row < block.stop; row++)
     for (int64_t c = 0; c < width; c += kLanes) {
       const int left = (int)std::min<int64_t>(kLanes, width - c);
@@ -337,7 +164,7 @@ void visit(const Detour<S>& detour, const Span<S>* taps, int tap, const Block& b
   if (!detour.scale.empty() || !detour.bias.empty()) scale_and_shift(detour, y, block);
   if (detour.channels.empty()) return;
   const int64_t stride = detour.lanes * Packed<S>::per_lane;
-  S* h = Scratch<S>::room(scratch.ranks, kBlock * stride);
+  S* h = scratch.ranks.data();
   S* to = h;
   for (const LowRank<S>& form : detour.channels) {
     shrink(form, add_up(form.reads, taps, block, scratch), block, to, stride, scratch);

@@ -8,9 +8,10 @@
 #include <optional>
 #include <vector>
 
+#include "checks.h"
 #include "memory.h"
 #include "simd.h"
-#include "team.h"
+#include "region.h"
 
 namespace graft {
 
@@ -38,7 +39,7 @@ struct Linear {
   std::vector<float> bias;   // empty: none
 
   Linear() = default;
-  Linear(const at::Tensor& weight, const std::optional<at::Tensor>& offset);
+  Linear(const at::Tensor& weight, const std::optional<at::Tensor>& offset);  // raises ValueError
   const int32_t* panel(int64_t index) const { return (const int32_t*)packed->data() + index * lanes * kPanel; }
 };
 
@@ -46,21 +47,22 @@ template <class S>
 Linear<S>::Linear(const at::Tensor& weight, const std::optional<at::Tensor>& offset) {
   constexpr int per = Packed<S>::per_lane;
   const at::Tensor rows = weight.contiguous();
+  require<S>(rows, "a linear's weight", {-1, -1});
   out = rows.size(0), in = rows.size(1);
-  TORCH_CHECK(in % per == 0, "a bfloat16 linear needs an even number of inputs, not ", in);
+  TORCH_CHECK_VALUE(in > 0 && in % per == 0, "a bfloat16 linear needs an even number of inputs, not ", in);
   lanes = in / per, panels = (out + kPanel - 1) / kPanel;
   const int64_t bytes = panels * lanes * kPanel * (int64_t)sizeof(int32_t);
   packed = std::make_shared<Memory>(bytes);
-  const int32_t* from = (const int32_t*)rows.data_ptr();
+  const S* from = (const S*)rows.data_ptr();
   int32_t* to = (int32_t*)packed->data();
   std::memset(to, 0, bytes);
   for (int64_t p = 0; p < panels; p++)
     for (int64_t k = 0; k < lanes; k++)
       for (int64_t c = 0; c < std::min<int64_t>(kPanel, out - p * kPanel); c++)
-        to[(p * lanes + k) * kPanel + c] = from[(p * kPanel + c) * lanes + k];
+        std::memcpy(to + (p * lanes + k) * kPanel + c, from + (p * kPanel + c) * in + k * per, sizeof(int32_t));
   if (offset) {
-    const at::Tensor wide = offset->to(at::kFloat).contiguous();
-    bias.assign(wide.data_ptr<float>(), wide.data_ptr<float>() + out);
+    bias = floats(offset);
+    TORCH_CHECK_VALUE((int64_t)bias.size() == out, "a linear's bias must have ", out, " numbers, not ", bias.size());
     bias.resize(panels * kPanel, 0.f);
   }
 }
@@ -103,12 +105,12 @@ struct Inputs<S, M, 2> {
 
 // `Ahead` lines of memory from `next` on are asked for in every step: weights that this thread will need soon.
 template <class S, int M, int Ahead>
-inline void tile(const Inputs<S, M>& in, const int32_t* panel, int64_t lanes, const char* next,
+inline void tile(const Inputs<S, M>& in, const int32_t* panel, int64_t lanes, uintptr_t next,
                  F (&total)[M][Tile<S>::kVectors]) {
   typedef Packed<S> P;
   constexpr int vectors = Tile<S>::kVectors;
   for (int64_t k = 0; k < lanes; k++, panel += Tile<S>::kPanel) {
-    for (int line = 0; line < Ahead; line++, next += kLine) __builtin_prefetch(next);
+    for (int line = 0; line < Ahead; line++, next += kLine) fetch((const void*)next, 0);
     typename P::V w[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) w[v] = load_lanes<S>(panel + v * kLanes);
@@ -123,7 +125,7 @@ inline void tile(const Inputs<S, M>& in, const int32_t* panel, int64_t lanes, co
 
 // M rows of one panel over one part of the depth; sums of earlier parts wait in `waiting`.
 template <class S, int M, int Ahead>
-void tile_rows(const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_t k1, const char* next, F* waiting) {
+void tile_rows(const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_t k1, uintptr_t next, F* waiting) {
   constexpr int vectors = Tile<S>::kVectors, width = Tile<S>::kPanel;
   const Linear<S>& w = *job.weight;
   F total[M][vectors] = {};
@@ -146,7 +148,7 @@ void tile_rows(const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_
 
 // The tile for that many rows, at most M.
 template <class S, int Ahead, int M = Tile<S>::kRows>
-void tile_of(int64_t rows, const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_t k1, const char* next,
+void tile_of(int64_t rows, const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_t k1, uintptr_t next,
              F* waiting) {
   if constexpr (M > 1)
     if (rows < M) return tile_of<S, Ahead, M - 1>(rows, job, p, row, k0, k1, next, waiting);
@@ -160,7 +162,7 @@ void panel_rows(const Product<S>& job, int64_t p, int64_t row, int64_t stop) {
   constexpr int rows = Tile<S>::kRows, askers = Ahead ? (Tile<S>::kLines + Ahead - 1) / Ahead : 0;
   alignas(64) F waiting[(kRowChunk + rows - 1) / rows][rows * Tile<S>::kVectors];
   const int64_t lanes = job.weight->lanes;
-  const char* next = (const char*)job.weight->panel(std::min(p + 2, job.weight->panels - 1));
+  uintptr_t next = (uintptr_t)job.weight->panel(std::min(p + 2, job.weight->panels - 1));
   for (int64_t k0 = 0; k0 < lanes; k0 += Tile<S>::kDepth) {
     const int64_t k1 = std::min(lanes, k0 + Tile<S>::kDepth);
     int64_t r = row;

@@ -1,4 +1,4 @@
-// Memory for weights: in huge pages where the system has them, so that reading it does not wait for page tables.
+// Memory that begins at a line of 64 bytes, so that no vector that is read or written lies across two of them.
 #pragma once
 #include <sys/mman.h>
 
@@ -9,26 +9,52 @@
 
 namespace graft {
 
+struct Free {
+  void operator()(void* start) const { std::free(start); }
+};
+
+// Uninitialised. Throws bad_alloc.
+inline void* aligned(int64_t alignment, int64_t bytes) {
+  void* start = nullptr;
+  if (posix_memalign(&start, alignment, bytes)) throw std::bad_alloc();
+  return start;
+}
+
+// Memory for weights: in huge pages where the system has them, so that reading it does not wait for page tables.
 class Memory {
  public:
   Memory() = default;
-  // Uninitialised; starts at a huge page.
-  explicit Memory(int64_t bytes) {
-    void* start = nullptr;
-    if (posix_memalign(&start, kHugePage, bytes)) throw std::bad_alloc();
+  explicit Memory(int64_t bytes) : data_((char*)aligned(kHugePage, bytes)) {
 #ifdef MADV_HUGEPAGE
-    madvise(start, bytes, MADV_HUGEPAGE);  // a wish: where it is not granted, ordinary pages serve
+    madvise(data_.get(), bytes, MADV_HUGEPAGE);  // a wish: where it is not granted, ordinary pages serve
 #endif
-    data_.reset((char*)start);
   }
   char* data() const { return data_.get(); }
 
  private:
   static constexpr int64_t kHugePage = 2 << 20;
-  struct Free {
-    void operator()(char* start) const { std::free(start); }
-  };
   std::unique_ptr<char, Free> data_;
+};
+
+// Room for intermediate values, which the next step finds as large as it was left.
+template <class T>
+class Room {
+ public:
+  // Room for so many values, of which nothing is kept where it has to grow. Throws bad_alloc: never asked for by the
+  // threads of a parallel region, but before it.
+  void grow(int64_t size) {
+    if (size <= size_) return;
+    size_ = 0;
+    data_.reset();
+    data_.reset((T*)aligned(kAlignment, size * sizeof(T)));
+    size_ = size;
+  }
+  T* data() const { return data_.get(); }
+
+ private:
+  static constexpr int64_t kAlignment = 64;
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
 };
 
 }  // namespace graft

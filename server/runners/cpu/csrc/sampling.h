@@ -73,8 +73,9 @@ class Sampler {
     const double total = x_[best] + std::log(weigh(x_[best], 1.f, {kLowest, kNobody}));
     Answer answer;
     for (int64_t id : ids) answer.push_back({id, (float)(x_[id] - total)});
-    if (top) gather(top);
-    for (int64_t i = 0; i < top; i++) answer.push_back({first_[i].id, (float)(first_[i].value - total)});
+    if (top <= 0) return answer;
+    gather(top);  // fewer where the others have no chance at all
+    for (const Token& one : first_) answer.push_back({one.id, (float)(one.value - total)});
     return answer;
   }
 

@@ -48,9 +48,12 @@ inline V load_part(const void* from, int64_t bytes) {
   return v;
 }
 
+// Fetches the line so many bytes ahead into the cache. It may lie behind the end: it is an address, not a pointer.
+inline void fetch(const void* from, int64_t ahead) { __builtin_prefetch((const void*)((uintptr_t)from + ahead)); }
+
 // Asks for memory that is needed soon.
 inline void ask(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch((const char*)from + i);
+  for (int64_t i = 0; i < bytes; i += kLine) fetch(from, i);
 }
 
 // 0, 1, 2, ...
@@ -62,6 +65,7 @@ inline I count_up() {
 
 inline F splat(float x) { return x - F{}; }
 inline F choose(I mask, F yes, F no) { return (F)((mask & (I)yes) | (~mask & (I)no)); }
+// Where b is a NaN so is the result; one in a may be lost. (It is one instruction, and who compares with a bound has it in a.)
 inline F vmax(F a, F b) { return choose(a > b, a, b); }
 inline F vmin(F a, F b) { return choose(a < b, a, b); }
 
@@ -187,9 +191,10 @@ inline F sums(F (&v)[kLanes]) {
   return v[0];
 }
 
-// e^x to about two units in the last place: 2^n * e^r, |r| <= ln(2)/2, by the Taylor series of e^r.
+// e^x to about two units in the last place: 2^n * e^r, |r| <= ln(2)/2, by the Taylor series of e^r. Zero below -87.3,
+// infinite above 88.37, where 2^n is; a NaN stays one.
 inline F vexp(F x) {
-  const F clipped = vmin(vmax(x, splat(-87.3f)), splat(88.3f));
+  const F clipped = vmin(splat(89.f), vmax(splat(-87.3f), x));
   const I n = __builtin_convertvector(clipped * 1.44269504f + choose(clipped > 0, splat(0.5f), splat(-0.5f)), I);
   const F whole = __builtin_convertvector(n, F);
   const F r = (clipped - whole * 0.693359375f) - whole * -2.12194440e-4f;

@@ -11,19 +11,7 @@ import torch.nn.functional as F
 from graft.hub.adapters.batched_apply import ACTIVATIONS
 from graft.server.runners.cpu.build import BuildError, _compiler, load
 from graft.server.runners.cpu.taps import HEAD_TAPS, LAYER_TAPS
-
-DTYPES = {"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2**-8)}
-BLOCK = 16
-
-
-@pytest.fixture(scope="module", params=[1, 2, 3], ids="{} threads".format)
-def kernels(request):
-    found = load()
-    if found is None:
-        pytest.skip("no C++ compiler (c++ or $CXX) on the PATH, or its build failed, which a test tells")
-    torch.set_num_threads(request.param)
-    yield found
-    torch.set_num_threads(1)
+from tests.server.runners.cpu.conftest import BLOCK, DTYPES, attention_reference, close, rand
 
 
 def test_where_there_is_a_compiler_there_are_kernels():
@@ -32,20 +20,6 @@ def test_where_there_is_a_compiler_there_are_kernels():
     except BuildError as error:
         pytest.skip(str(error))
     assert load() is not None, "the build failed: every other test of the kernels skips"
-
-
-@pytest.fixture(params=DTYPES)
-def dtype(request):
-    return request.param
-
-
-def rand(dtype, *shape, seed=0, scale=1.0):
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(DTYPES[dtype][0])
-
-
-def close(got, expected, dtype):
-    error = (got.float() - expected.float()).abs().max() / expected.abs().max()
-    assert error <= DTYPES[dtype][1], f"relative error {error:.2g}"
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 33, 130])
@@ -87,18 +61,6 @@ def test_norm_rotation_and_gate(kernels, dtype, width):
 def test_gate_of_extreme_values_is_finite(kernels, dtype):
     x = torch.tensor([[-1e4, -100.0, -88.0, 0.0, 88.0, 100.0, 1e4, 1.0]], dtype=DTYPES[dtype][0])
     close(getattr(kernels, f"gated_{dtype}")(x, torch.ones_like(x), "silu"), F.silu(x.float()), dtype)
-
-
-def attention_reference(query, keys, values, scale, window, softcap):
-    """One row [heads, D] over its keys and values [S, kv_heads, D], the last of which is its own."""
-    group = query.shape[0] // keys.shape[1]
-    k, v = (x.float().repeat_interleave(group, dim=1) for x in (keys, values))
-    scores = torch.einsum("hd,shd->hs", query.float(), k) * scale
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    if window:
-        scores[:, : max(0, len(keys) - window)] = float("-inf")
-    return torch.einsum("hs,shd->hd", scores.softmax(dim=-1), v)
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (20, 0.0), (0, 2.0), (3, 2.0)])
@@ -198,28 +160,6 @@ def test_an_unknown_activation_is_refused(kernels, dtype):
     form = kernels.LowRank(tap=0, reads=[0], A=A, B=B, a=None, b=None, activation="mish")
     with pytest.raises(ValueError, match="unknown activation"):
         getattr(kernels, f"Adapter_{dtype}")(taps=1, vectors=[], low_ranks=[form])
-
-
-@pytest.mark.parametrize("wrong", ["dtype", "rank"])
-def test_matrices_that_do_not_fit_are_refused(kernels, dtype, wrong):
-    A, B = rand(dtype, 3, 4), rand(dtype, 3, 4)
-    B = B.double() if wrong == "dtype" else B[:2]
-    form = kernels.LowRank(tap=0, reads=[0], A=A, B=B, a=None, b=None, activation="none")
-    with pytest.raises(ValueError, match=wrong):
-        getattr(kernels, f"Adapter_{dtype}")(taps=1, vectors=[], low_ranks=[form])
-
-
-def test_a_block_table_too_short_is_refused(kernels, dtype):
-    """A wrong step raises in Python instead of writing elsewhere."""
-    from graft.server.cache.step import Batch, Run
-    from graft.server.cache.tensors import KVCache
-    from graft.server.runners.cpu.runner import FastRunner
-    from tests.conftest import tiny_base
-
-    base = tiny_base("llama")
-    runner = FastRunner(base, KVCache(base.spec, 4, base.dtype, base.device), load())
-    with pytest.raises(RuntimeError, match="lacks blocks"):
-        runner.run(Batch((Run(0, list(range(2, 22)), 0, 0, [1], 1),)))
 
 
 def test_without_a_compiler_there_are_none(monkeypatch, caplog, tmp_path):
