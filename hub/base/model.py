@@ -4,8 +4,10 @@ Both rooms run a base through `Base.forward`: packed rows, explicit positions, a
 where adapters take part, a `Visitor` (detours.Step).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +61,8 @@ class Base:
         self.spec = spec or describe(model, tokenizer, id)
         self.attachment = Attachment(model)
         self._embed = model.get_input_embeddings()
+        self._released: dict[str, Callable[[], Tensor]] = {}  # by module: what reads its weight
+        self._restoring = Lock()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,7 +83,8 @@ class Base:
         Raises BaseModelError for a quantised one, which has no such numbers any more.
         """
         submodule = self.model.get_submodule(module)
-        weight = submodule.weight
+        stored = self._released.get(module)
+        weight = stored() if stored else submodule.weight
         assert isinstance(weight, Tensor)
         if self.quantized and not weight.is_floating_point():
             raise BaseModelError(
@@ -91,6 +96,21 @@ class Base:
         """The bias [out] of a linear or norm, None where the base has none."""
         submodule = self.model.get_submodule(module)
         return dict(submodule.named_parameters(recurse=False)).get("bias")
+
+    def release(self, module: str, stored: Callable[[], Tensor]) -> None:
+        """Give back the memory of a linear's weight that a runner holds in its own shape. `stored` reads it again, as it was
+        loaded, whenever it is asked for."""
+        submodule = self.model.get_submodule(module)
+        assert isinstance(submodule.weight, Tensor)
+        self._released[module] = stored
+        submodule.weight = nn.Parameter(torch.empty_like(submodule.weight, device="meta"), requires_grad=False)
+
+    def restore(self) -> None:
+        """Read all that was released, to stay: `forward` needs it. From any thread."""
+        with self._restoring:
+            for module, stored in self._released.items():
+                self.model.get_submodule(module).weight = nn.Parameter(stored(), requires_grad=False)
+            self._released = {}
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [T] -> rows [T, H] (narrower on OPT-350m), the family's embedding scale applied."""
@@ -109,6 +129,8 @@ class Base:
         `logit_rows` [n] picks the rows whose logits are wanted (None: all of them). In training, wrap the
         call and the backward in `attachment.activate(step)` and pass no step here.
         """
+        if self._released:
+            self.restore()
         if step is not None:
             with self.attachment.activate(step):
                 return self.forward(rows, positions, attention, None, logit_rows)

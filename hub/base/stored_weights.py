@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from graft.hub.base.manifest import is_hub_id
 from graft.hub.base.model import Base
+from graft.hub.errors import BaseModelError
 from graft.hub.machine.kept_values import recall_or_find
 
 PIECE_S = 0.0005  # what a piece of a product should take
@@ -119,6 +120,25 @@ class StoredWeights:
 
     tensors: Mapping[str, Tensor]
     files: tuple[Path, ...]  # where they are mapped from; none: they are the loaded model's
+    places: Mapping[str, tuple[Path, str]] = field(default_factory=dict)  # file and name there, where there are files
+
+    def reader(self, name: str, dtype: torch.dtype) -> Callable[[], Tensor]:
+        """Reads one tensor in a dtype, as often as it is asked, and keeps nothing mapped meanwhile. It raises BaseModelError
+        where the file has changed since."""
+        path, key = self.places[name]
+        state = _states([path])
+
+        def read() -> Tensor:
+            if _states([path]) != state:
+                raise BaseModelError(
+                    f"{path} has changed since the base was loaded, and some of its weights are needed again: "
+                    "start anew to serve what lies there now."
+                )
+            with safe_open(path, framework="pt") as file:
+                stored: Tensor = file.get_tensor(key)
+            return stored.to(dtype)
+
+        return read
 
     @property
     def dtype(self) -> str:
@@ -134,8 +154,7 @@ class StoredWeights:
         """sha256 hex over names, shapes, dtypes and all bytes: once per state of the files, then remembered."""
         if not self.files:
             return _content(self.tensors)
-        states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
-        return recall_or_find("base-content", json.dumps(states), lambda: _content(self.tensors))
+        return recall_or_find("base-content", json.dumps(_states(self.files)), lambda: _content(self.tensors))
 
 
 def stored_weights(base: Base) -> StoredWeights:
@@ -147,12 +166,15 @@ def stored_weights(base: Base) -> StoredWeights:
     files = tuple(_files(base.source))
     if files:
         try:
-            tensors = _map_tensors(files, names, base.model.base_model_prefix)
+            places = _places(files, names, base.model.base_model_prefix)
+            tensors = _map_tensors(places) if places else {}
         except (OSError, SafetensorError):
-            tensors = None
-        if tensors is not None:
-            return StoredWeights(tensors, files)
+            places = None
+        if places and _fit(tensors, names):
+            return StoredWeights(tensors, files, places)
     live = dict(base.model.named_parameters())
+    if any(tensor.is_meta for tensor in live.values()):
+        raise BaseModelError(f"The files of the base in {base.source} are no longer there, or no longer whole.")
     return StoredWeights({name: tensor.detach().cpu() for name, tensor in live.items()}, ())
 
 
@@ -211,27 +233,46 @@ def _files(source: str | None) -> Iterator[Path]:
         return
 
 
+def _states(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """What changes when a file does. Raises BaseModelError where one is no longer there."""
+    try:
+        return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    except OSError as error:
+        raise BaseModelError(f"A file of the base can't be read any more: {error}.") from error
+
+
 def _index(path: Path) -> list[str]:
     return list(json.loads(path.read_text("utf-8"))["weight_map"].values())
 
 
-def _map_tensors(
-    files: tuple[Path, ...], names: Mapping[str, tuple[int, ...]], prefix: str
-) -> dict[str, Tensor] | None:
-    """Every named tensor from the files; None where one is missing there or has another shape."""
-    own: dict[str, Tensor] = {}
+def _places(files: Sequence[Path], names: Iterable[str], prefix: str) -> dict[str, tuple[Path, str]] | None:
+    """The file of every named tensor and its name there; None where one is missing."""
+    there: dict[str, Path] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
-            own |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    tensors = {}
-    for name, shape in names.items():
+            there |= dict.fromkeys(file.keys(), path)
+    places = {}
+    for name in names:
         # files without the model's prefix, or with it though the model has none
         spellings = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}", _IN_FILES.get(name, name))
-        tensor = next((own[spelling] for spelling in spellings if spelling in own), None)
-        if tensor is None or (shape and tuple(tensor.shape) != shape):
+        key = next((spelling for spelling in spellings if spelling in there), None)
+        if key is None:
             return None
-        tensors[name] = tensor
+        places[name] = there[key], key
+    return places
+
+
+def _map_tensors(places: Mapping[str, tuple[Path, str]]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in sorted({path for path, _ in places.values()}):
+        with safe_open(path, framework="pt") as file:
+            tensors |= {name: file.get_tensor(key) for name, (at, key) in places.items() if at == path}
     return tensors
+
+
+def _fit(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether all have the shapes that are known."""
+    return all(not shape or tuple(tensors[name].shape) == shape for name, shape in shapes.items())
 
 
 def _content(tensors: Mapping[str, Tensor]) -> str:

@@ -9,6 +9,7 @@ from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.cache.tensors import block_bytes
+from graft.server.runners.factory import runner_bytes
 
 GIB = 1 << 30
 _STEP_ROWS = {"cpu": 512, "cuda": 4096}
@@ -43,9 +44,8 @@ class Sizes:
 
 
 def sizes(options: Options, base: Base) -> Sizes:
-    """Raises GraftError for sizes that can't work."""
+    """Raises GraftError for sizes that can't work, or that don't fit into what memory is free."""
     kind = base.device.type
-    free = torch.cuda.mem_get_info(base.device)[0] if kind == "cuda" else psutil.virtual_memory().available
     per_block = block_bytes(base.spec, base.dtype)
     longest = options.max_model_len or base.spec.max_positions
     if longest > base.spec.max_positions:
@@ -55,7 +55,8 @@ def sizes(options: Options, base: Base) -> Sizes:
     step_rows = options.step_rows or _STEP_ROWS[kind]
     if step_rows < options.max_running:
         raise GraftError(f"A step of {step_rows} rows is too small for {options.max_running} running requests.")
-    wanted = options.cache_bytes or min(int(free * _CACHE_SHARE[kind]), _CACHE_MOST[kind])
+    device, host = _free(options, base)
+    wanted = options.cache_bytes or min(int(device * _CACHE_SHARE[kind]), _CACHE_MOST[kind])
     enough = options.max_running * -(-longest // BLOCK_ROWS) * 4 // 3 + 2  # all requests at full length
     blocks = min(wanted // per_block, enough)
     if blocks < 8:
@@ -63,7 +64,39 @@ def sizes(options: Options, base: Base) -> Sizes:
     return Sizes(
         step_rows=step_rows,
         blocks=blocks,
-        host_bytes=options.host_bytes or free // 4,
-        device_bytes=options.device_bytes or free // 8,
+        host_bytes=options.host_bytes or host // 4,
+        device_bytes=options.device_bytes or device // 8,
         max_model_len=longest,
     )
+
+
+def _free(options: Options, base: Base) -> tuple[int, int]:
+    """What is free on the device and in host memory (on a CPU: both the same) beside what the runner will pack and the
+    budgets that are set. Raises GraftError where those don't fit."""
+    host, packed = psutil.virtual_memory().available, runner_bytes(options.runner, base)
+    on_device = {"--kv-bytes": options.cache_bytes, "--adapter-device-bytes": options.device_bytes}
+    on_host = {"--adapter-host-bytes": options.host_bytes}
+    if base.device.type == "cuda":
+        device = _left(torch.cuda.mem_get_info(base.device)[0], on_device, 0, str(base.device))
+        return device, _left(host, on_host, 0, "this machine")
+    left = _left(host, on_device | on_host, packed, "this machine")
+    return left, left
+
+
+def _left(free: int, budgets: dict[str, int | None], packed: int, where: str) -> int:
+    """Raises GraftError, with all figures, where the budgets and the packed weights are more than is free."""
+    given = {flag: size for flag, size in budgets.items() if size}
+    left = free - packed - sum(given.values())
+    if left >= 0:
+        return left
+    parts = [f"{flag} {_gib(size)}" for flag, size in given.items()]
+    if packed:
+        parts.append(f"the base's packed weights {_gib(packed)}")
+    advice = "Give less." if given else "Take a smaller base or dtype, or --runner eager, which packs nothing."
+    raise GraftError(
+        f"{' and '.join(parts)} don't fit into the {_gib(free)} of memory that are free on {where}. {advice}"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

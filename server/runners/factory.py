@@ -29,6 +29,16 @@ def make_runner(name: str, base: Base, cache: KVCache) -> Runner:
     return EagerRunner(base, cache)
 
 
+def runner_bytes(name: str, base: Base) -> int:
+    """What the runner of that name will take beside the base, its cache and adapters: the weights that it packs."""
+    if name == "eager" or base.device.type != "cpu":
+        return 0
+    from graft.server.runners.cpu.base_memory import extra_bytes
+    from graft.server.runners.cpu.weights import obstacle
+
+    return 0 if obstacle(base) else extra_bytes(base)
+
+
 def _fast_runner(base: Base, cache: KVCache) -> Runner:
     """The fast runner for the base's device. May compile, the first time. Raises FastPathError."""
     if base.device.type != "cuda":

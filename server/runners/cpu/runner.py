@@ -5,7 +5,7 @@ can't do (a detour at a tap they don't pass) is the eager runner's: the rows of 
 in the same step, everyone else's stay on the fast one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -18,6 +18,7 @@ from graft.hub.base.model import Base
 from graft.server.cache.step import BLOCK_ROWS, TRASH_BLOCK, Batch, Run
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.cpu import weights
+from graft.server.runners.cpu.base_memory import releaser
 from graft.server.runners.cpu.build import load
 from graft.server.runners.cpu.sampler import sample
 from graft.server.runners.cpu.taps import TapPlace, count, places
@@ -40,7 +41,8 @@ class PackedDetours:
 def fast_runner(base: Base, cache: KVCache) -> "FastRunner":
     """The fast runner of a base, checked against the eager one. Builds the kernels the first time.
 
-    Raises FastPathError, saying why, where this base or this machine has none.
+    Weights that can be read again are given back as they are packed (base_memory.py). Raises FastPathError, saying why, where
+    this base or this machine has none.
     """
     reason = weights.obstacle(base)
     if reason:
@@ -48,9 +50,32 @@ def fast_runner(base: Base, cache: KVCache) -> "FastRunner":
     kernels = load()
     if kernels is None:
         raise FastPathError("There are no CPU kernels on this machine (the log says why).")
-    runner = FastRunner(base, cache, kernels)
-    runner.check()
+    question = _question(base)
+    expected = EagerRunner(base, cache).run(question)
+    runner = FastRunner(base, cache, kernels, releaser(base))
+    kernels.give_back()
+    try:
+        _require_same(runner.run(question), expected)
+    except FastPathError:
+        base.restore()
+        raise
     return runner
+
+
+def _question(base: Base) -> Batch:
+    """One short step, in the trash block."""
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(base.spec.vocab_size, (BLOCK_ROWS,), generator=draw).tolist()
+    return Batch((Run(0, tokens, 0, 0, [TRASH_BLOCK], BLOCK_ROWS),))
+
+
+def _require_same(got: Tensor, expected: Tensor) -> None:
+    error = float((got.float() - expected.float()).norm() / expected.float().norm())
+    if not error <= _TOLERANCE[expected.dtype]:
+        raise FastPathError(
+            f"The CPU kernels disagree with transformers on this base (relative error {error:.1g} of its logits): "
+            f"its config has an option that server/runners/cpu/weights.py does not read."
+        )
 
 
 class FastRunner:
@@ -58,7 +83,10 @@ class FastRunner:
 
     meets_often = False  # csrc/team.h
 
-    def __init__(self, base: Base, cache: KVCache, kernels: ModuleType):
+    def __init__(
+        self, base: Base, cache: KVCache, kernels: ModuleType, packed: Callable[[str], None] = lambda name: None
+    ):
+        """`packed` is told of each linear that the kernels hold now (weights.pack_model)."""
         self.cache = cache
         self._base = base
         self._kernels = kernels
@@ -67,7 +95,7 @@ class FastRunner:
         self._places = places(base.spec)
         self._adapters: dict[str, PackedDetours] = {}
         positions = min(base.spec.max_positions, cache.keys.shape[1] * BLOCK_ROWS)
-        self._model = weights.pack_model(kernels, base, positions)
+        self._model = weights.pack_model(kernels, base, positions, packed)
 
     @property
     def adapters(self) -> frozenset[str]:
@@ -75,6 +103,7 @@ class FastRunner:
 
     def prepare(self, forms: Sequence[Form]) -> PackedDetours:
         if not all(_fits(form, self._places) for form in forms):
+            self._base.restore()  # here, where no step waits for it
             eager = self._eager.prepare(forms)
             return PackedDetours(None, eager, eager.bytes)
         adapter: Prepared = getattr(self._kernels, f"Adapter_{self._dtype}")(
@@ -107,19 +136,6 @@ class FastRunner:
     @torch.inference_mode()
     def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
         return sample(self._kernels, self.run(batch), draws, scores)
-
-    def check(self) -> None:
-        """Compare one short step with the eager runner's, in the trash block. Raises FastPathError if they differ."""
-        draw = torch.Generator().manual_seed(0)
-        tokens = torch.randint(self._base.spec.vocab_size, (BLOCK_ROWS,), generator=draw).tolist()
-        batch = Batch((Run(0, tokens, 0, 0, [TRASH_BLOCK], BLOCK_ROWS),))
-        expected, got = self._eager.run(batch).float(), self.run(batch).float()
-        error = float((got - expected).norm() / expected.norm())
-        if not error <= _TOLERANCE[self._base.dtype]:
-            raise FastPathError(
-                f"The CPU kernels disagree with transformers on this base (relative error {error:.1g} of its logits): "
-                f"its config has an option that server/runners/cpu/weights.py does not read."
-            )
 
     def _run(self, batch: Batch) -> Tensor:
         runs = [self._kernels.Run(run.owner, run.length, run.start, run.position, run.logits) for run in batch.runs]

@@ -4,7 +4,7 @@ The kernels compute a decoder with RMS norms, rotary positions, grouped-query at
 options seen in FAMILIES. Every other family, and every option not read here, is the eager runner's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
@@ -82,8 +82,11 @@ def obstacle(base: Base) -> str | None:
     return None
 
 
-def pack_model(kernels: ModuleType, base: Base, positions: int) -> KernelModel:
-    """The base as a model of the kernels, its weights packed. `positions`: length of the rotation tables."""
+def pack_model(
+    kernels: ModuleType, base: Base, positions: int, packed: Callable[[str], None] = lambda name: None
+) -> KernelModel:
+    """The base as a model of the kernels, its weights packed. `positions`: length of the rotation tables; `packed` is told
+    the name of each linear that is in the kernels now."""
     config, spec, family = base.model.config, base.spec, FAMILIES[base.spec.model_type]
     dtype = str(base.dtype).removeprefix("torch.")
     kinds = list(dict.fromkeys(_kinds(config, spec.num_layers)))
@@ -105,7 +108,10 @@ def pack_model(kernels: ModuleType, base: Base, positions: int) -> KernelModel:
     model: KernelModel = getattr(kernels, f"Model_{dtype}")(shape)
     for layer, kind in enumerate(_kinds(config, spec.num_layers)):
         _add_layer(model, base, family, layer, kinds.index(kind))
+        for part in spec.parts.linears:
+            packed(spec.module(layer, part))
     model.set_head(_norm(base, family, spec.parts.final_norm), _weights(base, spec.parts.lm_head))
+    packed(spec.parts.lm_head)
     model.set_rotations(tables)
     return model
 

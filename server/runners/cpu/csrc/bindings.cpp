@@ -263,6 +263,7 @@ PYBIND11_MODULE(graft_kernels, m) {
   py::class_<Score>(m, "Score").def(
       py::init([](int64_t row, std::vector<int64_t> ids, int64_t top) { return Score{row, std::move(ids), top}; }));
   m.def("uniform", &uniform);
+  m.def("give_back", &give_back);
   m.attr("BLOCK_ROWS") = kPage;
   m.attr("LAYER_TAPS") = (int)kLayerTaps;
   m.attr("HEAD_TAPS") = (int)kHeadTaps;

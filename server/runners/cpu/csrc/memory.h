@@ -1,6 +1,9 @@
 // Memory that begins at a line of 64 bytes, so that no vector that is read or written lies across two of them.
 #pragma once
 #include <sys/mman.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <cstdint>
 #include <cstdlib>
@@ -18,6 +21,13 @@ inline void* aligned(int64_t alignment, int64_t bytes) {
   void* start = nullptr;
   if (posix_memalign(&start, alignment, bytes)) throw std::bad_alloc();
   return start;
+}
+
+// Hands what was freed back to the system, where the allocator would keep it.
+inline void give_back() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 // Memory for weights: in huge pages where the system has them, so that reading it does not wait for page tables.
