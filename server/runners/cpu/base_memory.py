@@ -2,7 +2,7 @@
 before it begins.
 
 A weight that lies in the base's files as it was loaded can be read again when somebody needs it: an adapter that is folded
-over it, or the eager path. Any other stays.
+over it, or the eager path. All others stay.
 """
 
 from collections.abc import Callable
