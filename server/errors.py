@@ -39,6 +39,17 @@ class BrokenError(EngineError):
     code = "internal_error"
 
 
+class EndedError(EngineError):
+    """The engine has ended by a failure: it serves nobody any more."""
+
+    status = 503
+    code = "engine_ended"
+
+
+class StateLostError(BaseException):
+    """What is free and what is held can't be told any more: the engine ends rather than serve on. Caught by nobody else."""
+
+
 class CapacityError(EngineError):
     """The adapter does not fit into the memory that this server was given."""
 

@@ -5,7 +5,7 @@ is passed over, and its line is promised to be first of its equals when it can: 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -39,6 +39,9 @@ class FairQueue(Generic[Item]):
 
     def __len__(self) -> int:
         return self._length
+
+    def __iter__(self) -> Iterator[Item]:
+        return (item for client in self._clients.values() for line in client.lines.values() for item in line)
 
     def push(self, client: Hashable, line: Hashable, item: Item, cost: float = 1.0, weight: float = 1.0) -> None:
         """Last in its line. `weight`: the client's, from now on."""

@@ -7,22 +7,28 @@ waited for HOLD_BACK_S gets the room of adapters whose requests, but those that 
 happens on the engine's thread.
 """
 
+import logging
 import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 from graft.hub.adapters.probe import Verdict
 from graft.hub.adapters.serving_forms import CacheRows
 from graft.hub.errors import GraftError
+from graft.server.adapters.demand import Demand, Seeker
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.idle import IdleAdapters
 from graft.server.adapters.readiness import VirtualRows
 from graft.server.adapters.resident import AdapterWork, Resident, State, blocks_of
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
-from graft.server.errors import CapacityError
+from graft.server.errors import BrokenError, CapacityError, StateLostError
 from graft.server.fair_queue import FairQueue
 from graft.server.runners.protocol import Prepared, Runner
+
+log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 VIRTUAL_SHARE = 4  # at most 1/4 of the cache's blocks holds virtual rows, so that requests always find room
 # After so many seconds of waiting for room an adapter gets that of others; and so long an adapter has its room for itself.
@@ -31,28 +37,8 @@ HOLD_BACK_S = 2.0
 _ASK_AGAIN_S = 0.05  # where nothing could be held back
 
 
-@dataclass(eq=False)
-class _Demand:
-    """Requests for one adapter that the scheduler has."""
-
-    loaded: Loaded
-    waiting: int = 0
-    running: int = 0
-    turns: dict[Hashable, None] = field(default_factory=dict)  # clients whose turn has come, until one of them starts
-    seekers: list["_Seeker"] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class _Seeker:
-    """A client whose turn has come and whose adapter finds no room."""
-
-    client: Hashable
-    digest: str
-    since: float
-
-
 class DeviceTier:
-    """Used by the engine's thread alone. `pinned`: digests that stay; changed by `pin` alone."""
+    """Used by the engine's thread alone."""
 
     def __init__(
         self,
@@ -61,7 +47,6 @@ class DeviceTier:
         work: AdapterWork,
         *,
         budget_bytes: int,
-        pinned: set[str],
         clock: Callable[[], float] = time.monotonic,
     ):
         self.budget_bytes = budget_bytes
@@ -71,16 +56,21 @@ class DeviceTier:
         self._runner = runner
         self._blocks = blocks
         self._work = work
-        self._pinned = pinned
+        self._pinned: set[str] = set()  # digests
         self._clock = clock
         self._proven: dict[str, Verdict] = {}
         self._residents: dict[str, Resident] = {}
         self._idle: IdleAdapters[Resident] = IdleAdapters()
-        self._demands: dict[str, _Demand] = {}
-        self._seekers: FairQueue[_Seeker] = FairQueue()
+        self._demands: dict[str, Demand] = {}
+        self._seekers: FairQueue[Seeker] = FairQueue()
         self._yielding: dict[str, Resident] = {}
-        self._served_next: _Seeker | None = None  # for whom they yield
+        self._served_next: Seeker | None = None  # for whom they yield
         self._ask_again = 0.0
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Digests of the adapters that stay."""
+        return frozenset(self._pinned)
 
     def snapshot(self) -> list[Resident]:
         return list(self._residents.values())
@@ -113,7 +103,7 @@ class DeviceTier:
 
     def expect(self, loaded: Loaded) -> None:
         """A request is about to be queued: bring its adapter in, at the cost only of adapters that nobody waits for."""
-        demand = self._demands.setdefault(loaded.digest, _Demand(loaded))
+        demand = self._demands.setdefault(loaded.digest, Demand(loaded))
         demand.loaded = loaded
         if loaded.digest not in self._residents and not self._seekers:
             self._bring(loaded, sparing=True)
@@ -216,22 +206,23 @@ class DeviceTier:
         resident = self._residents[loaded.digest] = Resident(loaded, loaded.bytes)
         self.bytes += resident.bytes
         self.virtual_blocks += resident.blocks
-        self._work.prepare(loaded, lambda made: self._add_to_runner(resident, made))
+        with self._way_in(resident):
+            self._work.prepare(resident)
         return True
 
-    def _seek(self, demand: _Demand, client: Hashable) -> None:
+    def _seek(self, demand: Demand, client: Hashable) -> None:
         """Queue for room, by turns of the clients."""
-        seeker = _Seeker(client, demand.loaded.digest, self._clock())
+        seeker = Seeker(client, demand.loaded.digest, self._clock())
         demand.seekers.append(seeker)
         self._seekers.push(client, seeker.digest, seeker)
         self._refuse_hopeless(demand)
 
-    def _forget_seekers(self, demand: _Demand) -> None:
+    def _forget_seekers(self, demand: Demand) -> None:
         for seeker in demand.seekers:
             self._seekers.remove(seeker.client, seeker.digest, seeker)
         demand.seekers.clear()
 
-    def _refuse_hopeless(self, demand: _Demand) -> None:
+    def _refuse_hopeless(self, demand: Demand) -> None:
         """Where pinned adapters leave too little room, waiting would never end."""
         pinned = [self._residents[digest] for digest in self._pinned if digest in self._residents]
         size = sum(one.bytes for one in pinned) + demand.loaded.bytes
@@ -241,7 +232,7 @@ class DeviceTier:
             message = "Pinned adapters fill the device: unpin one, or raise --adapter-device-bytes."
             self._work.refused(demand.loaded.digest, CapacityError(message))
 
-    def _hold_back(self, seeker: _Seeker, loaded: Loaded) -> None:
+    def _hold_back(self, seeker: Seeker, loaded: Loaded) -> None:
         """Let residents yield to one that has waited long enough: those whose running requests end soonest."""
         now = self._clock()
         if now < max(seeker.since + HOLD_BACK_S, self._ask_again):
@@ -293,32 +284,66 @@ class DeviceTier:
         self._file(resident)
         self._work.ready(resident.digest)
 
-    def _add_to_runner(self, resident: Resident, made: Prepared | GraftError) -> None:
-        if isinstance(made, GraftError):
-            self._refuse(resident, made)
-            return
-        self._runner.add(resident.digest, made)
-        self.bytes += made.bytes - resident.bytes
-        resident.bytes = made.bytes
-        resident.state = State.ROWS
-        rows = resident.loaded.rows
-        if rows is None:
-            self._start_proof(resident, [], 0)
-        elif isinstance(rows, CacheRows):
-            self._place_given(resident, rows)
-        else:
-            count = len(rows.rows)
-            self._work.run_rows(resident, rows.rows, lambda blocks: self._start_proof(resident, blocks, count))
+    def discrepancy(self, waiting: Mapping[str, int], running: Mapping[str, int]) -> str | None:
+        """What does not agree with how many of each adapter's requests wait and run; None where everything does."""
+        for digest in self._demands.keys() | waiting.keys() | running.keys():
+            demand = self._demands.get(digest)
+            counted = (demand.waiting, demand.running) if demand else (0, 0)
+            if counted != (waiting.get(digest, 0), running.get(digest, 0)):
+                return f"adapter {digest[:12]} counts {counted} requests that wait and run, and has others"
+        if self.bytes != sum(one.bytes for one in self._residents.values()):
+            return "the residents' bytes are not their sum"
+        return None
 
-    def _place_given(self, resident: Resident, rows: CacheRows) -> None:
-        blocks = self._work.take_blocks(blocks_of(resident.loaded), resident.digest)
-        self._runner.cache.write(rows, blocks)
-        self._start_proof(resident, blocks, rows.text_start)
+    # The way in, step by step
 
-    def _start_proof(self, resident: Resident, blocks: list[int] | GraftError, text_start: int) -> None:
-        if isinstance(blocks, GraftError):
-            self._refuse(resident, blocks)
+    def add_to_runner(self, resident: Resident, made: Prepared | GraftError) -> None:
+        """`prepare` is done."""
+        with self._way_in(resident):
+            prepared = _unless_error(made)
+            self._runner.add(resident.digest, prepared)
+            self.bytes += prepared.bytes - resident.bytes
+            resident.bytes = prepared.bytes
+            resident.state = State.ROWS
+            rows = resident.loaded.rows
+            if rows is None:
+                self._start_proof(resident, [], 0)
+            elif isinstance(rows, CacheRows):
+                taken = self._work.take_blocks(resident.blocks, resident.digest)
+                resident.virtual = VirtualRows(resident.loaded.virtual_rows, rows.text_start, tuple(taken))
+                self._runner.cache.write(rows, taken)
+                self._start_proof(resident, taken, rows.text_start)
+            else:
+                self._work.run_rows(resident, rows.rows, lambda blocks: self._take_rows(resident, blocks))
+
+    def refuse(self, resident: Resident, error: GraftError) -> None:
+        """It can't come in: its requests fail, and nothing of it stays."""
+        if self._residents.get(resident.digest) is not resident:
             return
+        if (demand := self._demands.get(resident.digest)) is not None:
+            demand.turns.clear()  # whoever waits for it is about to fail
+            self._forget_seekers(demand)
+        self._evict(resident)
+        self._work.refused(resident.digest, error)
+
+    @contextmanager
+    def _way_in(self, resident: Resident) -> Iterator[None]:
+        """Whatever is raised within refuses the adapter, and costs nobody else anything."""
+        try:
+            yield
+        except GraftError as error:
+            self.refuse(resident, error)
+        except Exception as error:
+            log.exception("adapter %s could not be brought in", resident.digest)
+            message = f"The adapter can't be brought to the device: {type(error).__name__}: {error}"
+            self.refuse(resident, BrokenError(message))
+
+    def _take_rows(self, resident: Resident, blocks: list[int] | GraftError) -> None:
+        """A soft prompt has been run through the base: its blocks are the adapter's from now on."""
+        with self._way_in(resident):
+            self._start_proof(resident, _unless_error(blocks), resident.loaded.virtual_rows)
+
+    def _start_proof(self, resident: Resident, blocks: Sequence[int], text_start: int) -> None:
         resident.virtual = VirtualRows(resident.loaded.virtual_rows, text_start, tuple(blocks))
         if resident.digest in self._proven:
             resident.loaded.case = resident.loaded.case.with_verdict(self._proven[resident.digest])
@@ -328,33 +353,36 @@ class DeviceTier:
         self._work.prove(resident, lambda wrong: self._end_proof(resident, wrong))
 
     def _end_proof(self, resident: Resident, wrong: GraftError | None) -> None:
-        if wrong is not None:
-            self._refuse(resident, wrong)
-            return
-        verdict = resident.loaded.case.verdict
-        assert verdict is not None  # the proof has closed the case
-        self._proven[resident.digest] = verdict
-        self._become_ready(resident)
-
-    def _refuse(self, resident: Resident, error: GraftError) -> None:
-        if (demand := self._demands.get(resident.digest)) is not None:
-            demand.turns.clear()  # whoever waits for it is about to fail
-            self._forget_seekers(demand)
-        self._evict(resident)
-        self._work.refused(resident.digest, error)
+        with self._way_in(resident):
+            _unless_error(wrong)
+            verdict = resident.loaded.case.verdict
+            assert verdict is not None  # the proof has closed the case
+            self._proven[resident.digest] = verdict
+            self._become_ready(resident)
 
     def _evict(self, resident: Resident) -> None:
+        """Raises StateLostError where it can't be taken out whole."""
         digest = resident.digest
-        del self._residents[digest]
-        self._yielding.pop(digest, None)
-        self._idle.discard(digest)
-        self.bytes -= resident.bytes
-        self.virtual_blocks -= resident.blocks
-        if resident.state is not State.PREPARING:
-            self._runner.remove(digest)
-        self._blocks.release(resident.virtual.blocks)
+        try:
+            del self._residents[digest]
+            self._yielding.pop(digest, None)
+            self._idle.discard(digest)
+            self.bytes -= resident.bytes
+            self.virtual_blocks -= resident.blocks
+            if digest in self._runner.adapters:
+                self._runner.remove(digest)
+            self._blocks.release(resident.virtual.blocks)
+        except Exception as error:
+            raise StateLostError(f"adapter {digest[:12]} could not be taken out") from error
         self.evictions += 1
         demand = self._demands.get(digest)
         if demand is not None:
             for client in demand.turns:
                 self._seek(demand, client)
+
+
+def _unless_error(value: Value | GraftError) -> Value:
+    """The value; raises the error that came in its place."""
+    if isinstance(value, GraftError):
+        raise value
+    return value

@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -22,6 +22,7 @@ from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Case, Prover
+from graft.server.adapters.workers import Workers
 from graft.server.errors import BrokenError, CapacityError, ClosedError
 from graft.server.served_version import Served
 
@@ -31,6 +32,7 @@ _THREADS = 2
 _TRIES = 3  # at a folder that is written to while it is read
 _NICE, _NICEST = 10, 19  # steps further back than the engine; the last there is
 _SWITCH_S = 0.0005
+_END_S = 1.0  # how long the end of the server waits for a load that is under way
 
 
 @dataclass(eq=False)
@@ -86,7 +88,7 @@ class HostTier:
         self.library = library
         self.stats = HostStats()
         self.budget_bytes = budget_bytes
-        self.pinned: set[str] = set()  # digests
+        self._pinned: frozenset[str] = frozenset()  # digests
         self._base = base
         self._prover = prover
         self._on_load = on_load
@@ -96,7 +98,7 @@ class HostTier:
         self._served: dict[tuple[str, str], Served] = {}  # (name, version) -> what it turned out to be
         self._failed: dict[tuple[str, str], tuple[float, GraftError]] = {}
         self._waiting: dict[tuple[str, str], list[Callable[[LoadResult], None]]] = {}
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="graft-loader", initializer=_step_back)
+        self._workers = Workers("graft-loader", _THREADS, _step_back)
 
     @property
     def bytes(self) -> int:
@@ -124,12 +126,18 @@ class HostTier:
         if self.library.is_quick(name):
             self._begin(name, done)
         else:
-            self.run_later(lambda: self._begin(name, done))
+            self.run_later(lambda: self._begin(name, done), done)
 
     def release(self, loaded: Loaded) -> None:
         """One user less."""
         with self._lock:
             loaded.users -= 1
+            self._shrink()
+
+    def keep(self, digests: frozenset[str]) -> None:
+        """These adapters stay in memory, whoever uses them."""
+        with self._lock:
+            self._pinned = digests
             self._shrink()
 
     def drop(self, digest: str) -> None:
@@ -145,37 +153,39 @@ class HostTier:
                 self._remember(key, error)
         self.drop(digest)
 
-    def run_later(self, work: Callable[[], None]) -> None:
-        """Run something on a loader's thread."""
-        try:
-            self._pool.submit(_run_logging_errors, work)
-        except RuntimeError:
-            raise ClosedError("The server is shutting down.") from None
+    def run_later(self, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
+        """Run something on a loader's thread; `failed` is told what it raises. Raises ClosedError after `close`."""
+        self._workers.submit(work, failed)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the loaders' threads. One that hangs (in a download, say) is left behind after a moment."""
+        if not self._workers.close(_END_S):
+            log.warning("a loader's thread is still busy: it is left behind")
 
     def _begin(self, name: str, done: Callable[[LoadResult], None]) -> None:
         try:
             location = self.library.locate(name)
+            answer = self._find_or_load(location, done)
         except GraftError as error:
-            done(error)
-            return
+            answer = error
         except Exception as error:
             log.exception("looking up %s failed", name)
-            done(BrokenError(f"Looking up {name} failed: {type(error).__name__}: {error}"))
-            return
+            answer = BrokenError(f"Looking up {name} failed: {type(error).__name__}: {error}")
+        if answer is not None:
+            done(answer)
+
+    def _find_or_load(self, location: Location, done: Callable[[LoadResult], None]) -> LoadResult | None:
+        """The answer; None where `done` gets it later, when the load is through."""
         key = (location.name, location.version)
         with self._lock:
             answer = self._find_answer(key, location)
-            if answer is None:
-                waiting = self._waiting.setdefault(key, [])
-                waiting.append(done)
-                if len(waiting) == 1:
-                    self.stats.misses += 1
-                    self.run_later(lambda: self._load(key, location))
-                return
-        done(answer)
+            if answer is None and key in self._waiting:
+                self._waiting[key].append(done)
+            elif answer is None:
+                self.run_later(lambda: self._load(key, location), partial(self._give_up, key))
+                self._waiting[key] = [done]  # the load can't end before the lock is free
+                self.stats.misses += 1
+            return answer
 
     def _find_answer(self, key: tuple[str, str], location: Location) -> LoadResult | None:
         """The answer where there is one already, held for its user. Called with the lock."""
@@ -195,36 +205,37 @@ class HostTier:
         return loaded, served
 
     def _remember(self, key: tuple[str, str], error: GraftError) -> None:
-        """A failed load is not tried again for a while. Called with the lock."""
+        """A failed load is not tried again for a while, unless the fault is the server's. Called with the lock."""
+        if isinstance(error, (BrokenError, ClosedError)):
+            return
         now = time.monotonic()
         self._failed = {key: kept for key, kept in self._failed.items() if kept[0] > now}
         self._failed[key] = (now + FORGIVEN_AFTER_S, error)
 
     def _load(self, key: tuple[str, str], location: Location) -> None:
-        fresh: Loaded | GraftError
         try:
             fresh = self._read_whole(location)
             self._on_load(location.name, fresh.seconds)
         except GraftError as error:
-            fresh = error
-        except Exception as error:
-            log.exception("loading %s failed", location.name)
-            fresh = BrokenError(f"Loading {location.name} failed: {type(error).__name__}: {error}")
+            self._give_up(key, error)
+            return
         with self._lock:
-            waiting = self._waiting.pop(key)
-            answers: list[LoadResult] = []
-            if isinstance(fresh, GraftError):
-                self.stats.failures += 1
-                self._remember(key, fresh)
-                answers = [fresh] * len(waiting)
-            else:
-                kept = self._loaded.setdefault(fresh.digest, fresh)
-                if kept.case.verdict is None and fresh.case.probe != kept.case.probe:
-                    kept.cases.append(fresh.case)
-                answers = [self._hold(key, kept, location) for _ in waiting]
-                self._shrink()
-        for done, answer in zip(waiting, answers, strict=True):
-            done(answer)
+            kept = self._loaded.setdefault(fresh.digest, fresh)
+            if kept.case.verdict is None and fresh.case.probe != kept.case.probe:
+                kept.cases.append(fresh.case)
+            waiting = self._waiting[key]
+            answers = [self._hold(key, kept, location) for _ in waiting]
+            self._shrink()
+            del self._waiting[key]
+        _answer_all(zip(waiting, answers, strict=True))
+
+    def _give_up(self, key: tuple[str, str], error: GraftError) -> None:
+        """A load failed: whoever waits for it is told."""
+        with self._lock:
+            waiting = self._waiting.pop(key, [])
+            self.stats.failures += 1
+            self._remember(key, error)
+        _answer_all((done, error) for done in waiting)
 
     def _read_whole(self, location: Location) -> Loaded:
         """A folder that was written to meanwhile is read again: half of one version is neither error nor adapter."""
@@ -272,7 +283,7 @@ class HostTier:
         for digest, loaded in list(self._loaded.items()):
             if excess <= 0:
                 return
-            if not loaded.users and digest not in self.pinned:
+            if not loaded.users and digest not in self._pinned:
                 del self._loaded[digest]
                 excess -= loaded.bytes
 
@@ -297,10 +308,10 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, this, min(_NICEST, own + _NICE))
 
 
-def _run_logging_errors(work: Callable[[], None]) -> None:
-    try:
-        work()
-    except ClosedError:  # nobody waits for it any more
-        pass
-    except Exception:
-        log.exception("a loader's thread failed")
+def _answer_all(answers: Iterable[tuple[Callable[[LoadResult], None], LoadResult]]) -> None:
+    """Each gets its own answer, whatever becomes of the others'."""
+    for done, answer in answers:
+        try:
+            done(answer)
+        except Exception:
+            log.exception("an adapter could not be handed on")

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import TypedDict
 
@@ -31,9 +32,10 @@ from graft.hub.adapters.probe import (
 from graft.hub.adapters.probe_replay import Replayed, answers, replay_of
 from graft.hub.base.model import Base
 from graft.hub.base.stored_weights import PIECE_S, Arithmetic, StoredWeights, stored_base, stored_weights
-from graft.hub.errors import ArtifactError
+from graft.hub.errors import ArtifactError, GraftError
 from graft.hub.machine.kept_values import keep, recall
 from graft.server.adapters.time_slices import TimeSlices
+from graft.server.errors import BrokenError
 
 log = logging.getLogger(__name__)
 _TOGETHER = 4  # adapters of a pass: beyond, what cannot be cut (the attention of all) grows longer than a turn
@@ -65,6 +67,10 @@ class Case:
         return replace(self, adapter=None, verdict=verdict)
 
 
+Closing = Callable[[Verdict | GraftError], None]  # gets a case's verdict, or why there is none
+OpenCase = tuple[Case, Closing]
+
+
 class _KeptVerdict(TypedDict):
     """A `Verdict` as it lies on this machine."""
 
@@ -79,12 +85,13 @@ class Prover:
 
     def __init__(self, base: Base):
         self._base = base
-        self._turns = TimeSlices("graft-prover", _compute_alone)
+        self._turns = _turns()
         self._lock = threading.Lock()
         self._opened: tuple[StoredWeights, Base] | None = None
-        self._waiting: deque[tuple[Case, Callable[[Verdict], None]]] = deque()
+        self._waiting: deque[OpenCase] = deque()
+        self._under_way: list[OpenCase] = []
         self._said: dict[Questions, list[Table]] = {}  # by the bare base
-        self._finished: deque[tuple[Callable[[Verdict], None], Verdict]] = deque()
+        self._finished: deque[tuple[OpenCase, Verdict | GraftError]] = deque()
         self._owed = 0.0  # seconds
 
     # For loaders
@@ -116,8 +123,8 @@ class Prover:
         """Whether there is anything to do."""
         return self._turns.busy or bool(self._waiting or self._finished)
 
-    def prove(self, case: Case, done: Callable[[Verdict], None]) -> None:
-        """Call `done` within a later `turn`."""
+    def prove(self, case: Case, done: Closing) -> None:
+        """Call `done` within a later `turn` or `abandon`. Where it raises, it is called again, with that error."""
         self._waiting.append((case, done))
 
     def beside(self, step_s: float) -> None:
@@ -130,19 +137,39 @@ class Prover:
     def turn(self, seconds: float = _TURN_S) -> None:
         """Go on for about so long."""
         if self._waiting and not self._turns.busy:
-            together = self._next_cases()
-            self._turns.start(lambda: self._pass(together))
+            self._under_way = self._next_cases()
+            self._turns.start(partial(self._pass, self._under_way))
         self._turns.go(seconds)
         while self._finished:
-            done, verdict = self._finished.popleft()
-            done(verdict)
+            self._close_case(*self._finished.popleft())
+        if not self._turns.alive:
+            self.abandon(BrokenError("The thread of the proofs has ended."))
+
+    def abandon(self, error: GraftError) -> None:
+        """Nobody computes what is open: every case is closed with an error. The next ones begin afresh."""
+        left = [*(one for one, _ in self._finished), *self._under_way, *self._waiting]
+        self._finished.clear()
+        self._under_way = []
+        self._waiting.clear()
+        self._turns.close()
+        self._turns = _turns()
+        for one in left:
+            self._close_case(one, error)
 
     def close(self) -> None:
         self._turns.close()
 
-    def _next_cases(self) -> list[tuple[Case, Callable[[Verdict], None]]]:
+    def _close_case(self, one: OpenCase, answer: Verdict | GraftError) -> None:
+        self._under_way = [other for other in self._under_way if other is not one]
+        try:
+            one[1](answer)
+        except Exception as error:
+            log.exception("a proof could not be closed")
+            one[1](BrokenError(f"The proof failed: {type(error).__name__}: {error}"))
+
+    def _next_cases(self) -> list[OpenCase]:
         """The next ones, in order."""
-        taken: list[tuple[Case, Callable[[Verdict], None]]] = []
+        taken: list[OpenCase] = []
         rows = 0
         while self._waiting and len(taken) < _TOGETHER and rows < _ROWS:
             taken.append(self._waiting.popleft())
@@ -152,17 +179,18 @@ class Prover:
 
     # On the turns' thread
 
-    def _pass(self, together: list[tuple[Case, Callable[[Verdict], None]]]) -> None:
+    def _pass(self, together: list[OpenCase]) -> None:
+        answers: Sequence[Verdict | GraftError]
         try:
-            verdicts = self._verdicts([case for case, _ in together])
+            answers = self._verdicts([case for case, _ in together])
         except Exception as error:
             if len(together) > 1:  # one of them is to blame: each alone
                 for one in together:
                     self._pass([one])
                 return
             log.exception("a proof failed")
-            verdicts = [Verdict(ProofOutcome.REFUSED, f"its probe can't be run here ({type(error).__name__}: {error})")]
-        self._finished += [(done, verdict) for (_, done), verdict in zip(together, verdicts, strict=True)]
+            answers = [BrokenError(f"The probe can't be run here ({type(error).__name__}: {error}).")]
+        self._finished += zip(together, answers, strict=True)
 
     def _verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
         weights, stored = self._open()
@@ -203,6 +231,10 @@ class Prover:
                 weights = stored_weights(self._base)
                 self._opened = weights, stored_base(self._base, weights, Arithmetic(pause=self._turns.pause))
             return self._opened
+
+
+def _turns() -> TimeSlices:
+    return TimeSlices("graft-prover", _compute_alone)
 
 
 def _compute_alone() -> None:

@@ -11,7 +11,6 @@ from graft.hub.errors import GraftError
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.readiness import NO_ROWS, VirtualRows
 from graft.server.cache.step import BLOCK_ROWS
-from graft.server.runners.protocol import Prepared
 
 
 class State(Enum):
@@ -45,8 +44,8 @@ class Resident:
 class AdapterWork(Protocol):
     """What the device tier asks of the engine."""
 
-    def prepare(self, loaded: Loaded, done: Callable[[Prepared | GraftError], None]) -> None:
-        """Prepare detours elsewhere; call `done` on the engine's thread with them or a GraftError."""
+    def prepare(self, resident: Resident) -> None:
+        """Prepare its detours elsewhere; `add_to_runner` gets them, or a GraftError, on the engine's thread."""
         ...
 
     def take_blocks(self, n: int, digest: str) -> list[int]:

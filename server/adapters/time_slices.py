@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +25,14 @@ class TimeSlices:
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._work: Callable[[], None] | None = None
         self._until = 0.0
-        self._ended = False
+        self._ended = self._dead = False
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is there to do work."""
+        return not self._dead
 
     @property
     def busy(self) -> bool:
@@ -40,7 +44,9 @@ class TimeSlices:
         self._work = work
 
     def go(self, seconds: float) -> None:
-        """One turn of about `seconds`, or what is left of the work; the caller waits."""
+        """One turn of about `seconds`, or what is left of the work; the caller waits. Does nothing without a thread."""
+        if self._dead:
+            return
         self._until = time.monotonic() + seconds
         self._go.release()
         self._back.acquire()
@@ -63,8 +69,8 @@ class TimeSlices:
             raise Ended
 
     def _live(self) -> None:
-        self._begin()
-        with suppress(Ended):
+        try:
+            self._begin()
             while True:
                 self._await_turn()
                 try:
@@ -74,3 +80,11 @@ class TimeSlices:
                     log.exception("work in turns failed")
                 self._work = None
                 self._back.release()
+        except Ended:
+            pass
+        except BaseException:
+            log.exception("a thread of turns has ended")
+        finally:  # nobody waits in `go` for a thread that is gone, nor begins to
+            self._dead = True
+            self._work = None
+            self._back.release()

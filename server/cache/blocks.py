@@ -7,7 +7,7 @@ never shared across owners.
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -116,6 +116,16 @@ class BlockPool:
                 if block in self._idle:
                     del self._idle[block]
                     self._free.append(block)
+
+    def discrepancy(self, holders: Mapping[int, int]) -> str | None:
+        """What does not agree with how many hold each block; None where everything does."""
+        unused = [*self._free, *self._idle]
+        for block in range(TRASH_BLOCK + 1, self.count):
+            if self._users[block] != holders.get(block, 0):
+                return f"block {block} counts {self._users[block]} users and has {holders.get(block, 0)}"
+        if sorted(unused) != [block for block in range(TRASH_BLOCK + 1, self.count) if not self._users[block]]:
+            return f"{len(unused)} blocks are listed as unused, and others are"
+        return None
 
     def _evict(self) -> int:
         block, _ = self._idle.popitem(last=False)

@@ -1,8 +1,11 @@
 """`graft serve`: a base and its adapters over HTTP, until SIGINT or SIGTERM."""
 
 import logging
+import os
 import signal
 import socket
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
 CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
+LAST_WORDS_S = 1.0  # after an engine's failure: streams get their error, and /health can be asked
 DEFAULT_REGISTRY = Path("registry.db")
 
 
@@ -118,12 +122,14 @@ def serve(
         dtype = dtype or chosen_dtype(base_name, device, serving(runner, max_running), _say)
         base = load_base(base_name, dtype=dtype, device=device)
         with Engine(base, local, shelf, options) as engine:
-            ending.engine = engine
+            ending.watch(engine)
             name = base.spec.id or Path(base_name).name
             app = create_app(engine, base_name=name, max_at_once=max_requests, cors_origins=cors_origins)
             _answer(http_server(app, host, port, max_requests), base, name, host)
     except KeyboardInterrupt:
         pass
+    if ending.engine is not None and ending.engine.failure is not None:
+        raise ending.engine.failure
     click.echo("graft serve: ended", err=True)
 
 
@@ -149,7 +155,6 @@ def http_server(
             backlog=1024,
             asyncore_use_poll=True,  # select() ends at 1024 connections
             channel_request_lookahead=1,  # reads on while a request is answered, which is how a hang-up is noticed
-            send_bytes=1,  # a token leaves when it is there
             ident=None,
         )
     except OSError as error:
@@ -177,7 +182,10 @@ def _answer(server: "BaseWSGIServer | MultiSocketServer", base: "Base", name: st
 
 
 class _Ending:
-    """What the first SIGINT or SIGTERM ends: the start, or the engine, by which every stream ends with an error."""
+    """What the first SIGINT or SIGTERM ends: the start, or the engine, by which every stream ends with an error.
+
+    An engine that ends by itself ends the server in the same way.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -185,6 +193,16 @@ class _Ending:
         self.engine: Engine | None = None
         for number in self.SIGNALS:
             signal.signal(number, self._end)
+
+    def watch(self, engine: "Engine") -> None:
+        self.engine = engine
+        threading.Thread(target=self._await_end, args=(engine,), name="graft-watchdog", daemon=True).start()
+
+    def _await_end(self, engine: "Engine") -> None:
+        engine.ended.wait()
+        if engine.failure is not None:
+            time.sleep(LAST_WORDS_S)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         for each in self.SIGNALS:

@@ -66,7 +66,10 @@ class Proof:
         else:
             self._prover.prove(self._case, self._close)
 
-    def _close(self, verdict: Verdict) -> None:
+    def _close(self, verdict: Verdict | GraftError) -> None:
+        if isinstance(verdict, GraftError):
+            self._done(verdict)
+            return
         if verdict.outcome is ProofOutcome.REFUSED and self._resident.loaded.cases:
             self._case = self._resident.loaded.cases.pop()
             self.begin()

@@ -19,7 +19,7 @@ from graft.server.adapters.host import Loaded
 from graft.server.adapters.readiness import NO_ROWS
 from graft.server.adapters.resident import Resident
 from graft.server.engine.request import Finished, PromptScored, Request, Started, Stream
-from graft.server.engine.scheduler import Chunk, SequenceState
+from graft.server.engine.sequence import Chunk, SequenceState
 from graft.server.errors import NotFiniteError
 from graft.server.sampling.history import TokenHistory
 from graft.server.sampling.params import Draw, Score, Token
@@ -45,7 +45,7 @@ class Consumer(ABC):
     """Owner of a sequence."""
 
     sequence: SequenceState
-    loaded: Loaded | None = None  # the adapter it waits for; None: nothing to wait for
+    loaded: Loaded | None = None  # the adapter that it waits for and holds; None: nothing to wait for
     keeps_blocks = False  # whether the cache keeps the sequence's blocks when all is computed
 
     @abstractmethod
@@ -73,7 +73,6 @@ class RunningRequest(Consumer):
 
     def __init__(self, stream: Stream, ends: frozenset[int], metrics: Metrics):
         self.stream = stream
-        self.cancelled = False
         self.served = Served()
         self._request = stream.request
         self._ends = stop_ids(stream.request, ends)
@@ -99,9 +98,9 @@ class RunningRequest(Consumer):
             runs_last=bool(self._request.score_next),
         )
 
-    def begin(self, loaded: Loaded | None, served: Served, max_new: int) -> SequenceState:
-        """The sequence to schedule, now that the adapter is known, and with it how many tokens there is room for."""
-        self.loaded, self.served = loaded, served
+    def begin(self, served: Served, max_new: int) -> SequenceState:
+        """The sequence to schedule, now that the adapter is there, and known how many tokens there is room for."""
+        self.served, loaded = served, self.loaded
         self._max_new = self.sequence.max_new = max_new
         self.sequence.owner = self.sequence.awaits = loaded.digest if loaded else None
         return self.sequence
@@ -144,14 +143,13 @@ class RunningRequest(Consumer):
         self.stream.put(Finished(self._reason, self._cached))
 
     def cancel(self) -> None:
-        self.cancelled = True
         self._reason = "cancelled"
         self.finish()
 
     def fail(self, error: GraftError) -> None:
+        self.stream.put(error)
         not_placed = self._request.model is not None and self.served.name is None
         self._metrics.failed(UNPLACED if not_placed else self.served, error.code)
-        self.stream.put(error)
 
     def _scores(self, chunk: Chunk) -> list[tuple[int, Score]]:
         """Row i of the text tells about token i + 1 of the prompt, the last one about those of `score_next` as well."""

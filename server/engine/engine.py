@@ -9,13 +9,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -24,28 +21,31 @@ from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.hub.machine.compute_threads import ComputeThreads
 from graft.server.adapters.device import VIRTUAL_SHARE, DeviceTier
-from graft.server.adapters.host import HostTier, Loaded, LoadResult
+from graft.server.adapters.host import HostTier, LoadResult
 from graft.server.adapters.names import AdapterNames, Shelf
 from graft.server.adapters.prover import Prover
 from graft.server.adapters.resident import Resident
 from graft.server.cache.blocks import BlockPool
-from graft.server.cache.step import BLOCK_ROWS, make_batch
+from graft.server.cache.step import make_batch
 from graft.server.cache.tensors import KVCache
 from graft.server.engine.adapter_proof import Proof
 from graft.server.engine.consumers import Asked, Consumer, RowsJob, RunningRequest, ends_of, not_finite_error
+from graft.server.engine.gauges import gauges
 from graft.server.engine.inbox import Inbox
+from graft.server.engine.ledger import Ledger
+from graft.server.engine.limits import Limits
+from graft.server.engine.messages import Ask, Cancelled, DetoursPrepared, Message, Opened, Placed, Refused, Value, Wake
 from graft.server.engine.options import Options, sizes
 from graft.server.engine.request import Request, Result, Sink, Stream
-from graft.server.engine.scheduler import Scheduler, SequenceState, StepPlan
-from graft.server.errors import BrokenError, ClosedError, RequestError, TooLongError
+from graft.server.engine.scheduler import PlanError, Scheduler
+from graft.server.engine.sequence import StepPlan
+from graft.server.errors import BrokenError, ClosedError, EndedError
 from graft.server.runners.factory import make_runner
-from graft.server.runners.protocol import Prepared
 from graft.server.sampling.params import StepResult
 from graft.server.served_version import Served
 from graft.server.telemetry import Metrics
 
 log = logging.getLogger(__name__)
-Value = TypeVar("Value")
 
 
 class Engine:
@@ -78,9 +78,7 @@ class Engine:
         self.blocks = BlockPool(self.sizes.blocks)
         cache = KVCache(base.spec, self.sizes.blocks, base.dtype, base.device)
         self.runner = make_runner(self.options.runner, base, cache)
-        self.residency = DeviceTier(
-            self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes, pinned=self.loader.pinned
-        )
+        self.residency = DeviceTier(self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes)
         self.scheduler = Scheduler(
             self.blocks,
             step_rows=self.sizes.step_rows,
@@ -88,12 +86,19 @@ class Engine:
             prefix_sharing=self.options.prefix_sharing,
             adapters=self.residency,
         )
-        self.metrics.gauges(self._gauges())
-        self._consumers: dict[SequenceState, Consumer] = {}
-        self._unplaced: set[RunningRequest] = set()  # their adapters are being loaded
+        self.limits = Limits(
+            base.spec.vocab_size,
+            self.sizes.max_model_len,
+            (self.sizes.blocks - 1) - (self.sizes.blocks - 1) // VIRTUAL_SHARE - 1,
+        )
+        self.metrics.gauges(gauges(self))
+        self.ledger = Ledger(self.scheduler, self.loader, self.residency)
         self._base_said: dict[tuple[ProbeQuestion, ...], Sequence[Table]] = {}  # to probes' questions, on this runner
         self._inbox = Inbox()
+        self._at_hand: Message | None = None  # taken out of the inbox, and not done
         self._closing = False
+        self.failure: EndedError | None = None  # what ended the engine, beside `close`
+        self.ended = threading.Event()  # everybody has been told
         self.steps = 0
         self._thread = threading.Thread(target=self._live, name="graft-engine", daemon=True)
         self._thread.start()
@@ -103,23 +108,32 @@ class Engine:
     def submit(self, request: Request, sink: Sink | None = None) -> Stream:
         """Queue a request. `sink`: a queue for the events of several streams (requests.Stream).
 
-        Raises RequestError where the request can't be served as it stands, ClosedError after `close`.
+        Raises RequestError where the request can't be served as it stands, ClosedError after `close`, EndedError after
+        a failure that ended the engine.
         """
-        self._check(request)
+        self.limits.check(request)
         if self._closing:
             raise ClosedError("The server is shutting down.")
 
         def cancel() -> None:
-            with suppress(ClosedError):  # then it has ended anyway
-                self._inbox.put(lambda: self._cancel(generation))
+            with suppress(ClosedError, EndedError):  # then it has ended anyway
+                self._inbox.put(Cancelled(running))
+
+        def place(answer: LoadResult | None) -> None:
+            with suppress(ClosedError, EndedError):  # then it has been told
+                self._inbox.put(Placed(running, answer))
 
         stream = Stream(request, cancel, sink or SimpleQueue())
-        generation = RunningRequest(stream, self.ends, self.metrics)
-        self._inbox.put(lambda: self._unplaced.add(generation))
+        running = RunningRequest(stream, self.ends, self.metrics)
+        self._inbox.put(Opened(running))
         if request.model is None:
-            self._inbox.put(lambda: self._place(generation, None))
-        else:
-            self.loader.request(request.model, lambda answer: self._inbox.put(lambda: self._place(generation, answer)))
+            place(None)
+            return stream
+        try:
+            self.loader.request(request.model, place)
+        except Exception as error:
+            log.exception("asking for %s failed", request.model)
+            place(BrokenError(f"Asking for {request.model} failed: {type(error).__name__}: {error}"))
         return stream
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
@@ -134,32 +148,25 @@ class Engine:
                 stream.cancel()
             raise
 
-    def call(self, question: Callable[[], Value]) -> Value:
-        """Ask something on the engine's thread, between steps, and wait for the answer.
+    def ask(self, question: Ask[Value]) -> Value:
+        """Have a question answered on the engine's thread, between steps, and wait for it.
 
-        Raises what the question raises, ClosedError after `close`.
+        Raises the GraftError that the question raises, ClosedError after `close`, EndedError after a failure.
         """
-        answer: Future[Value] = Future()
-
-        def ask() -> None:
-            try:
-                answer.set_result(question())
-            except Exception as error:
-                answer.set_exception(error)
-
-        self._inbox.put(ask)
-        return answer.result()
+        self._inbox.put(question)
+        return question.answer.result()
 
     @property
     def alive(self) -> bool:
         """Whether requests are taken."""
-        return self._thread.is_alive() and not self._closing
+        return self._thread.is_alive() and not self._closing and self.failure is None
 
     def close(self) -> None:
         """End: requests under way get ClosedError. Idempotent."""
         if not self._closing:
             self._closing = True
-            self._inbox.put(lambda: None)  # wakes the thread
+            with suppress(ClosedError, EndedError):  # then it needs no waking
+                self._inbox.put(Wake())
         self._thread.join()
         self.loader.close()
         self.prover.close()
@@ -170,53 +177,26 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check(self, request: Request) -> None:
-        if not request.prompt:
-            raise RequestError("The prompt is empty: the first token needs something to follow.")
-        vocabulary = self.base.spec.vocab_size
-        if not all(0 <= id < vocabulary for id in (*request.prompt, *request.score_next)):
-            raise RequestError(f"A prompt token lies outside the base's vocabulary of {vocabulary}.")
-        self._new_tokens(request, 0)
-
-    def _new_tokens(self, request: Request, virtual: int) -> int:
-        """How many tokens a request may get beside an adapter's virtual ones. Raises TooLongError without room."""
-        usable = (self.blocks.count - 1) - (self.blocks.count - 1) // VIRTUAL_SHARE - 1
-        prompt = len(request.prompt)
-        room = min(self.sizes.max_model_len, usable * BLOCK_ROWS) - prompt - virtual
-        new = max(1, room) if request.max_tokens is None else request.max_tokens
-        total = prompt + new + virtual
-        beside = f" and the adapter's {virtual} virtual tokens" if virtual else ""
-        if total > self.sizes.max_model_len:
-            raise TooLongError(
-                f"{prompt} prompt tokens{beside} and max_tokens={new} make {total}; "
-                f"this server takes up to {self.sizes.max_model_len}."
-            )
-        if total > usable * BLOCK_ROWS:
-            raise TooLongError(f"{total} tokens don't fit into the KV cache ({usable * BLOCK_ROWS}; --kv-bytes).")
-        return new
-
     # What the device tier asks (AdapterWork)
 
-    def prepare(self, loaded: Loaded, done: Callable[[Prepared | GraftError], None]) -> None:
+    def prepare(self, resident: Resident) -> None:
         def work() -> None:
-            made: Prepared | GraftError
-            try:
-                made = self.runner.prepare(loaded.detours)
-            except Exception as error:
-                log.exception("preparing %s failed", loaded.digest)
-                made = BrokenError(f"The adapter can't be brought to the device: {type(error).__name__}: {error}")
-            self._inbox.put(lambda: done(made))
+            self._inbox.put(DetoursPrepared(resident, self.runner.prepare(resident.loaded.detours)))
 
-        self.loader.run_later(work)
+        def failed(error: GraftError) -> None:
+            with suppress(ClosedError, EndedError):  # then nobody waits for it
+                self._inbox.put(DetoursPrepared(resident, error))
+
+        self.loader.run_later(work, failed)
 
     def take_blocks(self, n: int, digest: str) -> list[int]:
         return self.scheduler.take(n, digest)
 
     def run_rows(self, resident: Resident, rows: Tensor, done: Callable[[list[int] | GraftError], None]) -> None:
-        self._start(RowsJob(resident, rows, done, self.scheduler.detach))
+        self.ledger.start(RowsJob(resident, rows, done, self.ledger.detach))
 
     def prove(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
-        Proof(resident, self._start, self.prover, self._base_said, done).begin()
+        Proof(resident, self.ledger.start, self.prover, self._base_said, done).begin()
 
     def ready(self, digest: str) -> None:
         self.scheduler.wake(digest)
@@ -225,23 +205,67 @@ class Engine:
         return self.scheduler.tokens_left()
 
     def refused(self, digest: str, error: GraftError) -> None:
+        self._inbox.put(Refused(digest, error))
         self.loader.refuse(digest, error)
-        self._inbox.put(lambda: self._fail_owner(digest, error))
+
+    # What messages do, on the engine's thread
+
+    def place(self, request: RunningRequest, answer: LoadResult | None) -> None:
+        """The adapter is in host memory (or there is none, or an error): schedule the request."""
+        if isinstance(answer, GraftError):
+            self.ledger.fail(request, answer)
+            return
+        loaded, served = answer or (None, Served())
+        if request not in self.ledger:  # cancelled meanwhile
+            if loaded:
+                self.loader.release(loaded)
+            return
+        request.loaded = loaded
+        new = self.limits.new_tokens(request.stream.request, loaded.virtual_rows if loaded else 0)
+        if loaded:
+            self.residency.check(loaded)
+        if request.begin(served, new).remaining <= 0:
+            self.ledger.finish(request)
+            return
+        if loaded:
+            self.residency.expect(loaded)
+        try:
+            self.ledger.start(request)
+        except Exception:
+            if loaded:
+                self.residency.count(loaded.digest)  # none: it is not expected any more
+            raise
 
     # The engine's thread
 
     def _live(self) -> None:
-        with ComputeThreads() as threads:
-            while not self._closing:
-                if self.runner.meets_often:
-                    threads.fit()
-                self._turn()
-        for message in self._inbox.close():
-            self._handle(message)
-        gone = ClosedError("The server is shutting down.")
-        for consumer in [*self._consumers.values(), *self._unplaced]:
-            if isinstance(consumer, RunningRequest):
-                consumer.fail(gone)
+        reason: GraftError = ClosedError("The server is shutting down.")
+        try:
+            with ComputeThreads() as threads:
+                while not self._closing:
+                    if self.runner.meets_often:
+                        threads.fit()
+                    self._turn()
+        except BaseException as error:
+            what = type(error.__cause__ or error).__name__
+            reason = self.failure = EndedError(
+                f"The engine has ended by a failure ({what}): restart the server. Its log says more."
+            )
+            log.critical("the engine ends", exc_info=True)
+        finally:
+            self._end_all(reason)
+
+    def _end_all(self, reason: GraftError) -> None:
+        """Tell everybody who waits for something, and those to come: whatever fails for one, the next is told."""
+        self._inbox.close(reason)
+        left = [] if self._at_hand is None else [self._at_hand]
+        for message in [*left, *self._inbox.take(wait=False)]:
+            try:
+                message.fail(self, reason)
+            except BaseException:
+                log.exception("a message could not be failed")
+        self.ledger.fail_all(reason)
+        self.ended.set()
 
     def _turn(self) -> None:
         """Read what has come in, and do what there is to do, or wait for it."""
@@ -249,96 +273,58 @@ class Engine:
         for message in self._inbox.take(wait=not busy and not self.prover.busy):
             self._handle(message)
         self.residency.attend()
-        plan = self.scheduler.plan()
+        plan = self._plan()
         if plan.chunks:
             began = time.monotonic()
             self._step(plan)
             if self.prover.busy:
-                self._handle(partial(self.prover.beside, time.monotonic() - began))
+                self._lend_time(time.monotonic() - began)
         elif self.prover.busy:
-            self._handle(self.prover.turn)
+            self._lend_time(None)
         elif busy:  # an adapter is on its way in
             for message in self._inbox.take(wait=True, timeout=0.05):
                 self._handle(message)
+        self.ledger.compare()
 
-    def _handle(self, message: Callable[[], None]) -> None:
+    def _handle(self, message: Message) -> None:
+        """What a message raises costs who sent it."""
+        self._at_hand = message
         try:
-            message()
-        except Exception:
-            log.exception("the engine could not handle a message")
-
-    def _place(self, generation: RunningRequest, answer: LoadResult | None) -> None:
-        """The adapter is in host memory (or there is none, or an error): schedule the request."""
-        self._unplaced.discard(generation)
-        loaded, served = (None, Served()) if answer is None or isinstance(answer, GraftError) else answer
-        if generation.cancelled:
-            if loaded:
-                self.loader.release(loaded)
-            return
-        if isinstance(answer, GraftError):
-            generation.fail(answer)
-            return
-        try:
-            new = self._new_tokens(generation.stream.request, loaded.virtual_rows if loaded else 0)
-            if loaded:
-                self.residency.check(loaded)
+            message.handle(self)
         except GraftError as error:
-            generation.fail(error)
-            if loaded:
-                self.loader.release(loaded)
-            return
-        sequence = generation.begin(loaded, served, new)
-        if sequence.remaining <= 0:
-            generation.finish()
-            if loaded:
-                self.loader.release(loaded)
-            return
-        if loaded:
-            self.residency.expect(loaded)
-        self._start(generation)
+            message.fail(self, error)
+        except Exception as error:
+            message.fail(self, self.ledger.unexpected("Handling a request failed", error))
+        self._at_hand = None
 
-    def _start(self, consumer: Consumer) -> None:
-        self._consumers[consumer.sequence] = consumer
-        self.scheduler.add(consumer.sequence)
+    def _plan(self) -> StepPlan:
+        """The next step. A failure costs the sequence that it was decided about; it ends the engine where there is none."""
+        try:
+            return self.scheduler.plan()
+        except PlanError as failure:
+            if failure.sequence is None:
+                raise
+            cause = failure.__cause__
+            error = cause if isinstance(cause, GraftError) else self.ledger.unexpected("Planning a step failed", cause)
+            self.ledger.fail(self.ledger.scheduled[failure.sequence], error)
+            return StepPlan()
 
-    def _end(self, consumer: Consumer) -> bool:
-        """Take a consumer's sequence out; False where it is out already."""
-        if self._consumers.pop(consumer.sequence, None) is None:
-            return False
-        if not consumer.keeps_blocks:
-            self.scheduler.remove(consumer.sequence)
-        if consumer.loaded is not None:
-            self.loader.release(consumer.loaded)
-        return True
-
-    def _finish(self, consumer: Consumer) -> None:
-        if self._end(consumer):
-            consumer.finish()
-
-    def _fail(self, consumer: Consumer, error: GraftError) -> None:
-        if self._end(consumer):
-            if consumer.keeps_blocks:
-                self.scheduler.remove(consumer.sequence)
-            consumer.fail(error)
-
-    def _fail_owner(self, digest: str, error: GraftError) -> None:
-        for consumer in [c for c in self._consumers.values() if c.loaded is not None and c.loaded.digest == digest]:
-            self._fail(consumer, error)
-
-    def _cancel(self, generation: RunningRequest) -> None:
-        if generation in self._unplaced:
-            self._unplaced.discard(generation)
-            generation.cancel()
-        elif self._consumers.get(generation.sequence) is generation:
-            self._end(generation)
-            generation.cancel()
+    def _lend_time(self, step_s: float | None) -> None:
+        """Let proofs go on: after a step of so many seconds, or (None) for a whole turn. A failure costs those under way."""
+        try:
+            if step_s is None:
+                self.prover.turn()
+            else:
+                self.prover.beside(step_s)
+        except Exception as error:
+            self.prover.abandon(self.ledger.unexpected("A proof failed", error))
 
     def _step(self, plan: StepPlan) -> None:
         self.steps += 1
         chunks = plan.chunks
         try:
             batch, order = make_batch([(chunk.sequence.owner, chunk.run()) for chunk in chunks], plan.copies)
-            consumers = [self._consumers[chunks[i].sequence] for i in order]
+            consumers = [self.ledger.scheduled[chunks[i].sequence] for i in order]
             asked = [consumer.ask(chunks[i]) for i, consumer in zip(order, consumers, strict=True)]
             firsts = [0, *accumulate(run.logits for run in batch.runs)]  # of each chunk's rows that want logits
             draws = [(last - 1, ask.draw) for last, ask in zip(firsts[1:], asked, strict=True) if ask.draw]
@@ -347,12 +333,11 @@ class Engine:
             ]
             self._deliver(consumers, asked, self.runner.step(batch, draws, scores))
         except Exception as error:
-            log.exception("a step failed")
             self.scheduler.withdraw(plan)
-            failure = error if isinstance(error, GraftError) else BrokenError(f"A step failed: {error}")
+            failure = error if isinstance(error, GraftError) else self.ledger.unexpected("A step failed", error)
             for chunk in chunks:
-                if chunk.sequence in self._consumers:
-                    self._fail(self._consumers[chunk.sequence], failure)
+                if chunk.sequence in self.ledger.scheduled:
+                    self.ledger.fail(self.ledger.scheduled[chunk.sequence], failure)
 
     def _deliver(self, consumers: Sequence[Consumer], asked: Sequence[Asked], result: StepResult) -> None:
         """Hand out what has come of a step, and see who is done."""
@@ -361,28 +346,14 @@ class Engine:
             scored = [next(scores) for _ in ask.scores]
             token = next(tokens) if ask.draw else None
             if None in scored or (ask.draw and token is None):
-                self._fail(consumer, not_finite_error())
+                self.ledger.fail(consumer, not_finite_error())
                 continue
-            for tokens_of_row in filter(None, scored):
-                consumer.observe(tokens_of_row)
-            done = consumer.accept(token) if token is not None else consumer.sequence.remaining <= 0
+            try:
+                for tokens_of_row in filter(None, scored):
+                    consumer.observe(tokens_of_row)
+                done = consumer.accept(token) if token is not None else consumer.sequence.remaining <= 0
+            except Exception as error:
+                self.ledger.fail(consumer, self.ledger.unexpected("Taking a step's result failed", error))
+                continue
             if done:
-                self._finish(consumer)
-
-    def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
-        blocks, scheduler, loader, residency = self.blocks, self.scheduler, self.loader, self.residency
-        return {
-            "graft_requests_running": ("Requests in the present step", lambda: scheduler.running),
-            "graft_requests_waiting": ("Requests not admitted yet", lambda: scheduler.waiting),
-            "graft_preemptions": ("Requests that gave up their blocks", lambda: scheduler.preemptions),
-            "graft_cache_blocks_used": ("KV cache blocks in use", lambda: blocks.used),
-            "graft_cache_blocks": ("KV cache blocks", lambda: blocks.count - 1),
-            "graft_prefix_blocks_found": ("Prompt blocks found in the cache", lambda: blocks.hits),
-            "graft_prefix_blocks_computed": ("Shareable prompt blocks computed", lambda: blocks.misses),
-            "graft_adapter_host_bytes": ("Adapters in host memory", lambda: loader.bytes),
-            "graft_adapter_device_bytes": ("Adapters on the device", lambda: residency.bytes),
-            "graft_adapter_hits": ("Requests whose adapter was in host memory", lambda: loader.stats.hits),
-            "graft_adapter_misses": ("Requests that began a load", lambda: loader.stats.misses),
-            "graft_adapter_load_failures": ("Loads that failed", lambda: loader.stats.failures),
-            "graft_adapter_evictions": ("Adapters dropped from the device", lambda: residency.evictions),
-        }
+                self.ledger.finish(consumer)

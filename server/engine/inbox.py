@@ -1,41 +1,39 @@
-"""Messages to the engine's thread."""
+"""Messages to the engine's thread, which sleeps while there are none."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from queue import SimpleQueue
 
-from graft.server.errors import ClosedError
+from graft.hub.errors import GraftError
+from graft.server.engine.messages import Message
 
 
 class Inbox:
-    """Messages to the engine's thread, which sleeps while there are none."""
+    """`put` on any thread; the rest on the engine's."""
 
     def __init__(self) -> None:
-        self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._messages: SimpleQueue[Message] = SimpleQueue()
         self._filled = threading.Event()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed: GraftError | None = None
 
-    def put(self, message: Callable[[], None]) -> None:
-        """Raises ClosedError where nobody will read the message."""
+    def put(self, message: Message) -> None:
+        """Raises what `close` was given where nobody will read the message."""
         with self._lock:
-            if self._closed:
-                raise ClosedError("The server is shutting down.")
+            if self._closed is not None:
+                raise type(self._closed)(str(self._closed))
             self._messages.put(message)
         self._filled.set()
 
-    def close(self) -> list[Callable[[], None]]:
-        """The last messages; nothing can be put from now on."""
+    def close(self, reason: GraftError) -> None:
+        """Nothing can be put from now on; the last messages can still be taken."""
         with self._lock:
-            self._closed = True
-        return self.take(wait=False)
+            self._closed = self._closed or reason
 
-    def take(self, *, wait: bool, timeout: float | None = None) -> list[Callable[[], None]]:
-        """All messages so far; waits for one if asked to."""
+    def take(self, *, wait: bool, timeout: float | None = None) -> Iterator[Message]:
+        """All messages so far, one by one; waits for the first if asked to. What is not taken stays."""
         if wait:
             self._filled.wait(timeout)
         self._filled.clear()
-        taken = []
-        while not self._messages.empty():
-            taken.append(self._messages.get())
-        return taken
+        for _ in range(self._messages.qsize()):
+            yield self._messages.get()

@@ -9,102 +9,24 @@ blocks and waits to recompute them, losing nothing.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
-from graft.server.adapters.readiness import NO_ROWS, Adapters, NoAdapters, VirtualRows
-from graft.server.cache.blocks import BlockPool, chain_hash, root_hash
-from graft.server.cache.step import BLOCK_ROWS, Run
+from graft.server.adapters.readiness import Adapters, NoAdapters
+from graft.server.cache.blocks import BlockPool
+from graft.server.cache.step import BLOCK_ROWS
+from graft.server.engine.sequence import Chunk, SequenceState, StepPlan
 from graft.server.fair_queue import FairQueue
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _GUEST_SHARE = 8  # of all places one more, for guests
 
 
-@dataclass(eq=False)
-class SequenceState:
-    """Tokens whose keys and values are to be computed, and where they are."""
+class PlanError(Exception):
+    """Planning failed while it was decided about `sequence` (None: about no one); nothing of the step is planned."""
 
-    owner: str | None  # an adapter's digest, None for the bare base
-    tokens: list[int]
-    max_new: int
-    logits_from: int  # first token whose logits are (still) wanted
-    virtual: VirtualRows = NO_ROWS
-    client: Hashable = ""  # for whom: who is served in turn
-    weight: float = 1.0  # the client's
-    awaits: str | None = None  # the digest of an adapter that has to be in place before it starts
-    runs_last: bool = False  # the last token too where no new one is wanted: what follows it is asked about
-    inputs: "Tensor | None" = None  # rows [P, H] in place of tokens: an adapter's soft prompt on its way into the cache
-    blocks: list[int] = field(default_factory=list)  # its own, after the shared ones of `virtual`
-    computed: int = 0
-    _hashes: list[bytes] = field(default_factory=list)
-    _published: int = 0
-
-    @property
-    def needed(self) -> int:
-        """Tokens to compute before the next one can be drawn (or, if none is wanted, before all is known)."""
-        return len(self.tokens) - (self.max_new == 0 and self.inputs is None and not self.runs_last)
-
-    @property
-    def remaining(self) -> int:
-        return self.needed - self.computed
-
-    @property
-    def cost(self) -> int:
-        return len(self.tokens) + self.max_new
-
-    @property
-    def table(self) -> list[int]:
-        return [*self.virtual.whole, *self.blocks]
-
-    def blocks_for(self, tokens: int) -> int:
-        """How many own blocks the first `tokens` tokens need."""
-        own_rows = self.virtual.count % BLOCK_ROWS + tokens
-        return -(-own_rows // BLOCK_ROWS)
-
-    def hashes(self, tokens: int) -> Sequence[bytes]:
-        """Chain hashes of the own blocks that the first `tokens` tokens fill."""
-        first = BLOCK_ROWS - self.virtual.count % BLOCK_ROWS
-        while (stop := first + BLOCK_ROWS * len(self._hashes)) <= tokens:
-            parent = self._hashes[-1] if self._hashes else root_hash(self.owner)
-            self._hashes.append(chain_hash(parent, self.tokens[max(0, stop - BLOCK_ROWS) : stop]))
-        return self._hashes[: max(0, (tokens - first) // BLOCK_ROWS + 1)]
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """`count` tokens of a sequence from `start` on; the last `logits` of them want logits."""
-
-    sequence: SequenceState
-    start: int
-    count: int
-    logits: int
-
-    def run(self) -> Run:
-        """The chunk as a runner takes it; its owner is set when the batch is sorted."""
-        own, stop = self.sequence, self.start + self.count
-        return Run(
-            owner=0,
-            tokens=() if own.inputs is not None else own.tokens[self.start : stop],
-            start=own.virtual.count + self.start,
-            position=own.virtual.text_start + self.start,
-            blocks=own.table,
-            logits=self.logits,
-            virtual=None if own.inputs is None else own.inputs[self.start : stop],
-        )
-
-
-@dataclass
-class StepPlan:
-    """One step. `copies` are partial blocks to copy first; `published` blocks become findable with this step."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    published: list[int] = field(default_factory=list)
-    rows: int = 0
+    def __init__(self, sequence: SequenceState | None):
+        super().__init__("planning a step failed")
+        self.sequence = sequence
 
 
 class Scheduler:
@@ -133,6 +55,7 @@ class Scheduler:
         self._running: dict[SequenceState, None] = {}  # by admission
         self._returning: OrderedDict[SequenceState, None] = OrderedDict()  # preempted, by when they were admitted first
         self._waiting: FairQueue[SequenceState] = FairQueue()
+        self._at: SequenceState | None = None  # which one `plan` decides about
 
     @property
     def running(self) -> int:
@@ -188,9 +111,24 @@ class Scheduler:
                 left[sequence.awaits] = max(left.get(sequence.awaits, 0), sequence.remaining + sequence.max_new)
         return left
 
+    def sequences(self) -> Iterator[tuple[SequenceState, bool]]:
+        """All of them, wherever they are, and whether they run."""
+        yield from ((sequence, True) for sequence in self._running)
+        yield from ((sequence, False) for sequence in chain(self._returning, self._waiting))
+
     def plan(self) -> StepPlan:
-        """The next step. Empty when nothing can run."""
+        """The next step. Empty when nothing can run. Raises PlanError, after which the other sequences can go on."""
         plan = StepPlan()
+        self._at = None
+        try:
+            self._fill(plan)
+        except Exception as error:
+            about = self._at
+            self._undo(plan)
+            raise PlanError(about) from error
+        return plan
+
+    def _fill(self, plan: StepPlan) -> None:
         self._make_way()
         for sequence in [s for s in self._running if s.remaining == 1]:
             if sequence in self._running:  # not preempted meanwhile
@@ -205,7 +143,14 @@ class Scheduler:
             count = min(sequence.remaining, self.step_rows - plan.rows - rows)
             if count > 0 and sequence in self._running:  # not preempted meanwhile
                 self._schedule(plan, sequence, count)
-        return plan
+
+    def _undo(self, plan: StepPlan) -> None:
+        """Who is in a plan that nobody carries out computes anew: rows that others may have found were never written."""
+        self.withdraw(plan)
+        planned = {chunk.sequence: chunk for chunk in plan.chunks}
+        for sequence in [s for s in reversed(self._running) if s in planned]:
+            sequence.logits_from -= planned[sequence].logits
+            self._preempt(sequence)
 
     def withdraw(self, plan: StepPlan) -> None:
         """The step failed: what it promised to compute can't be found any more."""
@@ -300,6 +245,7 @@ class Scheduler:
 
     def _ready(self, sequence: SequenceState) -> bool:
         """Whether what a sequence needs is in place; if so its virtual rows are known from now on."""
+        self._at = sequence
         if sequence.awaits is None:
             return True
         if not self._adapters.ready(sequence.awaits):
@@ -329,6 +275,7 @@ class Scheduler:
 
     def _schedule(self, plan: StepPlan, sequence: SequenceState, count: int) -> bool:
         """Put `count` tokens of a running sequence into the step, taking blocks from others if need be."""
+        self._at = sequence
         stop = sequence.computed + count
         missing = sequence.blocks_for(stop) - len(sequence.blocks)
         if missing > 0 and not self._make_room(plan, sequence, missing):
@@ -351,8 +298,8 @@ class Scheduler:
             return
         hashes = sequence.hashes(sequence.computed)
         for i in range(sequence._published, len(hashes)):
+            plan.published.append(sequence.blocks[i])  # first: what is not listed could not be withdrawn
             self.blocks.publish(sequence.blocks[i], hashes[i])
-            plan.published.append(sequence.blocks[i])
         sequence._published = max(sequence._published, len(hashes))
 
     def _make_room(self, plan: StepPlan, sequence: SequenceState, missing: int) -> bool:

@@ -12,12 +12,10 @@ from graft.hub.adapters.validation import Inspection, inspect_artifact
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.names import Location
-from graft.server.adapters.resident import blocks_of
 from graft.server.engine.engine import Engine
+from graft.server.engine.questions import DevicePlace, OnDevice, Pin, Unload
 from graft.server.engine.request import Request
 from graft.server.served_version import Served
-
-PINNED_SHARE = 2  # pins may take half of a budget, so that the other adapters can always come and go
 
 
 class NotLoadedError(NotFoundError):
@@ -94,13 +92,11 @@ class Inventory:
 
     def placements(self) -> dict[str, Placed]:
         """Digest -> where it is, of all in memory."""
-        loader, residency = self._engine.loader, self._engine.residency
-        device = self._engine.call(lambda: {one.digest: one.bytes for one in residency.snapshot()})
+        device, nowhere = self._engine.ask(OnDevice()), DevicePlace(0, False)
         return {
-            one.digest: Placed(
-                one.bytes, device.get(one.digest, 0), one.digest in loader.pinned, one.virtual_rows, one.case.verdict
-            )
-            for one in loader.snapshot()
+            one.digest: Placed(one.bytes, there.bytes, there.pinned, one.virtual_rows, one.case.verdict)
+            for one in self._engine.loader.snapshot()
+            if (there := device.get(one.digest, nowhere))
         }
 
     def load(self, name: str) -> Served:
@@ -114,15 +110,7 @@ class Inventory:
         Raises NotLoadedError, or ConflictError while requests use it.
         """
         loaded, served = self._find_loaded(name)
-
-        def drop() -> bool:
-            if loaded.users or not self._engine.residency.drop(loaded.digest):
-                return False
-            self._engine.residency.pin(loaded.digest, False)
-            self._engine.loader.drop(loaded.digest)
-            return True
-
-        if not self._engine.call(drop):
+        if not self._engine.ask(Unload(loaded)):
             raise ConflictError(f"{name} is in use: unload it when its requests are done.")
         return served
 
@@ -133,28 +121,16 @@ class Inventory:
         """
         if not pinned:
             loaded, served = self._find_loaded(name)
-            self._engine.call(lambda: self._engine.residency.pin(loaded.digest, False))
+            self._engine.ask(Pin(loaded, False))
             return served
         self.load(name)
         loaded, served = self._find_loaded(name)
-        if not self._engine.call(lambda: self._try_pin(loaded)):
+        if not self._engine.ask(Pin(loaded, True)):
             raise ConflictError(
                 f"Pinning {name} would leave too little room for other adapters: unpin one first, or start the "
                 f"server with larger --adapter-device-bytes and --adapter-host-bytes."
             )
         return served
-
-    def _try_pin(self, loaded: Loaded) -> bool:
-        """On the engine's thread."""
-        loader, residency = self._engine.loader, self._engine.residency
-        together = [one for one in loader.snapshot() if one.digest in loader.pinned and one is not loaded] + [loaded]
-        size = sum(one.bytes for one in together)
-        if PINNED_SHARE * size > min(loader.budget_bytes, residency.budget_bytes):
-            return False
-        if PINNED_SHARE * sum(map(blocks_of, together)) > residency.virtual_limit:
-            return False
-        residency.pin(loaded.digest, True)
-        return True
 
     def _find_loaded(self, name: str) -> tuple[Loaded, Served]:
         """Raises NotFoundError for an unknown name, NotLoadedError for an adapter that isn't in memory."""

@@ -264,17 +264,24 @@ def _model(entry: AdapterEntry, placed: dict[str, Placed]) -> dict[str, object]:
 @blueprint.get("/health")
 def health() -> Response:
     """Alive: the process answers and the engine's thread runs."""
-    if not service().engine.alive:
-        raise ClosedError("The engine has stopped: restart the server.")
+    _require_alive()
     return jsonify(status="ok")
 
 
 @blueprint.get("/ready")
 def ready() -> Response:
     """Able to serve: the base is loaded and the engine takes requests."""
-    if not service().engine.alive:
-        raise ClosedError("The server is shutting down.")
+    _require_alive()
     return jsonify(status="ready", model=service().base_name)
+
+
+def _require_alive() -> None:
+    """Raises EndedError after a failure that ended the engine, ClosedError while the server shuts down."""
+    engine = service().engine
+    if engine.failure is not None:
+        raise engine.failure
+    if not engine.alive:
+        raise ClosedError("The server is shutting down.")
 
 
 @blueprint.get("/metrics")

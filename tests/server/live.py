@@ -4,7 +4,7 @@ import json
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from graft.hub.base.model import Base
 from graft.server.commands.serve import http_server, port_of
 from graft.server.engine.engine import Engine
+from graft.server.engine.messages import Ask
 from graft.server.engine.options import Options
 from graft.server.http.app import create_app
 
@@ -20,6 +21,20 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
 )
 OPTIONS = Options(cache_bytes=1 << 21, max_running=16, step_rows=64, runner="eager")
+
+
+@dataclass(frozen=True, eq=False)
+class Look(Ask[Any]):
+    """Anything, looked at on the engine's thread."""
+
+    question: Callable[[], Any]
+
+    def find(self, engine: Engine) -> Any:
+        return self.question()
+
+
+def ask(engine: Engine, question: Callable[[], Any]) -> Any:
+    return engine.ask(Look(question))
 
 
 @dataclass(frozen=True)
@@ -48,13 +63,14 @@ class Live:
     def idle(self) -> bool:
         """Whether nothing is under way and no cache block is in use but those of soft prompts in memory."""
         engine = self.engine
-        return engine.call(
+        return ask(
+            engine,
             lambda: (
                 not engine.scheduler.running
                 and not engine.scheduler.waiting
                 and engine.blocks.used == sum(len(one.virtual.blocks) for one in engine.residency.snapshot())
                 and not any(one.users for one in engine.loader.snapshot())
-            )
+            ),
         )
 
 

@@ -13,7 +13,8 @@ from graft.server.adapters.device import HOLD_BACK_S, DeviceTier
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.prover import Case
 from graft.server.cache.blocks import BlockPool
-from graft.server.engine.scheduler import Scheduler, SequenceState
+from graft.server.engine.scheduler import Scheduler
+from graft.server.engine.sequence import SequenceState
 from graft.server.errors import CapacityError
 
 
@@ -25,7 +26,7 @@ class Pretended:
         self.instant = instant
         self.added, self.preparing, self.failed = set(), {}, {}
         self.blocks = BlockPool(blocks)
-        self.tier = DeviceTier(self, self.blocks, self, budget_bytes=room, pinned=set(), clock=lambda: self.now)
+        self.tier = DeviceTier(self, self.blocks, self, budget_bytes=room, clock=lambda: self.now)
         self.scheduler = Scheduler(
             self.blocks, step_rows=4 * max_running, max_running=max_running, adapters=self.tier, prefix_sharing=False
         )
@@ -60,14 +61,14 @@ class Pretended:
         return [chunk.sequence for chunk in plan.chunks]
 
     def finish(self, digest):
-        self.preparing.pop(digest)(SimpleNamespace(bytes=self.loaded[digest].bytes))
+        self.tier.add_to_runner(self.preparing.pop(digest), SimpleNamespace(bytes=self.loaded[digest].bytes))
 
     # AdapterWork
 
-    def prepare(self, loaded, done):
-        self.preparing[loaded.digest] = done
+    def prepare(self, resident):
+        self.preparing[resident.digest] = resident
         if self.instant:
-            self.finish(loaded.digest)
+            self.finish(resident.digest)
 
     def take_blocks(self, n, digest):
         return self.scheduler.take(n, digest)
@@ -88,6 +89,10 @@ class Pretended:
         self.failed[digest] = error
 
     # Runner
+
+    @property
+    def adapters(self):
+        return frozenset(self.added)
 
     def add(self, digest, prepared):
         assert digest not in self.added

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
@@ -85,6 +86,47 @@ def test_a_mistake_ends_with_one_line(place, options, code, says):
         assert started.wait(90) == code
         text = started.stderr.read()
         assert says in text and "Traceback" not in text
+
+
+BREAKING = """
+import sys
+from graft.hub.cli.main import main
+from graft.server.engine.scheduler import Scheduler
+fill, calls = Scheduler._fill, []
+def broken(self, plan):
+    calls.append(1)
+    if self.running and len(calls) > 30:
+        raise MemoryError("as if there were none")
+    fill(self, plan)
+Scheduler._fill = broken
+sys.argv[0] = "graft"
+main()
+"""
+
+
+def test_an_engine_that_ends_by_a_failure_ends_the_server_after_its_streams_have_been_told(place):
+    words = ["serve", "--base", "base", "--device", "cpu", "--dtype", "float32", "--runner", "eager", "--port", "0"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", BREAKING, *words], cwd=place, env=env, stderr=subprocess.PIPE, text=True
+    ) as started:
+        try:
+            url = url_of(started)
+            body = {"model": "base", "prompt": "a", "max_tokens": 250, "ignore_eos": True, "stream": True}
+            asked = urllib.request.Request(
+                f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                last = answer.read().decode().strip().split("\n\n")[-1]
+            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_ended"
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{url}/health", timeout=30)
+            assert refused.value.code == 503
+            assert "ended by a failure (MemoryError)" in json.load(refused.value)["error"]["message"]
+            assert started.wait(30) == 1
+            assert started.stderr.read().strip().split("\n")[-1].startswith("error: The engine has ended by a failure")
+        finally:
+            started.kill()
 
 
 @pytest.mark.slow

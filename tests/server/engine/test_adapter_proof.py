@@ -18,6 +18,7 @@ from graft.server.adapters import prover as prover_module
 from graft.server.adapters.time_slices import TimeSlices
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request
+from graft.server.errors import BrokenError
 from graft.trainer.artifact.probe import Prober
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.server.conftest import KINDS, write_folder
@@ -151,7 +152,7 @@ def test_what_breaks_in_a_pass_costs_its_own_adapter_only(base_folder, tmp_path,
 
     monkeypatch.setattr(prover_module.Prover, "_judge", judged)
     with Engine(base, folders) as engine:
-        with pytest.raises(ArtifactError, match="can't be run here"):
+        with pytest.raises(BrokenError, match="can't be run here"):
             engine.generate([Request((5, 6), name, max_tokens=1) for name in folders])
         assert engine.generate([Request((5, 6), name, max_tokens=1) for name in ("lora", "bitfit")])
 

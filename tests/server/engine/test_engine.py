@@ -25,6 +25,7 @@ from graft.server.errors import BrokenError, ClosedError, EngineError, RequestEr
 from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
 from tests.server.conftest import write_folder
+from tests.server.live import ask
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")
 GREEDY = Sampling(temperature=0)
@@ -66,18 +67,17 @@ def assert_idle(engine):
 
     def under_way():
         coming = [r for r in engine.residency.snapshot() if r.state is not State.READY]
-        return len(engine._consumers) + engine.scheduler.running + len(coming)
+        return len(engine.ledger.scheduled) + engine.scheduler.running + len(coming)
 
     deadline = time.monotonic() + 5
-    while engine.call(under_way) and time.monotonic() < deadline:
+    while ask(engine, under_way) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert engine.call(lambda: (engine.scheduler.running, engine.scheduler.waiting, len(engine._consumers))) == (
+    assert ask(engine, lambda: (engine.scheduler.running, engine.scheduler.waiting, len(engine.ledger.scheduled))) == (
         0,
         0,
         0,
     )
-    held = engine.call(lambda: sum(len(r.virtual.blocks) for r in engine.residency.snapshot()))
-    assert engine.call(lambda: engine.blocks.used) == held
+    assert ask(engine, lambda: engine.ledger.discrepancy()) is None
     assert all(loaded.users == 0 for loaded in engine.loader.snapshot())
     resident = {r.digest for r in engine.residency.snapshot()}
     assert engine.runner.adapters == resident
@@ -139,8 +139,8 @@ def test_loads_leave_the_cores_to_the_engine(llama, shelf):
 
     with Engine(llama, shelf(llama, ["lora"])) as engine:
         told = SimpleQueue()
-        engine.loader.run_later(lambda: told.put(priority()))
-        assert engine.call(priority) == priority()
+        engine.loader.run_later(lambda: told.put(priority()), told.put)
+        assert ask(engine, priority) == priority()
         assert told.get(timeout=5) > priority()
 
 
@@ -227,7 +227,7 @@ def test_an_adapter_without_room_stops_neither_the_base_nor_residents(llama, mak
         told.get()
         prompt = prompts(1)[0]
         without = engine.submit(Request(prompt, "lora-wide", max_tokens=4, ignore_eos=True, sampling=GREEDY), told)
-        while not engine.call(lambda: len(engine.residency._seekers)):
+        while not ask(engine, lambda: len(engine.residency._seekers)):
             time.sleep(0.001)
         others = [engine.submit(Request((8, 9), name, max_tokens=2, ignore_eos=True), told) for name in (None, "lora")]
         ended, tokens = [], []
@@ -355,11 +355,11 @@ def test_closing_ends_requests_under_way(llama):
 
 def test_a_question_that_raises_reaches_who_asked(llama):
     with Engine(llama) as engine:
-        with pytest.raises(ZeroDivisionError):
-            engine.call(lambda: 1 // 0)
-        assert engine.call(lambda: 7) == 7
+        with pytest.raises(BrokenError, match="ZeroDivisionError"):
+            ask(engine, lambda: 1 // 0)
+        assert ask(engine, lambda: 7) == 7
     with pytest.raises(ClosedError):
-        engine.call(lambda: 7)
+        ask(engine, lambda: 7)
 
 
 def test_a_lookup_that_breaks_fails_its_own_request_only(llama, monkeypatch):

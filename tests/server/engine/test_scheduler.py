@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from graft.server.adapters.readiness import VirtualRows
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
-from graft.server.engine.scheduler import Scheduler, SequenceState
+from graft.server.engine.scheduler import Scheduler
+from graft.server.engine.sequence import SequenceState
 
 
 def run(scheduler, lengths, limit=3000, cancel=lambda step: ()):

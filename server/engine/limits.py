@@ -1,0 +1,41 @@
+"""How long a request may be here, and which tokens there are."""
+
+from dataclasses import dataclass
+
+from graft.server.cache.step import BLOCK_ROWS
+from graft.server.engine.request import Request
+from graft.server.errors import RequestError, TooLongError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`usable_blocks`: that one sequence may take, beside those kept for adapters."""
+
+    vocab_size: int
+    max_model_len: int
+    usable_blocks: int
+
+    def check(self, request: Request) -> None:
+        """Raises RequestError where the request can't be served as it stands, whatever its adapter is."""
+        if not request.prompt:
+            raise RequestError("The prompt is empty: the first token needs something to follow.")
+        if not all(0 <= id < self.vocab_size for id in (*request.prompt, *request.score_next)):
+            raise RequestError(f"A prompt token lies outside the base's vocabulary of {self.vocab_size}.")
+        self.new_tokens(request, 0)
+
+    def new_tokens(self, request: Request, virtual: int) -> int:
+        """How many tokens a request may get beside an adapter's virtual ones. Raises TooLongError without room."""
+        usable = self.usable_blocks * BLOCK_ROWS
+        prompt = len(request.prompt)
+        room = min(self.max_model_len, usable) - prompt - virtual
+        new = max(1, room) if request.max_tokens is None else request.max_tokens
+        total = prompt + new + virtual
+        beside = f" and the adapter's {virtual} virtual tokens" if virtual else ""
+        if total > self.max_model_len:
+            raise TooLongError(
+                f"{prompt} prompt tokens{beside} and max_tokens={new} make {total}; "
+                f"this server takes up to {self.max_model_len}."
+            )
+        if total > usable:
+            raise TooLongError(f"{total} tokens don't fit into the KV cache ({usable}; --kv-bytes).")
+        return new

@@ -1,0 +1,126 @@
+"""What other threads send to the engine's: each message does one thing there, and knows whom to tell when that fails."""
+
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from graft.hub.errors import GraftError
+
+if TYPE_CHECKING:
+    from graft.server.adapters.host import LoadResult
+    from graft.server.adapters.resident import Resident
+    from graft.server.engine.consumers import RunningRequest
+    from graft.server.engine.engine import Engine
+    from graft.server.runners.protocol import Prepared
+
+Value = TypeVar("Value")
+
+
+class Message(ABC):
+    """Handled once, on the engine's thread."""
+
+    @abstractmethod
+    def handle(self, engine: "Engine") -> None: ...
+
+    @abstractmethod
+    def fail(self, engine: "Engine", error: GraftError) -> None:
+        """`handle` raised, or nobody will call it any more: tell whoever waits for it. On the engine's thread too."""
+
+
+@dataclass(frozen=True)
+class Opened(Message):
+    """A request has come in; its adapter, if it wants one, is on its way to host memory."""
+
+    request: "RunningRequest"
+
+    def handle(self, engine: "Engine") -> None:
+        engine.ledger.open(self.request)
+
+    def fail(self, engine: "Engine", error: GraftError) -> None:
+        engine.ledger.open(self.request)
+        engine.ledger.fail(self.request, error)
+
+
+@dataclass(frozen=True)
+class Placed(Message):
+    """A request's adapter is in host memory, held for it, or can't be had. None: the bare base needs none."""
+
+    request: "RunningRequest"
+    answer: "LoadResult | None"
+
+    def handle(self, engine: "Engine") -> None:
+        engine.place(self.request, self.answer)
+
+    def fail(self, engine: "Engine", error: GraftError) -> None:
+        engine.ledger.fail(self.request, error)
+
+
+@dataclass(frozen=True)
+class Cancelled(Message):
+    """Nobody waits for a request any more."""
+
+    request: "RunningRequest"
+
+    def handle(self, engine: "Engine") -> None:
+        engine.ledger.cancel(self.request)
+
+    def fail(self, engine: "Engine", error: GraftError) -> None:
+        engine.ledger.fail(self.request, error)
+
+
+@dataclass(frozen=True)
+class DetoursPrepared(Message):
+    """What a loader's thread has made of an adapter's detours, or why it could not."""
+
+    resident: "Resident"
+    made: "Prepared | GraftError"
+
+    def handle(self, engine: "Engine") -> None:
+        engine.residency.add_to_runner(self.resident, self.made)
+
+    def fail(self, engine: "Engine", error: GraftError) -> None:
+        engine.residency.refuse(self.resident, error)
+
+
+@dataclass(frozen=True)
+class Refused(Message):
+    """An adapter can't be served: its requests fail."""
+
+    digest: str
+    error: GraftError
+
+    def handle(self, engine: "Engine") -> None:
+        engine.ledger.fail_owner(self.digest, self.error)
+
+    def fail(self, engine: "Engine", error: GraftError) -> None:
+        engine.ledger.fail_owner(self.digest, error)
+
+
+@dataclass(frozen=True)
+class Wake(Message):
+    """Something outside of the inbox has changed: the engine closes."""
+
+    def handle(self, engine: "Engine") -> None:
+        pass
+
+    def fail(self, engine: "Engine", error: GraftError) -> None:
+        pass
+
+
+@dataclass(frozen=True, eq=False)
+class Ask(Message, Generic[Value]):
+    """A question whose asker waits for `answer`."""
+
+    answer: "Future[Value]" = field(default_factory=Future, init=False)
+
+    @abstractmethod
+    def find(self, engine: "Engine") -> Value:
+        """The answer. What it raises, the asker gets."""
+
+    def handle(self, engine: "Engine") -> None:
+        self.answer.set_result(self.find(engine))
+
+    def fail(self, engine: "Engine", error: GraftError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)

@@ -1,0 +1,69 @@
+"""What is asked of the engine's thread about adapters in memory, and what it is told to do with them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graft.server.adapters.resident import blocks_of
+from graft.server.engine.messages import Ask
+
+if TYPE_CHECKING:
+    from graft.server.adapters.host import Loaded
+    from graft.server.engine.engine import Engine
+
+PINNED_SHARE = 2  # pins may take half of a budget, so that the other adapters can always come and go
+
+
+@dataclass(frozen=True)
+class DevicePlace:
+    """An adapter on the device, or on its way there."""
+
+    bytes: int
+    pinned: bool
+
+
+@dataclass(frozen=True, eq=False)
+class OnDevice(Ask[dict[str, DevicePlace]]):
+    """Which adapters are on the device, by digest?"""
+
+    def find(self, engine: "Engine") -> dict[str, DevicePlace]:
+        pinned = engine.residency.pinned
+        return {one.digest: DevicePlace(one.bytes, one.digest in pinned) for one in engine.residency.snapshot()}
+
+
+@dataclass(frozen=True, eq=False)
+class Unload(Ask[bool]):
+    """Take an adapter out of memory, pinned or not; False while it is in use."""
+
+    loaded: "Loaded"
+
+    def find(self, engine: "Engine") -> bool:
+        digest = self.loaded.digest
+        if self.loaded.users or not engine.residency.drop(digest):
+            return False
+        _pin(engine, self.loaded, False)
+        engine.loader.drop(digest)
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Pin(Ask[bool]):
+    """Keep an adapter in memory, or let it go again; False where pins would take more than their share."""
+
+    loaded: "Loaded"
+    pinned: bool
+
+    def find(self, engine: "Engine") -> bool:
+        return _pin(engine, self.loaded, self.pinned)
+
+
+def _pin(engine: "Engine", loaded: "Loaded", pinned: bool) -> bool:
+    host, device = engine.loader, engine.residency
+    if pinned:
+        together = [one for one in host.snapshot() if one.digest in device.pinned | {loaded.digest}]
+        if PINNED_SHARE * sum(one.bytes for one in together) > min(host.budget_bytes, device.budget_bytes):
+            return False
+        if PINNED_SHARE * sum(map(blocks_of, together)) > device.virtual_limit:
+            return False
+    device.pin(loaded.digest, pinned)
+    host.keep(device.pinned)
+    return True

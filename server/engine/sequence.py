@@ -1,0 +1,95 @@
+"""A sequence as the scheduler knows it, and what of it goes into a step. Pure."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from graft.server.adapters.readiness import NO_ROWS, VirtualRows
+from graft.server.cache.blocks import chain_hash, root_hash
+from graft.server.cache.step import BLOCK_ROWS, Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(eq=False)
+class SequenceState:
+    """Tokens whose keys and values are to be computed, and where they are."""
+
+    owner: str | None  # an adapter's digest, None for the bare base
+    tokens: list[int]
+    max_new: int
+    logits_from: int  # first token whose logits are (still) wanted
+    virtual: VirtualRows = NO_ROWS
+    client: Hashable = ""  # for whom: who is served in turn
+    weight: float = 1.0  # the client's
+    awaits: str | None = None  # the digest of an adapter that has to be in place before it starts
+    runs_last: bool = False  # the last token too where no new one is wanted: what follows it is asked about
+    inputs: "Tensor | None" = None  # rows [P, H] in place of tokens: an adapter's soft prompt on its way into the cache
+    blocks: list[int] = field(default_factory=list)  # its own, after the shared ones of `virtual`
+    computed: int = 0
+    _hashes: list[bytes] = field(default_factory=list)
+    _published: int = 0
+
+    @property
+    def needed(self) -> int:
+        """Tokens to compute before the next one can be drawn (or, if none is wanted, before all is known)."""
+        return len(self.tokens) - (self.max_new == 0 and self.inputs is None and not self.runs_last)
+
+    @property
+    def remaining(self) -> int:
+        return self.needed - self.computed
+
+    @property
+    def cost(self) -> int:
+        return len(self.tokens) + self.max_new
+
+    @property
+    def table(self) -> list[int]:
+        return [*self.virtual.whole, *self.blocks]
+
+    def blocks_for(self, tokens: int) -> int:
+        """How many own blocks the first `tokens` tokens need."""
+        own_rows = self.virtual.count % BLOCK_ROWS + tokens
+        return -(-own_rows // BLOCK_ROWS)
+
+    def hashes(self, tokens: int) -> Sequence[bytes]:
+        """Chain hashes of the own blocks that the first `tokens` tokens fill."""
+        first = BLOCK_ROWS - self.virtual.count % BLOCK_ROWS
+        while (stop := first + BLOCK_ROWS * len(self._hashes)) <= tokens:
+            parent = self._hashes[-1] if self._hashes else root_hash(self.owner)
+            self._hashes.append(chain_hash(parent, self.tokens[max(0, stop - BLOCK_ROWS) : stop]))
+        return self._hashes[: max(0, (tokens - first) // BLOCK_ROWS + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`count` tokens of a sequence from `start` on; the last `logits` of them want logits."""
+
+    sequence: SequenceState
+    start: int
+    count: int
+    logits: int
+
+    def run(self) -> Run:
+        """The chunk as a runner takes it; its owner is set when the batch is sorted."""
+        own, stop = self.sequence, self.start + self.count
+        return Run(
+            owner=0,
+            tokens=() if own.inputs is not None else own.tokens[self.start : stop],
+            start=own.virtual.count + self.start,
+            position=own.virtual.text_start + self.start,
+            blocks=own.table,
+            logits=self.logits,
+            virtual=None if own.inputs is None else own.inputs[self.start : stop],
+        )
+
+
+@dataclass
+class StepPlan:
+    """One step. `copies` are partial blocks to copy first; `published` blocks become findable with this step."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    published: list[int] = field(default_factory=list)
+    rows: int = 0

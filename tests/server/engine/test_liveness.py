@@ -1,0 +1,248 @@
+"""Nobody waits for ever: whatever fails, everybody whom it concerns is told at once, and nobody else notices."""
+
+import threading
+import time
+from contextlib import contextmanager
+from queue import SimpleQueue
+
+import pytest
+
+from graft.server.adapters.time_slices import TimeSlices
+from graft.server.adapters.workers import Workers
+from graft.server.cache.blocks import BlockPool
+from graft.server.engine.engine import Engine
+from graft.server.engine.options import Options
+from graft.server.engine.request import Request
+from graft.server.engine.sampling import Sampling
+from graft.server.errors import BrokenError, ClosedError, EndedError, EngineError
+from tests.server.live import ask
+
+GREEDY = Sampling(temperature=0)
+AT_ONCE_S = 1.0
+LONG = Request((5, 6, 7), max_tokens=200, ignore_eos=True, sampling=GREEDY)
+SHORT = Request((5, 6, 7), max_tokens=3, ignore_eos=True, sampling=GREEDY)
+
+
+class Fault:
+    """Raises in place of `owner.name`, from the `first` call on for `times` calls."""
+
+    def __init__(self, monkeypatch, owner, name, error=RuntimeError, first=1, times=1):
+        true, self.calls = getattr(owner, name), 0
+        self.gone = threading.Event()
+
+        def call(*args, **options):
+            self.calls += 1
+            if first <= self.calls < first + times:
+                raise error("as a fault would")
+            self.gone.set()
+            return true(*args, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+
+def outcome(stream):
+    """A stream's end: its ids, or its error."""
+    try:
+        return stream.result().ids
+    except EngineError as error:
+        return error
+
+
+@contextmanager
+def at_once():
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < AT_ONCE_S
+
+
+def adapter(name, **options):
+    return Request((5, 6, 7), name, max_tokens=3, ignore_eos=True, sampling=GREEDY, **options)
+
+
+def test_the_end_of_the_engines_thread_is_told_to_everybody(llama, make_folder, monkeypatch):
+    """To those who run, those who wait for a load, those who ask something, and those who come later."""
+    never = threading.Event()
+    engine = Engine(llama, {"a": make_folder("lora", llama)})
+    monkeypatch.setattr(engine.loader, "_read", lambda location: never.wait(20))
+    streams = [engine.submit(LONG), engine.submit(LONG), engine.submit(adapter("a"))]
+    next(iter(streams[0]))
+    Fault(monkeypatch, engine.scheduler, "plan", MemoryError, times=10**9)
+    with at_once():
+        for stream in streams:
+            with pytest.raises(EndedError, match=r"ended by a failure \(MemoryError\): restart"):
+                stream.result()
+    with at_once():
+        for late in (lambda: engine.submit(SHORT), lambda: ask(engine, lambda: 1)):
+            with pytest.raises(EndedError, match="restart the server"):
+                late()
+    assert not engine.alive and isinstance(engine.failure, EndedError) and engine.ended.is_set()
+    never.set()
+    engine.close()
+
+
+def test_who_asks_while_the_engine_ends_is_told(llama, monkeypatch):
+    engine = Engine(llama)
+    answers = SimpleQueue()
+
+    def asker():
+        try:
+            ask(engine, lambda: (_ for _ in ()).throw(SystemExit))
+        except Exception as error:
+            answers.put(error)
+
+    def late():
+        try:
+            while True:
+                ask(engine, lambda: time.sleep(0.001))
+        except Exception as error:
+            answers.put(error)
+
+    threads = [threading.Thread(target=target) for target in (*[late] * 4, asker)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert isinstance(answers.get(timeout=5), EndedError)
+    engine.close()
+
+
+def test_a_message_that_raises_fails_its_own_request_only(llama, monkeypatch):
+    with Engine(llama) as engine:
+        good = engine.submit(LONG)
+        next(iter(good))
+        Fault(monkeypatch, engine.scheduler, "add")
+        with at_once(), pytest.raises(BrokenError, match="as a fault would"):
+            engine.generate([SHORT])
+        assert len(engine.generate([SHORT])[0].ids) == 3
+        assert len(good.result().ids) == 200
+        assert ask(engine, lambda: engine.ledger.discrepancy()) is None
+
+
+def test_a_question_that_raises_fails_who_asked(llama):
+    with Engine(llama) as engine:
+        with at_once(), pytest.raises(BrokenError, match="KeyError"):
+            ask(engine, lambda: {}["nothing"])
+        assert ask(engine, lambda: 7) == 7
+
+
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_a_failure_in_planning_costs_the_sequence_it_was_about(llama, monkeypatch, call):
+    """The others' rows of that plan are planned again, with the logits that they are owed."""
+    asked = [Request((5, 6, 7 + i), max_tokens=40, score_from=0, sampling=GREEDY, ignore_eos=True) for i in range(6)]
+    with Engine(llama) as engine:
+        alone = engine.generate(asked)
+        Fault(monkeypatch, engine.blocks, "take", MemoryError, first=call)
+        ends = [outcome(stream) for stream in [engine.submit(one) for one in asked]]
+        assert sum(isinstance(end, EngineError) for end in ends) == 1
+        assert all(isinstance(end, EngineError) or end == one.ids for end, one in zip(ends, alone, strict=True))
+        again = engine.generate(asked)
+        assert [one.ids for one in again] == [one.ids for one in alone]
+        assert [len(one.prompt) for one in again] == [2] * 6
+        assert ask(engine, lambda: engine.ledger.discrepancy()) is None
+
+
+def test_books_that_do_not_balance_after_a_failure_end_the_engine(llama, monkeypatch):
+    engine = Engine(llama)
+    true = engine.blocks.take
+
+    def half(n):
+        true(n)
+        raise MemoryError("when it had been done")
+
+    monkeypatch.setattr(engine.blocks, "take", half)
+    with at_once(), pytest.raises(BrokenError, match="when it had been done"):
+        engine.generate([SHORT])
+    assert engine.ended.wait(AT_ONCE_S)
+    with pytest.raises(EndedError, match="StateLostError"):
+        engine.submit(SHORT)
+    engine.close()
+
+
+def test_a_pool_of_blocks_says_what_does_not_agree():
+    pool = BlockPool(6)
+    taken = pool.take(2)
+    assert pool.discrepancy({block: 1 for block in taken}) is None
+    assert "counts 1 users and has 0" in pool.discrepancy({taken[0]: 1})
+    pool._free.pop()
+    assert "listed as unused" in pool.discrepancy({block: 1 for block in taken})
+
+
+@pytest.mark.parametrize(
+    ("kind", "owner", "name"),
+    [
+        ("lora", "runner", "prepare"),
+        ("lora", "runner", "add"),
+        ("prefix", "scheduler", "take"),
+        ("prefix", "cache", "write"),
+        ("prompt", "scheduler", "detach"),
+        ("prompt", "scheduler", "add"),
+        ("lora", "residency", "expect"),
+        ("lora", "residency", "check"),
+        ("lora", "prover", "case"),
+        ("lora", "loader", "request"),
+    ],
+)
+def test_an_adapter_whose_way_in_fails_is_refused_and_comes_in_when_the_fault_is_gone(
+    llama, make_folder, monkeypatch, kind, owner, name
+):
+    folders = {"a": make_folder(kind, llama), "b": make_folder("lora", llama, 5)}
+    with Engine(llama, folders) as engine:
+        good = engine.submit(LONG)
+        next(iter(good))
+        with monkeypatch.context() as patched:
+            Fault(patched, engine.runner.cache if owner == "cache" else getattr(engine, owner), name)
+            with at_once(), pytest.raises(BrokenError, match="as a fault would"):
+                engine.generate([adapter("a")])
+        assert [len(result.ids) for result in engine.generate([adapter("a"), adapter("b")])] == [3, 3]
+        assert len(good.result().ids) == 200
+        assert ask(engine, lambda: engine.ledger.discrepancy()) is None
+        assert all(loaded.users == 0 for loaded in engine.loader.snapshot())
+
+
+def test_an_adapter_that_can_not_be_taken_out_ends_the_engine(llama, make_folder, monkeypatch):
+    folders = {name: make_folder("lora", llama, seed, name) for seed, name in enumerate("ab")}
+    size = 40_000
+    engine = Engine(llama, folders, options=Options(device_bytes=size))
+    engine.generate([adapter("a")])
+    engine.residency.budget_bytes = engine.residency.bytes  # room for one
+    Fault(monkeypatch, engine.runner, "remove", times=10**9)
+    with at_once(), pytest.raises(EndedError):
+        engine.generate([adapter("b")])
+    engine.close()
+
+
+def test_a_worker_tells_who_waits_what_went_wrong_and_goes_on():
+    workers, told = Workers("test", 1, begin=lambda: 1 // 0), SimpleQueue()
+    for work in (lambda: {}["x"], lambda: (_ for _ in ()).throw(SystemExit), lambda: told.put("done")):
+        workers.submit(work, told.put)
+    assert [str(told.get(timeout=5)) for _ in range(3)] == ["KeyError: 'x'", "SystemExit: ", "done"]
+    assert workers.close(1.0)
+    with pytest.raises(ClosedError):
+        workers.submit(lambda: None, told.put)
+
+
+def test_workers_end_though_one_hangs_and_fail_what_has_not_begun():
+    workers, told, never = Workers("test", 1), SimpleQueue(), threading.Event()
+    workers.submit(lambda: (told.put("begun"), never.wait(20)), told.put)
+    workers.submit(lambda: told.put("begun too"), told.put)
+    assert told.get(timeout=5) == "begun"
+    with at_once():
+        assert not workers.close(0.1)
+    assert isinstance(told.get(timeout=1), ClosedError)
+    never.set()
+
+
+def test_a_thread_of_turns_that_ends_holds_nobody_up():
+    def deadly():
+        raise SystemExit
+
+    turns = TimeSlices("test")
+    turns.start(deadly)
+    with at_once():
+        turns.go(1.0)
+        turns.go(1.0)
+    assert not turns.alive and not turns.busy
+    turns.close()
+    unborn = TimeSlices("test", deadly)
+    with at_once():
+        unborn.go(1.0)
+    assert not unborn.alive
