@@ -179,6 +179,9 @@ class Prover:
 
     # On the turns' thread
 
+    def _pause(self) -> None:
+        self._turns.pause()  # of the present thread: what keeps this method outlives an abandoned one
+
     def _pass(self, together: list[OpenCase]) -> None:
         answers: Sequence[Verdict | GraftError]
         try:
@@ -199,14 +202,14 @@ class Prover:
         unknown = [questions for questions in new if not self._recall_answers(questions, content)]
         asked = [(replay_of(()), questions) for questions in unknown]
         asked += [case.question for case in cases]
-        told = answers(stored, asked, self._turns.pause)
+        told = answers(stored, asked, self._pause)
         for questions, tables in zip(unknown, told, strict=False):
             self._said[questions] = tables
             keep(_BASES, _base_key(questions, content), tables)
         return [self._judge(case, own, content) for case, own in zip(cases, told[len(unknown) :], strict=True)]
 
     def _judge(self, case: Case, told: list[Table], content: str) -> Verdict:
-        self._turns.pause()
+        self._pause()
         probe = case.probe
         assert probe is not None
         if isinstance(probe, OldProbe):
@@ -229,7 +232,7 @@ class Prover:
         with self._lock:
             if self._opened is None:
                 weights = stored_weights(self._base)
-                self._opened = weights, stored_base(self._base, weights, Arithmetic(pause=self._turns.pause))
+                self._opened = weights, stored_base(self._base, weights, Arithmetic(pause=self._pause))
             return self._opened
 
 

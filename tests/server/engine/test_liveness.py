@@ -13,8 +13,8 @@ from graft.server.cache.blocks import BlockPool
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
-from graft.server.engine.sampling import Sampling
 from graft.server.errors import BrokenError, ClosedError, EndedError, EngineError
+from graft.server.sampling.params import Sampling
 from tests.server.live import ask
 
 GREEDY = Sampling(temperature=0)
