@@ -26,17 +26,20 @@ class EngineError(GraftError):
     code = "engine_error"
 
 
-class NotFiniteError(EngineError):
-    """An answer would be of NaN or infinite logits."""
-
-    status = 422
-    code = "not_finite"
-
-
 class BrokenError(EngineError):
     """Something failed that should not have. Its message is for the log: it may tell of internals."""
 
     code = "internal_error"
+
+
+class NotFiniteError(EngineError):
+    """An adapter's logits are not numbers any more."""
+
+    status = 422
+    code = "not_finite"
+
+    def __init__(self) -> None:
+        super().__init__("The logits are not finite: this adapter overflows on this prompt. Train it at a lower rate.")
 
 
 class EndedError(EngineError):

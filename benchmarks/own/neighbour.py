@@ -94,7 +94,7 @@ def evaluating(base: Base, folder: str) -> Iterator[Run]:
         def run() -> None:
             texts = [" ".join(draw.choices(WORDS, k=TEXT_WORDS)) for _ in range(EXAMPLES)]
             examples = [Example(text, draw.choice(LABELS), LABELS) for text in texts]
-            evaluate(engine, names[:1], examples, METRICS["accuracy"], Nobody())
+            evaluate(engine.client, names[:1], examples, METRICS["accuracy"], Nobody())
 
         yield run
 
@@ -103,7 +103,7 @@ def evaluating(base: Base, folder: str) -> Iterator[Run]:
 def serving(base: Base, folder: str, runner: str) -> Iterator[Run]:
     """Requests that arrive at once, half of them on each of two LoRAs."""
     with serving_engine(base, folder, runner) as (engine, names):
-        draw, target = RequestDraw(SERVED, range(1000, base.spec.vocab_size), names), EngineTarget(engine)
+        draw, target = RequestDraw(SERVED, range(1000, base.spec.vocab_size), names), EngineTarget(engine.client)
         yield lambda: target.run(draw.round(), SERVED.requests)
 
 

@@ -20,7 +20,7 @@ from graft.server.adapters.demand import Demand, Seeker
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.idle import IdleAdapters
 from graft.server.adapters.readiness import VirtualRows
-from graft.server.adapters.resident import AdapterWork, Resident, State, blocks_of
+from graft.server.adapters.resident import AdapterWork, Resident, State
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.errors import BrokenError, CapacityError, StateLostError
@@ -82,7 +82,7 @@ class DeviceTier:
                 f"This adapter takes {loaded.bytes} bytes, all adapters on the device together may take "
                 f"{self.budget_bytes} (--adapter-device-bytes)."
             )
-        if blocks_of(loaded) > self.virtual_limit:
+        if loaded.virtual_blocks > self.virtual_limit:
             raise CapacityError(
                 f"This adapter's {loaded.virtual_rows} virtual tokens are too many for a KV cache of "
                 f"{self._blocks.count * BLOCK_ROWS} rows (--kv-bytes)."
@@ -189,7 +189,7 @@ class DeviceTier:
         """Bytes and cache blocks that must be freed for an adapter; none where the figures are not above 0."""
         return (
             self.bytes + loaded.bytes - self.budget_bytes,
-            self.virtual_blocks + blocks_of(loaded) - self.virtual_limit,
+            self.virtual_blocks + loaded.virtual_blocks - self.virtual_limit,
         )
 
     def _bring(self, loaded: Loaded, *, sparing: bool) -> bool:
@@ -226,7 +226,7 @@ class DeviceTier:
         """Where pinned adapters leave too little room, waiting would never end."""
         pinned = [self._residents[digest] for digest in self._pinned if digest in self._residents]
         size = sum(one.bytes for one in pinned) + demand.loaded.bytes
-        blocks = sum(one.blocks for one in pinned) + blocks_of(demand.loaded)
+        blocks = sum(one.blocks for one in pinned) + demand.loaded.virtual_blocks
         if size > self.budget_bytes or blocks > self.virtual_limit:
             self._forget_seekers(demand)
             message = "Pinned adapters fill the device: unpin one, or raise --adapter-device-bytes."

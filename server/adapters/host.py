@@ -23,6 +23,7 @@ from graft.hub.errors import GraftError
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Case, Prover
 from graft.server.adapters.workers import Workers
+from graft.server.cache.step import BLOCK_ROWS
 from graft.server.errors import BrokenError, CapacityError, ClosedError
 from graft.server.served_version import Served
 
@@ -59,6 +60,11 @@ class Loaded:
         if isinstance(self.rows, InputRows):
             return self.rows.rows.shape[0]
         return 0 if self.rows is None else self.rows.keys.shape[1]
+
+    @property
+    def virtual_blocks(self) -> int:
+        """Cache blocks that its virtual rows take."""
+        return -(-self.virtual_rows // BLOCK_ROWS)
 
 
 @dataclass

@@ -10,7 +10,6 @@ from torch import Tensor
 from graft.hub.errors import GraftError
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.readiness import NO_ROWS, VirtualRows
-from graft.server.cache.step import BLOCK_ROWS
 
 
 class State(Enum):
@@ -38,7 +37,7 @@ class Resident:
     @property
     def blocks(self) -> int:
         """Cache blocks that its virtual rows take, or will take."""
-        return blocks_of(self.loaded)
+        return self.loaded.virtual_blocks
 
 
 class AdapterWork(Protocol):
@@ -71,8 +70,3 @@ class AdapterWork(Protocol):
     def refused(self, digest: str, error: GraftError) -> None:
         """The adapter can't be served: fail its requests, soon but not within this call."""
         ...
-
-
-def blocks_of(loaded: Loaded) -> int:
-    """Cache blocks that an adapter's virtual rows take."""
-    return -(-loaded.virtual_rows // BLOCK_ROWS)

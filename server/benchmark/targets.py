@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from graft.hub.errors import GraftError
 from graft.server.benchmark.workload import BenchRequest, Timing
-from graft.server.engine.engine import Engine
+from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Finished, Request, Sink, Stream
 from graft.server.sampling.params import Sampling, Token
 
@@ -20,7 +20,7 @@ _TIMEOUT_S = 600
 class EngineTarget:
     """An engine of this process; one thread submits and listens, so that measuring costs next to nothing."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: EngineClient):
         self._engine = engine
 
     def run(self, jobs: Sequence[BenchRequest], at_once: int) -> list[Timing]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from graft.server.benchmark.workload import Workload
-    from graft.server.engine.engine import Engine
+    from graft.server.engine.client import EngineClient
 
 
 @click.command()
@@ -152,7 +152,8 @@ def bench_engine(
     folders = {folder: folder for folder in (*plan.adapters, *plan.cold)}
     at_once = work.concurrency or work.requests
     options = Options(runner=runner, device_bytes=device_bytes, max_running=max(Options.max_running, min(at_once, 256)))
-    with Engine(base, folders, options=options) as engine:
+    with Engine(base, folders, options=options) as started:
+        engine = started.client
         began = time.perf_counter()
         _load(engine, plan.adapters)
         load_s = time.perf_counter() - began
@@ -164,7 +165,7 @@ def bench_engine(
         measured = measure(
             EngineTarget(engine), work, _ids(plan.base), plan.models, repeats=plan.repeats, beside=beside
         )
-        runs_on = type(engine.runner).__name__
+        runs_on = engine.base.runner
     where = {"dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device), "runner": runs_on}
     loads = {
         "base_load_s": round(base_s, 3),
@@ -189,19 +190,17 @@ def bench_url(plan: BenchPlan, work: Workload, url: str) -> dict[str, object]:
     return {**measured, "adapters_load_s": round(load_s, 3), "peak_bytes": None, **_describe(plan, work), "url": url}
 
 
-def _load(engine: Engine, names: Sequence[str]) -> None:
+def _load(engine: EngineClient, names: Sequence[str]) -> None:
     """All adapters at once, each proven by a token."""
     from graft.server.engine.request import Request
 
     engine.generate([Request((0,), name, max_tokens=1) for name in names])
 
 
-def _load_and_unload(engine: Engine, name: str) -> None:
+def _load_and_unload(engine: EngineClient, name: str) -> None:
     """Ask a cold adapter for a token, and make it cold again."""
-    from graft.server.http.adapters import Inventory
-
     _load(engine, [name])
-    Inventory(engine).unload(name)
+    engine.unload(name)
 
 
 def _cold_traffic(cold: Sequence[str], rate: float, once: Callable[[str], None]) -> Callable[[threading.Event], None]:

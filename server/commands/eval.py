@@ -151,7 +151,7 @@ class _Run:
         self._shown = self._bar.add_task("Scoring", total=None)
         try:
             with Engine(base, shelf=self._keeper.registry, options=evaluation_options()) as engine, self._bar:
-                evaluate(engine, models, examples, metric, self)
+                evaluate(engine.client, models, examples, metric, self)
         except KeyboardInterrupt:
             self.interrupted = True
 

@@ -124,7 +124,7 @@ def serve(
         with Engine(base, local, shelf, options) as engine:
             ending.watch(engine)
             name = base.spec.id or Path(base_name).name
-            app = create_app(engine, base_name=name, max_at_once=max_requests, cors_origins=cors_origins)
+            app = create_app(engine.client, base_name=name, max_at_once=max_requests, cors_origins=cors_origins)
             _answer(http_server(app, host, port, max_requests), base, name, host)
     except KeyboardInterrupt:
         pass

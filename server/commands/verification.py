@@ -151,7 +151,7 @@ def _run(registry: AnyRegistry, kept: Evaluation, base: Base, examples: list[Exa
     models = [] if kept.repo is None else [f"{kept.repo}@{kept.revision}"]
     refusals = _Refusals()
     with Engine(base, shelf=registry, options=evaluation_options()) as engine:
-        done = evaluate(engine, models, examples, get_metric(kept.metric), refusals)
+        done = evaluate(engine.client, models, examples, get_metric(kept.metric), refusals)
     if refusals.reasons:
         raise GraftError(f"{kept.repo} can't be served: {refusals.reasons[0]}")
     return done.systems[-1]

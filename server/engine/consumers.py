@@ -18,9 +18,8 @@ from graft.hub.errors import GraftError
 from graft.server.adapters.host import Loaded
 from graft.server.adapters.readiness import NO_ROWS
 from graft.server.adapters.resident import Resident
-from graft.server.engine.request import Finished, PromptScored, Request, Started, Stream
+from graft.server.engine.request import Finished, PromptScored, Started, Stream, stop_ids
 from graft.server.engine.sequence import Chunk, SequenceState
-from graft.server.errors import NotFiniteError
 from graft.server.sampling.history import TokenHistory
 from graft.server.sampling.params import Draw, Score, Token
 from graft.server.served_version import Served
@@ -236,12 +235,3 @@ def ends_of(base: Base) -> frozenset[int]:
     configured = getattr(base.model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(id for id in [*ids, getattr(base.tokenizer, "eos_token_id", None)] if id is not None)
-
-
-def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:
-    """The ids that end this request."""
-    return frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else ends)
-
-
-def not_finite_error() -> NotFiniteError:
-    return NotFiniteError("The logits are not finite: this adapter overflows on this prompt. Train it at a lower rate.")

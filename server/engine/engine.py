@@ -29,7 +29,8 @@ from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import make_batch
 from graft.server.cache.tensors import KVCache
 from graft.server.engine.adapter_proof import Proof
-from graft.server.engine.consumers import Asked, Consumer, RowsJob, RunningRequest, ends_of, not_finite_error
+from graft.server.engine.client import EngineClient
+from graft.server.engine.consumers import Asked, Consumer, RowsJob, RunningRequest, ends_of
 from graft.server.engine.gauges import gauges
 from graft.server.engine.inbox import Inbox
 from graft.server.engine.ledger import Ledger
@@ -39,7 +40,7 @@ from graft.server.engine.options import Options, sizes
 from graft.server.engine.request import Request, Result, Sink, Stream
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import StepPlan
-from graft.server.errors import BrokenError, ClosedError, EndedError
+from graft.server.errors import BrokenError, ClosedError, EndedError, NotFiniteError
 from graft.server.runners.factory import make_runner
 from graft.server.sampling.params import StepResult
 from graft.server.served_version import Served
@@ -93,6 +94,7 @@ class Engine:
         )
         self.metrics.gauges(gauges(self))
         self.ledger = Ledger(self.scheduler, self.loader, self.residency)
+        self.client = EngineClient(self)
         self._base_said: dict[tuple[ProbeQuestion, ...], Sequence[Table]] = {}  # to probes' questions, on this runner
         self._inbox = Inbox()
         self._at_hand: Message | None = None  # taken out of the inbox, and not done
@@ -346,7 +348,7 @@ class Engine:
             scored = [next(scores) for _ in ask.scores]
             token = next(tokens) if ask.draw else None
             if None in scored or (ask.draw and token is None):
-                self.ledger.fail(consumer, not_finite_error())
+                self.ledger.fail(consumer, NotFiniteError())
                 continue
             try:
                 for tokens_of_row in filter(None, scored):

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graft.server.adapters.resident import blocks_of
 from graft.server.engine.messages import Ask
 
 if TYPE_CHECKING:
@@ -28,6 +27,33 @@ class OnDevice(Ask[dict[str, DevicePlace]]):
     def find(self, engine: "Engine") -> dict[str, DevicePlace]:
         pinned = engine.residency.pinned
         return {one.digest: DevicePlace(one.bytes, one.digest in pinned) for one in engine.residency.snapshot()}
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Between two steps. `virtual_blocks`: of `blocks_used`, those that hold adapters' virtual rows."""
+
+    steps: int
+    running: int
+    waiting: int
+    blocks: int
+    blocks_used: int
+    virtual_blocks: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stats(Ask[EngineStats]):
+    """How is it doing?"""
+
+    def find(self, engine: "Engine") -> EngineStats:
+        return EngineStats(
+            engine.steps,
+            engine.scheduler.running,
+            engine.scheduler.waiting,
+            engine.blocks.count - 1,
+            engine.blocks.used,
+            sum(len(one.virtual.blocks) for one in engine.residency.snapshot()),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +88,7 @@ def _pin(engine: "Engine", loaded: "Loaded", pinned: bool) -> bool:
         together = [one for one in host.snapshot() if one.digest in device.pinned | {loaded.digest}]
         if PINNED_SHARE * sum(one.bytes for one in together) > min(host.budget_bytes, device.budget_bytes):
             return False
-        if PINNED_SHARE * sum(map(blocks_of, together)) > device.virtual_limit:
+        if PINNED_SHARE * sum(one.virtual_blocks for one in together) > device.virtual_limit:
             return False
     device.pin(loaded.digest, pinned)
     host.keep(device.pinned)

@@ -32,6 +32,11 @@ class Request:
     score_next: tuple[int, ...] = ()
 
 
+def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:
+    """The ids that end this request."""
+    return frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else ends)
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished request. `prompt`: scored prompt tokens from `score_from` on, then those of `score_next`."""

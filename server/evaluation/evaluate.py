@@ -15,7 +15,7 @@ from graft.hub.errors import GraftError
 from graft.hub.evaluation.eval_prompts import example_name, label_groups, text_of, text_prompts
 from graft.hub.evaluation.metrics import Metric, Score, paired_p, score
 from graft.hub.evaluation.task_data import Example
-from graft.server.engine.engine import Engine
+from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Finished, PromptScored, Request, Sink, Started, Stream
 from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
@@ -79,7 +79,7 @@ class Listener(Protocol):
 
 
 def evaluate(
-    engine: Engine,
+    engine: EngineClient,
     models: Sequence[str],
     examples: Sequence[Example],
     metric: Metric,
@@ -112,7 +112,9 @@ def evaluate(
     return ShelfEvaluation(done, failed, time.monotonic() - began)
 
 
-def _load_all(engine: Engine, models: Sequence[str], listener: Listener) -> tuple[dict[str, Served], dict[str, str]]:
+def _load_all(
+    engine: EngineClient, models: Sequence[str], listener: Listener
+) -> tuple[dict[str, Served], dict[str, str]]:
     """Load every adapter, all at once: what each stands for, and what is wrong with the others."""
     streams = {name: engine.submit(Request(prompt=(0,), model=name, max_tokens=1)) for name in models}
     served, failed = {}, {}
@@ -125,12 +127,12 @@ def _load_all(engine: Engine, models: Sequence[str], listener: Listener) -> tupl
     return served, failed
 
 
-def _room(engine: Engine) -> int:
+def _room(engine: EngineClient) -> int:
     """Tokens that every system can take: the longest sequence less the longest virtual prompt."""
-    return engine.sizes.max_model_len - max((one.virtual_rows for one in engine.loader.snapshot()), default=0)
+    return engine.base.max_model_len - max((one.virtual_tokens for one in engine.adapters().values()), default=0)
 
 
-def _label_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
+def _label_asks(engine: EngineClient, examples: Sequence[Example]) -> list[_Ask]:
     """Labels that differ in their last id only are one request: the ids before it, then all the last ones."""
     room, tokenizer = _room(engine), engine.base.tokenizer
     assert tokenizer is not None  # examples are text
@@ -147,7 +149,7 @@ def _label_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
     return asks
 
 
-def _text_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
+def _text_asks(engine: EngineClient, examples: Sequence[Example]) -> list[_Ask]:
     tokenizer = engine.base.tokenizer
     assert tokenizer is not None
     prompts, new_tokens = text_prompts(examples, tokenizer, _room(engine))
@@ -158,7 +160,7 @@ def _text_asks(engine: Engine, examples: Sequence[Example]) -> list[_Ask]:
 
 
 def _collect_answers(
-    engine: Engine, systems: Sequence[str | None], asks: Sequence[_Ask], progress: Callable[[int, int], None]
+    engine: EngineClient, systems: Sequence[str | None], asks: Sequence[_Ask], progress: Callable[[int, int], None]
 ) -> Iterator[list[_Answer]]:
     """Each system's answers, one system after the other, so that an end in the middle leaves whole ones.
 
@@ -224,8 +226,8 @@ def _logprob(token: Token) -> float:
     return token.logprob
 
 
-def _text(engine: Engine, answers: Sequence[_Answer]) -> str:
+def _text(engine: EngineClient, answers: Sequence[_Answer]) -> str:
     (answer,) = answers
     assert engine.base.tokenizer is not None
-    ids = [token.id for token in answer.drawn if token.id not in engine.ends]
+    ids = [token.id for token in answer.drawn if token.id not in engine.base.ends]
     return text_of(ids, engine.base.tokenizer)

@@ -20,10 +20,11 @@ from werkzeug.wrappers import Response as BareResponse
 
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.wsgi import request_id
-from graft.server.engine.engine import Engine
-from graft.server.errors import BusyError, ClosedError
+from graft.server.engine.client import EngineClient
+from graft.server.engine.inventory import AdapterEntry, NotLoadedError, Placed
+from graft.server.errors import BusyError
 from graft.server.http import cors, openapi
-from graft.server.http.adapters import AdapterEntry, Inventory, NotLoadedError, Placed, describe
+from graft.server.http.adapters import describe
 from graft.server.http.completions import Answer, AskedCompletions, Disconnected, read_chat, read_completion
 from graft.server.http.detokenizer import Names
 from graft.server.http.response_shapes import (
@@ -68,18 +69,17 @@ AnyAdapterBody = TypeVar("AnyAdapterBody", bound=AdapterBody)
 class Service:
     """What the routes share."""
 
-    def __init__(self, engine: Engine, base_name: str, max_at_once: int):
+    def __init__(self, engine: EngineClient, base_name: str, max_at_once: int):
         self.engine = engine
         self.base_name = base_name
         self.started = int(time.time())
-        self.inventory = Inventory(engine)
         assert engine.base.tokenizer is not None  # text comes in and goes out
         self.names = Names(engine.base.tokenizer)
         self.room = threading.BoundedSemaphore(max_at_once)
 
 
 def create_app(
-    engine: Engine,
+    engine: EngineClient,
     *,
     base_name: str | None = None,
     max_at_once: int = MAX_AT_ONCE,
@@ -171,8 +171,8 @@ def _guard_stream(events: Iterator[bytes], request_id: str) -> Iterator[bytes]:
 
 @blueprint.get("/v1/models")
 def models() -> Response:
-    placed = service().inventory.placements()
-    adapters = [_model(entry, placed) for entry in service().inventory.entries()]
+    placed = service().engine.adapters()
+    adapters = [_model(entry, placed) for entry in service().engine.models()]
     return jsonify(object="list", data=[_base_model(), *adapters])
 
 
@@ -180,29 +180,29 @@ def models() -> Response:
 def model(name: str) -> Response:
     if name == service().base_name:
         return jsonify(_base_model())
-    return jsonify(_model(_find_entry(name), service().inventory.placements()))
+    return jsonify(_model(_find_entry(name), service().engine.adapters()))
 
 
 @blueprint.get("/v1/adapters")
 def adapters() -> Response:
-    placed = service().inventory.placements()
-    data = [describe(entry, placed.get(entry.digest or "", Placed())) for entry in service().inventory.entries()]
+    placed = service().engine.adapters()
+    data = [describe(entry, placed.get(entry.digest or "", Placed())) for entry in service().engine.models()]
     return jsonify(object="list", data=data)
 
 
 @blueprint.post("/v1/adapters/load")
 def load() -> Response:
-    return _move_adapter(AdapterBody, lambda body: service().inventory.load(body.model))
+    return _move_adapter(AdapterBody, lambda body: service().engine.load(body.model))
 
 
 @blueprint.post("/v1/adapters/unload")
 def unload() -> Response:
-    return _move_adapter(AdapterBody, lambda body: service().inventory.unload(body.model))
+    return _move_adapter(AdapterBody, lambda body: service().engine.unload(body.model))
 
 
 @blueprint.post("/v1/adapters/pin")
 def pin() -> Response:
-    return _move_adapter(PinBody, lambda body: service().inventory.pin(body.model, body.pinned))
+    return _move_adapter(PinBody, lambda body: service().engine.pin(body.model, body.pinned))
 
 
 def _move_adapter(schema: type[AnyAdapterBody], move: Callable[[AnyAdapterBody], Served]) -> Response:
@@ -217,13 +217,13 @@ def _move_adapter(schema: type[AnyAdapterBody], move: Callable[[AnyAdapterBody],
     except NotFoundError as error:
         raise _UnknownModelError(str(error)) from None
     entry = _find_entry(body.model)
-    placed = service().inventory.placements().get(g.served.digest or "", Placed())
+    placed = service().engine.adapters().get(g.served.digest or "", Placed())
     return jsonify(describe(entry, placed))
 
 
 def _find_entry(name: str) -> AdapterEntry:
     try:
-        entry = service().inventory.entry(name)
+        entry = service().engine.model(name)
     except NotFoundError as error:
         raise _UnknownModelError(str(error)) from None
     g.served = Served(name, entry.digest, entry.revision)
@@ -242,7 +242,7 @@ def _base_model() -> dict[str, object]:
         "fingerprint": spec.fingerprint,
         "kind": "base",
         "parameters": spec.parameters,
-        "max_model_len": service().engine.sizes.max_model_len,
+        "max_model_len": service().engine.base.max_model_len,
     }
 
 
@@ -277,16 +277,13 @@ def ready() -> Response:
 
 def _require_alive() -> None:
     """Raises EndedError after a failure that ended the engine, ClosedError while the server shuts down."""
-    engine = service().engine
-    if engine.failure is not None:
-        raise engine.failure
-    if not engine.alive:
-        raise ClosedError("The server is shutting down.")
+    if (reason := service().engine.health()) is not None:
+        raise reason
 
 
 @blueprint.get("/metrics")
 def metrics() -> Response:
-    return Response(service().engine.metrics.text(), content_type=CONTENT_TYPE_LATEST)
+    return Response(service().engine.metrics(), content_type=CONTENT_TYPE_LATEST)
 
 
 @blueprint.get("/openapi.json")
@@ -309,15 +306,7 @@ def _body(schema: type[Naming]) -> Naming:
 
 def _find_served(name: str) -> Served:
     """What a name stands for, where that can be told without a network: for the headers of an error."""
-    library = service().engine.library
-    if name != service().base_name and library.is_quick(name):
-        try:
-            location = library.locate(name)
-        except GraftError:
-            return Served()
-        loaded = service().engine.loader.find(location)
-        return Served(name, loaded.digest if loaded else location.digest, location.revision)
-    return Served()
+    return Served() if name == service().base_name else service().engine.served(name)
 
 
 class _UnsupportedMediaError(GraftError):
@@ -339,7 +328,7 @@ def _stamp(response: Response) -> Response:
         response.headers["X-Adapter-Revision"] = g.served.revision
     if g.ignored:
         response.headers["X-Ignored-Fields"] = ", ".join(map(_header_word, g.ignored))[:MAX_HEADER_CHARS]
-    service().engine.metrics.answered(request.url_rule.rule if request.url_rule else "none", response.status_code)
+    service().engine.count_answer(request.url_rule.rule if request.url_rule else "none", response.status_code)
     return response
 
 

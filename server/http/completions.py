@@ -14,9 +14,8 @@ from queue import Empty, SimpleQueue
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.task_data import Message
 from graft.hub.evaluation.tokenization import TemplateRefusalError, encode_prompt
-from graft.server.engine.consumers import stop_ids
-from graft.server.engine.engine import Engine
-from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream
+from graft.server.engine.client import EngineClient
+from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream, stop_ids
 from graft.server.errors import TooLongError
 from graft.server.http.detokenizer import Detokenizer, StopStrings, TokenDecoder, certain_text, decode
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
@@ -44,7 +43,7 @@ class AskedCompletions:
     ends: frozenset[int] = frozenset()
 
 
-def read_completion(body: CompletionBody, engine: Engine, base_name: str) -> AskedCompletions:
+def read_completion(body: CompletionBody, engine: EngineClient, base_name: str) -> AskedCompletions:
     """Raises BadField for a prompt that can't be used."""
     prompts = [_prompt_ids(prompt, engine) for prompt in body.prompt]
     limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
@@ -54,7 +53,7 @@ def read_completion(body: CompletionBody, engine: Engine, base_name: str) -> Ask
     return _read_completions(body, engine, base_name, prompts, limit, body.logprobs, echo=body.echo, scored=scored)
 
 
-def read_chat(body: ChatBody, engine: Engine, base_name: str) -> AskedCompletions:
+def read_chat(body: ChatBody, engine: EngineClient, base_name: str) -> AskedCompletions:
     """Raises BadField for a base that has no chat template, or messages that its template refuses."""
     tokenizer = engine.base.tokenizer
     assert tokenizer is not None  # create_app
@@ -79,7 +78,7 @@ def read_chat(body: ChatBody, engine: Engine, base_name: str) -> AskedCompletion
     return _read_completions(body, engine, base_name, [tuple(prompt)], body.limit, logprobs)
 
 
-def _prompt_ids(prompt: str | tuple[int, ...], engine: Engine) -> tuple[int, ...]:
+def _prompt_ids(prompt: str | tuple[int, ...], engine: EngineClient) -> tuple[int, ...]:
     tokenizer, vocabulary = engine.base.tokenizer, engine.base.spec.vocab_size
     if not isinstance(prompt, str):
         if not all(0 <= id < vocabulary for id in prompt):
@@ -95,7 +94,7 @@ def _prompt_ids(prompt: str | tuple[int, ...], engine: Engine) -> tuple[int, ...
 
 def _read_completions(
     body: GenerationBody,
-    engine: Engine,
+    engine: EngineClient,
     base_name: str,
     prompts: list[tuple[int, ...]],
     max_tokens: int | None,
@@ -104,7 +103,7 @@ def _read_completions(
     echo: bool = False,
     scored: bool = False,
 ) -> AskedCompletions:
-    vocabulary, longest = engine.base.spec.vocab_size, engine.sizes.max_model_len
+    vocabulary, longest = engine.base.spec.vocab_size, engine.base.max_model_len
     if not all(0 <= id < vocabulary for id in body.stop_token_ids):
         raise BadField(f"A stop token lies outside the base's vocabulary of {vocabulary}.", "stop_token_ids")
     if max(len(prompt) for prompt in prompts) + (max_tokens or 0) > longest:
@@ -135,7 +134,7 @@ def _read_completions(
         echo=echo,
         logprobs=logprobs,
         prompt_tokens=sum(len(prompt) for prompt in prompts),
-        ends=stop_ids(requests[0], engine.ends),
+        ends=stop_ids(requests[0], engine.base.ends),
     )
 
 
@@ -251,7 +250,7 @@ class Choice:
 class Answer:
     """All choices of one request under way. `gone()`: whether the client has left. Used by one thread."""
 
-    engine: Engine
+    engine: EngineClient
     asked: AskedCompletions
     gone: Callable[[], bool]
     choices: dict[Stream, Choice] = field(default_factory=dict)
@@ -297,7 +296,7 @@ class Answer:
         for stream, choice in self.choices.items():
             if choice.finish_reason is None:
                 choice.finish_reason = "cancelled"
-                stream.cancel()
+                self.engine.cancel(stream)
 
     def _news(self) -> list[Piece]:
         """Wait for an event, take all there are, and return what has become certain by them."""
@@ -314,7 +313,7 @@ class Answer:
             choice.feed(event)
             changed[choice] = None
             if choice.finish_reason is not None and not isinstance(event, Finished):
-                stream.cancel()
+                self.engine.cancel(stream)
         return [piece for choice in changed if (piece := choice.take())]
 
     def _next(self) -> tuple[Stream, Event | GraftError]:

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from graft.hub.errors import GraftError
-from graft.server.engine.consumers import not_finite_error
-from graft.server.errors import BrokenError
+from graft.server.errors import BrokenError, NotFiniteError
 from graft.server.http.completions import Answer, Mark, Piece
 from graft.server.http.detokenizer import Names
 
@@ -206,7 +205,7 @@ def _number_or_none(logprob: float | None) -> float | None:
 def _number(logprob: float) -> float:
     """Raises EngineError for what is no number."""
     if math.isnan(logprob):
-        raise not_finite_error()
+        raise NotFiniteError()
     return max(logprob, LEAST_LOGPROB)
 
 

@@ -105,7 +105,7 @@ def serving(
     base: Base, adapters: Mapping[str, Path], *, shelf=None, options: Options = OPTIONS, max_requests: int = 32
 ) -> Iterator[Live]:
     with Engine(base, adapters, shelf, options) as engine:
-        app = create_app(engine, max_at_once=max_requests)
+        app = create_app(engine.client, max_at_once=max_requests)
         server = http_server(app, "127.0.0.1", 0, max_requests)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -24,7 +24,7 @@ def app(tmp_path_factory):
     base.tokenizer.chat_template = CHAT_TEMPLATE
     folder = write_folder(tmp_path_factory.mktemp("adapters") / "lora", "lora", base)
     with Engine(base, {"lora": folder}, None, OPTIONS) as engine:
-        yield create_app(engine)
+        yield create_app(engine.client)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,120 @@
+"""The one way to an engine for whoever is not part of it: HTTP, evaluation, benchmarks, commands.
+
+Knows no torch: what needs it stays on the other side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graft.hub.base.manifest import BaseSpec
+from graft.hub.errors import GraftError
+from graft.server.engine.inventory import AdapterEntry, Inventory, Placed
+from graft.server.engine.questions import EngineStats, Stats
+from graft.server.engine.request import Request, Result, Sink, Stream
+from graft.server.errors import ClosedError
+from graft.server.served_version import Served
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from graft.server.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class ServedBase:
+    """What an engine serves. `ends`: ids that end a text. `runner`: the kind of runner that carries out its steps."""
+
+    spec: BaseSpec
+    tokenizer: "PreTrainedTokenizerBase | None"
+    ends: frozenset[int]
+    max_model_len: int
+    runner: str
+
+
+class EngineClient:
+    """Safe for many threads. After the engine's end everything that asks its thread raises ClosedError or EndedError."""
+
+    def __init__(self, engine: "Engine"):
+        self._engine = engine
+        self._inventory = Inventory(engine)
+        self.base = ServedBase(
+            engine.base.spec,
+            engine.base.tokenizer,
+            engine.ends,
+            engine.sizes.max_model_len,
+            type(engine.runner).__name__,
+        )
+
+    # Requests
+
+    def submit(self, request: Request, sink: Sink | None = None) -> Stream:
+        """Queue a request. `sink`: a queue for the events of several streams (request.Stream).
+
+        Raises RequestError where the request can't be served as it stands.
+        """
+        return self._engine.submit(request, sink)
+
+    def cancel(self, stream: Stream) -> None:
+        """Give a request up; its stream ends, if it has not."""
+        stream.cancel()
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """Serve requests together and wait for all. Raises the first one's error, the others cancelled."""
+        return self._engine.generate(requests)
+
+    # Adapters
+
+    def models(self) -> list[AdapterEntry]:
+        """Every adapter that can be named: local ones, those on the shelf (a remote hub's as far as they were asked for)."""
+        return self._inventory.entries()
+
+    def model(self, name: str) -> AdapterEntry:
+        """One adapter by any of its names. Raises NotFoundError."""
+        return self._inventory.entry(name)
+
+    def adapters(self) -> dict[str, Placed]:
+        """Digest -> where it is, of all adapters in memory."""
+        return self._inventory.placements()
+
+    def served(self, name: str) -> Served:
+        """What a request for an adapter runs on, as far as that can be told without a network."""
+        return self._inventory.served(name)
+
+    def load(self, name: str) -> Served:
+        """Bring an adapter to the device and prove it. Raises the GraftError that a request for it would get."""
+        return self._inventory.load(name)
+
+    def unload(self, name: str) -> Served:
+        """Take an adapter out of memory, unpinned; it stays known, and comes back when asked for.
+
+        Raises NotLoadedError, or ConflictError while requests use it.
+        """
+        return self._inventory.unload(name)
+
+    def pin(self, name: str, pinned: bool) -> Served:
+        """Keep the version that the name stands for now in memory, or let it go again.
+
+        Raises ConflictError where pins would take more than their share of memory.
+        """
+        return self._inventory.pin(name, pinned)
+
+    # The engine itself
+
+    def stats(self) -> EngineStats:
+        """How it is doing, between two steps."""
+        return self._engine.ask(Stats())
+
+    def health(self) -> GraftError | None:
+        """Why no requests are taken: EndedError after a failure, ClosedError after `close`; None where they are."""
+        if self._engine.failure is not None or self._engine.alive:
+            return self._engine.failure
+        return ClosedError("The server is shutting down.")
+
+    def metrics(self) -> bytes:
+        """For Prometheus, in its exposition format."""
+        return self._engine.metrics.text()
+
+    def count_answer(self, route: str, status: int) -> None:
+        """An HTTP request has been answered."""
+        self._engine.metrics.answered(route, status)

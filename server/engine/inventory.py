@@ -1,0 +1,181 @@
+"""Which adapters can be named here, where they are, and moving them on request.
+
+Reads names and host memory, which are safe for many threads; asks the engine's thread for the rest.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graft.hub.adapters.probe import Verdict
+from graft.hub.adapters.validation import Inspection, inspect_artifact
+from graft.hub.errors import ConflictError, GraftError, NotFoundError
+from graft.server.adapters.names import Location
+from graft.server.engine.questions import DevicePlace, OnDevice, Pin, Unload
+from graft.server.engine.request import Request
+from graft.server.served_version import Served
+
+if TYPE_CHECKING:
+    from graft.server.adapters.host import Loaded
+    from graft.server.engine.engine import Engine
+
+
+class NotLoadedError(NotFoundError):
+    """The adapter is known, and not in memory."""
+
+    code = "not_loaded"
+
+
+@dataclass(frozen=True)
+class AdapterEntry:
+    """An adapter. `error`: why it can't be served; then what was not found out is None."""
+
+    name: str
+    digest: str | None = None
+    revision: str | None = None
+    method: str | None = None
+    variant: str | None = None
+    task: str | None = None
+    bytes: int | None = None  # of its weights
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where an adapter is."""
+
+    host_bytes: int = 0
+    device_bytes: int = 0
+    pinned: bool = False
+    virtual_tokens: int = 0
+    proof: Verdict | None = None  # None: not in memory, or still under way
+
+    @property
+    def state(self) -> str:
+        return "device" if self.device_bytes else "host" if self.host_bytes else "disk"
+
+
+class Inventory:
+    """Safe for many threads."""
+
+    def __init__(self, engine: "Engine"):
+        self._engine = engine
+        self._inspected: dict[str, tuple[str, Inspection | GraftError]] = {}  # local name -> (version, what it is)
+
+    def entries(self) -> list[AdapterEntry]:
+        """Every adapter that can be named: local ones, those on the shelf (registries only; a remote hub's as far as
+        they have been asked for)."""
+        entries = {name: self.entry(name) for name in self._engine.library.names}
+        for entry in self._shelf_entries():
+            entries.setdefault(entry.name, entry)
+        for name in self._engine.loader.served().keys() - entries.keys():
+            entries[name] = self.entry(name)
+        return [entry for _, entry in sorted(entries.items())]
+
+    def entry(self, name: str) -> AdapterEntry:
+        """One adapter by any of its names. Raises NotFoundError."""
+        try:
+            location = self._engine.library.locate(name)
+        except NotFoundError:
+            if name in self._engine.library.names:  # its folder has gone
+                return AdapterEntry(name, error="The adapter's folder is gone.")
+            raise
+        if location.folder is not None:
+            return self._local_entry(location, location.folder)
+        loaded = next((one for one in self._engine.loader.snapshot() if one.digest == location.digest), None)
+        return AdapterEntry(
+            name=name,
+            digest=location.digest,
+            revision=location.revision,
+            method=loaded.method if loaded else None,
+            variant=loaded.variant if loaded else None,
+            bytes=loaded.bytes if loaded else None,
+        )
+
+    def served(self, name: str) -> Served:
+        """What a request for a name runs on, as far as that can be told without a network."""
+        if self._engine.library.is_quick(name):
+            try:
+                location = self._engine.library.locate(name)
+            except GraftError:
+                return Served()
+            loaded = self._engine.loader.find(location)
+            return Served(name, loaded.digest if loaded else location.digest, location.revision)
+        return Served()
+
+    def placements(self) -> dict[str, Placed]:
+        """Digest -> where it is, of all in memory."""
+        device, nowhere = self._engine.ask(OnDevice()), DevicePlace(0, False)
+        return {
+            one.digest: Placed(one.bytes, there.bytes, there.pinned, one.virtual_rows, one.case.verdict)
+            for one in self._engine.loader.snapshot()
+            if (there := device.get(one.digest, nowhere))
+        }
+
+    def load(self, name: str) -> Served:
+        """Bring an adapter to the device and prove it. Raises the GraftError that a request for it would get."""
+        start = next(iter(self._engine.ends), 0)
+        return self._engine.submit(Request((start, start), name, max_tokens=0, score_from=0)).result().served
+
+    def unload(self, name: str) -> Served:
+        """Take an adapter out of memory, unpinned; it stays known, and comes back when asked for.
+
+        Raises NotLoadedError, or ConflictError while requests use it.
+        """
+        loaded, served = self._find_loaded(name)
+        if not self._engine.ask(Unload(loaded)):
+            raise ConflictError(f"{name} is in use: unload it when its requests are done.")
+        return served
+
+    def pin(self, name: str, pinned: bool) -> Served:
+        """Keep the version that the name stands for now in memory, or let it go again.
+
+        Raises ConflictError where pins would take more than their share of memory.
+        """
+        if not pinned:
+            loaded, served = self._find_loaded(name)
+            self._engine.ask(Pin(loaded, False))
+            return served
+        self.load(name)
+        loaded, served = self._find_loaded(name)
+        if not self._engine.ask(Pin(loaded, True)):
+            raise ConflictError(
+                f"Pinning {name} would leave too little room for other adapters: unpin one first, or start the "
+                f"server with larger --adapter-device-bytes and --adapter-host-bytes."
+            )
+        return served
+
+    def _find_loaded(self, name: str) -> "tuple[Loaded, Served]":
+        """Raises NotFoundError for an unknown name, NotLoadedError for an adapter that isn't in memory."""
+        location = self._engine.library.locate(name)
+        loaded = self._engine.loader.find(location)
+        if loaded is None:
+            raise NotLoadedError(f"{name} is not loaded.")
+        return loaded, Served(name, loaded.digest, location.revision)
+
+    def _local_entry(self, location: Location, folder: Path) -> AdapterEntry:
+        version, inspection = self._inspected.get(location.name, ("", GraftError()))
+        if version != location.version:
+            try:
+                inspection = inspect_artifact(folder, self._engine.base.spec)
+            except GraftError as error:
+                inspection = error
+            self._inspected[location.name] = (location.version, inspection)
+        if isinstance(inspection, GraftError):
+            return AdapterEntry(location.name, error=str(inspection))
+        return AdapterEntry(
+            location.name,
+            inspection.digest,
+            None,
+            inspection.method,
+            inspection.variant,
+            inspection.task,
+            inspection.bytes,
+            None,
+        )
+
+    def _shelf_entries(self) -> Iterator[AdapterEntry]:
+        for row in self._engine.library.search_shelf(self._engine.base.spec):
+            if row.digest:
+                yield AdapterEntry(row.name, row.digest, row.revision_id, row.method, None, row.task, row.bytes)

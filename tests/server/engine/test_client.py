@@ -1,0 +1,69 @@
+"""The client of an engine: everything that others may ask of one, typed, and without torch on their side."""
+
+import subprocess
+import sys
+
+import pytest
+
+from graft.hub.errors import ConflictError, NotFoundError
+from graft.server.engine.engine import Engine
+from graft.server.engine.inventory import NotLoadedError
+from graft.server.engine.options import Options
+from graft.server.engine.request import Request
+from graft.server.errors import ClosedError
+from graft.server.sampling.params import Sampling
+
+OUTSIDE = (
+    *("graft.server.http.app", "graft.server.evaluation.evaluate", "graft.server.benchmark.targets"),
+    *("graft.server.engine.client", "graft.server.engine.limits", "graft.server.engine.request"),
+)
+
+
+def test_whoever_has_a_client_needs_no_torch():
+    code = f"import importlib, sys\nfor name in {OUTSIDE}: importlib.import_module(name)\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_requests_and_what_is_said_of_the_base(llama):
+    with Engine(llama, options=Options(runner="eager")) as engine:
+        client = engine.client
+        assert (client.base.max_model_len, client.base.runner) == (256, "EagerRunner")
+        assert client.base.spec is llama.spec and llama.tokenizer.eos_token_id in client.base.ends
+        asked = Request((5, 6, 7), max_tokens=3, ignore_eos=True, sampling=Sampling(temperature=0))
+        assert client.generate([asked])[0].ids == client.submit(asked).result().ids
+        long = client.submit(Request((5, 6, 7), max_tokens=240, ignore_eos=True))
+        next(iter(long))
+        assert client.stats().running == 1
+        client.cancel(long)
+        assert long.result().finish_reason == "cancelled"
+        stats = client.stats()
+        assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+        assert stats.blocks == engine.blocks.count - 1 and stats.steps > 3
+        assert b"graft_generated_tokens_total" in client.metrics() and client.health() is None
+    assert isinstance(client.health(), ClosedError)
+    with pytest.raises(ClosedError):
+        client.stats()
+
+
+def test_adapters_are_loaded_pinned_and_unloaded(llama, make_folder):
+    folders = {"a": make_folder("prefix", llama), "b": make_folder("lora", llama)}
+    with Engine(llama, folders) as engine:
+        client = engine.client
+        assert [entry.name for entry in client.models()] == ["a", "b"] and client.adapters() == {}
+        with pytest.raises(NotLoadedError):
+            client.unload("a")
+        served = client.load("a")
+        assert served == client.served("a") and served.digest == client.model("a").digest
+        assert client.stats().virtual_blocks == client.stats().blocks_used == 2
+        assert not client.adapters()[served.digest].pinned
+        client.pin("a", True)
+        assert client.adapters()[served.digest].pinned and engine.residency.pinned == {served.digest}
+        engine.loader.budget_bytes = 30_000
+        with pytest.raises(ConflictError, match="too little room"):
+            client.pin("b", True)
+        assert served.digest in client.adapters()
+        client.unload("a")
+        assert not engine.residency.pinned and client.stats().blocks_used == 0
+        with pytest.raises(NotFoundError):
+            client.load("absent")
