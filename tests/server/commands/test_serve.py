@@ -7,9 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -86,6 +90,44 @@ def test_a_mistake_ends_with_one_line(place, options, code, says):
         assert started.wait(90) == code
         text = started.stderr.read()
         assert says in text and "Traceback" not in text
+
+
+class HangingHub(BaseHTTPRequestHandler):
+    """Greets, and then never answers."""
+
+    asked = threading.Event()
+
+    def do_GET(self):
+        if self.path.startswith("/api/models?limit=1"):
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"[]")
+        else:
+            self.asked.set()
+            time.sleep(20)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_hub_that_hangs_does_not_hold_up_the_end(place):
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), HangingHub)
+    hub.daemon_threads = True
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    with process(place, "--port", "0", "--hub", f"http://127.0.0.1:{hub.server_port}") as started:
+        body = json.dumps({"model": "ann/news", "prompt": "a"}).encode()
+        asked = urllib.request.Request(f"{url_of(started)}/v1/completions", body, {"Content-Type": "application/json"})
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(urllib.request.urlopen, asked, timeout=30)
+            assert HangingHub.asked.wait(20)
+            began = time.monotonic()
+            started.send_signal(signal.SIGTERM)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                answer.result(timeout=10)
+            assert refused.value.code == 503 and json.load(refused.value)["error"]["code"] == "closed"
+            assert started.wait(10) == 0 and time.monotonic() - began < 5
+    hub.server_close()
 
 
 BREAKING = """

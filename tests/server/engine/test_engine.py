@@ -1,10 +1,12 @@
 """The engine from outside: requests in, tokens out, equal to each request alone; nothing leaks, nobody else is harmed."""
 
+import gc
 import os
 import random
 import sys
 import threading
 import time
+from collections import Counter
 from queue import SimpleQueue
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
 from graft.hub.adapters.serving_forms import CacheRows, InputRows, detours
-from graft.hub.errors import ArtifactError, NotFoundError
+from graft.hub.errors import ArtifactError, GraftError, NotFoundError
 from graft.hub.machine.atomic_files import STAGING
 from graft.hub.registry.registry import Registry
 from graft.server.adapters.resident import State
@@ -405,35 +407,90 @@ def test_a_folder_that_is_written_while_it_is_read_is_read_again(llama, make_fol
         assert engine.generate([Request((5, 6, 7), "a", max_tokens=2, ignore_eos=True)])[0].ids
 
 
-def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, tmp_path):
-    """Random kinds, lengths, cancellations and reloads, on a device that holds a few adapters at a time."""
+def count_threads_and_files():
+    gc.collect()
+    return threading.active_count(), len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+
+
+def put_faults(engine, draw, monkeypatch):
+    """Now and then a call of these raises. Returns how often it has come to that."""
+    struck = Counter()
+    parts = {
+        engine.runner: ("step", "prepare", "add"),
+        engine.runner.cache: ("write", "copy"),
+        engine.scheduler: ("add", "take"),
+        engine.blocks: ("take", "find"),
+        engine.residency: ("expect", "check", "ready"),
+        engine.loader: ("request",),
+        engine.library: ("locate", "fetch"),
+        engine.prover: ("case",),
+    }
+    for part, names in parts.items():
+        for name in names:
+            true = getattr(part, name)
+
+            def call(*args, true=true, name=name, **options):
+                if draw.random() < 1 / 1500:
+                    struck[name] += 1
+                    raise draw.choice((RuntimeError, MemoryError))("as a fault would")
+                return true(*args, **options)
+
+            monkeypatch.setattr(part, name, call)
+    return struck
+
+
+def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, monkeypatch):
+    """Random kinds, lengths, cancellations, reloads, faults and readers that come late, on a device that holds a few
+    adapters at a time."""
     draw = random.Random(7)
     folders = {kind: make_folder(kind, llama, seed) for seed, kind in enumerate(KINDS)}
     largest = max(path.stat().st_size for folder in folders.values() for path in folder.glob("*.safetensors"))
     options = Options(step_rows=128, max_running=24, device_bytes=4 * largest, host_bytes=8 * largest)
     under_way: list = []
-    refused = finished = 0
+    late: list = []
+    ends = Counter()
+
+    def read(streams):
+        for stream in streams:
+            try:
+                ends[stream.result().finish_reason] += 1
+            except GraftError as error:
+                ends[error.code] += 1
+        streams.clear()
+
+    before = count_threads_and_files()
     with Engine(llama, folders, options=options) as engine:
-        for i in range(10_000):
-            kind = draw.choice([None, *KINDS])
-            prompt = tuple(draw.randrange(2, 300) for _ in range(draw.randint(1, 40)))
-            request = Request(prompt, kind, max_tokens=draw.choice([0, 1, 3, 12]), sampling=GREEDY)
-            under_way.append(engine.submit(request))
-            if draw.random() < 0.1:
-                draw.choice(under_way).cancel()
-            if draw.random() < 0.01:
-                kind = draw.choice(KINDS)
-                write_folder(folders[kind], kind, llama, seed=i)  # the same name, another content
-            if len(under_way) > 200:
-                for stream in under_way:
-                    try:
-                        stream.result()
-                        finished += 1
-                    except EngineError:
-                        refused += 1
-                under_way.clear()
-        for stream in under_way:
-            stream.cancel()
+        with monkeypatch.context() as patched:
+            struck = put_faults(engine, draw, patched)
+            for i in range(10_000):
+                kind = draw.choice([None, *KINDS])
+                prompt = tuple(draw.randrange(2, 300) for _ in range(draw.randint(1, 40)))
+                request = Request(prompt, kind, max_tokens=draw.choice([0, 1, 3, 12]), sampling=GREEDY)
+                stream = engine.submit(request)
+                (late if draw.random() < 0.02 else under_way).append(stream)
+                if draw.random() < 0.1:
+                    draw.choice(under_way or late).cancel()
+                if draw.random() < 0.01:
+                    kind = draw.choice(KINDS)
+                    write_folder(folders[kind], kind, llama, seed=i)  # the same name, another content
+                if len(under_way) > 200:
+                    read(under_way)
+            for stream in under_way:
+                stream.cancel()
+            read(under_way)
+            read(late)
+        assert engine.failure is None and ends.total() == 10_000
+        assert ends["stop"] + ends["length"] > 7_000, ends
+        assert len(struck) > 8 and ends["internal_error"] >= 20, (struck, ends)
         assert_idle(engine)
-        assert finished > 8_000, (finished, refused)
         assert engine.residency.evictions > 100
+        assert engine.residency.bytes <= options.device_bytes and engine.loader.bytes <= options.host_bytes
+        assert len(engine.generate([Request((5, 6), kind, max_tokens=2, ignore_eos=True) for kind in KINDS])) == len(
+            KINDS
+        )
+    del engine
+    deadline = time.monotonic() + 5
+    while count_threads_and_files() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    after = count_threads_and_files()
+    assert after[0] <= before[0] and after[1] <= before[1], (before, after)
