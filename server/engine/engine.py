@@ -207,6 +207,8 @@ class Engine:
         return self.scheduler.tokens_left()
 
     def refused(self, digest: str, error: GraftError) -> None:
+        if isinstance(error, BrokenError):
+            self.ledger.suspect()
         self._inbox.put(Refused(digest, error))
         self.loader.refuse(digest, error)
 

@@ -38,10 +38,10 @@ class Ledger:
         self._open.add(consumer)
 
     def start(self, consumer: Consumer) -> None:
-        """Schedule its sequence."""
-        self._open.add(consumer)
+        """Schedule its sequence. What it raises leaves everything as it was."""
         self._scheduler.add(consumer.sequence)
         self.scheduled[consumer.sequence] = consumer
+        self._open.add(consumer)
 
     def detach(self, sequence: SequenceState) -> list[int]:
         """A scheduled sequence's blocks, which are the caller's from now on; it is forgotten."""
@@ -81,20 +81,23 @@ class Ledger:
             self.fail(consumer, error)
 
     def fail_all(self, error: GraftError) -> None:
-        """The engine has ended. Whatever fails for one, the next is told; nothing is taken back any more."""
-        for consumer in self._open:
+        """The engine has ended: every request is told, whatever fails for another; nothing is taken back any more."""
+        for request in [consumer for consumer in self._open if isinstance(consumer, RunningRequest)]:
             try:
-                consumer.fail(error)
+                request.fail(error)
             except BaseException:
                 log.exception("a request could not be failed")
-                if isinstance(consumer, RunningRequest):
-                    consumer.stream.put(error)
+                request.stream.put(error)
 
     def unexpected(self, what: str, error: BaseException | None) -> BrokenError:
         """While a failure is handled that should not have been: keep it for the log, and have the books compared."""
         log.exception("%s", what)
-        self._suspect = True
+        self.suspect()
         return BrokenError(f"{what}: {type(error).__name__}: {error}")
+
+    def suspect(self) -> None:
+        """Something failed that should not have: have the books compared."""
+        self._suspect = True
 
     def compare(self) -> None:
         """Between steps, after a failure: raises StateLostError where something is not accounted for."""

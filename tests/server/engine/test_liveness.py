@@ -10,6 +10,7 @@ import pytest
 from graft.server.adapters.time_slices import TimeSlices
 from graft.server.adapters.workers import Workers
 from graft.server.cache.blocks import BlockPool
+from graft.server.engine.consumers import RunningRequest
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
@@ -196,6 +197,17 @@ def test_an_adapter_whose_way_in_fails_is_refused_and_comes_in_when_the_fault_is
         assert len(good.result().ids) == 200
         assert ask(engine, lambda: engine.ledger.discrepancy()) is None
         assert all(loaded.users == 0 for loaded in engine.loader.snapshot())
+
+
+def test_a_consumer_that_can_not_be_told_its_end_ends_the_engine_and_is_told_then(llama, monkeypatch):
+    engine = Engine(llama)
+    other = engine.submit(LONG)
+    next(iter(other))
+    Fault(monkeypatch, engine.runner, "step")
+    Fault(monkeypatch, RunningRequest, "fail", times=10**9)
+    with at_once():
+        assert isinstance(outcome(other), EndedError)
+    engine.close()
 
 
 def test_an_adapter_that_can_not_be_taken_out_ends_the_engine(llama, make_folder, monkeypatch):
