@@ -64,7 +64,7 @@ def test_neighbours_have_every_bit_they_have_without_it(base, folders):
 
 def test_clients_are_told_with_a_422(base, folders):
     with Engine(base, folders, options=OPTIONS) as engine:
-        client = create_app(engine, max_at_once=4).test_client()
+        client = create_app(engine.client, max_at_once=4).test_client()
         asked = {"model": "overflows", "prompt": "The quick", "max_tokens": 4}
         for wanted in (asked, {**asked, "max_tokens": 0, "echo": True, "logprobs": 1}):
             answer = client.post("/v1/completions", json=wanted)
