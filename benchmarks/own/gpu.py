@@ -5,6 +5,7 @@ prompts, the same LoRAs in the same dtype and as many new tokens; each row is wa
 """
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def measured(
             continue
         tokens = row.requests * options.new_tokens
         samples[row.name] = {
-            "tokens_per_s": round(tokens / seconds[len(seconds) // 2], 1),
+            "tokens_per_s": round(tokens / statistics.median(seconds), 1),
             "seconds": [round(s, 4) for s in seconds],
             "warm_up_s": round(warm_up, 2),
         }

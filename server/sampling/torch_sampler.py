@@ -74,9 +74,8 @@ class TorchSampler:
         for rows in self._scored_rows.split(_ROWS_AT_ONCE):
             part = logits[rows].float()
             totals.append(part.logsumexp(dim=-1))
-            top = part.topk(most)
-            values.append(top.values - totals[-1][:, None])
-            names.append(top.indices)
+            names.append(_most_probable(part, most))
+            values.append(part.gather(1, names[-1]) - totals[-1][:, None])
         total, count = torch.cat(totals), len(self._scores)
         own = torch.arange(count, len(self._tops), device=self._device)
         owners = torch.cat([self._owners, own])
@@ -162,6 +161,14 @@ class TorchSampler:
 def sample(logits: Tensor, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
     """The same where the logits are there already."""
     return TorchSampler(draws, scores, logits.device)(logits)
+
+
+def _most_probable(rows: Tensor, most: int) -> Tensor:
+    """Ids [n, most] of the largest values of float32 rows [n, V], of equals the lower id first, which topk doesn't promise."""
+    bits = rows.view(torch.int32)
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # as whole numbers in the order of the floats
+    ids = torch.arange(rows.shape[1], device=rows.device)
+    return (ordered << 32 | (rows.shape[1] - ids)).topk(most).indices
 
 
 def _rule(draw: Draw) -> tuple[float, ...]:

@@ -189,6 +189,9 @@ def test_ties_go_to_the_lower_id(sample):
         draws = [(0, Draw(sampling, seed=i)) for i in range(400)]
         assert {token.id for token in sample(logits, draws, []).tokens} == set(range(kept)), sampling
     assert sample(logits, [(0, Draw(Sampling(temperature=0)))], []).tokens[0].id == 0
+    logits[0, [31, 7]] = 1.0
+    reported = sample(logits, [], [(0, Score((5,), 6))]).scores[0][0].top
+    assert [id for id, _ in reported] == [7, 31, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
