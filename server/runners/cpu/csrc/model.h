@@ -11,13 +11,14 @@ class Model {
  public:
   explicit Model(Shape shape) : shape_(std::move(shape)), activation_(activation_of(shape_.activation)) {
     shape_.require_whole();
+    number_taps();
   }
 
   // Each raises ValueError for what does not fit the shape.
   void add_layer(Layer<S> layer) {
     layer.require_fits(shape_);
     layers_.push_back(std::move(layer));
-    taps_.reset();
+    number_taps();
   }
 
   void set_head(std::vector<float> norm, Linear<S> head) {
@@ -25,7 +26,7 @@ class Model {
                       norm.size());
     TORCH_CHECK_VALUE(head.in == shape_.hidden, "the output projection must read ", shape_.hidden, " values, not ", head.in);
     final_norm_ = std::move(norm), head_ = std::move(head);
-    taps_.reset();
+    number_taps();
   }
 
   void set_rotations(std::vector<Rotation> rotations) {
@@ -34,7 +35,8 @@ class Model {
   }
 
   // Raises ValueError where an adapter has other taps, or matrices of other widths.
-  void require_fits(const Adapter<S>& adapter) { adapter.require_fits(taps()); }
+  // Called by loaders while the engine's thread steps with other adapters.
+  void require_fits(const Adapter<S>& adapter) const { adapter.require_fits(taps_); }
 
   // rows [T, hidden]; keys and values as server/cache/tensors.py lays them out. Returns the logits [n, vocabulary].
   // Raises ValueError for what does not fit together, MemoryError; either before anything has been written.
@@ -76,10 +78,7 @@ class Model {
     return least;
   }
 
-  const std::shared_ptr<const TapTable>& taps() {
-    if (!taps_) taps_ = std::make_shared<const TapTable>(tap_table(shape_, layers_, head_));
-    return taps_;
-  }
+  void number_taps() { taps_ = std::make_shared<const TapTable>(tap_table(shape_, layers_, head_)); }
 
   // All memory that the threads will use.
   void make_room(Plan<S>& plan) {
@@ -292,7 +291,7 @@ class Model {
   std::vector<Rotation> rotations_;
   std::vector<float> final_norm_;
   Linear<S> head_;
-  std::shared_ptr<const TapTable> taps_;  // null: not made yet
+  std::shared_ptr<const TapTable> taps_;
   Buffers<S> buffers_;
   std::vector<Scratch<S>> scratch_;
 };

@@ -297,6 +297,8 @@ def test_weights_of_other_sizes_are_refused(kernels, dtype):
         for value in values:
             with pytest.raises(ValueError):
                 model.add_layer(**{**layer, name: value})
+    with pytest.raises(ValueError, match="the adapter has 23 taps, the model 3"):
+        model.require_fits(getattr(kernels, f"Adapter_{dtype}")(taps=23, vectors=[], low_ranks=[]))
     with pytest.raises(ValueError, match="no head or no layers"):
         model.step(rand(dtype, 1, 32), rand(dtype, 1), rand(dtype, 1), [], [], [])
     model.add_layer(**layer)
