@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
+from graft.hub.machine.free_memory import free_memory
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.cache.tensors import block_bytes
 from graft.server.runners.factory import runner_bytes
@@ -73,7 +73,7 @@ def sizes(options: Options, base: Base) -> Sizes:
 def _free(options: Options, base: Base) -> tuple[int, int]:
     """What is free on the device and in host memory (on a CPU: both the same) beside what the runner will pack and the
     budgets that are set. Raises GraftError where those don't fit."""
-    host, packed = psutil.virtual_memory().available, runner_bytes(options.runner, base)
+    host, packed = free_memory(), runner_bytes(options.runner, base)
     on_device = {"--kv-bytes": options.cache_bytes, "--adapter-device-bytes": options.device_bytes}
     on_host = {"--adapter-host-bytes": options.host_bytes}
     if base.device.type == "cuda":

@@ -154,7 +154,7 @@ def test_what_packing_takes_is_what_it_took(folder):
     assert extra_bytes(converted) == padding * 4 + tied
 
 
-def free_memory(monkeypatch, size):
+def with_free(monkeypatch, size):
     real = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: real._replace(available=size))
 
@@ -168,7 +168,7 @@ def test_a_budget_that_can_not_fit_is_refused_with_figures(llama, flag):
 
 
 def test_budgets_fit_together_or_not_at_all(llama, monkeypatch):
-    free_memory(monkeypatch, 1 << 30)
+    with_free(monkeypatch, 1 << 30)
     third = 350 << 20
     sizes(Options(cache_bytes=third, host_bytes=third, runner="eager"), llama)
     with pytest.raises(GraftError, match=r"--kv-bytes .* and --adapter-device-bytes .* and --adapter-host-bytes"):
@@ -177,10 +177,10 @@ def test_budgets_fit_together_or_not_at_all(llama, monkeypatch):
 
 def test_packed_weights_are_counted_before_the_cache(llama, monkeypatch):
     packed = extra_bytes(llama)
-    free_memory(monkeypatch, packed - 1)
+    with_free(monkeypatch, packed - 1)
     with pytest.raises(GraftError, match=r"the base's packed weights .* --runner eager"):
         sizes(Options(), llama)
-    free_memory(monkeypatch, packed + (1 << 20))
+    with_free(monkeypatch, packed + (1 << 20))
     assert sizes(Options(), llama).host_bytes == (1 << 20) // 4
     assert sizes(Options(runner="eager"), llama).host_bytes == (packed + (1 << 20)) // 4
     with pytest.raises(GraftError, match=r"--kv-bytes .* and the base's packed weights"):
