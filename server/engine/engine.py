@@ -65,6 +65,9 @@ class Engine:
         self.sizes = sizes(self.options, base)
         self.metrics = Metrics()
         self.ends = ends_of(base)
+        self.blocks = BlockPool(self.sizes.blocks)
+        cache = KVCache(base.spec, self.sizes.blocks, base.dtype, base.device)
+        self.runner = make_runner(self.options.runner, base, cache)  # may refuse: no threads before it
         local = {name: Path(folder) for name, folder in (adapters or {}).items()}
         self.library = AdapterNames(base.spec.fingerprint, local, shelf)
         self.prover = Prover(base)
@@ -76,9 +79,6 @@ class Engine:
             allow_base_mismatch=self.options.allow_base_mismatch,
             on_load=self.metrics.loaded,
         )
-        self.blocks = BlockPool(self.sizes.blocks)
-        cache = KVCache(base.spec, self.sizes.blocks, base.dtype, base.device)
-        self.runner = make_runner(self.options.runner, base, cache)
         self.residency = DeviceTier(self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes)
         self.scheduler = Scheduler(
             self.blocks,

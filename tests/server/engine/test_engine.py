@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from itertools import count
 from queue import SimpleQueue
 
 import pytest
@@ -412,30 +413,35 @@ def count_threads_and_files():
     return threading.active_count(), len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
 
 
-def put_faults(engine, draw, monkeypatch):
-    """Now and then a call of these raises. Returns how often it has come to that."""
+def put_faults(engine, monkeypatch):
+    """Each so many calls of these raise. Returns how often it has come to that."""
     struck = Counter()
+    often, seldom = 1499, 97  # are they called
     parts = {
-        engine.runner: ("step", "prepare", "add"),
-        engine.runner.cache: ("write", "copy"),
-        engine.scheduler: ("add", "take"),
-        engine.blocks: ("take", "find"),
-        engine.residency: ("expect", "check", "ready"),
-        engine.loader: ("request",),
-        engine.library: ("locate", "fetch"),
-        engine.prover: ("case",),
+        engine.runner: {"step": 199, "prepare": seldom, "add": seldom},
+        engine.runner.cache: {"write": 29},
+        engine.scheduler: {"add": often, "take": 29},
+        engine.blocks: {"take": often, "find": often},
+        engine.residency: {"expect": often, "check": often, "ready": often},
+        engine.loader: {"request": often},
+        engine.library: {"locate": often, "fetch": 29},
+        engine.prover: {"case": 29},
     }
+
+    def failing(true, name, every):
+        calls = count(1)
+
+        def call(*args, **options):
+            if next(calls) % every == 0:
+                struck[name] += 1
+                raise (RuntimeError, MemoryError)[struck[name] % 2]("as a fault would")
+            return true(*args, **options)
+
+        return call
+
     for part, names in parts.items():
-        for name in names:
-            true = getattr(part, name)
-
-            def call(*args, true=true, name=name, **options):
-                if draw.random() < 1 / 1500:
-                    struck[name] += 1
-                    raise draw.choice((RuntimeError, MemoryError))("as a fault would")
-                return true(*args, **options)
-
-            monkeypatch.setattr(part, name, call)
+        for name, every in names.items():
+            monkeypatch.setattr(part, name, failing(getattr(part, name), f"{type(part).__name__}.{name}", every))
     return struck
 
 
@@ -461,7 +467,7 @@ def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, monkeypat
     before = count_threads_and_files()
     with Engine(llama, folders, options=options) as engine:
         with monkeypatch.context() as patched:
-            struck = put_faults(engine, draw, patched)
+            struck = put_faults(engine, patched)
             for i in range(10_000):
                 kind = draw.choice([None, *KINDS])
                 prompt = tuple(draw.randrange(2, 300) for _ in range(draw.randint(1, 40)))
@@ -481,7 +487,7 @@ def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, monkeypat
             read(late)
         assert engine.failure is None and ends.total() == 10_000
         assert ends["stop"] + ends["length"] > 7_000, ends
-        assert len(struck) > 8 and ends["internal_error"] >= 20, (struck, ends)
+        assert len(struck) > 8 and ends["internal_error"] >= 50, (struck, ends)
         assert_idle(engine)
         assert engine.residency.evictions > 100
         assert engine.residency.bytes <= options.device_bytes and engine.loader.bytes <= options.host_bytes

@@ -7,6 +7,7 @@ from queue import SimpleQueue
 
 import pytest
 
+from graft.hub.errors import GraftError
 from graft.server.adapters.time_slices import TimeSlices
 from graft.server.adapters.workers import Workers
 from graft.server.cache.blocks import BlockPool
@@ -220,6 +221,13 @@ def test_an_adapter_that_can_not_be_taken_out_ends_the_engine(llama, make_folder
     with at_once(), pytest.raises(EndedError):
         engine.generate([adapter("b")])
     engine.close()
+
+
+def test_an_engine_that_can_not_start_leaves_no_threads(llama):
+    before = threading.active_count()
+    with pytest.raises(GraftError, match="Unknown runner"):
+        Engine(llama, options=Options(runner="none"))
+    assert threading.active_count() == before
 
 
 def test_a_worker_tells_who_waits_what_went_wrong_and_goes_on():
