@@ -96,6 +96,7 @@ SLOWER = (
     "tests/test_tutorial.py", "tests/hub/base/test_dtype_choice.py", "tests/hub/registry/test_properties.py",
     "tests/trainer/commands", "tests/hub/web/test_clients.py", "tests/server/engine/test_engine.py::test_ten_thousand",
     "tests/hub/base/test_named_bases.py", "tests/server/http/test_faults.py",
+    "tests/server/engine/test_fault_injection.py",
 )  # fmt: skip
 
 
