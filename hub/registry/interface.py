@@ -4,6 +4,7 @@ Commands, servers and trainers know only this. One suite of tests holds both to 
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -65,6 +66,13 @@ class AnyRegistry(Protocol):
 
     def pull(self, name: str, folder: str | Path) -> Revision:
         """Write an adapter's files into `folder`, every byte checked against its hash. Raises as `resolve`."""
+
+    def lend(self, name: str) -> AbstractContextManager[Path]:
+        """A folder with an adapter's files, to be read as long as the context lasts; no pull is counted.
+
+        Where the registry lies on this disk nothing is copied, and weights are not hashed: whoever reads them compares the
+        adapter's digest. Raises as `pull`.
+        """
 
     def search(self, query: Query) -> Page:
         """A page of repos. Raises GraftError for a query that can't be answered."""

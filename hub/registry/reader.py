@@ -5,10 +5,12 @@ Knows neither HTTP nor torch. What a caller may do is decided before it gets her
 """
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from graft.hub.adapters.model_card import TASK_PREFIX
-from graft.hub.adapters.validation import Inspection
+from graft.hub.adapters.validation import WEIGHTS, Inspection
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.machine.atomic_files import write_folder_whole
@@ -157,6 +159,16 @@ class RegistryReader:
                 self.blobs.copy_out(sha256, staging / path)
         self.count_download(revision.repo)
         return revision
+
+    @contextmanager
+    def lend(self, name: str, *, caller: Caller = OWNER) -> Iterator[Path]:
+        """As AnyRegistry.lend: links to the stored files, copies where this process may not write beside them."""
+        tree = self.tree(self.resolve(name, caller=caller).id)
+        for path, sha256 in tree.items():
+            if path not in WEIGHTS:
+                self.blobs.require_sound(sha256)
+        with self.blobs.lay_out(tree) if not self.read_only else self.blobs.copy_all_out(tree) as folder:
+            yield folder
 
     def count_download(self, name: str) -> None:
         """As well as can be: never waits for a writer, never fails (DownloadCounter)."""

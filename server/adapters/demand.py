@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from graft.server.adapters.host import Loaded
+from graft.server.adapters.loaded import Loaded
 
 
 @dataclass(eq=False)

@@ -17,8 +17,8 @@ from graft.hub.adapters.probe import Verdict
 from graft.hub.adapters.serving_forms import CacheRows
 from graft.hub.errors import GraftError
 from graft.server.adapters.demand import Demand, Seeker
-from graft.server.adapters.host import Loaded
 from graft.server.adapters.idle import IdleAdapters
+from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.readiness import VirtualRows
 from graft.server.adapters.resident import AdapterWork, Resident, State
 from graft.server.cache.blocks import BlockPool

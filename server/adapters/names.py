@@ -7,7 +7,6 @@ they last did.
 
 import logging
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ log = logging.getLogger(__name__)
 WRITING_S = 2.0  # how long a folder may be under way from one version to the next; one that was killed stays
 PINNED_S = 10.0  # how long the answer about a commit is trusted, which can't move, only be taken away
 ASK_AGAIN_S = 10.0  # how long after a hub could not be asked
+TIDY_S = 60.0  # how often those are forgotten that were kept long enough
 REMEMBERED_S = 3600.0  # how long the answer about a name that nobody asks for is kept
 
 
@@ -65,6 +65,8 @@ class AdapterNames:
         self._local = dict(local or {})
         self.shelf = shelf
         self._answers: dict[str, _Answer] = {}
+        self._tidied = 0.0  # when old ones were forgotten
+        self._away_since: float | None = None  # when the shelf could not be asked
         self._lock = threading.Lock()
 
     @property
@@ -76,19 +78,18 @@ class AdapterNames:
         """Whether `locate` answers without a network."""
         if name in self._local or not self._is_far:
             return True
-        with self._lock:
-            answer = self._answers.get(name)
-        return answer is not None and answer.until > time.monotonic()
+        return self._standing(name) is not None
+
+    def is_far(self, location: Location) -> bool:
+        """Whether `fetch` takes a network."""
+        return location.folder is None and self._is_far
 
     def locate(self, name: str) -> Location:
         """Raises NotFoundError where the name stands for nothing."""
         if name in self._local:
             folder = self._local[name]
             return Location(name, _state_of(folder), folder=folder)
-        with self._lock:
-            answer = self._answers.get(name)
-        if answer is None or answer.until <= time.monotonic():
-            answer = self._ask(name, answer.said if answer else None)
+        answer = self._standing(name) or self._ask(name)
         if isinstance(answer.said, GraftError):
             raise answer.said
         return answer.said
@@ -112,9 +113,8 @@ class AdapterNames:
             yield location.folder
             return
         assert self.shelf is not None  # which has told the version
-        with tempfile.TemporaryDirectory(prefix="graft-adapter-") as folder:
-            self.shelf.pull(f"{location.name}@{location.revision}", folder)
-            yield Path(folder)
+        with self.shelf.lend(f"{location.name}@{location.revision}") as folder:
+            yield folder
 
     def search_shelf(self, base: BaseSpec) -> Iterator[SearchHit]:
         """What a registry on this machine has for a base. A hub is not asked for all it has."""
@@ -125,24 +125,43 @@ class AdapterNames:
     def _is_far(self) -> bool:
         return self.shelf is not None and self.shelf.is_far
 
-    def _ask(self, name: str, before: Location | GraftError | None) -> _Answer:
-        """A new answer, kept for as long as it is trusted; the one `before` where nobody can be asked."""
+    def _standing(self, name: str) -> _Answer | None:
+        """What holds without asking: an answer that is trusted, or, while the hub is away, the last one that was good."""
+        now = time.monotonic()
+        with self._lock:
+            answer = self._answers.get(name)
+            away = self._away_since is not None and now < self._away_since + ASK_AGAIN_S
+        if answer is None or not (answer.until > now or (away and isinstance(answer.said, Location))):
+            return None
+        return answer
+
+    def _ask(self, name: str) -> _Answer:
+        """A new answer, kept for as long as it is trusted; the one before where nobody can be asked."""
+        with self._lock:
+            before = self._answers.get(name)
         try:
             said, trusted_s = self._ask_shelf(name), self.shelf.trusted_s if self.shelf else 0.0
+            self._away_since = None
         except UnreachableError as error:
-            if not isinstance(before, Location):
+            self._away_since = time.monotonic()  # other names needn't find that out anew, each for as long
+            if before is None or not isinstance(before.said, Location):
                 raise
             log.warning("%s stands for what it last did: %s", name, error)
-            said, trusted_s = before, ASK_AGAIN_S
+            said, trusted_s = before.said, ASK_AGAIN_S
         if COMMIT_ID.fullmatch(name.partition("@")[2]):
             trusted_s = max(trusted_s, PINNED_S)
-        now = time.monotonic()
-        answer = _Answer(said, now + trusted_s)
+        answer = _Answer(said, time.monotonic() + trusted_s)
         if self._is_far:
-            with self._lock:
-                kept = {key: old for key, old in self._answers.items() if old.until > now - REMEMBERED_S}
-                self._answers = kept | {name: answer}
+            self._keep(name, answer)
         return answer
+
+    def _keep(self, name: str, answer: _Answer) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._answers[name] = answer
+            if now > self._tidied + TIDY_S:
+                self._tidied = now
+                self._answers = {key: old for key, old in self._answers.items() if old.until > now - REMEMBERED_S}
 
     def _ask_shelf(self, name: str) -> Location | GraftError:
         if self.shelf is None or not ("/" in name or name.startswith(TASK_PREFIX)):

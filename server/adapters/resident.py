@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from graft.hub.errors import GraftError
-from graft.server.adapters.host import Loaded
+from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.readiness import NO_ROWS, VirtualRows
 
 

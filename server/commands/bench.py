@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from graft.hub.machine.cpu_load import usable_cores
+from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.tables import print_json, print_table
 
@@ -143,6 +144,7 @@ def bench_engine(
     from graft.server.engine.engine import Engine
     from graft.server.engine.options import Options
 
+    hand_on_soon()  # as in a server
     began = time.perf_counter()
     dtype = dtype or chosen_dtype(
         plan.base, device, serving(runner, Options.max_running), partial(click.echo, err=True)

@@ -15,6 +15,7 @@ import psutil
 
 from graft.hub.adapters.validation import CONFIG
 from graft.hub.errors import GraftError
+from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize
 from graft.hub.terminal.strangers_words import visible_text
@@ -118,6 +119,7 @@ def serve(
         allow_base_mismatch=allow_base_mismatch,
     )
     ending = _Ending()
+    hand_on_soon()
     try:
         dtype = dtype or chosen_dtype(base_name, device, serving(runner, max_running), _say)
         base = load_base(base_name, dtype=dtype, device=device)

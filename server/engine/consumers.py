@@ -15,7 +15,7 @@ from torch import Tensor
 from graft.hub.adapters.probe import ProbeQuestion, Table
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
-from graft.server.adapters.host import Loaded
+from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.readiness import NO_ROWS
 from graft.server.adapters.resident import Resident
 from graft.server.engine.request import Finished, PromptScored, Started, Stream, stop_ids
@@ -94,6 +94,8 @@ class RunningRequest(Consumer):
             tokens=list(self._request.prompt),
             max_new=0,
             logits_from=first,
+            client=self._request.client,
+            weight=self._request.weight,
             runs_last=bool(self._request.score_next),
         )
 

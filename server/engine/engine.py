@@ -50,7 +50,11 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Serves a base and any adapters of it. Start one a process; `close` it when done (or use it in a `with`)."""
+    """Serves a base and any adapters of it. Start one a process; `close` it when done (or use it in a `with`).
+
+    Steps wait for Python's interpreter while other threads have it. A process that streams calls
+    `hub.machine.interpreter_turns.hand_on_soon`, as `graft serve` and `graft bench` do; an engine leaves that setting alone.
+    """
 
     def __init__(
         self,
@@ -132,7 +136,7 @@ class Engine:
             place(None)
             return stream
         try:
-            self.loader.request(request.model, place)
+            self.loader.request(request.model, request.client, place)
         except Exception as error:
             log.exception("asking for %s failed", request.model)
             place(BrokenError(f"Asking for {request.model} failed: {type(error).__name__}: {error}"))
@@ -189,7 +193,7 @@ class Engine:
             with suppress(ClosedError, EndedError):  # then nobody waits for it
                 self._inbox.put(DetoursPrepared(resident, error))
 
-        self.loader.run_later(work, failed)
+        self.loader.compute(work, failed)
 
     def take_blocks(self, n: int, digest: str) -> list[int]:
         return self.scheduler.take(n, digest)

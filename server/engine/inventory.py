@@ -17,7 +17,7 @@ from graft.server.engine.request import Request
 from graft.server.served_version import Served
 
 if TYPE_CHECKING:
-    from graft.server.adapters.host import Loaded
+    from graft.server.adapters.loaded import Loaded
     from graft.server.engine.engine import Engine
 
 

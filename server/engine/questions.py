@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from graft.server.engine.messages import Ask
 
 if TYPE_CHECKING:
-    from graft.server.adapters.host import Loaded
+    from graft.server.adapters.loaded import Loaded
     from graft.server.engine.engine import Engine
 
 PINNED_SHARE = 2  # pins may take half of a budget, so that the other adapters can always come and go

@@ -18,7 +18,7 @@ class Request:
     """A prompt to continue. `model`: an adapter's name, None for the bare base.
 
     `max_tokens`: None for as many as there is room for. `score_from`: report the log-probability of every prompt
-    token from this index on (the first has none).
+    token from this index on (the first has none). `client`: who asks; clients are served in turn, by `weight`.
     """
 
     prompt: tuple[int, ...]
@@ -30,6 +30,8 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     score_from: int | None = None
     score_next: tuple[int, ...] = ()
+    client: str = ""
+    weight: float = 1.0
 
 
 def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:

@@ -7,8 +7,9 @@ alone; what that has no word for (aliases, tasks, scores) raises NotOfferedError
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,13 @@ class RemoteRegistry:
                 require_intact(local / file.path, file)
                 shutil.copyfile(local / file.path, staging / file.path)
         return revision
+
+    @contextmanager
+    def lend(self, name: str) -> Iterator[Path]:
+        """As AnyRegistry.lend: a pull into a folder of its own. The hub counts what it hands out."""
+        with tempfile.TemporaryDirectory(prefix="graft-adapter-") as folder:
+            self.pull(name, folder)
+            yield Path(folder)
 
     def search(self, query: Query) -> Page:
         if not self.api.is_graft:

@@ -132,13 +132,19 @@ class BlobStore:
                 out.write(chunk)
         if digest.hexdigest() != sha256:
             target.unlink()
-            raise DamagedBlobError(
-                f"Blob {sha256} is damaged on disk (now {digest.hexdigest()}): run `graft registry check`, restore a backup."
-            )
+            raise _damaged_error(sha256, digest.hexdigest())
 
     def is_sound(self, sha256: str) -> bool:
         """Whether the file is there and still hashes to its name."""
         return sha256_of(self.path(sha256)) == sha256
+
+    def require_sound(self, sha256: str) -> None:
+        """Raises DamagedBlobError for a blob that has gone or no longer hashes to its name."""
+        found = sha256_of(self.path(sha256))
+        if found is None:
+            raise self._missing_error(sha256)
+        if found != sha256:
+            raise _damaged_error(sha256, found)
 
     def names(self) -> Iterator[str]:
         """Every blob's sha256, in no order."""
@@ -164,7 +170,7 @@ class BlobStore:
         return len(stale)
 
     @contextmanager
-    def lay_out(self, tree: dict[str, str]) -> Iterator[Path]:
+    def lay_out(self, tree: Tree) -> Iterator[Path]:
         """A temporary folder with the files of `tree` (path -> sha256), linked, for reading only."""
         with tempfile.TemporaryDirectory(dir=self.incoming) as name:
             folder = Path(name)
@@ -173,6 +179,14 @@ class BlobStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._link(sha256, target)
             yield folder
+
+    @contextmanager
+    def copy_all_out(self, tree: Tree) -> Iterator[Path]:
+        """As `lay_out`, for a store that this process may not write to: copies elsewhere, each hashed on the way."""
+        with tempfile.TemporaryDirectory(prefix="graft-adapter-") as name:
+            for path, sha256 in tree.items():
+                self.copy_out(sha256, Path(name) / path)
+            yield Path(name)
 
     def _link(self, sha256: str, target: Path) -> None:
         """A second name for a blob. Whoever stores the same bytes just now renames a new file over this one: link()
@@ -183,3 +197,9 @@ class BlobStore:
             except FileNotFoundError:
                 if not self.has(sha256):
                     raise self._missing_error(sha256) from None
+
+
+def _damaged_error(sha256: str, found: str) -> DamagedBlobError:
+    return DamagedBlobError(
+        f"Blob {sha256} is damaged on disk (now {found}): run `graft registry check`, restore a backup."
+    )

@@ -387,6 +387,16 @@ def test_pull(shelf: AnyRegistry, there: Registry, adapter: Path, tmp_path: Path
         }
 
 
+def test_lend(shelf: AnyRegistry, there: Registry, adapter: Path) -> None:
+    made = there.publish(adapter, "ann/news")
+    with shelf.lend(f"ann/news@{made.id}") as folder:
+        lent = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert lent == {path.name: path.read_bytes() for path in adapter.iterdir()}
+    assert not folder.exists()
+    with pytest.raises(NotFoundError), shelf.lend("ann/nothing"):
+        pass
+
+
 # Tasks and scores
 
 

@@ -10,7 +10,7 @@ import torch
 from graft.hub.adapters.probe import ProofOutcome, Verdict
 from graft.hub.adapters.serving_forms import InputRows
 from graft.server.adapters.device import HOLD_BACK_S, DeviceTier
-from graft.server.adapters.host import Loaded
+from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.prover import Case
 from graft.server.cache.blocks import BlockPool
 from graft.server.engine.scheduler import Scheduler

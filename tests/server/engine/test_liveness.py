@@ -9,13 +9,12 @@ import pytest
 
 from graft.hub.errors import GraftError
 from graft.server.adapters.time_slices import TimeSlices
-from graft.server.adapters.workers import Workers
 from graft.server.cache.blocks import BlockPool
 from graft.server.engine.consumers import RunningRequest
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
-from graft.server.errors import BrokenError, ClosedError, EndedError, EngineError
+from graft.server.errors import BrokenError, EndedError, EngineError
 from graft.server.sampling.params import Sampling
 from tests.server.live import ask
 
@@ -65,7 +64,7 @@ def test_the_end_of_the_engines_thread_is_told_to_everybody(llama, make_folder, 
     """To those who run, those who wait for a load, those who ask something, and those who come later."""
     never = threading.Event()
     engine = Engine(llama, {"a": make_folder("lora", llama)})
-    monkeypatch.setattr(engine.loader, "_read", lambda location: never.wait(20))
+    monkeypatch.setattr(engine.loader._loading, "_adapter", lambda location, folder: never.wait(20))
     streams = [engine.submit(LONG), engine.submit(LONG), engine.submit(adapter("a"))]
     next(iter(streams[0]))
     Fault(monkeypatch, engine.scheduler, "plan", MemoryError, times=10**9)
@@ -228,27 +227,6 @@ def test_an_engine_that_can_not_start_leaves_no_threads(llama):
     with pytest.raises(GraftError, match="Unknown runner"):
         Engine(llama, options=Options(runner="none"))
     assert threading.active_count() == before
-
-
-def test_a_worker_tells_who_waits_what_went_wrong_and_goes_on():
-    workers, told = Workers("test", 1, begin=lambda: 1 // 0), SimpleQueue()
-    for work in (lambda: {}["x"], lambda: (_ for _ in ()).throw(SystemExit), lambda: told.put("done")):
-        workers.submit(work, told.put)
-    assert [str(told.get(timeout=5)) for _ in range(3)] == ["KeyError: 'x'", "SystemExit: ", "done"]
-    assert workers.close(1.0)
-    with pytest.raises(ClosedError):
-        workers.submit(lambda: None, told.put)
-
-
-def test_workers_end_though_one_hangs_and_fail_what_has_not_begun():
-    workers, told, never = Workers("test", 1), SimpleQueue(), threading.Event()
-    workers.submit(lambda: (told.put("begun"), never.wait(20)), told.put)
-    workers.submit(lambda: told.put("begun too"), told.put)
-    assert told.get(timeout=5) == "begun"
-    with at_once():
-        assert not workers.close(0.1)
-    assert isinstance(told.get(timeout=1), ClosedError)
-    never.set()
 
 
 def test_a_thread_of_turns_that_ends_holds_nobody_up():

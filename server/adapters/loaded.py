@@ -1,0 +1,38 @@
+"""An adapter in host memory."""
+
+from dataclasses import dataclass, field
+
+from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
+from graft.server.adapters.prover import Case
+from graft.server.cache.step import BLOCK_ROWS
+
+
+@dataclass(eq=False)
+class Loaded:
+    """An adapter in host memory, in the base's dtype. `users`: requests that hold it.
+
+    `cases`: of copies of it that bring other probes. Whoever copies an adapter can bring a wrong one, and must not get the
+    original refused: it is refused only where no probe holds.
+    """
+
+    digest: str
+    method: str
+    variant: str
+    detours: tuple[Form, ...]
+    rows: InputRows | CacheRows | None
+    case: Case  # its proof
+    bytes: int
+    seconds: float  # what the load took
+    cases: list[Case] = field(default_factory=list)
+    users: int = 0
+
+    @property
+    def virtual_rows(self) -> int:
+        if isinstance(self.rows, InputRows):
+            return self.rows.rows.shape[0]
+        return 0 if self.rows is None else self.rows.keys.shape[1]
+
+    @property
+    def virtual_blocks(self) -> int:
+        """Cache blocks that its virtual rows take."""
+        return -(-self.virtual_rows // BLOCK_ROWS)

@@ -1,0 +1,172 @@
+"""From a version to an adapter in memory, in steps on threads of their own: files fetched, then read, checked and folded.
+
+What waits for a network, for a disk, and what computes never wait for each other: a hub that hangs takes its own few
+threads, and local adapters and what the device needs go on. On every pool clients are served in turn.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from graft.hub.adapters.artifact import load_artifact
+from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank, at, detours, form_bytes
+from graft.hub.base.model import Base
+from graft.hub.errors import ArtifactError, GraftError
+from graft.server.adapters.loaded import Loaded
+from graft.server.adapters.names import AdapterNames, Location
+from graft.server.adapters.prover import Prover
+from graft.server.adapters.work_pool import WorkPool
+from graft.server.errors import CapacityError
+
+HUB_THREADS = 4  # look-ups that a hub answers at once; and as many downloads beside them
+_DISK_THREADS = 4
+_COMPUTING_THREADS = 2
+_TRIES = 3  # at a folder that is written to while it is read
+_NICE, _NICEST = 10, 19  # steps further back than the engine; the last there is
+_LEAVE_S = 5.0  # how long a closing engine waits for what computes; what waits for a network is left
+
+Read = Loaded | GraftError
+
+
+@dataclass(eq=False)
+class _Load:
+    """A version on its way."""
+
+    location: Location
+    client: Hashable
+    done: Callable[[Read], None]
+    tries: int = _TRIES
+    files: ExitStack = field(default_factory=ExitStack)  # what was fetched, until it is read
+
+
+class Loading:
+    """Safe for many threads. `most_bytes`: of one adapter."""
+
+    def __init__(
+        self, base: Base, library: AdapterNames, prover: Prover, *, most_bytes: int, allow_base_mismatch: bool
+    ):
+        self._base = base
+        self._library = library
+        self._prover = prover
+        self._most_bytes = most_bytes
+        self._allow_base_mismatch = allow_base_mismatch
+        self._look_ups = WorkPool("graft-look-up", HUB_THREADS, _step_back)
+        self._downloads = WorkPool("graft-download", HUB_THREADS, _step_back)
+        self._disk = WorkPool("graft-disk", _DISK_THREADS, _step_back)
+        self._computing = WorkPool("graft-loader", _COMPUTING_THREADS, _step_back)
+
+    def look_up(self, client: Hashable, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
+        """Ask a hub something; `failed` is told what `work` raises."""
+        self._look_ups.submit(client, work, failed)
+
+    def compute(self, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
+        """Do something for an adapter that is loaded already, before every load; `failed` is told what `work` raises."""
+        self._computing.submit("", work, failed, urgent=True)
+
+    def load(self, location: Location, client: Hashable, done: Callable[[Read], None]) -> None:
+        """Call `done` on one of the threads with the adapter, or with why there is none."""
+        self._fetch_later(_Load(location, client, done))
+
+    def close(self) -> None:
+        """What waits for an answer from elsewhere is left to itself; nobody waits for it."""
+        for pool, wait_s in (
+            (self._look_ups, 0.0),
+            (self._downloads, 0.0),
+            (self._disk, 0.0),
+            (self._computing, _LEAVE_S),
+        ):
+            pool.close(wait_s)
+
+    # Each step ends by beginning the next one, or by `done`
+
+    def _fetch_later(self, load: _Load) -> None:
+        self._submit(self._downloads if self._library.is_far(load.location) else self._disk, load, self._fetch)
+
+    def _submit(self, pool: WorkPool, load: _Load, step: Callable[[_Load], None]) -> None:
+        """Whatever fails in a step ends the load with an error."""
+        pool.submit(load.client, partial(step, load), partial(self._end, load))
+
+    def _fetch(self, load: _Load) -> None:
+        """On a thread that may wait."""
+        folder = load.files.enter_context(self._library.fetch(load.location))
+        self._submit(self._computing, load, partial(self._read, folder=folder))
+
+    def _read(self, load: _Load, folder: Path) -> None:
+        """On a thread that computes."""
+        read: Read
+        try:
+            read = self._adapter(load.location, folder)
+        except GraftError as error:
+            read = error
+        if load.location.folder is None:
+            self._end(load, read)
+        else:
+            self._submit(self._disk, load, partial(self._check_unchanged, read=read))
+
+    def _check_unchanged(self, load: _Load, read: Read) -> None:
+        """A folder that was written to meanwhile is read again: half of one version is neither error nor adapter."""
+        written = self._library.locate_written(load.location)  # waits for who writes
+        load.tries -= 1
+        if written.version == load.location.version or not load.tries:
+            self._end(load, read)
+        else:
+            load.files.close()
+            load.location = written
+            self._fetch_later(load)
+
+    def _end(self, load: _Load, read: Read) -> None:
+        load.files.close()
+        load.done(read)
+
+    def _adapter(self, location: Location, folder: Path) -> Loaded:
+        began = time.monotonic()
+        with torch.inference_mode():
+            artifact = load_artifact(folder, self._base.spec, allow_base_mismatch=self._allow_base_mismatch)
+            if location.digest not in (None, artifact.digest):
+                raise ArtifactError(
+                    f"{location.name} is not what was published: its digest was {location.digest} and is {artifact.digest} now. "
+                    "Check the registry with `graft registry check`."
+                )
+            forms = [_copy_to_host(form, self._base.dtype) for form in artifact.fold(self._base)]
+            case = self._prover.case(artifact)
+        rows = [form for form in forms if isinstance(form, (InputRows, CacheRows))]
+        size = sum(form_bytes(form) for form in forms)
+        if size > self._most_bytes:
+            raise CapacityError(
+                f"{location.name} needs {size} bytes of host memory, all adapters together may take "
+                f"{self._most_bytes} (--adapter-host-bytes)."
+            )
+        return Loaded(
+            digest=artifact.digest,
+            method=artifact.method.name,
+            variant=artifact.method.variant(artifact.config),
+            detours=detours(forms),
+            rows=rows[0] if rows else None,
+            case=case,
+            bytes=size,
+            seconds=time.monotonic() - began,
+        )
+
+
+def _copy_to_host(form: Form, dtype: torch.dtype) -> Form:
+    """A form in host memory of its own, its scale multiplied in while it is still float32."""
+    if isinstance(form, LowRank):
+        b = None if form.b is None else form.b * form.scale
+        form = replace(form, B=form.B * form.scale, b=b, scale=1.0)
+    return at(form, dtype, "cpu", copy=True)
+
+
+def _step_back() -> None:
+    """Let the engine go first: a loader's thread takes what its steps spare of the cores."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        this = threading.get_native_id()
+        own = os.getpriority(os.PRIO_PROCESS, this)  # a server that is nicer itself may not take that back
+        os.setpriority(os.PRIO_PROCESS, this, min(_NICEST, own + _NICE))

@@ -1,0 +1,118 @@
+"""Threads that take work in turns of the clients who wait for it. Knows nothing of adapters."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+
+from graft.hub.errors import GraftError
+from graft.server.errors import BrokenError, ClosedError
+from graft.server.fair_queue import FairQueue
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    client: Hashable
+    work: Callable[[], None]
+    failed: Callable[[GraftError], None]
+
+
+class WorkPool:
+    """Up to `threads` threads, each started when there is work for it. Safe for many threads.
+
+    They are daemons: one that hangs on a network neither outlives the process nor keeps it. `begin` is called once on each.
+    """
+
+    def __init__(self, name: str, threads: int, begin: Callable[[], None] = lambda: None):
+        self._name = name
+        self._most = threads
+        self._begin = begin
+        self._changed = threading.Condition()
+        self._urgent: deque[_Job] = deque()
+        self._waiting: FairQueue[_Job] = FairQueue()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._closed = False
+
+    def submit(
+        self,
+        client: Hashable,
+        work: Callable[[], None],
+        failed: Callable[[GraftError], None],
+        *,
+        urgent: bool = False,
+    ) -> None:
+        """Do something for a client: in its turn, or before all that has a turn.
+
+        `failed` is told whatever it raises, and of `close` where that comes before it begins. Raises ClosedError afterwards.
+        """
+        with self._changed:
+            if self._closed:
+                raise ClosedError("The server is shutting down.")
+            job = _Job(client, work, failed)
+            if urgent:
+                self._urgent.append(job)
+            else:
+                self._waiting.push(client, "", job)
+            if len(self._urgent) + len(self._waiting) > self._idle and len(self._threads) < self._most:
+                self._start_thread()
+            self._changed.notify()
+
+    def close(self, wait_s: float) -> None:
+        """Begin nothing more; wait so long at most for what is under way."""
+        with self._changed:
+            self._closed = True
+            left = [*self._urgent, *self._waiting]
+            self._urgent.clear()
+            self._waiting = FairQueue()
+            self._changed.notify_all()
+        for job in left:
+            self._try(partial(job.failed, ClosedError("The server is shutting down.")))
+        deadline = time.monotonic() + wait_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._live, name=f"{self._name}-{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _live(self) -> None:
+        self._try(self._begin)
+        while (job := self._next()) is not None:
+            try:
+                job.work()
+            except GraftError as error:
+                self._try(partial(job.failed, error))
+            except BaseException as error:  # the thread is everybody's, the failure this job's alone
+                log.exception("work on a thread of %s failed", self._name)
+                self._try(partial(job.failed, BrokenError(f"{type(error).__name__}: {error}")))
+            del job  # its memory is free while the thread waits for the next
+
+    def _try(self, work: Callable[[], None]) -> None:
+        """Nothing ends a thread of the pool."""
+        try:
+            work()
+        except BaseException:
+            log.exception("a thread of %s could not say what went wrong", self._name)
+
+    def _next(self) -> _Job | None:
+        """The next piece of work; waits for one. None at the end."""
+        with self._changed:
+            self._idle += 1
+            while not (self._closed or self._urgent or len(self._waiting)):
+                self._changed.wait()
+            self._idle -= 1
+            if self._closed:
+                return None
+            if self._urgent:
+                return self._urgent.popleft()
+            self._waiting.peek()
+            job = self._waiting.pop()
+            self._waiting.release(job.client)  # who is served in turn does not depend on what is under way
+            return job

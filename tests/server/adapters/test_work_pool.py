@@ -1,0 +1,77 @@
+"""Threads that take work in turns of clients: urgent things first, nobody behind another's backlog, an end that waits for nobody."""
+
+import threading
+import time
+from queue import SimpleQueue
+
+import pytest
+
+from graft.server.adapters.work_pool import WorkPool
+from graft.server.errors import ClosedError
+
+
+def ignored(error):
+    pass
+
+
+@pytest.fixture
+def pool():
+    pool = WorkPool("test-pool", 1)
+    yield pool
+    pool.close(1.0)
+
+
+def test_clients_take_turns_and_what_is_urgent_goes_first(pool):
+    begin, done = threading.Event(), []
+    pool.submit("flood", lambda: begin.wait(10), ignored)
+    for number in range(20):
+        pool.submit("flood", lambda number=number: done.append(("flood", number)), ignored)
+    pool.submit("other", lambda: done.append(("other", 0)), ignored)
+    pool.submit("", lambda: done.append("urgent"), ignored, urgent=True)
+    begin.set()
+    while len(done) < 22:
+        time.sleep(0.001)
+    assert done[0] == "urgent" and ("other", 0) in done[1:3]
+    assert [number for client, number in (one for one in done if one[0] == "flood")] == list(range(20))
+
+
+def test_a_failure_is_told_to_who_waits_and_costs_no_thread(caplog):
+    pool, told = WorkPool("test-pool", 1, begin=lambda: 1 // 0), SimpleQueue()
+    for work in (lambda: {}["x"], lambda: (_ for _ in ()).throw(SystemExit)):
+        pool.submit("", work, told.put)
+    pool.submit("", lambda: told.put(threading.current_thread().name), told.put)
+    assert [str(told.get(timeout=5)) for _ in range(3)] == ["KeyError: 'x'", "SystemExit: ", "test-pool-0"]
+    assert "KeyError" in caplog.text
+    pool.close(1.0)
+
+
+def test_threads_start_when_there_is_work_for_them():
+    pool, meeting = WorkPool("test-pool", 3), threading.Barrier(3)
+    assert not pool._threads
+    for _ in range(3):
+        pool.submit("", lambda: meeting.wait(5), ignored)
+    for thread in pool._threads:
+        thread.join(0)
+    deadline = time.monotonic() + 5
+    while pool._idle < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert len(pool._threads) == 3 and not meeting.broken
+    pool.close(5.0)
+    assert not any(thread.is_alive() for thread in pool._threads)
+
+
+def test_closing_leaves_what_hangs_and_fails_what_has_not_begun(pool):
+    hanging, told = threading.Event(), SimpleQueue()
+    pool.submit("", lambda: (told.put("begun"), hanging.wait(30)), told.put)
+    assert told.get(timeout=5) == "begun"
+    pool.submit("", lambda: told.put("begun too"), told.put)
+    pool.submit("", lambda: told.put("begun too"), told.put, urgent=True)
+    began = time.monotonic()
+    pool.close(0.05)
+    assert time.monotonic() - began < 5
+    with pytest.raises(ClosedError):
+        pool.submit("", lambda: None, ignored)
+    hanging.set()
+    for thread in pool._threads:
+        thread.join(5)
+    assert all(isinstance(told.get(timeout=1), ClosedError) for _ in range(2)) and told.empty()

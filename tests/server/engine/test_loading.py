@@ -1,0 +1,170 @@
+"""Loads wait for what they need, and not for each other: hubs that hang, clients with many, stored files that change."""
+
+import threading
+import time
+
+import pytest
+
+from graft.hub.cli.hub_server import http_server
+from graft.hub.errors import ArtifactError, GraftError
+from graft.hub.registry.registry import Registry
+from graft.hub.registry.remote.client import RemoteRegistry
+from graft.hub.web.app import create_app
+from graft.server.adapters.loading import HUB_THREADS
+from graft.server.engine.engine import Engine
+from graft.server.engine.request import Request
+
+SOON_S = 5.0  # generous: what hangs here hangs for longer
+
+
+class Hub:
+    """A real hub on loopback that can be made to hang: what is asked under `holds` waits until it is let go."""
+
+    def __init__(self, registry):
+        self.app = create_app(registry)
+        self.holds = ()
+        self.held = 0
+        self.go = threading.Event()
+        server = http_server(self._answer, "127.0.0.1", 0, threads=16)
+        self.url = f"http://127.0.0.1:{server.effective_port}"
+        threading.Thread(target=server.run, daemon=True).start()
+        self.close = server.close
+
+    def _answer(self, environ, start):
+        if any(part in environ["PATH_INFO"] for part in self.holds):
+            self.held += 1
+            self.go.wait(30)
+        return self.app(environ, start)
+
+
+@pytest.fixture
+def registry(llama, make_folder, tmp_path):
+    registry = Registry(tmp_path / "registry.db")
+    registry.add_base(llama.spec)
+    for number in range(HUB_THREADS + 2):
+        registry.publish(make_folder("lora", llama, number), f"ann/a{number}")
+    return registry
+
+
+@pytest.fixture
+def hub(registry, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub = Hub(registry)
+    yield hub
+    hub.go.set()
+    hub.close()
+
+
+def one(engine, name, **more):
+    return engine.submit(Request((5, 6, 7), name, max_tokens=2, ignore_eos=True, **more))
+
+
+def wait_for(what):
+    deadline = time.monotonic() + SOON_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def within(stream):
+    """Its result, and that it came soon."""
+    began = time.monotonic()
+    result = stream.result()
+    assert time.monotonic() - began < SOON_S
+    return result
+
+
+def test_downloads_that_hang_delay_neither_local_loads_nor_look_ups(llama, make_folder, hub):
+    local = {f"local{i}": make_folder("ia3", llama, i) for i in range(3)}
+    with Engine(llama, local, RemoteRegistry(hub.url)) as engine:
+        within(one(engine, "ann/a0"))
+        hub.holds = ("/resolve/",)
+        hanging = [one(engine, f"ann/a{i}") for i in range(1, HUB_THREADS + 2)]
+        wait_for(lambda: hub.held >= HUB_THREADS)
+        for name in local:
+            within(one(engine, name))
+        engine.library._answers.clear()
+        within(one(engine, "ann/a0"))  # is looked up anew
+        assert not any(stream.sink.qsize() for stream in hanging)
+        hub.go.set()
+        for stream in hanging:
+            assert len(stream.result().ids) == 2
+
+
+def test_look_ups_that_hang_delay_neither_local_loads_nor_names_that_stand(llama, make_folder, hub):
+    with Engine(llama, {"local": make_folder("ia3", llama)}, RemoteRegistry(hub.url)) as engine:
+        within(one(engine, "ann/a0"))
+        pinned = f"ann/a1@{engine.library.shelf.resolve('ann/a1').id}"
+        within(one(engine, pinned))
+        hub.holds = ("/",)
+        hanging = [one(engine, f"ann/a{i}") for i in range(2, HUB_THREADS + 2)]
+        wait_for(lambda: hub.held >= HUB_THREADS)
+        within(one(engine, "local"))
+        within(one(engine, pinned))
+        assert not any(stream.sink.qsize() for stream in hanging)
+        hub.go.set()
+        for stream in hanging:
+            stream.result()
+
+
+def test_closing_waits_for_no_hub(llama, hub):
+    engine = Engine(llama, shelf=RemoteRegistry(hub.url))
+    within(one(engine, "ann/a0"))
+    hub.holds = ("/resolve/",)
+    hanging = one(engine, "ann/a1")
+    wait_for(lambda: hub.held)
+    began = time.monotonic()
+    engine.close()
+    assert time.monotonic() - began < SOON_S
+    with pytest.raises(GraftError, match="shutting down"):
+        hanging.result()
+
+
+def test_one_clients_many_cold_adapters_do_not_delay_another(llama, make_folder, monkeypatch):
+    """Loads are served in turn over clients: the other one's is among the first."""
+    folders = {f"a{i}": make_folder("lora", llama, i) for i in range(30)}
+    with Engine(llama, folders) as engine:
+        order, read = [], engine.loader._loading._adapter
+
+        def slowly(location, folder):
+            time.sleep(0.01)
+            order.append(location.name)
+            return read(location, folder)
+
+        monkeypatch.setattr(engine.loader._loading, "_adapter", slowly)
+        flood = [one(engine, f"a{i}", client="flood") for i in range(29)]
+        other = one(engine, "a29", client="other")
+        other.result()
+        for stream in flood:
+            stream.result()
+        assert order.index("a29") < 8
+
+
+def test_what_a_registry_stores_is_read_where_it_lies(llama, registry, monkeypatch):
+    """No copy of the weights, no download counted; a changed file is noticed all the same."""
+    monkeypatch.setattr(registry.blobs, "copy_out", None)
+    with Engine(llama, shelf=registry) as engine:
+        within(one(engine, "ann/a0"))
+        assert registry.repo("ann/a0").downloads == 0
+        weights = registry.blobs.path(registry.tree(registry.resolve("ann/a1").id)["adapter_model.safetensors"])
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.chmod(0o644)
+        weights.write_bytes(data)
+        with pytest.raises(ArtifactError, match="not what was published"):
+            one(engine, "ann/a1").result()
+        config = registry.blobs.path(registry.tree(registry.resolve("ann/a2").id)["adapter_config.json"])
+        config.chmod(0o644)
+        config.write_bytes(config.read_bytes() + b" ")
+        with pytest.raises(GraftError, match="damaged on disk"):
+            one(engine, "ann/a2").result()
+
+
+def test_what_names_stood_for_is_not_remembered_for_ever(llama, make_folder, monkeypatch):
+    monkeypatch.setattr("graft.server.adapters.host.MOST_KNOWN", 5)
+    folder = make_folder("lora", llama, 0, name="mine")
+    with Engine(llama, {"mine": folder}) as engine:
+        for seed in range(12):
+            make_folder("lora", llama, seed, name="mine")
+            one(engine, "mine").result()
+        assert len(engine.loader._served) == 5
