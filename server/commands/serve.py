@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from ipaddress import ip_network
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -29,11 +30,24 @@ if TYPE_CHECKING:
     from graft.hub.base.model import Base
     from graft.hub.registry.interface import AnyRegistry
     from graft.server.engine.engine import Engine
+    from graft.server.http.clients import Network
 
 SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
 CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
 LAST_WORDS_S = 1.0  # after an engine's failure: streams get their error, and /health can be asked
 DEFAULT_REGISTRY = Path("registry.db")
+
+
+class _Network(click.ParamType):
+    """An address, or a network of them."""
+
+    name = "ADDRESS[/BITS]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> "Network":
+        try:
+            return ip_network(value)
+        except ValueError as error:
+            self.fail(f"{error}: give an IP address, or a network such as 10.0.0.0/8.", param, ctx)
 
 
 @click.command()
@@ -67,6 +81,13 @@ DEFAULT_REGISTRY = Path("registry.db")
     metavar="URL",
     help="Pages of it may call from a browser; '*': any. Repeatable.",
 )
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    type=_Network(),
+    help="Whose X-Forwarded-For says who asks: clients are served in turn. Repeatable.",
+)
 @click.option("--allow-base-mismatch", is_flag=True, help="Serve adapters that were made for another base.")
 def serve(
     base_name: str,
@@ -86,6 +107,7 @@ def serve(
     adapter_host_bytes: int | None,
     adapter_device_bytes: int | None,
     cors_origins: tuple[str, ...],
+    trusted_proxies: tuple["Network", ...],
     allow_base_mismatch: bool,
 ) -> None:
     """Serve a base; the adapter is chosen per request, by `model`."""
@@ -126,7 +148,13 @@ def serve(
         with Engine(base, local, shelf, options) as engine:
             ending.watch(engine)
             name = base.spec.id or Path(base_name).name
-            app = create_app(engine.client, base_name=name, max_at_once=max_requests, cors_origins=cors_origins)
+            app = create_app(
+                engine.client,
+                base_name=name,
+                max_at_once=max_requests,
+                cors_origins=cors_origins,
+                trusted_proxies=trusted_proxies,
+            )
             _answer(http_server(app, host, port, max_requests), base, name, host)
     except KeyboardInterrupt:
         pass
@@ -157,6 +185,7 @@ def http_server(
             backlog=1024,
             asyncore_use_poll=True,  # select() ends at 1024 connections
             channel_request_lookahead=1,  # reads on while a request is answered, which is how a hang-up is noticed
+            clear_untrusted_proxy_headers=False,  # whom X-Forwarded-For is believed is decided in clients.py
             ident=None,
         )
     except OSError as error:

@@ -213,7 +213,7 @@ class Engine:
     def refused(self, digest: str, error: GraftError) -> None:
         if isinstance(error, BrokenError):
             self.ledger.suspect()
-        self._inbox.put(Refused(digest, error))
+        self._inbox.put(Refused(self.ledger.owned_by(digest), error))
         self.loader.refuse(digest, error)
 
     # What messages do, on the engine's thread

@@ -75,10 +75,9 @@ class Ledger:
             consumer.fail(error)
             self._close(consumer)
 
-    def fail_owner(self, digest: str, error: GraftError) -> None:
+    def owned_by(self, digest: str) -> list[Consumer]:
         """Everybody who has rows of an adapter."""
-        for consumer in [c for c in self.scheduled.values() if c.sequence.owner == digest]:
-            self.fail(consumer, error)
+        return [consumer for consumer in self.scheduled.values() if consumer.sequence.owner == digest]
 
     def fail_all(self, error: GraftError) -> None:
         """The engine has ended: every request is told, whatever fails for another; nothing is taken back any more."""

@@ -1,6 +1,7 @@
 """What other threads send to the engine's: each message does one thing there, and knows whom to tell when that fails."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -10,7 +11,7 @@ from graft.hub.errors import GraftError
 if TYPE_CHECKING:
     from graft.server.adapters.host import LoadResult
     from graft.server.adapters.resident import Resident
-    from graft.server.engine.consumers import RunningRequest
+    from graft.server.engine.consumers import Consumer, RunningRequest
     from graft.server.engine.engine import Engine
     from graft.server.runners.protocol import Prepared
 
@@ -85,16 +86,18 @@ class DetoursPrepared(Message):
 
 @dataclass(frozen=True)
 class Refused(Message):
-    """An adapter can't be served: its requests fail."""
+    """An adapter can't be served: who waits for it fails, but not who asks later, for another copy's probe may hold."""
 
-    digest: str
+    waiting: "Sequence[Consumer]"
     error: GraftError
 
     def handle(self, engine: "Engine") -> None:
-        engine.ledger.fail_owner(self.digest, self.error)
+        for consumer in self.waiting:
+            engine.ledger.fail(consumer, self.error)
 
     def fail(self, engine: "Engine", error: GraftError) -> None:
-        engine.ledger.fail_owner(self.digest, error)
+        for consumer in self.waiting:
+            engine.ledger.fail(consumer, error)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from graft.hub.errors import GraftError
 from graft.hub.machine.free_memory import free_memory
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.cache.tensors import block_bytes
+from graft.server.engine.scheduler import guest_places
 from graft.server.runners.factory import runner_bytes
 
 GIB = 1 << 30
@@ -21,7 +22,7 @@ _CACHE_MOST = {"cpu": 4 * GIB, "cuda": 512 * GIB}
 class Options:
     """None: chosen by the machine (see `Sizes`)."""
 
-    max_running: int = 64  # sequences in a step
+    max_running: int = 64  # sequences in a step; beyond them one in eight for clients that run nothing (scheduler.py)
     step_rows: int | None = None  # rows in a step, which bounds how long a prompt can hold up others' tokens
     cache_bytes: int | None = None
     host_bytes: int | None = None  # adapters in host memory
@@ -57,7 +58,8 @@ def sizes(options: Options, base: Base) -> Sizes:
         raise GraftError(f"A step of {step_rows} rows is too small for {options.max_running} running requests.")
     device, host = _free(options, base)
     wanted = options.cache_bytes or min(int(device * _CACHE_SHARE[kind]), _CACHE_MOST[kind])
-    enough = options.max_running * -(-longest // BLOCK_ROWS) * 4 // 3 + 2  # all requests at full length
+    places = options.max_running + guest_places(options.max_running, step_rows)
+    enough = places * -(-longest // BLOCK_ROWS) * 4 // 3 + 2  # all requests at full length
     blocks = min(wanted // per_block, enough)
     if blocks < 8:
         raise GraftError(f"The KV cache needs at least {8 * per_block} bytes for 8 blocks (--kv-bytes).")

@@ -5,7 +5,6 @@ error has OpenAI's one shape, and no internals in it. Each request is served by 
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from graft.server.engine.inventory import AdapterEntry, NotLoadedError, Placed
 from graft.server.errors import BusyError
 from graft.server.http import cors, openapi
 from graft.server.http.adapters import describe
+from graft.server.http.clients import AnswerPlaces, Network, client_of
 from graft.server.http.completions import Answer, AskedCompletions, Disconnected, read_chat, read_completion
 from graft.server.http.detokenizer import Names
 from graft.server.http.response_shapes import (
@@ -69,13 +69,14 @@ AnyAdapterBody = TypeVar("AnyAdapterBody", bound=AdapterBody)
 class Service:
     """What the routes share."""
 
-    def __init__(self, engine: EngineClient, base_name: str, max_at_once: int):
+    def __init__(self, engine: EngineClient, base_name: str, max_at_once: int, trusted_proxies: Sequence[Network]):
         self.engine = engine
         self.base_name = base_name
         self.started = int(time.time())
         assert engine.base.tokenizer is not None  # text comes in and goes out
         self.names = Names(engine.base.tokenizer)
-        self.room = threading.BoundedSemaphore(max_at_once)
+        self.places = AnswerPlaces(max_at_once)
+        self.trusted_proxies = trusted_proxies
 
 
 def create_app(
@@ -84,15 +85,19 @@ def create_app(
     base_name: str | None = None,
     max_at_once: int = MAX_AT_ONCE,
     cors_origins: Sequence[str] = (),
+    trusted_proxies: Sequence[Network] = (),
 ) -> Flask:
     """`base_name`: what the bare base is called in `model` (default: its recorded id). `max_at_once`: completions under
-    way; more are told to come again, so that threads remain for everything else. `cors_origins`: whose pages may call."""
+    way; more are told to come again, so that threads remain for everything else. `cors_origins`: whose pages may call.
+    `trusted_proxies`: who is believed about whom a request comes from."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     assert isinstance(app.json, DefaultJSONProvider)
     app.json.sort_keys = False
     app.url_map.strict_slashes = False
-    app.extensions[EXTENSION] = Service(engine, base_name or engine.base.spec.id or "base", max_at_once)
+    app.extensions[EXTENSION] = Service(
+        engine, base_name or engine.base.spec.id or "base", max_at_once, trusted_proxies
+    )
     app.register_blueprint(blueprint)
     app.before_request(_begin)
     cors.allow(app, cors_origins)
@@ -126,10 +131,15 @@ def chat_completions() -> Response:
 def _complete(body: GenerationBody, asked: AskedCompletions, shape: ResponseShape) -> Response:
     """One answer, whole or as a stream. Nothing stays under way in the engine once this request has ended."""
     with ExitStack() as cleanup:
-        if not service().room.acquire(blocking=False):
+        client = client_of(
+            request.remote_addr or "", request.headers.get("X-Forwarded-For", ""), service().trusted_proxies
+        )
+        if not service().places.enter(client):
             raise BusyError("The server is answering as many requests as it can: try again in a moment.")
-        cleanup.callback(service().room.release)
-        answer = Answer(service().engine, asked, request.environ.get("waitress.client_disconnected", lambda: False))
+        cleanup.callback(service().places.leave, client)
+        answer = Answer(
+            service().engine, asked.by(client), request.environ.get("waitress.client_disconnected", lambda: False)
+        )
         cleanup.callback(answer.cancel)
         try:
             first = answer.begin()

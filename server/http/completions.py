@@ -8,7 +8,7 @@ serves the HTTP request. Stop strings are found here, in the text; the engine kn
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
 from graft.hub.errors import GraftError
@@ -41,6 +41,10 @@ class AskedCompletions:
     logprobs: int | None = None
     prompt_tokens: int = 0
     ends: frozenset[int] = frozenset()
+
+    def by(self, client: str) -> "AskedCompletions":
+        """The same, asked by a client."""
+        return replace(self, requests=tuple(replace(request, client=client) for request in self.requests))
 
 
 def read_completion(body: CompletionBody, engine: EngineClient, base_name: str) -> AskedCompletions:

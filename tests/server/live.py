@@ -102,10 +102,16 @@ class Reply:
 
 @contextmanager
 def serving(
-    base: Base, adapters: Mapping[str, Path], *, shelf=None, options: Options = OPTIONS, max_requests: int = 32
+    base: Base,
+    adapters: Mapping[str, Path],
+    *,
+    shelf=None,
+    options: Options = OPTIONS,
+    max_requests: int = 32,
+    trusted_proxies=(),
 ) -> Iterator[Live]:
     with Engine(base, adapters, shelf, options) as engine:
-        app = create_app(engine.client, max_at_once=max_requests)
+        app = create_app(engine.client, max_at_once=max_requests, trusted_proxies=trusted_proxies)
         server = http_server(app, "127.0.0.1", 0, max_requests)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -131,3 +131,85 @@ def test_a_long_prompt_whose_prefix_is_found_does_not_take_its_own_blocks_for_fr
     scheduler.remove(neighbour)
     assert [(chunk.sequence, chunk.start) for chunk in scheduler.plan().chunks] == [(long, 12 * BLOCK_ROWS)]
     assert (scheduler.preemptions, scheduler.blocks.hits) == (0, 12)
+
+
+def flooded(blocks=20_000, max_running=64, prompt=10, new=1000):
+    """One client's 1,024 choices, as many as there is place for running."""
+    scheduler = Scheduler(BlockPool(blocks), step_rows=512, max_running=max_running, prefix_sharing=False)
+    for number in range(1024):
+        choice = sequence(prompt, new, f"adapter {number % 7}")
+        choice.client = "flood"
+        scheduler.add(choice)
+    for _ in range(20):
+        advance(scheduler)
+    return scheduler
+
+
+def advance(scheduler):
+    """A step; the sequences that got a token."""
+    given = [chunk.sequence for chunk in scheduler.plan().chunks if chunk.sequence.remaining == 0]
+    for one in given:
+        one.tokens.append(1)
+        one.max_new -= 1
+        if not one.max_new:
+            scheduler.remove(one)
+    return given
+
+
+def steps_until(scheduler, wanted, limit=3):
+    for step in range(1, limit + 1):
+        if wanted in advance(scheduler):
+            return step
+    raise AssertionError("no token came")
+
+
+def test_one_clients_thousand_choices_delay_others_by_two_steps_at_most():
+    """All places are the first client's, who may have them while nobody else asks; running ones are left alone."""
+    scheduler = flooded()
+    assert scheduler.running == 64
+    for number in range(scheduler.guests):
+        other = sequence(40, 30, f"adapter {number}")
+        other.client = f"other {number}"
+        scheduler.add(other)
+        assert steps_until(scheduler, other) <= 2
+    assert scheduler.preemptions == 0
+    late = sequence(40, 30)
+    late.client = "late"  # all guests' places are taken: it is next
+    scheduler.add(late)
+    while late not in (given := advance(scheduler)):
+        assert given and scheduler.running <= 72
+    assert all(one.client != "other 0" for one in given)  # which had its 30 tokens first
+
+
+def test_nor_when_the_first_clients_sequences_fill_the_cache():
+    """Then what was admitted last of it gives way, and goes on later."""
+    scheduler = flooded(blocks=200, prompt=40, new=400)
+    assert scheduler.blocks.available < 4
+    other = sequence(100, 30)
+    other.client = "other"
+    scheduler.add(other)
+    assert steps_until(scheduler, other) <= 2
+    while other.max_new:
+        assert other in advance(scheduler)  # and it keeps its blocks
+
+
+def test_nor_when_prompts_of_the_first_client_are_worked_through():
+    scheduler = flooded(blocks=20_000, prompt=600, new=5)
+    other = sequence(200, 3)
+    other.client = "other"
+    scheduler.add(other)
+    assert steps_until(scheduler, other) <= 2
+
+
+def test_a_client_alone_may_have_all_places_and_no_more():
+    assert flooded(max_running=16).running == 16
+
+
+def test_one_long_sequence_each_leaves_nobody_with_nothing():
+    """A newcomer takes blocks only from who runs several: two that can't both fit take turns, and both end."""
+    scheduler = Scheduler(BlockPool(12), step_rows=64, max_running=4, prefix_sharing=False)
+    both = [sequence(100, 60, name) for name in ("a", "b")]
+    for one in both:
+        scheduler.add(one)
+    assert set(run(scheduler, {one: 60 for one in both})) == set(both)
+    assert scheduler.preemptions <= 2
