@@ -105,6 +105,8 @@ class DeviceTier:
         """A request is about to be queued: bring its adapter in, at the cost only of adapters that nobody waits for."""
         demand = self._demands.setdefault(loaded.digest, Demand(loaded))
         demand.loaded = loaded
+        if not demand.turns:  # those before it may have been refused, after their turn
+            self._work.ready(loaded.digest)
         if loaded.digest not in self._residents and not self._seekers:
             self._bring(loaded, sparing=True)
 

@@ -60,7 +60,7 @@ class AdapterWork(Protocol):
         ...
 
     def ready(self, digest: str) -> None:
-        """Requests of the adapter may start."""
+        """Requests of the adapter may start, or are to be asked about again."""
         ...
 
     def tokens_left(self) -> Mapping[str, int]:

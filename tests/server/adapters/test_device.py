@@ -198,6 +198,25 @@ def test_an_adapter_on_its_way_delays_nobody_and_its_requests_start_first():
     assert slow in world.step()
 
 
+def test_who_asks_after_a_refusal_is_not_left_behind_those_who_were_refused():
+    world = Pretended(room=1, instant=False)
+    for digest in "ab":
+        world.adapter(digest)
+    first = world.ask("a", client="one")
+    world.step()
+    world.preparing.pop("a")(CapacityError("broken"))
+    assert "a" in world.failed
+    other = world.ask("b", client="two")  # takes the room
+    second = world.ask("a", client="one")
+    world.scheduler.remove(first)
+    world.step()
+    world.finish("b")
+    assert other in world.step()
+    world.scheduler.remove(other)
+    world.step(), world.finish("a")
+    assert second in world.step()
+
+
 def test_random_traffic_ends_and_counts_are_right():
     """Three times more adapters than room, clients, cancellations, pins: everything ends within the published bound."""
     draw = random.Random(5)
