@@ -6,6 +6,7 @@ a time slice (some milliseconds) again and again: two threads beside one busy pr
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -43,3 +44,16 @@ class ComputeThreads:
     def _set(self, number: int) -> None:
         if number != torch.get_num_threads():
             torch.set_num_threads(number)
+
+
+def compute_alone() -> None:
+    """Let this thread compute on one core: beside threads that have the cores its helpers would be asleep whenever they are
+    wanted, and in the others' way when they are not.
+
+    torch's call is about the calling thread, but also about all that start later, so another one takes that back.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    thread = threading.Thread(target=torch.set_num_threads, args=(before,))
+    thread.start()
+    thread.join()

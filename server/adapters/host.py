@@ -121,12 +121,12 @@ class HostTier:
                 self._remember(key, error)
         self.drop(digest)
 
-    def compute(self, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
-        """Do something on a thread that computes, before every load that waits for one; `failed` is told what it raises.
+    def prepare(self, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
+        """Compute something for an adapter that is loaded, on a thread that no load is waited for on; `failed` is told what it raises.
 
         Raises ClosedError after `close`.
         """
-        self._loading.compute(work, failed)
+        self._loading.prepare(work, failed)
 
     def close(self) -> None:
         self._loading.close()

@@ -20,6 +20,7 @@ from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank, at, detours, form_bytes
 from graft.hub.base.model import Base
 from graft.hub.errors import ArtifactError, GraftError
+from graft.hub.machine.compute_threads import compute_alone
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Prover
@@ -28,7 +29,6 @@ from graft.server.errors import CapacityError
 
 HUB_THREADS = 4  # look-ups that a hub answers at once; and as many downloads beside them
 _DISK_THREADS = 4
-_COMPUTING_THREADS = 2
 _TRIES = 3  # at a folder that is written to while it is read
 _NICE, _NICEST = 10, 19  # steps further back than the engine; the last there is
 _LEAVE_S = 5.0  # how long a closing engine waits for what computes; what waits for a network is left
@@ -61,15 +61,17 @@ class Loading:
         self._look_ups = WorkPool("graft-look-up", HUB_THREADS, _step_back)
         self._downloads = WorkPool("graft-download", HUB_THREADS, _step_back)
         self._disk = WorkPool("graft-disk", _DISK_THREADS, _step_back)
-        self._computing = WorkPool("graft-loader", _COMPUTING_THREADS, _step_back)
+        # One of each, on one core each: more of them take the cores from steps at once, and no load comes sooner.
+        self._reading = WorkPool("graft-loader", 1, _compute_behind)
+        self._preparing = WorkPool("graft-prepare", 1, _compute_behind)
 
     def look_up(self, client: Hashable, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
         """Ask a hub something; `failed` is told what `work` raises."""
         self._look_ups.submit(client, work, failed)
 
-    def compute(self, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
-        """Do something for an adapter that is loaded already, before every load; `failed` is told what `work` raises."""
-        self._computing.submit("", work, failed, urgent=True)
+    def prepare(self, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
+        """Compute something for an adapter that is loaded already: waits for no load. `failed` is told what `work` raises."""
+        self._preparing.submit("", work, failed)
 
     def load(self, location: Location, client: Hashable, done: Callable[[Read], None]) -> None:
         """Call `done` on one of the threads with the adapter, or with why there is none."""
@@ -81,7 +83,8 @@ class Loading:
             (self._look_ups, 0.0),
             (self._downloads, 0.0),
             (self._disk, 0.0),
-            (self._computing, _LEAVE_S),
+            (self._reading, _LEAVE_S),
+            (self._preparing, _LEAVE_S),
         ):
             pool.close(wait_s)
 
@@ -97,7 +100,7 @@ class Loading:
     def _fetch(self, load: _Load) -> None:
         """On a thread that may wait."""
         folder = load.files.enter_context(self._library.fetch(load.location))
-        self._submit(self._computing, load, partial(self._read, folder=folder))
+        self._submit(self._reading, load, partial(self._read, folder=folder))
 
     def _read(self, load: _Load, folder: Path) -> None:
         """On a thread that computes."""
@@ -170,3 +173,8 @@ def _step_back() -> None:
         this = threading.get_native_id()
         own = os.getpriority(os.PRIO_PROCESS, this)  # a server that is nicer itself may not take that back
         os.setpriority(os.PRIO_PROCESS, this, min(_NICEST, own + _NICE))
+
+
+def _compute_behind() -> None:
+    compute_alone()
+    _step_back()

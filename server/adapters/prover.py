@@ -33,6 +33,7 @@ from graft.hub.adapters.probe_replay import Replayed, answers, replay_of
 from graft.hub.base.model import Base
 from graft.hub.base.stored_weights import PIECE_S, Arithmetic, StoredWeights, stored_base, stored_weights
 from graft.hub.errors import ArtifactError, GraftError
+from graft.hub.machine.compute_threads import compute_alone
 from graft.hub.machine.kept_values import keep, recall
 from graft.server.adapters.time_slices import TimeSlices
 from graft.server.errors import BrokenError
@@ -237,19 +238,7 @@ class Prover:
 
 
 def _turns() -> TimeSlices:
-    return TimeSlices("graft-prover", _compute_alone)
-
-
-def _compute_alone() -> None:
-    """Let this thread compute on one core: in short turns its helpers would be asleep whenever they are wanted.
-
-    torch's call is about the calling thread, but also about all that start later, so another one takes that back.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    thread = threading.Thread(target=torch.set_num_threads, args=(before,))
-    thread.start()
-    thread.join()
+    return TimeSlices("graft-prover", compute_alone)
 
 
 def _require_same_ids(probe: Probe | OldProbe, tokenizer: Callable[[str], Mapping[str, Sequence[int]]] | None) -> None:

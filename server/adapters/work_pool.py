@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
@@ -33,33 +32,21 @@ class WorkPool:
         self._most = threads
         self._begin = begin
         self._changed = threading.Condition()
-        self._urgent: deque[_Job] = deque()
         self._waiting: FairQueue[_Job] = FairQueue()
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._closed = False
 
-    def submit(
-        self,
-        client: Hashable,
-        work: Callable[[], None],
-        failed: Callable[[GraftError], None],
-        *,
-        urgent: bool = False,
-    ) -> None:
-        """Do something for a client: in its turn, or before all that has a turn.
+    def submit(self, client: Hashable, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
+        """Do something for a client, in its turn.
 
         `failed` is told whatever it raises, and of `close` where that comes before it begins. Raises ClosedError afterwards.
         """
         with self._changed:
             if self._closed:
                 raise ClosedError("The server is shutting down.")
-            job = _Job(client, work, failed)
-            if urgent:
-                self._urgent.append(job)
-            else:
-                self._waiting.push(client, "", job)
-            if len(self._urgent) + len(self._waiting) > self._idle and len(self._threads) < self._most:
+            self._waiting.push(client, "", _Job(client, work, failed))
+            if len(self._waiting) > self._idle and len(self._threads) < self._most:
                 self._start_thread()
             self._changed.notify()
 
@@ -67,8 +54,7 @@ class WorkPool:
         """Begin nothing more; wait so long at most for what is under way."""
         with self._changed:
             self._closed = True
-            left = [*self._urgent, *self._waiting]
-            self._urgent.clear()
+            left = [*self._waiting]
             self._waiting = FairQueue()
             self._changed.notify_all()
         for job in left:
@@ -105,13 +91,11 @@ class WorkPool:
         """The next piece of work; waits for one. None at the end."""
         with self._changed:
             self._idle += 1
-            while not (self._closed or self._urgent or len(self._waiting)):
+            while not (self._closed or len(self._waiting)):
                 self._changed.wait()
             self._idle -= 1
             if self._closed:
                 return None
-            if self._urgent:
-                return self._urgent.popleft()
             self._waiting.peek()
             job = self._waiting.pop()
             self._waiting.release(job.client)  # who is served in turn does not depend on what is under way

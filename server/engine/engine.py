@@ -193,7 +193,7 @@ class Engine:
             with suppress(ClosedError, EndedError):  # then nobody waits for it
                 self._inbox.put(DetoursPrepared(resident, error))
 
-        self.loader.compute(work, failed)
+        self.loader.prepare(work, failed)
 
     def take_blocks(self, n: int, digest: str) -> list[int]:
         return self.scheduler.take(n, digest)

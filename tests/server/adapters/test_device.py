@@ -204,7 +204,7 @@ def test_who_asks_after_a_refusal_is_not_left_behind_those_who_were_refused():
         world.adapter(digest)
     first = world.ask("a", client="one")
     world.step()
-    world.preparing.pop("a")(CapacityError("broken"))
+    world.tier.add_to_runner(world.preparing.pop("a"), CapacityError("broken"))
     assert "a" in world.failed
     other = world.ask("b", client="two")  # takes the room
     second = world.ask("a", client="one")

@@ -1,4 +1,4 @@
-"""Threads that take work in turns of clients: urgent things first, nobody behind another's backlog, an end that waits for nobody."""
+"""Threads that take work in turns of clients: nobody behind another's backlog, an end that waits for nobody."""
 
 import threading
 import time
@@ -21,18 +21,17 @@ def pool():
     pool.close(1.0)
 
 
-def test_clients_take_turns_and_what_is_urgent_goes_first(pool):
+def test_clients_take_turns(pool):
     begin, done = threading.Event(), []
     pool.submit("flood", lambda: begin.wait(10), ignored)
     for number in range(20):
         pool.submit("flood", lambda number=number: done.append(("flood", number)), ignored)
     pool.submit("other", lambda: done.append(("other", 0)), ignored)
-    pool.submit("", lambda: done.append("urgent"), ignored, urgent=True)
     begin.set()
-    while len(done) < 22:
+    while len(done) < 21:
         time.sleep(0.001)
-    assert done[0] == "urgent" and ("other", 0) in done[1:3]
-    assert [number for client, number in (one for one in done if one[0] == "flood")] == list(range(20))
+    assert ("other", 0) in done[:2]
+    assert [number for client, number in done if client == "flood"] == list(range(20))
 
 
 def test_a_failure_is_told_to_who_waits_and_costs_no_thread(caplog):
@@ -65,7 +64,7 @@ def test_closing_leaves_what_hangs_and_fails_what_has_not_begun(pool):
     pool.submit("", lambda: (told.put("begun"), hanging.wait(30)), told.put)
     assert told.get(timeout=5) == "begun"
     pool.submit("", lambda: told.put("begun too"), told.put)
-    pool.submit("", lambda: told.put("begun too"), told.put, urgent=True)
+    pool.submit("", lambda: told.put("begun too"), told.put)
     began = time.monotonic()
     pool.close(0.05)
     assert time.monotonic() - began < 5

@@ -142,7 +142,7 @@ def test_loads_leave_the_cores_to_the_engine(llama, shelf):
 
     with Engine(llama, shelf(llama, ["lora"])) as engine:
         told = SimpleQueue()
-        engine.loader.compute(lambda: told.put(priority()), told.put)
+        engine.loader.prepare(lambda: told.put(priority()), told.put)
         assert ask(engine, priority) == priority()
         assert told.get(timeout=5) > priority()
 
