@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from graft.hub.base.model import Base
-from graft.hub.errors import GraftError
+from graft.hub.errors import ArtifactError, GraftError
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.loading import Loading
 from graft.server.adapters.names import AdapterNames, Location
@@ -117,6 +117,9 @@ class HostTier:
     def refuse(self, digest: str, error: GraftError) -> None:
         """The adapter loaded but failed its proof: remember it as a failed load."""
         with self._lock:
+            present = self._loaded.get(digest)
+            if isinstance(error, ArtifactError) and present is not None and not present.refused:
+                return  # another copy has taken its place, and is still to be proven
             for key in [key for key, served in self._served.items() if served.digest == digest]:
                 self._remember(key, error)
         self.drop(digest)
@@ -164,7 +167,7 @@ class HostTier:
             return self._failed[key][1]
         digest = self._served[key].digest if key in self._served else location.digest
         loaded = self._loaded.get(digest) if digest else None
-        if loaded is None or (loaded.case.verdict is None and key not in self._served):
+        if loaded is None or loaded.refused or (loaded.case.verdict is None and key not in self._served):
             return None  # of one that is not proven yet its own folder's probe is wanted too
         self.stats.hits += 1
         return self._hold(key, loaded, location)
@@ -197,6 +200,8 @@ class HostTier:
                 answers = [read] * len(waiting)
             else:
                 kept = self._loaded.setdefault(read.digest, read)
+                if kept.refused:  # just now: this one brings another probe
+                    kept = self._loaded[read.digest] = read
                 if kept.case.verdict is None and read.case.probe != kept.case.probe:
                     kept.cases.append(read.case)
                 answers = [self._hold(key, kept, location) for _ in waiting]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from graft.hub.adapters.probe import ProofOutcome
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
 from graft.server.adapters.prover import Case
 from graft.server.cache.step import BLOCK_ROWS
@@ -25,6 +26,11 @@ class Loaded:
     seconds: float  # what the load took
     cases: list[Case] = field(default_factory=list)
     users: int = 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether none of its probes held."""
+        return self.case.verdict is not None and self.case.verdict.outcome is ProofOutcome.REFUSED
 
     @property
     def virtual_rows(self) -> int:
