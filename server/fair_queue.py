@@ -76,10 +76,17 @@ class FairQueue(Generic[Item]):
                     return item
                 own.turns.leave(line)
                 self._parked.setdefault(line, {})[client] = None
-                want(item)  # last, for it may wake the line
+                self._ask_for(line, item, want)  # last, for it may wake the line
             if client in self._turns:
                 self._leave(client)
         return None
+
+    def _ask_for(self, line: Hashable, item: Item, want: Callable[[Item], None]) -> None:
+        try:
+            want(item)
+        except Exception:
+            self.wake(line)  # nobody was asked to do so: others in it ask again
+            raise
 
     def pop(self) -> Item:
         """Take what `peek` has just shown."""

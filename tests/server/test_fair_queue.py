@@ -194,3 +194,20 @@ def test_debts_of_many_clients_are_forgotten_when_they_are_settled():
         turns.pay(number, 1.0)
         turns.leave(number)
     assert len(turns._debts) < 200 and len(turns._heap) < 20_000
+
+
+def test_a_line_whose_asking_fails_is_asked_for_again():
+    queue, asked = FairQueue(), []
+
+    def want(item):
+        asked.append(item)
+        if item == "first":
+            raise RuntimeError("as a fault would")
+
+    queue.push("one", "a", "first")
+    queue.push("two", "a", "second")
+    with pytest.raises(RuntimeError):
+        queue.peek(lambda item: False, want)
+    queue.remove("one", "a", "first")
+    assert queue.peek(lambda item: False, want) is None
+    assert asked == ["first", "second"]
