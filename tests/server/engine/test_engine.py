@@ -221,11 +221,15 @@ def test_more_adapters_than_the_device_holds(llama, make_forms, shelf):
         assert_greedy(llama, make_forms(request.model, llama, KINDS.index(request.model)), request.prompt, result)
 
 
-def test_an_adapter_without_room_stops_neither_the_base_nor_residents(llama, make_forms, shelf):
+def test_an_adapter_without_room_stops_neither_the_base_nor_residents(llama, make_forms, shelf, monkeypatch):
     """Room for one adapter, which is running: who asks for another waits for it, and nobody else does."""
     folders = shelf(llama, ["lora", "lora-wide"])
     with Engine(llama, folders, options=Options(device_bytes=45_000, max_running=8)) as engine:
         told = SimpleQueue()  # of all, so that their order is known
+        step = engine.runner.step
+        monkeypatch.setattr(
+            engine.runner, "step", lambda *asked: (time.sleep(0.01), step(*asked))[1]
+        )  # loads are slower
         running = engine.submit(Request((5, 6, 7), "lora", max_tokens=240, ignore_eos=True), told)
         told.get()
         prompt = prompts(1)[0]
