@@ -225,6 +225,8 @@ def test_an_adapter_without_room_stops_neither_the_base_nor_residents(llama, mak
     """Room for one adapter, which is running: who asks for another waits for it, and nobody else does."""
     folders = shelf(llama, ["lora", "lora-wide"])
     with Engine(llama, folders, options=Options(device_bytes=45_000, max_running=8)) as engine:
+        for name in ("lora-wide", "lora"):  # both are in host memory, so that it is room alone that is waited for
+            engine.generate([Request((5, 6), name, max_tokens=1)])
         told = SimpleQueue()  # of all, so that their order is known
         step = engine.runner.step
         monkeypatch.setattr(
