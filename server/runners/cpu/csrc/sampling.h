@@ -87,7 +87,7 @@ class Sampler {
   static constexpr int64_t kBlock = 16 * kLanes;
   static constexpr float kLowest = -std::numeric_limits<float>::infinity();
   static constexpr int32_t kNobody = std::numeric_limits<int32_t>::max();  // behind all tokens of its value
-  static constexpr int64_t kFew = 64;
+  static constexpr int64_t kFew = 128;
 
   // The more probable one, of equals the one with the lower id.
   static bool before(const Token& a, const Token& b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
@@ -110,8 +110,10 @@ class Sampler {
     }
     double total = weigh(peak, sharpness, last);
     if (asked.top_p < 1) {
-      last = nucleus(asked.top_p * total, peak, std::max(last.value, peak - 88.f / sharpness));
-      total = weigh(peak, sharpness, last);
+      // What is less probable than this weighs less than 1 - top_p in all, and so is beyond the nucleus.
+      const float rest = std::log((size + 1) / std::max(1 - (float)asked.top_p, 1e-7f));
+      last = nucleus(asked.top_p * total, peak, std::max(last.value, peak - std::min(rest, 88.f) / sharpness));
+      total = clip(last);
     }
     return at_chance(uniform(asked.seed, asked.position) * total);
   }
@@ -200,12 +202,31 @@ class Sampler {
     return total;
   }
 
-  // The last token, in order, before which the weights do not yet come to `limit`: bisection over values, then the few
-  // in the band that is left are put in order. All weights of values below `low` are zero.
+  // Zero weights for what comes after `last`. Returns the total, and sums_ by block.
+  double clip(Token last) {
+    sums_.clear();
+    double total = 0;
+    for (size_t start = 0; start < x_.size(); start += kBlock) {
+      F block = {};
+      for (size_t i = start; i < start + kBlock; i += kLanes) {
+        const F value = load<F>(&x_[i]);
+        const I kept = (value > last.value) | ((value == last.value) & (count_up() + (int32_t)i <= last.id));
+        const F weight = choose(kept, load<F>(&weights_[i]), F{});
+        narrow(&weights_[i], weight);
+        block += weight;
+      }
+      sums_.push_back(sum(block));
+      total += sums_.back();
+    }
+    return total;
+  }
+
+  // The last token, in order, before which the weights do not yet come to `limit`; it is not less than `low`. Bisection
+  // over values, a pass of vectors each, until those that are left are few enough to be put in order.
   Token nucleus(double limit, float peak, float low) {
     float high = std::nextafter(peak, std::numeric_limits<float>::infinity());
     double passed = 0;  // the weight of values from `high` on
-    for (int64_t left = x_.size(); left > kFew;) {
+    for (int64_t left = between(low, high).second; left > kFew;) {
       const float middle = low + (high - low) / 2;
       if (middle <= low || middle >= high) break;
       const auto [more, count] = between(middle, high);
