@@ -185,25 +185,16 @@ class Sampler {
   // weights_: e^((x - peak) * sharpness) of all tokens up to `last`, zeros for others; sums_ by block. Returns the total.
   double weigh(float peak, float sharpness, Token last) {
     weights_.resize(x_.size());
-    sums_.clear();
-    double total = 0;
-    for (size_t start = 0; start < x_.size(); start += kBlock) {
-      F block = {};
-      for (size_t i = start; i < start + kBlock; i += kLanes) {
-        const F value = load<F>(&x_[i]);
-        const I kept = (value > last.value) | ((value == last.value) & (count_up() + (int32_t)i <= last.id));
-        const F weight = choose(kept, vexp((value - peak) * sharpness), F{});
-        narrow(&weights_[i], weight);
-        block += weight;
-      }
-      sums_.push_back(sum(block));
-      total += sums_.back();
-    }
-    return total;
+    return fill(last, [&](int64_t, F value) { return vexp((value - peak) * sharpness); });
   }
 
-  // Zero weights for what comes after `last`. Returns the total, and sums_ by block.
+  // The same where the weights are there: only those after `last` become zeros.
   double clip(Token last) {
+    return fill(last, [&](int64_t i, F) { return load<F>(&weights_[i]); });
+  }
+
+  template <class Weight>
+  double fill(Token last, Weight weight_of) {
     sums_.clear();
     double total = 0;
     for (size_t start = 0; start < x_.size(); start += kBlock) {
@@ -211,7 +202,7 @@ class Sampler {
       for (size_t i = start; i < start + kBlock; i += kLanes) {
         const F value = load<F>(&x_[i]);
         const I kept = (value > last.value) | ((value == last.value) & (count_up() + (int32_t)i <= last.id));
-        const F weight = choose(kept, load<F>(&weights_[i]), F{});
+        const F weight = choose(kept, weight_of(i, value), F{});
         narrow(&weights_[i], weight);
         block += weight;
       }
