@@ -141,6 +141,7 @@ def bench_engine(
     from graft.server.benchmark.dtype_speed import serving
     from graft.server.benchmark.targets import EngineTarget
     from graft.server.benchmark.workload import measure
+    from graft.server.engine.client import EngineClient
     from graft.server.engine.engine import Engine
     from graft.server.engine.options import Options
 
@@ -155,7 +156,7 @@ def bench_engine(
     at_once = work.concurrency or work.requests
     options = Options(runner=runner, device_bytes=device_bytes, max_running=max(Options.max_running, min(at_once, 256)))
     with Engine(base, folders, options=options) as started:
-        engine = started.client
+        engine = EngineClient(started)
         began = time.perf_counter()
         _load(engine, plan.adapters)
         load_s = time.perf_counter() - began

@@ -145,13 +145,14 @@ class _Run:
 
     def score(self, base: Base, models: list[str], examples: list[Example], metric: Metric) -> None:
         """`models` and the bare base, until all are done or Ctrl-C ends it."""
+        from graft.server.engine.client import EngineClient
         from graft.server.engine.engine import Engine
         from graft.server.evaluation.evaluate import evaluate
 
         self._shown = self._bar.add_task("Scoring", total=None)
         try:
             with Engine(base, shelf=self._keeper.registry, options=evaluation_options()) as engine, self._bar:
-                evaluate(engine.client, models, examples, metric, self)
+                evaluate(EngineClient(engine), models, examples, metric, self)
         except KeyboardInterrupt:
             self.interrupted = True
 

@@ -122,6 +122,7 @@ def serve(
     from graft.hub.base.dtype_choice import chosen_dtype
     from graft.hub.base.model import load_base, usable_device
     from graft.server.benchmark.dtype_speed import serving
+    from graft.server.engine.client import EngineClient
     from graft.server.engine.engine import Engine
     from graft.server.engine.options import Options
     from graft.server.http.app import create_app
@@ -149,7 +150,7 @@ def serve(
             ending.watch(engine)
             name = base.spec.id or Path(base_name).name
             app = create_app(
-                engine.client,
+                EngineClient(engine),
                 base_name=name,
                 max_at_once=max_requests,
                 cors_origins=cors_origins,

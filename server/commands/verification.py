@@ -145,13 +145,14 @@ class _Refusals:
 
 def _run(registry: AnyRegistry, kept: Evaluation, base: Base, examples: list[Example]) -> Evaluated:
     """The system that `kept` is of, scored anew. Raises GraftError where it can't be served."""
+    from graft.server.engine.client import EngineClient
     from graft.server.engine.engine import Engine
     from graft.server.evaluation.evaluate import evaluate
 
     models = [] if kept.repo is None else [f"{kept.repo}@{kept.revision}"]
     refusals = _Refusals()
     with Engine(base, shelf=registry, options=evaluation_options()) as engine:
-        done = evaluate(engine.client, models, examples, get_metric(kept.metric), refusals)
+        done = evaluate(EngineClient(engine), models, examples, get_metric(kept.metric), refusals)
     if refusals.reasons:
         raise GraftError(f"{kept.repo} can't be served: {refusals.reasons[0]}")
     return done.systems[-1]

@@ -29,7 +29,6 @@ from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import make_batch
 from graft.server.cache.tensors import KVCache
 from graft.server.engine.adapter_proof import Proof
-from graft.server.engine.client import EngineClient
 from graft.server.engine.consumers import Asked, Consumer, RowsJob, RunningRequest, ends_of
 from graft.server.engine.gauges import gauges
 from graft.server.engine.inbox import Inbox
@@ -96,9 +95,8 @@ class Engine:
             self.sizes.max_model_len,
             (self.sizes.blocks - 1) - (self.sizes.blocks - 1) // VIRTUAL_SHARE - 1,
         )
-        self.metrics.gauges(gauges(self))
+        self.metrics.gauges(gauges(self.blocks, self.scheduler, self.loader, self.residency))
         self.ledger = Ledger(self.scheduler, self.loader, self.residency)
-        self.client = EngineClient(self)
         self._base_said: dict[tuple[ProbeQuestion, ...], Sequence[Table]] = {}  # to probes' questions, on this runner
         self._inbox = Inbox()
         self._at_hand: Message | None = None  # taken out of the inbox, and not done

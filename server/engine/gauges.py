@@ -1,14 +1,16 @@
 """What Prometheus reads of an engine at any moment: name -> (help, how to read it)."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from graft.server.engine.engine import Engine
+from graft.server.adapters.device import DeviceTier
+from graft.server.adapters.host import HostTier
+from graft.server.cache.blocks import BlockPool
+from graft.server.engine.scheduler import Scheduler
 
 
-def gauges(engine: "Engine") -> dict[str, tuple[str, Callable[[], float]]]:
-    blocks, scheduler, loader, residency = engine.blocks, engine.scheduler, engine.loader, engine.residency
+def gauges(
+    blocks: BlockPool, scheduler: Scheduler, loader: HostTier, residency: DeviceTier
+) -> dict[str, tuple[str, Callable[[], float]]]:
     return {
         "graft_requests_running": ("Requests in the present step", lambda: scheduler.running),
         "graft_requests_waiting": ("Requests not admitted yet", lambda: scheduler.waiting),

@@ -4,28 +4,45 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from graft.hub.errors import GraftError
 
 if TYPE_CHECKING:
-    from graft.server.adapters.host import LoadResult
+    from graft.server.adapters.device import DeviceTier
+    from graft.server.adapters.host import HostTier, LoadResult
     from graft.server.adapters.resident import Resident
+    from graft.server.cache.blocks import BlockPool
     from graft.server.engine.consumers import Consumer, RunningRequest
-    from graft.server.engine.engine import Engine
+    from graft.server.engine.ledger import Ledger
+    from graft.server.engine.scheduler import Scheduler
     from graft.server.runners.protocol import Prepared
 
 Value = TypeVar("Value")
+
+
+class EngineSide(Protocol):
+    """What messages reach: the parts of an engine that its thread alone may touch."""
+
+    steps: int
+    blocks: "BlockPool"
+    loader: "HostTier"
+    residency: "DeviceTier"
+    scheduler: "Scheduler"
+    ledger: "Ledger"
+
+    def place(self, request: "RunningRequest", answer: "LoadResult | None") -> None:
+        """The adapter is in host memory (or there is none, or an error): schedule the request."""
 
 
 class Message(ABC):
     """Handled once, on the engine's thread."""
 
     @abstractmethod
-    def handle(self, engine: "Engine") -> None: ...
+    def handle(self, engine: EngineSide) -> None: ...
 
     @abstractmethod
-    def fail(self, engine: "Engine", error: GraftError) -> None:
+    def fail(self, engine: EngineSide, error: GraftError) -> None:
         """`handle` raised, or nobody will call it any more: tell whoever waits for it. On the engine's thread too."""
 
 
@@ -35,10 +52,10 @@ class Opened(Message):
 
     request: "RunningRequest"
 
-    def handle(self, engine: "Engine") -> None:
+    def handle(self, engine: EngineSide) -> None:
         engine.ledger.open(self.request)
 
-    def fail(self, engine: "Engine", error: GraftError) -> None:
+    def fail(self, engine: EngineSide, error: GraftError) -> None:
         engine.ledger.open(self.request)
         engine.ledger.fail(self.request, error)
 
@@ -50,10 +67,10 @@ class Placed(Message):
     request: "RunningRequest"
     answer: "LoadResult | None"
 
-    def handle(self, engine: "Engine") -> None:
+    def handle(self, engine: EngineSide) -> None:
         engine.place(self.request, self.answer)
 
-    def fail(self, engine: "Engine", error: GraftError) -> None:
+    def fail(self, engine: EngineSide, error: GraftError) -> None:
         engine.ledger.fail(self.request, error)
 
 
@@ -63,10 +80,10 @@ class Cancelled(Message):
 
     request: "RunningRequest"
 
-    def handle(self, engine: "Engine") -> None:
+    def handle(self, engine: EngineSide) -> None:
         engine.ledger.cancel(self.request)
 
-    def fail(self, engine: "Engine", error: GraftError) -> None:
+    def fail(self, engine: EngineSide, error: GraftError) -> None:
         engine.ledger.fail(self.request, error)
 
 
@@ -77,10 +94,10 @@ class DetoursPrepared(Message):
     resident: "Resident"
     made: "Prepared | GraftError"
 
-    def handle(self, engine: "Engine") -> None:
+    def handle(self, engine: EngineSide) -> None:
         engine.residency.add_to_runner(self.resident, self.made)
 
-    def fail(self, engine: "Engine", error: GraftError) -> None:
+    def fail(self, engine: EngineSide, error: GraftError) -> None:
         engine.residency.refuse(self.resident, error)
 
 
@@ -91,11 +108,11 @@ class Refused(Message):
     waiting: "Sequence[Consumer]"
     error: GraftError
 
-    def handle(self, engine: "Engine") -> None:
+    def handle(self, engine: EngineSide) -> None:
         for consumer in self.waiting:
             engine.ledger.fail(consumer, self.error)
 
-    def fail(self, engine: "Engine", error: GraftError) -> None:
+    def fail(self, engine: EngineSide, error: GraftError) -> None:
         for consumer in self.waiting:
             engine.ledger.fail(consumer, error)
 
@@ -104,10 +121,10 @@ class Refused(Message):
 class Wake(Message):
     """Something outside of the inbox has changed: the engine closes."""
 
-    def handle(self, engine: "Engine") -> None:
+    def handle(self, engine: EngineSide) -> None:
         pass
 
-    def fail(self, engine: "Engine", error: GraftError) -> None:
+    def fail(self, engine: EngineSide, error: GraftError) -> None:
         pass
 
 
@@ -118,12 +135,12 @@ class Ask(Message, Generic[Value]):
     answer: "Future[Value]" = field(default_factory=Future, init=False)
 
     @abstractmethod
-    def find(self, engine: "Engine") -> Value:
+    def find(self, engine: EngineSide) -> Value:
         """The answer. What it raises, the asker gets."""
 
-    def handle(self, engine: "Engine") -> None:
+    def handle(self, engine: EngineSide) -> None:
         self.answer.set_result(self.find(engine))
 
-    def fail(self, engine: "Engine", error: GraftError) -> None:
+    def fail(self, engine: EngineSide, error: GraftError) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)

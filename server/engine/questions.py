@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graft.server.engine.messages import Ask
+from graft.server.engine.messages import Ask, EngineSide
 
 if TYPE_CHECKING:
     from graft.server.adapters.loaded import Loaded
-    from graft.server.engine.engine import Engine
 
 PINNED_SHARE = 2  # pins may take half of a budget, so that the other adapters can always come and go
 
@@ -24,7 +23,7 @@ class DevicePlace:
 class OnDevice(Ask[dict[str, DevicePlace]]):
     """Which adapters are on the device, by digest?"""
 
-    def find(self, engine: "Engine") -> dict[str, DevicePlace]:
+    def find(self, engine: EngineSide) -> dict[str, DevicePlace]:
         pinned = engine.residency.pinned
         return {one.digest: DevicePlace(one.bytes, one.digest in pinned) for one in engine.residency.snapshot()}
 
@@ -45,7 +44,7 @@ class EngineStats:
 class Stats(Ask[EngineStats]):
     """How is it doing?"""
 
-    def find(self, engine: "Engine") -> EngineStats:
+    def find(self, engine: EngineSide) -> EngineStats:
         return EngineStats(
             engine.steps,
             engine.scheduler.running,
@@ -62,7 +61,7 @@ class Unload(Ask[bool]):
 
     loaded: "Loaded"
 
-    def find(self, engine: "Engine") -> bool:
+    def find(self, engine: EngineSide) -> bool:
         digest = self.loaded.digest
         if self.loaded.users or not engine.residency.drop(digest):
             return False
@@ -78,11 +77,11 @@ class Pin(Ask[bool]):
     loaded: "Loaded"
     pinned: bool
 
-    def find(self, engine: "Engine") -> bool:
+    def find(self, engine: EngineSide) -> bool:
         return _pin(engine, self.loaded, self.pinned)
 
 
-def _pin(engine: "Engine", loaded: "Loaded", pinned: bool) -> bool:
+def _pin(engine: EngineSide, loaded: "Loaded", pinned: bool) -> bool:
     host, device = engine.loader, engine.residency
     if pinned:
         together = [one for one in host.snapshot() if one.digest in device.pinned | {loaded.digest}]

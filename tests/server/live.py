@@ -12,6 +12,7 @@ from typing import Any
 
 from graft.hub.base.model import Base
 from graft.server.commands.serve import http_server, port_of
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.messages import Ask
 from graft.server.engine.options import Options
@@ -111,7 +112,7 @@ def serving(
     trusted_proxies=(),
 ) -> Iterator[Live]:
     with Engine(base, adapters, shelf, options) as engine:
-        app = create_app(engine.client, max_at_once=max_requests, trusted_proxies=trusted_proxies)
+        app = create_app(EngineClient(engine), max_at_once=max_requests, trusted_proxies=trusted_proxies)
         server = http_server(app, "127.0.0.1", 0, max_requests)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

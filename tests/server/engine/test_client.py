@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from graft.hub.errors import ConflictError, NotFoundError
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.inventory import NotLoadedError
 from graft.server.engine.options import Options
@@ -27,7 +28,7 @@ def test_whoever_has_a_client_needs_no_torch():
 
 def test_requests_and_what_is_said_of_the_base(llama):
     with Engine(llama, options=Options(runner="eager")) as engine:
-        client = engine.client
+        client = EngineClient(engine)
         assert (client.base.max_model_len, client.base.runner) == (256, "EagerRunner")
         assert client.base.spec is llama.spec and llama.tokenizer.eos_token_id in client.base.ends
         asked = Request((5, 6, 7), max_tokens=3, ignore_eos=True, sampling=Sampling(temperature=0))
@@ -49,7 +50,7 @@ def test_requests_and_what_is_said_of_the_base(llama):
 def test_adapters_are_loaded_pinned_and_unloaded(llama, make_folder):
     folders = {"a": make_folder("prefix", llama), "b": make_folder("lora", llama)}
     with Engine(llama, folders) as engine:
-        client = engine.client
+        client = EngineClient(engine)
         assert [entry.name for entry in client.models()] == ["a", "b"] and client.adapters() == {}
         with pytest.raises(NotLoadedError):
             client.unload("a")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
@@ -64,7 +65,7 @@ def test_neighbours_have_every_bit_they_have_without_it(base, folders):
 
 def test_clients_are_told_with_a_422(base, folders):
     with Engine(base, folders, options=OPTIONS) as engine:
-        client = create_app(engine.client, max_at_once=4).test_client()
+        client = create_app(EngineClient(engine), max_at_once=4).test_client()
         asked = {"model": "overflows", "prompt": "The quick", "max_tokens": 4}
         for wanted in (asked, {**asked, "max_tokens": 0, "echo": True, "logprobs": 1}):
             answer = client.post("/v1/completions", json=wanted)

@@ -9,6 +9,7 @@ from graft.hub.adapters.packed_attention import PackedAttention
 from graft.hub.errors import DataError
 from graft.hub.evaluation.metrics import METRICS
 from graft.hub.evaluation.task_data import Example
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request
 from graft.server.evaluation.evaluate import evaluate
@@ -50,7 +51,7 @@ class Noting:
 def test_every_system_is_scored_as_if_alone(llama, make_folder, make_forms, metric):
     folders = {kind: make_folder(kind, llama, seed) for seed, kind in enumerate(KINDS)}
     with Engine(llama, folders) as engine:
-        found = evaluate(engine.client, KINDS, examples(), METRICS[metric], noted := Noting())
+        found = evaluate(EngineClient(engine), KINDS, examples(), METRICS[metric], noted := Noting())
     assert noted.counts[-1][0] == noted.counts[-1][1] > 0 and noted.systems == 5
     assert noted.done == found.systems and found.seconds >= sum(system.seconds for system in found.systems)
     assert [system.model for system in found.systems] == [None, *KINDS]
@@ -67,7 +68,7 @@ def test_an_adapter_that_can_not_be_served_is_named_and_the_others_go_on(llama, 
     weights = cut / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with Engine(llama, {"good": good, "cut": cut}) as engine:
-        found = evaluate(engine.client, ["good", "cut"], examples(3), METRICS["accuracy"], noted := Noting())
+        found = evaluate(EngineClient(engine), ["good", "cut"], examples(3), METRICS["accuracy"], noted := Noting())
     assert [system.model for system in found.systems] == [None, "good"]
     assert noted.told[0] == "cut", "a refusal is known before anything is scored"
     assert "cut off" in found.failed["cut"]
@@ -77,7 +78,7 @@ def test_an_example_without_room_for_its_prompt_is_named_before_anything_runs(ll
     crowded = Example("short", " yes", (" yes", " " + "o" * 300))
     noted = Noting()
     with Engine(llama, {}) as engine, pytest.raises(DataError, match=r"Evaluation example 2: .* no room for a prompt"):
-        evaluate(engine.client, [], [*examples(1), crowded], METRICS["accuracy"], noted)
+        evaluate(EngineClient(engine), [], [*examples(1), crowded], METRICS["accuracy"], noted)
     assert not noted.counts
 
 

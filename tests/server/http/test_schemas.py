@@ -10,6 +10,7 @@ from jsonschema_rs import validator_for
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.http import openapi
 from graft.server.http.app import create_app
@@ -24,7 +25,7 @@ def app(tmp_path_factory):
     base.tokenizer.chat_template = CHAT_TEMPLATE
     folder = write_folder(tmp_path_factory.mktemp("adapters") / "lora", "lora", base)
     with Engine(base, {"lora": folder}, None, OPTIONS) as engine:
-        yield create_app(engine.client)
+        yield create_app(EngineClient(engine))
 
 
 @pytest.fixture(scope="module")
