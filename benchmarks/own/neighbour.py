@@ -22,6 +22,7 @@ from graft.hub.evaluation.task_data import Example
 from graft.hub.machine.compute_threads import ComputeThreads
 from graft.server.benchmark.targets import EngineTarget
 from graft.server.benchmark.workload import RequestDraw, Workload
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.evaluation.evaluate import Evaluated, evaluate
@@ -94,7 +95,7 @@ def evaluating(base: Base, folder: str) -> Iterator[Run]:
         def run() -> None:
             texts = [" ".join(draw.choices(WORDS, k=TEXT_WORDS)) for _ in range(EXAMPLES)]
             examples = [Example(text, draw.choice(LABELS), LABELS) for text in texts]
-            evaluate(engine.client, names[:1], examples, METRICS["accuracy"], Nobody())
+            evaluate(EngineClient(engine), names[:1], examples, METRICS["accuracy"], Nobody())
 
         yield run
 
@@ -103,7 +104,7 @@ def evaluating(base: Base, folder: str) -> Iterator[Run]:
 def serving(base: Base, folder: str, runner: str) -> Iterator[Run]:
     """Requests that arrive at once, half of them on each of two LoRAs."""
     with serving_engine(base, folder, runner) as (engine, names):
-        draw, target = RequestDraw(SERVED, range(1000, base.spec.vocab_size), names), EngineTarget(engine.client)
+        draw, target = RequestDraw(SERVED, range(1000, base.spec.vocab_size), names), EngineTarget(EngineClient(engine))
         yield lambda: target.run(draw.round(), SERVED.requests)
 
 

@@ -28,6 +28,7 @@ from graft.hub.base.model import Base, load_base
 from graft.hub.base.stored_weights import stored_weights
 from graft.hub.errors import ArtifactError, GraftError
 from graft.server.adapters.prover import Prover
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Finished, Request, Stream
@@ -53,7 +54,7 @@ def check(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
                 setting = {"adapter": name, "dtype": dtype, "runner": runner, "threads": threads}
                 try:
                     digest = stream.result().served.digest
-                    found.append(setting | told(engine.client.adapters()[digest].proof))
+                    found.append(setting | told(EngineClient(engine).adapters()[digest].proof))
                 except GraftError as error:
                     found.append(setting | {"outcome": "refused", "why": str(error)})
     return found

@@ -9,6 +9,7 @@ fields are ignored as OpenAI-compatible servers do; what would change the answer
 
 import pytest
 
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.http.app import create_app
 from graft.server.http.request_fields import IGNORED, NEUTRAL, guess_field
@@ -33,7 +34,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def client(engine):
-    return create_app(engine.client).test_client()
+    return create_app(EngineClient(engine)).test_client()
 
 
 def answered(client, path, **more):
@@ -211,7 +212,7 @@ PREFLIGHT = {
 
 
 def test_pages_of_named_origins_may_call(engine) -> None:
-    client = create_app(engine.client, cors_origins=("http://localhost:3000",)).test_client()
+    client = create_app(EngineClient(engine), cors_origins=("http://localhost:3000",)).test_client()
     origin = {"Origin": "http://localhost:3000"}
     reply = client.options("/v1/chat/completions", headers=origin | PREFLIGHT)
     assert reply.status_code == 204 and reply.headers["Access-Control-Allow-Origin"] == origin["Origin"]
@@ -231,7 +232,7 @@ def test_pages_of_named_origins_may_call(engine) -> None:
 
 def test_any_origin_and_none(engine, client) -> None:
     origin = {"Origin": "https://a.example"}
-    anyone = create_app(engine.client, cors_origins=("*",)).test_client()
+    anyone = create_app(EngineClient(engine), cors_origins=("*",)).test_client()
     assert anyone.get("/v1/models", headers=origin).headers["Access-Control-Allow-Origin"] == "*"
     assert "Access-Control-Allow-Origin" not in client.get("/v1/models", headers=origin).headers
     assert "Access-Control-Allow-Origin" not in anyone.get("/v1/models").headers

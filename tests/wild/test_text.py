@@ -26,6 +26,7 @@ from graft.hub.errors import ArtifactError, BaseModelError, DataError
 from graft.hub.evaluation.eval_prompts import label_groups, text_prompts
 from graft.hub.evaluation.task_data import Example, Message, data_hash, load_examples, parse_examples
 from graft.hub.evaluation.tokenization import TemplateRefusalError, encode, encode_prompt, prompt_of, spaces_at_the_join
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.http.app import create_app
 from graft.trainer.data.sequences import sequences_of
@@ -78,7 +79,7 @@ def test_training_scoring_and_serving_have_the_same_one() -> None:
     base = tiny_base("llama")
     base.tokenizer = tokenizer
     with Engine(base, {}, None, OPTIONS) as engine:
-        client = create_app(engine.client).test_client()
+        client = create_app(EngineClient(engine)).test_client()
         asked = {"model": "test/llama", "max_tokens": 3, "temperature": 0}
         replies = [client.post("/v1/completions", json=asked | {"prompt": p}).json for p in ("ab: ", "<s>ab: ")]
     assert [reply["usage"]["prompt_tokens"] for reply in replies] == [5, 5]
@@ -184,7 +185,7 @@ def test_a_template_that_is_broken_is_an_error_with_words(template: str) -> None
     base.tokenizer = tokenizer
     with Engine(base, {}, None, OPTIONS) as engine:
         asked = {"model": "test/llama", "messages": [{"role": "user", "content": "Hi"}]}
-        reply = create_app(engine.client).test_client().post("/v1/chat/completions", json=asked)
+        reply = create_app(EngineClient(engine)).test_client().post("/v1/chat/completions", json=asked)
     assert reply.status_code == 400 and reply.json["error"]["param"] == "messages"
 
 
