@@ -61,6 +61,7 @@ class DeviceTier:
         self._proven: dict[str, Verdict] = {}
         self._residents: dict[str, Resident] = {}
         self._idle: IdleAdapters[Resident] = IdleAdapters()
+        self._busy: dict[str, Resident] = {}  # the residents that are not idle
         self._demands: dict[str, Demand] = {}
         self._seekers: FairQueue[Seeker] = FairQueue()
         self._yielding: dict[str, Resident] = {}
@@ -184,8 +185,10 @@ class DeviceTier:
         kept = resident.digest in self._pinned or (demand is not None and bool(demand.turns) and not resident.yielding)
         if resident.state is not State.READY or kept or (demand is not None and demand.running):
             self._idle.discard(resident.digest)
+            self._busy[resident.digest] = resident
         else:
             self._idle.put(resident.digest, resident, waited_for=demand is not None)
+            self._busy.pop(resident.digest, None)
 
     def _lacking(self, loaded: Loaded) -> tuple[int, int]:
         """Bytes and cache blocks that must be freed for an adapter; none where the figures are not above 0."""
@@ -205,7 +208,7 @@ class DeviceTier:
             victim = with_rows or self._idle.first(sparing=sparing)
             self._evict(victim)
             size, blocks = self._lacking(loaded)
-        resident = self._residents[loaded.digest] = Resident(loaded, loaded.bytes)
+        resident = self._residents[loaded.digest] = self._busy[loaded.digest] = Resident(loaded, loaded.bytes)
         self.bytes += resident.bytes
         self.virtual_blocks += resident.blocks
         with self._way_in(resident):
@@ -242,13 +245,13 @@ class DeviceTier:
         self._ask_again = now + _ASK_AGAIN_S
         size, blocks = self._lacking(loaded)
         idle_size, idle_blocks = self._idle.room(sparing=False)
-        going = [one for one in self._yielding.values() if one.digest not in self._idle]
+        going = [one for one in self._yielding.values() if one.digest in self._busy]
         size -= idle_size + sum(one.bytes for one in going)
         blocks -= idle_blocks + sum(one.blocks for one in going)
         if size <= 0 and blocks <= 0:
             return
         left = self._work.tokens_left()
-        able = [one for one in self._residents.values() if self._may_yield(one, now)]
+        able = [one for one in self._busy.values() if self._may_yield(one, now)]
         chosen = []
         for one in sorted(able, key=lambda one: left.get(one.digest, 0)):
             if size > 0 or (blocks > 0 and one.blocks):
@@ -267,7 +270,6 @@ class DeviceTier:
             resident.state is State.READY
             and not resident.yielding
             and resident.digest not in self._pinned
-            and resident.digest not in self._idle  # that is counted already
             and now >= resident.since + HOLD_BACK_S
         )
 
@@ -369,6 +371,7 @@ class DeviceTier:
             del self._residents[digest]
             self._yielding.pop(digest, None)
             self._idle.discard(digest)
+            self._busy.pop(digest, None)
             self.bytes -= resident.bytes
             self.virtual_blocks -= resident.blocks
             if digest in self._runner.adapters:

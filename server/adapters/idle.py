@@ -36,9 +36,6 @@ class IdleAdapters(Generic[One]):
         self._ranks: tuple[_Rank[One], _Rank[One]] = (_Rank(), _Rank())  # that nobody waits for; that requests wait for
         self._rank_of: dict[str, _Rank[One]] = {}
 
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._rank_of
-
     def put(self, digest: str, one: One, *, waited_for: bool) -> None:
         """It is idle now; where it was already of that rank it keeps its place."""
         rank = self._ranks[waited_for]

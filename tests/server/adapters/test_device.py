@@ -168,7 +168,7 @@ def assert_counts(world):
     assert tier.virtual_blocks == sum(one.blocks for one in residents) <= tier.virtual_limit
     running = [one.awaits for one in world.scheduler._running if one.awaits]
     assert {d: one.running for d, one in tier._demands.items() if one.running} == {d: running.count(d) for d in running}
-    idle = [one for one in residents if one.digest in tier._idle]
+    idle = [one for one in residents if one.digest not in tier._busy]
     assert not {one.digest for one in idle} & {*running, *tier._pinned}
     assert tier._idle.room(sparing=False) == (sum(one.bytes for one in idle), sum(one.blocks for one in idle))
     assert {one.digest for one in residents} == world.added
