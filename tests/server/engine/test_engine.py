@@ -70,7 +70,8 @@ def assert_idle(engine):
 
     def under_way():
         coming = [r for r in engine.residency.snapshot() if r.state is not State.READY]
-        return len(engine.ledger.scheduled) + engine.scheduler.running + len(coming)
+        held = [one for one in engine.loader.snapshot() if one.users]  # for who was cancelled while it was read
+        return len(engine.ledger.scheduled) + engine.scheduler.running + len(coming) + len(held)
 
     deadline = time.monotonic() + 5
     while ask(engine, under_way) and time.monotonic() < deadline:
