@@ -27,6 +27,7 @@ from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.base.model import Base, load_base
 from graft.hub.base.stored_weights import stored_weights
 from graft.hub.errors import ArtifactError, GraftError
+from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.server.adapters.prover import Prover
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
@@ -35,7 +36,7 @@ from graft.server.engine.request import Finished, Request, Stream
 from graft.server.sampling.params import Sampling, Token
 
 LEAST_GAPS = 100  # of which a percentile says something
-STREAMED, QUIET_S = 60, 8.0  # tokens of a stream; seconds that streams without company are watched
+STREAMED, QUIET_S = 60, 60.0  # tokens of a stream; seconds that streams without company are watched
 STREAMS: list[Stream] = []  # kept, since they are told apart by their ids
 GREEDY = Sampling(temperature=0)
 
@@ -87,6 +88,7 @@ def times(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     `running`: adapters of the streams; `cold`: those that come in beside them, with their probes and without.
     """
+    hand_on_soon()  # as in a server
     torch.set_num_threads(asked["threads"])
     base = load_base(asked["base"], dtype=asked["dtype"], device="cpu")
     work = Path(asked["work"])
@@ -101,16 +103,16 @@ def times(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def alone(base: Base, adapters: Mapping[str, str]) -> dict[str, Any]:
-    """One adapter, nothing else to do: the base's half computed too, and the next one, which finds it there."""
+    """One LoRA, nothing else to do: the base's half computed too; the next one, which finds it there; and a DoRA."""
     with fresh_cache(), Engine(base, adapters) as engine:
         engine.generate([Request((5, 6, 7), max_tokens=1)])
         stored_weights(base).content  # noqa: B018 (once per state of the files)
         seconds = []
-        for name in list(adapters)[:2]:
+        for name in ("lora-0", "lora-1", "dora-0"):
             began = time.perf_counter()
             engine.generate([Request((5, 6, 7), name, max_tokens=1)])
             seconds.append(round(time.perf_counter() - began, 3))
-    return {"first_s": seconds[0], "second_s": seconds[1]}
+    return dict(zip(("first_s", "second_s", "dora_s"), seconds, strict=True))
 
 
 def streamed(base: Base, running: Mapping[str, str], cold: Mapping[str, str | Path], row: str) -> list[dict[str, Any]]:
@@ -122,8 +124,8 @@ def streamed(base: Base, running: Mapping[str, str], cold: Mapping[str, str | Pa
         arrived = threading.Event()
         began = time.perf_counter()
         latest: dict[int, float] = {}  # arrival of a stream's latest token
-        for name in running:
-            _stream(engine, name, sink)
+        for number, name in enumerate(running, start=1):  # so that they end, and others begin, at different times
+            _stream(engine, name, sink, STREAMED * number // len(running))
         if cold:
             threading.Thread(target=lambda: (_ask(engine, cold), arrived.set())).start()
         loading: list[float] = []
@@ -150,8 +152,8 @@ def streamed(base: Base, running: Mapping[str, str], cold: Mapping[str, str | Pa
     ]
 
 
-def _stream(engine: Engine, name: str, sink: SimpleQueue) -> None:
-    STREAMS.append(engine.submit(Request((5, 6, 7, 8), name, STREAMED, ignore_eos=True, sampling=GREEDY), sink))
+def _stream(engine: Engine, name: str, sink: SimpleQueue, tokens: int = STREAMED) -> None:
+    STREAMS.append(engine.submit(Request((5, 6, 7, 8), name, tokens, ignore_eos=True, sampling=GREEDY), sink))
 
 
 def _ask(engine: Engine, names: Mapping[str, Any]) -> None:

@@ -209,7 +209,10 @@ def times_markdown(result: dict[str, Any]) -> str:
         rows = [row for row in result["rows"] if row["base"] == base]
         alone = [row for row in rows if row["row"] == "alone"]
         lines.append(
-            [base, *(f"{statistics.median(row[key] for row in alone):.2f}" for key in ("first_s", "second_s"))]
+            [
+                base,
+                *(f"{statistics.median(row[key] for row in alone):.2f}" for key in ("first_s", "second_s", "dora_s")),
+            ]
         )
         of = {name: [row for row in rows if row["row"] == name] for name in dict.fromkeys(row["row"] for row in rows)}
         del of["alone"]
@@ -223,10 +226,11 @@ def times_markdown(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             report.heading(result, "What proofs cost"),
-            f"Medians of {result['rounds']} rounds, the base in {result['dtype']}. A request of one token for an adapter that was "
-            "never proven, nothing else to do: the first computes the bare base's half too.",
+            f"Medians of {result['rounds']} rounds, the base in {result['dtype']}. A request of one token for a LoRA that was "
+            "never proven, nothing else to do: the first computes the bare base's half too. And for a DoRA, whose norms "
+            "are of all weights.",
             "",
-            report.table(["base", "first adapter, s", "second, s"], lines),
+            report.table(["base", "first adapter, s", "second, s", "a DoRA, s"], lines),
             f"Time between tokens of 8 streams, each with an adapter of its own, while {COLD} others come in: until the last "
             "is loaded, and after that, while they are proven (with none: for a while). Bar: while they are proven, p99 at "
             "most 1.2 times that with none.",

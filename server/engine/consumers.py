@@ -185,6 +185,7 @@ class RowsJob(Consumer):
             max_new=0,
             logits_from=rows.shape[0],
             client=LOADER,
+            steps_aside=True,
             inputs=rows,
         )
 
@@ -215,6 +216,7 @@ class Question(Consumer):
             logits_from=len(asked.ids) - len(asked.tokens),
             virtual=resident.virtual if resident else NO_ROWS,
             client=LOADER,
+            steps_aside=True,
         )
 
     def ask(self, chunk: Chunk) -> Asked:

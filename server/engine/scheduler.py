@@ -56,6 +56,7 @@ class Scheduler:
         self._returning: OrderedDict[SequenceState, None] = OrderedDict()  # preempted, by when they were admitted first
         self._waiting: FairQueue[SequenceState] = FairQueue()
         self._at: SequenceState | None = None  # which one `plan` decides about
+        self._aside = 0  # rows of the present step left for sequences that step aside
 
     @property
     def running(self) -> int:
@@ -133,6 +134,7 @@ class Scheduler:
         for sequence in [s for s in self._running if s.remaining == 1]:
             if sequence in self._running:  # not preempted meanwhile
                 self._schedule(plan, sequence, 1)
+        self._aside = plan.rows or self.step_rows
         shares = self._shares(plan)
         rows = sum(shares.values())
         blocks = sum(s.blocks_for(s.computed + n) - len(s.blocks) for s, n in shares.items())
@@ -140,7 +142,7 @@ class Scheduler:
             pass
         for sequence, share in shares.items():
             rows -= share
-            count = min(sequence.remaining, self.step_rows - plan.rows - rows)
+            count = min(self._most(sequence), self.step_rows - plan.rows - rows)
             if count > 0 and sequence in self._running:  # not preempted meanwhile
                 self._schedule(plan, sequence, count)
 
@@ -174,7 +176,7 @@ class Scheduler:
         shares: dict[SequenceState, int] = {}
         for sequence in prompts:
             line = sequence.client, sequence.owner
-            shares[sequence] = min(sequence.remaining, left[line], spare)
+            shares[sequence] = min(self._most(sequence), left[line], spare)
             left[line] -= shares[sequence]
             spare -= shares[sequence]
         return shares
@@ -195,7 +197,11 @@ class Scheduler:
         self._running[sequence] = None
         self._count(sequence, waiting=-1, running=1)
         self._share(sequence, findable)
-        return self._schedule(plan, sequence, min(sequence.remaining, self.step_rows - plan.rows - rows))
+        return self._schedule(plan, sequence, min(self._most(sequence), self.step_rows - plan.rows - rows))
+
+    def _most(self, sequence: SequenceState) -> int:
+        """Rows that it may take of this step, as far as they are free."""
+        return min(sequence.remaining, max(1, self._aside)) if sequence.steps_aside else sequence.remaining
 
     def _lacking(self, sequence: SequenceState, findable: Sequence[bytes]) -> int:
         """Available blocks that a sequence takes when it starts: those it computes, and idle ones that it finds."""
@@ -288,6 +294,7 @@ class Scheduler:
         logits = max(0, stop - max(sequence.computed, sequence.logits_from))
         plan.chunks.append(Chunk(sequence, sequence.computed, count, logits))
         plan.rows += count
+        self._aside -= count if sequence.steps_aside else 0
         sequence.computed = stop
         sequence.logits_from = max(sequence.logits_from, stop)
         self._publish(plan, sequence)

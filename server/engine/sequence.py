@@ -24,6 +24,7 @@ class SequenceState:
     client: Hashable = ""  # for whom: who is served in turn
     weight: float = 1.0  # the client's
     awaits: str | None = None  # the digest of an adapter that has to be in place before it starts
+    steps_aside: bool = False  # nobody's own: while others decode it takes no more rows of a step than they do
     runs_last: bool = False  # the last token too where no new one is wanted: what follows it is asked about
     inputs: "Tensor | None" = None  # rows [P, H] in place of tokens: an adapter's soft prompt on its way into the cache
     blocks: list[int] = field(default_factory=list)  # its own, after the shared ones of `virtual`

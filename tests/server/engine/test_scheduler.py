@@ -1,5 +1,7 @@
 """The scheduler against a pretended engine: everything ends, nobody starves, no block is lost."""
 
+from collections import Counter
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +98,32 @@ def test_decoding_goes_on_while_a_long_prompt_is_worked_through():
         counts = {chunk.sequence: chunk.count for chunk in scheduler.plan().chunks}
         assert counts == {talker: 1, reader: 31}
         talker.tokens.append(1)
+
+
+def test_what_steps_aside_takes_no_more_of_a_step_than_those_that_decode():
+    scheduler = Scheduler(BlockPool(2000), step_rows=64, max_running=8, prefix_sharing=False)
+    talkers = [sequence(4, 50, name) for name in ("a", "b", "c")]
+    proofs = [sequence(30, 1, "proof") for _ in range(2)]
+    for one in proofs:
+        one.steps_aside = True
+        scheduler.add(one)
+    assert {c.sequence: c.count for c in scheduler.plan().chunks} == dict.fromkeys(proofs, 30)  # nobody else is there
+    for one in (*proofs, *talkers):
+        scheduler.remove(one) if one in proofs else scheduler.add(one)
+    scheduler.plan()
+    proofs = [sequence(30, 1, "proof") for _ in range(2)]
+    for one in proofs:
+        one.steps_aside = True
+        scheduler.add(one)
+    done = Counter()
+    for _ in range(20):
+        for talker in talkers:
+            talker.tokens.append(1)
+        counts = {chunk.sequence: chunk.count for chunk in scheduler.plan().chunks}
+        assert all(counts.pop(talker) == 1 for talker in talkers)
+        assert sum(counts.values()) <= 4 and all(counts.values())  # at least a row each, so that none stands still
+        done.update(counts)
+    assert done == dict.fromkeys(proofs, 30)
 
 
 def test_two_prompts_of_two_tenants_share_the_step():
