@@ -176,7 +176,9 @@ def mutated(runs: list[Trained], work: Path) -> list[dict[str, Any]]:
 
 def write_times(options: argparse.Namespace, work: Path) -> None:
     """Results proof-times: the base's adapters of one seed run, those of both come in, twenty in all."""
-    rows = []
+    kept = options.out / "proof-times.json"
+    earlier = json.loads(kept.read_text())["rows"] if options.append and kept.exists() else []
+    rows = [row for row in earlier if row["base"] not in options.bases]
     for base in options.bases:
         folders = [work / Trained(base, "bfloat16", "bfloat16", seed).name for seed in (0, 1)]
         cold = {f"{kind}-{seed}": str(folders[seed] / kind) for seed in (0, 1) for kind in KINDS}
@@ -375,6 +377,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="train and prove all of it again")
     parser.add_argument("--times", action="store_true", help="measure what proofs cost, and nothing else")
     parser.add_argument("--rounds", type=int, default=3, help="of --times")
+    parser.add_argument("--append", action="store_true", help="keep what --times found of other bases")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the base that serves, of --times")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=BENCHMARKS / "results", help="folder of the results")
