@@ -199,8 +199,7 @@ def write_times(options: argparse.Namespace, work: Path) -> None:
         load = Load()
         rows += [{"base": base, **row} for row in own("times", asked)]
         rows[-1] |= load.cores()
-    circumstances = {"rounds": options.rounds, "dtype": options.dtype}
-    result = report.envelope("proof-times", options, rows=rows, **circumstances)
+    result = report.envelope("proof-times", options, rows=rows, dtype=options.dtype)
     report.write(options.out, result, times_markdown(result))
     print((options.out / "proof-times.md").read_text())
 
@@ -213,6 +212,7 @@ def times_markdown(result: dict[str, Any]) -> str:
         lines.append(
             [
                 base,
+                len(alone),
                 *(f"{statistics.median(row[key] for row in alone):.2f}" for key in ("first_s", "second_s", "dora_s")),
             ]
         )
@@ -228,11 +228,11 @@ def times_markdown(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             report.heading(result, "What proofs cost"),
-            f"Medians of {result['rounds']} rounds, the base in {result['dtype']}. A request of one token for a LoRA that was "
+            f"Medians of rounds, the base in {result['dtype']}. A request of one token for a LoRA that was "
             "never proven, nothing else to do: the first computes the bare base's half too. And for a DoRA, whose norms "
             "are of all weights.",
             "",
-            report.table(["base", "first adapter, s", "second, s", "a DoRA, s"], lines),
+            report.table(["base", "rounds", "first adapter, s", "second, s", "a DoRA, s"], lines),
             f"Time between tokens of 8 streams, each with an adapter of its own, while {COLD} others come in: until the last "
             "is loaded, and after that, while they are proven (with none: for a while). Bar: while they are proven, p99 at "
             "most 1.2 times that with none.",
