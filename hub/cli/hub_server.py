@@ -2,9 +2,10 @@
 
 A request is read whole before a thread takes it, and what it is answered waits in buffers, beyond a size on disk, until the
 client has read it. So sixteen clients that ask for a large file and read nothing keep a connection each, and no thread.
+Nor do connections run out: where nearly all are taken, a newcomer takes the place of the one that has been silent longest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import waitress
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 CONNECTIONS = 200
+SPARE = 20  # connections that are kept free by hanging up on the most silent
 RECEIVE_BYTES = 1 << 18
-MAX_UNREAD_BYTES = 64 << 20  # of answers that a client has asked for and not read, beyond which it gets no further one
+# Of answers that a client has asked for and not read, beyond which it gets no further one.
+MAX_UNREAD_BYTES = 64 << 20
+MAX_UNREAD_PIECES = 5  # two answers with a file each, which stays open until it is read
 NEVER = 1 << 62  # bytes
 SMALL_BODY_BYTES = 4 << 20  # of anybody's request
 
@@ -71,10 +75,25 @@ class _Channel(HTTPChannel):
     One answer always fits: it is a file, handed over as such, or one piece. Those who get here send request upon request.
     """
 
+    def __init__(
+        self, server: BaseWSGIServer, sock: object, addr: object, adj: object, map: Mapping[int, object] | None = None
+    ):
+        _make_room(map or {})
+        super().__init__(server, sock, addr, adj, map)
+
     def write_soon(self, data: bytes) -> int:
-        if self.total_outbufs_len > MAX_UNREAD_BYTES:
+        if self.total_outbufs_len > MAX_UNREAD_BYTES or len(self.outbufs) > MAX_UNREAD_PIECES:
             raise ClientDisconnected
         return super().write_soon(data)
+
+
+def _make_room(sockets: Mapping[int, object]) -> None:
+    """Where few connections are left, hang up on the one that has been silent longest: who opens many and sends a byte now
+    and then, or reads none, would else keep everybody out. One whose answer is being made stays."""
+    channels = [each for each in sockets.values() if isinstance(each, _Channel)]
+    silent = [each for each in channels if not each.requests]
+    if silent and len(channels) >= CONNECTIONS - SPARE:
+        min(silent, key=lambda each: each.last_activity).handle_close()
 
 
 def http_server(
@@ -98,6 +117,7 @@ def http_server(
             recv_bytes=RECEIVE_BYTES,
             max_request_body_size=upload_bytes(max_weights_bytes),
             outbuf_high_watermark=NEVER,
+            asyncore_use_poll=True,  # select() fails at the 1,024th file that a process has open
             ident=None,
         )
     except OSError as error:
