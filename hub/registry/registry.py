@@ -1,9 +1,10 @@
 """`registry.db`: repos of adapters, their immutable revisions, and the names that move over them.
 
 The one way in for commands, pages and the wire protocol: publishing over HTTP and from a folder is the same `commit`. What
-it answers stands in reader.py. A method takes `user` only to write down who did it, and `caller` where what follows depends
-on what they own. Every write is one immediate transaction, and the proof of an artifact runs before the transaction, not
-inside it.
+it answers stands in reader.py. A method takes `user` only to write down who did it, and `caller` to ask whether they may: of a
+repo that is asked under the write lock, whatever was asked before, since a name leads on to a repo that has moved, and it may
+move to others at any moment. Every write is one immediate transaction, and the proof of an artifact runs before the
+transaction, not inside it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,13 +15,14 @@ from graft.hub.errors import ArtifactError
 from graft.hub.registry import base_models, refs, repos, tasks
 from graft.hub.registry import leaderboard as scores
 from graft.hub.registry.access.callers import OWNER, Caller
+from graft.hub.registry.access.permissions import Action, may, require
 from graft.hub.registry.audit import audit
 from graft.hub.registry.commits import accepted_files
 from graft.hub.registry.commits import commit as committing
 from graft.hub.registry.commits.changes import Change, Put
 from graft.hub.registry.commits.commit import Intent
 from graft.hub.registry.commits.publish_folder import base_at_hand, contents
-from graft.hub.registry.leaderboard import Evaluation
+from graft.hub.registry.leaderboard import MEASURED, Evaluation
 from graft.hub.registry.naming import branch_of, check_repo_name
 from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.reader import RegistryReader
@@ -35,6 +37,13 @@ class Registry(RegistryReader):
 
     def require_writer(self, names: Iterable[str]) -> None:
         """Whoever holds the file may write to all of it."""
+
+    def _permitted_repo(self, name: str, caller: Caller, action: Action) -> Repo:
+        """For a transaction: the repo that `name` leads to now. Raises RepoNotFoundError where the caller sees none,
+        ForbiddenError and UnauthorizedError where they may not do that to it."""
+        repo = self.repo(name, caller)
+        require(caller, action, repo.name)
+        return repo
 
     # Bases
 
@@ -54,20 +63,20 @@ class Registry(RegistryReader):
             repos.insert(self.db, name, private, user)
             return self.repo(name)
 
-    def set_private(self, name: str, private: bool, *, user: str = OWNER.name) -> None:
+    def set_private(self, name: str, private: bool, *, user: str = OWNER.name, caller: Caller = OWNER) -> None:
         with write_transaction(self.db):
-            repos.set_private(self.db, self.repo(name), private, user)
+            repos.set_private(self.db, self._permitted_repo(name, caller, Action.REPO_WRITE), private, user)
 
-    def move_repo(self, name: str, new_name: str, *, user: str = OWNER.name) -> Repo:
+    def move_repo(self, name: str, new_name: str, *, user: str = OWNER.name, caller: Caller = OWNER) -> Repo:
         """Rename; the old name leads to the new one for ever. Raises ConflictError when the new one is taken."""
         with write_transaction(self.db):
-            repos.move(self.db, self.repo(name), new_name, user)
+            repos.move(self.db, self._permitted_repo(name, caller, Action.REPO_MOVE), new_name, user)
             return self.repo(new_name)
 
-    def delete_repo(self, name: str, *, user: str = OWNER.name) -> None:
+    def delete_repo(self, name: str, *, user: str = OWNER.name, caller: Caller = OWNER) -> None:
         """Take a repo away; its name stays taken. Its bytes go with the next `gc`."""
         with write_transaction(self.db):
-            repos.delete(self.db, self.repo(name), user)
+            repos.delete(self.db, self._permitted_repo(name, caller, Action.REPO_DELETE), user)
 
     # Commits
 
@@ -130,6 +139,7 @@ class Registry(RegistryReader):
         title: str,
         message: str = "",
         user: str = OWNER.name,
+        caller: Caller = OWNER,
         branch: str = "main",
         parent: str | None = None,
         tags: Sequence[str] = (),
@@ -151,6 +161,7 @@ class Registry(RegistryReader):
             title=title,
             message=message,
             user=user,
+            caller=caller,
             branch=branch_of(branch),
             parent=parent,
             tags=tuple(tags),
@@ -172,10 +183,10 @@ class Registry(RegistryReader):
         serves follows the alias `production` where the task is the caller's.
         """
         with write_transaction(self.db):
-            revision = self.resolve(ref)
+            revision = self.resolve(ref, caller=caller)
+            repo = self._permitted_repo(revision.repo, caller, Action.REPO_WRITE)
             if revision.digest is None:
                 raise ArtifactError(f"{ref} holds no complete adapter: publish one before you promote it.")
-            repo = self.repo(revision.repo)
             refs.require_free(self.db, repo.id, alias, but="alias")
             refs.move(self.db, repo.id, "alias", alias, revision.id, who, why)
             tasks.follow_alias(self.db, caller, repo.id)
@@ -187,25 +198,27 @@ class Registry(RegistryReader):
     ) -> Revision:
         """Undo an alias's last move; `task:T` follows as in `promote`. Raises NotFoundError when it has moved only once."""
         with write_transaction(self.db):
-            repo = self.repo(name)
+            repo = self._permitted_repo(name, caller, Action.REPO_WRITE)
             before = refs.find_previous(self.db, repo.id, repo.name, alias)
             refs.move(self.db, repo.id, "alias", alias, before, who, why or "rollback")
             tasks.follow_alias(self.db, caller, repo.id)
             audit(self.db, who, "rollback", f"{repo.name}@{alias}", before)
             return self.revision(before)
 
-    def create_ref(self, name: str, kind: str, ref: str, at: str = "main", *, user: str = OWNER.name) -> None:
+    def create_ref(
+        self, name: str, kind: str, ref: str, at: str = "main", *, user: str = OWNER.name, caller: Caller = OWNER
+    ) -> None:
         """A new 'tag' or 'branch'. Raises ConflictError when the name is taken."""
         with write_transaction(self.db):
-            revision = self.resolve(f"{name}@{at}")
-            repo = self.repo(name)
+            repo = self._permitted_repo(name, caller, Action.REPO_WRITE)
+            revision = self.resolve(f"{repo.name}@{at}")
             refs.create(self.db, repo.id, kind, ref, revision.id, user, f"{kind} at {at}")
             audit(self.db, user, f"{kind}.create", f"{repo.name}@{ref}", revision.id)
 
-    def delete_ref(self, name: str, kind: str, ref: str, *, user: str = OWNER.name) -> None:
+    def delete_ref(self, name: str, kind: str, ref: str, *, user: str = OWNER.name, caller: Caller = OWNER) -> None:
         """Raises RevisionNotFoundError when there is none, ConflictError for the branch main."""
         with write_transaction(self.db):
-            repo = self.repo(name)
+            repo = self._permitted_repo(name, caller, Action.REPO_WRITE)
             refs.delete(self.db, repo.id, kind, ref, user)
             tasks.follow_alias(self.db, OWNER, repo.id)
             audit(self.db, user, f"{kind}.delete", f"{repo.name}@{ref}")
@@ -231,10 +244,17 @@ class Registry(RegistryReader):
     def set_task_owners(self, slug: str, owners: Sequence[str], *, user: str = OWNER.name) -> Task:
         return tasks.set_owners(self.db, slug, owners, user)
 
-    def record_evaluation(self, evaluation: Evaluation, *, user: str = OWNER.name) -> Evaluation:
-        """Digest and base are the stored artifact's. Raises as scores.record and scores.of_revision do."""
+    def record_evaluation(
+        self, evaluation: Evaluation, *, user: str = OWNER.name, caller: Caller = OWNER
+    ) -> Evaluation:
+        """Digest and base are the stored artifact's. A score that counts as measured, or is of a bare base, takes the right to
+        measure. Raises as scores.record and scores.of_revision do."""
         with write_transaction(self.db):
+            if evaluation.repo is None or evaluation.source == MEASURED:
+                require(caller, Action.SCORE_MEASURE)
             if evaluation.repo is None:
                 return scores.record(self.db, None, evaluation, user)
-            revision = self.resolve(f"{evaluation.repo}@{evaluation.revision or 'main'}")
-            return scores.record(self.db, self.repo(revision.repo).id, scores.of_revision(evaluation, revision), user)
+            action = Action.SCORE_MEASURE if may(caller, Action.SCORE_MEASURE) else Action.SCORE_CLAIM
+            repo = self._permitted_repo(evaluation.repo, caller, action)
+            revision = self.resolve(f"{repo.name}@{evaluation.revision or 'main'}")
+            return scores.record(self.db, repo.id, scores.of_revision(evaluation, revision), user)

@@ -83,6 +83,7 @@ def publish_upload() -> Response | tuple[str, int]:
                 puts,
                 title=request.form.get("message", "").strip() or "Publish from the browser",
                 user=caller().name,
+                caller=caller(),
                 tags=[tag] if tag else [],
                 create=True,
                 private=bool(request.form.get("private")),

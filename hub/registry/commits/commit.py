@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from graft.hub.errors import ConflictError, RepoNotFoundError, StaleParentError, TooLargeError
 from graft.hub.registry import leaderboard, queries, refs, repos, search
-from graft.hub.registry.access.callers import OWNER
+from graft.hub.registry.access.callers import OWNER, Caller
+from graft.hub.registry.access.permissions import Action, require
 from graft.hub.registry.audit import audit
 from graft.hub.registry.commits.changes import Change, Put, apply_changes, commit_id
 from graft.hub.registry.commits.commit_check import Proven, prove
@@ -29,7 +30,7 @@ class Intent:
     """A commit that somebody wants made.
 
     `parent` must be the branch's head; None goes on top of whatever is there. `replace` drops every file that `changes`
-    don't write. `create` makes a missing repo (then `private` or not) in the same transaction, `tags` name the result.
+    don't write. `caller` must be permitted. `create` makes a missing repo (then `private` or not) in the same transaction, `tags` name the result.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Intent:
     title: str
     message: str
     user: str
+    caller: Caller
     branch: str
     parent: str | None
     tags: tuple[str, ...]
@@ -69,13 +71,17 @@ def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
 
 
 def _find_repo(db: Database, intent: Intent) -> Repo | None:
-    """The repo; None where it is missing and the commit may make it."""
+    """The repo that the name leads to now; None where it is missing and the commit may make it. Raises ForbiddenError and its
+    kin where the caller may not write to it, or make it."""
     try:
-        return queries.repo(db, intent.name, OWNER)
+        repo = queries.repo(db, intent.name, intent.caller)
     except RepoNotFoundError:
-        if intent.create:
-            return None
-        raise
+        if not intent.create:
+            raise
+        require(intent.caller, Action.REPO_CREATE, intent.name)
+        return None
+    require(intent.caller, Action.REPO_WRITE, repo.name)
+    return repo
 
 
 def _head(db: Database, intent: Intent) -> str | None:

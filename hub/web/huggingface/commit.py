@@ -105,6 +105,7 @@ def commit(namespace: str, name: str, revision: str) -> Response:
             title=header.summary or "Upload",
             message=header.description,
             user=caller().name,
+            caller=caller(),
             branch=unquote_part(revision),
             parent=header.parentCommit or None,
             tags=[tag for tag in request.headers.get(TAGS, "").split(",") if tag],

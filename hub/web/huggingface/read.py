@@ -114,7 +114,7 @@ def create_repo() -> Response:
 @blueprint.delete("/api/repos/delete")
 def delete_repo() -> Response:
     repo = writable_repo(*check_repo_name(read_body(NewRepo).full_name(caller().name)), Action.REPO_DELETE)
-    registry().delete_repo(repo.name, user=caller().name)
+    registry().delete_repo(repo.name, user=caller().name, caller=caller())
     return jsonify({})
 
 
@@ -124,7 +124,7 @@ def move_repo() -> Response:
     repo = writable_repo(*check_repo_name(names.fromRepo), Action.REPO_MOVE)
     check_repo_name(names.toRepo)
     require(caller(), Action.REPO_CREATE, names.toRepo)
-    registry().move_repo(repo.name, names.toRepo, user=caller().name)
+    registry().move_repo(repo.name, names.toRepo, user=caller().name, caller=caller())
     return jsonify({})
 
 
@@ -134,7 +134,7 @@ def settings(namespace: str, name: str) -> Response:
     if wanted.gated:
         raise GraftError("This hub has no gated repos: make the repo private instead.")
     if wanted.becomes_private is not None:
-        registry().set_private(repo.name, wanted.becomes_private, user=caller().name)
+        registry().set_private(repo.name, wanted.becomes_private, user=caller().name, caller=caller())
     return jsonify({"private": registry().repo(repo.name).private})
 
 
@@ -235,7 +235,7 @@ def list_refs(namespace: str, name: str) -> Response:
 @blueprint.post(f"{MODEL}/tag/<revision>")
 def create_tag(namespace: str, name: str, revision: str) -> Response:
     repo, tag = writable_repo(namespace, name), read_body(NewTag).tag
-    registry().create_ref(repo.name, "tag", tag, unquote_part(revision), user=caller().name)
+    registry().create_ref(repo.name, "tag", tag, unquote_part(revision), user=caller().name, caller=caller())
     return jsonify({})
 
 
@@ -243,13 +243,15 @@ def create_tag(namespace: str, name: str, revision: str) -> Response:
 def create_branch(namespace: str, name: str, branch: str) -> Response:
     repo = writable_repo(namespace, name)
     start = read_body_if_any(NewBranch).startingPoint
-    registry().create_ref(repo.name, "branch", unquote_part(branch), start, user=caller().name)
+    registry().create_ref(repo.name, "branch", unquote_part(branch), start, user=caller().name, caller=caller())
     return jsonify({})
 
 
 @blueprint.delete(f"{MODEL}/<any(tag, branch):kind>/<ref>")
 def delete_ref(namespace: str, name: str, kind: str, ref: str) -> Response:
-    registry().delete_ref(writable_repo(namespace, name).name, kind, unquote_part(ref), user=caller().name)
+    registry().delete_ref(
+        writable_repo(namespace, name).name, kind, unquote_part(ref), user=caller().name, caller=caller()
+    )
     return jsonify({})
 
 

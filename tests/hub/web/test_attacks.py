@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import time
+from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,14 @@ from werkzeug.test import Client
 
 from graft.hub.cli.main import main
 from graft.hub.registry import audit
+from graft.hub.registry import registry as registry_module
 from graft.hub.registry.access.quotas import measure_usage
 from graft.hub.registry.access.tokens import create_token, first_admin
+from graft.hub.registry.commits import commit as committing
 from graft.hub.registry.commits.changes import Put
 from graft.hub.registry.registry import Registry
+from graft.hub.registry.storage.database import Database
+from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.web.app import create_app
 
 OWN = "/api/models/mallory/own"
@@ -153,3 +159,70 @@ def test_strangers_words_do_not_drive_a_terminal(registry: Registry, adapter: Pa
     assert ran.exit_code == 0 and "harmless" in ran.output and not {"\x1b", "\x07"} & set(ran.output)
     ran = CliRunner().invoke(main, ["pull", "mallory/\x1b[2Jx", "--registry", str(registry.path), "--out", "x"])
     assert ran.exit_code == 1 and "\x1b" not in ran.output
+
+
+SHARED, CLAIM = "team/shared", {"task": "news-topic", "data_hash": "x", "metric": "accuracy", "value": 1.0, "n": 3}
+WRITES = {
+    "commit": ("POST", f"/api/models/{SHARED}/commit/main", {"data": body(HEADER, {"key": "deletedFile", "value": {"path": "README.md"}})}),
+    "tag": ("POST", f"/api/models/{SHARED}/tag/main", {"json": {"tag": "mine"}}),
+    "branch": ("POST", f"/api/models/{SHARED}/branch/mine", {}),
+    "untag": ("DELETE", f"/api/models/{SHARED}/tag/v1", {}),
+    "settings": ("PUT", f"/api/models/{SHARED}/settings", {"json": {"private": True}}),
+    "move": ("POST", "/api/repos/move", {"json": {"fromRepo": SHARED, "toRepo": "mallory/taken"}}),
+    "delete": ("DELETE", "/api/repos/delete", {"json": {"name": SHARED}}),
+    "promote": ("PUT", f"/api/adapters/{SHARED}/aliases/production", {"json": {"revision": "v1"}}),
+    "roll back": ("POST", f"/api/adapters/{SHARED}/aliases/best/rollback", {"json": {}}),
+    "claim": ("POST", "/api/evaluations", {"json": CLAIM | {"repo": SHARED}}),
+    "promote on the page": ("POST", f"/{SHARED}/promote", {"data": {"alias": "production", "revision": "v1"}}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def shared(mallory: Client, registry: Registry, lora_folder, tmp_path: Path) -> Client:
+    """`mallory`, with a namespace that is shared with bob, who keeps an adapter of two versions there."""
+    create_token(registry.db, "bob", "write", namespaces=["team"])
+    create_token(registry.db, "mallory", "write", namespaces=["team"])
+    registry.add_task("news-topic", "accuracy", b'{"prompt": "a", "completion": "b"}\n', "")
+    for version in (1, 2):
+        folder = lora_folder(tmp_path / f"shared{version}", seed=version)
+        registry.publish(folder, SHARED, user="bob", tags=[f"v{version}"])
+        registry.promote(f"{SHARED}@v{version}", "best", who="bob")
+    return mallory
+
+
+def told(registry: Registry) -> tuple[object, ...]:
+    """Everything that is said of bob's adapter, once it is his alone."""
+    moves, claims = registry.history("bob/alone"), registry.evaluations("bob/alone")
+    return registry.repo("bob/alone"), registry.all_refs("bob/alone"), moves, claims
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("write", WRITES)
+def test_who_may_write_is_asked_where_it_is_written(
+    shared: Client, registry: Registry, monkeypatch: pytest.MonkeyPatch, write: str, private: bool
+) -> None:
+    """A third of the commits to a shared name, sent while its owner moved the repo to a name of his own, got into that."""
+    before: list[object] = []
+
+    def move_first(db: Database) -> AbstractContextManager[None]:
+        monkeypatch.undo()
+        registry.move_repo(SHARED, "bob/alone", user="bob")
+        registry.set_private("bob/alone", private, user="bob")
+        before.append(told(registry))
+        return write_transaction(db)
+
+    for module in (registry_module, committing):
+        monkeypatch.setattr(module, "write_transaction", move_first)
+    method, path, sent = WRITES[write]
+    reply = shared.open(path, method=method, **sent)
+    assert before and reply.status_code == (404 if private else 403), reply.text
+    assert told(registry) == before[0]
+
+
+def test_an_earlier_name_is_no_way_into_a_repo(shared: Client, registry: Registry, adapter: Path) -> None:
+    """The page that publishes asked for the name alone, which leads on to the repo that once had it."""
+    registry.move_repo(SHARED, "bob/alone", user="bob")
+    before = told(registry)
+    files = [(BytesIO(path.read_bytes()), path.name) for path in sorted(adapter.iterdir())]
+    reply = shared.post("/publish", data={"name": SHARED, "files": files}, content_type="multipart/form-data")
+    assert reply.status_code == 403 and told(registry) == before
