@@ -11,6 +11,8 @@ from datetime import date
 
 import yaml
 
+MAX_NODES = 10_000  # keys, values and lists of a document: reading one takes 20 microseconds
+MAX_DEPTH = 50  # brackets in brackets: PyYAML goes through all that are open at each further word
 MAX_WHOLE = 2**63  # beyond it a whole number is kept as a float: SQL and most JSON readers take no larger one
 _TAG = "tag:yaml.org,2002:"
 # kind -> the characters it may begin with, the words that are of it
@@ -26,14 +28,26 @@ _KINDS = {
 
 
 class _Core(yaml.SafeLoader):
-    """Without aliases: ten lines of them can stand for gigabytes."""
+    """Without aliases: ten lines of them can stand for gigabytes. What takes long is bounded while it is read."""
 
     yaml_implicit_resolvers: dict[str, object] = {}  # noqa: RUF012  PyYAML's own name, filled below
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not read, write the value out")
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise yaml.YAMLError(f"it has more than {MAX_NODES:,} keys and values")
         return super().compose_node(parent, index)
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level >= MAX_DEPTH:
+            raise yaml.YAMLError(f"it has more than {MAX_DEPTH} brackets in one another")
+        super().fetch_flow_collection_start(token)
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)

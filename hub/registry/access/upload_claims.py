@@ -14,9 +14,15 @@ def note_upload(db: Database, sha256: str, size: int, who: str) -> None:
         db.execute("INSERT OR REPLACE INTO uploads (sha256, size, who, created_at) VALUES (?, ?, ?, ?)", row)
 
 
+def has_brought(db: Database, sha256: str, who: str) -> bool:
+    """Whether `who` uploaded these bytes, and no `gc` has forgotten it."""
+    row = db.execute("SELECT 1 FROM uploads WHERE sha256 = ? AND who = ?", [sha256, who]).fetchone()
+    return row is not None
+
+
 def may_name(db: Database, caller: Caller, sha256: str) -> bool:
     """Whether `caller` may commit a blob by its hash: they uploaded it, or may read a repo that holds it."""
-    if db.execute("SELECT 1 FROM uploads WHERE sha256 = ? AND who = ?", [sha256, caller.name]).fetchone():
+    if has_brought(db, sha256, caller.name):
         return True
     seen, values = visible(caller, "live_repos")
     readable = db.execute(

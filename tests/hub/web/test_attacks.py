@@ -111,6 +111,32 @@ def test_a_tag_that_lies_is_no_valid_card(mallory: Client, value: str, card: str
 
 
 @pytest.mark.parametrize(
+    "front_matter",
+    [
+        "a: [" + "{}," * 20_000 + "]",
+        "".join(f"k{n}:\n" for n in range(8000)),
+        "[" * 60_000,
+    ],
+    ids=["flow", "keys", "brackets"],
+)
+def test_front_matter_is_read_in_bounded_time(mallory: Client, front_matter: str) -> None:
+    """64 KiB of it took a thread of the hub for more than a second, and whoever sent it no token."""
+    reply = mallory.post("/api/validate-yaml", json={"content": f"---\n{front_matter}\n---\n"})
+    assert reply.status_code == 400 and "it has more than" in reply.text
+
+
+def test_completing_an_upload_tells_nothing_of_what_others_store(mallory: Client, registry: Registry) -> None:
+    """Where no part had come, the answer said whether the bytes lay in somebody's private repo."""
+    said = []
+    for stored in (registry.blobs.put_bytes(b"a secret").sha256, "0" * 64):
+        asked = {"operation": "upload", "transfers": ["multipart"], "objects": [{"oid": stored, "size": 100 << 20}]}
+        offered = mallory.post("/mallory/own.git/info/lfs/objects/batch", json=asked).json["objects"][0]
+        link = offered["actions"]["upload"]["href"]
+        said.append(mallory.post(link[link.index("/lfs/") :]).status_code)
+    assert said == [409, 409]
+
+
+@pytest.mark.parametrize(
     "history",
     [
         f'[{{"step": 1{"0" * 400}, "loss": 1}}, {{"step": 2, "loss": 1}}]',
@@ -127,7 +153,7 @@ def test_no_training_history_breaks_its_page(mallory: Client, registry: Registry
 
 
 def test_a_card_claims_a_hundred_scores_at_most(registry: Registry, tmp_path: Path, lora_folder) -> None:
-    claims = ", ".join(["{value: 1}"] * 5000)
+    claims = ", ".join(["{value: 1}"] * 3000)
     card = f"---\nmodel-index: [{{results: [{{metrics: [{claims}]}}]}}]\n---\n"
     registry.publish(lora_folder(tmp_path / "claims", card=card), "mallory/own")
     assert len(registry.evaluations("mallory/own")) == 100
