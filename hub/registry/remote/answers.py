@@ -1,6 +1,7 @@
 """What a hub answers, read into the registry's own records; its errors as ours."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from graft.hub.errors import (
     UnsupportedMethodError,
 )
 from graft.hub.registry.leaderboard import Evaluation, Standing
+from graft.hub.registry.naming import COMMIT_ID
 from graft.hub.registry.queries import FACTS, Revision
 from graft.hub.registry.refs import Move, Ref
 from graft.hub.registry.search import SearchHit
@@ -40,13 +42,14 @@ T = TypeVar("T")
 LOOK_ELSEWHERE = "check the URL of --hub, and the proxy on the way, if there is one (HTTP_PROXY, NO_PROXY)."
 BASE_LABEL = "base_model:adapter:"
 LICENSE_LABEL = "license:"
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 # Read JSON as the registry's records. Fields that this version doesn't know are left aside; ValueError for anything else.
 EVALUATION = TypeAdapter(Evaluation)
 EVALUATIONS = TypeAdapter(list[Evaluation])
 HITS = TypeAdapter(list[SearchHit])
 MOVES = TypeAdapter(list[Move])
 REFS = TypeAdapter(list[Ref])
-REVISION = TypeAdapter(Revision)
+_REVISION = TypeAdapter(Revision)
 REVISIONS = TypeAdapter(list[Revision])
 STANDINGS = TypeAdapter(list[Standing])
 TASK = TypeAdapter(Task)
@@ -105,7 +108,7 @@ def errors_of_client(url: str) -> Iterator[None]:
         raise UnreachableError(f"No hub answers at {url} ({type(error).__name__}): is it running?") from None
     except hf.HFValidationError as error:  # a name that it won't send
         raise GraftError(str(error)) from None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError):  # of an answer that is no hub's
         raise GraftError(f"{url} answers, and not as a hub does: {LOOK_ELSEWHERE}") from None
 
 
@@ -125,28 +128,37 @@ def error_of(status: int, code: str | None, body: bytes) -> GraftError:
     """The error that a hub answered with: `code` is its X-Error-Code."""
     kind = BY_CODE.get(code or "", BY_STATUS.get(status, GraftError))
     try:
-        said = json.loads(body)
+        said = read_json(body)
         message = said["error"] if isinstance(said["error"], str) else str(said)
         return BY_KIND.get(str(said.get("code")), kind)(message)
     except (ValueError, KeyError, TypeError):
         return kind(f"The hub answered {status}: {LOOK_ELSEWHERE}")
 
 
-def revision_of(info: ModelInfo) -> Revision:
-    """A commit as its hub describes it; only graft's own hub tells the digest and its kin."""
-    facts = vars(info).get("graft") or {}
-    if info.sha is None:
-        raise RevisionNotFoundError(f"{info.id} has no commit yet: publish something first.")
-    return Revision(
-        repo=info.id,
-        id=info.sha,
-        parent=None,
-        author=info.author or "",
-        title="",
-        message="",
-        created_at=info.last_modified.isoformat() if info.last_modified else "",
-        **{key: facts.get(key) for key in FACTS},
-    )
+def read_json(body: bytes) -> Any:
+    """Raises ValueError for what is none, or so deep that it can't be read."""
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_revision(answer: Any) -> Revision:
+    """A commit as graft's hub tells it. Raises ValueError for one whose names can't be names."""
+    revision = _REVISION.validate_python(answer)
+    if not _REPO.fullmatch(revision.repo) or not COMMIT_ID.fullmatch(revision.id):
+        raise ValueError(f"{revision.repo}@{revision.id} names no commit")
+    return revision
+
+
+def revision_of(info: Any) -> Revision:
+    """A commit as any hub describes it; only graft's own hub tells the digest and its kin."""
+    facts = info.get("graft") or {}
+    if info.get("sha") is None:
+        raise RevisionNotFoundError(f"{info['id']} has no commit yet: publish something first.")
+    known = {"repo": info["id"], "id": info["sha"], "author": info.get("author") or ""}
+    known |= {"created_at": info.get("lastModified") or "", "parent": None, "title": "", "message": ""}
+    return read_revision(known | {key: facts.get(key) for key in FACTS})
 
 
 def entry_of(info: ModelInfo) -> SearchHit:

@@ -1,10 +1,14 @@
 """graft's own API of a hub, over the Hugging Face client's session: one transport for all that travels.
 
-That session takes no token along to another host. A write is not sent on by itself: whoever redirects it is named.
+That session takes no token along to another host. A write is not sent on by itself: whoever redirects it is named. No answer
+is read beyond the bytes and the seconds that it may take, whatever a hub goes on to send.
 """
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,11 +18,22 @@ from huggingface_hub import errors as hf
 from huggingface_hub.errors import Response
 from huggingface_hub.utils import build_hf_headers, get_session
 
-from graft.hub.errors import GraftError, NotOfferedError, UnreachableError
-from graft.hub.registry.remote.answers import LOOK_ELSEWHERE, T, error_of
+from graft.hub.errors import GraftError, NotOfferedError, TooLargeError, UnreachableError
+from graft.hub.registry.remote.answers import LOOK_ELSEWHERE, T, error_of, read_json
 from graft.hub.registry.remote.extensions import TITLE
 
 TIMEOUT_S = 60.0
+MAX_ANSWER_BYTES = 64 << 20
+SLOWEST_BYTES_PER_S = 16 << 10  # of a download
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 def checked_url(url: str) -> str:
@@ -46,12 +61,10 @@ class HubApi:
 
         Raises UnreachableError where none answers, and what a graft hub refuses us with (a token that was revoked).
         """
-        response = self._send("GET", "/openapi.json")
-        said = _object_of(response.content)
-        if (
-            response.status_code >= 500 or {"error", "code"} <= said.keys()
-        ):  # a graft hub that refuses us, as it would anything
-            raise error_of(response.status_code, None, response.content)
+        came = self._send("GET", "/openapi.json")
+        said = _object_of(came.content)
+        if came.status >= 500 or {"error", "code"} <= said.keys():  # a graft hub that refuses us, as it would anything
+            raise error_of(came.status, None, came.content)
         about = said.get("info")
         return isinstance(about, dict) and about.get("title") == TITLE
 
@@ -68,37 +81,92 @@ class HubApi:
         """What `read` makes of the answer's JSON. Raises GraftError where it is no such JSON."""
         answer = self.fetch(method, path, body, timeout)
         try:
-            return read(json.loads(answer))
+            return read(read_json(answer))
         except (ValueError, KeyError, TypeError):
             raise GraftError(
                 f"{self.url}{path} answers, and not as a graft hub of this version does: {LOOK_ELSEWHERE}"
             ) from None
 
-    def fetch(self, method: str, path: str, body: object = None, timeout: float = TIMEOUT_S) -> bytes:
-        """The bytes of an answer. Raises the GraftError that the hub answered with."""
-        response = self._send(method, path, body, timeout)
-        if 300 <= response.status_code < 400:
+    def fetch(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        timeout: float = TIMEOUT_S,
+        most: int = MAX_ANSWER_BYTES,
+    ) -> bytes:
+        """The bytes of an answer, at most `most`. Raises the GraftError that the hub answered with."""
+        came = self._send(method, path, body, timeout, most)
+        if 300 <= came.status < 400:
             raise GraftError(
-                f"{self.url} sends this on to {response.headers.get('Location')}, and nothing is written by way of "
+                f"{self.url} sends this on to {came.headers.get('Location')}, and nothing is written by way of "
                 "another address: give that one as --hub, if you trust it."
             )
-        if response.status_code >= 400:
-            raise error_of(response.status_code, response.headers.get("X-Error-Code"), response.content)
-        return response.content
+        if came.status >= 400:
+            raise error_of(came.status, came.headers.get("X-Error-Code"), came.content)
+        return came.content
 
-    def _send(self, method: str, path: str, body: object = None, timeout: float = TIMEOUT_S) -> Response:
-        """Raises UnreachableError where nobody answers."""
-        headers = build_hf_headers(token=self.client.token, headers={"Content-Type": "application/json"})
+    def download(self, path: str, size: int) -> Iterator[bytes]:
+        """A file piece by piece. Raises TooLargeError where more than `size` bytes come, UnreachableError where fewer than
+        SLOWEST_BYTES_PER_S do, and the GraftError that the hub answered with."""
+        with self._open("GET", path, None, TIMEOUT_S, {"Accept-Encoding": "identity"}) as response:
+            if response.status_code >= 400:
+                said = b"".join(self._read(response, MAX_ANSWER_BYTES, TIMEOUT_S))
+                raise error_of(response.status_code, response.headers.get("X-Error-Code"), said)
+            yield from self._read(response, size, TIMEOUT_S + size / SLOWEST_BYTES_PER_S)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        timeout: float = TIMEOUT_S,
+        most: int = MAX_ANSWER_BYTES,
+    ) -> Answer:
+        """Raises UnreachableError where nobody answers, or none that ends within `timeout` seconds, TooLargeError above `most`
+        bytes."""
         data = None if body is None else json.dumps(body).encode()
+        with self._open(method, path, data, timeout, {"Content-Type": "application/json"}) as response:
+            content = b"".join(self._read(response, most, timeout))
+            return Answer(response.status_code, response.headers, content)
+
+    @contextmanager
+    def _open(
+        self, method: str, path: str, data: bytes | None, timeout: float, headers: dict[str, str]
+    ) -> Iterator[Response]:
+        """An answer of which the head has come."""
+        with ExitStack() as closing:
+            with self._errors():
+                asked = get_session().stream(
+                    method,
+                    self.url + path,
+                    content=data,
+                    headers=build_hf_headers(token=self.client.token, headers=headers),
+                    timeout=timeout,
+                    follow_redirects=method == "GET",
+                )
+                response = closing.enter_context(asked)
+            yield response
+
+    def _read(self, response: Response, most: int, seconds: float) -> Iterator[bytes]:
+        """The rest of an answer, unpacked, piece by piece."""
+        read, until = 0, time.monotonic() + seconds
+        with self._errors():
+            for piece in response.iter_bytes():
+                read += len(piece)
+                if read > most:
+                    raise TooLargeError(f"{response.url} sends more than {most:,} bytes: {LOOK_ELSEWHERE}")
+                if time.monotonic() > until:
+                    raise UnreachableError(
+                        f"{response.url} sent {read:,} bytes in {seconds:.0f} s and is not done: try again later."
+                    )
+                yield piece
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """The transport's exceptions as ours."""
         try:
-            return get_session().request(
-                method,
-                self.url + path,
-                content=data,
-                headers=headers,
-                timeout=timeout,
-                follow_redirects=method == "GET",
-            )
+            yield
         except (hf.HTTPError, OSError) as error:  # HTTPError: of whichever transport this version of the client has
             reason = str(error) or type(error).__name__
             raise UnreachableError(f"No hub answers at {self.url} ({reason}): is it running?") from None
@@ -107,7 +175,7 @@ class HubApi:
 def _object_of(content: bytes) -> dict[str, object]:
     """The JSON object that an answer is; empty for anything else."""
     try:
-        said = json.loads(content)
+        said = read_json(content)
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}

@@ -6,7 +6,6 @@ alone; what that has no word for (aliases, tasks, scores) raises NotOfferedError
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import HfApi
 from pydantic import TypeAdapter
 
 from graft.hub.adapters.model_card import TASK_PREFIX
@@ -35,7 +33,7 @@ from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import PULLED, contents, stage_upload
 from graft.hub.registry.leaderboard import FIELDS, MEASURED, Evaluation, Standing
-from graft.hub.registry.naming import check_ref_name, check_repo_name, check_slug
+from graft.hub.registry.naming import MAIN, check_ref_name, check_repo_name, check_slug
 from graft.hub.registry.queries import MOST_LISTED, Revision
 from graft.hub.registry.refs import Move, Ref
 from graft.hub.registry.remote import plain
@@ -45,7 +43,6 @@ from graft.hub.registry.remote.answers import (
     HITS,
     MOVES,
     REFS,
-    REVISION,
     REVISIONS,
     STANDINGS,
     TASK,
@@ -53,18 +50,21 @@ from graft.hub.registry.remote.answers import (
     T,
     errors_of_client,
     ignore,
+    read_revision,
     require_rows,
     revision_of,
     within,
 )
 from graft.hub.registry.remote.api import HubApi, checked_url
 from graft.hub.registry.remote.extensions import LARGE_BY_LFS
-from graft.hub.registry.remote.files import require_intact
+from graft.hub.registry.remote.files import ListedFile, adapter_files, fetch_file
 from graft.hub.registry.remote.upload import upload
 from graft.hub.registry.search import MAX_PAGE, Page, Query
 from graft.hub.registry.tasks import Task
 
 GREETING_S = 10.0
+MAX_ROWS = 100_000  # of one list that is read page by page
+DATA_S, MAX_DATA_BYTES = 600.0, 1 << 30  # of an evaluation set
 TRUSTED_S = 0.75  # an answer of graft's own hub: a promoted alias is served within a second
 TRUSTED_ELSEWHERE_S = 10.0  # of one that many share, and that counts requests
 MAX_PULL_BYTES = MAX_WEIGHTS_BYTES + (1 << 30)  # the largest adapter, and what lies beside its weights
@@ -141,40 +141,26 @@ class RemoteRegistry:
     def resolve(self, name: str, *, base: str | None = None) -> Revision:
         if self.api.is_graft:
             path = f"/api/resolve?{_query(name=name, base=base)}"
-            return self.api.call("GET", path, REVISION.validate_python, timeout=GREETING_S)
+            return self.api.call("GET", path, read_revision, timeout=GREETING_S)
         if name.startswith(TASK_PREFIX):
             self.api.require_graft("tasks")
         repo, _, ref = name.partition("@")
         _adapter(repo)
-        with errors_of_client(self.url):
-            return revision_of(self.client.model_info(repo, revision=ref or None))
+        return self.api.call("GET", f"/api/models/{quote(repo)}/revision/{quote(ref or MAIN, safe='')}", revision_of)
 
     def pull(self, name: str, folder: str | Path) -> Revision:
         """The files of an adapter (folder.PULLED) and no others, for a repo may hold whole bases and checkpoints.
 
-        Every file's hash is compared with what the hub lists for that commit. Raises TooLargeError, before a byte
+        Every file's hash and size are compared with what the hub lists for that commit. Raises TooLargeError, before a byte
         travels, above MAX_PULL_BYTES in all, ArtifactError for a repo without an adapter. In `folder` they replace those of
         another version, all or none.
         """
         revision = self.resolve(name)
-        with errors_of_client(self.url):
-            # Nothing else is asked for or written, so a hub's own spelling of a path leads nowhere.
-            listed = self.client.list_repo_tree(revision.repo, revision=revision.id)
-            files = [entry for entry in listed if isinstance(entry, RepoFile) and entry.path in PULLED]
-            _require_an_adapter(name, files)
-            local = Path(
-                snapshot_download(
-                    revision.repo,
-                    revision=revision.id,
-                    endpoint=self.url,
-                    token=self.client.token,
-                    allow_patterns=[file.path for file in files],
-                )
-            )
+        files = self.api.call("GET", f"/api/models/{quote(revision.repo)}/tree/{revision.id}", adapter_files)
+        _require_an_adapter(name, files)
         with write_folder_whole(Path(folder), last=PULLED) as staging:
             for file in files:
-                require_intact(local / file.path, file)
-                shutil.copyfile(local / file.path, staging / file.path)
+                fetch_file(self.api, revision.repo, revision.id, file, staging / file.path)
         return revision
 
     @contextmanager
@@ -202,10 +188,10 @@ class RemoteRegistry:
     def promote(self, ref: str, alias: str, *, who: str = "", why: str = "") -> Revision:
         repo, revision = self._pinned(ref)
         body = {"revision": revision, "why": why}
-        return self.api.call("PUT", self._alias(repo, alias), REVISION.validate_python, body)
+        return self.api.call("PUT", self._alias(repo, alias), read_revision, body)
 
     def rollback(self, name: str, alias: str, *, who: str = "", why: str = "") -> Revision:
-        return self.api.call("POST", f"{self._alias(name, alias)}/rollback", REVISION.validate_python, {"why": why})
+        return self.api.call("POST", f"{self._alias(name, alias)}/rollback", read_revision, {"why": why})
 
     def _alias(self, name: str, alias: str) -> str:
         self.api.require_graft("aliases")
@@ -233,6 +219,8 @@ class RemoteRegistry:
         self.api.require_graft("a history of names that move")
         rows: list[T] = []
         while limit is None or len(rows) < limit:
+            if len(rows) > MAX_ROWS:
+                raise TooLargeError(f"{self.url} tells more than {MAX_ROWS:,} {key} of {name}: they can't all be read.")
             size = MAX_PAGE if limit is None else min(MAX_PAGE, limit - len(rows))
             path = f"{_adapter(name)}/history?limit={size}&offset={len(rows)}"
             page = self.api.call("GET", path, within(key, kind))
@@ -272,7 +260,8 @@ class RemoteRegistry:
     def task_data(self, slug: str, data_hash: str | None = None) -> bytes:
         """Raises ArtifactError when it does not hash to what the hub says."""
         wanted = data_hash or self.task(slug).data_hash
-        data = self.api.fetch("GET", f"{self._task(slug)}/data?{_query(hash=data_hash)}")
+        path = f"{self._task(slug)}/data?{_query(hash=data_hash)}"
+        data = self.api.fetch("GET", path, timeout=DATA_S, most=MAX_DATA_BYTES)
         if hashlib.sha256(data).hexdigest() != wanted:
             raise ArtifactError(f"The evaluation set of {slug} arrived damaged: try again.")
         return data
@@ -313,7 +302,7 @@ def _adapter(name: str) -> str:
     return f"/api/adapters/{quote(namespace, safe='')}/{quote(short, safe='')}"
 
 
-def _require_an_adapter(name: str, files: Sequence[RepoFile]) -> None:
+def _require_an_adapter(name: str, files: Sequence[ListedFile]) -> None:
     if CONFIG not in {file.path for file in files}:
         raise ArtifactError(f"{name} holds no {CONFIG}: it is no adapter.")
     if (size := sum(file.size for file in files)) > MAX_PULL_BYTES:
