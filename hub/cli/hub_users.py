@@ -141,20 +141,28 @@ def quota(
 @registry_option
 @click.argument("name", metavar="NS/NAME")
 @click.option("--why", required=True, help="The reason, which everybody who asks for the adapter is told.")
-def disable(registry_path: Path, name: str, why: str) -> None:
+@json_option
+def disable(registry_path: Path, name: str, why: str, as_json: bool) -> None:
     """Withdraw an adapter: nobody reads, lists or serves it until `graft hub enable`. Nothing of it is deleted."""
     withdrawal.disable(Registry(registry_path, create=False).db, name, why, local_user())
-    click.echo(f"{name} is withdrawn.")
+    if as_json:
+        print_json({"name": name, "disabled": why})
+    else:
+        click.echo(f"{name} is withdrawn.")
 
 
 @click.command()
 @registry_option
 @click.argument("name", metavar="NS/NAME")
-def enable(registry_path: Path, name: str) -> None:
+@json_option
+def enable(registry_path: Path, name: str, as_json: bool) -> None:
     """Take back `graft hub disable`."""
     registry = Registry(registry_path, create=False)
     withdrawal.enable(registry.db, registry.blobs, name, local_user())
-    click.echo(f"{name} is back.")
+    if as_json:
+        print_json({"name": name, "disabled": None})
+    else:
+        click.echo(f"{name} is back.")
 
 
 @click.command("audit")

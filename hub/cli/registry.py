@@ -1,7 +1,7 @@
 """`graft registry`: check, collect garbage, back up, restore, count."""
 
-import math
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -14,30 +14,13 @@ from graft.hub.registry.maintenance.check import check as check_registry
 from graft.hub.registry.maintenance.garbage import GRACE_S, collect
 from graft.hub.registry.maintenance.stats import stats as count
 from graft.hub.registry.registry import Registry
-from graft.hub.terminal.options import json_option, registry_option
+from graft.hub.terminal.options import Duration, json_option, registry_option
 from graft.hub.terminal.tables import print_json, print_table
-
-MAX_SECONDS = 1e9  # some thirty years
 
 
 @click.group()
 def registry() -> None:
     """Upkeep of a registry on this machine."""
-
-
-class Seconds(click.ParamType):
-    """A length of time."""
-
-    name = "seconds"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = math.nan
-        if not 0 <= seconds <= MAX_SECONDS:
-            self.fail(f"{value!r} is no time: write seconds, from 0 to {MAX_SECONDS:,.0f}.", param, ctx)
-        return seconds
 
 
 def _show(title: str, facts: dict[str, object], as_json: bool) -> None:
@@ -68,12 +51,16 @@ def check(registry_path: Path, audit_head: str | None, as_json: bool) -> None:
 @registry.command()
 @registry_option
 @click.option(
-    "--grace", default=GRACE_S, show_default=True, type=Seconds(), help="Seconds that garbage must have lain."
+    "--grace",
+    default=timedelta(seconds=GRACE_S),
+    show_default="1d",
+    type=Duration(or_seconds=True),
+    help="How long garbage must have lain: 1d, 12h, or seconds.",
 )
 @json_option
-def gc(registry_path: Path, grace: float, as_json: bool) -> None:
+def gc(registry_path: Path, grace: timedelta, as_json: bool) -> None:
     """Take what deleted repos and interrupted uploads left. Exit 1 while a backup or a check is running."""
-    _show("Collected", asdict(collect(Registry(registry_path, create=False), grace)), as_json)
+    _show("Collected", asdict(collect(Registry(registry_path, create=False), grace.total_seconds())), as_json)
 
 
 @registry.command()

@@ -11,7 +11,8 @@ from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.interface import AnyRegistry
 from graft.hub.registry.registry import Registry
 
-MAX_SPAN = 10_000  # of whatever unit
+MAX_SECONDS = 1e9  # of a span of time: some thirty years
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}  # in seconds
 
 registry_option = click.option(
     "--registry",
@@ -46,17 +47,25 @@ class ByteSize(click.ParamType):
 
 
 class Duration(click.ParamType):
-    """A span of time: a number with m, h or d."""
+    """A span of time: a number with s, m, h or d. `or_seconds`: a number alone is of seconds, and may be 0."""
 
     name = "duration"
+
+    def __init__(self, *, or_seconds: bool = False):
+        self._or_seconds = or_seconds
 
     def convert(self, value: str | timedelta, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         if isinstance(value, timedelta):
             return value
-        unit = {"m": "minutes", "h": "hours", "d": "days"}.get(value[-1:])
-        if unit is None or not value[:-1].isdecimal() or not 0 < int(value[:-1]) <= MAX_SPAN:
-            self.fail(f"{value!r} is no span of time: write 30d, 12h or 90m.", param, ctx)
-        return timedelta(**{unit: int(value[:-1])})
+        number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "s" if self._or_seconds else "")
+        try:
+            seconds = float(number) * UNITS[unit]
+        except (ValueError, KeyError):
+            seconds = -1.0
+        if not 0 <= seconds <= MAX_SECONDS or (seconds == 0 and not self._or_seconds):
+            more = ", or a number of seconds" if self._or_seconds else ""
+            self.fail(f"{value!r} is no span of time: write 30d, 12h or 90m{more}.", param, ctx)
+        return timedelta(seconds=seconds)
 
 
 max_weights_option = click.option(

@@ -53,6 +53,7 @@ def create_app(
         # A page elsewhere that gets its name to point here must not reach a hub that trusts its own machine.
         TRUSTED_HOSTS=list((*LOOPBACK_NAMES, *trusted_hosts)) if single_user or trusted_hosts else None,
     )
+    keys.secret(registry.db, "lfs")  # made now: the sockets' thread, which asks for it, must not wait for a writer
     app.json = _InOrder(app)
     app.session_interface = _Cookies()
     app.extensions[EXTENSION] = Hub(registry, single_user=single_user, inference_url=inference_url)

@@ -3,6 +3,8 @@
 import errno
 import logging
 import sqlite3
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from flask import Flask, Response, g, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
@@ -35,7 +37,7 @@ STORAGE_FAILURES = frozenset(
 
 
 def install(app: Flask) -> None:
-    app.register_error_handler(GraftError, _on_graft_error)
+    app.register_error_handler(GraftError, failure_of)
     app.register_error_handler(HTTPException, _on_http_error)
     app.register_error_handler(sqlite3.OperationalError, _on_database_error)
     app.register_error_handler(OSError, _on_os_error)
@@ -45,15 +47,21 @@ def install(app: Flask) -> None:
 
 
 def failure(
-    status: int, message: str, *, kind: str | None = None, code: str | None = None, header: str | None = None
+    status: int,
+    message: str,
+    *,
+    kind: str | None = None,
+    code: str | None = None,
+    header: str | None = None,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Response:
     """The one error response. `kind` is graft's word for the error, `code` goes into X-Error-Code, which HF clients read;
-    `header`: what stands in X-Error-Message, were it not the message."""
+    `header`: what stands in X-Error-Message, were it not the message. `more`: what else they look for in the JSON."""
     for_people = request.accept_mimetypes.best_match(("application/json", "text/html")) == "text/html"
     if for_people and not request.path.startswith("/api/"):
         response = Response(render_template("error.html", status=status, message=message), status)
     else:
-        response = jsonify({"error": message, "code": kind or KINDS.get(status, "failed")})
+        response = jsonify({"error": message, "code": kind or KINDS.get(status, "failed"), **more})
         response.status_code = status
     if code:
         response.headers["X-Error-Code"] = code
@@ -75,9 +83,11 @@ def _echo_request_id(response: Response) -> Response:
     return response
 
 
-def _on_graft_error(error: GraftError) -> Response:
+def failure_of(error: GraftError, more: Mapping[str, str] = MappingProxyType({})) -> Response:
+    """The response that says `error`, and `more` of it."""
     known_by = error.sentence if isinstance(error, DisabledRepoError) else None
-    return failure(error.status, str(error), kind=error.code, code=ERROR_CODES.get(type(error)), header=known_by)
+    code = ERROR_CODES.get(type(error))
+    return failure(error.status, str(error), kind=error.code, code=code, header=known_by, more=more)
 
 
 def _on_http_error(error: HTTPException) -> AnyResponse:

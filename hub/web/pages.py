@@ -15,9 +15,9 @@ from markupsafe import Markup
 from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response
 
-from graft.hub.adapters.model_card import split_card
+from graft.hub.adapters.model_card import TASK_PREFIX, split_card
 from graft.hub.adapters.validation import CARD, Inspection
-from graft.hub.errors import GraftError, RepoNotFoundError
+from graft.hub.errors import GraftError, RepoNotFoundError, RevisionNotFoundError
 from graft.hub.registry import leaderboard, search
 from graft.hub.registry.access.permissions import Action, may
 from graft.hub.registry.naming import REPO_NAME
@@ -226,12 +226,22 @@ def task(slug: str) -> str:
     return render_template(
         "task.html",
         task=task,
+        served=_served(slug, base, standings),
         standings=shown,
         hidden=len(standings) - len(shown),
         bases=sorted({row.base for row in everything if row.base}),
         base=base,
         chart=_scatter(task, shown),
     )
+
+
+def _served(slug: str, base: str | None, standings: Sequence[leaderboard.Standing]) -> Revision | None:
+    """What `task:T` serves of what the caller sees, on the chosen base where one is."""
+    fingerprint = next((row.evaluation.base_fingerprint for row in standings if base == row.base), None)
+    try:
+        return registry().resolve(f"{TASK_PREFIX}{slug}", base=fingerprint, caller=caller())
+    except RevisionNotFoundError:
+        return None
 
 
 def _scatter(task: Task, standings: Sequence[leaderboard.Standing]) -> Markup:

@@ -13,8 +13,8 @@ from graft.hub.registry.audit import audit
 from graft.hub.registry.commits.changes import Change, Put, apply_changes, commit_id
 from graft.hub.registry.commits.commit_check import Proven, prove
 from graft.hub.registry.queries import Repo, Revision
-from graft.hub.registry.storage.blob_rows import record_blob
-from graft.hub.registry.storage.blob_store import BlobStore, Tree
+from graft.hub.registry.storage.blob_rows import record_blob, require_stored
+from graft.hub.registry.storage.blob_store import BlobStore, DamagedBlobError, Tree
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
@@ -63,7 +63,7 @@ def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
         head = _head(db, intent)
         if intent.parent is not None and head != intent.parent:
             return _answer_repeat(db, blobs, intent, head)
-        proven = prove(db, blobs, _tree(db, intent, head), intent.user, made_for=intent.base_fingerprint)
+        proven = _prove(db, blobs, intent, head)
         with write_transaction(db):
             if _head(db, intent) == head:
                 return _record(db, blobs, intent, head, proven)
@@ -96,11 +96,22 @@ def _tree(db: Database, intent: Intent, parent: str | None) -> Tree:
     return apply_changes({} if intent.replace else queries.tree(db, parent), intent.changes)
 
 
+def _prove(db: Database, blobs: BlobStore, intent: Intent, parent: str | None) -> Proven:
+    """The tree that the commit makes of `parent`'s. Raises ConflictError where `gc` took a file of it that had just come."""
+    try:
+        return prove(db, blobs, _tree(db, intent, parent), intent.user, made_for=intent.base_fingerprint)
+    except DamagedBlobError:
+        for change in intent.changes:
+            if isinstance(change, Put):
+                require_stored(blobs, change.blob)
+        raise
+
+
 def _answer_repeat(db: Database, blobs: BlobStore, intent: Intent, head: str | None) -> Revision:
     """The answer to a commit whose parent isn't the head: the head, if it is this commit come a second time."""
     latest = queries.revision(db, head) if head else None
     if latest is not None and latest.parent == intent.parent:
-        tree = prove(db, blobs, _tree(db, intent, intent.parent), intent.user, made_for=intent.base_fingerprint).tree
+        tree = _prove(db, blobs, intent, intent.parent).tree
         if tree == queries.tree(db, head):
             return latest
     raise StaleParentError(

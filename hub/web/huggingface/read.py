@@ -21,7 +21,7 @@ from graft.hub.registry.access.permissions import Action, require
 from graft.hub.registry.naming import MAIN, branch_of, check_repo_name
 from graft.hub.registry.queries import Repo, Revision
 from graft.hub.registry.search import Query
-from graft.hub.web.error_responses import ERROR_CODES
+from graft.hub.web.error_responses import failure_of
 from graft.hub.web.huggingface import file_piece, json_answers
 from graft.hub.web.huggingface.bodies import NewBranch, NewRepo, NewTag, Paths, Renaming, Settings
 from graft.hub.web.request import caller, endpoint, read_body, read_body_if_any, registry, unquote_part
@@ -105,9 +105,7 @@ def create_repo() -> Response:
     try:
         repo = registry().create_repo(full, private=wanted.is_private, user=caller().name)
     except ConflictError as error:
-        response = jsonify({"error": str(error), "code": error.code, **url})
-        response.status_code = 409
-        return response
+        return failure_of(error, url)
     return jsonify(url | {"id": str(repo.id)})
 
 
@@ -269,9 +267,8 @@ def resolve(namespace: str, name: str, revision: str, path: str) -> Response:
     try:
         file = registry().file(commit.id, unquote_part(path))
     except EntryNotFoundError as error:
-        response = jsonify({"error": str(error), "code": error.code})
-        response.status_code = 404
-        response.headers.update({"X-Error-Code": ERROR_CODES[EntryNotFoundError], "X-Repo-Commit": commit.id})
+        response = failure_of(error)
+        response.headers["X-Repo-Commit"] = commit.id
         return response
     blobs = registry().blobs
     blobs.open(file.sha256).close()  # a missing blob is our failure, not an absent file

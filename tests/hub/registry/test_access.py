@@ -421,7 +421,8 @@ def test_a_withdrawn_adapter_is_nowhere_and_says_why(graft: Graft, registry: Reg
     score = {"task": task.slug, "data_hash": task.data_hash, "metric": "accuracy", "value": 1, "n": 1}
     registry.record_evaluation(Evaluation(**score, repo="ann/news"))
     before = registry.search(Query(text="headlines")).entries
-    assert graft("hub", "disable", "ann/news", "--why", "stolen data").exit_code == 0
+    done = graft("hub", "disable", "ann/news", "--why", "stolen data", "--json")
+    assert json.loads(done.output) == {"name": "ann/news", "disabled": "stolen data"}
     assert registry.search(Query()).total == 0 and registry.leaderboard("news-topic") == []
     with pytest.raises(DisabledRepoError, match="stolen data"):
         HfApi(endpoint=hub).model_info("ann/news")
@@ -436,7 +437,7 @@ def test_a_withdrawn_adapter_is_nowhere_and_says_why(graft: Graft, registry: Reg
     with pytest.raises(ForbiddenError, match="stolen data"):
         registry.commit("ann/news", note, title="x")
     assert check(registry).problems == ()
-    assert graft("hub", "enable", "ann/news").exit_code == 0
+    assert json.loads(graft("hub", "enable", "ann/news", "--json").output) == {"name": "ann/news", "disabled": None}
     assert registry.search(Query(text="headlines")).entries == before
     assert registry.resolve("task:news-topic").id == revision.id and len(registry.leaderboard("news-topic")) == 1
     assert "is not withdrawn" in graft("hub", "enable", "ann/news").output

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from werkzeug.test import Client
 
 from graft.hub.cli.main import main
+from graft.hub.errors import ConflictError
 from graft.hub.registry import audit
 from graft.hub.registry import registry as registry_module
 from graft.hub.registry.access.quotas import measure_usage
@@ -134,6 +135,14 @@ def test_completing_an_upload_tells_nothing_of_what_others_store(mallory: Client
         link = offered["actions"]["upload"]["href"]
         said.append(mallory.post(link[link.index("/lfs/") :]).status_code)
     assert said == [409, 409]
+
+
+def test_a_file_that_gc_took_is_asked_for_again(registry: Registry) -> None:
+    """With no grace it may go between its upload and its commit; that was a 500 which advised to restore a backup."""
+    card = registry.blobs.put_bytes(b"# A card")
+    registry.blobs.remove(card.sha256)
+    with pytest.raises(ConflictError, match="upload the file again"):
+        registry.commit("mallory/new", [Put("README.md", card)], title="x", create=True)
 
 
 @pytest.mark.parametrize(

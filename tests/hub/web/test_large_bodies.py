@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -12,6 +13,7 @@ from graft.hub.registry.access.quotas import BLOCK_BYTES, measure_usage
 from graft.hub.registry.access.tokens import create_token, first_admin, revoke_tokens
 from graft.hub.registry.commits.changes import Put
 from graft.hub.registry.registry import Registry
+from graft.hub.web import large_bodies
 from graft.hub.web.huggingface import git_lfs
 
 
@@ -44,6 +46,25 @@ def test_who_may_write_is_read_on(hub: str, tokens: dict[str, str]) -> None:
         headers={"Authorization": f"Bearer {tokens['write']}"},
     )
     assert sent.status_code in (400, 404)  # a view has seen it
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("database is locked"), OSError(5, "no disk")])
+def test_a_registry_that_cant_be_asked_ends_one_request(
+    hub: str,
+    tokens: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    """It is asked on the thread of all sockets, which an exception would end with a traceback."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(large_bodies, "caller", fail)
+    head = f"POST /api/models/a/b/commit/main HTTP/1.1\nHost: 127.0.0.1\nContent-Length: {1 << 33}"
+    assert " 401 " in answer_to_head(hub, f"{head}\nAuthorization: Bearer {tokens['write']}")
+    assert httpx.get(f"{hub}/health").status_code == 200 and "Traceback" not in caplog.text
 
 
 def test_two_lengths_are_none(hub: str) -> None:

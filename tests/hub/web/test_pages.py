@@ -145,6 +145,15 @@ def test_the_leaderboard_ranks_and_draws(client: Client) -> None:
     assert "Nothing measured" in client.get("/tasks/sentiment").text
 
 
+def test_a_tasks_page_names_what_is_served(client: Client, filled: Registry) -> None:
+    served = filled.resolve("task:news-topic").id
+    for path in ("/tasks/news-topic", "/tasks/news-topic?base=acme/tiny-llama"):
+        assert f'/{served}"' in client.get(path).text
+    assert "nothing yet" in client.get("/tasks/sentiment").text
+    filled.set_private("ann/news", True)
+    assert served not in client.get("/tasks/news-topic").text  # no word of what the reader may not see
+
+
 def test_a_page_that_is_not_there_says_so_as_a_page(client: Client) -> None:
     for path in ("/ann/nothing", "/tasks/nothing", "/ann/news/tree/nothing", "/a/b/c/d", "/?limit=x"):
         reply = client.get(path, headers={"Accept": "text/html"})
