@@ -50,6 +50,7 @@ HITS = TypeAdapter(list[SearchHit])
 MOVES = TypeAdapter(list[Move])
 REFS = TypeAdapter(list[Ref])
 _REVISION = TypeAdapter(Revision)
+_OBJECT = TypeAdapter(dict[str, object])
 REVISIONS = TypeAdapter(list[Revision])
 STANDINGS = TypeAdapter(list[Standing])
 TASK = TypeAdapter(Task)
@@ -128,22 +129,23 @@ def error_of(status: int, code: str | None, body: bytes) -> GraftError:
     """The error that a hub answered with: `code` is its X-Error-Code."""
     kind = BY_CODE.get(code or "", BY_STATUS.get(status, GraftError))
     try:
-        said = read_json(body)
+        said = _OBJECT.validate_python(read_json(body))
         message = said["error"] if isinstance(said["error"], str) else str(said)
         return BY_KIND.get(str(said.get("code")), kind)(message)
     except (ValueError, KeyError, TypeError):
         return kind(f"The hub answered {status}: {LOOK_ELSEWHERE}")
 
 
-def read_json(body: bytes) -> Any:
+def read_json(body: bytes) -> object:
     """Raises ValueError for what is none, or so deep that it can't be read."""
     try:
-        return json.loads(body)
+        said: object = json.loads(body)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    return said
 
 
-def read_revision(answer: Any) -> Revision:
+def read_revision(answer: object) -> Revision:
     """A commit as graft's hub tells it. Raises ValueError for one whose names can't be names."""
     revision = _REVISION.validate_python(answer)
     if not _REPO.fullmatch(revision.repo) or not COMMIT_ID.fullmatch(revision.id):
@@ -151,12 +153,13 @@ def read_revision(answer: Any) -> Revision:
     return revision
 
 
-def revision_of(info: Any) -> Revision:
+def revision_of(answer: object) -> Revision:
     """A commit as any hub describes it; only graft's own hub tells the digest and its kin."""
-    facts = info.get("graft") or {}
+    info = _OBJECT.validate_python(answer)
+    facts = _OBJECT.validate_python(info.get("graft") or {})
     if info.get("sha") is None:
         raise RevisionNotFoundError(f"{info['id']} has no commit yet: publish something first.")
-    known = {"repo": info["id"], "id": info["sha"], "author": info.get("author") or ""}
+    known: dict[str, object] = {"repo": info["id"], "id": info["sha"], "author": info.get("author") or ""}
     known |= {"created_at": info.get("lastModified") or "", "parent": None, "title": "", "message": ""}
     return read_revision(known | {key: facts.get(key) for key in FACTS})
 

@@ -3,10 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 from urllib.parse import quote
 
 from huggingface_hub.hf_api import RepoFile
+from pydantic import Field, TypeAdapter
 
 from graft.hub.errors import ArtifactError
 from graft.hub.registry.commits.publish_folder import PULLED
@@ -15,29 +16,33 @@ from graft.hub.registry.storage.arrivals import CHUNK_BYTES
 
 
 @dataclass(frozen=True)
+class LargeFile:
+    """`oid`: the sha256 of its bytes."""
+
+    oid: str
+
+
+@dataclass(frozen=True)
 class ListedFile:
-    """A file of a commit as its hub lists it: its size in bytes and its hash, git's own or (`sha256`) that of its bytes."""
+    """A file of a commit as its hub lists it: its size in bytes and its hash, git's own where it isn't a large one."""
 
     path: str
-    size: int
+    size: Annotated[int, Field(ge=0)]
     oid: str
-    sha256: str | None
+    lfs: LargeFile | None = None
 
 
-def adapter_files(listing: Any) -> list[ListedFile]:
-    """Those that an adapter is made of, of a commit's listing. Raises ValueError and its kin for what is no listing.
+_ROWS = TypeAdapter(list[dict[str, object]])
+_FILE = TypeAdapter(ListedFile)
+
+
+def adapter_files(listing: object) -> list[ListedFile]:
+    """Those that an adapter is made of, of a commit's listing. Raises ValueError for what is no listing.
 
     Nothing else is asked for or written, so a hub's own spelling of a path leads nowhere.
     """
-    files = {row["path"]: _listed(row) for row in listing if row["type"] == "file" and row["path"] in PULLED}
-    return list(files.values())
-
-
-def _listed(row: Any) -> ListedFile:
-    size, lfs = int(row["size"]), row.get("lfs")
-    if size < 0:
-        raise ValueError("a file has no less than nothing")
-    return ListedFile(row["path"], size, str(row["oid"]), str(lfs["oid"]) if lfs else None)
+    rows = [row for row in _ROWS.validate_python(listing) if row.get("type") == "file" and row.get("path") in PULLED]
+    return list({file.path: file for file in map(_FILE.validate_python, rows)}.values())
 
 
 def fetch_file(hub: HubApi, repo: str, revision: str, file: ListedFile, target: Path) -> None:
@@ -45,12 +50,12 @@ def fetch_file(hub: HubApi, repo: str, revision: str, file: ListedFile, target: 
 
     Not by way of the client's download cache: there a hub's own headers say where a file is written.
     """
-    digest = hashlib.sha256() if file.sha256 else _git_digest(file.size)
+    digest = hashlib.sha256() if file.lfs else _git_digest(file.size)
     with target.open("wb") as out:
         for piece in hub.download(f"/{quote(repo)}/resolve/{revision}/{quote(file.path)}", file.size):
             digest.update(piece)
             out.write(piece)
-    if digest.hexdigest() != (file.sha256 or file.oid):
+    if digest.hexdigest() != (file.lfs or file).oid:
         raise ArtifactError(f"{file.path} arrived damaged, or is not what the hub lists: pull again.")
 
 
