@@ -235,7 +235,8 @@ def engine_of(base, folders, runner, monkeypatch):
 def assert_nothing_held(engine):
     def left():
         coming = any(resident.state.value != "ready" for resident in engine.residency.snapshot())
-        return len(engine.ledger.scheduled) or coming or engine.prover.busy
+        held = any(one.users for one in engine.loader.snapshot())  # for who failed while it was read
+        return len(engine.ledger.scheduled) or coming or held or engine.prover.busy
 
     until = time.monotonic() + 60
     while ask(engine, left):
