@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from graft.hub.errors import GraftError
 from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
+from graft.server.structured.constraint import Constraint
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Request:
     """A prompt to continue. `model`: an adapter's name, None for the bare base.
 
     `max_tokens`: None for as many as there is room for. `score_from`: report the log-probability of every prompt
-    token from this index on (the first has none). `client`: who asks; clients are served in turn, by `weight`.
+    token from this index on (the first has none). `constraint`: what the new text has to be. `client`: who asks; clients are served in turn, by
+    `weight`.
     """
 
     prompt: tuple[int, ...]
@@ -30,6 +32,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     score_from: int | None = None
     score_next: tuple[int, ...] = ()
+    constraint: Constraint | None = None
     client: str = ""
     weight: float = 1.0
 
