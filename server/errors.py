@@ -19,6 +19,16 @@ class TooLongError(RequestError):
         self.param = param
 
 
+class ConstraintError(RequestError):
+    """A schema or grammar that no text can be held to here, and why. `param`: the field that it came in."""
+
+    code = "invalid_constraint"
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
 class EngineError(GraftError):
     """The engine failed at a step; only the requests of that step are lost."""
 
@@ -40,6 +50,16 @@ class NotFiniteError(EngineError):
 
     def __init__(self) -> None:
         super().__init__("The logits are not finite: this adapter overflows on this prompt. Train it at a lower rate.")
+
+
+class ConstraintFailedError(EngineError):
+    """A text has come to a place from where the constraint can't be followed any further."""
+
+    status = 422
+    code = "constraint_failed"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The constraint can't be followed any further: {reason}. Make it simpler.")
 
 
 class EndedError(EngineError):

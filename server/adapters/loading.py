@@ -24,8 +24,8 @@ from graft.hub.machine.compute_threads import compute_alone
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Prover
-from graft.server.adapters.work_pool import WorkPool
 from graft.server.errors import CapacityError
+from graft.server.work_pool import WorkPool
 
 HUB_THREADS = 4  # look-ups that a hub answers at once; and as many downloads beside them
 _DISK_THREADS = 4

@@ -6,8 +6,9 @@ whether a token is to be drawn; the runner answers for all consumers at once. Ru
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from random import getrandbits
 
 from torch import Tensor
@@ -18,11 +19,13 @@ from graft.hub.errors import GraftError
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.readiness import NO_ROWS
 from graft.server.adapters.resident import Resident
+from graft.server.cache.step import Run
 from graft.server.engine.request import Finished, PromptScored, Started, Stream, stop_ids
 from graft.server.engine.sequence import Chunk, SequenceState
 from graft.server.sampling.history import TokenHistory
-from graft.server.sampling.params import Draw, Score, Token
+from graft.server.sampling.params import Draw, Score, StepResult, Token
 from graft.server.served_version import Served
+from graft.server.structured.matcher import Matcher
 from graft.server.telemetry import Metrics
 
 UNPLACED = Served("(not loaded)")  # in the numbers: names that stand for nothing, or for nothing that loads
@@ -45,6 +48,7 @@ class Consumer(ABC):
 
     sequence: SequenceState
     loaded: Loaded | None = None  # the adapter that it waits for and holds; None: nothing to wait for
+    matcher: Matcher | None = None  # which of the tokens that it draws may come next; None: all
     keeps_blocks = False  # whether the cache keeps the sequence's blocks when all is computed
 
     @abstractmethod
@@ -67,6 +71,36 @@ class Consumer(ABC):
     def fail(self, error: GraftError) -> None: ...
 
 
+@dataclass(frozen=True)
+class StepAsked:
+    """What a step is asked: for whom, and of which of the rows that want logits. `matchers`: those whose masks draws need."""
+
+    whose: Sequence[tuple[Consumer, Asked]]
+    draws: Sequence[tuple[int, Draw]]
+    scores: Sequence[tuple[int, Score]]
+
+    @property
+    def matchers(self) -> list[Matcher]:
+        return [one.matcher for one, ask in self.whose if ask.draw and one.matcher]
+
+    def answers(
+        self, result: StepResult
+    ) -> Iterator[tuple[Consumer, Asked, Token | None, Sequence[tuple[Token, ...] | None]]]:
+        """Everybody's own part: the token drawn, and the scores."""
+        tokens, scores = iter(result.tokens), iter(result.scores)
+        for consumer, ask in self.whose:
+            yield consumer, ask, next(tokens) if ask.draw else None, [next(scores) for _ in ask.scores]
+
+
+def ask_all(consumers: Sequence[Consumer], chunks: Sequence[Chunk], runs: Sequence[Run]) -> StepAsked:
+    """Ask each about its chunk, which is the batch's run at the same place."""
+    asked = [consumer.ask(chunk) for consumer, chunk in zip(consumers, chunks, strict=True)]
+    firsts = [0, *accumulate(run.logits for run in runs)]  # of each chunk's rows that want logits
+    draws = [(last - 1, ask.draw) for last, ask in zip(firsts[1:], asked, strict=True) if ask.draw]
+    scores = [(first + row, score) for first, ask in zip(firsts, asked, strict=False) for row, score in ask.scores]
+    return StepAsked([*zip(consumers, asked, strict=True)], draws, scores)
+
+
 class RunningRequest(Consumer):
     """A caller's request under way."""
 
@@ -76,6 +110,8 @@ class RunningRequest(Consumer):
         self._request = stream.request
         self._ends = stop_ids(stream.request, ends)
         sampling, banned = self._request.sampling, self._ends if self._request.min_tokens else ()
+        if self._request.constraint is not None:
+            banned = ()  # the matcher holds the end back, as long as it can
         self._history = TokenHistory(sampling, self._request.prompt, banned)
         self._seed = getrandbits(64) if sampling.seed is None else sampling.seed
         self._metrics = metrics
@@ -106,6 +142,16 @@ class RunningRequest(Consumer):
         self.sequence.owner = self.sequence.awaits = loaded.digest if loaded else None
         return self.sequence
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids that end its text."""
+        return self._ends
+
+    @property
+    def holds_end(self) -> bool:
+        """Whether a constrained text is to go on where it could end."""
+        return self._request.ignore_eos or self._generated < self._request.min_tokens
+
     def ask(self, chunk: Chunk) -> Asked:
         if not self._begun:
             self._begun = True
@@ -113,7 +159,8 @@ class RunningRequest(Consumer):
             self.stream.put(Started(self.served, self._cached))
         draw = None
         if self.sequence.remaining == 0 and self._max_new:
-            draw = Draw(self._request.sampling, self._seed, self._generated, self._history.edits)
+            allowed = None if self.matcher is None else self.matcher.allowed
+            draw = Draw(self._request.sampling, self._seed, self._generated, self._history.edits, allowed)
         return Asked(draw, self._scores(chunk))
 
     def observe(self, scored: Sequence[Token]) -> None:
@@ -134,6 +181,8 @@ class RunningRequest(Consumer):
         if token.id in self._ends:
             self._reason = "stop"
             return True
+        if self.matcher is not None:
+            self.matcher.take(token.id, holds_end=self.holds_end)
         self.sequence.max_new = self._max_new - self._generated
         return self._generated == self._max_new
 

@@ -9,8 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -29,23 +28,38 @@ from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import make_batch
 from graft.server.cache.tensors import KVCache
 from graft.server.engine.adapter_proof import Proof
-from graft.server.engine.consumers import Asked, Consumer, RowsJob, RunningRequest, ends_of
+from graft.server.engine.consumers import RowsJob, RunningRequest, StepAsked, ask_all, ends_of
 from graft.server.engine.gauges import gauges
 from graft.server.engine.inbox import Inbox
 from graft.server.engine.ledger import Ledger
 from graft.server.engine.limits import Limits
-from graft.server.engine.messages import Ask, Cancelled, DetoursPrepared, Message, Opened, Placed, Refused, Value, Wake
+from graft.server.engine.messages import (
+    Ask,
+    Cancelled,
+    DetoursPrepared,
+    Masked,
+    Message,
+    Opened,
+    Placed,
+    Refused,
+    Value,
+    Wake,
+)
 from graft.server.engine.options import Options, sizes
 from graft.server.engine.request import Request, Result, Sink, Stream
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import StepPlan
-from graft.server.errors import BrokenError, ClosedError, EndedError, NotFiniteError
+from graft.server.errors import BrokenError, ClosedError, ConstraintError, EndedError, NotFiniteError
 from graft.server.runners.factory import make_runner
 from graft.server.sampling.params import StepResult
 from graft.server.served_version import Served
+from graft.server.structured.compiler import Compiler
+from graft.server.structured.mask_thread import MaskThread
+from graft.server.structured.matcher import Matcher
 from graft.server.telemetry import Metrics
 
 log = logging.getLogger(__name__)
+MASKS_S = 0.005  # so long do a step's other rows wait for masks that are not there when its logits are
 
 
 class Engine:
@@ -82,6 +96,8 @@ class Engine:
             allow_base_mismatch=self.options.allow_base_mismatch,
             on_load=self.metrics.loaded,
         )
+        self.compiler = Compiler(base.tokenizer, base.spec.vocab_size, self.ends)
+        self.masks = MaskThread()
         self.residency = DeviceTier(self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes)
         self.scheduler = Scheduler(
             self.blocks,
@@ -120,21 +136,33 @@ class Engine:
             raise ClosedError("The server is shutting down.")
 
         def cancel() -> None:
-            with suppress(ClosedError, EndedError):  # then it has ended anyway
-                self._inbox.put(Cancelled(running))
+            self._inbox.post(Cancelled(running))
 
         def place(answer: LoadResult | None) -> None:
-            with suppress(ClosedError, EndedError):  # then it has been told
-                self._inbox.put(Placed(running, answer))
+            self._inbox.post(Placed(running, answer))
+
+        def load(matcher: Matcher | GraftError | None) -> None:
+            if isinstance(matcher, GraftError):
+                place(matcher)
+                return
+            running.matcher = matcher
+            if request.model is None:
+                place(None)
+            else:
+                self.loader.request(request.model, request.client, place)
 
         stream = Stream(request, cancel, sink or SimpleQueue())
         running = RunningRequest(stream, self.ends, self.metrics)
         self._inbox.put(Opened(running))
-        if request.model is None:
-            place(None)
-            return stream
         try:
-            self.loader.request(request.model, request.client, place)
+            if request.constraint is None:
+                load(None)
+            else:
+                self.compiler.request(
+                    request.constraint, running.ends, request.client, load, holds_end=running.holds_end
+                )
+        except ConstraintError as error:
+            place(error)
         except Exception as error:
             log.exception("asking for %s failed", request.model)
             place(BrokenError(f"Asking for {request.model} failed: {type(error).__name__}: {error}"))
@@ -169,11 +197,12 @@ class Engine:
         """End: requests under way get ClosedError. Idempotent."""
         if not self._closing:
             self._closing = True
-            with suppress(ClosedError, EndedError):  # then it needs no waking
-                self._inbox.put(Wake())
+            self._inbox.post(Wake())
         self._thread.join()
+        self.compiler.close()
         self.loader.close()
         self.prover.close()
+        self.masks.close()
 
     def __enter__(self) -> "Engine":
         return self
@@ -188,8 +217,7 @@ class Engine:
             self._inbox.put(DetoursPrepared(resident, self.runner.prepare(resident.loaded.detours)))
 
         def failed(error: GraftError) -> None:
-            with suppress(ClosedError, EndedError):  # then nobody waits for it
-                self._inbox.put(DetoursPrepared(resident, error))
+            self._inbox.post(DetoursPrepared(resident, error))
 
         self.loader.prepare(work, failed)
 
@@ -331,13 +359,11 @@ class Engine:
         try:
             batch, order = make_batch([(chunk.sequence.owner, chunk.run()) for chunk in chunks], plan.copies)
             consumers = [self.ledger.scheduled[chunks[i].sequence] for i in order]
-            asked = [consumer.ask(chunks[i]) for i, consumer in zip(order, consumers, strict=True)]
-            firsts = [0, *accumulate(run.logits for run in batch.runs)]  # of each chunk's rows that want logits
-            draws = [(last - 1, ask.draw) for last, ask in zip(firsts[1:], asked, strict=True) if ask.draw]
-            scores = [
-                (first + row, score) for first, ask in zip(firsts, asked, strict=False) for row, score in ask.scores
-            ]
-            self._deliver(consumers, asked, self.runner.step(batch, draws, scores))
+            asked = ask_all(consumers, [chunks[i] for i in order], batch.runs)
+            matchers = asked.matchers
+            self.masks.begin(matchers)
+            ready = partial(self.masks.wait, matchers, MASKS_S)
+            self._deliver(asked, self.runner.step(batch, asked.draws, asked.scores, ready))
         except Exception as error:
             self.scheduler.withdraw(plan)
             failure = error if isinstance(error, GraftError) else self.ledger.unexpected("A step failed", error)
@@ -345,12 +371,16 @@ class Engine:
                 if chunk.sequence in self.ledger.scheduled:
                     self.ledger.fail(self.ledger.scheduled[chunk.sequence], failure)
 
-    def _deliver(self, consumers: Sequence[Consumer], asked: Sequence[Asked], result: StepResult) -> None:
+    def _deliver(self, asked: StepAsked, result: StepResult) -> None:
         """Hand out what has come of a step, and see who is done."""
-        tokens, scores = iter(result.tokens), iter(result.scores)
-        for consumer, ask in zip(consumers, asked, strict=True):
-            scored = [next(scores) for _ in ask.scores]
-            token = next(tokens) if ask.draw else None
+        for consumer, ask, token, scored in asked.answers(result):
+            matcher = consumer.matcher if ask.draw else None
+            if matcher is not None and matcher.error is not None:
+                self.ledger.fail(consumer, matcher.error)
+                continue
+            if matcher is not None and matcher.late:
+                self.masks.when_ready(matcher, partial(self._inbox.post, Masked(consumer)))
+                continue
             if None in scored or (ask.draw and token is None):
                 self.ledger.fail(consumer, NotFiniteError())
                 continue

@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from queue import SimpleQueue
 
 from graft.hub.errors import GraftError
 from graft.server.engine.messages import Message
+from graft.server.errors import ClosedError, EndedError
 
 
 class Inbox:
@@ -24,6 +26,11 @@ class Inbox:
                 raise type(self._closed)(str(self._closed))
             self._messages.put(message)
         self._filled.set()
+
+    def post(self, message: Message) -> None:
+        """Put a message that nobody needs once the engine has ended: whom it is about has been told."""
+        with suppress(ClosedError, EndedError):
+            self.put(message)
 
     def close(self, reason: GraftError) -> None:
         """Nothing can be put from now on; the last messages can still be taken."""

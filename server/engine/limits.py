@@ -21,8 +21,6 @@ class Limits:
             raise RequestError("The prompt is empty: the first token needs something to follow.")
         if not all(0 <= id < self.vocab_size for id in (*request.prompt, *request.score_next)):
             raise RequestError(f"A prompt token lies outside the base's vocabulary of {self.vocab_size}.")
-        if request.constraint is not None:
-            raise RequestError("Constraints are not served yet.")
         self.new_tokens(request, 0)
 
     def new_tokens(self, request: Request, virtual: int) -> int:

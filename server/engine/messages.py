@@ -75,6 +75,20 @@ class Placed(Message):
 
 
 @dataclass(frozen=True)
+class Masked(Message):
+    """Which tokens may come next is known of a request that missed its draw for it."""
+
+    request: "Consumer"
+
+    def handle(self, engine: EngineSide) -> None:
+        if self.request in engine.ledger:
+            engine.scheduler.repeat(self.request.sequence)
+
+    def fail(self, engine: EngineSide, error: GraftError) -> None:
+        engine.ledger.fail(self.request, error)
+
+
+@dataclass(frozen=True)
 class Cancelled(Message):
     """Nobody waits for a request any more."""
 

@@ -38,8 +38,9 @@ class Request:
 
 
 def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:
-    """The ids that end this request."""
-    return frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else ends)
+    """The ids that end this request. A constrained one's text may be complete, and then has to end."""
+    ignored = request.ignore_eos and request.constraint is None
+    return frozenset(request.stop_ids) | (frozenset() if ignored else ends)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,12 @@ class Scheduler:
         """An adapter is ready that sequences were passed over for."""
         self._waiting.wake(digest)
 
+    def repeat(self, sequence: SequenceState) -> None:
+        """Nothing could be drawn from the last token's logits when they were there: compute them again."""
+        if sequence in self._running and sequence.remaining == 0:
+            sequence.computed -= 1
+            sequence.logits_from -= 1
+
     def take(self, n: int, keep: str | None) -> list[int]:
         """n blocks at once, from idle adapters and those who run if need be. Not while a plan is being carried out."""
         while self.blocks.available < n:

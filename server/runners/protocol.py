@@ -1,6 +1,6 @@
 """What carries out a step: the interface that every runner keeps. Knows steps and adapters' forms; no requests, no scheduling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from graft.hub.adapters.serving_forms import Form
@@ -8,6 +8,10 @@ from graft.hub.errors import GraftError
 from graft.server.cache.step import Batch
 from graft.server.cache.tensors import KVCache
 from graft.server.sampling.params import Draw, Score, StepResult
+
+
+def no_wait() -> None:
+    """All masks are there."""
 
 
 class FastPathError(GraftError):
@@ -44,9 +48,16 @@ class Runner(Protocol):
         """Forget a resident adapter and free its memory."""
         ...
 
-    def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
+    def step(
+        self,
+        batch: Batch,
+        draws: Sequence[tuple[int, Draw]],
+        scores: Sequence[tuple[int, Score]],
+        ready: Callable[[], None] = no_wait,
+    ) -> StepResult:
         """Carry out a step (cache/step.py says what is owed), draw its tokens and report log-probabilities.
 
         `draws`, `scores`: (place among the rows that want logits, what is asked of it), no place twice in `draws`.
+        `ready` is called once the logits are computed or under way, and waits for the masks (`Draw.allowed`) of the draws.
         """
         ...

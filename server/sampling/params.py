@@ -60,7 +60,7 @@ class Draw:
     """A token to draw from one row of logits.
 
     The random number is a function of (seed, position) alone, whatever else the step computes. `allowed`: a bit for each
-    token, id i's being bit i % 32 of word i // 32; None: all are.
+    token, id i's being bit i % 32 of word i // 32; None: all are. It may be written to until a step's `ready` returns.
     """
 
     sampling: Sampling

@@ -31,7 +31,7 @@ class Rules:
 
 
 class TorchSampler:
-    """What one step is asked. Call it with the step's logits.
+    """What one step is asked. Call it with the step's logits, when the draws' masks are there.
 
     `draws` and `scores`: (row of the logits, what is asked of it).
     """
@@ -50,7 +50,7 @@ class TorchSampler:
         self._owners = self._index([i for i, (_, score) in enumerate(scores) for _ in score.ids])
         self._ids = self._index([id for _, score in scores for id in score.ids])
         self._edits = self._edits_on_device()
-        self._absent = self._absent_on_device()
+        self._masks = [(row, draw.allowed) for row, draw in enumerate(self._asked) if draw.allowed is not None]
         self._rules = None if all(draw.sampling.greedy for draw in self._asked) else self._rules_on_device()
         self._filtered = any(_is_filtered(draw) for draw in self._asked)
 
@@ -115,16 +115,16 @@ class TorchSampler:
 
     def _edited(self, logits: Tensor) -> Tensor:
         """Logits [n, V] of the draws with their edits, and what is not allowed at -inf; float32 where there are any."""
-        if self._edits is None and self._absent is None:
+        if self._edits is None and not self._masks:
             return logits
         logits = logits.float()
         if self._edits is not None:
             rows, ids, before, penalty, after = self._edits
             value = logits[rows, ids] + before
             logits[rows, ids] = torch.where(value > 0, value / penalty, value * penalty) + after
-        if self._absent is not None:
-            rows, absent = self._absent
-            logits[rows] = logits[rows].masked_fill(absent[:, : logits.shape[1]], float("-inf"))
+        if self._masks:
+            rows = self._index([row for row, _ in self._masks])
+            logits[rows] = logits[rows].masked_fill(self._absent()[:, : logits.shape[1]], float("-inf"))
         return logits
 
     def _edits_on_device(self) -> tuple[Tensor, ...] | None:
@@ -136,13 +136,11 @@ class TorchSampler:
         fields = [np.ascontiguousarray(edits[name]) for name in ("before", "penalty", "after")]
         return tuple(self._upload(part) for part in (rows, edits["id"].astype(np.int64), *fields))
 
-    def _absent_on_device(self) -> tuple[Tensor, Tensor] | None:
-        masked = [(row, draw.allowed) for row, draw in enumerate(self._asked) if draw.allowed is not None]
-        if not masked:
-            return None
-        words = np.stack([mask for _, mask in masked])
-        bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-        return self._index([row for row, _ in masked]), self._upload(bits == 0)
+    def _absent(self) -> Tensor:
+        """[n, V or a few more] of the n draws with a mask: bits travel, an eighth of what they stand for."""
+        packed = self._upload(np.stack([mask for _, mask in self._masks]).view(np.uint8))
+        bits = (1 << torch.arange(8, device=self._device)).to(torch.uint8)
+        return (packed[:, :, None] & bits == 0).flatten(1)
 
     def _rules_on_device(self) -> Rules:
         columns = np.array([_rule(draw) for draw in self._asked], np.float64).T

@@ -23,7 +23,7 @@ from graft.server.runners.cpu.build import load
 from graft.server.runners.cpu.sampler import sample
 from graft.server.runners.cpu.taps import TapPlace, count, places
 from graft.server.runners.eager.runner import EagerDetours, EagerRunner
-from graft.server.runners.protocol import FastPathError, Prepared
+from graft.server.runners.protocol import FastPathError, Prepared, no_wait
 from graft.server.sampling.params import Draw, Score, StepResult
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative, of all logits of one step
@@ -134,8 +134,16 @@ class FastRunner:
         return self._run_apart(batch, others)
 
     @torch.inference_mode()
-    def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
-        return sample(self._kernels, self.run(batch), draws, scores)
+    def step(
+        self,
+        batch: Batch,
+        draws: Sequence[tuple[int, Draw]],
+        scores: Sequence[tuple[int, Score]],
+        ready: Callable[[], None] = no_wait,
+    ) -> StepResult:
+        logits = self.run(batch)
+        ready()
+        return sample(self._kernels, logits, draws, scores)
 
     def _run(self, batch: Batch) -> Tensor:
         runs = [self._kernels.Run(run.owner, run.length, run.start, run.position, run.logits) for run in batch.runs]

@@ -6,7 +6,7 @@ one before it on the same device, and where it fails the log says why and the on
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from subprocess import SubprocessError
 
 import torch
@@ -28,7 +28,7 @@ from graft.server.runners.cuda.kernels.detours import make_tiles
 from graft.server.runners.cuda.launches import Layouts
 from graft.server.runners.eager.attention import PagedAttention
 from graft.server.runners.eager.runner import EagerRunner, pack_rows
-from graft.server.runners.protocol import FastPathError, Prepared
+from graft.server.runners.protocol import FastPathError, Prepared, no_wait
 from graft.server.sampling.params import Draw, Score, StepResult
 from graft.server.sampling.torch_sampler import TorchSampler
 
@@ -86,9 +86,17 @@ class GroupedRunner:
         return self._base.forward(rows, positions, attention, self._step(batch), wanted)
 
     @torch.inference_mode()
-    def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
+    def step(
+        self,
+        batch: Batch,
+        draws: Sequence[tuple[int, Draw]],
+        scores: Sequence[tuple[int, Score]],
+        ready: Callable[[], None] = no_wait,
+    ) -> StepResult:
         sampler = TorchSampler(draws, scores, self._base.device)  # before the step: its data travel while that runs
-        return sampler(self.run(batch))
+        logits = self.run(batch)
+        ready()
+        return sampler(logits)
 
     def _step(self, batch: Batch) -> GroupedStep | None:
         """None where no adapter of the step has a detour, so that the base runs untouched."""

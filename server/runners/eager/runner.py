@@ -5,7 +5,7 @@ every family on every device. runners/cpu and runners/cuda replace it, or its ad
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from graft.hub.base.model import Base
 from graft.server.cache.step import Batch
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.eager.attention import PagedAttention
-from graft.server.runners.protocol import Prepared
+from graft.server.runners.protocol import Prepared, no_wait
 from graft.server.sampling.params import Draw, Score, StepResult
 from graft.server.sampling.torch_sampler import TorchSampler
 
@@ -69,9 +69,17 @@ class EagerRunner:
         return self._base.forward(rows, positions, attention, self._step(batch), wanted)
 
     @torch.inference_mode()
-    def step(self, batch: Batch, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
+    def step(
+        self,
+        batch: Batch,
+        draws: Sequence[tuple[int, Draw]],
+        scores: Sequence[tuple[int, Score]],
+        ready: Callable[[], None] = no_wait,
+    ) -> StepResult:
         sampler = TorchSampler(draws, scores, self._base.device)  # before the step: its data travel while that runs
-        return sampler(self.run(batch))
+        logits = self.run(batch)
+        ready()
+        return sampler(logits)
 
     def _step(self, batch: Batch) -> Step | None:
         """Whose rows are whose; None where no active adapter has a detour, so that the base runs untouched."""

@@ -36,6 +36,10 @@ from graft.server.engine.scheduler import Scheduler
 from graft.server.errors import EndedError
 from graft.server.runners.protocol import Runner
 from graft.server.sampling.params import Sampling, StepResult, Token
+from graft.server.structured.compiler import Compiler
+from graft.server.structured.constraint import Regex, Schema
+from graft.server.structured.mask_thread import MaskThread
+from graft.server.structured.matcher import Matcher
 from graft.trainer.artifact.probe import Prober
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.server.conftest import write_folder
@@ -47,8 +51,12 @@ CANCELLED = Request((5, 6, 7), "lora", max_tokens=200, ignore_eos=True)
 DEVICE_BYTES = 30_000  # not all at once
 STREAMS = 32
 WARM, COLD, SLOW = ("lora", "bitfit"), ("prompt", "prefix", "probed"), "slow"
-PARTS = (Scheduler, BlockPool, HostTier, DeviceTier, Prover, Proof, KVCache, RunningRequest, RowsJob, Question)
-ENDS = {(part, "close") for part in (HostTier, Prover)}  # called when all is over
+CONSTRAINTS = {2: Regex("[a-z]+"), 5: Schema('{"type":"array","items":{"type":"integer"}}'), 8: Regex("[0-9]+")}
+PARTS = (
+    *(Scheduler, BlockPool, HostTier, DeviceTier, Prover, Proof, KVCache, RunningRequest, RowsJob, Question),
+    *(Compiler, MaskThread, Matcher),
+)
+ENDS = {(part, "close") for part in (HostTier, Prover, Compiler, MaskThread)}  # called when all is over
 
 
 def methods(part):
@@ -68,6 +76,7 @@ UNCALLED = {
     *("Scheduler.sequences", "Scheduler.withdraw", "BlockPool.discrepancy", "BlockPool.withdraw", "BlockPool.share"),
     *("HostTier.drop", "HostTier.refuse", "DeviceTier.drop", "DeviceTier.refuse", "Prover.abandon", "KVCache.bytes"),
     "Scheduler.tokens_left",
+    *("Scheduler.repeat", "MaskThread.when_ready"),  # of masks that come late
     "DeviceTier.discrepancy",
     *("RowsJob.accept", "RowsJob.fail", "RowsJob.observe", "Question.accept", "Question.fail"),
 }
@@ -145,9 +154,10 @@ def requests():
         sampling = Sampling(temperature=0) if i % 3 else Sampling(temperature=1.0, top_p=0.9, seed=i)
         model = (None, *WARM, *COLD)[i % 6]
         scored = 1 if i % 8 == 7 else None
-        asked.append(
-            Request(prompt, model, draw.choice((6, 12)), ignore_eos=True, sampling=sampling, score_from=scored)
-        )
+        new, constraint = draw.choice((6, 12)), CONSTRAINTS.get(i % 9)
+        asked.append(Request(
+            prompt, model, new, ignore_eos=True, sampling=sampling, score_from=scored, constraint=constraint
+        ))  # fmt: skip
     return asked
 
 

@@ -135,8 +135,12 @@ class Sampler {
       x_[change.id] = (y > 0 ? y / change.penalty : y * change.penalty) + change.after;
     }
     if (!asked.allowed) return;
-    for (int64_t i = 0; i < size; i++)
-      if (!(asked.allowed[i / 32] >> (i % 32) & 1)) x_[i] = kLowest;
+    for (int64_t start = 0; start < size; start += 32) {
+      const uint32_t word = asked.allowed[start / 32];
+      if (word == ~0u) continue;
+      for (int64_t i = start; i < std::min(start + 32, size); i++)
+        if (!(word >> (i - start) & 1)) x_[i] = kLowest;
+    }
   }
 
   // The first of the largest, and peaks_ by block; -1 for a row with a NaN or an infinity, or with nothing allowed.

@@ -6,8 +6,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from graft.server.adapters.work_pool import WorkPool
 from graft.server.errors import ClosedError
+from graft.server.work_pool import WorkPool
 
 
 def ignored(error):

@@ -1,0 +1,149 @@
+"""From a constraint to a matcher, on threads of its own: what takes long to compile holds up who asked for it alone."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits
+
+from graft.server.errors import ConstraintError
+from graft.server.structured.constraint import Constraint
+from graft.server.structured.grammar import write_grammar
+from graft.server.structured.matcher import Matcher
+from graft.server.structured.vocabulary import Mask, Vocabulary, read_vocabulary
+from graft.server.work_pool import WorkPool
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from graft.hub.errors import GraftError
+
+MAX_CHARS = 256 * 1024  # of a constraint's texts
+MAX_FIRST_S = 0.5  # in which the tokens that may come first are found; later steps are as hard
+KEPT = 256  # compiled constraints
+KEPT_CHARS = 16 * MAX_CHARS  # of all their texts: a compiled one grows with its text
+_THREADS = 2
+_CLOSE_WAIT_S = 5.0
+_MOST_SAID = 400  # characters of the library's reason
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A constraint's beginning, never moved on, and the tokens that may come first."""
+
+    state: LLMatcher
+    first: Mask
+
+
+class Compiler:
+    """For one base's vocabulary, which is read with the first constraint. Safe for many threads."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int, ends: frozenset[int]):
+        self._source = tokenizer, vocab_size, ends
+        self._pool = WorkPool("graft-constraints", _THREADS)
+        self._reading = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Constraint, Compiled | ConstraintError] = OrderedDict()
+
+    def request(
+        self,
+        constraint: Constraint,
+        ends: frozenset[int],
+        client: str,
+        done: "Callable[[Matcher | GraftError], None]",
+        *,
+        holds_end: bool = False,
+    ) -> None:
+        """Have `done` told a matcher for a text that `ends` end, here or on another thread, or a ConstraintError.
+
+        Raises ConstraintError for a constraint that is too long to look at, ClosedError after `close`.
+        """
+        chars = sum(len(text) for text in _texts(constraint))
+        if chars > MAX_CHARS:
+            raise ConstraintError(f"The constraint has {chars} characters; this server takes up to {MAX_CHARS}.")
+
+        def work() -> None:
+            made = self._find(constraint) or self._compile(constraint)
+            if isinstance(made, ConstraintError):
+                done(ConstraintError(str(made)))  # one each: who gets it may write the field's name into it
+                return
+            assert self._vocabulary is not None
+            done(Matcher(made.state.deep_copy(), made.first, self._vocabulary, ends, holds_end))
+
+        if self._find(constraint) is not None:
+            work()
+        else:
+            self._pool.submit(client, work, done)
+
+    def close(self) -> None:
+        self._pool.close(_CLOSE_WAIT_S)
+
+    def _find(self, constraint: Constraint) -> Compiled | ConstraintError | None:
+        with self._lock:
+            if constraint in self._kept:
+                self._kept.move_to_end(constraint)
+            return self._kept.get(constraint)
+
+    def _compile(self, constraint: Constraint) -> Compiled | ConstraintError:
+        made: Compiled | ConstraintError
+        try:
+            made = self._compiled(constraint)
+        except ConstraintError as error:
+            made = error
+        with self._lock:
+            self._kept[constraint] = made
+            while len(self._kept) > KEPT or self._chars() > KEPT_CHARS:
+                self._kept.popitem(last=False)
+        return made
+
+    def _chars(self) -> int:
+        return sum(len(text) for constraint in self._kept for text in _texts(constraint))
+
+    def _compiled(self, constraint: Constraint) -> Compiled:
+        with self._reading:
+            vocabulary = self._vocabulary = self._vocabulary or read_vocabulary(*self._source)
+        grammar = write_grammar(constraint, vocabulary.special)
+        state = LLMatcher(vocabulary.tokens, grammar, log_level=0, limits=_limits())
+        began = time.monotonic()
+        first = np.zeros(vocabulary.words, np.uint32)
+        if not state.is_error():
+            state.unsafe_compute_mask_ptr(first.ctypes.data, first.nbytes)
+        if state.is_error():
+            raise ConstraintError(f"The constraint can't be compiled: {_reason(state.get_error())}")
+        if time.monotonic() - began > MAX_FIRST_S:
+            raise ConstraintError("The constraint is too hard to follow: make its patterns simpler.")
+        return Compiled(state, first)
+
+
+def _limits() -> LLParserLimits:
+    """Half of the library's own or less: a grammar that needs more would hold a core for half a second a token."""
+    return LLParserLimits(
+        initial_lexer_fuel=500_000,
+        step_lexer_fuel=100_000,
+        max_lexer_states=50_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
+
+
+def _reason(error: str) -> str:
+    """What the library says, without its state and the grammar."""
+    said = " ".join(error.partition("\n<")[0].split())
+    return "no text meets it." if said.startswith("NoExtension") else said[:_MOST_SAID]
+
+
+def _texts(part: object) -> Iterator[str]:
+    """All texts within a constraint."""
+    if isinstance(part, str):
+        yield part
+    elif isinstance(part, tuple):
+        for one in part:
+            yield from _texts(one)
+    elif is_dataclass(part):
+        for each in fields(part):
+            yield from _texts(getattr(part, each.name))
