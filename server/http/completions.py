@@ -16,7 +16,7 @@ from graft.hub.evaluation.task_data import Message
 from graft.hub.evaluation.tokenization import TemplateRefusalError, encode_prompt
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream, stop_ids
-from graft.server.errors import TooLongError
+from graft.server.errors import ConstraintError, TooLongError
 from graft.server.http.detokenizer import Detokenizer, StopStrings, TokenDecoder, certain_text, decode
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
 from graft.server.sampling.params import Sampling, Token
@@ -41,6 +41,7 @@ class AskedCompletions:
     logprobs: int | None = None
     prompt_tokens: int = 0
     ends: frozenset[int] = frozenset()
+    constraint_field: str | None = None  # which field of the body asked for the requests' constraint
 
     def by(self, client: str) -> "AskedCompletions":
         """The same, asked by a client."""
@@ -127,6 +128,7 @@ def _read_completions(
             stop_ids=tuple(body.stop_token_ids),
             sampling=_sampling(body, logprobs, i),
             score_from=0 if scored else None,
+            constraint=body.constraint,
         )
         for prompt in prompts
         for i in range(body.n)
@@ -139,6 +141,7 @@ def _read_completions(
         logprobs=logprobs,
         prompt_tokens=sum(len(prompt) for prompt in prompts),
         ends=stop_ids(requests[0], engine.base.ends),
+        constraint_field=body.constraint_field,
     )
 
 
@@ -312,6 +315,8 @@ class Answer:
             choice = self.choices[stream]
             if choice.finish_reason is not None:
                 continue  # what the engine had drawn before it knew of the end
+            if isinstance(event, ConstraintError):
+                event.param = event.param or self.asked.constraint_field
             if isinstance(event, GraftError):
                 raise event
             choice.feed(event)

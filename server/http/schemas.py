@@ -20,6 +20,7 @@ from pydantic import (
 
 from graft.hub.request_body import AnyBody, Body, BodyError, check_body
 from graft.server.errors import RequestError
+from graft.server.http.constraint_fields import ConstrainedBody
 from graft.server.http.request_fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL, find_refused, guess_field
 
 MAX_CHOICES = 1024  # prompts x n of one request
@@ -91,7 +92,7 @@ class StreamOptions(Body):
     include_obfuscation: bool = False  # accepted; nothing is padded here
 
 
-class GenerationBody(Body):
+class GenerationBody(ConstrainedBody):
     """What completions and chat have in common. Fields that nobody here knows are kept apart, as `ignored`."""
 
     model_config = ConfigDict(extra="allow")
