@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_CHARS = 256 * 1024  # of a constraint's texts
 MAX_FIRST_S = 0.5  # in which the tokens that may come first are found; later steps are as hard
+MAX_S = 10.0  # until the client is told that it takes too long; what was begun goes on
 KEPT = 256  # compiled constraints
 KEPT_CHARS = 16 * MAX_CHARS  # of all their texts: a compiled one grows with its text
 _THREADS = 2
@@ -67,18 +68,21 @@ class Compiler:
         if chars > MAX_CHARS:
             raise ConstraintError(f"The constraint has {chars} characters; this server takes up to {MAX_CHARS}.")
 
+        once = _Once(done)
+
         def work() -> None:
             made = self._find(constraint) or self._compile(constraint)
             if isinstance(made, ConstraintError):
-                done(ConstraintError(str(made)))  # one each: who gets it may write the field's name into it
+                once(ConstraintError(str(made)))  # one each: who gets it may write the field's name into it
                 return
             assert self._vocabulary is not None
-            done(Matcher(made.state.deep_copy(), made.first, self._vocabulary, ends, holds_end))
+            once(Matcher(made.state.deep_copy(), made.first, self._vocabulary, ends, holds_end))
 
         if self._find(constraint) is not None:
             work()
-        else:
-            self._pool.submit(client, work, done)
+            return
+        self._pool.submit(client, work, once)
+        once.after(MAX_S, ConstraintError(f"The constraint could not be compiled within {MAX_S:.0f} seconds."))
 
     def close(self) -> None:
         self._pool.close(_CLOSE_WAIT_S)
@@ -118,6 +122,29 @@ class Compiler:
         if time.monotonic() - began > MAX_FIRST_S:
             raise ConstraintError("The constraint is too hard to follow: make its patterns simpler.")
         return Compiled(state, first)
+
+
+class _Once:
+    """Tells the first answer and no other."""
+
+    def __init__(self, tell: "Callable[[Matcher | GraftError], None]"):
+        self._tell = tell
+        self._told = threading.Lock()
+        self._timer: threading.Timer | None = None
+
+    def __call__(self, answer: "Matcher | GraftError") -> None:
+        if self._told.acquire(blocking=False):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._tell(answer)
+
+    def after(self, seconds: float, answer: "GraftError") -> None:
+        """Tell this if there is no other until then."""
+        self._timer = threading.Timer(seconds, self, (answer,))
+        self._timer.daemon = True
+        self._timer.start()
+        if self._told.locked():
+            self._timer.cancel()
 
 
 def _limits() -> LLParserLimits:

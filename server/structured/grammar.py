@@ -22,7 +22,7 @@ from graft.server.structured.constraint import (
     SpecialToken,
     Tagged,
 )
-from graft.server.structured.schema_rules import check_schema
+from graft.server.structured.schema_rules import prepare_schema
 
 WHITESPACE = r"( |\r?\n[ \t]{0,40})"  # may stand between the tokens of JSON: enough to indent, and it comes to an end
 _FREE = "FREE_TEXT"
@@ -49,7 +49,7 @@ class _Writer:
     @expression.register
     def _(self, constraint: Schema) -> str:
         schema = _read_schema(constraint.text)
-        check_schema(schema)
+        prepare_schema(schema)
         options = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE, "lenient": False}
         return self._beside({"json_schema": {**schema, "x-guidance": options}})
 

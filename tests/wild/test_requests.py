@@ -99,10 +99,9 @@ def test_unknown_fields_of_messages_parts_and_stream_options(client) -> None:
 
 CHANGING = [
     ("tools", [{"type": "function", "function": {"name": "f"}}]), ("tool_choice", "required"), ("functions", [{"name": "f"}]),
-    ("response_format", {"type": "json_object"}), ("logit_bias", {"5": -100}), ("presence_penalty", 1),
+    ("logit_bias", {"5": -100}), ("presence_penalty", 1),
     ("frequency_penalty", -0.5), ("repetition_penalty", 1.1), ("suffix", "end"), ("min_p", 0.1), ("best_of", 2),
-    ("guided_json", {"type": "object"}), ("guided_regex", "a+"), ("guided_choice", ["a", "b"]), ("grammar", "root ::= x"),
-    ("structured_outputs", {"choice": ["a"]}), ("use_beam_search", True), ("bad_words", ["x"]), ("prompt_logprobs", 1),
+    ("grammar", "root ::= x"), ("ebnf", "root ::= x"), ("regex", "a+"), ("use_beam_search", True), ("bad_words", ["x"]), ("prompt_logprobs", 1),
     ("continue_final_message", True), ("add_generation_prompt", False), ("chat_template", "{{ x }}"),
     ("truncate_prompt_tokens", 5), ("documents", [{"text": "a"}]), ("modalities", ["audio"]),
 ]  # fmt: skip
