@@ -9,6 +9,7 @@ from fractions import Fraction
 from math import lcm
 
 from graft.server.errors import ConstraintError
+from graft.server.structured.patterns import portable
 
 MAX_DEPTH = 60  # of a schema's nesting
 MAX_MULTIPLE = 10_000  # of all multipleOf together, in their last decimals: an automaton has a state for each
@@ -47,14 +48,22 @@ def prepare_schema(schema: object) -> None:
             if not _says_nothing(keyword, part[keyword]):
                 raise ConstraintError(f"The schema's keyword {keyword!r} ({place or '/'}) is not supported here.")
         _check_values(place or "/", part)
-        if (pattern := _PATTERNS.get(str(part.get("format")))) is not None:
-            del part["format"]
-            part["allOf"] = [*_listed(part.get("allOf")), {"pattern": pattern}]
+        _spell_out(part)
         together = lcm(together, _states(part.get("multipleOf")))
         if together > MAX_MULTIPLE:
             raise ConstraintError(
                 f"The schema's multipleOf ({place or '/'}) is too fine or too large, with the others."
             )
+
+
+def _spell_out(part: dict[str, object]) -> None:
+    if isinstance(pattern := part.get("pattern"), str):
+        part["pattern"] = portable(pattern)
+    if isinstance(named := part.get("patternProperties"), dict):
+        part["patternProperties"] = {portable(pattern): schema for pattern, schema in named.items()}
+    if (pattern := _PATTERNS.get(str(part.get("format")))) is not None:
+        del part["format"]
+        part["allOf"] = [*_listed(part.get("allOf")), {"pattern": pattern}]
 
 
 def _listed(value: object) -> list[object]:

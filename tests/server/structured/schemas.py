@@ -4,16 +4,8 @@ from hypothesis import strategies as st
 
 NAMES = st.sampled_from(["a", "b", "name", "two words", 'quo"te', "back\\slash", "ü", "日本", "", "a/b", "$ref", "not"])
 PATTERNS = [
-    "^a+$",
-    "b",
-    "^[A-Z]{2}-[0-9]{1,3}$",
-    "^(x|yz)*$",
-    "\\d",
-    "^\\w{1,4}\\s?$",
-    "é",
-    "^[^a-z]{1,3}$",
-    "\\.",
-    "^$|^q",
+    *("^a+$", "b", "^[A-Z]{2}-[0-9]{1,3}$", "^(x|yz)*$", "\\d", "^\\w{1,4}\\s?$", "é", "^[^a-z]{1,3}$", "\\.", "^$|^q"),
+    *("^.\\S{2}$", "^[^\\s]a[\\S]$", "^[[&&~\\s]{1,3}$", "^[\\w-]+$", "^\\W$"),
 ]
 FORMATS = ["date", "time", "date-time", "email", "uuid", "ipv4", "ipv6", "hostname", "duration"]
 TEXTS = st.text(max_size=6)

@@ -1,0 +1,136 @@
+"""Masks are made beside the step; a slow or broken one costs its own row alone."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from graft.server.errors import BrokenError, ConstraintFailedError
+from graft.server.structured import mask_thread
+from graft.server.structured.compiler import Compiler
+from graft.server.structured.constraint import Regex
+from graft.server.structured.mask_thread import MaskThread
+from graft.server.structured.matcher import Matcher
+from tests.conftest import VOCAB, tiny_tokenizer
+
+END = frozenset({1})
+A, B = 66, 67  # the tokens of "a" and "b"
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    made = Compiler(tiny_tokenizer(), VOCAB, END)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def masks():
+    made = MaskThread()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def matcher(compiler):
+    def of(pattern, **wanted):
+        answers, came = [], threading.Event()
+        compiler.request(Regex(pattern), END, "", lambda answer: (answers.append(answer), came.set()), **wanted)
+        assert came.wait(20)
+        assert isinstance(answers[0], Matcher), answers
+        return answers[0]
+
+    return of
+
+
+def allowed(matcher):
+    return [*np.flatnonzero(np.unpackbits(matcher.allowed.view(np.uint8), bitorder="little"))]
+
+
+def step(masks, matchers, token, **wanted):
+    for one in matchers:
+        one.take(token, **wanted)
+    masks.begin(matchers)
+    masks.wait(matchers, 20)
+
+
+def test_a_batch_is_brought_up_to_date(masks, matcher):
+    one, other = matcher("ab?"), matcher("a[ab]")
+    assert allowed(one) == allowed(other) == [A]
+    step(masks, [one, other], A)
+    assert allowed(one) == [1, B] and allowed(other) == [A, B]
+    assert one.ready and not one.late
+
+
+def test_the_end_is_held_back_as_long_as_anything_else_may_come(masks, matcher):
+    one = matcher("a?b?", holds_end=True)
+    assert allowed(one) == [A, B]
+    step(masks, [one], A, holds_end=True)
+    assert allowed(one) == [B]
+    step(masks, [one], B, holds_end=True)
+    assert allowed(one) == [1]
+
+
+def test_matchers_of_one_constraint_know_nothing_of_each_other(masks, matcher):
+    one, other = matcher("a[ab]+"), matcher("a[ab]+")
+    step(masks, [one], A)
+    assert allowed(other) == [A] and allowed(one) == [A, B]
+
+
+def test_a_token_that_can_not_come_costs_its_own_row(masks, matcher):
+    one, other = matcher("ab+"), matcher("[ab]b+")
+    one.take(B)
+    other.take(B)
+    masks.begin([one, other])
+    masks.wait([one, other], 20)
+    assert isinstance(one.error, ConstraintFailedError)
+    assert other.error is None and allowed(other) == [B]
+
+
+def test_what_raises_costs_its_own_row(masks, matcher, monkeypatch):
+    one, other = matcher("a[ab]b+"), matcher("a[ab]a+")
+    show = Matcher.show
+
+    def broken(self, mask):
+        if self is one:
+            raise RuntimeError("as a fault would")
+        show(self, mask)
+
+    monkeypatch.setattr(Matcher, "show", broken)
+    step(masks, [one, other], A)
+    assert isinstance(one.error, BrokenError) and allowed(other) == [A, B]
+
+
+def test_who_is_late_is_told_when_it_is_ready_and_holds_nobody_up_again(masks, matcher, monkeypatch):
+    slow, other = matcher("a[ab]b*"), matcher("a[ab]a*")
+    consume, go = Matcher.consume, threading.Event()
+
+    def hanging(self):
+        if self is slow:
+            go.wait(20)
+        consume(self)
+
+    monkeypatch.setattr(Matcher, "consume", hanging)
+    slow.take(A)
+    other.take(A)
+    masks.begin([slow, other])
+    masks.wait([slow, other], 0.01)
+    assert slow.late and other.late  # they were made together
+    told = threading.Event()
+    masks.when_ready(slow, told.set)
+    masks.begin([slow])  # it is on its way already
+    time.sleep(mask_thread.LONG_S)
+    assert not told.is_set()
+    go.set()
+    assert told.wait(20) and slow.ready and allowed(slow) == [A, B]
+    go.clear()
+    other.alone = False
+    slow.take(B)
+    other.take(B)
+    masks.begin([slow, other])
+    masks.wait([other], 20)
+    assert not other.late and allowed(other) == [1, A] and not slow.ready
+    go.set()
+    masks.wait([slow], 20)
+    assert allowed(slow) == [1, B]
