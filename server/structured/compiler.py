@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_CHARS = 256 * 1024  # of a constraint's texts
 MAX_FIRST_S = 0.5  # in which the tokens that may come first are found; later steps are as hard
-MAX_S = 10.0  # until the client is told that it takes too long; what was begun goes on
+MAX_S = 5.0  # until the client is told that it takes too long; what was begun goes on
 KEPT = 256  # compiled constraints
 KEPT_CHARS = 16 * MAX_CHARS  # of all their texts: a compiled one grows with its text
 _THREADS = 2

@@ -12,6 +12,7 @@ from graft.server.errors import ConstraintError
 from graft.server.structured.patterns import portable
 
 MAX_DEPTH = 60  # of a schema's nesting
+MAX_PROPERTIES = 1000  # of one object: compiling takes time with their square
 MAX_MULTIPLE = 10_000  # of all multipleOf together, in their last decimals: an automaton has a state for each
 _ONE = ("additionalItems", "additionalProperties", "items")  # each holds one schema
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")  # a list of them
@@ -74,6 +75,10 @@ def _check_values(place: str, part: Mapping[str, object]) -> None:
     named = part.get("format")
     if isinstance(named, str) and named not in FORMATS:
         raise ConstraintError(f"The schema's format {named!r} ({place}) is not supported here.")
+    if isinstance(named := part.get("properties"), dict) and len(named) > MAX_PROPERTIES:
+        raise ConstraintError(
+            f"The schema has {len(named)} properties in one object ({place}), more than {MAX_PROPERTIES}."
+        )
     least, required = part.get("minProperties"), part.get("required")
     if isinstance(least, int) and least > (len(set(map(str, required))) if isinstance(required, list) else 0):
         raise ConstraintError(
