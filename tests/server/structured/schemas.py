@@ -77,7 +77,7 @@ def objects(draw, inner):
         made["additionalProperties"] = draw(inner)
     if more == "pattern":
         made["patternProperties"] = {"^x": draw(inner)}
-    if draw(st.booleans()):
+    if len(made["required"]) == len(properties) and draw(st.booleans()):
         made["maxProperties"] = len(properties) + draw(st.integers(0, 2))
     return made
 
