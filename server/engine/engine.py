@@ -379,6 +379,7 @@ class Engine:
                 self.ledger.fail(consumer, matcher.error)
                 continue
             if matcher is not None and matcher.late:
+                self.scheduler.miss(consumer.sequence)
                 self.masks.when_ready(matcher, partial(self._inbox.post, Masked(consumer)))
                 continue
             if None in scored or (ask.draw and token is None):

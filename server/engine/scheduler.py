@@ -94,11 +94,14 @@ class Scheduler:
         """An adapter is ready that sequences were passed over for."""
         self._waiting.wake(digest)
 
+    def miss(self, sequence: SequenceState) -> None:
+        """Nothing could be drawn from the last token's logits when they were there: they are still wanted."""
+        sequence.logits_from -= 1
+
     def repeat(self, sequence: SequenceState) -> None:
-        """Nothing could be drawn from the last token's logits when they were there: compute them again."""
+        """Compute the last token again, whose logits were missed, where that has not been undone in the meantime."""
         if sequence in self._running and sequence.remaining == 0:
             sequence.computed -= 1
-            sequence.logits_from -= 1
 
     def take(self, n: int, keep: str | None) -> list[int]:
         """n blocks at once, from idle adapters and those who run if need be. Not while a plan is being carried out."""

@@ -76,7 +76,7 @@ UNCALLED = {
     *("Scheduler.sequences", "Scheduler.withdraw", "BlockPool.discrepancy", "BlockPool.withdraw", "BlockPool.share"),
     *("HostTier.drop", "HostTier.refuse", "DeviceTier.drop", "DeviceTier.refuse", "Prover.abandon", "KVCache.bytes"),
     "Scheduler.tokens_left",
-    *("Scheduler.repeat", "MaskThread.when_ready"),  # of masks that come late
+    *("Scheduler.miss", "Scheduler.repeat", "MaskThread.when_ready"),  # of masks that come late
     "DeviceTier.discrepancy",
     *("RowsJob.accept", "RowsJob.fail", "RowsJob.observe", "Question.accept", "Question.fail"),
 }

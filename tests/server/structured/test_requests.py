@@ -89,9 +89,13 @@ def test_among_others_as_alone(base, folders, alone, runner):
             assert result.finish_reason == "stop" and said in CONSTRAINTS[3].texts
 
 
-def test_preempted_ones_go_on_where_they_were(base, folders, alone):
-    options = Options(cache_bytes=1 << 17, max_running=24, step_rows=64)
+@pytest.mark.parametrize("patience", [0.0, 0.001, 5.0])
+def test_preempted_ones_go_on_where_they_were(base, folders, alone, monkeypatch, patience):
+    """Those too whose masks come late, and that are preempted before they come."""
+    monkeypatch.setattr(engine_module, "MASKS_S", patience)
+    options = Options(cache_bytes=1 << 17, max_running=24, step_rows=64, prefix_sharing=False)
     with Engine(base, folders, options=options) as engine:
+        engine.generate([Request((5,), kind, 1) for kind in KINDS])  # all are there: none keeps others waiting
         assert [result.ids for result in engine.generate(requests())] == alone
         assert engine.scheduler.preemptions > 0
 
