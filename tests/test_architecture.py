@@ -75,7 +75,7 @@ def copy(tmp_path):
         ("hub/base/manifest.py", "import graft.hub.registry.registry", "hub's rooms"),
         ("server/cache/blocks.py", "from graft.server.engine import scheduler", "server's rooms"),
         ("server/sampling/params.py", "import graft.trainer.plan.plan", "not each other"),
-        ("server/http/detokenizer.py", "import graft.hub.registry.search", "one seam"),
+        ("server/chat/detokenizer.py", "import graft.hub.registry.search", "one seam"),
         ("server/http/app.py", "from graft.server.engine.engine import Engine", "engine's client"),
         ("trainer/training/loop.py", "import graft.hub.web.app", "Nobody imports the web"),
     ],

@@ -24,6 +24,7 @@ from graft.hub.adapters.validation import CARD, CONFIG, PROVENANCE, WEIGHTS, che
 from graft.hub.base.fingerprint import same_weight
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.base.model import Base
+from graft.hub.chat.words import NO_WORDS, AdapterWords
 from graft.hub.errors import ArtifactError, BaseMismatchError
 from graft.hub.machine.atomic_files import write_folder_whole
 
@@ -126,8 +127,9 @@ def save_artifact(
     *,
     provenance: Mapping[str, object] | None = None,
     card: str | None = None,
+    words: AdapterWords = NO_WORDS,
 ) -> None:
-    """Write a folder whole; where that fails, an artifact that was there is there still.
+    """Write a folder whole; where that fails, an artifact that was there is there still. `words`: what it brings for text.
 
     Raises ArtifactError for tensors that are not finite or not what the config asks for on this base, OSError for a
     full disk.
@@ -139,6 +141,8 @@ def save_artifact(
         (staging / CONFIG).write_text(json.dumps(_sort_config(method.write(config, spec)), indent=2))
         if provenance is not None:
             (staging / PROVENANCE).write_text(json.dumps(provenance, indent=2))
+        for name, text in words.to_files().items():
+            (staging / name).write_text(text, "utf-8")
         if card is not None:
             (staging / CARD).write_text(card, "utf-8")
         (staging / WEIGHTS[0]).write_bytes(save(contiguous, metadata={"format": "pt"}))

@@ -13,13 +13,14 @@ from graft.hub.adapters.methods import MethodConfig
 from graft.hub.adapters.methods.prefix_tuning import PrefixConfig
 from graft.hub.adapters.methods.virtual_tokens import KEY
 from graft.hub.base.model import Base
+from graft.hub.chat.words import NO_WORDS, AdapterWords
 from graft.hub.errors import UnsupportedMethodError
 
 _LIBRARIES = {"peft": "peft", "adapterhub": "adapters"}  # a format's name on the command line, on a card
 
 
-def convert(artifact: Artifact, base: Base, to: str, folder: str | Path) -> None:
-    """Write the adapter in another library's format, `to` "peft" or "adapterhub", with the same answers.
+def convert(artifact: Artifact, base: Base, to: str, folder: str | Path, words: AdapterWords = NO_WORDS) -> None:
+    """Write the adapter in another library's format, `to` "peft" or "adapterhub", with the same answers and its words.
 
     Raises UnsupportedMethodError where the format has no place for it.
     """
@@ -28,7 +29,7 @@ def convert(artifact: Artifact, base: Base, to: str, folder: str | Path) -> None
         config, tensors = _move_prefix(config, tensors, base, shifts_text=to == "peft")
     _require_format(artifact, config, to)
     provenance = {"format": 1, "base": artifact.provenance.get("base", {}), "parents": [{"digest": artifact.digest}]}
-    save_artifact(folder, artifact.method, config, tensors, base.spec, provenance=provenance)
+    save_artifact(folder, artifact.method, config, tensors, base.spec, provenance=provenance, words=words)
     if to == "adapterhub":  # the name that `adapters` looks for
         (Path(folder) / "adapter_model.safetensors").rename(Path(folder) / "adapter.safetensors")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from graft.hub.chat.words import read_words
 from graft.hub.machine.output_folder import claim
 from graft.hub.terminal.base_argument import BASE
 
@@ -72,7 +73,7 @@ def export(
         config, tensors = weighted_sum(parts, base)
         save_artifact(out, artifact.method, config, tensors, base.spec, provenance=lineage(parts, base.spec))
     else:
-        convert(artifact, base, library, out)
+        convert(artifact, base, library, out, read_words(folder))
     click.echo(json.dumps(said) if as_json else f"Wrote {out}.")
 
 

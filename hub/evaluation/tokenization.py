@@ -3,16 +3,12 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from jinja2 import TemplateError
-
+from graft.hub.chat.conversation import BaseTemplate, ChatTokenizer, Conversation, TemplateRefusalError
 from graft.hub.errors import DataError
 from graft.hub.evaluation.task_data import Example, Message
 
-# What a template may raise over messages that it has no place for, besides its own refusals.
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
-
-class Tokenizer(Protocol):
+class Tokenizer(ChatTokenizer, Protocol):
     """As much of transformers' as is asked for here."""
 
     @property
@@ -21,20 +17,9 @@ class Tokenizer(Protocol):
     @property
     def eos_token_id(self) -> int | None: ...
 
-    @property
-    def chat_template(self) -> object: ...
-
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str | list[str]: ...
-
-    def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
-    ) -> object: ...
-
-
-class TemplateRefusalError(DataError):
-    """The base's chat template can't make a prompt of these messages."""
 
 
 def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -73,12 +58,11 @@ def encode_prompt(prompt: str | Sequence[Message], tokenizer: Tokenizer) -> list
             "completion strings, or a base that was trained to chat."
         )
     turns = [{"role": message.role, "content": message.content} for message in prompt]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except _TEMPLATE_ERRORS as error:
-        reason = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-        raise TemplateRefusalError(f"The base's chat template refuses these messages: {reason}.") from None
-    assert isinstance(text, str)  # token ids only where they are asked for
+    return encode_rendered(BaseTemplate(tokenizer).render(Conversation(turns)), tokenizer)
+
+
+def encode_rendered(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a prompt that a chat template made: with the BOS that it wrote, and no other."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 

@@ -17,6 +17,7 @@ from werkzeug.wrappers import Response
 
 from graft.hub.adapters.model_card import TASK_PREFIX, split_card
 from graft.hub.adapters.validation import CARD, Inspection
+from graft.hub.chat.words import AdapterWords, words_of
 from graft.hub.errors import GraftError, RepoNotFoundError, RevisionNotFoundError
 from graft.hub.registry import leaderboard, search
 from graft.hub.registry.access.permissions import Action, may
@@ -130,7 +131,7 @@ def _tab(tab: str, repo: Repo, revision: Revision, inspection: Inspection | None
         case "evaluations":
             return {"evaluations": registry().evaluations(repo.name), "present": _present_data()}
         case "use":
-            return {"snippets": _snippets(repo, revision)}
+            return {"snippets": _snippets(repo, revision), "words": _words(revision)}
     return {"card": filters.card_html(_body(revision)), "curve": _curve(inspection)}
 
 
@@ -147,6 +148,19 @@ def _body(revision: Revision) -> str:
     if CARD not in tree:
         return "*This adapter has no model card.*"
     return split_card(registry().blobs.read(tree[CARD]).decode())[1]
+
+
+def _words(revision: Revision) -> AdapterWords:
+    """What the adapter brings for text."""
+    tree, blobs = registry().tree(revision.id), registry().blobs
+
+    def read(name: str, most: int) -> bytes | None:
+        if name not in tree:
+            return None
+        with blobs.open(tree[name]) as file:
+            return file.read(most)
+
+    return words_of(read)
 
 
 def _present_data() -> dict[str, str]:

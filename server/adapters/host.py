@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from graft.hub.base.model import Base
+from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import ArtifactError, GraftError
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.loading import Loading
@@ -84,6 +85,12 @@ class HostTier:
             served = self._served.get((location.name, location.version))
             digest = served.digest if served else location.digest
             return self._loaded.get(digest) if digest else None
+
+    def words(self, location: Location) -> AdapterWords | None:
+        """A version's own words, None where it has not been loaded."""
+        with self._lock:
+            served = self._served.get((location.name, location.version))
+            return served.words if served else None
 
     def request(self, name: str, client: Hashable, done: Callable[[LoadResult], None]) -> None:
         """Call `done` with the adapter, held for one user, or with why there is none: now or from a loader's thread.
@@ -165,17 +172,21 @@ class HostTier:
         """The answer where there is one already, held for its user. Called with the lock."""
         if key in self._failed and self._failed[key][0] > time.monotonic():
             return self._failed[key][1]
-        digest = self._served[key].digest if key in self._served else location.digest
+        if key not in self._served:
+            return None  # its own folder's words are wanted, and of one that is not proven yet its probe, whoever has its digest
+        digest = self._served[key].digest
         loaded = self._loaded.get(digest) if digest else None
-        if loaded is None or loaded.refused or (loaded.case.verdict is None and key not in self._served):
-            return None  # of one that is not proven yet its own folder's probe is wanted too
+        if loaded is None or loaded.refused:
+            return None
         self.stats.hits += 1
-        return self._hold(key, loaded, location)
+        return self._hold(key, loaded, location, self._served[key].words)
 
-    def _hold(self, key: tuple[str, str], loaded: Loaded, location: Location) -> tuple[Loaded, Served]:
+    def _hold(
+        self, key: tuple[str, str], loaded: Loaded, location: Location, words: AdapterWords
+    ) -> tuple[Loaded, Served]:
         loaded.users += 1
         self._loaded.move_to_end(loaded.digest)
-        served = self._served.setdefault(key, Served(location.name, loaded.digest, location.revision))
+        served = self._served.setdefault(key, Served(location.name, loaded.digest, location.revision, words))
         self._served.move_to_end(key)
         while len(self._served) > MOST_KNOWN:
             self._served.popitem(last=False)
@@ -204,7 +215,7 @@ class HostTier:
                     kept = self._loaded[read.digest] = read
                 if kept.case.verdict is None and read.case.probe != kept.case.probe:
                     kept.cases.append(read.case)
-                answers = [self._hold(key, kept, location) for _ in waiting]
+                answers = [self._hold(key, kept, location, read.words) for _ in waiting]
                 self._shrink()
             self._waiting.pop(key, None)
         _answer_all(zip(waiting, answers, strict=True))

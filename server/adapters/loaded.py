@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from graft.hub.adapters.probe import ProofOutcome
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
+from graft.hub.chat.words import NO_WORDS, AdapterWords
 from graft.server.adapters.prover import Case
 from graft.server.cache.step import BLOCK_ROWS
 
@@ -24,6 +25,7 @@ class Loaded:
     case: Case  # its proof
     bytes: int
     seconds: float  # what the load took
+    words: AdapterWords = NO_WORDS  # of the folder that it was read from
     cases: list[Case] = field(default_factory=list)
     users: int = 0
 

@@ -19,6 +19,7 @@ import torch
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank, at, detours, form_bytes
 from graft.hub.base.model import Base
+from graft.hub.chat.words import read_words
 from graft.hub.errors import ArtifactError, GraftError
 from graft.hub.machine.compute_threads import compute_alone
 from graft.server.adapters.loaded import Loaded
@@ -156,6 +157,7 @@ class Loading:
             case=case,
             bytes=size,
             seconds=time.monotonic() - began,
+            words=read_words(folder),
         )
 
 

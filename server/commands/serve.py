@@ -21,6 +21,7 @@ from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize
 from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.wsgi import LOOPBACK
+from graft.server.chat.tool_formats import FORMATS
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -88,6 +89,11 @@ class _Network(click.ParamType):
     type=_Network(),
     help="Whose X-Forwarded-For says who asks: clients are served in turn. Repeatable.",
 )
+@click.option(
+    "--tool-format",
+    type=click.Choice(sorted(FORMATS)),
+    help="How the models write calls of tools.  [default: as the chat template says]",
+)
 @click.option("--allow-base-mismatch", is_flag=True, help="Serve adapters that were made for another base.")
 def serve(
     base_name: str,
@@ -108,6 +114,7 @@ def serve(
     adapter_device_bytes: int | None,
     cors_origins: tuple[str, ...],
     trusted_proxies: tuple["Network", ...],
+    tool_format: str | None,
     allow_base_mismatch: bool,
 ) -> None:
     """Serve a base; the adapter is chosen per request, by `model`."""
@@ -155,6 +162,7 @@ def serve(
                 max_at_once=max_requests,
                 cors_origins=cors_origins,
                 trusted_proxies=trusted_proxies,
+                tool_format=tool_format,
             )
             _answer(http_server(app, host, port, max_requests), base, name, host)
     except KeyboardInterrupt:

@@ -3,11 +3,12 @@
 Knows no torch: what needs it stays on the other side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graft.hub.base.manifest import BaseSpec
+from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import GraftError
 from graft.server.engine.inventory import AdapterEntry, Inventory, Placed
 from graft.server.engine.questions import EngineStats, Stats
@@ -64,6 +65,11 @@ class EngineClient:
         return self._engine.generate(requests)
 
     # Adapters
+
+    def ask_words(self, name: str, client: str, done: Callable[[AdapterWords | GraftError], None]) -> None:
+        """Have an adapter brought to host memory, as a request would; `done` gets its own words, or the error that the
+        request would get: now, or on another thread."""
+        self._inventory.ask_words(name, client, done)
 
     def models(self) -> list[AdapterEntry]:
         """Every adapter that can be named: local ones, those on the shelf (a remote hub's as far as they were asked for)."""

@@ -24,11 +24,10 @@ from graft.server.engine.request import Finished, PromptScored, Started, Stream,
 from graft.server.engine.sequence import Chunk, SequenceState
 from graft.server.sampling.history import TokenHistory
 from graft.server.sampling.params import Draw, Score, StepResult, Token
-from graft.server.served_version import Served
+from graft.server.served_version import UNPLACED, Served
 from graft.server.structured.matcher import Matcher
 from graft.server.telemetry import Metrics
 
-UNPLACED = Served("(not loaded)")  # in the numbers: names that stand for nothing, or for nothing that loads
 LOADER = object()  # the client of everything the engine does for itself
 
 

@@ -3,20 +3,22 @@
 Reads names and host memory, which are safe for many threads; asks the engine's thread for the rest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graft.hub.adapters.probe import Verdict
 from graft.hub.adapters.validation import Inspection, inspect_artifact
+from graft.hub.chat.words import NO_WORDS, AdapterWords, read_words
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.server.adapters.names import Location
 from graft.server.engine.questions import DevicePlace, OnDevice, Pin, Unload
 from graft.server.engine.request import Request
-from graft.server.served_version import Served
+from graft.server.served_version import UNPLACED, Served
 
 if TYPE_CHECKING:
+    from graft.server.adapters.host import LoadResult
     from graft.server.adapters.loaded import Loaded
     from graft.server.engine.engine import Engine
 
@@ -39,6 +41,7 @@ class AdapterEntry:
     task: str | None = None
     bytes: int | None = None  # of its weights
     error: str | None = None
+    words: AdapterWords | None = None  # None: not read yet
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Inventory:
 
     def __init__(self, engine: "Engine"):
         self._engine = engine
-        self._inspected: dict[str, tuple[str, Inspection | GraftError]] = {}  # local name -> (version, what it is)
+        # local name -> (version, what it is, its words)
+        self._inspected: dict[str, tuple[str, Inspection | GraftError, AdapterWords]] = {}
 
     def entries(self) -> list[AdapterEntry]:
         """Every adapter that can be named: local ones, those on the shelf (registries only; a remote hub's as far as
@@ -91,6 +95,7 @@ class Inventory:
             method=loaded.method if loaded else None,
             variant=loaded.variant if loaded else None,
             bytes=loaded.bytes if loaded else None,
+            words=self._engine.loader.words(location),
         )
 
     def served(self, name: str) -> Served:
@@ -103,6 +108,21 @@ class Inventory:
             loaded = self._engine.loader.find(location)
             return Served(name, loaded.digest if loaded else location.digest, location.revision)
         return Served()
+
+    def ask_words(self, name: str, client: str, done: Callable[[AdapterWords | GraftError], None]) -> None:
+        """Bring an adapter to host memory, and call `done` with its words, or with why it can't be had: now, or from a
+        loader's thread."""
+
+        def answer(result: "LoadResult") -> None:
+            if isinstance(result, GraftError):
+                self._engine.metrics.failed(UNPLACED, result.code)
+                done(result)
+                return
+            loaded, served = result
+            self._engine.loader.release(loaded)
+            done(served.words)
+
+        self._engine.loader.request(name, client, answer)
 
     def placements(self) -> dict[str, Placed]:
         """Digest -> where it is, of all in memory."""
@@ -155,13 +175,14 @@ class Inventory:
         return loaded, Served(name, loaded.digest, location.revision)
 
     def _local_entry(self, location: Location, folder: Path) -> AdapterEntry:
-        version, inspection = self._inspected.get(location.name, ("", GraftError()))
+        version, inspection, words = self._inspected.get(location.name, ("", GraftError(), NO_WORDS))
         if version != location.version:
+            words = read_words(folder)
             try:
                 inspection = inspect_artifact(folder, self._engine.base.spec)
             except GraftError as error:
                 inspection = error
-            self._inspected[location.name] = (location.version, inspection)
+            self._inspected[location.name] = (location.version, inspection, words)
         if isinstance(inspection, GraftError):
             return AdapterEntry(location.name, error=str(inspection))
         return AdapterEntry(
@@ -173,6 +194,7 @@ class Inventory:
             inspection.task,
             inspection.bytes,
             None,
+            words,
         )
 
     def _shelf_entries(self) -> Iterator[AdapterEntry]:

@@ -5,13 +5,12 @@ error has OpenAI's one shape, and no internals in it. Each request is served by 
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from typing import TypeVar
 
-from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
+from flask import Blueprint, Flask, Response, g, jsonify, request
 from flask.json.provider import DefaultJSONProvider
 from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.exceptions import HTTPException
@@ -19,14 +18,14 @@ from werkzeug.wrappers import Response as BareResponse
 
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.wsgi import request_id
+from graft.server.chat.speech import Disconnected, Speech
 from graft.server.engine.client import EngineClient
 from graft.server.engine.inventory import AdapterEntry, NotLoadedError, Placed
 from graft.server.errors import BusyError
 from graft.server.http import cors, openapi
 from graft.server.http.adapters import describe
-from graft.server.http.clients import AnswerPlaces, Network, client_of
-from graft.server.http.completions import Answer, AskedCompletions, Disconnected, read_chat, read_completion
-from graft.server.http.detokenizer import Names
+from graft.server.http.clients import Network, client_of
+from graft.server.http.completions import Answer, AskedCompletions, read_chat, read_completion
 from graft.server.http.response_shapes import (
     CHAT,
     COMPLETION,
@@ -37,6 +36,7 @@ from graft.server.http.response_shapes import (
     public_message,
 )
 from graft.server.http.schemas import AdapterBody, BadField, ChatBody, CompletionBody, GenerationBody, PinBody, parse
+from graft.server.http.service import EXTENSION, Service, service
 from graft.server.served_version import Served
 
 log = logging.getLogger("graft.server")
@@ -60,23 +60,9 @@ ELSEWHERE = {
     "/generate": "use /v1/completions.",
     **dict.fromkeys(("/chat/completions", "/completions", "/models", "/responses", "/v1/v1/chat/completions"), _V1),
 }
-EXTENSION = "graft"
 blueprint = Blueprint("v1", __name__)
 Naming = TypeVar("Naming", bound=GenerationBody | AdapterBody)  # a body that names a model
 AnyAdapterBody = TypeVar("AnyAdapterBody", bound=AdapterBody)
-
-
-class Service:
-    """What the routes share."""
-
-    def __init__(self, engine: EngineClient, base_name: str, max_at_once: int, trusted_proxies: Sequence[Network]):
-        self.engine = engine
-        self.base_name = base_name
-        self.started = int(time.time())
-        assert engine.base.tokenizer is not None  # text comes in and goes out
-        self.names = Names(engine.base.tokenizer)
-        self.places = AnswerPlaces(max_at_once)
-        self.trusted_proxies = trusted_proxies
 
 
 def create_app(
@@ -86,17 +72,19 @@ def create_app(
     max_at_once: int = MAX_AT_ONCE,
     cors_origins: Sequence[str] = (),
     trusted_proxies: Sequence[Network] = (),
+    tool_format: str | None = None,
 ) -> Flask:
     """`base_name`: what the bare base is called in `model` (default: its recorded id). `max_at_once`: completions under
     way; more are told to come again, so that threads remain for everything else. `cors_origins`: whose pages may call.
-    `trusted_proxies`: who is believed about whom a request comes from."""
+    `trusted_proxies`: who is believed about whom a request comes from. `tool_format`: how calls of tools are written
+    (chat/tool_formats.py), whatever the chat template says."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     assert isinstance(app.json, DefaultJSONProvider)
     app.json.sort_keys = False
     app.url_map.strict_slashes = False
     app.extensions[EXTENSION] = Service(
-        engine, base_name or engine.base.spec.id or "base", max_at_once, trusted_proxies
+        engine, base_name or engine.base.spec.id or "base", max_at_once, trusted_proxies, tool_format
     )
     app.register_blueprint(blueprint)
     app.before_request(_begin)
@@ -109,27 +97,28 @@ def create_app(
     return app
 
 
-def service() -> Service:
-    return current_app.extensions[EXTENSION]
-
-
 # Completions
 
 
 @blueprint.post("/v1/completions")
 def completions() -> Response:
     body = _body(CompletionBody)
-    return _complete(body, read_completion(body, service().engine, service().base_name), COMPLETION)
+    return _complete(body, lambda speech: read_completion(body, speech), COMPLETION)
 
 
 @blueprint.post("/v1/chat/completions")
 def chat_completions() -> Response:
     body = _body(ChatBody)
-    return _complete(body, read_chat(body, service().engine, service().base_name), CHAT)
+    return _complete(body, lambda speech: read_chat(body, speech), CHAT, body.chat_template)
 
 
-def _complete(body: GenerationBody, asked: AskedCompletions, shape: ResponseShape) -> Response:
-    """One answer, whole or as a stream. Nothing stays under way in the engine once this request has ended."""
+def _complete(
+    body: GenerationBody, read: Callable[[Speech], AskedCompletions], shape: ResponseShape, chat_template: str = ""
+) -> Response:
+    """One answer, whole or as a stream. Nothing stays under way in the engine once this request has ended.
+
+    `read`: what the body asks, of an adapter with such words. `chat_template`: the request's own, if it has one.
+    """
     with ExitStack() as cleanup:
         client = client_of(
             request.remote_addr or "", request.headers.get("X-Forwarded-For", ""), service().trusted_proxies
@@ -137,9 +126,12 @@ def _complete(body: GenerationBody, asked: AskedCompletions, shape: ResponseShap
         if not service().places.enter(client):
             raise BusyError("The server is answering as many requests as it can: try again in a moment.")
         cleanup.callback(service().places.leave, client)
-        answer = Answer(
-            service().engine, asked.by(client), request.environ.get("waitress.client_disconnected", lambda: False)
-        )
+        gone = request.environ.get("waitress.client_disconnected", lambda: False)
+        try:
+            speech = service().speeches.speech(body.model, chat_template, client, gone)
+        except NotFoundError as error:
+            raise _UnknownModelError(str(error)) from None
+        answer = Answer(service().engine, read(speech).by(client), gone, speech.special)
         cleanup.callback(answer.cancel)
         try:
             first = answer.begin()

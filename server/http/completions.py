@@ -5,29 +5,27 @@ serves the HTTP request. Stop strings are found here, in the text; the engine kn
 (answers.py) and no HTTP.
 """
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
+from graft.hub.chat.words import GenerationDefaults
 from graft.hub.errors import GraftError
-from graft.hub.evaluation.task_data import Message
-from graft.hub.evaluation.tokenization import TemplateRefusalError, encode_prompt
+from graft.hub.evaluation.tokenization import encode_prompt, encode_rendered
+from graft.server.chat.deltas import Delta, merge
+from graft.server.chat.detokenizer import Detokenizer, SpecialTokens, StopStrings, TokenDecoder, certain_text, decode
+from graft.server.chat.reply_parser import PLAIN_TEXT, ReplyParser, ReplyRules
+from graft.server.chat.speech import LOOK_S, Disconnected, Speech
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream, stop_ids
 from graft.server.errors import ConstraintError, TooLongError
-from graft.server.http.detokenizer import Detokenizer, StopStrings, TokenDecoder, certain_text, decode
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
 from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
+from graft.server.structured.constraint import Constraint
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's; a chat goes on as long as there is room
-LOOK_S = 0.5  # how often a silent client is looked after while nothing comes
-
-
-class Disconnected(Exception):
-    """The client has gone; nobody reads the answer."""
 
 
 @dataclass(frozen=True)
@@ -42,45 +40,44 @@ class AskedCompletions:
     prompt_tokens: int = 0
     ends: frozenset[int] = frozenset()
     constraint_field: str | None = None  # which field of the body asked for the requests' constraint
+    rules: ReplyRules = PLAIN_TEXT
 
     def by(self, client: str) -> "AskedCompletions":
         """The same, asked by a client."""
         return replace(self, requests=tuple(replace(request, client=client) for request in self.requests))
 
 
-def read_completion(body: CompletionBody, engine: EngineClient, base_name: str) -> AskedCompletions:
+def read_completion(body: CompletionBody, speech: Speech) -> AskedCompletions:
     """Raises BadField for a prompt that can't be used."""
+    engine = speech.engine
     prompts = [_prompt_ids(prompt, engine) for prompt in body.prompt]
-    limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    if body.min_tokens > limit:
+    limit = body.max_tokens
+    if limit is None and speech.words.defaults.max_new_tokens is None:
+        limit = DEFAULT_COMPLETION_TOKENS
+    if limit is not None and body.min_tokens > limit:
         raise BadField(f"min_tokens ({body.min_tokens}) is above max_tokens ({limit}).", "min_tokens")
     scored = body.echo and body.logprobs is not None
-    return _read_completions(body, engine, base_name, prompts, limit, body.logprobs, echo=body.echo, scored=scored)
+    asked = _read_completions(
+        body, speech, prompts, limit, body.logprobs, body.constraint, echo=body.echo, scored=scored
+    )
+    return replace(asked, constraint_field=body.constraint_field)
 
 
-def read_chat(body: ChatBody, engine: EngineClient, base_name: str) -> AskedCompletions:
-    """Raises BadField for a base that has no chat template, or messages that its template refuses."""
-    tokenizer = engine.base.tokenizer
+def read_chat(body: ChatBody, speech: Speech) -> AskedCompletions:
+    """Raises BadField or ChatError where there is no chat template, or messages that it refuses."""
+    tokenizer = speech.engine.base.tokenizer
     assert tokenizer is not None  # create_app
-    if not tokenizer.chat_template:
+    if speech.template is None:
         raise BadField(
-            f"{base_name} has no chat template, so it can't take messages: use /v1/completions with a prompt.",
+            f"{body.model} has no chat template, so it can't take messages: use /v1/completions with a prompt.",
             "messages",
         )
-    used = [
-        key for key in body.chat_template_kwargs if re.search(rf"\b{re.escape(key)}\b", str(tokenizer.chat_template))
-    ]
-    if used:
-        raise BadField(f"chat_template_kwargs is not supported here: leave {used[0]} out.", "chat_template_kwargs")
-    turns = [Message("system" if turn.role == "developer" else turn.role, turn.text) for turn in body.messages]
-    try:
-        prompt = encode_prompt(turns, tokenizer)
-    except TemplateRefusalError as error:
-        raise BadField(str(error), "messages") from None
-    if not prompt:
-        raise BadField("The base's chat template makes nothing of these messages.", "messages")
+    prompt = speech.prompts.prompt(body.as_request(), speech.template)
+    ids = tuple(encode_rendered(prompt.text, tokenizer))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _read_completions(body, engine, base_name, [tuple(prompt)], body.limit, logprobs)
+    asked = _read_completions(body, speech, [ids], body.limit, logprobs, prompt.constraint)
+    field = body.constraint_field or ("tools" if prompt.constraint is not None else None)
+    return replace(asked, constraint_field=field, rules=prompt.rules)
 
 
 def _prompt_ids(prompt: str | tuple[int, ...], engine: EngineClient) -> tuple[int, ...]:
@@ -99,20 +96,23 @@ def _prompt_ids(prompt: str | tuple[int, ...], engine: EngineClient) -> tuple[in
 
 def _read_completions(
     body: GenerationBody,
-    engine: EngineClient,
-    base_name: str,
+    speech: Speech,
     prompts: list[tuple[int, ...]],
     max_tokens: int | None,
     logprobs: int | None,
+    constraint: Constraint | None,
     *,
     echo: bool = False,
     scored: bool = False,
 ) -> AskedCompletions:
+    engine, words = speech.engine, speech.words
     vocabulary, longest = engine.base.spec.vocab_size, engine.base.max_model_len
     if not all(0 <= id < vocabulary for id in body.stop_token_ids):
         raise BadField(f"A stop token lies outside the base's vocabulary of {vocabulary}.", "stop_token_ids")
-    if max(len(prompt) for prompt in prompts) + (max_tokens or 0) > longest:
-        most = max(len(prompt) for prompt in prompts)
+    most = max(len(prompt) for prompt in prompts)
+    if max_tokens is None and words.defaults.max_new_tokens is not None:
+        max_tokens = max(1, min(words.defaults.max_new_tokens, longest - most))
+    if most + (max_tokens or 0) > longest:
         param = "max_tokens" if most < longest else "messages" if isinstance(body, ChatBody) else "prompt"
         raise TooLongError(
             f"This server's maximum context length is {longest} tokens; the prompt has {most}, and max_tokens={max_tokens or 0}.",
@@ -121,14 +121,14 @@ def _read_completions(
     requests = [
         Request(
             prompt=prompt,
-            model=None if body.model == base_name else body.model,
+            model=None if body.model == speech.base_name else body.model,
             max_tokens=max_tokens,
             min_tokens=body.min_tokens,
             ignore_eos=body.ignore_eos,
-            stop_ids=tuple(body.stop_token_ids),
-            sampling=_sampling(body, logprobs, i),
+            stop_ids=(*body.stop_token_ids, *(() if body.ignore_eos else speech.stop_ids)),
+            sampling=_sampling(body, logprobs, i, words.defaults),
             score_from=0 if scored else None,
-            constraint=body.constraint,
+            constraint=constraint,
         )
         for prompt in prompts
         for i in range(body.n)
@@ -136,21 +136,24 @@ def _read_completions(
     return AskedCompletions(
         requests=tuple(requests),
         n=body.n,
-        stops=tuple(body.stop),
+        stops=tuple(body.stop) or words.stop_strings,
         echo=echo,
         logprobs=logprobs,
         prompt_tokens=sum(len(prompt) for prompt in prompts),
         ends=stop_ids(requests[0], engine.base.ends),
-        constraint_field=body.constraint_field,
     )
 
 
-def _sampling(body: GenerationBody, logprobs: int | None, i: int) -> Sampling:
-    """`i`: which of a prompt's n choices; a seed makes them differ, and every one repeatable."""
+def _sampling(body: GenerationBody, logprobs: int | None, i: int, own: GenerationDefaults) -> Sampling:
+    """`i`: which of a prompt's n choices; a seed makes them differ, and every one repeatable. `own`: the adapter's, for what
+    the body leaves open."""
+    said = body.model_fields_set
     return Sampling(
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=max(0, body.top_k),
+        temperature=body.temperature if "temperature" in said or own.temperature is None else own.temperature,
+        top_p=body.top_p if "top_p" in said or own.top_p is None else own.top_p,
+        top_k=max(0, body.top_k if "top_k" in said or own.top_k is None else own.top_k),
+        min_p=own.min_p or 0.0,
+        repetition_penalty=own.repetition_penalty or 1.0,
         seed=None if body.seed is None else (body.seed + i) % (1 << 63),
         logprobs=logprobs,
     )
@@ -169,7 +172,7 @@ class Piece:
     """What is new of a choice."""
 
     index: int
-    text: str
+    deltas: tuple[Delta, ...]
     marks: tuple[Mark, ...]
     finish_reason: str | None
 
@@ -177,7 +180,9 @@ class Piece:
 class Choice:
     """One continuation under way: tokens in, certain text out."""
 
-    def __init__(self, index: int, request: Request, asked: AskedCompletions, tokenizer: TokenDecoder):
+    def __init__(
+        self, index: int, request: Request, asked: AskedCompletions, tokenizer: TokenDecoder, special: SpecialTokens
+    ):
         self.index = index
         self.served = Served()
         self.generated = 0
@@ -190,13 +195,15 @@ class Choice:
         self._waiting: deque[Mark] = deque()  # their text is not given out yet
         self._certain = 0  # characters made so far, given out or held back
         self._given = 0
-        self._text = ""
+        self._parser = ReplyParser(asked.rules)
+        self._deltas: list[Delta] = []
         self._marks: list[Mark] = []
+        shown = special.among(asked.rules.marks)
         if asked.echo and self._reports:
-            self._detokenizer = Detokenizer(tokenizer)
+            self._detokenizer = Detokenizer(tokenizer, shown=shown)
             self._push(Token(request.prompt[0]))
         else:
-            self._detokenizer = Detokenizer(tokenizer, request.prompt)
+            self._detokenizer = Detokenizer(tokenizer, request.prompt, shown)
             if asked.echo:
                 self._give(certain_text(decode(tokenizer, request.prompt)))
 
@@ -214,10 +221,10 @@ class Choice:
 
     def take(self) -> Piece | None:
         """What is new since the last time, None where nothing is."""
-        if not (self._text or self._marks or self.finish_reason):
+        if not (self._deltas or self._marks or self.finish_reason):
             return None
-        piece = Piece(self.index, self._text, tuple(self._marks), self.finish_reason)
-        self._text, self._marks = "", []
+        piece = Piece(self.index, tuple(merge(self._deltas)), tuple(self._marks), self.finish_reason)
+        self._deltas, self._marks = [], []
         return piece
 
     def _generate(self, token: Token) -> None:
@@ -226,7 +233,7 @@ class Choice:
             self._report(token)
             return
         self._push(token, watched=self.generated >= self._min_tokens)
-        if self._stops.matched:
+        if self._stops.matched or self._parser.complete:
             self._end("stop")
 
     def _push(self, token: Token, *, watched: bool = False) -> None:
@@ -240,7 +247,7 @@ class Choice:
             self._waiting.append(Mark(token, self._certain))
 
     def _give(self, text: str) -> None:
-        self._text += text
+        self._deltas.extend(self._parser.feed(text))
         self._given += len(text)
         while self._waiting and self._waiting[0].offset < self._given:
             self._marks.append(self._waiting.popleft())
@@ -250,7 +257,8 @@ class Choice:
             self._give(self._stops.flush() + self._detokenizer.flush())
             self._marks.extend(self._waiting)
         self._waiting.clear()
-        self.finish_reason = reason
+        self._deltas.extend(self._parser.finish())
+        self.finish_reason = "tool_calls" if reason == "stop" and self._parser.called else reason
 
 
 @dataclass
@@ -260,6 +268,7 @@ class Answer:
     engine: EngineClient
     asked: AskedCompletions
     gone: Callable[[], bool]
+    special: SpecialTokens
     choices: dict[Stream, Choice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -269,7 +278,7 @@ class Answer:
         assert tokenizer is not None
         try:
             for index, request in enumerate(self.asked.requests):
-                choice = Choice(index, request, self.asked, tokenizer)
+                choice = Choice(index, request, self.asked, tokenizer, self.special)
                 self.choices[self.engine.submit(request, self._sink)] = choice
         except GraftError:
             self.cancel()

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from graft.hub.request_body import Body
 from graft.server.errors import ConstraintError
+from graft.server.http.field_types import check_encodable
 from graft.server.structured.constraint import (
     ANY_OBJECT,
     Choice,
@@ -24,14 +25,6 @@ from graft.server.structured.constraint import Tag as TextTag
 
 MAX_CHOICE = 1000
 MAX_TAGS = 128
-
-
-def _check_encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the text holds half a surrogate pair, which is no character") from None
-    return text
 
 
 def _read_json(value: object) -> object:
@@ -48,13 +41,13 @@ def _as_text(schema: Mapping[str, object] | bool) -> str:
     """Properties stay in their order, in which they are made."""
     try:
         text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return _check_encodable(text)
+        return check_encodable(text)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConstraintError(f"The schema can't be read: {reason}.") from None
 
 
-Text = Annotated[str, Field(min_length=1), AfterValidator(_check_encodable)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(check_encodable)]
 _ObjectOrBool = dict[str, object] | bool
 JsonSchema = Annotated[
     _ObjectOrBool,
@@ -185,9 +178,9 @@ class ConstrainedBody(Body):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: JsonSchema | None = Field(None, description="structured_outputs.json")
-    guided_regex: Annotated[str, AfterValidator(_check_encodable)] | None = None
+    guided_regex: Annotated[str, AfterValidator(check_encodable)] | None = None
     guided_choice: Annotated[list[Text], Field(max_length=MAX_CHOICE)] | None = None
-    guided_grammar: Annotated[str, AfterValidator(_check_encodable)] | None = None
+    guided_grammar: Annotated[str, AfterValidator(check_encodable)] | None = None
 
     @model_validator(mode="after")
     def _constrained_once(self) -> "ConstrainedBody":

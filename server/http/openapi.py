@@ -89,7 +89,7 @@ def _sent_schema(schema: dict[str, Any], name: str) -> dict[str, object]:
     }
     if "messages" in properties or "prompt" in properties:
         properties |= {key: {"description": "Accepted, and of no effect."} for key in sorted(IGNORED)}
-        properties |= {key: {"enum": [None, *values]} for key, values in NEUTRAL.items()}
+        properties |= {key: {"enum": [None, *values]} for key, values in NEUTRAL.items() if key not in properties}
     if name == "MessageBody":
         properties |= {key: {"enum": [None, *values]} for key, values in MESSAGE_NEUTRAL.items()}
     return schema | {"properties": properties}

@@ -46,8 +46,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "truncate_prompt_tokens": (),
 }
 MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "tool_calls": ([],),
-    "tool_call_id": (),
     "function_call": (),
     "prefix": (False,),
     "partial": (False,),

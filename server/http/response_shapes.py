@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from graft.hub.errors import GraftError
+from graft.server.chat.deltas import CallArguments, CallBegin, Content, Delta, Reasoning, Reply
+from graft.server.chat.detokenizer import Names
 from graft.server.errors import BrokenError, NotFiniteError
 from graft.server.http.completions import Answer, Mark, Piece
-from graft.server.http.detokenizer import Names
 
 Json = dict[str, object]
 LogprobsJson = Json  # on log-probabilities, as `logprobs` has it
@@ -28,11 +29,11 @@ class ResponseShape(ABC):
     id_prefix: str
 
     @abstractmethod
-    def choice(self, text: str, report: LogprobsJson | None) -> Json:
+    def choice(self, reply: Reply, report: LogprobsJson | None) -> Json:
         """A whole choice's own keys."""
 
     @abstractmethod
-    def delta(self, text: str, report: LogprobsJson | None) -> Json:
+    def delta(self, deltas: Sequence[Delta], report: LogprobsJson | None) -> Json:
         """The same of a part in a stream."""
 
     @abstractmethod
@@ -48,10 +49,11 @@ class CompletionShape(ResponseShape):
     object = chunk_object = "text_completion"
     id_prefix = "cmpl-"
 
-    def choice(self, text: str, report: LogprobsJson | None) -> Json:
-        return {"text": text, "logprobs": report}
+    def choice(self, reply: Reply, report: LogprobsJson | None) -> Json:
+        return {"text": reply.content, "logprobs": report}
 
-    delta = choice
+    def delta(self, deltas: Sequence[Delta], report: LogprobsJson | None) -> Json:
+        return self.choice(Reply().add(deltas), report)
 
     def report(self, marks: Sequence[Mark], names: Names) -> LogprobsJson:
         tops = [_by_text(mark, names) for mark in marks]
@@ -68,11 +70,34 @@ class ChatShape(ResponseShape):
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def choice(self, text: str, report: LogprobsJson | None) -> Json:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": report}
+    def choice(self, reply: Reply, report: LogprobsJson | None) -> Json:
+        content = None if reply.calls and not reply.content else reply.content
+        message: Json = {"role": "assistant", "content": content, "refusal": None}
+        if reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
+        if reply.calls:
+            message["tool_calls"] = [
+                {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": one.arguments}}
+                for one in reply.calls
+            ]
+        return {"message": message, "logprobs": report}
 
-    def delta(self, text: str, report: LogprobsJson | None) -> Json:
-        return {"delta": {"content": text} if text else {}, "logprobs": report}
+    def delta(self, deltas: Sequence[Delta], report: LogprobsJson | None) -> Json:
+        texts: dict[str, str] = {}
+        calls: dict[int, Json] = {}
+        for delta in deltas:
+            match delta:
+                case Content():
+                    texts["content"] = texts.get("content", "") + delta.text
+                case Reasoning():
+                    texts["reasoning_content"] = texts.get("reasoning_content", "") + delta.text
+                case CallBegin():
+                    head = {"index": delta.index, "id": delta.id, "type": "function"}
+                    calls[delta.index] = {**head, "function": {"name": delta.name, "arguments": ""}}
+                case CallArguments():
+                    _add_arguments(calls.setdefault(delta.index, {"index": delta.index}), delta.text)
+        own = {**texts, **({"tool_calls": list(calls.values())} if calls else {})}
+        return {"delta": own, "logprobs": report}
 
     def opening(self, index: int) -> list[Json]:
         return [_choice(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None}, None)]
@@ -84,6 +109,12 @@ class ChatShape(ResponseShape):
             for mark in marks
         ]
         return {"content": content, "refusal": None}
+
+
+def _add_arguments(call: Json, text: str) -> None:
+    function = call.setdefault("function", {})
+    assert isinstance(function, dict)  # as it is made here
+    function["arguments"] = function.get("arguments", "") + text
 
 
 COMPLETION, CHAT = CompletionShape(), ChatShape()
@@ -110,16 +141,16 @@ class Writer:
 
     def whole(self, pieces: Iterator[Piece]) -> Json:
         """The answer once it is complete."""
-        texts: dict[int, list[str]] = {index: [] for index in range(len(self.answer.choices))}
-        marks: dict[int, list[Mark]] = {index: [] for index in texts}
+        replies = [Reply() for _ in self.answer.choices]
+        marks: list[list[Mark]] = [[] for _ in replies]
         ends: dict[int, str | None] = {}
         for piece in pieces:
-            texts[piece.index].append(piece.text)
+            replies[piece.index].add(piece.deltas)
             marks[piece.index].extend(piece.marks)
             ends[piece.index] = piece.finish_reason
         choices = [
-            _choice(index, self.shape.choice("".join(texts[index]), self._report(marks[index])), ends[index])
-            for index in texts
+            _choice(index, self.shape.choice(reply, self._report(marks[index])), ends[index])
+            for index, reply in enumerate(replies)
         ]
         return {"object": self.shape.object, **self._head, "choices": choices, "usage": self._usage()}
 
@@ -131,7 +162,7 @@ class Writer:
                 for opening in self.shape.opening(index):
                     yield self._event({"choices": [opening], **unused})
             for piece in pieces:
-                own = self.shape.delta(piece.text, self._report(piece.marks) if piece.marks else None)
+                own = self.shape.delta(piece.deltas, self._report(piece.marks) if piece.marks else None)
                 yield self._event({"choices": [_choice(piece.index, own, piece.finish_reason)], **unused})
             if include_usage:
                 yield self._event({"choices": [], "usage": self._usage()})

@@ -7,21 +7,21 @@ import json
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
     FiniteFloat,
-    Tag,
     WithJsonSchema,
     model_validator,
 )
 
+from graft.hub.chat.words import MAX_TEMPLATE_BYTES
 from graft.hub.request_body import AnyBody, Body, BodyError, check_body
-from graft.server.errors import RequestError
+from graft.server.chat.request import ChatRequest
 from graft.server.http.constraint_fields import ConstrainedBody
-from graft.server.http.request_fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL, find_refused, guess_field
+from graft.server.http.field_types import BadField, Text, check_encodable
+from graft.server.http.message_bodies import MAX_TOOLS, MessageBody, ToolBody, ToolChoice, tool_use
+from graft.server.http.request_fields import IGNORED, NEUTRAL, find_refused, guess_field
 
 MAX_CHOICES = 1024  # prompts x n of one request
 MAX_N = 128
@@ -31,30 +31,14 @@ MAX_STOP_CHARS = 256
 INT64 = 1 << 63
 
 
-class BadField(RequestError):
-    """A field of the body that can't be used as it stands. `param` names it."""
-
-    def __init__(self, message: str, param: str | None = None):
-        super().__init__(message)
-        self.param = param
-
-
-def _check_encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the text holds half a surrogate pair, which is no character") from None
-    return text
-
-
 def _read_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
     """A string, strings, ids, or lists of ids -> prompts."""
     if isinstance(value, str):
-        return (_check_encodable(value),)
+        return (check_encodable(value),)
     if not isinstance(value, list) or not value:
         raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists, not empty")
     if all(type(item) is str for item in value):
-        return tuple(_check_encodable(item) for item in value)
+        return tuple(check_encodable(item) for item in value)
     if all(type(item) is int for item in value):
         return (tuple(value),)
     if all(type(item) is list and item and all(type(id) is int for id in item) for item in value):
@@ -66,7 +50,6 @@ def _to_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_check_encodable)]
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 Prompts = Annotated[
@@ -155,50 +138,25 @@ class CompletionBody(GenerationBody):
         return self
 
 
-class TextPart(Body):
-    """A part of a message's content."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: Literal["text"]
-    text: Text
-
-
-class MessageBody(Body):
-    """One turn. `content` may come in parts of text, which are put together."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[
-        Annotated[Text, Tag("(text)")] | Annotated[list[TextPart], Tag("(parts)")],
-        Discriminator(lambda given: "(parts)" if isinstance(given, list) else "(text)"),
-    ] = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unhonoured(cls, given: object) -> object:
-        """Refuse by name what would change the prompt. What an earlier answer carries besides says nothing here."""
-        if isinstance(given, dict) and (key := find_refused(given, MESSAGE_NEUTRAL)):
-            raise ValueError(f"{key} is not supported here: leave it out")
-        return given
-
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions"""
 
     messages: list[MessageBody] = Field(min_length=1)
+    tools: list[ToolBody] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice = Field("auto", description="auto, none, required, or the name of a function.")
+    parallel_tool_calls: bool = True
     max_completion_tokens: int | None = Field(None, ge=0, lt=INT64)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: Literal[False] = False  # of completions; accepted where it asks nothing
     chat_template_kwargs: dict[str, object] = Field(
-        default_factory=dict, description="Only what the base's template doesn't use."
+        default_factory=dict, description="The chat template's own switches."
     )
+    chat_template: Text = Field(
+        "", max_length=MAX_TEMPLATE_BYTES, description="Instead of the adapter's or the base's."
+    )
+    add_generation_prompt: bool = Field(True, description="false: the prompt ends with the last message.")
+    continue_final_message: bool = Field(False, description="The answer goes on with the last message.")
 
     @model_validator(mode="after")
     def _agree(self) -> "ChatBody":
@@ -206,10 +164,27 @@ class ChatBody(GenerationBody):
             raise BadField("top_logprobs may only be given together with logprobs=true.", "top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise BadField("max_tokens and max_completion_tokens differ: give one of them.", "max_completion_tokens")
+        if (
+            self.continue_final_message
+            and self.add_generation_prompt
+            and "add_generation_prompt" in self.model_fields_set
+        ):
+            raise BadField("continue_final_message goes with add_generation_prompt=false.", "continue_final_message")
         limit = self.limit
         if limit is not None and self.min_tokens > limit:
             raise BadField(f"min_tokens ({self.min_tokens}) is above max_completion_tokens ({limit}).", "min_tokens")
         return self
+
+    def as_request(self) -> ChatRequest:
+        """Raises BadField where tools and tool_choice don't agree."""
+        return ChatRequest(
+            tuple(message.as_turn() for message in self.messages),
+            tool_use(self.tools, self.tool_choice, self.parallel_tool_calls),
+            self.chat_template_kwargs,
+            opens_reply=self.add_generation_prompt and not self.continue_final_message,
+            continues=self.continue_final_message,
+            answer=self.constraint,
+        )
 
     @property
     def limit(self) -> int | None:

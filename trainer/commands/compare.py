@@ -11,7 +11,15 @@ from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.machine.output_folder import claim
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import hub_option, local_user, open_registry_to_publish, registry_option
-from graft.trainer.commands.shared import bars, base_loader, check_early, config_options, names_of, say
+from graft.trainer.commands.shared import (
+    bars,
+    base_loader,
+    chat_template_option,
+    check_early,
+    config_options,
+    names_of,
+    say,
+)
 from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_plan
 
@@ -33,6 +41,7 @@ _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}  # a c
 @hub_option
 @config_options("recipe", TrainConfig)
 @config_options("run", RunConfig, only=_RUN)
+@chat_template_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def compare(
     base: str,
@@ -47,6 +56,7 @@ def compare(
     hub_url: str | None,
     recipe: TrainConfig,
     run: RunConfig,
+    chat_template: Path | None,
     as_json: bool,
 ) -> None:
     """Train METHODS under one budget and write the literature's table: Markdown, JSON and a plot."""
@@ -68,7 +78,7 @@ def compare(
 
     with nullcontext() if as_json else bars() as shown:
         watchers = [shown] if shown else []
-        load = base_loader(base, run)
+        load = base_loader(base, run, chat_template=chat_template)
         try:
             comparison = compared(load, names, template, run, together=together, watchers=watchers)
         except KeyboardInterrupt:

@@ -11,7 +11,15 @@ from rich.table import Table
 
 from graft.hub.errors import GraftError
 from graft.hub.terminal.base_argument import BASE
-from graft.trainer.commands.shared import BUDGET, base_loader, config_options, names_of, parse_settings, print_numbers
+from graft.trainer.commands.shared import (
+    BUDGET,
+    base_loader,
+    chat_template_option,
+    config_options,
+    names_of,
+    parse_settings,
+    print_numbers,
+)
 from graft.trainer.plan.config import RunConfig, TrainConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, check_plan, room_of
 
@@ -31,6 +39,7 @@ _RUN = {field.name for field in fields(RunConfig)} - {"checkpoint_every"}
 @click.option("--learned", type=int, default=8, show_default=True, help="Of which completion, without --data.")
 @config_options("recipe", TrainConfig, only=BUDGET)
 @config_options("run", RunConfig, only=_RUN)
+@chat_template_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def estimate(
     base: str,
@@ -41,6 +50,7 @@ def estimate(
     learned: int,
     recipe: TrainConfig,
     run: RunConfig,
+    chat_template: Path | None,
     as_json: bool,
 ) -> None:
     """Tell a training's memory and time before they are spent, from a few small steps of it."""
@@ -52,7 +62,7 @@ def estimate(
     check_plan(Plan(base, plans, run))
     from graft.trainer.reports import estimate as estimating
 
-    load = base_loader(base, run)
+    load = base_loader(base, run, chat_template=chat_template)
     loaded = load()
     check_against_spec(Plan(base, plans, run), loaded.spec)
     limit = min(recipe.text_limit(room_of(plan, loaded.spec)) for plan in plans)

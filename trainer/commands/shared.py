@@ -13,6 +13,8 @@ from rich.console import Console
 
 from graft.hub.adapters.methods import METHODS
 from graft.hub.base.manifest import recorded_spec
+from graft.hub.chat.words import MAX_TEMPLATE_BYTES
+from graft.hub.errors import GraftError
 from graft.hub.evaluation.task_data import load_examples
 from graft.hub.evaluation.tokenization import spaces_at_the_join
 from graft.trainer.plan.config import QUANTIZATIONS, SCHEDULES, RunConfig, TrainConfig
@@ -112,8 +114,20 @@ def check_early(plan: Plan) -> None:
         metric_of(adapter, read(adapter.eval_data) if adapter.eval_data else [])
 
 
-def base_loader(base: str, run: RunConfig, begun_in: str | None = None) -> "Callable[[], Base]":
-    """Loads the base afresh each time: baselines change theirs. `begun_in`: the dtype of what is to be continued."""
+chat_template_option = click.option(
+    "--chat-template",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Messages become prompts by it, and the adapters bring it along (default: the base's own).",
+)
+
+
+def base_loader(
+    base: str, run: RunConfig, begun_in: str | None = None, chat_template: Path | None = None
+) -> "Callable[[], Base]":
+    """Loads the base afresh each time: baselines change theirs. `begun_in`: the dtype of what is to be continued.
+    `chat_template`: a file, instead of the base's own. Raises GraftError where it can't be read."""
+    template = None if chat_template is None else _read_template(chat_template)
     say(f"Loading {base} ...")  # torch takes its seconds, too
 
     from graft.hub.base.dtype_choice import chosen_dtype
@@ -123,7 +137,26 @@ def base_loader(base: str, run: RunConfig, begun_in: str | None = None) -> "Call
 
     keep_freed_memory()
     dtype = run.dtype or begun_in or (None if run.quantize else chosen_dtype(base, run.device, TRAINING, say))
-    return lambda: load_base(base, dtype=dtype, device=run.device, quantize=run.quantize)
+
+    def load() -> "Base":
+        loaded = load_base(base, dtype=dtype, device=run.device, quantize=run.quantize)
+        if template is not None and loaded.tokenizer is not None:
+            loaded.tokenizer.chat_template = template
+        return loaded
+
+    return load
+
+
+def _read_template(path: Path) -> str:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GraftError(f"The chat template {path} can't be read: {error}.") from None
+    if not text or len(text.encode()) > MAX_TEMPLATE_BYTES:
+        raise GraftError(
+            f"The chat template {path} has {len(text)} characters: 1 to {MAX_TEMPLATE_BYTES} bytes it may be."
+        )
+    return text
 
 
 def bars() -> "Bars":

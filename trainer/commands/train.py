@@ -17,6 +17,7 @@ from graft.hub.terminal.tables import print_table
 from graft.trainer.commands.shared import (
     bars,
     base_loader,
+    chat_template_option,
     check_early,
     config_options,
     console,
@@ -33,7 +34,16 @@ if TYPE_CHECKING:
     from graft.trainer.learners.job import TrainingOutcome
     from graft.trainer.training.loop import Watcher
 
-_BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "overwrite", "tensorboard", "as_json")
+_BESIDE_A_PLAN = (
+    "plan_file",
+    "chat_template",
+    "registry_path",
+    "hub_url",
+    "resume",
+    "overwrite",
+    "tensorboard",
+    "as_json",
+)
 
 
 @click.command()
@@ -48,6 +58,7 @@ _BESIDE_A_PLAN = ("plan_file", "registry_path", "hub_url", "resume", "overwrite"
 @click.option("--name", default="", help="The adapter's name on its card (default: the folder's).")
 @config_options("recipe", TrainConfig)
 @config_options("run", RunConfig)
+@chat_template_option
 @click.option("--publish", default="", metavar="NS/NAME", help="Publish the artifact at the end.")
 @registry_option
 @hub_option
@@ -67,6 +78,7 @@ def train(
     name: str,
     recipe: TrainConfig,
     run: RunConfig,
+    chat_template: Path | None,
     publish: str,
     registry_path: Path,
     hub_url: str | None,
@@ -92,7 +104,7 @@ def train(
     registry = open_registry_to_publish(registry_path, hub_url, wanted) if wanted else None
     outcomes: list[TrainingOutcome] = []
     try:
-        _run(plan, resume, overwrite, tensorboard, as_json, outcomes)
+        _run(plan, chat_template, resume, overwrite, tensorboard, as_json, outcomes)
     except BaseException as error:  # whatever it was: what is finished is finished
         for failure in _report(plan, outcomes, registry, as_json) if outcomes else ():
             say(failure)
@@ -146,14 +158,20 @@ def _publish(plan: Plan, outcomes: list["TrainingOutcome"], registry: "AnyRegist
 
 
 def _run(
-    plan: Plan, resume: bool, overwrite: bool, tensorboard: Path | None, quiet: bool, done: list["TrainingOutcome"]
+    plan: Plan,
+    chat_template: Path | None,
+    resume: bool,
+    overwrite: bool,
+    tensorboard: Path | None,
+    quiet: bool,
+    done: list["TrainingOutcome"],
 ) -> None:
     """All PEFT adapters in one batched run, then each baseline on a base of its own, which it changes.
 
     Fills `done`, so that what is finished is known though something fails later.
     """
     begun_in = filter(None, (_begun_dtype(adapter.out) for adapter in plan.adapters)) if resume else iter(())
-    fresh_base = base_loader(plan.base, plan.run, next(begun_in, None))
+    fresh_base = base_loader(plan.base, plan.run, next(begun_in, None), chat_template)
 
     from graft.trainer.training.base_weights import check_baseline, train_baseline
     from graft.trainer.training.run import train as train_adapters

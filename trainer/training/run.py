@@ -24,6 +24,7 @@ from graft.hub.machine.output_folder import require_free
 from graft.trainer.artifact.card import model_card
 from graft.trainer.artifact.probe import Prober
 from graft.trainer.artifact.provenance import identity_of, provenance_of
+from graft.trainer.artifact.words import words_of_training
 from graft.trainer.data.sequences import TokenSequence, sequences_of, without_overlap
 from graft.trainer.evaluation.scoring import check_scorable, score_examples
 from graft.trainer.learners.adapter import AdapterLearner
@@ -300,7 +301,10 @@ def _save(base: Base, job: TrainingJob, outcome: TrainingOutcome, prober: Prober
     unsaved = Artifact(trainee.method, trainee.config, tensors, "", {})
     provenance["probe"] = prober.probe(unsaved).to_json()  # refuses an adapter without effect
     card = model_card(plan.label, trainee.method, trainee.config, plan.task, provenance, base.spec)
-    save_artifact(plan.out, trainee.method, trainee.config, tensors, base.spec, provenance=provenance, card=card)
+    words = words_of_training(base, job.data.train)
+    save_artifact(
+        plan.out, trainee.method, trainee.config, tensors, base.spec, provenance=provenance, card=card, words=words
+    )
 
 
 def _final_loss(learner: Learner) -> float:

@@ -8,8 +8,8 @@ import torch
 
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.registry.registry import Registry
+from graft.server.chat.detokenizer import decode
 from graft.server.engine.request import Request
-from graft.server.http.detokenizer import decode
 from graft.server.sampling.params import Sampling
 from tests.conftest import tiny_base
 from tests.hub.adapters.methods.cases import served_logits

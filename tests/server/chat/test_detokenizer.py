@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft.server.http.detokenizer import Detokenizer, Names, StopStrings, decode
+from graft.server.chat.detokenizer import Detokenizer, Names, StopStrings, decode
 from tests.conftest import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

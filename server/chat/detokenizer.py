@@ -4,13 +4,14 @@ Knows a tokenizer and nothing of HTTP or the engine. One `Detokenizer` a sequenc
 tokenizer itself is only read, so that all threads share it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _UNFINISHED = 3  # a character's bytes that may still be waiting for the last one
 _CONTEXT = 8  # tokens before the next one that its text may depend on: spaces, unfinished characters
+NONE_SHOWN: Mapping[int, str] = {}
 _WINDOW = 24  # tokens decoded again with each new one, at most
 
 
@@ -21,15 +22,19 @@ class TokenDecoder(Protocol):
         self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
     ) -> str | list[str]: ...
 
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
     def convert_ids_to_tokens(self, ids: int) -> str | list[str] | None: ...
 
 
 class Detokenizer:
     """`push` a token, get the text that is certain by now; `flush` gives the rest."""
 
-    def __init__(self, tokenizer: TokenDecoder, context: Sequence[int] = ()):
-        """`context`: the tokens before the first one; their text is not given out again."""
+    def __init__(self, tokenizer: TokenDecoder, context: Sequence[int] = (), shown: Mapping[int, str] = NONE_SHOWN):
+        """`context`: the tokens before the first one; their text is not given out again. `shown`: special tokens that
+        are, and as what."""
         self._tokenizer = tokenizer
+        self._shown_tokens = shown
         self._tokens = list(context[-_CONTEXT:])
         text = self._text()
         self._shown = len(text) - _count_unfinished(text)
@@ -52,7 +57,7 @@ class Detokenizer:
         return new
 
     def _text(self) -> str:
-        return decode(self._tokenizer, self._tokens)
+        return decode(self._tokenizer, self._tokens, self._shown_tokens)
 
 
 class StopStrings:
@@ -80,6 +85,30 @@ class StopStrings:
         """What was held back and turned out to be no stop string."""
         held, self._held = self._held, ""
         return held
+
+
+class SpecialTokens:
+    """Which texts are special tokens of a tokenizer's: those that decoding leaves out."""
+
+    def __init__(self, tokenizer: TokenDecoder):
+        self._tokenizer = tokenizer
+        self.id = lru_cache(maxsize=1024)(self._id)
+
+    def holds(self, text: str) -> bool:
+        return self.id(text) is not None
+
+    def among(self, texts: Sequence[str]) -> dict[int, str]:
+        """Id -> text of those that are."""
+        return {id: text for text in texts if (id := self.id(text)) is not None}
+
+    def token(self, text: str) -> int | None:
+        """The id of a text that is one token, special or not."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids[0] if len(ids) == 1 else None
+
+    def _id(self, text: str) -> int | None:
+        id = self.token(text)
+        return None if id is None or decode(self._tokenizer, [id]) else id
 
 
 class Names:
@@ -110,8 +139,10 @@ def certain_text(text: str) -> str:
     return text[: len(text) - _count_unfinished(text)]
 
 
-def decode(tokenizer: TokenDecoder, ids: Sequence[int]) -> str:
-    """Text without special tokens."""
+def decode(tokenizer: TokenDecoder, ids: Sequence[int], shown: Mapping[int, str] = NONE_SHOWN) -> str:
+    """Text without special tokens but those to be `shown`."""
+    if at := next((i for i, id in enumerate(ids) if id in shown), -1) + 1:
+        return decode(tokenizer, ids[: at - 1]) + shown[ids[at - 1]] + decode(tokenizer, ids[at:], shown)
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text

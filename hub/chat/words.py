@@ -1,0 +1,181 @@
+"""An adapter's own words: what its folder says about text, beside its weights. Torch-free.
+
+A chat template, the tokens and texts that end its answers, and how its tokens are best drawn, in the files that transformers
+writes. None of it is part of an adapter's digest: folders of one digest may differ in them. A stranger wrote these files, so
+what can't be used is left aside and named, and never an error.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+TEMPLATE, GENERATION, TOKENIZER = "chat_template.jinja", "generation_config.json", "tokenizer_config.json"
+MAX_TEMPLATE_BYTES = 1 << 18
+MAX_JSON_BYTES = 4 << 20
+_MOST_STOPS = 16
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """How tokens are drawn unless a request says otherwise, under the names of generation_config.json; None: not said."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+    def given(self) -> dict[str, float | int]:
+        """Those that are said."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class AdapterWords:
+    """`stop_ids`, `stop_tokens`: tokens that end an answer, by id or text; `stop_strings`: texts that do. `left_aside`: what
+    could not be used, and why."""
+
+    template: str | None = None
+    stop_ids: tuple[int, ...] = ()
+    stop_tokens: tuple[str, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    left_aside: tuple[str, ...] = ()
+
+    def to_files(self) -> dict[str, str]:
+        """File name -> text, as `words_of` reads them; without `left_aside`, and with stop tokens by id only."""
+        generation: dict[str, object] = {**self.defaults.given()}
+        if self.stop_ids:
+            generation["eos_token_id"] = list(self.stop_ids)
+        if self.stop_strings:
+            generation["stop_strings"] = list(self.stop_strings)
+        files = {} if self.template is None else {TEMPLATE: self.template}
+        return {**files, **({GENERATION: json.dumps(generation, indent=2)} if generation else {})}
+
+
+NO_WORDS = AdapterWords()
+
+
+def read_words(folder: Path) -> AdapterWords:
+    """Of an adapter's folder."""
+
+    def read(name: str, most: int) -> bytes | None:
+        path = folder / name
+        try:
+            if not path.is_file():
+                return None
+            with path.open("rb") as file:
+                return file.read(most)
+        except OSError:
+            return None
+
+    return words_of(read)
+
+
+def words_of(read: Callable[[str, int], bytes | None]) -> AdapterWords:
+    """`read(name, most)`: the first `most` bytes of a file, None where there is none."""
+    reader = _Reader(read)
+    generation, tokenizer = reader.json(GENERATION), reader.json(TOKENIZER)
+    template = reader.text(TEMPLATE, MAX_TEMPLATE_BYTES) or _default_template(tokenizer.get("chat_template"))
+    stops = _texts(generation.get("stop_strings"))
+    return AdapterWords(
+        template=template,
+        stop_ids=_ids(generation.get("eos_token_id")),
+        stop_tokens=_eos_token(tokenizer.get("eos_token")),
+        stop_strings=stops[:_MOST_STOPS],
+        defaults=reader.defaults(generation),
+        left_aside=tuple(reader.left_aside),
+    )
+
+
+class _Reader:
+    def __init__(self, read: Callable[[str, int], bytes | None]):
+        self._read = read
+        self.left_aside: list[str] = []
+
+    def text(self, name: str, most: int) -> str | None:
+        data = self._read(name, most + 1)
+        if data is None:
+            return None
+        try:
+            if len(data) <= most:
+                return data.decode() or None
+            self.left_aside.append(f"{name} is larger than {most} bytes")
+        except UnicodeDecodeError:
+            self.left_aside.append(f"{name} is no text in UTF-8")
+        return None
+
+    def json(self, name: str) -> Mapping[str, object]:
+        text = self.text(name, MAX_JSON_BYTES)
+        try:
+            value = json.loads(text) if text else {}
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            return value
+        self.left_aside.append(f"{name} is no JSON object")
+        return {}
+
+    def defaults(self, generation: Mapping[str, object]) -> GenerationDefaults:
+        """The numbers that can be used. `do_sample: false`, where it is said, is greedy."""
+        greedy = generation.get("do_sample") is False
+        top_k, most = (self._number(generation, name, low, 1 << 31, (int,)) for name, low in _WHOLE)
+        return GenerationDefaults(
+            temperature=0.0 if greedy else self._number(generation, "temperature", 0, 100),
+            top_p=self._number(generation, "top_p", 0, 1),
+            top_k=None if top_k is None else int(top_k),
+            min_p=self._number(generation, "min_p", 0, 1),
+            repetition_penalty=self._number(generation, "repetition_penalty", 0.01, 100),
+            max_new_tokens=None if most is None else int(most),
+        )
+
+    def _number(
+        self,
+        generation: Mapping[str, object],
+        name: str,
+        low: float,
+        high: float,
+        kinds: tuple[type[int] | type[float], ...] = (int, float),
+    ) -> float | None:
+        value = generation.get(name)
+        if value is None:
+            return None
+        if isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        self.left_aside.append(f"{GENERATION}: {name} is no number from {low:g} to {high:g}")
+        return None
+
+
+_WHOLE = (("top_k", 0), ("max_new_tokens", 1))
+
+
+def _ids(value: object) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(id for id in values if isinstance(id, int) and not isinstance(id, bool) and id >= 0)[:_MOST_STOPS]
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(text for text in values if isinstance(text, str) and text and _is_text(text))
+
+
+def _eos_token(value: object) -> tuple[str, ...]:
+    """tokenizer_config.json's: a text, or an object with one."""
+    return _texts(value.get("content") if isinstance(value, dict) else value)
+
+
+def _default_template(value: object) -> str | None:
+    """tokenizer_config.json's, as it was written before templates had a file: a text, or a list of named ones."""
+    if isinstance(value, list):
+        named = [one for one in value if isinstance(one, dict) and one.get("name") == "default"]
+        value = named[0].get("template") if named else None
+    fits = isinstance(value, str) and _is_text(value) and 0 < len(value.encode()) <= MAX_TEMPLATE_BYTES
+    return value if fits and isinstance(value, str) else None
+
+
+def _is_text(text: str) -> bool:
+    """Whether it holds no half of a surrogate pair."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)

@@ -1,0 +1,193 @@
+"""Tools over HTTP: a tiny base that has learned one conversation by heart calls a tool, and is answered."""
+
+import json
+
+import openai
+import pytest
+import torch
+
+from graft.hub.base.model import Base
+from graft.hub.chat.conversation import BaseTemplate, Conversation
+from tests.conftest import tiny_model, tiny_tokenizer
+from tests.server.live import serving
+
+BASE = "test/llama"
+TEMPLATE = (
+    "{% if tools %}T<tool_call>{% endif %}{% for m in messages %}[{{ m.role[0] }}]{% if m.reasoning_content %}"
+    "<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<{{ c.function.name }}{{ c.function.arguments | tojson }}>{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}[a]{% endif %}"
+)
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Adds.",
+            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+        },
+    }
+]
+ASK = [{"role": "user", "content": "sum"}]
+CALLS = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "é": [2]}}\n</tool_call>'
+TWO = CALLS + '\n<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
+PAST = [
+    {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}},
+]
+ANSWERED = [
+    *ASK,
+    {"role": "assistant", "content": None, "tool_calls": PAST},
+    {"role": "tool", "tool_call_id": "c1", "content": "3"},
+]
+# (tools, messages) -> what the base has learned to answer
+LEARNED = [
+    (True, ASK, CALLS),
+    (True, [{"role": "user", "content": "two"}], TWO),
+    (True, ANSWERED, "It is 3."),
+    (False, ASK, "<think>\nHm.\n</think>\n\nNo tool."),
+]
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    """Overfitted: each answer is what follows its prompt, to the letter."""
+    tokenizer, model = tiny_tokenizer(), tiny_model("llama")
+    tokenizer.chat_template = TEMPLATE
+    texts = []
+    for with_tools, turns, answer in LEARNED:
+        past = [{**turn, "content": turn["content"] or ""} for turn in turns]
+        for turn in past:
+            for call in turn.get("tool_calls", ()):
+                turn["tool_calls"] = [{"function": {"name": call["function"]["name"], "arguments": {"a": 1}}}]
+        prompt = BaseTemplate(tokenizer).render(Conversation(past, TOOLS if with_tools else ()))
+        texts.append((tokenizer.encode(prompt), [*tokenizer.encode(answer), tokenizer.eos_token_id]))
+    longest = max(len(prompt) + len(answer) for prompt, answer in texts)
+    ids = torch.full((len(texts), longest), 1)
+    labels = torch.full((len(texts), longest), -100)
+    for row, (prompt, answer) in enumerate(texts):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+    torch.manual_seed(0)
+    for _ in range(900):
+        loss = model(input_ids=ids, labels=labels).loss
+        if loss < 2e-3:
+            break
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 1e-2
+    return Base(model.eval(), tokenizer, id=BASE)
+
+
+@pytest.fixture(scope="module")
+def live(base):
+    with serving(base, {}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(live):
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as one:
+        yield one
+
+
+def ask(client, messages=ASK, **more):
+    return client.chat.completions.create(model=BASE, messages=messages, temperature=0, **more)
+
+
+def test_a_call_and_its_result(client) -> None:
+    first = ask(client, tools=TOOLS).choices[0]
+    assert first.finish_reason == "tool_calls" and first.message.content is None
+    [call] = first.message.tool_calls
+    assert call.type == "function" and call.function.name == "add" and call.id.startswith("call_")
+    assert json.loads(call.function.arguments) == {"a": 1, "é": [2]}
+    last = ask(client, ANSWERED, tools=TOOLS).choices[0]  # the history goes through the template
+    assert (last.finish_reason, last.message.content, last.message.tool_calls) == ("stop", "It is 3.", None)
+
+
+def test_the_same_streamed(client) -> None:
+    chunks = [chunk.choices[0] for chunk in ask(client, tools=TOOLS, stream=True)]
+    assert chunks[-1].finish_reason == "tool_calls" and chunks[0].delta.role == "assistant"
+    assert not any(chunk.delta.content for chunk in chunks)  # nothing of the markup
+    deltas = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
+    assert len(deltas) > 5 and {delta.index for delta in deltas} == {0}
+    assert deltas[0].id and deltas[0].function.name == "add" and deltas[0].type == "function"
+    assert not any(delta.id or delta.function.name for delta in deltas[1:])
+    assert json.loads("".join(delta.function.arguments for delta in deltas)) == {"a": 1, "é": [2]}
+
+
+def test_openais_own_helpers_put_it_together(client) -> None:
+    with client.chat.completions.stream(model=BASE, messages=ASK, temperature=0, tools=TOOLS) as stream:
+        seen = [event.type for event in stream]
+        message = stream.get_final_completion().choices[0].message
+    assert "tool_calls.function.arguments.delta" in seen and "tool_calls.function.arguments.done" in seen
+    assert json.loads(message.tool_calls[0].function.arguments) == {"a": 1, "é": [2]}
+
+
+def test_several_calls_and_no_more_than_one(client) -> None:
+    two = [{"role": "user", "content": "two"}]
+    calls = ask(client, two, tools=TOOLS).choices[0].message.tool_calls
+    assert [call.function.name for call in calls] == ["add", "add"] and calls[0].id != calls[1].id
+    answer = ask(client, two, tools=TOOLS, parallel_tool_calls=False)
+    assert len(answer.choices[0].message.tool_calls) == 1 and answer.choices[0].finish_reason == "tool_calls"
+    assert answer.usage.completion_tokens < len(TWO.encode())  # it ended there
+
+
+def test_a_call_that_is_cut_off_is_a_call_as_far_as_it_came(client) -> None:
+    cut = ask(client, tools=TOOLS, max_tokens=60).choices[0]
+    assert cut.finish_reason == "length"
+    assert '{"a": 1, "é": [2]}'.startswith(cut.message.tool_calls[0].function.arguments)
+
+
+def test_without_tools_there_is_reasoning_apart_from_the_answer(live, client) -> None:
+    for more in ({}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": [], "tool_choice": "auto"}):
+        message = ask(client, **more).choices[0].message
+        assert (message.content, message.reasoning_content, message.tool_calls) == ("No tool.", "Hm.", None)
+    body = {"model": BASE, "messages": ASK, "temperature": 0, "stream": True}
+    *chunks, done = live.post("/v1/chat/completions", body).events
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert done == "[DONE]" and "".join(delta.get("content", "") for delta in deltas) == "No tool."
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm."
+
+
+def test_log_probabilities_are_those_of_all_that_was_generated(client) -> None:
+    whole = ask(client, tools=TOOLS, logprobs=True)
+    report = whole.choices[0].logprobs.content
+    assert len(report) == whole.usage.completion_tokens
+    assert b"".join(bytes(entry.bytes) for entry in report[:-1]).decode() == CALLS
+    streamed = ask(client, tools=TOOLS, logprobs=True, stream=True)
+    entries = [entry for chunk in streamed if (got := chunk.choices[0].logprobs) for entry in got.content]
+    assert [entry.token for entry in entries] == [entry.token for entry in report]
+
+
+def test_an_answer_goes_on_where_the_last_message_ends(client) -> None:
+    begun = [*ANSWERED, {"role": "assistant", "content": "It i"}]
+    whole = ask(client, ANSWERED, tools=TOOLS).choices[0].message.content
+    on = ask(client, begun, tools=TOOLS, extra_body={"continue_final_message": True, "add_generation_prompt": False})
+    assert "It i" + on.choices[0].message.content == whole
+    with pytest.raises(openai.BadRequestError, match="add_generation_prompt"):
+        ask(client, begun, extra_body={"continue_final_message": True, "add_generation_prompt": True})
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "sub"}}, "tools": TOOLS}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}, "tools": TOOLS}, "tool_choice.type"),
+        ({"tool_choice": "any", "tools": TOOLS}, "tool_choice"),
+        ({"tools": TOOLS * 2}, "tools"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]},
+            "tools[0].function.parameters",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}]}]}, "messages[0].tool_calls[0].function"),
+    ],
+)
+def test_what_can_not_be_is_refused_by_name(live, change, param) -> None:
+    reply = live.post("/v1/chat/completions", {"model": BASE, "messages": ASK} | change)
+    assert reply.status == 400 and reply.error["param"] == param, reply.data

@@ -1,0 +1,17 @@
+"""An adapter's own words: how the texts that it was trained on were made tokens."""
+
+from collections.abc import Sequence
+
+from graft.hub.base.model import Base
+from graft.hub.chat.conversation import BaseTemplate
+from graft.hub.chat.words import AdapterWords
+from graft.hub.evaluation.task_data import Example
+from graft.hub.evaluation.tokenization import end_of
+
+
+def words_of_training(base: Base, examples: Sequence[Example]) -> AdapterWords:
+    """The chat template where there were messages, and the token that ended completions."""
+    assert base.tokenizer is not None  # it was trained on text
+    chats = any(not isinstance(example.prompt, str) for example in examples)
+    template = BaseTemplate(base.tokenizer).text(with_tools=False) if chats else None
+    return AdapterWords(template=template, stop_ids=(end_of(base.tokenizer),))
