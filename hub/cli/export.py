@@ -66,14 +66,17 @@ def export(
         for path in (folder, *(path for path, _ in others))
     )
     said: dict[str, object] = {"out": str(out), "digest": artifact.digest}
+    words = read_words(folder)
     if library is None:
+        if words.template and base.tokenizer is not None:
+            base.tokenizer.chat_template = words.template
         said["difference"] = _merge(artifact, base, base_folder, out)
     elif plus:
         parts = [(artifact, weight), *zip(added, (share for _, share in others), strict=True)]
         config, tensors = weighted_sum(parts, base)
         save_artifact(out, artifact.method, config, tensors, base.spec, provenance=lineage(parts, base.spec))
     else:
-        convert(artifact, base, library, out, read_words(folder))
+        convert(artifact, base, library, out, words)
     click.echo(json.dumps(said) if as_json else f"Wrote {out}.")
 
 

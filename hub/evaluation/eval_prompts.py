@@ -7,9 +7,10 @@ limited length after the prompt. Torch-free. Knows neither how the answers are c
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graft.hub.chat.conversation import ChatTemplate
 from graft.hub.errors import DataError
 from graft.hub.evaluation.task_data import Example
-from graft.hub.evaluation.tokenization import Tokenizer, cut_left, encode_completion, prompt_of
+from graft.hub.evaluation.tokenization import Tokenizer, cut_left, encode_answer, prompt_of
 
 _LONGER = 1.5  # a generation may be so much longer than the longest reference
 
@@ -27,33 +28,38 @@ class LabelGroup:
         return (*self.before, self.last[label])
 
 
-def label_groups(example: Example, tokenizer: Tokenizer, room: int, where: str) -> list[LabelGroup]:
+def label_groups(
+    example: Example, tokenizer: Tokenizer, room: int, where: str, template: ChatTemplate | None = None
+) -> list[LabelGroup]:
     """The labels of an example after its prompt, in at most `room` tokens with the EOS that training adds.
 
-    All of them follow the same prompt, cut for the longest. Raises DataError beginning with `where` for an example
+    All of them follow the same prompt, cut for the longest. `template`: of messages (None: the base's own). Raises DataError beginning with `where` for an example
     without labels, or whose labels leave no room for a prompt.
     """
     if not example.labels:
         raise DataError(f'{where} has no "labels", which the metric chooses from.')
-    encoded = {label: encode_completion(label, tokenizer) for label in example.labels}
+    encoded = {label: encode_answer(example, label, tokenizer) for label in example.labels}
     if empty := [label for label, ids in encoded.items() if not ids]:
         raise DataError(f"{where}: the label {empty[0]!r} is no token of this base.")
-    prompt = _prompt(example, tokenizer, room - 1 - max(map(len, encoded.values())), where)
+    prompt = _prompt(example, tokenizer, room - 1 - max(map(len, encoded.values())), where, template)
     groups: dict[tuple[int, ...], dict[str, int]] = {}
     for label, ids in encoded.items():
         groups.setdefault(tuple(ids[:-1]), {})[label] = ids[-1]
     return [LabelGroup(prompt, before, last) for before, last in groups.items()]
 
 
-def text_prompts(examples: Sequence[Example], tokenizer: Tokenizer, room: int) -> tuple[list[tuple[int, ...]], int]:
+def text_prompts(
+    examples: Sequence[Example], tokenizer: Tokenizer, room: int, template: ChatTemplate | None = None
+) -> tuple[list[tuple[int, ...]], int]:
     """The prompt of every example, and the new tokens each may take: half as many again as the longest reference.
 
     Raises DataError naming an example whose prompt is no token.
     """
-    longest = max(len(encode_completion(example.completion, tokenizer)) for example in examples)
+    longest = max(len(encode_answer(example, example.completion, tokenizer)) for example in examples)
     new_tokens = min(int(longest * _LONGER) + 1, room - 1)
     prompts = [
-        _prompt(one, tokenizer, room - new_tokens, one.where or example_name(i)) for i, one in enumerate(examples)
+        _prompt(one, tokenizer, room - new_tokens, one.where or example_name(i), template)
+        for i, one in enumerate(examples)
     ]
     return prompts, new_tokens
 
@@ -70,8 +76,10 @@ def example_name(number: int) -> str:
     return f"Evaluation example {number + 1}"
 
 
-def _prompt(example: Example, tokenizer: Tokenizer, room: int, where: str) -> tuple[int, ...]:
-    prompt = prompt_of(example, tokenizer, where)
+def _prompt(
+    example: Example, tokenizer: Tokenizer, room: int, where: str, template: ChatTemplate | None
+) -> tuple[int, ...]:
+    prompt = prompt_of(example, tokenizer, where, template)
     if not prompt:
         raise DataError(f"{where}: its prompt is no token of this base.")
     if room < 1:

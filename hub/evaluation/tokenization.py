@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from graft.hub.chat.conversation import BaseTemplate, ChatTokenizer, Conversation, TemplateRefusalError
+from graft.hub.chat.conversation import (
+    BaseTemplate,
+    ChatTemplate,
+    ChatTokenizer,
+    Conversation,
+    TemplateRefusalError,
+)
 from graft.hub.errors import DataError
 from graft.hub.evaluation.task_data import Example, Message
 
@@ -23,24 +29,31 @@ class Tokenizer(ChatTokenizer, Protocol):
 
 
 def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """(prompt ids, completion ids), tokenised apart, so that every label of a prompt follows the same ids.
+    """(prompt ids, completion ids), tokenised apart, so that every label of a prompt follows the same ids. Spaces at the
+    prompt's end belong to the completion.
 
     The completion has no end: training adds EOS (`end_of`), a label's score has none. Raises DataError naming the
     example's line.
     """
-    return prompt_of(example, tokenizer), encode_completion(example.completion, tokenizer)
+    return prompt_of(example, tokenizer), encode_answer(example, example.completion, tokenizer)
 
 
-def prompt_of(example: Example, tokenizer: Tokenizer, where: str = "") -> list[int]:
-    """An example's prompt. Raises DataError naming its line, or `where` it stands if the line isn't known."""
+def prompt_of(
+    example: Example, tokenizer: Tokenizer, where: str = "", template: ChatTemplate | None = None
+) -> list[int]:
+    """An example's prompt, without spaces at its end. Raises DataError naming its line, or `where` it stands if the line
+    isn't known."""
     try:
-        return encode_prompt(example.prompt, tokenizer)
+        return encode_prompt(_split_spaces(example)[0], tokenizer, template)
     except TemplateRefusalError as error:
         raise TemplateRefusalError(f"{example.where or where or 'An example'}: {error}") from None
 
 
-def encode_prompt(prompt: str | Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """A string as it stands, with what the tokenizer itself puts before a text (BOS); messages by the chat template.
+def encode_prompt(
+    prompt: str | Sequence[Message], tokenizer: Tokenizer, template: ChatTemplate | None = None
+) -> list[int]:
+    """A string as it stands, with what the tokenizer itself puts before a text (BOS); messages by the chat template (None: the
+    base's own).
 
     A text that begins with BOS already gets no second one. Raises DataError for a base without a chat template,
     TemplateRefusalError with the template's own words.
@@ -52,18 +65,39 @@ def encode_prompt(prompt: str | Sequence[Message], tokenizer: Tokenizer) -> list
             ids = ids[1:] if ids[1 : 1 + len(bare)] == bare else ids  # the text's own stay as they are
         # A few tokenizers also close a text with EOS; a prompt goes on.
         return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-    if not tokenizer.chat_template:
+    if template is None and not tokenizer.chat_template:
         raise DataError(
             "The data holds messages, but this base's tokenizer has no chat template. Use plain prompt and "
             "completion strings, or a base that was trained to chat."
         )
     turns = [{"role": message.role, "content": message.content} for message in prompt]
-    return encode_rendered(BaseTemplate(tokenizer).render(Conversation(turns)), tokenizer)
+    return encode_rendered((template or BaseTemplate(tokenizer)).render(Conversation(turns)), tokenizer)
 
 
 def encode_rendered(text: str, tokenizer: Tokenizer) -> list[int]:
     """The ids of a prompt that a chat template made: with the BOS that it wrote, and no other."""
     return tokenizer.encode(text, add_special_tokens=False)
+
+
+def encode_answer(example: Example, text: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of an answer (a completion, or a label) to an example's prompt, without BOS or EOS.
+
+    Spaces at the prompt's end are part of the answer's first word, as they are where prompt and answer are read as one text
+    (by lm-eval and TRL, and in what bases were trained on).
+    """
+    prompt, spaces = _split_spaces(example)
+    if not spaces:
+        return encode_completion(text, tokenizer)
+    before, whole = encode_prompt(prompt, tokenizer), encode_prompt(f"{prompt}{spaces}{text}", tokenizer)
+    joined = whole[: len(before)] == before
+    return whole[len(before) :] if joined else encode_completion(f"{spaces}{text}", tokenizer)
+
+
+def _split_spaces(example: Example) -> tuple[str | tuple[Message, ...], str]:
+    """The prompt, and the spaces at the end of one that is a text."""
+    if not isinstance(example.prompt, str) or not (prompt := example.prompt.rstrip(" ")):
+        return example.prompt, ""
+    return prompt, example.prompt[len(prompt) :]
 
 
 def encode_completion(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -84,22 +118,15 @@ def cut_left(prompt_ids: Sequence[int], room: int) -> list[int]:
 
 
 def spaces_at_the_join(examples: Sequence[Example]) -> str | None:
-    """A word about text prompts that end in a space where the answers begin with none; None where there is none.
+    """A word about text prompts that end in a space; None where there is none.
 
-    Tokenizers put a space into the word after it, so such an answer is judged as it is seldom written. It is not moved on
-    its own: a prompt is served as it is sent.
+    Tokenizers put a space into the word after it. It is moved there in training and scoring, and can't be in serving: a prompt
+    is served as it is sent.
     """
-    spaced_examples = [
-        example
-        for example in examples
-        if isinstance(example.prompt, str)
-        and example.prompt.endswith(" ")
-        and not any(text[:1].isspace() for text in (example.completion, *example.labels))
-    ]
-    if not spaced_examples:
+    spaced = sum(bool(_split_spaces(example)[1]) for example in examples)
+    if not spaced:
         return None
     return (
-        f"{len(spaced_examples)} of {len(examples)} prompts end in a space, which stays a token of its own; read as "
-        f"one text (as lm-eval scores it), it would be part of the answer's first word. Take it off the prompts, and "
-        f"put it before completions and labels, in training and in use alike."
+        f"{spaced} of {len(examples)} prompts end in a space. It is read as part of the answer's first word, as lm-eval "
+        f"and TRL do, in training and in scoring; a server reads prompts as they are sent, so leave it out there."
     )

@@ -4,16 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from graft.hub.chat.conversation import BaseTemplate, ChatTemplate
+from graft.hub.chat.conversation import ChatTemplate
 from graft.hub.chat.words import NO_WORDS, AdapterWords
 from graft.hub.errors import GraftError
+from graft.server.chat.chat_templates import ChatTemplates
 from graft.server.chat.detokenizer import SpecialTokens
 from graft.server.chat.prompts import ChatPrompts
-from graft.server.chat.template_workers import ForeignTemplate, TemplateWorkers
 from graft.server.engine.client import EngineClient
 
 LOOK_S = 0.5  # how often a silent client is looked after while nothing comes
-_ADAPTERS_TEMPLATES, _REQUESTS_TEMPLATES = 8, 2  # processes that render strangers' chat templates
 
 
 class Disconnected(Exception):
@@ -33,9 +32,8 @@ class Speech:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The adapter's own ends, as far as the base has such tokens."""
-        ids = (*self.words.stop_ids, *map(self.special.token, self.words.stop_tokens))
-        return tuple(id for id in ids if id is not None and id < self.engine.base.spec.vocab_size)
+        """The adapter's own ends."""
+        return own_ends(self.words, self.special, self.engine.base.spec.vocab_size)
 
 
 class Speeches:
@@ -46,12 +44,9 @@ class Speeches:
         assert tokenizer is not None  # text comes in and goes out
         self._engine = engine
         self._base_name = base_name
-        self._tokenizer = tokenizer
-        self._base_template = BaseTemplate(tokenizer)
         self.special = SpecialTokens(tokenizer)
         self._prompts = ChatPrompts(tool_format, self.special.holds)
-        self._adapters_workers = TemplateWorkers(_ADAPTERS_TEMPLATES)
-        self._requests_workers = TemplateWorkers(_REQUESTS_TEMPLATES)
+        self._templates = ChatTemplates(tokenizer)
 
     def speech(self, model: str, chat_template: str, client: str, gone: Callable[[], bool]) -> Speech:
         """For a request; waits until its adapter is in host memory. `chat_template`: the request's own, "" for none.
@@ -59,20 +54,8 @@ class Speeches:
         Raises the GraftError that a request for the adapter would get, or Disconnected.
         """
         words = NO_WORDS if model == self._base_name else _await_words(self._engine, model, client, gone)
-        template = self._template(words, chat_template)
+        template = self._templates.choose(words, chat_template)
         return Speech(self._engine, self._base_name, self.special, self._prompts, words, template)
-
-    def _template(self, words: AdapterWords, asked: str) -> ChatTemplate | None:
-        """The request's, else the adapter's, else the base's."""
-        own = self._base_template.text(with_tools=False)
-        if asked:
-            return self._foreign(asked, "The request's chat template", self._requests_workers)
-        if words.template and words.template != own:
-            return self._foreign(words.template, "The adapter's chat template", self._adapters_workers)
-        return self._base_template if own else None
-
-    def _foreign(self, text: str, whose: str, workers: TemplateWorkers) -> ForeignTemplate:
-        return ForeignTemplate(text, whose, self._tokenizer.special_tokens_map, workers)
 
 
 def _await_words(engine: EngineClient, model: str, client: str, gone: Callable[[], bool]) -> AdapterWords:
@@ -84,8 +67,16 @@ def _await_words(engine: EngineClient, model: str, client: str, gone: Callable[[
         try:
             answer = answers.get(timeout=LOOK_S)
         except Empty:
+            if (reason := engine.health()) is not None:  # a load that waits for a network is left to itself then
+                raise reason from None
             continue
         if isinstance(answer, GraftError):
             raise answer
         return answer
     raise Disconnected
+
+
+def own_ends(words: AdapterWords, tokens: SpecialTokens, vocabulary: int) -> tuple[int, ...]:
+    """Ids that end an adapter's answers by its own words, as far as the base has such tokens."""
+    ids = (*words.stop_ids, *map(tokens.token, words.stop_tokens))
+    return tuple(id for id in ids if id is not None and id < vocabulary)

@@ -1,8 +1,8 @@
 """Chat templates of strangers (an adapter's, or a request's own), each rendered in a process of its own.
 
 A template is a program. In a sandbox it can still loop and grow without end, so it runs where that costs nobody else
-anything: a process with bounded memory and time, which is killed when it takes too long. One process serves one template, for
-as long as it is among the last that were asked for.
+anything: a process with bounded memory and time, which is killed when it takes too long. A template has a process for as long as
+it is among the last that were asked for, and shares it with nobody meanwhile.
 """
 
 import json
@@ -20,10 +20,11 @@ from threading import Condition, Lock
 from typing import IO
 
 from graft.hub.chat.conversation import Conversation, TemplateRefusalError
-from graft.server.errors import BusyError
+from graft.server.errors import BrokenError, BusyError
 
 START_S = 30.0  # for a process to come up on a busy machine
 RENDER_S = 10.0  # for one rendering, at a clock; its share of a core's time is bounded in the process itself
+_MOST_TEMPLATES = 200  # that one process serves, one after another: what it keeps of each takes memory
 _MAX_FRAME = 64 << 20
 _WORKER = Path(__file__).with_name("template_worker.py")
 _PASSED_ON = (
@@ -55,7 +56,6 @@ class _Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            cwd="/",
             start_new_session=True,  # a Ctrl-C is the server's
         )
         assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
@@ -63,18 +63,34 @@ class _Process:
         self._out: IO[bytes] = self._process.stdout
         os.set_blocking(self._in.fileno(), False)
         self._ready = False
+        self._templates = 1
 
     def render(self, request: Mapping[str, object]) -> str:
-        """Raises _Broken where the process is of no more use, TemplateRefusalError with the template's own words."""
+        """Raises _Broken where the process is of no more use, TemplateRefusalError with the template's own words, BrokenError
+        where it doesn't come up."""
         if not self._ready:
-            self._read(time.monotonic() + START_S)
-            self._ready = True
+            self._start()
         until = time.monotonic() + RENDER_S
         self._write(json.dumps(request).encode(), until)
-        answer = json.loads(self._read(until))
+        try:
+            answer = json.loads(self._read(until))
+        except ValueError:
+            raise _Broken("its process answers nonsense") from None
         if not isinstance(answer, dict) or not isinstance(text := answer.get("text"), str):
             raise TemplateRefusalError(str(answer.get("refused") if isinstance(answer, dict) else answer))
         return text
+
+    def take_over(self) -> bool:
+        """For another template; False where it has served so many that a new process is better."""
+        self._templates += 1
+        return self._templates < _MOST_TEMPLATES
+
+    def _start(self) -> None:
+        try:
+            self._read(time.monotonic() + START_S)
+        except _Broken:
+            raise BrokenError(f"A process for chat templates does not come up: run {_WORKER} to see why.") from None
+        self._ready = True
 
     def end(self) -> None:
         self._process.kill()
@@ -110,8 +126,9 @@ class _Process:
         return bytes(data)
 
     def _await(self, pipe: IO[bytes], until: float, *, writing: bool = False) -> None:
-        reads, writes = ([], [pipe]) if writing else ([pipe], [])
-        if not any(select.select(reads, writes, [], max(0.0, until - time.monotonic()))):
+        poll = select.poll()  # select() ends at 1024 files
+        poll.register(pipe.fileno(), select.POLLOUT if writing else select.POLLIN)
+        if not poll.poll(1000 * max(0.0, until - time.monotonic())):
             raise _Broken("it takes too long")
 
 
@@ -149,35 +166,52 @@ class TemplateWorkers:
         }
         place = self._enter(template)
         try:
-            with place.lock:
-                place.process = place.process or _Process()
-                try:
-                    return place.process.render(request)
-                except _Broken as error:
-                    place.process.end()
-                    place.process = None
-                    raise TemplateRefusalError(f"{whose} can't be used for these messages: {error}.") from None
-                except TemplateRefusalError as error:
-                    raise TemplateRefusalError(f"{whose} refuses these messages: {error}.") from None
+            if not place.lock.acquire(timeout=RENDER_S):
+                raise BusyError(f"{whose} takes too long for all who ask: try again in a moment.")
+            try:
+                return self._render(place, whose, request)
+            finally:
+                place.lock.release()
         finally:
             self._leave(place)
 
+    def _render(self, place: _Place, whose: str, request: Mapping[str, object]) -> str:
+        """With the place's lock."""
+        place.process = place.process or _Process()
+        try:
+            return place.process.render(request)
+        except _Broken as error:
+            self._end(place)
+            raise TemplateRefusalError(f"{whose} can't be used for these messages: {error}.") from None
+        except BrokenError:
+            self._end(place)
+            raise
+        except TemplateRefusalError as error:
+            raise TemplateRefusalError(f"{whose} refuses these messages: {error}.") from None
+
+    @staticmethod
+    def _end(place: _Place) -> None:
+        if place.process is not None:
+            place.process.end()
+        place.process = None
+
     def _enter(self, template: str) -> _Place:
-        """The template's place; for a new one the least recently used idle one goes."""
-        ended: _Place | None = None
+        """The template's place; to a new one the least recently used idle one's process goes over."""
+        left: _Process | None = None
         with self._changed:
             until = time.monotonic() + RENDER_S
             while template not in self._places and len(self._places) >= self._most:
                 idle = next((text for text, place in self._places.items() if not place.users), None)
                 if idle is not None:
-                    ended = self._places.pop(idle)
+                    left = self._places.pop(idle).process
                 elif not self._changed.wait(max(0.0, until - time.monotonic())) and time.monotonic() >= until:
                     raise BusyError("Too many chat templates are being rendered: try again in a moment.")
-            place = self._places.setdefault(template, _Place())
+            if left is not None and not left.take_over():
+                left.end()
+                left = None
+            place = self._places.setdefault(template, _Place(process=left))
             self._places.move_to_end(template)
             place.users += 1
-        if ended is not None and ended.process is not None:
-            ended.process.end()
         return place
 
     def _leave(self, place: _Place) -> None:
@@ -190,19 +224,3 @@ def _end_all(places: OrderedDict[str, _Place]) -> None:
     for place in places.values():
         if place.process is not None:
             place.process.end()
-
-
-class ForeignTemplate:
-    """A stranger's template on a base's tokens (hub/chat/conversation.py: ChatTemplate)."""
-
-    def __init__(self, text: str, whose: str, special_tokens: Mapping[str, object], workers: TemplateWorkers):
-        self.whose = whose
-        self._text = text
-        self._special_tokens = special_tokens
-        self._workers = workers
-
-    def text(self, *, with_tools: bool) -> str:
-        return self._text
-
-    def render(self, conversation: Conversation) -> str:
-        return self._workers.render(self._text, self.whose, self._special_tokens, conversation)

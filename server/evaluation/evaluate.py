@@ -11,10 +11,15 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Protocol
 
+from graft.hub.chat.conversation import ChatTemplate
+from graft.hub.chat.words import NO_WORDS, AdapterWords
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.eval_prompts import example_name, label_groups, text_of, text_prompts
 from graft.hub.evaluation.metrics import Metric, Score, paired_p, score
 from graft.hub.evaluation.task_data import Example
+from graft.server.chat.chat_templates import ChatTemplates
+from graft.server.chat.detokenizer import SpecialTokens
+from graft.server.chat.speech import own_ends
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Finished, PromptScored, Request, Sink, Started, Stream
 from graft.server.sampling.params import Sampling, Token
@@ -93,7 +98,7 @@ def evaluate(
     served, failed = _load_all(engine, models, listener)
     systems: list[str | None] = [None, *served]
     listener.loaded(len(systems))
-    asks = {"labels": _label_asks, "text": _text_asks}[metric.answers](engine, examples)
+    asks = _asks_of_all(engine, [NO_WORDS, *(one.words for one in served.values())], examples, metric)
     answer = {"labels": _best_label, "text": lambda answers: _text(engine, answers)}[metric.answers]
     references = [example.completion for example in examples]
     done: list[Evaluated] = []
@@ -132,13 +137,36 @@ def _room(engine: EngineClient) -> int:
     return engine.base.max_model_len - max((one.virtual_tokens for one in engine.adapters().values()), default=0)
 
 
-def _label_asks(engine: EngineClient, examples: Sequence[Example]) -> list[_Ask]:
+def _asks_of_all(
+    engine: EngineClient, words: Sequence[AdapterWords], examples: Sequence[Example], metric: Metric
+) -> list[list[_Ask]]:
+    """What each system is asked. Those whose words make the same of the examples share it."""
+    tokenizer, vocabulary = engine.base.tokenizer, engine.base.spec.vocab_size
+    assert tokenizer is not None  # examples are text
+    templates, tokens = ChatTemplates(tokenizer), SpecialTokens(tokenizer)
+    chats = any(not isinstance(example.prompt, str) for example in examples)
+    make = {"labels": _label_asks, "text": _text_asks}[metric.answers]
+    made: dict[tuple[str, tuple[int, ...]], list[_Ask]] = {}
+    asks = []
+    for own in words:
+        template = templates.choose(own) if chats else None
+        ends = tuple(id for id in own_ends(own, tokens, vocabulary) if id not in engine.base.ends)
+        key = (template.text(with_tools=False) if template else "", ends)
+        if key not in made:
+            made[key] = make(engine, examples, template, ends)
+        asks.append(made[key])
+    return asks
+
+
+def _label_asks(
+    engine: EngineClient, examples: Sequence[Example], template: ChatTemplate | None, ends: tuple[int, ...]
+) -> list[_Ask]:
     """Labels that differ in their last id only are one request: the ids before it, then all the last ones."""
     room, tokenizer = _room(engine), engine.base.tokenizer
     assert tokenizer is not None  # examples are text
     asks = []
     for index, example in enumerate(examples):
-        for group in label_groups(example, tokenizer, room, example_name(index)):
+        for group in label_groups(example, tokenizer, room, example_name(index), template):
             request = Request(
                 prompt=(*group.prompt, *group.before),
                 max_tokens=0,
@@ -149,28 +177,33 @@ def _label_asks(engine: EngineClient, examples: Sequence[Example]) -> list[_Ask]
     return asks
 
 
-def _text_asks(engine: EngineClient, examples: Sequence[Example]) -> list[_Ask]:
+def _text_asks(
+    engine: EngineClient, examples: Sequence[Example], template: ChatTemplate | None, ends: tuple[int, ...]
+) -> list[_Ask]:
     tokenizer = engine.base.tokenizer
     assert tokenizer is not None
-    prompts, new_tokens = text_prompts(examples, tokenizer, _room(engine))
+    prompts, new_tokens = text_prompts(examples, tokenizer, _room(engine), template)
     return [
-        _Ask(index, Request(prompt=prompt, max_tokens=new_tokens, sampling=Sampling(temperature=0)))
+        _Ask(index, Request(prompt=prompt, max_tokens=new_tokens, stop_ids=ends, sampling=Sampling(temperature=0)))
         for index, prompt in enumerate(prompts)
     ]
 
 
 def _collect_answers(
-    engine: EngineClient, systems: Sequence[str | None], asks: Sequence[_Ask], progress: Callable[[int, int], None]
+    engine: EngineClient,
+    systems: Sequence[str | None],
+    asks: Sequence[Sequence[_Ask]],
+    progress: Callable[[int, int], None],
 ) -> Iterator[list[_Answer]]:
-    """Each system's answers, one system after the other, so that an end in the middle leaves whole ones.
+    """Each system's answers to its own `asks`, one system after the other, so that an end in the middle leaves whole ones.
 
     The engine is kept supplied across their boundaries. Raises the first error, the rest cancelled.
     """
     sink: Sink = SimpleQueue()
     waiting: dict[Stream, tuple[int, _Answer]] = {}
     given: list[list[_Answer]] = [[] for _ in systems]
-    left = ((place, _Answer(ask)) for place in range(len(systems)) for ask in asks)
-    done, total = 0, len(systems) * len(asks)
+    left = ((place, _Answer(ask)) for place, own in enumerate(asks) for ask in own)
+    done, total = 0, sum(map(len, asks))
 
     def submit(place: int, answer: _Answer) -> None:
         waiting[engine.submit(replace(answer.ask.request, model=systems[place]), sink)] = (place, answer)
@@ -179,7 +212,7 @@ def _collect_answers(
         for place, answer in islice(left, _AHEAD):
             submit(place, answer)
         for place in range(len(systems)):
-            while len(given[place]) < len(asks):
+            while len(given[place]) < len(asks[place]):
                 stream, event = sink.get()
                 match event:
                     case Started():
@@ -229,5 +262,6 @@ def _logprob(token: Token) -> float:
 def _text(engine: EngineClient, answers: Sequence[_Answer]) -> str:
     (answer,) = answers
     assert engine.base.tokenizer is not None
-    ids = [token.id for token in answer.drawn if token.id not in engine.base.ends]
+    ends = engine.base.ends | set(answer.ask.request.stop_ids)
+    ids = [token.id for token in answer.drawn if token.id not in ends]
     return text_of(ids, engine.base.tokenizer)

@@ -251,6 +251,15 @@ def test_a_space_at_the_join_is_told(tmp_path: Path) -> None:
         name: parse_examples(json.dumps(row).encode(), "x") for name, row in (("s", spaced), ("m", moved), ("l", line))
     }
     assert spaces_at_the_join(read["m"]) is None and spaces_at_the_join(read["l"]) is None
+    tokenizer = tiny_tokenizer()
+    assert encode(read["s"][0], tokenizer) == encode(read["m"][0], tokenizer)  # case 83: as lm-eval reads it
+    spaced_groups, moved_groups = (label_groups(read[name][0], tokenizer, 64, "here") for name in ("s", "m"))
+    assert [(group.prompt, group.before, [*group.last.values()]) for group in spaced_groups] == [
+        (group.prompt, group.before, [*group.last.values()]) for group in moved_groups
+    ]
+    assert text_prompts(read["s"], tokenizer, 64) == text_prompts(read["m"], tokenizer, 64)
+    alone = parse_examples(json.dumps({"prompt": "  ", "completion": "x"}).encode(), "x")[0]
+    assert encode(alone, tokenizer) == (tokenizer.encode("  "), tokenizer.encode("x"))  # nothing before the spaces
     assert spaces_at_the_join([*read["s"], *read["m"]]).startswith("1 of 2 prompts end in a space")
     words = ["task", "add", "t", "--metric", "accuracy", "--data", lines(tmp_path / "d.jsonl", spaced), "--registry"]
     done = CliRunner().invoke(main, [*map(str, words), str(tmp_path / "r.db")])

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft.server.chat.detokenizer import Detokenizer, Names, StopStrings, decode
+from graft.server.chat.detokenizer import Detokenizer, Names, SpecialTokens, StopStrings, decode
 from tests.conftest import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -61,3 +61,21 @@ def test_names_of_tokens():
     e, acute = TOKENIZER.encode("é")
     assert names.name(e)[1] + names.name(acute)[1] == "é".encode()
     assert [names.name(id)[0] for id in TOKENIZER.encode(" a")] == [" ", "a"]
+
+
+def test_marks_that_are_special_tokens_are_shown_where_they_are_asked_for():
+    """Calls of tools begin with special tokens in some families; all other special tokens stay out of the text."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "<|other|>"]})
+    special = SpecialTokens(tokenizer)
+    assert special.holds("[TOOL_CALLS]") and not special.holds("[ARGS]") and not special.holds("a")
+    assert special.token("a") is not None and special.token("ab") is None
+    shown = special.among(("[TOOL_CALLS]", "[ARGS]"))
+    assert list(shown.values()) == ["[TOOL_CALLS]"]
+    text = "hé[TOOL_CALLS][{é}]<|other|>" + "x" * 40 + "[TOOL_CALLS]ü"
+    ids = tokenizer.encode(text)
+    for seen in (shown, {}):
+        expected = text.replace("<|other|>", "")
+        expected = expected if seen else expected.replace("[TOOL_CALLS]", "")
+        detokenizer = Detokenizer(tokenizer, ids[:1], seen)
+        assert "h" + "".join(map(detokenizer.push, ids[1:])) + detokenizer.flush() == expected

@@ -8,7 +8,8 @@ import pytest
 
 from graft.hub.chat.conversation import BaseTemplate, Conversation, TemplateRefusalError
 from graft.server.chat import template_workers
-from graft.server.chat.template_workers import ForeignTemplate, TemplateWorkers
+from graft.server.chat.chat_templates import ForeignTemplate
+from graft.server.chat.template_workers import TemplateWorkers
 from tests.conftest import tiny_tokenizer
 
 HI = Conversation([{"role": "user", "content": "Hi é"}])
@@ -105,6 +106,13 @@ def test_processes_are_bounded_and_get_no_secrets(monkeypatch) -> None:
         assert foreign(text, own).render(HI) == text
     processes = [place.process._process for place in own._places.values()]
     assert len(processes) == 2 and list(own._places) == ["a", "c"]
+    pids = {process.pid for process in processes}
+    began = time.monotonic()
+    for i in range(20):  # a process goes over to the next template
+        assert foreign(f"{{{{ {i} }}}}", own).render(HI) == str(i)
+    assert time.monotonic() - began < 5
+    processes = [place.process._process for place in own._places.values()]
+    assert {process.pid for process in processes} == pids
     if Path("/proc").is_dir():
         environment = Path(f"/proc/{processes[0].pid}/environ").read_text()
         assert "hf_secret" not in environment and "HF_HUB_OFFLINE" in environment

@@ -4,14 +4,18 @@ Report: https://github.com/kubeai-project/kubeai/issues/347 (a base without a ch
 """
 
 import json
+import threading
+import time
+from contextlib import contextmanager
 
 import pytest
 
+from graft.server.adapters.names import AdapterNames
 from graft.server.engine.request import Request
 from graft.server.sampling.params import GREEDY
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
-from tests.server.live import serving
+from tests.server.live import Reply, serving
 
 OWN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
 HI = [{"role": "user", "content": "Hi"}]
@@ -103,3 +107,28 @@ def test_models_tell_what_an_adapter_brings(live) -> None:
 def test_an_unknown_model_and_a_broken_one_are_told_as_ever(live) -> None:
     reply = chat(live, "nobody/nothing")
     assert reply.status == 404 and reply.error["code"] == "model_not_found" and reply.error["param"] == "model"
+
+
+def test_who_waits_for_an_adapters_words_is_told_when_the_server_ends(tmp_path, monkeypatch) -> None:
+    """The files come from elsewhere, which hangs: nothing else would ever answer."""
+    base, release = tiny_base("llama"), threading.Event()
+    folder = write_folder(tmp_path / "slow", "lora", base)
+
+    @contextmanager
+    def hanging(self, location):
+        release.wait(30)
+        yield location.folder
+
+    monkeypatch.setattr(AdapterNames, "fetch", hanging)
+    with serving(base, {"slow": folder}) as live:
+        replies: list[Reply] = []
+        thread = threading.Thread(
+            target=lambda: replies.append(live.post("/v1/completions", {"model": "slow", "prompt": "a"}))
+        )
+        thread.start()
+        time.sleep(0.3)
+        assert not replies
+        live.engine.close()
+        thread.join(10)
+        release.set()
+    assert [(reply.status, reply.error["code"]) for reply in replies] == [(503, "closed")]
