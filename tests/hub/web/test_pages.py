@@ -429,3 +429,19 @@ def test_a_browser_shows_every_page_without_complaint(filled: Registry, hub: str
         done = subprocess.run([*words, hub + path], capture_output=True, text=True, timeout=60)
         assert picture.stat().st_size > 5000, path
         assert "CONSOLE" not in done.stderr, done.stderr  # neither a script's error nor a refusal by the policy
+
+
+def test_the_page_shows_an_adapters_own_words(registry: Registry, tmp_path: Path, lora_folder) -> None:
+    folder = lora_folder(tmp_path / "w")
+    (folder / "chat_template.jinja").write_text("{{ messages }}<script>alert(1)</script>")
+    words = {"eos_token_id": [2, 7], "temperature": 0.5, "top_k": -3, "stop_strings": ["<b>END"]}
+    (folder / "generation_config.json").write_text(json.dumps(words))
+    (folder / "tokenizer_config.json").write_text("[" * 100_000)
+    registry.publish(folder, "ann/words")
+    registry.publish(lora_folder(tmp_path / "p", seed=1), "ann/plain")
+    client = create_app(registry).test_client()
+    page = client.get("/ann/words?tab=use").text
+    assert "{{ messages }}&lt;script&gt;" in page and "<script>alert" not in page and "<b>END" not in page
+    assert "<code>7</code>" in page and '<th scope="row">temperature</th><td><code>0.5</code>' in page
+    assert "top_k is no number" in page and "tokenizer_config.json is no JSON object" in page
+    assert "Its own words" not in client.get("/ann/plain?tab=use").text

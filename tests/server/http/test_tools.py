@@ -191,3 +191,81 @@ def test_an_answer_goes_on_where_the_last_message_ends(client) -> None:
 def test_what_can_not_be_is_refused_by_name(live, change, param) -> None:
     reply = live.post("/v1/chat/completions", {"model": BASE, "messages": ASK} | change)
     assert reply.status == 400 and reply.error["param"] == param, reply.data
+
+
+# Calls that must be
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Oslo"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def is_weather(arguments: str) -> bool:
+    found = json.loads(arguments)
+    return found.keys() == {"city", "days"} and found["city"] in ("Rome", "Oslo") and 1 <= found["days"] <= 9
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_a_call_that_has_to_be_is_made_and_fits_its_schema(client, choice, temperature) -> None:
+    asked = {"model": BASE, "messages": ASK, "tools": [WEATHER], "tool_choice": choice, "temperature": temperature}
+    answer = client.chat.completions.create(**asked, n=4, parallel_tool_calls=False, max_tokens=200)
+    for one in answer.choices:
+        assert one.finish_reason == "tool_calls" and one.message.content is None
+        [call] = one.message.tool_calls
+        assert call.function.name == "get_weather" and is_weather(call.function.arguments)
+    chunks = [
+        chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True, parallel_tool_calls=False)
+    ]
+    pieces = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
+    assert chunks[-1].finish_reason == "tool_calls" and not any(chunk.delta.content for chunk in chunks)
+    assert is_weather("".join(piece.function.arguments for piece in pieces))
+
+
+def test_one_of_several_has_to_be(client) -> None:
+    answer = ask(
+        client, tools=[*TOOLS, WEATHER], tool_choice="required", parallel_tool_calls=False, n=4, seed=1, top_p=0.9
+    )
+    assert {one.message.tool_calls[0].function.name for one in answer.choices} <= {"add", "get_weather"}
+
+
+def test_strict_arguments_fit_and_the_text_stays_free(client) -> None:
+    strict = [{**TOOLS[0], "function": {**TOOLS[0]["function"], "strict": True}}]
+    learned = ask(client, tools=strict).choices[0].message  # the call as it was learned fits
+    assert json.loads(learned.tool_calls[0].function.arguments) == {"a": 1, "é": [2]}
+    other = {**WEATHER, "function": {**WEATHER["function"], "name": "add", "strict": True}}
+    held = ask(client, tools=[other]).choices[0].message  # what was learned doesn't fit
+    assert is_weather(held.tool_calls[0].function.arguments)
+    assert ask(client, ANSWERED, tools=strict).choices[0].message.content == "It is 3."
+
+
+def test_an_answer_that_is_no_call_fits_its_format(client) -> None:
+    format = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "yes"}}}
+    for _ in range(3):
+        one = client.chat.completions.create(
+            model=BASE, messages=ASK, tools=[WEATHER], response_format=format, temperature=2, max_tokens=200,
+            parallel_tool_calls=False,
+        ).choices[0]  # fmt: skip
+        calls = one.message.tool_calls
+        assert is_weather(calls[0].function.arguments) if calls else one.message.content == '"yes"'
+    only = ask(client, tools=[WEATHER], tool_choice="none", response_format=format).choices[0].message
+    assert only.content == '"yes"' and only.tool_calls is None
+
+
+def test_a_schema_that_can_not_be_held_is_told(live) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "no"}}}},
+    }
+    body = {"model": BASE, "messages": ASK, "tools": [tool], "tool_choice": "required"}
+    reply = live.post("/v1/chat/completions", body)
+    assert reply.status == 400 and reply.error["param"] == "tools", reply.data
