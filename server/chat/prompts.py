@@ -59,7 +59,7 @@ class ChatPrompts:
             raise ChatError(f"{reserved[0]} is no variable of a chat template's: leave it out.", "chat_template_kwargs")
         prompt = self._render(request, template, ways)
         format = ways.format if with_tools else None
-        constraint, format = self._constrain(request, format)
+        constraint, format = self._constrain(request, format, thinks=ways.reasoning is not None)
         begun = ways.reasoning is not None and ends_within(prompt, ways.reasoning)
         if begun and ways.reasoning and constraint is not None and not isinstance(constraint, Tagged):
             prompt, begun = (
@@ -76,14 +76,14 @@ class ChatPrompts:
         return ChatPrompt(prompt, rules, constraint)
 
     def _constrain(
-        self, request: ChatRequest, format: ToolFormat | None
+        self, request: ChatRequest, format: ToolFormat | None, *, thinks: bool
     ) -> tuple[Constraint | None, ToolFormat | None]:
-        """What the answer must be, and how its calls are written then."""
+        """What the answer must be, and how its calls are written then. What a model thinks is not held to anything."""
         if format is None:
             return request.answer, None
         special = {mark for mark in format.marks if self._is_special(mark)}
         if not request.use.required and request.answer is None:
-            return strict_calls(format, request.use, special), format
+            return None if thinks else strict_calls(format, request.use, special), format
         calls = forced_calls(format, request.use, special)
         either = calls if request.use.required or request.answer is None else OneOf((calls, request.answer))
         return either, forced_format(format)

@@ -1,6 +1,7 @@
 """A constraint written down as the grammar library reads it: Lark rules, with schemas and clients' grammars beside them."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import singledispatchmethod
@@ -72,7 +73,7 @@ class _Writer:
 
     @expression.register
     def _(self, constraint: Literal) -> str:
-        return _quoted(constraint.text)
+        return self._text(constraint.text)
 
     @expression.register
     def _(self, constraint: SpecialToken) -> str:
@@ -100,7 +101,7 @@ class _Writer:
         names = []
         for tag in constraint.tags:
             name = self._name("tag")
-            rest = f"{_quoted(tag.begin[len(tag.trigger) :])} {self.expression(tag.body)} {_quoted(tag.end)}"
+            rest = f"{self._text(tag.begin[len(tag.trigger) :])} {self.expression(tag.body)} {self._text(tag.end)}"
             if tag.trigger in self.special:
                 self.rules.append(f"{name}: {_FREE} {self._token(tag.trigger)} {rest}")
             else:
@@ -110,6 +111,14 @@ class _Writer:
         if f"{_FREE}: /(.|\\n)*/" not in self.rules:
             self.rules += [f"{_FREE}: /(.|\\n)*/", f"free_end: {_FREE}"]
         return f"(({' | '.join(names)}){_times(constraint.least, constraint.most)} free_end)"
+
+    def _text(self, text: str) -> str:
+        """This text, whose special tokens (as the library takes them: all that were added to the vocabulary) are tokens."""
+        marks = sorted((mark for mark in self.special if mark in text), key=len, reverse=True)
+        if not marks:
+            return _quoted(text)
+        parts = re.split(f"({'|'.join(map(re.escape, marks))})", text)
+        return " ".join(self._token(part) if part in self.special else _quoted(part) for part in parts if part)
 
     def _token(self, text: str) -> str:
         if text not in self.special:

@@ -231,6 +231,36 @@ def test_a_call_that_has_to_be_is_made_and_fits_its_schema(client, choice, tempe
     assert is_weather("".join(piece.function.arguments for piece in pieces))
 
 
+def test_marks_that_are_tokens_of_their_own_are_those_tokens() -> None:
+    """As in Qwen's vocabulary: the grammar library knows <tool_call> as a token, not as the letters of its name."""
+    tokenizer, model = tiny_tokenizer(), tiny_model("llama", seed=1)
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    tokenizer.chat_template = TEMPLATE.replace("<think>", "(").replace("</think>", ")")
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    with serving(Base(model, tokenizer, id=BASE), {}) as live:
+        body = {
+            "model": BASE,
+            "messages": ASK,
+            "tools": [strict],
+            "parallel_tool_calls": False,
+            "logprobs": True,
+            "seed": 3,
+        }
+        for choice in ("required", "auto"):
+            reply = live.post("/v1/chat/completions", body | {"tool_choice": choice, "max_tokens": 180})
+            assert reply.status == 200, reply.data
+            [answer] = reply.json["choices"]
+            calls = answer["message"].get("tool_calls", [])
+            assert (
+                all(is_weather(call["function"]["arguments"]) for call in calls) or answer["finish_reason"] == "length"
+            )
+            if choice == "required":
+                assert (
+                    answer["finish_reason"] == "tool_calls"
+                    and answer["logprobs"]["content"][0]["token"] == "<tool_call>"
+                )
+
+
 def test_one_of_several_has_to_be(client) -> None:
     answer = ask(
         client, tools=[*TOOLS, WEATHER], tool_choice="required", parallel_tool_calls=False, n=4, seed=1, top_p=0.9
@@ -240,6 +270,15 @@ def test_one_of_several_has_to_be(client) -> None:
 
 def test_strict_arguments_fit_and_the_text_stays_free(client) -> None:
     strict = [{**TOOLS[0], "function": {**TOOLS[0]["function"], "strict": True}}]
+    thoughtless = {
+        "chat_template": TEMPLATE.replace("<think>", "").replace("</think>", "")
+    }  # thought is held to nothing
+
+    def ask(client, messages=ASK, **more):
+        return client.chat.completions.create(
+            model=BASE, messages=messages, temperature=0, extra_body=thoughtless, **more
+        )
+
     learned = ask(client, tools=strict).choices[0].message  # the call as it was learned fits
     assert json.loads(learned.tool_calls[0].function.arguments) == {"a": 1, "é": [2]}
     other = {**WEATHER, "function": {**WEATHER["function"], "name": "add", "strict": True}}

@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from graft.hub.base.model import Base
+from graft.server.chat.detokenizer import decode
 from graft.server.engine import engine as engine_module
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
 from graft.server.errors import ConstraintError
-from graft.server.http.detokenizer import decode
 from graft.server.sampling.params import Sampling
 from graft.server.structured.constraint import (
     ANY_OBJECT,

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graft.hub.base.model import load_base
+from graft.server.chat.detokenizer import decode
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
 from graft.server.errors import ConstraintError
-from graft.server.http.detokenizer import decode
 from graft.server.sampling.params import Sampling
 from graft.server.structured.constraint import Schema
 from tests.conftest import tiny_base
