@@ -18,6 +18,8 @@ from graft.server.structured.constraint import (
     Tagged,
 )
 
+MOST_CALLS = 8  # of one forced answer: small models go on and on
+
 
 def forced_format(format: ToolFormat) -> ToolFormat:
     """The format that forced calls are written in: the model's own, where its arguments are JSON."""
@@ -27,7 +29,7 @@ def forced_format(format: ToolFormat) -> ToolFormat:
 def forced_calls(format: ToolFormat, use: ToolUse, special: Collection[str]) -> Constraint:
     """One or more calls of the tools that may be called, and nothing else. `special`: marks that are special tokens."""
     several = use.parallel and use.named is None and format.parallel
-    return _calls(forced_format(format), use.callable, 1, None if several else 1, special)
+    return _calls(forced_format(format), use.callable, 1, MOST_CALLS if several else 1, special)
 
 
 def strict_calls(format: ToolFormat, use: ToolUse, special: Collection[str]) -> Constraint | None:
@@ -46,9 +48,7 @@ def strict_calls(format: ToolFormat, use: ToolUse, special: Collection[str]) -> 
     return Tagged(tags, most=None if use.parallel else 1)
 
 
-def _calls(
-    format: ToolFormat, tools: Collection[Tool], least: int, most: int | None, special: Collection[str]
-) -> Constraint:
+def _calls(format: ToolFormat, tools: Collection[Tool], least: int, most: int, special: Collection[str]) -> Constraint:
     opener = _mark(format.openers[0], special) if format.openers else Literal("")
     if format.body is Body.NAMED:
         name_end = _mark(format.inner_marks[-1], special)
