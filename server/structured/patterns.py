@@ -16,7 +16,8 @@ _ONLY_IN_RUST = ("[", "&", "~")  # mean something within a class
 
 def portable(pattern: str) -> str:
     """Raises ConstraintError for a class of nothing or of everything, which Rust has not."""
-    parts, inside = [], False
+    parts: list[str] = []
+    inside = False
     for symbol in re.findall(r"\\.|\[\^?|.", pattern, re.DOTALL):
         if inside:
             if symbol == "]" and parts[-1] in ("[", "[^"):
