@@ -78,6 +78,7 @@ UNCALLED = {
     "Scheduler.tokens_left",
     *("Scheduler.miss", "Scheduler.repeat", "MaskThread.when_ready"),  # of masks that come late
     "DeviceTier.discrepancy",
+    "HostTier.words",  # asked for by who makes a prompt, before there is a request
     "DeviceTier.reclaim",  # where blocks run short, which on a busy machine they need not
     *("RowsJob.accept", "RowsJob.fail", "RowsJob.observe", "Question.accept", "Question.fail"),
 }
