@@ -458,7 +458,7 @@ def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, monkeypat
     draw = random.Random(7)
     folders = {kind: make_folder(kind, llama, seed) for seed, kind in enumerate(KINDS)}
     largest = max(path.stat().st_size for folder in folders.values() for path in folder.glob("*.safetensors"))
-    options = Options(step_rows=128, max_running=24, device_bytes=4 * largest, host_bytes=8 * largest)
+    options = Options(step_rows=128, max_running=24, device_bytes=2 * largest, host_bytes=8 * largest)
     under_way: list = []
     late: list = []
     ends = Counter()
@@ -496,7 +496,7 @@ def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, monkeypat
         assert ends["stop"] + ends["length"] > 7_000, ends
         assert len(struck) > 8 and ends["internal_error"] >= 50, (struck, ends)
         assert_idle(engine)
-        assert engine.residency.evictions > 20  # as many as there are on a busy machine
+        assert engine.residency.evictions > 100
         assert engine.residency.bytes <= options.device_bytes and engine.loader.bytes <= options.host_bytes
         assert len(engine.generate([Request((5, 6), kind, max_tokens=2, ignore_eos=True) for kind in KINDS])) == len(
             KINDS
