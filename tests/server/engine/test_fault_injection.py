@@ -79,7 +79,6 @@ UNCALLED = {
     *("Scheduler.miss", "Scheduler.repeat", "MaskThread.when_ready"),  # of masks that come late
     "DeviceTier.discrepancy",
     "HostTier.words",  # asked for by who makes a prompt, before there is a request
-    "DeviceTier.reclaim",  # where blocks run short, which on a busy machine they need not
     *("RowsJob.accept", "RowsJob.fail", "RowsJob.observe", "Question.accept", "Question.fail"),
 }
 
@@ -224,7 +223,7 @@ def collect(sink, places, drawn, ends, wait_s):
 def engine_of(base, folders, runner, monkeypatch):
     """An engine with two adapters in place and a download that hangs until the end."""
     monkeypatch.setattr(prover_module, "recall", lambda kind, key: None)  # proven anew each time
-    options = Options(cache_bytes=1 << 17, max_running=24, step_rows=96, device_bytes=DEVICE_BYTES, runner=runner)
+    options = Options(cache_bytes=3 << 15, max_running=24, step_rows=96, device_bytes=DEVICE_BYTES, runner=runner)
     never = threading.Event()
     fetch = AdapterNames.fetch
 
