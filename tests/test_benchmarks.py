@@ -241,3 +241,21 @@ def test_a_change_is_noticed_for_the_reason_that_fits():
         row("another base of that shape", "refused", own),
     ):
         assert unnoticed([bad]) == [bad]
+
+
+def test_the_registrys_table_runs(tmp_path):
+    """Its tables change under it: a row that it can't fill any more is seen here, not after an hour's filling."""
+    few = {
+        "publishes": 2,
+        "publishers": 2,
+        "megabytes": 32,
+        "adapters": 20,
+        "repeats": 2,
+        "disk": tmp_path,
+        "out": tmp_path,
+    }
+    options = [f"--{name}={value}" for name, value in few.items()]
+    command = [sys.executable, "-m", "benchmarks.tables.registry", *options]
+    done = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "0 problems found" in (tmp_path / "registry.md").read_text()

@@ -30,6 +30,7 @@ from graft.hub.registry.maintenance.backup import backup, restore
 from graft.hub.registry.maintenance.check import check
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.search import Query
+from graft.hub.registry.storage.blob_rows import record_blob
 
 MEGABYTES, BLOB_MEGABYTES = 5.0, 16
 MOST_OF_FLOOR = 2.0  # publish p95 over floor p95
@@ -111,9 +112,7 @@ def upkeep(place: Path, megabytes: int) -> dict[str, float]:
     count = max(1, megabytes // BLOB_MEGABYTES)
     for number in range(count):
         blob = registry.blobs.put_bytes(np.random.default_rng(number).bytes(BLOB_MEGABYTES << 20))
-        registry.db.execute(
-            "INSERT INTO blobs VALUES (?, ?, ?, '2026-01-01T00:00:00.000000Z')", [blob.sha256, blob.git_oid, blob.size]
-        )
+        record_blob(registry.db, registry.blobs, blob, "bench", "2026-01-01T00:00:00.000000Z")
     gigabytes = count * BLOB_MEGABYTES / 1024
     found = {"gigabytes": gigabytes}
     for name, act in (
