@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from graft.hub.adapters.model_card import reported_scores
@@ -60,9 +61,19 @@ class Evaluation:
     id: int | None = None  # once it is recorded
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a score stands on a leaderboard; rank 0 is the bare base, which is listed where it stands and takes no rank."""
+
+    rank: int
+    id: int  # the evaluation's
+    base: str
+    fingerprint: str | None
+
+
 @dataclass(frozen=True)
 class Standing:
-    """A row of a leaderboard; rank 0 is the bare base, which is listed where it stands and takes no rank."""
+    """A row of a leaderboard: a place (rank) and what stands there."""
 
     rank: int
     evaluation: Evaluation
@@ -189,31 +200,67 @@ def of_repo(db: Database, repo_id: int) -> list[Evaluation]:
     return [_evaluation(row) for row in rows]
 
 
-def leaderboard(db: Database, task: Task, base: str | None, caller: Caller) -> list[Standing]:
-    """Each digest's, and each bare base's, latest score on the task's present data, best first."""
+def places(db: Database, task: Task, base: str | None, caller: Caller) -> list[Place]:
+    """Each digest's, and each bare base's, latest score on the task's present data, best first. `base`: a fingerprint or id."""
     seen, values = visible(caller, "live_repos")
-    rows = db.execute(
-        f"{_STANDING} WHERE evaluations.id IN (SELECT max(id) FROM evaluations WHERE task = ? AND data_hash = ? AND metric = ? "
-        f"AND source = '{MEASURED}' GROUP BY repo_id, digest, base_fingerprint) "
-        f"AND (evaluations.repo_id IS NULL OR (live_repos.id IS NOT NULL AND {seen}))",
+    latest = db.execute(
+        "SELECT max(evaluations.id) AS id, value, repo_id, base_fingerprint FROM evaluations LEFT JOIN live_repos "
+        f"ON live_repos.id = repo_id WHERE task = ? AND data_hash = ? AND metric = ? AND source = '{MEASURED}' "
+        f"AND (repo_id IS NULL OR (live_repos.id IS NOT NULL AND {seen})) GROUP BY repo_id, digest, base_fingerprint",
         [task.slug, task.data_hash, task.metric, *values],
+    ).fetchall()
+    latest.sort(key=lambda row: (row["value"] if task.lower_is_better else -row["value"], row["id"]))
+    found, rank, names = [], 0, _BaseNames(db)
+    for row in latest:
+        name = names.of(row["base_fingerprint"], row["id"])
+        if base in (None, name, row["base_fingerprint"]):
+            rank += row["repo_id"] is not None
+            found.append(Place(rank if row["repo_id"] else 0, row["id"], name, row["base_fingerprint"]))
+    return found
+
+
+def standings(db: Database, places: Sequence[Place]) -> list[Standing]:
+    """The places' details, in their order."""
+    rows = db.execute(
+        f"{_STANDING} WHERE evaluations.id IN (SELECT value FROM json_each(?))", [json.dumps([at.id for at in places])]
     )
-    kept = [row for row in rows if base in (None, row["base"], row["base_fingerprint"])]
-    kept.sort(key=lambda row: (row["value"] if task.lower_is_better else -row["value"], row["id"]))
-    standings, rank = [], 0
-    for row in kept:
-        rank += row["repo"] is not None
-        standings.append(
-            Standing(
-                rank=rank if row["repo"] else 0,
-                evaluation=_evaluation(row),
-                base=row["base"] or "",
-                method=row["method"] or "",
-                parameters=row["parameters"] or 0,
-                bytes=row["bytes"] or 0,
-            )
+    details = {row["id"]: row for row in rows}
+    return [
+        Standing(
+            rank=place.rank,
+            evaluation=_evaluation(row),
+            base=place.base,
+            method=row["method"] or "",
+            parameters=row["parameters"] or 0,
+            bytes=row["bytes"] or 0,
         )
-    return standings
+        for place in places
+        for row in [details[place.id]]
+    ]
+
+
+class _BaseNames:
+    """What bases of scores are called, each looked up once."""
+
+    def __init__(self, db: Database):
+        self._db = db
+        self._names: dict[str, str] = {}
+
+    def of(self, fingerprint: str | None, evaluation: int) -> str:
+        """Empty where neither the registry nor the adapter that was measured names it."""
+        if fingerprint is None:
+            return self._ask(evaluation)
+        if fingerprint not in self._names:
+            self._names[fingerprint] = self._ask(evaluation)
+        return self._names[fingerprint]
+
+    def _ask(self, evaluation: int) -> str:
+        row = self._db.execute(
+            "SELECT coalesce(bases.id, artifacts.base_id, '') AS name FROM evaluations LEFT JOIN artifacts USING (revision_id) "
+            "LEFT JOIN bases ON bases.fingerprint = evaluations.base_fingerprint WHERE evaluations.id = ?",
+            [evaluation],
+        ).fetchone()
+        return str(row["name"])
 
 
 _EVALUATION = (
@@ -221,11 +268,9 @@ _EVALUATION = (
     "FROM evaluations LEFT JOIN repos ON repos.id = repo_id"
 )
 _STANDING = (
-    "SELECT evaluations.*, live_repos.namespace || '/' || live_repos.name AS repo, evaluations.revision_id AS revision, "
-    "coalesce(bases.id, artifacts.base_id) AS base, artifacts.method, artifacts.parameters, "
-    "artifacts.bytes FROM evaluations LEFT JOIN live_repos ON live_repos.id = evaluations.repo_id "
-    "LEFT JOIN artifacts ON artifacts.revision_id = evaluations.revision_id "
-    "LEFT JOIN bases ON bases.fingerprint = evaluations.base_fingerprint"
+    "SELECT evaluations.*, repos.namespace || '/' || repos.name AS repo, evaluations.revision_id AS revision, "
+    "artifacts.method, artifacts.parameters, artifacts.bytes FROM evaluations LEFT JOIN repos ON repos.id = repo_id "
+    "LEFT JOIN artifacts ON artifacts.revision_id = evaluations.revision_id"
 )
 
 

@@ -5,7 +5,7 @@ Knows neither HTTP nor torch. What a caller may do is decided before it gets her
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from graft.hub.registry import search as catalog
 from graft.hub.registry.access.callers import OWNER, Caller
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import PULLED
-from graft.hub.registry.leaderboard import Evaluation, Standing
+from graft.hub.registry.leaderboard import Evaluation, Place, Standing
 from graft.hub.registry.queries import MOST_LISTED, File, Repo, Revision
 from graft.hub.registry.storage.blob_store import BlobStore, Tree
 from graft.hub.registry.storage.connections import Connections
@@ -205,4 +205,11 @@ class RegistryReader:
 
     def leaderboard(self, task: str, base: str | None = None, caller: Caller = OWNER) -> list[Standing]:
         """The task's adapters and bare bases, best first, all on its present evaluation set; `base` is a fingerprint or id."""
-        return scores.leaderboard(self.db, self.task(task), base, caller)
+        return self.standings(self.places(self.task(task), base, caller))
+
+    def places(self, task: Task, base: str | None = None, caller: Caller = OWNER) -> list[Place]:
+        """Of the leaderboard, without what stands there."""
+        return scores.places(self.db, task, base, caller)
+
+    def standings(self, places: Sequence[Place]) -> list[Standing]:
+        return scores.standings(self.db, places)

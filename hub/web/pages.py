@@ -234,24 +234,24 @@ def task_json(slug: str) -> Response:
 def task(slug: str) -> str:
     """The leaderboard: adapters and bare bases on the task's present evaluation set."""
     task, base = registry().task(slug), request.args.get("base") or None
-    everything = registry().leaderboard(slug, None, caller())
-    standings = [row for row in everything if base in (None, row.base)]
-    shown = standings if "all" in request.args else standings[:MAX_SHOWN]
+    everything = registry().places(task, None, caller())
+    places = everything if base is None else registry().places(task, base, caller())
+    shown = registry().standings(places if "all" in request.args else places[:MAX_SHOWN])
     return render_template(
         "task.html",
         task=task,
-        served=_served(slug, base, standings),
+        served=_served(slug, base, places),
         standings=shown,
-        hidden=len(standings) - len(shown),
-        bases=sorted({row.base for row in everything if row.base}),
+        hidden=len(places) - len(shown),
+        bases=sorted({place.base for place in everything if place.base}),
         base=base,
         chart=_scatter(task, shown),
     )
 
 
-def _served(slug: str, base: str | None, standings: Sequence[leaderboard.Standing]) -> Revision | None:
+def _served(slug: str, base: str | None, places: Sequence[leaderboard.Place]) -> Revision | None:
     """What `task:T` serves of what the caller sees, on the chosen base where one is."""
-    fingerprint = next((row.evaluation.base_fingerprint for row in standings if base == row.base), None)
+    fingerprint = next((place.fingerprint for place in places if base == place.base), None)
     try:
         return registry().resolve(f"{TASK_PREFIX}{slug}", base=fingerprint, caller=caller())
     except RevisionNotFoundError:

@@ -263,6 +263,15 @@ def m010_facet_counts(db: Database) -> None:
     )
 
 
+@migrations()
+def m011_places(db: Database) -> None:
+    """All that places on a leaderboard are made of, in one index: a task's scores lie beside each other."""
+    db.execute(
+        "CREATE INDEX evaluations_places ON evaluations"
+        "(task, data_hash, metric, source, repo_id, digest, base_fingerprint, id, value)"
+    )
+
+
 def _run(db: Database, *statements: str) -> None:
     for statement in statements:
         db.execute(statement)

@@ -46,6 +46,7 @@ audit_who
 bases_id
 blobs_who
 evaluations_digest
+evaluations_places
 evaluations_repo
 evaluations_task
 files_sha256
