@@ -100,6 +100,11 @@ class DeviceTier:
         """The virtual rows of an adapter that is ready."""
         return self._residents[digest].virtual
 
+    @property
+    def sought(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._seekers)
+
     # What is commanded
 
     def expect(self, loaded: Loaded) -> None:

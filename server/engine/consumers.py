@@ -6,9 +6,8 @@ whether a token is to be drawn; the runner answers for all consumers at once. Ru
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from random import getrandbits
 
 from torch import Tensor
@@ -19,11 +18,10 @@ from graft.hub.errors import GraftError
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.readiness import NO_ROWS
 from graft.server.adapters.resident import Resident
-from graft.server.cache.step import Run
 from graft.server.engine.request import Finished, PromptScored, Started, Stream, stop_ids
 from graft.server.engine.sequence import Chunk, SequenceState
 from graft.server.sampling.history import TokenHistory
-from graft.server.sampling.params import Draw, Score, StepResult, Token
+from graft.server.sampling.params import Draw, Score, Token
 from graft.server.served_version import UNPLACED, Served
 from graft.server.structured.matcher import Matcher
 from graft.server.telemetry import Metrics
@@ -50,6 +48,11 @@ class Consumer(ABC):
     matcher: Matcher | None = None  # which of the tokens that it draws may come next; None: all
     keeps_blocks = False  # whether the cache keeps the sequence's blocks when all is computed
 
+    @property
+    def foreseeable(self) -> bool:
+        """Whether it can be asked about its next token's row before it is known which token that is."""
+        return False
+
     @abstractmethod
     def ask(self, chunk: Chunk) -> Asked:
         """What it wants of a chunk that is about to be computed."""
@@ -68,36 +71,6 @@ class Consumer(ABC):
 
     @abstractmethod
     def fail(self, error: GraftError) -> None: ...
-
-
-@dataclass(frozen=True)
-class StepAsked:
-    """What a step is asked: for whom, and of which of the rows that want logits. `matchers`: those whose masks draws need."""
-
-    whose: Sequence[tuple[Consumer, Asked]]
-    draws: Sequence[tuple[int, Draw]]
-    scores: Sequence[tuple[int, Score]]
-
-    @property
-    def matchers(self) -> list[Matcher]:
-        return [one.matcher for one, ask in self.whose if ask.draw and one.matcher]
-
-    def answers(
-        self, result: StepResult
-    ) -> Iterator[tuple[Consumer, Asked, Token | None, Sequence[tuple[Token, ...] | None]]]:
-        """Everybody's own part: the token drawn, and the scores."""
-        tokens, scores = iter(result.tokens), iter(result.scores)
-        for consumer, ask in self.whose:
-            yield consumer, ask, next(tokens) if ask.draw else None, [next(scores) for _ in ask.scores]
-
-
-def ask_all(consumers: Sequence[Consumer], chunks: Sequence[Chunk], runs: Sequence[Run]) -> StepAsked:
-    """Ask each about its chunk, which is the batch's run at the same place."""
-    asked = [consumer.ask(chunk) for consumer, chunk in zip(consumers, chunks, strict=True)]
-    firsts = [0, *accumulate(run.logits for run in runs)]  # of each chunk's rows that want logits
-    draws = [(last - 1, ask.draw) for last, ask in zip(firsts[1:], asked, strict=True) if ask.draw]
-    scores = [(first + row, score) for first, ask in zip(firsts, asked, strict=False) for row, score in ask.scores]
-    return StepAsked([*zip(consumers, asked, strict=True)], draws, scores)
 
 
 class RunningRequest(Consumer):
@@ -151,6 +124,10 @@ class RunningRequest(Consumer):
         """Whether a constrained text is to go on where it could end."""
         return self._request.ignore_eos or self._generated < self._request.min_tokens
 
+    @property
+    def foreseeable(self) -> bool:
+        return self.matcher is None and self._history.settled
+
     def ask(self, chunk: Chunk) -> Asked:
         if not self._begun:
             self._begun = True
@@ -159,7 +136,8 @@ class RunningRequest(Consumer):
         draw = None
         if self.sequence.remaining == 0 and self._max_new:
             allowed = None if self.matcher is None else self.matcher.allowed
-            draw = Draw(self._request.sampling, self._seed, self._generated, self._history.edits, allowed)
+            position = len(self.sequence.tokens) - len(self._request.prompt)
+            draw = Draw(self._request.sampling, self._seed, position, self._history.edits, allowed)
         return Asked(draw, self._scores(chunk))
 
     def observe(self, scored: Sequence[Token]) -> None:
@@ -175,7 +153,7 @@ class RunningRequest(Consumer):
         self._history.add(token.id)
         if self._generated == self._request.min_tokens:
             self._history.unban()
-        self.sequence.tokens.append(token.id)
+        self.sequence.take(token.id)
         self.stream.put(token)
         if token.id in self._ends:
             self._reason = "stop"

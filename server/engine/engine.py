@@ -8,8 +8,8 @@ its own requests an error, and nobody else anything.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -25,19 +25,17 @@ from graft.server.adapters.names import AdapterNames, Shelf
 from graft.server.adapters.prover import Prover
 from graft.server.adapters.resident import Resident
 from graft.server.cache.blocks import BlockPool
-from graft.server.cache.step import make_batch
 from graft.server.cache.tensors import KVCache
 from graft.server.engine.adapter_proof import Proof
-from graft.server.engine.consumers import RowsJob, RunningRequest, StepAsked, ask_all, ends_of
+from graft.server.engine.consumers import RowsJob, RunningRequest, ends_of
 from graft.server.engine.gauges import gauges
-from graft.server.engine.inbox import Inbox
 from graft.server.engine.ledger import Ledger
 from graft.server.engine.limits import Limits
 from graft.server.engine.messages import (
     Ask,
     Cancelled,
     DetoursPrepared,
-    Masked,
+    Inbox,
     Message,
     Opened,
     Placed,
@@ -49,9 +47,9 @@ from graft.server.engine.options import Options, sizes
 from graft.server.engine.request import Request, Result, Sink, Stream
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import StepPlan
-from graft.server.errors import BrokenError, ClosedError, ConstraintError, EndedError, NotFiniteError
+from graft.server.engine.steps import Stepper
+from graft.server.errors import BrokenError, ClosedError, ConstraintError, EndedError
 from graft.server.runners.factory import make_runner
-from graft.server.sampling.params import StepResult
 from graft.server.served_version import Served
 from graft.server.structured.compiler import Compiler
 from graft.server.structured.mask_thread import MaskThread
@@ -59,7 +57,6 @@ from graft.server.structured.matcher import Matcher
 from graft.server.telemetry import Metrics
 
 log = logging.getLogger(__name__)
-MASKS_S = 0.005  # so long do a step's other rows wait for masks that are not there when its logits are
 
 
 class Engine:
@@ -119,7 +116,7 @@ class Engine:
         self._closing = False
         self.failure: EndedError | None = None  # what ended the engine, beside `close`
         self.ended = threading.Event()  # everybody has been told
-        self.steps = 0
+        self._stepper = Stepper(self.runner, self.scheduler, self.ledger, self.masks, self._inbox)
         self._thread = threading.Thread(target=self._live, name="graft-engine", daemon=True)
         self._thread.start()
 
@@ -141,31 +138,38 @@ class Engine:
         def place(answer: LoadResult | None) -> None:
             self._inbox.post(Placed(running, answer))
 
+        @contextmanager
+        def telling() -> Iterator[None]:
+            """What fails in asking for what it needs, on whatever thread, is told to the request."""
+            try:
+                yield
+            except ConstraintError as error:
+                place(error)
+            except Exception as error:
+                log.exception("asking for %s failed", request.model)
+                place(BrokenError(f"Asking for {request.model} failed: {type(error).__name__}: {error}"))
+
         def load(matcher: Matcher | GraftError | None) -> None:
-            if isinstance(matcher, GraftError):
-                place(matcher)
-                return
-            running.matcher = matcher
-            if request.model is None:
-                place(None)
-            else:
-                self.loader.request(request.model, request.client, place)
+            with telling():
+                if isinstance(matcher, GraftError):
+                    place(matcher)
+                    return
+                running.matcher = matcher
+                if request.model is None:
+                    place(None)
+                else:
+                    self.loader.request(request.model, request.client, place)
 
         stream = Stream(request, cancel, sink or SimpleQueue())
         running = RunningRequest(stream, self.ends, self.metrics)
         self._inbox.put(Opened(running))
-        try:
+        with telling():
             if request.constraint is None:
                 load(None)
             else:
                 self.compiler.request(
                     request.constraint, running.ends, request.client, load, holds_end=running.holds_end
                 )
-        except ConstraintError as error:
-            place(error)
-        except Exception as error:
-            log.exception("asking for %s failed", request.model)
-            place(BrokenError(f"Asking for {request.model} failed: {type(error).__name__}: {error}"))
         return stream
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
@@ -187,6 +191,11 @@ class Engine:
         """
         self._inbox.put(question)
         return question.answer.result()
+
+    @property
+    def steps(self) -> int:
+        """Begun so far."""
+        return self._stepper.count
 
     @property
     def alive(self) -> bool:
@@ -310,7 +319,7 @@ class Engine:
         plan = self._plan()
         if plan.chunks:
             began = time.monotonic()
-            self._step(plan)
+            self._stepper.run(plan, self._undisturbed)
             if self.prover.busy:
                 self._lend_time(time.monotonic() - began)
         elif self.prover.busy:
@@ -319,6 +328,10 @@ class Engine:
             for message in self._inbox.take(wait=True, timeout=0.05):
                 self._handle(message)
         self.ledger.compare()
+
+    def _undisturbed(self) -> bool:
+        """Whether the engine's thread has nothing to do but steps."""
+        return self._inbox.empty and not (self.residency.sought or self.prover.busy or self.ledger.suspicious)
 
     def _handle(self, message: Message) -> None:
         """What a message raises costs who sent it."""
@@ -352,45 +365,3 @@ class Engine:
                 self.prover.beside(step_s)
         except Exception as error:
             self.prover.abandon(self.ledger.unexpected("A proof failed", error))
-
-    def _step(self, plan: StepPlan) -> None:
-        self.steps += 1
-        chunks = plan.chunks
-        try:
-            batch, order = make_batch([(chunk.sequence.owner, chunk.run()) for chunk in chunks], plan.copies)
-            consumers = [self.ledger.scheduled[chunks[i].sequence] for i in order]
-            asked = ask_all(consumers, [chunks[i] for i in order], batch.runs)
-            matchers = asked.matchers
-            self.masks.begin(matchers)
-            ready = partial(self.masks.wait, matchers, MASKS_S)
-            self._deliver(asked, self.runner.step(batch, asked.draws, asked.scores, ready))
-        except Exception as error:
-            self.scheduler.withdraw(plan)
-            failure = error if isinstance(error, GraftError) else self.ledger.unexpected("A step failed", error)
-            for chunk in chunks:
-                if chunk.sequence in self.ledger.scheduled:
-                    self.ledger.fail(self.ledger.scheduled[chunk.sequence], failure)
-
-    def _deliver(self, asked: StepAsked, result: StepResult) -> None:
-        """Hand out what has come of a step, and see who is done."""
-        for consumer, ask, token, scored in asked.answers(result):
-            matcher = consumer.matcher if ask.draw else None
-            if matcher is not None and matcher.error is not None:
-                self.ledger.fail(consumer, matcher.error)
-                continue
-            if matcher is not None and matcher.late:
-                self.scheduler.miss(consumer.sequence)
-                self.masks.when_ready(matcher, partial(self._inbox.post, Masked(consumer)))
-                continue
-            if None in scored or (ask.draw and token is None):
-                self.ledger.fail(consumer, NotFiniteError())
-                continue
-            try:
-                for tokens_of_row in filter(None, scored):
-                    consumer.observe(tokens_of_row)
-                done = consumer.accept(token) if token is not None else consumer.sequence.remaining <= 0
-            except Exception as error:
-                self.ledger.fail(consumer, self.ledger.unexpected("Taking a step's result failed", error))
-                continue
-            if done:
-                self.ledger.finish(consumer)

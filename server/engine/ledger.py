@@ -28,7 +28,7 @@ class Ledger:
         self._scheduler = scheduler
         self._host, self._device = host, device
         self._open: set[Consumer] = set()
-        self._suspect = False  # something failed that should not have
+        self.suspicious = False  # something failed that should not have, and the books have not been compared since
 
     def __contains__(self, consumer: Consumer) -> bool:
         return consumer in self._open
@@ -96,13 +96,13 @@ class Ledger:
 
     def suspect(self) -> None:
         """Something failed that should not have: have the books compared."""
-        self._suspect = True
+        self.suspicious = True
 
     def compare(self) -> None:
         """Between steps, after a failure: raises StateLostError where something is not accounted for."""
-        if self._suspect and (wrong := self.discrepancy()):
+        if self.suspicious and (wrong := self.discrepancy()):
             raise StateLostError(wrong)
-        self._suspect = False
+        self.suspicious = False
 
     def discrepancy(self) -> str | None:
         """What does not balance: every sequence is somebody's, every block and adapter held by as many as it counts."""

@@ -1,12 +1,19 @@
-"""What other threads send to the engine's: each message does one thing there, and knows whom to tell when that fails."""
+"""What other threads send to the engine's: each message does one thing there, and knows whom to tell when that fails.
 
+The engine's thread takes them out of its `Inbox`, and sleeps there while there are none.
+"""
+
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from graft.hub.errors import GraftError
+from graft.server.errors import ClosedError, EndedError
 
 if TYPE_CHECKING:
     from graft.server.adapters.device import DeviceTier
@@ -24,12 +31,15 @@ Value = TypeVar("Value")
 class EngineSide(Protocol):
     """What messages reach: the parts of an engine that its thread alone may touch."""
 
-    steps: int
     blocks: "BlockPool"
     loader: "HostTier"
     residency: "DeviceTier"
     scheduler: "Scheduler"
     ledger: "Ledger"
+
+    @property
+    def steps(self) -> int:
+        """Begun so far."""
 
     def place(self, request: "RunningRequest", answer: "LoadResult | None") -> None:
         """The adapter is in host memory (or there is none, or an error): schedule the request."""
@@ -158,3 +168,44 @@ class Ask(Message, Generic[Value]):
     def fail(self, engine: EngineSide, error: GraftError) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
+
+
+class Inbox:
+    """`put` on any thread; the rest on the engine's."""
+
+    def __init__(self) -> None:
+        self._messages: SimpleQueue[Message] = SimpleQueue()
+        self._filled = threading.Event()
+        self._lock = threading.Lock()
+        self._closed: GraftError | None = None
+
+    def put(self, message: Message) -> None:
+        """Raises what `close` was given where nobody will read the message."""
+        with self._lock:
+            if self._closed is not None:
+                raise type(self._closed)(str(self._closed))
+            self._messages.put(message)
+        self._filled.set()
+
+    def post(self, message: Message) -> None:
+        """Put a message that nobody needs once the engine has ended: whom it is about has been told."""
+        with suppress(ClosedError, EndedError):
+            self.put(message)
+
+    def close(self, reason: GraftError) -> None:
+        """Nothing can be put from now on; the last messages can still be taken."""
+        with self._lock:
+            self._closed = self._closed or reason
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has come in."""
+        return self._messages.empty()
+
+    def take(self, *, wait: bool, timeout: float | None = None) -> Iterator[Message]:
+        """All messages so far, one by one; waits for the first if asked to. What is not taken stays."""
+        if wait:
+            self._filled.wait(timeout)
+        self._filled.clear()
+        for _ in range(self._messages.qsize()):
+            yield self._messages.get()

@@ -9,7 +9,7 @@ blocks and waits to recompute them, losing nothing.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from graft.server.adapters.readiness import Adapters, NoAdapters
@@ -136,6 +136,30 @@ class Scheduler:
             about = self._at
             self._undo(plan)
             raise PlanError(about) from error
+        return plan
+
+    def follow(self, draws: Mapping[SequenceState, int]) -> StepPlan | None:
+        """The step after one under way, before it is known what that one draws: one row more of whoever is not at the end.
+
+        `draws`: whose tokens it draws, and as which of them. None where `plan` could find more to do than that, or something
+        else: a prompt to work through, somebody who could start, no block left. Raises PlanError, after which the sequences
+        of the step under way can't go on.
+        """
+        going = [sequence for sequence in draws if sequence.max_new > 1]
+        if not going or draws.keys() != self._running.keys() or any(one.remaining for one in draws):
+            return None
+        if self.waiting and (len(going) < len(draws) or self._next() is not None):
+            return None
+        if self.blocks.available < sum(one.blocks_for(one.computed + 1) - len(one.blocks) for one in going):
+            return None
+        plan = StepPlan()
+        try:
+            for sequence in going:
+                sequence.foresee(draws[sequence])
+                self._schedule(plan, sequence, 1)
+        except Exception as error:
+            self.withdraw(plan)
+            raise PlanError(None) from error
         return plan
 
     def _fill(self, plan: StepPlan) -> None:
@@ -312,7 +336,7 @@ class Scheduler:
     def _publish(self, plan: StepPlan, sequence: SequenceState) -> None:
         if not self._sharing or sequence.inputs is not None:
             return
-        hashes = sequence.hashes(sequence.computed)
+        hashes = sequence.hashes(min(sequence.computed, sequence.known))
         for i in range(sequence._published, len(hashes)):
             plan.published.append(sequence.blocks[i])  # first: what is not listed could not be withdrawn
             self.blocks.publish(sequence.blocks[i], hashes[i])

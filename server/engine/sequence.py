@@ -33,6 +33,22 @@ class SequenceState:
     _published: int = 0
 
     @property
+    def known(self) -> int:
+        """Tokens whose ids are known: not the last one while the step that draws it is under way."""
+        return len(self.tokens) - (bool(self.tokens) and self.tokens[-1] < 0)
+
+    def foresee(self, draw: int) -> None:
+        """The next token will be what the step under way draws as its `draw`-th: below 0, it names that until `take`."""
+        self.tokens.append(-1 - draw)
+
+    def take(self, token: int) -> None:
+        """The next token has been drawn, foreseen or not."""
+        if self.known < len(self.tokens):
+            self.tokens[-1] = token
+        else:
+            self.tokens.append(token)
+
+    @property
     def needed(self) -> int:
         """Tokens to compute before the next one can be drawn (or, if none is wanted, before all is known)."""
         return len(self.tokens) - (self.max_new == 0 and self.inputs is None and not self.runs_last)

@@ -32,6 +32,11 @@ class Runner(Protocol):
     meets_often: bool  # its threads wait for each other after every operator, so that one without a core holds all up
 
     @property
+    def begins_early(self) -> bool:
+        """Whether `begin` takes a step while the one before it is under way."""
+        ...
+
+    @property
     def adapters(self) -> frozenset[str]:
         """Digests of the resident adapters."""
         ...
@@ -48,16 +53,18 @@ class Runner(Protocol):
         """Forget a resident adapter and free its memory."""
         ...
 
-    def step(
+    def begin(
         self,
         batch: Batch,
         draws: Sequence[tuple[int, Draw]],
         scores: Sequence[tuple[int, Score]],
         ready: Callable[[], None] = no_wait,
-    ) -> StepResult:
-        """Carry out a step (cache/step.py says what is owed), draw its tokens and report log-probabilities.
+    ) -> Callable[[], StepResult]:
+        """Carry out a step (cache/step.py says what is owed), draw its tokens and report log-probabilities: when the result
+        is asked for at the latest.
 
         `draws`, `scores`: (place among the rows that want logits, what is asked of it), no place twice in `draws`.
         `ready` is called once the logits are computed or under way, and waits for the masks (`Draw.allowed`) of the draws.
+        A step begun while another is under way may have tokens below 0: -1 - i stands for what that one's i-th draw gives.
         """
         ...

@@ -44,6 +44,11 @@ class TokenHistory:
         self._banned = frozenset()
 
     @property
+    def settled(self) -> bool:
+        """Whether the edits stay what they are, whatever is drawn."""
+        return not self._penalised and not self._banned
+
+    @property
     def edits(self) -> Edits | None:
         """A view that holds until the next change; None where nothing is edited."""
         return self._edits[: len(self._places)] if self._places else None

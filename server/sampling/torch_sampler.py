@@ -4,7 +4,7 @@ In float32 whatever the logits' dtype. A row's token depends on that row and its
 device before the step's logits are computed, and the device is waited for once, for the result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,7 @@ class TorchSampler:
         self._scored_rows = self._index(rows)
         self._owners = self._index([i for i, (_, score) in enumerate(scores) for _ in score.ids])
         self._ids = self._index([id for _, score in scores for id in score.ids])
+        self.drawn = self._ids[:0]  # [draws] on the device, once the step has begun
         self._edits = self._edits_on_device()
         self._masks = [(row, draw.allowed) for row, draw in enumerate(self._asked) if draw.allowed is not None]
         self._rules = None if all(draw.sampling.greedy for draw in self._asked) else self._rules_on_device()
@@ -56,14 +57,18 @@ class TorchSampler:
 
     def __call__(self, logits: Tensor) -> StepResult:
         """logits [N, V], in any floating dtype."""
+        return self.begin(logits)()
+
+    def begin(self, logits: Tensor) -> Callable[[], StepResult]:
+        """As a call, without waiting for the device: what waits for the result. `drawn` has the tokens by then."""
         results = []
-        drawn = self._ids[:0]
         if self._draws:
-            drawn, finite = draw_tokens(self._edited(logits[self._rows]), self._rules, self._filtered)
-            results += [drawn, finite]
-        scored = self._score(logits, drawn)
-        values = torch.cat([part.double().flatten() for part in (*results, *scored)] or [logits.new_zeros(0)]).tolist()
-        return self._result(values, logits.shape[1])
+            self.drawn, finite = draw_tokens(self._edited(logits[self._rows]), self._rules, self._filtered)
+            results += [self.drawn, finite]
+        scored = self._score(logits, self.drawn)
+        values = torch.cat([part.double().flatten() for part in (*results, *scored)] or [logits.new_zeros(0)])
+        read, vocabulary = _on_its_way(values), logits.shape[1]
+        return lambda: self._result(read(), vocabulary)
 
     def _score(self, logits: Tensor, drawn: Tensor) -> list[Tensor]:
         """Per asked id its log-probability; per row whether it is finite, its most probable tokens and theirs."""
@@ -159,6 +164,22 @@ class TorchSampler:
 def sample(logits: Tensor, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]]) -> StepResult:
     """The same where the logits are there already."""
     return TorchSampler(draws, scores, logits.device)(logits)
+
+
+def _on_its_way(values: Tensor) -> Callable[[], list[float]]:
+    """What gives the numbers once they have come from the device. Other work given to the device meanwhile is not waited for."""
+    if values.device.type != "cuda":
+        return values.tolist
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(values.device))
+
+    def read() -> list[float]:
+        arrived.synchronize()
+        numbers: list[float] = copy.tolist()
+        return numbers
+
+    return read
 
 
 def _most_probable(rows: Tensor, most: int) -> Tensor:

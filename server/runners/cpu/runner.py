@@ -7,6 +7,7 @@ in the same step, everyone else's stay on the fast one.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -81,6 +82,7 @@ def _require_same(got: Tensor, expected: Tensor) -> None:
 class FastRunner:
     """A `Runner` (server/runners/eager/runner.py) for a base without `weights.obstacle`."""
 
+    begins_early = False
     meets_often = False  # csrc/team.h
 
     def __init__(
@@ -132,6 +134,15 @@ class FastRunner:
         if not others:
             return self._run(batch)
         return self._run_apart(batch, others)
+
+    def begin(
+        self,
+        batch: Batch,
+        draws: Sequence[tuple[int, Draw]],
+        scores: Sequence[tuple[int, Score]],
+        ready: Callable[[], None] = no_wait,
+    ) -> Callable[[], StepResult]:
+        return partial(self.step, batch, draws, scores, ready)
 
     @torch.inference_mode()
     def step(

@@ -39,8 +39,8 @@ class Inputs:
         self.tiles = Tiles(self._buffer[5 * rows : 8 * rows].view(rows, 3), FEW_ROWS)
         self.tables = self._buffer[8 * rows :]  # [S]: a padding row's one block, then row after row
 
-    def fill(self, batch: Batch, slots: tuple[int, ...]) -> None:
-        """Put a step in. `slots`: by owner, the bare base's 0 first."""
+    def fill(self, batch: Batch, slots: tuple[int, ...], drawn: Tensor) -> None:
+        """Put a step in. `slots`: by owner, the bare base's 0 first. `drawn`: what ids below 0 stand for, which nobody waits for."""
         runs, pad = batch.runs, self.rows - len(batch.runs)
         counts = [run.start // BLOCK_ROWS + 1 for run in runs]
         tables = [TRASH_BLOCK, *(block for run, n in zip(runs, counts, strict=True) for block in run.blocks[:n])]
@@ -58,6 +58,9 @@ class Inputs:
         if self._buffer.is_cuda:
             values = values.pin_memory()  # a new piece of memory a step: the last step's may still be on its way
         self._buffer[: len(values)].copy_(values, non_blocking=True)
+        if any(run.tokens[0] < 0 for run in runs):
+            unknown = self.ids < 0
+            self.ids.copy_(torch.where(unknown, drawn[torch.where(unknown, -1 - self.ids, 0)], self.ids))
 
 
 class StaticStep:
@@ -108,20 +111,20 @@ class Decoder:
         singles = all(run.length == 1 and run.logits == 1 and run.virtual is None for run in batch.runs)
         return singles and len(batch.runs) <= SIZES[-1]
 
-    def run(self, batch: Batch) -> Tensor:
-        """Logits [n, V]. Raises what `record` does where a step can't be recorded."""
+    def run(self, batch: Batch, drawn: Tensor) -> Tensor:
+        """Logits [n, V]. `drawn`: the tokens that ids below 0 stand for. Raises what `record` does where a step can't be recorded."""
         layout = self._layouts.roomy_plan(batch.adapters)
         rows = next(size for size in SIZES if size >= len(batch.runs))
         slots = (0, *(self._bank.slot(digest) for digest in batch.adapters))
         known = self._steps.get((rows, layout))
         if known is None:
             step = StaticStep(self._base, self._cache, layout, rows)
-            step.inputs.fill(batch, slots)
+            step.inputs.fill(batch, slots, drawn)
             replay = self._record(step.forward)
             self._keep(step, replay, rows, layout)
         else:
             step, replay = known
-        step.inputs.fill(batch, slots)
+        step.inputs.fill(batch, slots, drawn)
         return replay()[: len(batch.runs)].clone()  # the next replay writes to the same memory
 
     def _keep(self, step: StaticStep, replay: Callable[[], Tensor], rows: int, layout: LaunchPlan | None) -> None:

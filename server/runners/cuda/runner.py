@@ -7,6 +7,7 @@ one before it on the same device, and where it fails the log says why and the on
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from subprocess import SubprocessError
 
 import torch
@@ -51,11 +52,17 @@ class GroupedRunner:
         self._bank = AdapterTable(base.dtype, base.device)
         self._layouts = Layouts(self._bank, base.spec)
         self._decoder = Decoder(base, cache, self._bank, self._layouts, record) if record else None
+        self._drawn = torch.zeros(0, dtype=torch.int64, device=base.device)  # by the latest step
 
     @property
     def static(self) -> bool:
         """Whether steps that only decode are static ones; no longer once one could not be recorded."""
         return self._decoder is not None
+
+    @property
+    def begins_early(self) -> bool:
+        """Static steps take tokens that are not known yet from where they are drawn."""
+        return self.static
 
     @property
     def adapters(self) -> frozenset[str]:
@@ -77,15 +84,30 @@ class GroupedRunner:
         self.cache.copy(batch.copies)
         if self._decoder is not None and self._decoder.takes(batch):
             try:
-                return self._decoder.run(batch)
+                return self._decoder.run(batch, self._drawn)
             except GraphError as reason:
                 log.warning("Decoding goes on without CUDA graphs. %s", reason)
                 self._decoder = None
+        batch = self._awaited(batch)
         rows, positions, wanted = pack_rows(batch, self._base)
         attention = PagedAttention(batch, self.cache, GroupedSingles)
         return self._base.forward(rows, positions, attention, self._step(batch), wanted)
 
     @torch.inference_mode()
+    def begin(
+        self,
+        batch: Batch,
+        draws: Sequence[tuple[int, Draw]],
+        scores: Sequence[tuple[int, Score]],
+        ready: Callable[[], None] = no_wait,
+    ) -> Callable[[], StepResult]:
+        sampler = TorchSampler(draws, scores, self._base.device)  # before the step: its data travel while that runs
+        logits = self.run(batch)
+        ready()
+        result = sampler.begin(logits)
+        self._drawn = sampler.drawn
+        return result
+
     def step(
         self,
         batch: Batch,
@@ -93,10 +115,16 @@ class GroupedRunner:
         scores: Sequence[tuple[int, Score]],
         ready: Callable[[], None] = no_wait,
     ) -> StepResult:
-        sampler = TorchSampler(draws, scores, self._base.device)  # before the step: its data travel while that runs
-        logits = self.run(batch)
-        ready()
-        return sampler(logits)
+        """Begin a step and wait for it."""
+        return self.begin(batch, draws, scores, ready)()
+
+    def _awaited(self, batch: Batch) -> Batch:
+        """The step with its tokens, where some are not known yet: waits for the step that draws them."""
+        if all(id >= 0 for run in batch.runs for id in run.tokens):
+            return batch
+        drawn = self._drawn.tolist()
+        runs = (replace(run, tokens=[id if id >= 0 else drawn[-1 - id] for id in run.tokens]) for run in batch.runs)
+        return replace(batch, runs=tuple(runs))
 
     def _step(self, batch: Batch) -> GroupedStep | None:
         """None where no adapter of the step has a detour, so that the base runs untouched."""

@@ -7,6 +7,7 @@ every family on every device. runners/cpu and runners/cuda replace it, or its ad
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class EagerDetours:
 class EagerRunner:
     """The reference: eager torch, any family, any device."""
 
+    begins_early = False
     meets_often = True
 
     def __init__(self, base: Base, cache: KVCache):
@@ -67,6 +69,15 @@ class EagerRunner:
         rows, positions, wanted = pack_rows(batch, self._base)
         attention = PagedAttention(batch, self.cache)
         return self._base.forward(rows, positions, attention, self._step(batch), wanted)
+
+    def begin(
+        self,
+        batch: Batch,
+        draws: Sequence[tuple[int, Draw]],
+        scores: Sequence[tuple[int, Score]],
+        ready: Callable[[], None] = no_wait,
+    ) -> Callable[[], StepResult]:
+        return partial(self.step, batch, draws, scores, ready)
 
     @torch.inference_mode()
     def step(

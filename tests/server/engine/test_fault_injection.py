@@ -57,6 +57,7 @@ PARTS = (
     *(Compiler, MaskThread, Matcher),
 )
 ENDS = {(part, "close") for part in (HostTier, Prover, Compiler, MaskThread)}  # called when all is over
+FACTS = {(Runner, "begins_early")}  # a class's constant
 
 
 def methods(part):
@@ -68,7 +69,8 @@ def methods(part):
     ]
 
 
-CASES = [(part, name) for part in (*PARTS, Runner) for name in methods(part) if (part, name) not in ENDS]
+CASES = [(part, name) for part in (*PARTS, Runner) for name in methods(part) if (part, name) not in ENDS | FACTS]
+CASES.append((Runner, "step"))  # while its result is waited for
 
 
 # What serves the handling of failures, or nothing here: what goes wrong there, test_liveness.py shows.
@@ -76,6 +78,9 @@ UNCALLED = {
     *("Scheduler.sequences", "Scheduler.withdraw", "BlockPool.discrepancy", "BlockPool.withdraw", "BlockPool.share"),
     *("HostTier.drop", "HostTier.refuse", "DeviceTier.drop", "DeviceTier.refuse", "Prover.abandon", "KVCache.bytes"),
     "Scheduler.tokens_left",
+    # of runners that begin steps early: test_following.py
+    *("Scheduler.follow", "DeviceTier.sought"),
+    *(f"{part}.foreseeable" for part in ("RunningRequest", "RowsJob", "Question")),
     *("Scheduler.miss", "Scheduler.repeat", "MaskThread.when_ready"),  # of masks that come late
     "DeviceTier.discrepancy",
     "HostTier.words",  # asked for by who makes a prompt, before there is a request
@@ -125,6 +130,8 @@ class Fault:
 def not_a_number(result):
     if isinstance(result, StepResult):  # how a runner says that rows are not finite
         return StepResult([None] * len(result.tokens), [None] * len(result.scores))
+    if callable(result):  # what waits for a step's
+        return lambda: not_a_number(result())
     return float("nan") if isinstance(result, float) else result
 
 

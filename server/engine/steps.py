@@ -1,0 +1,149 @@
+"""Steps, from a plan to what everybody gets of it: asking, beginning, handing out.
+
+Where the runner takes a step before the one under way has ended, and nothing but that one's tokens could change what comes
+next, the following step is begun first: a device is never left waiting for Python. Its rows of those who turn out to have
+ended are computed for nobody. A failing step costs its own requests an error, and nobody else anything.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+from graft.hub.errors import GraftError
+from graft.server.cache.step import Run, make_batch
+from graft.server.engine.consumers import Asked, Consumer
+from graft.server.engine.ledger import Ledger
+from graft.server.engine.messages import Inbox, Masked
+from graft.server.engine.scheduler import PlanError, Scheduler
+from graft.server.engine.sequence import Chunk, StepPlan
+from graft.server.errors import NotFiniteError
+from graft.server.runners.protocol import Runner
+from graft.server.sampling.params import Draw, Score, StepResult, Token
+from graft.server.structured.mask_thread import MaskThread
+from graft.server.structured.matcher import Matcher
+
+MASKS_S = 0.005  # so long do a step's other rows wait for masks that are not there when its logits are
+
+
+@dataclass(frozen=True)
+class StepAsked:
+    """What a step is asked: for whom, and of which of the rows that want logits. `matchers`: those whose masks draws need."""
+
+    whose: Sequence[tuple[Consumer, Asked]]
+    draws: Sequence[tuple[int, Draw]]
+    scores: Sequence[tuple[int, Score]]
+
+    @property
+    def matchers(self) -> list[Matcher]:
+        return [one.matcher for one, ask in self.whose if ask.draw and one.matcher]
+
+    def answers(
+        self, result: StepResult
+    ) -> Iterator[tuple[Consumer, Asked, Token | None, Sequence[tuple[Token, ...] | None]]]:
+        """Everybody's own part: the token drawn, and the scores."""
+        tokens, scores = iter(result.tokens), iter(result.scores)
+        for consumer, ask in self.whose:
+            yield consumer, ask, next(tokens) if ask.draw else None, [next(scores) for _ in ask.scores]
+
+
+def ask_all(consumers: Sequence[Consumer], chunks: Sequence[Chunk], runs: Sequence[Run]) -> StepAsked:
+    """Ask each about its chunk, which is the batch's run at the same place."""
+    asked = [consumer.ask(chunk) for consumer, chunk in zip(consumers, chunks, strict=True)]
+    firsts = [0, *accumulate(run.logits for run in runs)]  # of each chunk's rows that want logits
+    draws = [(last - 1, ask.draw) for last, ask in zip(firsts[1:], asked, strict=True) if ask.draw]
+    scores = [(first + row, score) for first, ask in zip(firsts, asked, strict=False) for row, score in ask.scores]
+    return StepAsked([*zip(consumers, asked, strict=True)], draws, scores)
+
+
+@dataclass(frozen=True)
+class StepUnderWay:
+    """Begun, and its tokens not known. `result` waits for them."""
+
+    plan: StepPlan
+    asked: StepAsked
+    result: Callable[[], StepResult]
+
+
+class Stepper:
+    """Carries steps out, on the engine's thread."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, ledger: Ledger, masks: MaskThread, inbox: Inbox):
+        self.count = 0  # of steps begun
+        self._runner, self._scheduler, self._ledger = runner, scheduler, ledger
+        self._masks, self._inbox = masks, inbox
+
+    def run(self, plan: StepPlan, undisturbed: Callable[[], bool]) -> None:
+        """Carry out a step, and those that follow from it for as long as there is nothing else to do."""
+        step = self._begin(plan)
+        while step is not None:
+            following = self._follow(step) if self._runner.begins_early and undisturbed() else None
+            self._end(step)
+            step = following
+
+    def _begin(self, plan: StepPlan) -> StepUnderWay | None:
+        self.count += 1
+        chunks = plan.chunks
+        try:
+            batch, order = make_batch([(chunk.sequence.owner, chunk.run()) for chunk in chunks], plan.copies)
+            consumers = [self._ledger.scheduled[chunks[i].sequence] for i in order]
+            asked = ask_all(consumers, [chunks[i] for i in order], batch.runs)
+            matchers = asked.matchers
+            self._masks.begin(matchers)
+            ready = partial(self._masks.wait, matchers, MASKS_S)
+            return StepUnderWay(plan, asked, self._runner.begin(batch, asked.draws, asked.scores, ready))
+        except Exception as error:
+            self._fail(plan, error)
+            return None
+
+    def _follow(self, step: StepUnderWay) -> StepUnderWay | None:
+        """Begin what comes next while a step is under way, where that is known already."""
+        drawing = [consumer for consumer, ask in step.asked.whose if ask.draw]
+        going = [(place, consumer) for place, consumer in enumerate(drawing) if consumer in self._ledger]
+        if not all(consumer.foreseeable for _, consumer in going):
+            return None
+        try:
+            plan = self._scheduler.follow({consumer.sequence: place for place, consumer in going})
+        except PlanError as failure:
+            self._fail(step.plan, failure.__cause__)
+            return None
+        return None if plan is None else self._begin(plan)
+
+    def _end(self, step: StepUnderWay) -> None:
+        try:
+            self._deliver(step.asked, step.result())
+        except Exception as error:
+            self._fail(step.plan, error)
+
+    def _fail(self, plan: StepPlan, error: BaseException | None) -> None:
+        self._scheduler.withdraw(plan)
+        failure = error if isinstance(error, GraftError) else self._ledger.unexpected("A step failed", error)
+        for chunk in plan.chunks:
+            if chunk.sequence in self._ledger.scheduled:
+                self._ledger.fail(self._ledger.scheduled[chunk.sequence], failure)
+
+    def _deliver(self, asked: StepAsked, result: StepResult) -> None:
+        """Hand out what has come of a step, and see who is done."""
+        for consumer, ask, token, scored in asked.answers(result):
+            if consumer not in self._ledger:  # it ended when the step had been begun
+                continue
+            matcher = consumer.matcher if ask.draw else None
+            if matcher is not None and matcher.error is not None:
+                self._ledger.fail(consumer, matcher.error)
+                continue
+            if matcher is not None and matcher.late:
+                self._scheduler.miss(consumer.sequence)
+                self._masks.when_ready(matcher, partial(self._inbox.post, Masked(consumer)))
+                continue
+            if None in scored or (ask.draw and token is None):
+                self._ledger.fail(consumer, NotFiniteError())
+                continue
+            try:
+                for tokens_of_row in filter(None, scored):
+                    consumer.observe(tokens_of_row)
+                done = consumer.accept(token) if token is not None else consumer.sequence.remaining <= 0
+            except Exception as error:
+                self._ledger.fail(consumer, self._ledger.unexpected("Taking a step's result failed", error))
+                continue
+            if done:
+                self._ledger.finish(consumer)
