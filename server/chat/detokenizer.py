@@ -61,10 +61,14 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, holding back what may be the beginning of one."""
+    """Lets text through up to the first stop string, holding back what may be the beginning of one.
 
-    def __init__(self, stops: Sequence[str]):
+    `included`: the stop string itself is let through, too.
+    """
+
+    def __init__(self, stops: Sequence[str], *, included: bool = False):
         self._stops = tuple(stops)
+        self._included = included
         self._held = ""
         self.matched = False
 
@@ -73,10 +77,11 @@ class StopStrings:
         if self.matched:
             return ""
         text = self._held + text
-        matches = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        matches = [(at, len(stop)) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
             self.matched, self._held = True, ""
-            return text[: min(matches)]
+            at, length = min(matches)
+            return text[: at + length if self._included else at]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -20,8 +20,9 @@ from graft.server.adapters.readiness import NO_ROWS
 from graft.server.adapters.resident import Resident
 from graft.server.engine.request import Finished, PromptScored, Started, Stream, stop_ids
 from graft.server.engine.sequence import Chunk, SequenceState
+from graft.server.errors import ConstraintFailedError, NotFiniteError, RequestError
 from graft.server.sampling.history import TokenHistory
-from graft.server.sampling.params import Draw, Score, Token
+from graft.server.sampling.params import Draw, Score, Token, mask_of
 from graft.server.served_version import UNPLACED, Served
 from graft.server.structured.matcher import Matcher
 from graft.server.telemetry import Metrics
@@ -65,6 +66,10 @@ class Consumer(ABC):
         """Take a drawn token; True when it was the last one. Called only where a draw was asked for."""
         raise AssertionError(f"{type(self).__name__} draws no tokens")
 
+    def no_token(self) -> GraftError:
+        """Why its row of logits gave no token, or no scores."""
+        return NotFiniteError()
+
     @abstractmethod
     def finish(self) -> None:
         """All is computed."""
@@ -76,7 +81,7 @@ class Consumer(ABC):
 class RunningRequest(Consumer):
     """A caller's request under way."""
 
-    def __init__(self, stream: Stream, ends: frozenset[int], metrics: Metrics):
+    def __init__(self, stream: Stream, ends: frozenset[int], metrics: Metrics, vocab_size: int):
         self.stream = stream
         self.served = Served()
         self._request = stream.request
@@ -85,6 +90,9 @@ class RunningRequest(Consumer):
         if self._request.constraint is not None:
             banned = ()  # the matcher holds the end back, as long as it can
         self._history = TokenHistory(sampling, self._request.prompt, banned)
+        if self._history.exhausted:
+            raise RequestError("No token may come first: bad_words and min_tokens leave none of allowed_token_ids.")
+        self._allowed = mask_of(sampling.allowed_ids, vocab_size) if sampling.allowed_ids else None
         self._seed = getrandbits(64) if sampling.seed is None else sampling.seed
         self._metrics = metrics
         self._submitted = time.monotonic()
@@ -135,7 +143,7 @@ class RunningRequest(Consumer):
             self.stream.put(Started(self.served, self._cached))
         draw = None
         if self.sequence.remaining == 0 and self._max_new:
-            allowed = None if self.matcher is None else self.matcher.allowed
+            allowed = self._allowed if self.matcher is None else self.matcher.allowed
             position = len(self.sequence.tokens) - len(self._request.prompt)
             draw = Draw(self._request.sampling, self._seed, position, self._history.edits, allowed)
         return Asked(draw, self._scores(chunk))
@@ -160,8 +168,16 @@ class RunningRequest(Consumer):
             return True
         if self.matcher is not None:
             self.matcher.take(token.id, holds_end=self.holds_end)
+        if self._history.exhausted:
+            self._reason = "stop"
+            return True
         self.sequence.max_new = self._max_new - self._generated
         return self._generated == self._max_new
+
+    def no_token(self) -> GraftError:
+        if self.matcher is not None and self._history.bans_words:
+            return ConstraintFailedError("bad_words leave no token that fits it")
+        return super().no_token()
 
     def finish(self) -> None:
         if not self._begun:
@@ -180,7 +196,9 @@ class RunningRequest(Consumer):
 
     def _scores(self, chunk: Chunk) -> list[tuple[int, Score]]:
         """Row i of the text tells about token i + 1 of the prompt, the last one about those of `score_next` as well."""
-        prompt, top = self._request.prompt, self._request.sampling.logprobs or 0
+        prompt, top = self._request.prompt, self._request.score_top
+        if top is None:
+            top = self._request.sampling.logprobs or 0
         last = chunk.start + chunk.count - 1
         scores = []
         if self._request.score_from is not None:

@@ -161,7 +161,7 @@ class Engine:
                     self.loader.request(request.model, request.client, place)
 
         stream = Stream(request, cancel, sink or SimpleQueue())
-        running = RunningRequest(stream, self.ends, self.metrics)
+        running = RunningRequest(stream, self.ends, self.metrics, self.base.spec.vocab_size)
         self._inbox.put(Opened(running))
         with telling():
             if request.constraint is None:

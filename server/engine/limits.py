@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.engine.request import Request
-from graft.server.errors import RequestError, TooLongError
+from graft.server.errors import ConstraintError, RequestError, TooLongError
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,13 @@ class Limits:
             raise RequestError("The prompt is empty: the first token needs something to follow.")
         if not all(0 <= id < self.vocab_size for id in (*request.prompt, *request.score_next)):
             raise RequestError(f"A prompt token lies outside the base's vocabulary of {self.vocab_size}.")
+        if not all(0 <= id < self.vocab_size for id in request.sampling.named_ids):
+            raise RequestError(f"A token to be drawn or not lies outside the base's vocabulary of {self.vocab_size}.")
+        if request.constraint is not None and request.sampling.allowed_ids:
+            raise ConstraintError(
+                "allowed_token_ids and a format can't both say which tokens may come: give one of them.",
+                "allowed_token_ids",
+            )
         self.new_tokens(request, 0)
 
     def new_tokens(self, request: Request, virtual: int) -> int:

@@ -19,8 +19,8 @@ class Request:
     """A prompt to continue. `model`: an adapter's name, None for the bare base.
 
     `max_tokens`: None for as many as there is room for. `score_from`: report the log-probability of every prompt
-    token from this index on (the first has none). `constraint`: what the new text has to be. `client`: who asks; clients are served in turn, by
-    `weight`.
+    token from this index on (the first has none), with `score_top` alternatives (None: as many as `sampling` reports).
+    `constraint`: what the new text has to be. `client`: who asks; clients are served in turn, by `weight`.
     """
 
     prompt: tuple[int, ...]
@@ -31,6 +31,7 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     score_from: int | None = None
+    score_top: int | None = None
     score_next: tuple[int, ...] = ()
     constraint: Constraint | None = None
     client: str = ""

@@ -17,7 +17,6 @@ from graft.server.engine.ledger import Ledger
 from graft.server.engine.messages import Inbox, Masked
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import Chunk, StepPlan
-from graft.server.errors import NotFiniteError
 from graft.server.runners.protocol import Runner
 from graft.server.sampling.params import Draw, Score, StepResult, Token
 from graft.server.structured.mask_thread import MaskThread
@@ -136,7 +135,7 @@ class Stepper:
                 self._masks.when_ready(matcher, partial(self._inbox.post, Masked(consumer)))
                 continue
             if None in scored or (ask.draw and token is None):
-                self._ledger.fail(consumer, NotFiniteError())
+                self._ledger.fail(consumer, consumer.no_token())
                 continue
             try:
                 for tokens_of_row in filter(None, scored):

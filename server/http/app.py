@@ -35,7 +35,16 @@ from graft.server.http.response_shapes import (
     error_body,
     public_message,
 )
-from graft.server.http.schemas import AdapterBody, BadField, ChatBody, CompletionBody, GenerationBody, PinBody, parse
+from graft.server.http.schemas import (
+    AdapterBody,
+    BadField,
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+    PinBody,
+    StreamOptions,
+    parse,
+)
 from graft.server.http.service import EXTENSION, Service, service
 from graft.server.served_version import Served
 
@@ -143,8 +152,11 @@ def _complete(
         pieces = chain(first, answer.pieces())
         if not body.stream:
             return jsonify(writer.whole(pieces))
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        events = _guard_stream(writer.stream(pieces, include_usage=include_usage), g.request_id)
+        options = body.stream_options or StreamOptions()
+        stream = writer.stream(
+            pieces, include_usage=options.include_usage, continuous_usage=options.continuous_usage_stats
+        )
+        events = _guard_stream(stream, g.request_id)
         response = Response(events, mimetype="text/event-stream")
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
-from graft.hub.chat.words import GenerationDefaults
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.tokenization import encode_prompt, encode_rendered
 from graft.server.chat.deltas import Delta, merge
@@ -20,8 +19,9 @@ from graft.server.chat.speech import LOOK_S, Disconnected, Speech
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream, stop_ids
 from graft.server.errors import ConstraintError, TooLongError
+from graft.server.http.sampling_fields import read_drawing
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
-from graft.server.sampling.params import Sampling, Token
+from graft.server.sampling.params import Token
 from graft.server.served_version import Served
 from graft.server.structured.constraint import Constraint
 
@@ -30,13 +30,17 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's; a chat goes on as long as there is r
 
 @dataclass(frozen=True)
 class AskedCompletions:
-    """What a body asks of the engine. `requests`: n for each prompt, prompt after prompt."""
+    """What a body asks of the engine. `requests`: n for each prompt, prompt after prompt; `shown` of each are given, the most
+    probable ones."""
 
     requests: tuple[Request, ...]
     n: int
+    shown: int
     stops: tuple[str, ...] = ()
+    includes_stop: bool = False  # what ends a text is part of it
     echo: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     prompt_tokens: int = 0
     ends: frozenset[int] = frozenset()
     constraint_field: str | None = None  # which field of the body asked for the requests' constraint
@@ -56,10 +60,7 @@ def read_completion(body: CompletionBody, speech: Speech) -> AskedCompletions:
         limit = DEFAULT_COMPLETION_TOKENS
     if limit is not None and body.min_tokens > limit:
         raise BadField(f"min_tokens ({body.min_tokens}) is above max_tokens ({limit}).", "min_tokens")
-    scored = body.echo and body.logprobs is not None
-    asked = _read_completions(
-        body, speech, prompts, limit, body.logprobs, body.constraint, echo=body.echo, scored=scored
-    )
+    asked = _read_completions(body, speech, prompts, limit, body.logprobs, body.constraint, echo=body.echo)
     return replace(asked, constraint_field=body.constraint_field)
 
 
@@ -103,9 +104,9 @@ def _read_completions(
     constraint: Constraint | None,
     *,
     echo: bool = False,
-    scored: bool = False,
 ) -> AskedCompletions:
-    engine, words = speech.engine, speech.words
+    engine, words, tokenizer = speech.engine, speech.words, speech.engine.base.tokenizer
+    assert tokenizer is not None  # create_app
     vocabulary, longest = engine.base.spec.vocab_size, engine.base.max_model_len
     if not all(0 <= id < vocabulary for id in body.stop_token_ids):
         raise BadField(f"A stop token lies outside the base's vocabulary of {vocabulary}.", "stop_token_ids")
@@ -118,6 +119,9 @@ def _read_completions(
             f"This server's maximum context length is {longest} tokens; the prompt has {most}, and max_tokens={max_tokens or 0}.",
             param,
         )
+    drawn_logprobs = 0 if logprobs is None and body.made > body.n else logprobs  # by which the best ones are known
+    drawing = read_drawing(body, words.defaults, tokenizer, vocabulary, drawn_logprobs)
+    shows_prompt = echo and logprobs is not None
     requests = [
         Request(
             prompt=prompt,
@@ -126,36 +130,25 @@ def _read_completions(
             min_tokens=body.min_tokens,
             ignore_eos=body.ignore_eos,
             stop_ids=(*body.stop_token_ids, *(() if body.ignore_eos else speech.stop_ids)),
-            sampling=_sampling(body, logprobs, i, words.defaults),
-            score_from=0 if scored else None,
+            sampling=drawing.choice(i),
+            score_from=0 if shows_prompt or (body.prompt_logprobs is not None and i == 0) else None,
+            score_top=max(logprobs or 0, body.prompt_logprobs or 0),
             constraint=constraint,
         )
         for prompt in prompts
-        for i in range(body.n)
+        for i in range(body.made)
     ]
     return AskedCompletions(
         requests=tuple(requests),
-        n=body.n,
+        n=body.made,
+        shown=body.n,
         stops=tuple(body.stop) or words.stop_strings,
+        includes_stop=body.include_stop_str_in_output,
         echo=echo,
         logprobs=logprobs,
+        prompt_logprobs=body.prompt_logprobs,
         prompt_tokens=sum(len(prompt) for prompt in prompts),
         ends=stop_ids(requests[0], engine.base.ends),
-    )
-
-
-def _sampling(body: GenerationBody, logprobs: int | None, i: int, own: GenerationDefaults) -> Sampling:
-    """`i`: which of a prompt's n choices; a seed makes them differ, and every one repeatable. `own`: the adapter's, for what
-    the body leaves open."""
-    said = body.model_fields_set
-    return Sampling(
-        temperature=body.temperature if "temperature" in said or own.temperature is None else own.temperature,
-        top_p=body.top_p if "top_p" in said or own.top_p is None else own.top_p,
-        top_k=max(0, body.top_k if "top_k" in said or own.top_k is None else own.top_k),
-        min_p=own.min_p or 0.0,
-        repetition_penalty=own.repetition_penalty or 1.0,
-        seed=None if body.seed is None else (body.seed + i) % (1 << 63),
-        logprobs=logprobs,
     )
 
 
@@ -188,10 +181,15 @@ class Choice:
         self.generated = 0
         self.cached = 0
         self.finish_reason: str | None = None
+        self.scored: list[Token] = []  # of the prompt, from its second token on
+        self._logprob = 0.0  # of what was generated
         self._min_tokens = request.min_tokens
         self._ends = asked.ends
-        self._stops = StopStrings(asked.stops)
+        self._stops = StopStrings(asked.stops, included=asked.includes_stop)
+        self._shows_end = asked.includes_stop
         self._reports = asked.logprobs is not None
+        self._top = asked.logprobs or 0
+        self._shows_prompt = asked.echo and self._reports
         self._waiting: deque[Mark] = deque()  # their text is not given out yet
         self._certain = 0  # characters made so far, given out or held back
         self._given = 0
@@ -199,7 +197,7 @@ class Choice:
         self._deltas: list[Delta] = []
         self._marks: list[Mark] = []
         shown = special.among(asked.rules.marks)
-        if asked.echo and self._reports:
+        if self._shows_prompt:
             self._detokenizer = Detokenizer(tokenizer, shown=shown)
             self._push(Token(request.prompt[0]))
         else:
@@ -212,12 +210,18 @@ class Choice:
             case Started():
                 self.served, self.cached = event.served, event.cached_tokens
             case PromptScored():
-                for token in event.tokens:
-                    self._push(token)
+                self.scored.extend(event.tokens)
+                for token in event.tokens if self._shows_prompt else ():
+                    self._push(replace(token, top=token.top[: self._top]))
             case Token():
                 self._generate(event)
             case Finished():
                 self._end(event.reason)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of a token, by the model's own probabilities."""
+        return self._logprob / max(1, self.generated)
 
     def take(self) -> Piece | None:
         """What is new since the last time, None where nothing is."""
@@ -229,7 +233,8 @@ class Choice:
 
     def _generate(self, token: Token) -> None:
         self.generated += 1
-        if token.id in self._ends:  # ends the text without being part of it
+        self._logprob += token.logprob or 0.0
+        if token.id in self._ends and not self._shows_end:  # ends the text without being part of it
             self._report(token)
             return
         self._push(token, watched=self.generated >= self._min_tokens)
@@ -297,6 +302,22 @@ class Answer:
     def cached_tokens(self) -> int:
         """Prompt tokens that were found in the cache, each prompt counted once."""
         return sum(choice.cached for choice in self.choices.values() if choice.index % self.asked.n == 0)
+
+    def shown(self) -> list[Choice]:
+        """The choices to be given once all have ended: all, or of each prompt the most probable ones, best first."""
+        made, n = list(self.choices.values()), self.asked.n
+        if self.asked.shown == n:
+            return made
+        by_prompt = [made[first : first + n] for first in range(0, len(made), n)]
+        return [
+            choice
+            for choices in by_prompt
+            for choice in sorted(choices, key=lambda one: -one.mean_logprob)[: self.asked.shown]
+        ]
+
+    def scored_prompt(self, choice: Choice) -> list[Token]:
+        """What is known of its prompt, which is asked about once."""
+        return list(self.choices.values())[choice.index - choice.index % self.asked.n].scored
 
     def begin(self) -> list[Piece]:
         """Wait until the first choice's adapter is in place. Raises GraftError where it can't be."""

@@ -7,25 +7,35 @@ it and is not honoured, one that other servers call otherwise, and a slip of the
 
 from collections.abc import Collection, Mapping
 
-# Known, and of no effect on what is generated here.
+# Known, and of no effect on what is generated here: meant for no field of ours.
 IGNORED = frozenset(
     ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 )
 # Would change the answer: accepted only with the values that leave it as it is.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "best_of": (1,),
     "suffix": ("",),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "min_p": (0,),
     "typical_p": (1,),
+    "typical": (1,),
     "top_a": (0,),
-    "logit_bias": ({},),
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
+    "top_n_sigma": (0, -1),
+    "tfs_z": (1,),
+    "eta_cutoff": (0,),
+    "epsilon_cutoff": (0,),
+    "xtc_probability": (0,),
+    "dry_multiplier": (0,),
+    "mirostat": (0,),
+    "dynatemp_range": (0,),
+    "smoothing_factor": (0,),
+    "no_repeat_ngram_size": (0,),
     "use_beam_search": (False,),
+    "num_beams": (1,),
+    "priority": (0,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "prompt_embeds": (),
+    "logits_processors": ([],),
+    "thinking_token_budget": (),
     "guided_whitespace_pattern": ("",),
     "grammar": ("",),
     "json_schema": ({},),
@@ -42,7 +52,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "continue_final_message": (False,),
     "add_generation_prompt": (True,),
     "web_search_options": (),
-    "prompt_logprobs": (0,),
     "truncate_prompt_tokens": (),
 }
 MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = {

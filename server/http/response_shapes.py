@@ -4,7 +4,6 @@ A `ResponseShape` says how a choice's text, report and end are written; everythi
 """
 
 import json
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,12 @@ from dataclasses import dataclass
 from graft.hub.errors import GraftError
 from graft.server.chat.deltas import CallArguments, CallBegin, Content, Delta, Reasoning, Reply
 from graft.server.chat.detokenizer import Names
-from graft.server.errors import BrokenError, NotFiniteError
-from graft.server.http.completions import Answer, Mark, Piece
+from graft.server.errors import BrokenError
+from graft.server.http.completions import Answer, Choice, Mark, Piece
+from graft.server.http.prompt_report import finite_logprob, prompt_report
 
 Json = dict[str, object]
 LogprobsJson = Json  # on log-probabilities, as `logprobs` has it
-LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON has no word for
 
 
 class ResponseShape(ABC):
@@ -27,6 +26,7 @@ class ResponseShape(ABC):
     object: str
     chunk_object: str
     id_prefix: str
+    scores_prompt_once = False  # log-probabilities of the prompt are part of the answer, not of each choice
 
     @abstractmethod
     def choice(self, reply: Reply, report: LogprobsJson | None) -> Json:
@@ -69,6 +69,7 @@ class ChatShape(ResponseShape):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
+    scores_prompt_once = True
 
     def choice(self, reply: Reply, report: LogprobsJson | None) -> Json:
         content = None if reply.calls and not reply.content else reply.content
@@ -148,22 +149,32 @@ class Writer:
             replies[piece.index].add(piece.deltas)
             marks[piece.index].extend(piece.marks)
             ends[piece.index] = piece.finish_reason
+        shown = self.answer.shown()
         choices = [
-            _choice(index, self.shape.choice(reply, self._report(marks[index])), ends[index])
-            for index, reply in enumerate(replies)
+            _choice(place, self.shape.choice(replies[one.index], self._report(marks[one.index])), ends[one.index])
+            | ({} if self.shape.scores_prompt_once else self._prompt_logprobs(one))
+            for place, one in enumerate(shown)
         ]
-        return {"object": self.shape.object, **self._head, "choices": choices, "usage": self._usage()}
+        whole = {"object": self.shape.object, **self._head, "choices": choices, "usage": self._usage()}
+        return whole | (self._prompt_logprobs(shown[0]) if self.shape.scores_prompt_once else {})
 
-    def stream(self, pieces: Iterator[Piece], *, include_usage: bool) -> Iterator[bytes]:
+    def stream(
+        self, pieces: Iterator[Piece], *, include_usage: bool, continuous_usage: bool = False
+    ) -> Iterator[bytes]:
         """Server-sent events. A GraftError on the way becomes the last of them."""
-        unused = {"usage": None} if include_usage else {}  # OpenAI's: the key is there from the beginning
+
+        def usage() -> Json:
+            if continuous_usage:
+                return {"usage": self._usage()}
+            return {"usage": None} if include_usage else {}  # OpenAI's: the key is there from the beginning
+
         try:
             for index in range(len(self.answer.choices)):
                 for opening in self.shape.opening(index):
-                    yield self._event({"choices": [opening], **unused})
+                    yield self._event({"choices": [opening], **usage()})
             for piece in pieces:
                 own = self.shape.delta(piece.deltas, self._report(piece.marks) if piece.marks else None)
-                yield self._event({"choices": [_choice(piece.index, own, piece.finish_reason)], **unused})
+                yield self._event({"choices": [_choice(piece.index, own, piece.finish_reason)], **usage()})
             if include_usage:
                 yield self._event({"choices": [], "usage": self._usage()})
             yield b"data: [DONE]\n\n"
@@ -181,6 +192,12 @@ class Writer:
 
     def _report(self, marks: Sequence[Mark]) -> LogprobsJson | None:
         return None if self.answer.asked.logprobs is None else self.shape.report(marks, self.names)
+
+    def _prompt_logprobs(self, choice: Choice) -> Json:
+        top = self.answer.asked.prompt_logprobs
+        if top is None:
+            return {}
+        return {"prompt_logprobs": prompt_report(self.answer.scored_prompt(choice), top, self.names)}
 
     def _usage(self) -> Json:
         prompt, completion = self.answer.asked.prompt_tokens, self.answer.completion_tokens
@@ -225,19 +242,12 @@ def _by_text(mark: Mark, names: Names) -> dict[str, float] | None:
         return None
     by_text: dict[str, float] = {}
     for id, logprob in (*mark.token.top, (mark.token.id, mark.token.logprob)):
-        by_text.setdefault(names.name(id)[0], _number(logprob))
+        by_text.setdefault(names.name(id)[0], finite_logprob(logprob))
     return by_text
 
 
 def _number_or_none(logprob: float | None) -> float | None:
-    return None if logprob is None else _number(logprob)
-
-
-def _number(logprob: float) -> float:
-    """Raises EngineError for what is no number."""
-    if math.isnan(logprob):
-        raise NotFiniteError()
-    return max(logprob, LEAST_LOGPROB)
+    return None if logprob is None else finite_logprob(logprob)
 
 
 def _sse(event: Json) -> bytes:

@@ -6,14 +6,7 @@ A mistake becomes a BadField that names the field. `null` means "not given", as 
 import json
 from typing import Annotated, Literal
 
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from graft.hub.chat.words import MAX_TEMPLATE_BYTES
 from graft.hub.request_body import AnyBody, Body, BodyError, check_body
@@ -22,13 +15,13 @@ from graft.server.http.constraint_fields import ConstrainedBody
 from graft.server.http.field_types import BadField, Text, check_encodable
 from graft.server.http.message_bodies import MAX_TOOLS, MessageBody, ToolBody, ToolChoice, tool_use
 from graft.server.http.request_fields import IGNORED, NEUTRAL, find_refused, guess_field
+from graft.server.http.sampling_fields import INT64, SamplingBody
 
 MAX_CHOICES = 1024  # prompts x n of one request
 MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
-INT64 = 1 << 63
 
 
 def _read_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
@@ -72,25 +65,27 @@ class StreamOptions(Body):
     model_config = ConfigDict(extra="ignore")
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # the usage so far in every event
     include_obfuscation: bool = False  # accepted; nothing is padded here
 
 
-class GenerationBody(ConstrainedBody):
+class GenerationBody(ConstrainedBody, SamplingBody):
     """What completions and chat have in common. Fields that nobody here knows are kept apart, as `ignored`."""
 
     model_config = ConfigDict(extra="allow")
 
     model: Text
     n: int = Field(1, ge=1, le=MAX_N)
+    best_of: int | None = Field(
+        None, ge=1, le=MAX_N, description="So many are made, and the n of the highest mean log-probability given."
+    )
     max_tokens: int | None = Field(None, ge=0, lt=INT64)
     min_tokens: int = Field(0, ge=0, lt=INT64)
-    temperature: FiniteFloat = Field(1.0, ge=0, le=100)
-    top_p: FiniteFloat = Field(1.0, ge=0, le=1)
-    top_k: int = Field(0, ge=-1, lt=INT64, description="0 or -1: no limit")
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
     stop: Stops = Field(default_factory=list)
     stop_token_ids: list[int] = Field(default_factory=list, max_length=MAX_STOPS)
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -103,16 +98,16 @@ class GenerationBody(ConstrainedBody):
         neutral = {key: value for key, value in NEUTRAL.items() if key not in cls.model_fields}
         if key := find_refused(given, neutral):
             raise BadField(f"{key} is not supported here: leave it out.", key)
-        rest = {key: value for key, value in given.items() if key not in IGNORED and key not in neutral}
+        rest = {key: value for key, value in given.items() if key not in neutral}
         open_fields = cls.model_fields.keys() - rest.keys()
-        for key in rest.keys() - cls.model_fields.keys():
+        for key in rest.keys() - cls.model_fields.keys() - IGNORED:
             if rest[key] is not None and (name := guess_field(key, open_fields)):
                 raise BadField(f"Unknown field {key!r}: did you mean {name!r}?", key)
         return rest
 
     @property
     def ignored(self) -> list[str]:
-        """Fields that were given and that nobody here knows."""
+        """Fields that were given and are of no effect here."""
         return sorted(self.model_extra or ())
 
     @model_validator(mode="after")
@@ -121,7 +116,18 @@ class GenerationBody(ConstrainedBody):
             raise BadField("stream_options may only be given together with stream=true.", "stream_options")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise BadField(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens}).", "min_tokens")
+        if self.made < self.n:
+            raise BadField(f"best_of ({self.made}) is below n ({self.n}).", "best_of")
+        if self.stream and self.made > self.n:
+            raise BadField("The best of several is known at their end: best_of above n can't be streamed.", "best_of")
+        if self.stream and self.prompt_logprobs:
+            raise BadField("prompt_logprobs come with whole answers only: leave stream out.", "prompt_logprobs")
         return self
+
+    @property
+    def made(self) -> int:
+        """How many choices are made of each prompt."""
+        return self.n if self.best_of is None else self.best_of
 
 
 class CompletionBody(GenerationBody):
@@ -133,8 +139,9 @@ class CompletionBody(GenerationBody):
 
     @model_validator(mode="after")
     def _check_choices(self) -> "CompletionBody":
-        if len(self.prompt) * self.n > MAX_CHOICES:
-            raise BadField(f"prompts times n may be {MAX_CHOICES} at most.", "n" if self.n > 1 else "prompt")
+        if len(self.prompt) * self.made > MAX_CHOICES:
+            param = "prompt" if self.made == 1 else "n" if self.made == self.n else "best_of"
+            raise BadField(f"prompts times choices may be {MAX_CHOICES} at most.", param)
         return self
 
 

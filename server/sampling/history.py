@@ -7,6 +7,36 @@ import numpy as np
 from graft.server.sampling.params import EDIT, Edits, Sampling
 
 
+class BadWords:
+    """Which tokens would complete a banned word, after those drawn so far."""
+
+    def __init__(self, words: Iterable[Sequence[int]]):
+        """`words`: each as token ids, none of them empty."""
+        words = [tuple(word) for word in words]
+        self._always = frozenset(word[0] for word in words if len(word) == 1)
+        self._longer = [word for word in words if len(word) > 1]
+        self._most = max((len(word) - 1 for word in self._longer), default=0)
+        self._latest: list[int] = []
+
+    def add(self, id: int) -> None:
+        """A token has been drawn."""
+        if self._longer:
+            self._latest = [*self._latest, id][-self._most :]
+
+    @property
+    def settled(self) -> bool:
+        """Whether the same tokens are banned after whatever is drawn."""
+        return not self._longer
+
+    @property
+    def banned(self) -> frozenset[int]:
+        completing = (word[-1] for word in self._longer if self._ends_with(word[:-1]))
+        return self._always.union(completing)
+
+    def _ends_with(self, beginning: Sequence[int]) -> bool:
+        return tuple(self._latest[-len(beginning) :]) == beginning
+
+
 class TokenHistory:
     """The edits of a request's logits, kept up to date with each token drawn: no step counts its tokens anew."""
 
@@ -17,19 +47,49 @@ class TokenHistory:
         self._edits = np.zeros(16, EDIT)
         self._places: dict[int, int] = {}
         self._drawn: set[int] = set()
-        self._banned = frozenset(banned)
+        self._allowed = frozenset(sampling.allowed_ids)
+        self._words = BadWords(sampling.bad_words)
+        self._held = frozenset(banned)
+        self._banned: dict[int, float] = {}  # what else is added to their logits
         for id, bias in sampling.logit_bias:
             self._edit(id)["before"] += bias
         if sampling.repetition_penalty != 1:
             for id in prompt:
                 self._edit(id)["penalty"] = sampling.repetition_penalty
-        for id in self._banned:
-            self._edit(id)["after"] = -np.inf
+        self._ban(self._held | self._words.banned)
 
     def add(self, id: int) -> None:
         """A token has been drawn."""
-        if not self._penalised:
-            return
+        if self._penalised:
+            self._penalise(id)
+        self._words.add(id)
+        self._ban(self._held | self._words.banned)
+
+    def unban(self) -> None:
+        """The tokens held back may be drawn from now on. None of them has been."""
+        self._held = frozenset()
+        self._ban(self._words.banned)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the edits stay what they are, whatever is drawn."""
+        return self._words.settled and not (self._penalised or self._held)
+
+    @property
+    def bans_words(self) -> bool:
+        return bool(self._rules.bad_words)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing that is allowed may come next."""
+        return bool(self._allowed) and self._allowed <= self._banned.keys()
+
+    @property
+    def edits(self) -> Edits | None:
+        """A view that holds until the next change; None where nothing is edited."""
+        return self._edits[: len(self._places)] if self._places else None
+
+    def _penalise(self, id: int) -> None:
         edit = self._edit(id)
         if id not in self._drawn:
             self._drawn.add(id)
@@ -37,21 +97,14 @@ class TokenHistory:
             edit["after"] -= self._rules.presence_penalty
         edit["after"] -= self._rules.frequency_penalty
 
-    def unban(self) -> None:
-        """The banned tokens may be drawn from now on. None of them has been."""
-        for id in self._banned:
-            self._edit(id)["after"] = 0
-        self._banned = frozenset()
-
-    @property
-    def settled(self) -> bool:
-        """Whether the edits stay what they are, whatever is drawn."""
-        return not self._penalised and not self._banned
-
-    @property
-    def edits(self) -> Edits | None:
-        """A view that holds until the next change; None where nothing is edited."""
-        return self._edits[: len(self._places)] if self._places else None
+    def _ban(self, ids: frozenset[int]) -> None:
+        """These, and no others any more."""
+        for id in self._banned.keys() - ids:
+            self._edit(id)["after"] = self._banned.pop(id)
+        for id in ids - self._banned.keys():
+            edit = self._edit(id)
+            self._banned[id] = float(edit["after"])
+            edit["after"] = -np.inf
 
     def _edit(self, id: int) -> np.void:
         """The token's own, made where it is missing; to be written to at once."""

@@ -3,8 +3,9 @@
 Knows neither torch nor how it is computed: torch_sampler.py does it anywhere, runners/cpu/csrc/sampling.h on a CPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +31,19 @@ class Sampling:
     presence_penalty: float = 0.0  # subtracted once from each token of the output
     frequency_penalty: float = 0.0  # subtracted once for each time
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+    allowed_ids: tuple[int, ...] = ()  # nothing else is drawn; empty: all
+    bad_words: tuple[tuple[int, ...], ...] = ()  # as tokens; the last of a word is not drawn after the others
     seed: int | None = None
     logprobs: int | None = None
 
     @property
     def greedy(self) -> bool:
         return self.temperature < COLDEST or self.top_k == 1
+
+    @property
+    def named_ids(self) -> Iterator[int]:
+        """Every token that a rule speaks of."""
+        return chain((id for id, _ in self.logit_bias), self.allowed_ids, *self.bad_words)
 
 
 GREEDY = Sampling(temperature=0)
@@ -84,6 +92,13 @@ class StepResult:
 
     tokens: Sequence[Token | None]
     scores: Sequence[tuple[Token, ...] | None]
+
+
+def mask_of(ids: Sequence[int], vocab_size: int) -> NDArray[np.uint32]:
+    """A draw's `allowed` of these ids alone."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
+    bits[list(ids)] = 1
+    return np.packbits(bits, bitorder="little").view(np.uint32)
 
 
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -129,7 +129,8 @@ class TorchSampler:
             logits[rows, ids] = torch.where(value > 0, value / penalty, value * penalty) + after
         if self._masks:
             rows = self._index([row for row, _ in self._masks])
-            logits[rows] = logits[rows].masked_fill(self._absent()[:, : logits.shape[1]], float("-inf"))
+            absent = self._absent(-(-logits.shape[1] // 32))
+            logits[rows] = logits[rows].masked_fill(absent[:, : logits.shape[1]], float("-inf"))
         return logits
 
     def _edits_on_device(self) -> tuple[Tensor, ...] | None:
@@ -141,9 +142,12 @@ class TorchSampler:
         fields = [np.ascontiguousarray(edits[name]) for name in ("before", "penalty", "after")]
         return tuple(self._upload(part) for part in (rows, edits["id"].astype(np.int64), *fields))
 
-    def _absent(self) -> Tensor:
-        """[n, V or a few more] of the n draws with a mask: bits travel, an eighth of what they stand for."""
-        packed = self._upload(np.stack([mask for _, mask in self._masks]).view(np.uint8))
+    def _absent(self, words: int) -> Tensor:
+        """[n, V or a few more] of the n draws with a mask: bits travel, an eighth of what they stand for.
+
+        `words`: of a mask, as far as there are logits.
+        """
+        packed = self._upload(np.stack([mask[:words] for _, mask in self._masks]).view(np.uint8))
         bits = (1 << torch.arange(8, device=self._device)).to(torch.uint8)
         return (packed[:, :, None] & bits == 0).flatten(1)
 
