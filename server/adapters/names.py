@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graft.hub.adapters.model_card import TASK_PREFIX
-from graft.hub.base.manifest import BaseSpec
-from graft.hub.errors import GraftError, NotFoundError, UnreachableError
+from graft.hub.base.manifest import ADAPTER_CONFIG, BaseSpec
+from graft.hub.errors import ConflictError, GraftError, NotFoundError, UnreachableError
 from graft.hub.machine.atomic_files import STAGING
 from graft.hub.registry.interface import AnyRegistry
 from graft.hub.registry.naming import COMMIT_ID
@@ -30,7 +30,10 @@ WRITING_S = 2.0  # how long a folder may be under way from one version to the ne
 PINNED_S = 10.0  # how long the answer about a commit is trusted, which can't move, only be taken away
 ASK_AGAIN_S = 10.0  # how long after a hub could not be asked
 TIDY_S = 60.0  # how often those are forgotten that were kept long enough
+MOST_ATTACHED = 10_000
 REMEMBERED_S = 3600.0  # how long the answer about a name that nobody asks for is kept
+
+_MOST_SHOWN = 20  # names in an error's message
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class AdapterNames:
     ):
         self._fingerprint = fingerprint
         self._local = dict(local or {})
+        self._attached: dict[str, Path | str] = {}  # names given since: folders, or names on the shelf
         self.shelf = shelf
         self._answers: dict[str, _Answer] = {}
         self._tidied = 0.0  # when old ones were forgotten
@@ -71,14 +75,13 @@ class AdapterNames:
 
     @property
     def names(self) -> list[str]:
-        """Local names, known without asking anyone."""
-        return sorted(self._local)
+        """Names given here, known without asking anyone."""
+        return sorted({*self._local, *self._attached})
 
     def is_quick(self, name: str) -> bool:
         """Whether `locate` answers without a network."""
-        if name in self._local or not self._is_far:
-            return True
-        return self._standing(name) is not None
+        target = self._target(name)
+        return isinstance(target, Path) or not self._is_far or self._standing(target) is not None
 
     def is_far(self, location: Location) -> bool:
         """Whether `fetch` takes a network."""
@@ -86,13 +89,43 @@ class AdapterNames:
 
     def locate(self, name: str) -> Location:
         """Raises NotFoundError where the name stands for nothing."""
-        if name in self._local:
-            folder = self._local[name]
-            return Location(name, _state_of(folder), folder=folder)
-        answer = self._standing(name) or self._ask(name)
+        target = self._target(name)
+        if isinstance(target, Path):
+            return Location(name, _state_of(target), folder=target)
+        answer = self._standing(target) or self._ask(target)
         if isinstance(answer.said, GraftError):
             raise answer.said
         return answer.said
+
+    def attach(self, name: str, target: Path | str, *, replace: bool = False) -> Path | str | None:
+        """From now on `name` is a folder, or what the shelf has under another name. Returns what it was before.
+
+        Raises ConflictError for a name that stands for something (`replace`: that was not attached), NotFoundError for a folder
+        without an adapter.
+        """
+        if isinstance(target, Path) and not (target / ADAPTER_CONFIG).is_file():
+            raise NotFoundError(f"{target} holds no {ADAPTER_CONFIG}.")
+        if name in self._local or (name not in self._attached and name != target and self._is_on_shelf(name)):
+            raise ConflictError(f"{name} is an adapter that this server has had from its start: take another name.")
+        with self._lock:
+            before = self._attached.get(name)
+            if before is not None and not replace:
+                raise ConflictError(
+                    f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set "
+                    "'load_inplace' to True."
+                )
+            if before is None and len(self._attached) >= MOST_ATTACHED:
+                raise ConflictError(f"{MOST_ATTACHED} adapters have been given names: unload one first.")
+            self._attached = {**self._attached, name: target}
+        return before
+
+    def detach(self, name: str, back_to: Path | str | None = None) -> bool:
+        """Take an attached name back, or make it again what it was. False where it is none."""
+        with self._lock:
+            rest = dict(self._attached)
+            was_there = rest.pop(name, None) is not None
+            self._attached = rest if back_to is None else {**rest, name: back_to}
+        return was_there
 
     def locate_written(self, location: Location) -> Location:
         """A local folder's version once who writes to it is done; anything else's is what it was.
@@ -124,6 +157,17 @@ class AdapterNames:
     @property
     def _is_far(self) -> bool:
         return self.shelf is not None and self.shelf.is_far
+
+    def _target(self, name: str) -> Path | str:
+        """A folder, or the name on the shelf."""
+        return self._local.get(name) or self._attached.get(name, name)
+
+    def _is_on_shelf(self, name: str) -> bool:
+        try:
+            self.locate(name)
+        except NotFoundError:
+            return False
+        return True
 
     def _standing(self, name: str) -> _Answer | None:
         """What holds without asking: an answer that is trusted, or, while the hub is away, the last one that was good."""
@@ -165,7 +209,9 @@ class AdapterNames:
 
     def _ask_shelf(self, name: str) -> Location | GraftError:
         if self.shelf is None or not ("/" in name or name.startswith(TASK_PREFIX)):
-            places = f"Served here are {', '.join(self.names) or 'no adapters'} besides the base"
+            named = self.names
+            shown = ", ".join(named[:_MOST_SHOWN]) + (" ..." if len(named) > _MOST_SHOWN else "")
+            places = f"Served here are {shown or 'no adapters'} besides the base"
             hint = "" if self.shelf else "; start the server with --registry or --hub for more"
             return NotFoundError(f"There is no model {name!r}. {places}{hint}.")
         try:

@@ -63,6 +63,11 @@ class _Network(click.ParamType):
 )
 @click.option("--hub", "hub_url", metavar="URL", help="A hub instead (graft's own, or huggingface.co).")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="A folder by a name. Repeatable.")
+@click.option(
+    "--adapter-root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Clients may have folders below it loaded (/v1/load_lora_adapter).",
+)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
@@ -100,6 +105,7 @@ def serve(
     registry_path: Path | None,
     hub_url: str | None,
     adapters: tuple[str, ...],
+    adapter_root: Path | None,
     host: str,
     port: int,
     device: str | None,
@@ -162,6 +168,7 @@ def serve(
                 max_at_once=max_requests,
                 cors_origins=cors_origins,
                 trusted_proxies=trusted_proxies,
+                adapter_root=adapter_root,
                 tool_format=tool_format,
             )
             _answer(http_server(app, host, port, max_requests), base, name, host)

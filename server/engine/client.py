@@ -5,6 +5,7 @@ Knows no torch: what needs it stays on the other side.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graft.hub.base.manifest import BaseSpec
@@ -104,6 +105,18 @@ class EngineClient:
         Raises ConflictError where pins would take more than their share of memory.
         """
         return self._inventory.pin(name, pinned)
+
+    def attach(self, name: str, target: Path | str, *, replace: bool = False) -> Served:
+        """Give an adapter (a folder, or a name on the shelf) a name of its own, bring it to the device and prove it.
+
+        `replace`: in place of what was attached by that name. Raises ConflictError for a name that stands for something,
+        NotFoundError where there is no adapter, and what a request for it would get; then the name is what it was.
+        """
+        return self._inventory.attach(name, target, replace=replace)
+
+    def detach(self, name: str) -> bool:
+        """Take an attached name back; False where it is none. Who uses the adapter keeps it until done."""
+        return self._inventory.detach(name)
 
     # The engine itself
 

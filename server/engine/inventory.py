@@ -4,6 +4,7 @@ Reads names and host memory, which are safe for many threads; asks the engine's 
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +75,8 @@ class Inventory:
         for entry in self._shelf_entries():
             entries.setdefault(entry.name, entry)
         for name in self._engine.loader.served().keys() - entries.keys():
-            entries[name] = self.entry(name)
+            with suppress(NotFoundError):  # it stands for nothing any more
+                entries[name] = self.entry(name)
         return [entry for _, entry in sorted(entries.items())]
 
     def entry(self, name: str) -> AdapterEntry:
@@ -165,6 +167,30 @@ class Inventory:
                 f"server with larger --adapter-device-bytes and --adapter-host-bytes."
             )
         return served
+
+    def attach(self, name: str, target: Path | str, *, replace: bool) -> Served:
+        """Give an adapter (a folder, or a name on the shelf) a name of its own, bring it to the device and prove it.
+
+        Raises ConflictError for a name that stands for something, NotFoundError where there is no adapter, and what a request
+        for it would get; then the name is what it was.
+        """
+        before = self._engine.library.attach(name, target, replace=replace)
+        try:
+            return self.load(name)
+        except BaseException:
+            self._engine.library.detach(name, back_to=before)
+            raise
+
+    def detach(self, name: str) -> bool:
+        """Take an attached name back, and its adapter out of memory if it is neither pinned nor in use. False where it is none."""
+        loaded: Loaded | None = None
+        with suppress(GraftError):  # what can't be found is in nobody's way
+            loaded, _ = self._find_loaded(name)
+        if not self._engine.library.detach(name):
+            return False
+        if loaded is not None and not self.placements().get(loaded.digest, Placed()).pinned:
+            self._engine.ask(Unload(loaded))
+        return True
 
     def _find_loaded(self, name: str) -> "tuple[Loaded, Served]":
         """Raises NotFoundError for an unknown name, NotLoadedError for an adapter that isn't in memory."""

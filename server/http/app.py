@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
+from pathlib import Path
 from typing import TypeVar
 
 from flask import Blueprint, Flask, Response, g, jsonify, request
@@ -21,11 +22,12 @@ from graft.hub.wsgi import request_id
 from graft.server.chat.speech import Disconnected, Speech
 from graft.server.engine.client import EngineClient
 from graft.server.engine.inventory import AdapterEntry, NotLoadedError, Placed
-from graft.server.errors import BusyError
-from graft.server.http import cors, openapi
+from graft.server.http import cors
 from graft.server.http.adapters import describe
-from graft.server.http.clients import Network, client_of
+from graft.server.http.clients import Network
 from graft.server.http.completions import Answer, AskedCompletions, read_chat, read_completion
+from graft.server.http.dialects import vllm
+from graft.server.http.openapi.document import document as describe_api
 from graft.server.http.response_shapes import (
     CHAT,
     COMPLETION,
@@ -43,9 +45,18 @@ from graft.server.http.schemas import (
     GenerationBody,
     PinBody,
     StreamOptions,
-    parse,
 )
-from graft.server.http.service import EXTENSION, Service, service
+from graft.server.http.service import (
+    EXTENSION,
+    Service,
+    UnknownModelError,
+    find_served,
+    find_speech,
+    is_gone,
+    read_body,
+    service,
+    taking_place,
+)
 from graft.server.served_version import Served
 
 log = logging.getLogger("graft.server")
@@ -82,20 +93,22 @@ def create_app(
     cors_origins: Sequence[str] = (),
     trusted_proxies: Sequence[Network] = (),
     tool_format: str | None = None,
+    adapter_root: Path | None = None,
 ) -> Flask:
     """`base_name`: what the bare base is called in `model` (default: its recorded id). `max_at_once`: completions under
     way; more are told to come again, so that threads remain for everything else. `cors_origins`: whose pages may call.
     `trusted_proxies`: who is believed about whom a request comes from. `tool_format`: how calls of tools are written
-    (chat/tool_formats.py), whatever the chat template says."""
+    (chat/tool_formats.py), whatever the chat template says. `adapter_root`: clients may have folders below it loaded."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     assert isinstance(app.json, DefaultJSONProvider)
     app.json.sort_keys = False
     app.url_map.strict_slashes = False
     app.extensions[EXTENSION] = Service(
-        engine, base_name or engine.base.spec.id or "base", max_at_once, trusted_proxies, tool_format
+        engine, base_name or engine.base.spec.id or "base", max_at_once, trusted_proxies, tool_format, adapter_root
     )
     app.register_blueprint(blueprint)
+    app.register_blueprint(vllm.blueprint)
     app.before_request(_begin)
     cors.allow(app, cors_origins)
     app.after_request(_stamp)
@@ -129,23 +142,14 @@ def _complete(
     `read`: what the body asks, of an adapter with such words. `chat_template`: the request's own, if it has one.
     """
     with ExitStack() as cleanup:
-        client = client_of(
-            request.remote_addr or "", request.headers.get("X-Forwarded-For", ""), service().trusted_proxies
-        )
-        if not service().places.enter(client):
-            raise BusyError("The server is answering as many requests as it can: try again in a moment.")
-        cleanup.callback(service().places.leave, client)
-        gone = request.environ.get("waitress.client_disconnected", lambda: False)
-        try:
-            speech = service().speeches.speech(body.model, chat_template, client, gone)
-        except NotFoundError as error:
-            raise _UnknownModelError(str(error)) from None
-        answer = Answer(service().engine, read(speech).by(client), gone, speech.special)
+        client = cleanup.enter_context(taking_place())
+        speech = find_speech(body.model, chat_template, client)
+        answer = Answer(service().engine, read(speech).by(client), is_gone(), speech.special)
         cleanup.callback(answer.cancel)
         try:
             first = answer.begin()
         except NotFoundError as error:
-            raise _UnknownModelError(str(error)) from None
+            raise UnknownModelError(str(error)) from None
         finally:
             g.served = answer.served if answer.served.digest else g.served
         writer = Writer(shape, answer, body.model, g.request_id, _fingerprint(), service().names)
@@ -162,11 +166,6 @@ def _complete(
         response.headers["X-Accel-Buffering"] = "no"
         response.call_on_close(cleanup.pop_all().close)
         return response
-
-
-class _UnknownModelError(NotFoundError):
-    code = "model_not_found"
-    param = "model"
 
 
 def _guard_stream(events: Iterator[bytes], request_id: str) -> Iterator[bytes]:
@@ -229,7 +228,7 @@ def _move_adapter(schema: type[AnyAdapterBody], move: Callable[[AnyAdapterBody],
     except NotLoadedError:
         raise
     except NotFoundError as error:
-        raise _UnknownModelError(str(error)) from None
+        raise UnknownModelError(str(error)) from None
     entry = _find_entry(body.model)
     placed = service().engine.adapters().get(g.served.digest or "", Placed())
     return jsonify(describe(entry, placed))
@@ -239,7 +238,7 @@ def _find_entry(name: str) -> AdapterEntry:
     try:
         entry = service().engine.model(name)
     except NotFoundError as error:
-        raise _UnknownModelError(str(error)) from None
+        raise UnknownModelError(str(error)) from None
     g.served = Served(name, entry.digest, entry.revision)
     return entry
 
@@ -302,7 +301,7 @@ def metrics() -> Response:
 
 @blueprint.get("/openapi.json")
 def document() -> Response:
-    return jsonify(openapi.document(service().base_name))
+    return jsonify(describe_api(service().base_name))
 
 
 # Around every request
@@ -310,22 +309,9 @@ def document() -> Response:
 
 def _body(schema: type[Naming]) -> Naming:
     """The checked body. Raises BadField, or a 415 for another media type."""
-    if request.mimetype != "application/json":
-        raise _UnsupportedMediaError("Send JSON, with the header Content-Type: application/json.")
-    body = parse(schema, request.get_data())
-    g.ignored = body.ignored if isinstance(body, GenerationBody) else []
-    g.served = _find_served(body.model)
+    body = read_body(schema)
+    g.served = find_served(body.model)
     return body
-
-
-def _find_served(name: str) -> Served:
-    """What a name stands for, where that can be told without a network: for the headers of an error."""
-    return Served() if name == service().base_name else service().engine.served(name)
-
-
-class _UnsupportedMediaError(GraftError):
-    status = 415
-    code = "unsupported_media_type"
 
 
 def _begin() -> None:

@@ -14,13 +14,14 @@ from graft.hub.errors import GraftError
 from graft.hub.evaluation.tokenization import encode_prompt, encode_rendered
 from graft.server.chat.deltas import Delta, merge
 from graft.server.chat.detokenizer import Detokenizer, SpecialTokens, StopStrings, TokenDecoder, certain_text, decode
+from graft.server.chat.prompts import ChatPrompt
 from graft.server.chat.reply_parser import PLAIN_TEXT, ReplyParser, ReplyRules
 from graft.server.chat.speech import LOOK_S, Disconnected, Speech
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream, stop_ids
 from graft.server.errors import ConstraintError, TooLongError
 from graft.server.http.sampling_fields import read_drawing
-from graft.server.http.schemas import BadField, ChatBody, CompletionBody, GenerationBody
+from graft.server.http.schemas import BadField, ChatBody, CompletionBody, ConversationBody, GenerationBody
 from graft.server.sampling.params import Token
 from graft.server.served_version import Served
 from graft.server.structured.constraint import Constraint
@@ -68,17 +69,21 @@ def read_chat(body: ChatBody, speech: Speech) -> AskedCompletions:
     """Raises BadField or ChatError where there is no chat template, or messages that it refuses."""
     tokenizer = speech.engine.base.tokenizer
     assert tokenizer is not None  # create_app
-    if speech.template is None:
-        raise BadField(
-            f"{body.model} has no chat template, so it can't take messages: use /v1/completions with a prompt.",
-            "messages",
-        )
-    prompt = speech.prompts.prompt(body.as_request(), speech.template)
+    prompt = read_conversation(body, speech, body.model, body.constraint)
     ids = tuple(encode_rendered(prompt.text, tokenizer))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     asked = _read_completions(body, speech, [ids], body.limit, logprobs, prompt.constraint)
     field = body.constraint_field or ("tools" if prompt.constraint is not None else None)
     return replace(asked, constraint_field=field, rules=prompt.rules)
+
+
+def read_conversation(body: ConversationBody, speech: Speech, model: str, answer: Constraint | None) -> ChatPrompt:
+    """Raises BadField or ChatError where there is no chat template, or messages that it refuses."""
+    if speech.template is None:
+        raise BadField(
+            f"{model} has no chat template, so it can't take messages: use /v1/completions with a prompt.", "messages"
+        )
+    return speech.prompts.prompt(body.as_request(answer), speech.template)
 
 
 def _prompt_ids(prompt: str | tuple[int, ...], engine: EngineClient) -> tuple[int, ...]:

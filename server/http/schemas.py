@@ -16,6 +16,7 @@ from graft.server.http.field_types import BadField, Text, check_encodable
 from graft.server.http.message_bodies import MAX_TOOLS, MessageBody, ToolBody, ToolChoice, tool_use
 from graft.server.http.request_fields import IGNORED, NEUTRAL, find_refused, guess_field
 from graft.server.http.sampling_fields import INT64, SamplingBody
+from graft.server.structured.constraint import Constraint
 
 MAX_CHOICES = 1024  # prompts x n of one request
 MAX_N = 128
@@ -145,17 +146,13 @@ class CompletionBody(GenerationBody):
         return self
 
 
-class ChatBody(GenerationBody):
-    """POST /v1/chat/completions"""
+class ConversationBody(Body):
+    """The part of a body that is a conversation."""
 
     messages: list[MessageBody] = Field(min_length=1)
     tools: list[ToolBody] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: ToolChoice = Field("auto", description="auto, none, required, or the name of a function.")
     parallel_tool_calls: bool = True
-    max_completion_tokens: int | None = Field(None, ge=0, lt=INT64)
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    echo: Literal[False] = False  # of completions; accepted where it asks nothing
     chat_template_kwargs: dict[str, object] = Field(
         default_factory=dict, description="The chat template's own switches."
     )
@@ -166,32 +163,47 @@ class ChatBody(GenerationBody):
     continue_final_message: bool = Field(False, description="The answer goes on with the last message.")
 
     @model_validator(mode="after")
-    def _agree(self) -> "ChatBody":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise BadField("top_logprobs may only be given together with logprobs=true.", "top_logprobs")
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise BadField("max_tokens and max_completion_tokens differ: give one of them.", "max_completion_tokens")
+    def _end_once(self) -> "ConversationBody":
         if (
             self.continue_final_message
             and self.add_generation_prompt
             and "add_generation_prompt" in self.model_fields_set
         ):
             raise BadField("continue_final_message goes with add_generation_prompt=false.", "continue_final_message")
-        limit = self.limit
-        if limit is not None and self.min_tokens > limit:
-            raise BadField(f"min_tokens ({self.min_tokens}) is above max_completion_tokens ({limit}).", "min_tokens")
         return self
 
-    def as_request(self) -> ChatRequest:
-        """Raises BadField where tools and tool_choice don't agree."""
+    def as_request(self, answer: Constraint | None = None) -> ChatRequest:
+        """`answer`: what an answer must be that is no call. Raises BadField where tools and tool_choice don't agree."""
         return ChatRequest(
             tuple(message.as_turn() for message in self.messages),
             tool_use(self.tools, self.tool_choice, self.parallel_tool_calls),
             self.chat_template_kwargs,
             opens_reply=self.add_generation_prompt and not self.continue_final_message,
             continues=self.continue_final_message,
-            answer=self.constraint,
+            answer=answer,
         )
+
+
+class ChatBody(GenerationBody, ConversationBody):
+    """POST /v1/chat/completions"""
+
+    model_config = ConfigDict(extra="allow")
+
+    max_completion_tokens: int | None = Field(None, ge=0, lt=INT64)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    echo: Literal[False] = False  # of completions; accepted where it asks nothing
+
+    @model_validator(mode="after")
+    def _agree(self) -> "ChatBody":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise BadField("top_logprobs may only be given together with logprobs=true.", "top_logprobs")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise BadField("max_tokens and max_completion_tokens differ: give one of them.", "max_completion_tokens")
+        limit = self.limit
+        if limit is not None and self.min_tokens > limit:
+            raise BadField(f"min_tokens ({self.min_tokens}) is above max_completion_tokens ({limit}).", "min_tokens")
+        return self
 
     @property
     def limit(self) -> int | None:
@@ -213,13 +225,17 @@ class PinBody(AdapterBody):
 def parse(schema: type[AnyBody], data: bytes) -> AnyBody:
     """A request's body as `schema`. Raises BadField."""
     try:
-        given = json.loads(data.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise BadField(f"The body is not JSON: {_one_line(error)}.") from None
-    try:
-        return check_body(schema, given)
+        return check_body(schema, parse_json(data))
     except BodyError as error:
         raise BadField(str(error), error.param) from None
+
+
+def parse_json(data: bytes) -> object:
+    """Raises BadField for what is no JSON."""
+    try:
+        return json.loads(data.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadField(f"The body is not JSON: {_one_line(error)}.") from None
 
 
 def _refuse_constant(name: str) -> float:

@@ -1,16 +1,38 @@
-"""What the routes share."""
+"""What the routes share: the application's parts, a request's body, the client that sends it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
-from flask import current_app
+from flask import current_app, g, request
 
+from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.request_body import AnyBody
 from graft.server.chat.detokenizer import Names
-from graft.server.chat.speech import Speeches
+from graft.server.chat.speech import Speech, Speeches
 from graft.server.engine.client import EngineClient
-from graft.server.http.clients import AnswerPlaces, Network
+from graft.server.errors import BusyError
+from graft.server.http.clients import AnswerPlaces, Network, client_of
+from graft.server.http.schemas import GenerationBody, parse
+from graft.server.served_version import Served
 
 EXTENSION = "graft"
+JSON = "application/json"
+
+
+class UnknownModelError(NotFoundError):
+    """No model of that name."""
+
+    code = "model_not_found"
+    param = "model"
+
+
+class UnsupportedMediaError(GraftError):
+    """A body that is no JSON by its own account."""
+
+    status = 415
+    code = "unsupported_media_type"
 
 
 class Service:
@@ -23,16 +45,62 @@ class Service:
         max_at_once: int,
         trusted_proxies: Sequence[Network],
         tool_format: str | None,
+        adapter_root: Path | None,
     ):
         self.engine = engine
         self.base_name = base_name
         self.started = int(time.time())
         assert engine.base.tokenizer is not None  # text comes in and goes out
-        self.names = Names(engine.base.tokenizer)
+        self.tokenizer = engine.base.tokenizer
+        self.names = Names(self.tokenizer)
         self.speeches = Speeches(engine, base_name, tool_format)
         self.places = AnswerPlaces(max_at_once)
         self.trusted_proxies = trusted_proxies
+        self.adapter_root = adapter_root
 
 
 def service() -> Service:
     return current_app.extensions[EXTENSION]
+
+
+def read_body(schema: type[AnyBody]) -> AnyBody:
+    """The checked body. Raises BadField, or a 415 for another media type.
+
+    Without any it is taken for JSON, but for a browser's: pages of other origins can send such a body unasked, and no other.
+    """
+    if request.mimetype != JSON and (request.mimetype or "Origin" in request.headers):
+        raise UnsupportedMediaError(f"Send JSON, with the header Content-Type: {JSON}.")
+    body = parse(schema, request.get_data())
+    g.ignored = body.ignored if isinstance(body, GenerationBody) else []
+    return body
+
+
+def find_served(name: str) -> Served:
+    """What a name stands for, where that can be told without a network: for the headers of an error."""
+    return Served() if name == service().base_name else service().engine.served(name)
+
+
+@contextmanager
+def taking_place() -> Iterator[str]:
+    """One of the places for answers, for as long as the context lasts: the client's address. Raises BusyError."""
+    client = client_of(request.remote_addr or "", request.headers.get("X-Forwarded-For", ""), service().trusted_proxies)
+    places = service().places  # a stream ends when the request is none of the application's any more
+    if not places.enter(client):
+        raise BusyError("The server is answering as many requests as it can: try again in a moment.")
+    try:
+        yield client
+    finally:
+        places.leave(client)
+
+
+def is_gone() -> Callable[[], bool]:
+    """Whether the client has hung up."""
+    return request.environ.get("waitress.client_disconnected", lambda: False)
+
+
+def find_speech(model: str, chat_template: str, client: str) -> Speech:
+    """Waits until the adapter is in host memory. Raises UnknownModelError, or what else a request for it would get."""
+    try:
+        return service().speeches.speech(model, chat_template, client, is_gone())
+    except NotFoundError as error:
+        raise UnknownModelError(str(error)) from None

@@ -110,9 +110,12 @@ def serving(
     options: Options = OPTIONS,
     max_requests: int = 32,
     trusted_proxies=(),
+    adapter_root: Path | None = None,
 ) -> Iterator[Live]:
     with Engine(base, adapters, shelf, options) as engine:
-        app = create_app(EngineClient(engine), max_at_once=max_requests, trusted_proxies=trusted_proxies)
+        app = create_app(
+            EngineClient(engine), max_at_once=max_requests, trusted_proxies=trusted_proxies, adapter_root=adapter_root
+        )
         server = http_server(app, "127.0.0.1", 0, max_requests)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -12,8 +12,8 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
-from graft.server.http import openapi
 from graft.server.http.app import create_app
+from graft.server.http.openapi import document as openapi
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.live import CHAT_TEMPLATE, OPTIONS
@@ -22,7 +22,7 @@ from tests.server.live import CHAT_TEMPLATE, OPTIONS
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     base = tiny_base("llama")
-    base.tokenizer.chat_template = CHAT_TEMPLATE
+    base.tokenizer.chat_template = CHAT_TEMPLATE + "{% if tools %}<tool_call>{% endif %}"
     folder = write_folder(tmp_path_factory.mktemp("adapters") / "lora", "lora", base)
     with Engine(base, {"lora": folder}, None, OPTIONS) as engine:
         yield create_app(EngineClient(engine))
@@ -52,6 +52,44 @@ def test_the_bodies_are_valid_json_schema():
     for name, (good, bad) in bodies.items():
         check = validator_for({"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}})
         assert check.is_valid(good) and not check.is_valid(bad)
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+MESSAGES = [{"role": "user", "content": "Hi"}]
+REQUESTS = [
+    ("/v1/completions", {"prompt": ["a", "b"], "n": 2, "logprobs": 2, "prompt_logprobs": 1, "echo": True}),
+    ("/v1/completions", {"prompt": "a", "max_tokens": 0}),
+    ("/v1/chat/completions", {"messages": MESSAGES, "logprobs": True, "top_logprobs": 1, "prompt_logprobs": 0}),
+    ("/v1/chat/completions", {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}),
+    ("/v1/adapters/load", {}),
+    ("/v1/adapters/pin", {"pinned": False}),
+    ("/tokenize", {"prompt": "a", "return_token_strs": True}),
+    ("/tokenize", {"messages": MESSAGES}),
+    ("/detokenize", {"tokens": [5, 6]}),
+]
+READ = [
+    "/v1/models",
+    "/v1/models/test/llama",
+    "/v1/models/lora",
+    "/v1/adapters",
+    "/tokenizer_info",
+    "/version",
+    "/health",
+    "/ready",
+]
+
+
+@pytest.mark.parametrize(("path", "body"), [*REQUESTS, *((path, None) for path in READ)])
+def test_answers_are_what_the_description_says(app, path, body):
+    client, document = app.test_client(), openapi.document("base")
+    short = {"max_tokens": 3} if path.endswith("completions") else {}
+    reply = client.get(path) if body is None else client.post(path, json={"model": "lora"} | short | body)
+    described = path if path in document["paths"] else "/v1/models/{model}"
+    operation = next(iter(document["paths"][described].values()))
+    schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert "$ref" in schema
+    check = validator_for({**schema, "components": document["components"]})
+    assert reply.status_code == 200 and list(map(str, check.iter_errors(reply.json))) == [], reply.json
 
 
 @pytest.mark.slow
