@@ -19,6 +19,7 @@ INT64 = 1 << 63
 MAX_BIASES = 4096
 MAX_BIAS = 100
 MAX_PENALTY = 2
+MAX_REPETITION = 100  # a divisor that stays far from what a float32 can't hold
 MAX_BAD_WORDS = 1024
 MAX_WORD_CHARS = 256
 MAX_ALLOWED = 1 << 20
@@ -62,7 +63,7 @@ class SamplingBody(Body):
     min_p: FiniteFloat = Field(0.0, ge=0, le=1, description="Of the most probable token's probability.")
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    repetition_penalty: FiniteFloat = Field(1.0, gt=0, le=100, description="1: none")
+    repetition_penalty: FiniteFloat = Field(1.0, ge=1 / MAX_REPETITION, le=MAX_REPETITION, description="1: none")
     logit_bias: Biases = Field(default_factory=dict)
     allowed_token_ids: list[int] = Field(
         default_factory=list, max_length=MAX_ALLOWED, description="No others are drawn; empty: all may be."
