@@ -82,6 +82,7 @@ UNCALLED = {
     *("Scheduler.follow", "DeviceTier.sought"),
     *(f"{part}.foreseeable" for part in ("RunningRequest", "RowsJob", "Question")),
     *("Scheduler.miss", "Scheduler.repeat", "MaskThread.when_ready"),  # of masks that come late
+    *("RunningRequest.no_token", "RowsJob.no_token", "Question.no_token"),  # of rows that give none
     "DeviceTier.discrepancy",
     "HostTier.words",  # asked for by who makes a prompt, before there is a request
     *("RowsJob.accept", "RowsJob.fail", "RowsJob.observe", "Question.accept", "Question.fail"),
