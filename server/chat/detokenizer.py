@@ -70,17 +70,21 @@ class StopStrings:
         self._stops = tuple(stops)
         self._included = included
         self._held = ""
-        self.matched = False
+        self.match: str | None = None  # the one that was found
+
+    @property
+    def matched(self) -> bool:
+        return self.match is not None
 
     def feed(self, text: str) -> str:
         """The text that may be given out. Once `matched`, nothing more is."""
         if self.matched:
             return ""
         text = self._held + text
-        matches = [(at, len(stop)) for stop in self._stops if (at := text.find(stop)) >= 0]
+        matches = [(at, len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
-            self.matched, self._held = True, ""
-            at, length = min(matches)
+            at, length, self.match = min(matches)
+            self._held = ""
             return text[: at + length if self._included else at]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]

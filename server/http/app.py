@@ -5,9 +5,7 @@ error has OpenAI's one shape, and no internals in it. Each request is served by 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from itertools import chain
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +24,8 @@ from graft.server.http import cors
 from graft.server.http.adapters import describe
 from graft.server.http.clients import Network
 from graft.server.http.completions import Answer, AskedCompletions, read_chat, read_completion
-from graft.server.http.dialects import vllm
+from graft.server.http.dialects import messages, responses, vllm
+from graft.server.http.dialects.answering import answer
 from graft.server.http.openapi.document import document as describe_api
 from graft.server.http.response_shapes import (
     CHAT,
@@ -51,11 +50,8 @@ from graft.server.http.service import (
     Service,
     UnknownModelError,
     find_served,
-    find_speech,
-    is_gone,
     read_body,
     service,
-    taking_place,
 )
 from graft.server.served_version import Served
 
@@ -69,8 +65,6 @@ _CHAT_INSTEAD = "use /v1/chat/completions, which takes the whole conversation ev
 _V1 = "every path begins with /v1, so a client's base URL is http://HOST:PORT/v1."
 # Paths of other APIs, and what does here what they do.
 ELSEWHERE = {
-    "/v1/responses": _CHAT_INSTEAD,
-    "/v1/messages": _CHAT_INSTEAD,
     "/v1/assistants": _CHAT_INSTEAD,
     "/v1/threads": _CHAT_INSTEAD,
     "/api/chat": _CHAT_INSTEAD,
@@ -78,7 +72,18 @@ ELSEWHERE = {
     "/v1/engines": "use /v1/models.",
     "/v1/embeddings": "this server generates text only.",
     "/generate": "use /v1/completions.",
-    **dict.fromkeys(("/chat/completions", "/completions", "/models", "/responses", "/v1/v1/chat/completions"), _V1),
+    **dict.fromkeys(
+        (
+            "/chat/completions",
+            "/completions",
+            "/models",
+            "/responses",
+            "/messages",
+            "/v1/v1/chat/completions",
+            "/v1/v1/messages",
+        ),
+        _V1,
+    ),
 }
 blueprint = Blueprint("v1", __name__)
 Naming = TypeVar("Naming", bound=GenerationBody | AdapterBody)  # a body that names a model
@@ -108,7 +113,8 @@ def create_app(
         engine, base_name or engine.base.spec.id or "base", max_at_once, trusted_proxies, tool_format, adapter_root
     )
     app.register_blueprint(blueprint)
-    app.register_blueprint(vllm.blueprint)
+    for dialect in (responses, messages, vllm):
+        app.register_blueprint(dialect.blueprint)
     app.before_request(_begin)
     cors.allow(app, cors_origins)
     app.after_request(_stamp)
@@ -137,46 +143,21 @@ def chat_completions() -> Response:
 def _complete(
     body: GenerationBody, read: Callable[[Speech], AskedCompletions], shape: ResponseShape, chat_template: str = ""
 ) -> Response:
-    """One answer, whole or as a stream. Nothing stays under way in the engine once this request has ended.
+    options = body.stream_options or StreamOptions()
 
-    `read`: what the body asks, of an adapter with such words. `chat_template`: the request's own, if it has one.
-    """
-    with ExitStack() as cleanup:
-        client = cleanup.enter_context(taking_place())
-        speech = find_speech(body.model, chat_template, client)
-        answer = Answer(service().engine, read(speech).by(client), is_gone(), speech.special)
-        cleanup.callback(answer.cancel)
-        try:
-            first = answer.begin()
-        except NotFoundError as error:
-            raise UnknownModelError(str(error)) from None
-        finally:
-            g.served = answer.served if answer.served.digest else g.served
-        writer = Writer(shape, answer, body.model, g.request_id, _fingerprint(), service().names)
-        pieces = chain(first, answer.pieces())
-        if not body.stream:
-            return jsonify(writer.whole(pieces))
-        options = body.stream_options or StreamOptions()
-        stream = writer.stream(
-            pieces, include_usage=options.include_usage, continuous_usage=options.continuous_usage_stats
+    def make_writer(under_way: Answer) -> Writer:
+        return Writer(
+            shape,
+            under_way,
+            body.model,
+            g.request_id,
+            _fingerprint(),
+            service().names,
+            options.include_usage,
+            options.continuous_usage_stats,
         )
-        events = _guard_stream(stream, g.request_id)
-        response = Response(events, mimetype="text/event-stream")
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["X-Accel-Buffering"] = "no"
-        response.call_on_close(cleanup.pop_all().close)
-        return response
 
-
-def _guard_stream(events: Iterator[bytes], request_id: str) -> Iterator[bytes]:
-    """The headers are out: a bug can only end the stream with an error event."""
-    try:
-        yield from events
-    except Disconnected:
-        return
-    except Exception:
-        log.exception("request %s failed", request_id)
-        yield Writer.failure(request_id)
+    return answer(body, read, make_writer, chat_template)
 
 
 # Models and adapters
@@ -337,7 +318,9 @@ def _header_word(text: str) -> str:
 
 
 def _failure(status: int, message: str, code: str | None, param: str | None = None) -> Response:
-    response = jsonify(error=error_body(status, message, code, param))
+    as_message = request.path.startswith(messages.PATH)
+    shape = messages.error_shape(status, message, code, g.request_id) if as_message else None
+    response = jsonify(shape or {"error": error_body(status, message, code, param)})
     response.status_code = status
     if status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)

@@ -224,6 +224,11 @@ class Choice:
                 self._end(event.reason)
 
     @property
+    def stop_string(self) -> str | None:
+        """The one that ended it."""
+        return self._stops.match
+
+    @property
     def mean_logprob(self) -> float:
         """Of a token, by the model's own probabilities."""
         return self._logprob / max(1, self.generated)

@@ -10,7 +10,7 @@ from graft.server.http.field_types import BadField, Text
 from graft.server.http.request_fields import MESSAGE_NEUTRAL, find_refused
 
 MAX_TOOLS = 128
-_NAME = r"^[a-zA-Z0-9_.:/-]{1,128}$"
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
 
 
 class _Part(Body):
@@ -80,7 +80,7 @@ class MessageBody(_Part):
 class FunctionBody(_Part):
     """A function that the model may call."""
 
-    name: str = Field(pattern=_NAME)
+    name: ToolName
     description: Text | None = None
     parameters: dict[str, object] | None = Field(None, description="A JSON schema of the arguments.")
     strict: bool = Field(False, description="Calls fit the schema, where the model's way of calling can be held to it.")

@@ -131,6 +131,8 @@ class Writer:
     request_id: str
     fingerprint: str
     names: Names
+    include_usage: bool = False  # in a stream, at its end
+    continuous_usage: bool = False  # in every event of one
 
     def __post_init__(self) -> None:
         self._head = {
@@ -158,15 +160,13 @@ class Writer:
         whole = {"object": self.shape.object, **self._head, "choices": choices, "usage": self._usage()}
         return whole | (self._prompt_logprobs(shown[0]) if self.shape.scores_prompt_once else {})
 
-    def stream(
-        self, pieces: Iterator[Piece], *, include_usage: bool, continuous_usage: bool = False
-    ) -> Iterator[bytes]:
+    def stream(self, pieces: Iterator[Piece]) -> Iterator[bytes]:
         """Server-sent events. A GraftError on the way becomes the last of them."""
 
         def usage() -> Json:
-            if continuous_usage:
+            if self.continuous_usage:
                 return {"usage": self._usage()}
-            return {"usage": None} if include_usage else {}  # OpenAI's: the key is there from the beginning
+            return {"usage": None} if self.include_usage else {}  # OpenAI's: the key is there from the beginning
 
         try:
             for index in range(len(self.answer.choices)):
@@ -175,20 +175,19 @@ class Writer:
             for piece in pieces:
                 own = self.shape.delta(piece.deltas, self._report(piece.marks) if piece.marks else None)
                 yield self._event({"choices": [_choice(piece.index, own, piece.finish_reason)], **usage()})
-            if include_usage:
+            if self.include_usage:
                 yield self._event({"choices": [], "usage": self._usage()})
             yield b"data: [DONE]\n\n"
         except GraftError as error:
             message = public_message(error, self.request_id)
-            yield _sse({"error": error_body(error.status, message, error.code)})
+            yield server_sent({"error": error_body(error.status, message, error.code)})
 
-    @staticmethod
-    def failure(request_id: str) -> bytes:
+    def failure(self) -> bytes:
         """The last event of a stream that broke on our own account."""
-        return _sse({"error": error_body(500, broken_message(request_id), "internal_error")})
+        return server_sent({"error": error_body(500, broken_message(self.request_id), "internal_error")})
 
     def _event(self, rest: Json) -> bytes:
-        return _sse({"object": self.shape.chunk_object, **self._head, **rest})
+        return server_sent({"object": self.shape.chunk_object, **self._head, **rest})
 
     def _report(self, marks: Sequence[Mark]) -> LogprobsJson | None:
         return None if self.answer.asked.logprobs is None else self.shape.report(marks, self.names)
@@ -250,5 +249,11 @@ def _number_or_none(logprob: float | None) -> float | None:
     return None if logprob is None else finite_logprob(logprob)
 
 
-def _sse(event: Json) -> bytes:
-    return b"data: " + json.dumps(event, allow_nan=False).encode() + b"\n\n"
+def server_sent(event: Json, name: str = "") -> bytes:
+    """An event of a stream, by name where the dialect has names for them."""
+    return (
+        (f"event: {name}\n" if name else "").encode()
+        + b"data: "
+        + json.dumps(event, allow_nan=False).encode()
+        + b"\n\n"
+    )

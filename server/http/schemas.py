@@ -4,7 +4,9 @@ A mistake becomes a BadField that names the field. `null` means "not given", as 
 """
 
 import json
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
@@ -23,6 +25,7 @@ MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+_MOST_SHOWN = 40  # characters of what is wrong
 
 
 def _read_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
@@ -70,8 +73,36 @@ class StreamOptions(Body):
     include_obfuscation: bool = False  # accepted; nothing is padded here
 
 
-class GenerationBody(ConstrainedBody, SamplingBody):
-    """What completions and chat have in common. Fields that nobody here knows are kept apart, as `ignored`."""
+class OpenBody(Body):
+    """A body in which fields that nobody here knows are left aside, and kept apart as `ignored`."""
+
+    model_config = ConfigDict(extra="allow")
+    not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL  # unless it is one of the body's own
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_ignored(cls, given: object) -> object:
+        """Drop what may be ignored; refuse by name what can't be honoured, and what is meant for a field of ours."""
+        if not isinstance(given, dict):
+            return given
+        neutral = {key: value for key, value in cls.not_honoured.items() if key not in cls.model_fields}
+        if key := find_refused(given, neutral):
+            raise BadField(f"{key} is not supported here: leave it out.", key)
+        rest = {key: value for key, value in given.items() if key not in neutral}
+        open_fields = cls.model_fields.keys() - rest.keys()
+        for key in rest.keys() - cls.model_fields.keys() - IGNORED:
+            if rest[key] is not None and (name := guess_field(key, open_fields)):
+                raise BadField(f"Unknown field {key!r}: did you mean {name!r}?", key)
+        return rest
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields that were given and are of no effect here."""
+        return sorted(self.model_extra or ())
+
+
+class GenerationBody(OpenBody, ConstrainedBody, SamplingBody):
+    """What completions and chat have in common."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -89,27 +120,6 @@ class GenerationBody(ConstrainedBody, SamplingBody):
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     stream: bool = False
     stream_options: StreamOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_ignored(cls, given: object) -> object:
-        """Drop what may be ignored; refuse by name what can't be honoured, and what is meant for a field of ours."""
-        if not isinstance(given, dict):
-            return given
-        neutral = {key: value for key, value in NEUTRAL.items() if key not in cls.model_fields}
-        if key := find_refused(given, neutral):
-            raise BadField(f"{key} is not supported here: leave it out.", key)
-        rest = {key: value for key, value in given.items() if key not in neutral}
-        open_fields = cls.model_fields.keys() - rest.keys()
-        for key in rest.keys() - cls.model_fields.keys() - IGNORED:
-            if rest[key] is not None and (name := guess_field(key, open_fields)):
-                raise BadField(f"Unknown field {key!r}: did you mean {name!r}?", key)
-        return rest
-
-    @property
-    def ignored(self) -> list[str]:
-        """Fields that were given and are of no effect here."""
-        return sorted(self.model_extra or ())
 
     @model_validator(mode="after")
     def _check_consistency(self) -> "GenerationBody":
@@ -224,22 +234,33 @@ class PinBody(AdapterBody):
 
 def parse(schema: type[AnyBody], data: bytes) -> AnyBody:
     """A request's body as `schema`. Raises BadField."""
+    return check(schema, parse_json(data))
+
+
+def check(schema: type[AnyBody], given: object) -> AnyBody:
+    """What JSON stands for as `schema`. Raises BadField."""
     try:
-        return check_body(schema, parse_json(data))
+        return check_body(schema, given)
     except BodyError as error:
         raise BadField(str(error), error.param) from None
 
 
 def parse_json(data: bytes) -> object:
-    """Raises BadField for what is no JSON."""
+    """Raises BadField for what is no JSON, and for numbers that a float can't hold."""
     try:
-        return json.loads(data.decode(), parse_constant=_refuse_constant)
+        return json.loads(data.decode(), parse_constant=_refuse_constant, parse_float=_read_float)
     except (ValueError, RecursionError) as error:
         raise BadField(f"The body is not JSON: {_one_line(error)}.") from None
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _read_float(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:_MOST_SHOWN]} is more than a number can hold")
+    return number
 
 
 def _one_line(error: Exception) -> str:

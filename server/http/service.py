@@ -14,7 +14,7 @@ from graft.server.chat.speech import Speech, Speeches
 from graft.server.engine.client import EngineClient
 from graft.server.errors import BusyError
 from graft.server.http.clients import AnswerPlaces, Network, client_of
-from graft.server.http.schemas import GenerationBody, parse
+from graft.server.http.schemas import OpenBody, parse
 from graft.server.served_version import Served
 
 EXTENSION = "graft"
@@ -71,7 +71,7 @@ def read_body(schema: type[AnyBody]) -> AnyBody:
     if request.mimetype != JSON and (request.mimetype or "Origin" in request.headers):
         raise UnsupportedMediaError(f"Send JSON, with the header Content-Type: {JSON}.")
     body = parse(schema, request.get_data())
-    g.ignored = body.ignored if isinstance(body, GenerationBody) else []
+    g.ignored = body.ignored if isinstance(body, OpenBody) else []
     return body
 
 

@@ -209,13 +209,15 @@ def test_a_prompt_that_is_too_long_has_the_code_that_clients_shorten_on(client, 
     assert "maximum context length is 256 tokens" in reply.json["error"]["message"] and reply.json["error"]["param"]
 
 
-@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/api/chat"])
+@pytest.mark.parametrize("path", ["/v1/assistants", "/v1/threads", "/api/chat"])
 def test_paths_of_other_apis_name_the_one_that_is_here(client, path) -> None:
     reply = client.post(path, json={"model": "x", "input": "Hi"})
     assert reply.status_code == 404 and "/v1/chat/completions" in reply.json["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/models", "/v1/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "path", ["/chat/completions", "/completions", "/models", "/responses", "/messages", "/v1/v1/chat/completions"]
+)
 def test_a_base_url_without_v1_or_with_two_is_told(client, path) -> None:
     assert "http://HOST:PORT/v1" in client.get(path).json["error"]["message"]
 

@@ -1,6 +1,6 @@
 """The description of the HTTP interface, made from the schemas that check it: for client generators and fuzz tests."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from graft.server.http.dialects import vllm_bodies as vllm
-from graft.server.http.openapi import answers
-from graft.server.http.request_fields import IGNORED, MESSAGE_NEUTRAL, NEUTRAL
-from graft.server.http.schemas import AdapterBody, ChatBody, CompletionBody, PinBody
+from graft.server.http.dialects.messages_body import CountTokensBody, MessagesBody
+from graft.server.http.dialects.responses_body import ResponsesBody
+from graft.server.http.openapi import answers, dialect_answers
+from graft.server.http.request_fields import IGNORED, MESSAGE_NEUTRAL
+from graft.server.http.schemas import AdapterBody, ChatBody, CompletionBody, OpenBody, PinBody
 
 _Schema = dict[str, Any]  # JSON's
 _SCHEMAS = "#/components/schemas/"
@@ -19,17 +21,19 @@ _TEXT = str  # an answer that is no JSON
 
 @dataclass(frozen=True)
 class _Route:
-    """`bodies`: one of these is sent. `answer`: its shape, None for any object. `failures`: answers besides 200."""
+    """`bodies`: one of these is sent. `answer`: its shape, None for any object; it may be streamed where the body asks for
+    that. `failures`: answers besides 200, of the shape `error`."""
 
     method: str
     summary: str
     bodies: tuple[type[BaseModel], ...] = ()
     answer: type[BaseModel] | type[str] | None = None
     failures: tuple[str, ...] = ()
+    error: str = "Error"
 
 
-def _post(summary: str, *bodies: type[BaseModel], answer: type[BaseModel] | type[str]) -> _Route:
-    return _Route("post", summary, bodies, answer, ("4XX", "5XX"))
+def _post(summary: str, *bodies: type[BaseModel], answer: type[BaseModel] | type[str], error: str = "Error") -> _Route:
+    return _Route("post", summary, bodies, answer, ("4XX", "5XX"), error)
 
 
 _ROUTES: dict[str, _Route] = {
@@ -37,6 +41,13 @@ _ROUTES: dict[str, _Route] = {
     "/v1/models/{model}": _Route("get", "One of them.", answer=answers.ModelAnswer, failures=("404",)),
     "/v1/completions": _post("Continue prompts.", CompletionBody, answer=answers.CompletionAnswer),
     "/v1/chat/completions": _post("Answer a conversation.", ChatBody, answer=answers.ChatAnswer),
+    "/v1/responses": _post("Answer a conversation.", ResponsesBody, answer=dialect_answers.ResponseAnswer),
+    "/v1/messages": _post(
+        "Answer a conversation.", MessagesBody, answer=dialect_answers.MessageAnswer, error="MessagesError"
+    ),
+    "/v1/messages/count_tokens": _post(
+        "Tokens of a prompt.", CountTokensBody, answer=dialect_answers.TokenCount, error="MessagesError"
+    ),
     "/v1/adapters": _Route("get", "The adapters: what they are and in which memory.", answer=answers.AdapterList),
     "/v1/adapters/load": _post("Bring it to the device and prove it.", AdapterBody, answer=answers.AdapterShown),
     "/v1/adapters/unload": _post("Take it out of memory.", AdapterBody, answer=answers.AdapterShown),
@@ -68,6 +79,19 @@ _ERROR = {
         }
     },
 }
+_MESSAGES_ERROR = {
+    "type": "object",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+        "request_id": {"type": "string"},
+    },
+}
 
 
 def document(base_name: str) -> dict[str, object]:
@@ -81,8 +105,9 @@ def document(base_name: str) -> dict[str, object]:
         "components": {
             "schemas": {
                 **_schemas_of(given),
-                **{name: _sent_schema(schema, name) for name, schema in _schemas_of(sent).items()},
+                **_sent_schemas(sent),
                 "Error": _ERROR,
+                "MessagesError": _MESSAGES_ERROR,
             }
         },
     }
@@ -97,11 +122,11 @@ def _schemas_of(models: Collection[type[BaseModel]]) -> dict[str, _Schema]:
 
 
 def _operation(path: str, route: _Route) -> dict[str, object]:
-    failure = {"description": "What is wrong.", "content": _json({"$ref": _SCHEMAS + "Error"})}
+    failure = {"description": "What is wrong.", "content": _json({"$ref": _SCHEMAS + route.error})}
     operation: dict[str, object] = {
         "summary": route.summary,
         "operationId": (route.method + path).replace("/", "_").replace("{", "").replace("}", ""),
-        "responses": {"200": {"description": "Done.", "content": _answer(path, route)}}
+        "responses": {"200": {"description": "Done.", "content": _answer(route)}}
         | dict.fromkeys(route.failures, failure),
     }
     if route.bodies:
@@ -113,29 +138,37 @@ def _operation(path: str, route: _Route) -> dict[str, object]:
     return operation
 
 
-def _answer(path: str, route: _Route) -> dict[str, object]:
+def _answer(route: _Route) -> dict[str, object]:
     if route.answer is None:
         return _json({"type": "object"})
     if not issubclass(route.answer, BaseModel):
         return {"text/plain": {"schema": {"type": "string"}}}
     answer = _json({"$ref": _SCHEMAS + route.answer.__name__})
-    return answer | {"text/event-stream": {}} if path.endswith("/completions") else answer
+    streams = any("stream" in body.model_fields for body in route.bodies)
+    return answer | {"text/event-stream": {}} if streams else answer
 
 
 def _json(schema: dict[str, object]) -> dict[str, object]:
     return {"application/json": {"schema": schema}}
 
 
-def _sent_schema(schema: _Schema, name: str) -> dict[str, object]:
-    """A body as clients may send it: null for whatever isn't required, and the fields that are taken and not used."""
+def _sent_schemas(sent: Collection[type[BaseModel]]) -> dict[str, object]:
+    """Bodies as clients may send them, and what these hold."""
+    not_honoured = {body.__name__: body.not_honoured for body in sent if issubclass(body, OpenBody)}
+    return {name: _sent_schema(schema, name, not_honoured.get(name)) for name, schema in _schemas_of(sent).items()}
+
+
+def _sent_schema(schema: _Schema, name: str, not_honoured: Mapping[str, tuple[object, ...]] | None) -> _Schema:
+    """null for whatever isn't required, and the fields that are taken and not used."""
     required = set(schema.get("required", ()))
     properties = {
         key: value if key in required else {"anyOf": [value, {"type": "null"}]}
         for key, value in schema.get("properties", {}).items()
     }
-    if name in ("CompletionBody", "ChatBody"):
-        properties |= {key: {"description": "Accepted, and of no effect."} for key in sorted(IGNORED)}
-        properties |= {key: {"enum": [None, *values]} for key, values in NEUTRAL.items() if key not in properties}
+    if not_honoured is not None:
+        ignored = {key: {"description": "Accepted, and of no effect."} for key in sorted(IGNORED)}
+        neutral = {key: {"enum": [None, *values]} for key, values in not_honoured.items()}
+        properties = neutral | ignored | properties
     if name == "MessageBody":
         properties |= {key: {"enum": [None, *values]} for key, values in MESSAGE_NEUTRAL.items()}
     return schema | {"properties": properties}
