@@ -29,7 +29,7 @@ soak: $(VENV)/.benched
 	$(BIN)/python -m benchmarks.tables.proof --times
 	$(BIN)/python -m benchmarks.tables.neighbour
 	$(BIN)/python -m benchmarks.tables.demo
-	GRAFT_FUZZ_CASES=100000 $(BIN)/python -m pytest -q tests/hub/web/test_fuzz.py
+	GRAFT_FUZZ_CASES=100000 $(BIN)/python -m pytest -q tests/hub/web/test_fuzz.py tests/server/http/test_fuzz.py
 
 check: $(VENV)/.tested build/types
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from flask import Flask, Response, request
 
-EXPOSED = "X-Request-Id, X-Adapter-Digest, X-Adapter-Revision, X-Ignored-Fields, Retry-After"
+EXPOSED = "X-Request-Id, Request-Id, X-Adapter-Digest, X-Adapter-Revision, X-Ignored-Fields, Retry-After"
 MAX_AGE_S = 3600
 
 
