@@ -28,6 +28,7 @@ class Parts:
     mlp_post_norm: str | None = None
     parallel_residual: bool = False  # both sublayers read the same stream (NeoX)
     norm_first: bool = True  # False: the norms come after the addition (OPT-350m)
+    narrowing: str | None = None  # what OPT-350m has in the final norm's place
     lm_head: str = "lm_head"
 
     def in_layer(self, index: int, part: str) -> str:
@@ -123,6 +124,7 @@ FAMILIES: dict[str, Parts] = {
         mlp_out="fc2",
         attn_norm="self_attn_layer_norm",
         mlp_norm="final_layer_norm",
+        narrowing="model.decoder.project_out",
     ),
 }
 

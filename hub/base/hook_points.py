@@ -51,3 +51,9 @@ def stream_out(spec: BaseSpec, layer: int, sublayer: str) -> tuple[Tap, ...]:
     if sublayer == "mlp" and spec.parallel_residual:
         return (stream_in(spec, layer, "mlp"), sublayer_out(spec, layer, "attention"), sublayer_out(spec, layer, "mlp"))
     return (stream_in(spec, layer, sublayer), sublayer_out(spec, layer, sublayer))
+
+
+def last_hidden(spec: BaseSpec) -> Tap:
+    """The hidden states behind all layers, which the output projection reads."""
+    narrowing = spec.parts.narrowing
+    return Tap(narrowing if narrowing in spec.modules else spec.parts.final_norm, "out")

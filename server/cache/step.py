@@ -9,12 +9,14 @@ What a runner owes:
    another run of the same step fills (a prefix shared within a step).
 4. The row at cache index c attends to the indices 0..c of its own block table; a window w leaves those with
    c - index < w.
-5. The result is the logits [n, V] of the wanted rows, in row order.
+5. The result is the logits [n, V] of the rows that want them, in row order, and for each run that wants hidden states (the
+   output projection's input, without the adapter's own changes there) the sum of its rows'.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Run:
     blocks: Sequence[int]
     logits: int = 0  # how many of the last rows want logits
     virtual: "Tensor | None" = None  # [P, H] in embedding space, in the place of `tokens` (soft prompts)
+    hidden: int = 0  # how many of the last rows want their hidden states summed
 
     @property
     def length(self) -> int:
@@ -63,9 +66,25 @@ class Batch:
         """Rows that want logits by owner, the bare base's first."""
         return self._by_owner(lambda run: run.logits)
 
+    @cached_property
+    def hidden_lengths(self) -> tuple[int, ...]:
+        """Rows that want hidden states by owner, the bare base's first."""
+        return self._by_owner(lambda run: run.hidden)
+
     @property
     def rows(self) -> int:
         return sum(self.lengths)
+
+    @property
+    def hidden_rows(self) -> list[int]:
+        """Which rows want hidden states."""
+        ends = accumulate(run.length for run in self.runs)
+        return [row for run, end in zip(self.runs, ends, strict=True) for row in range(end - run.hidden, end)]
+
+    @property
+    def hidden_counts(self) -> list[int]:
+        """How many rows each sum of hidden states is of."""
+        return [run.hidden for run in self.runs if run.hidden]
 
     def _by_owner(self, count: Callable[[Run], int]) -> tuple[int, ...]:
         totals = [0] * (len(self.adapters) + 1)
@@ -89,4 +108,4 @@ def make_batch(
 
 
 def _with_owner(run: Run, owner: int) -> Run:
-    return Run(owner, run.tokens, run.start, run.position, run.blocks, run.logits, run.virtual)
+    return Run(owner, run.tokens, run.start, run.position, run.blocks, run.logits, run.virtual, run.hidden)

@@ -18,11 +18,11 @@ from graft.hub.errors import GraftError
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.readiness import NO_ROWS
 from graft.server.adapters.resident import Resident
-from graft.server.engine.request import Finished, PromptScored, Started, Stream, stop_ids
+from graft.server.engine.request import Embedded, Finished, Pooling, PromptScored, Started, Stream, stop_ids
 from graft.server.engine.sequence import Chunk, SequenceState
 from graft.server.errors import ConstraintFailedError, NotFiniteError, RequestError
 from graft.server.sampling.history import TokenHistory
-from graft.server.sampling.params import Draw, Score, Token, mask_of
+from graft.server.sampling.params import Draw, HiddenSum, Score, Token, mask_of
 from graft.server.served_version import UNPLACED, Served
 from graft.server.structured.matcher import Matcher
 from graft.server.telemetry import Metrics
@@ -32,10 +32,12 @@ LOADER = object()  # the client of everything the engine does for itself
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Of a chunk's rows that want logits: the last one's draw, and (which of them, Score) in order."""
+    """Of a chunk's rows that want logits: the last one's draw, and (which of them, Score) in order; or all their hidden states'
+    sum."""
 
     draw: Draw | None = None
     scores: Sequence[tuple[int, Score]] = ()
+    hidden: bool = False
 
 
 NOTHING = Asked()
@@ -61,6 +63,10 @@ class Consumer(ABC):
     def observe(self, scored: Sequence[Token]) -> None:
         """The answer to one of its scores, which come in order."""
         raise AssertionError(f"{type(self).__name__} asks for no scores")
+
+    def pool(self, total: HiddenSum) -> None:
+        """The sum of its chunk's hidden states."""
+        raise AssertionError(f"{type(self).__name__} asks for no hidden states")
 
     def accept(self, token: Token) -> bool:
         """Take a drawn token; True when it was the last one. Called only where a draw was asked for."""
@@ -102,9 +108,12 @@ class RunningRequest(Consumer):
         self._begun = False
         self._reason = "length"
         self._cached = 0
+        self._hidden: HiddenSum | None = None  # of the prompt so far, summed
         first = len(self._request.prompt) - 1
         if self._request.score_from is not None:
             first = max(0, self._request.score_from - 1)
+        if self._request.pooling is Pooling.MEAN:
+            first = 0
         self.sequence = SequenceState(
             owner=None,
             tokens=list(self._request.prompt),
@@ -112,7 +121,8 @@ class RunningRequest(Consumer):
             logits_from=first,
             client=self._request.client,
             weight=self._request.weight,
-            runs_last=bool(self._request.score_next),
+            runs_last=bool(self._request.score_next) or self._request.pooling is not None,
+            hidden=self._request.pooling is not None,
         )
 
     def begin(self, served: Served, max_new: int) -> SequenceState:
@@ -146,10 +156,16 @@ class RunningRequest(Consumer):
             allowed = self._allowed if self.matcher is None else self.matcher.allowed
             position = len(self.sequence.tokens) - len(self._request.prompt)
             draw = Draw(self._request.sampling, self._seed, position, self._history.edits, allowed)
-        return Asked(draw, self._scores(chunk))
+        return Asked(draw, self._scores(chunk), hidden=self.sequence.hidden and chunk.logits > 0)
 
     def observe(self, scored: Sequence[Token]) -> None:
         self.stream.put(PromptScored(tuple(scored)))
+
+    def pool(self, total: HiddenSum) -> None:
+        self._hidden = total if self._hidden is None else self._hidden + total
+        if self.sequence.remaining <= 0:
+            count = len(self._request.prompt) if self._request.pooling is Pooling.MEAN else 1
+            self.stream.put(Embedded(self._hidden / count))
 
     def accept(self, token: Token) -> bool:
         now = time.monotonic()

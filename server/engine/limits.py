@@ -28,6 +28,10 @@ class Limits:
                 "allowed_token_ids and a format can't both say which tokens may come: give one of them.",
                 "allowed_token_ids",
             )
+        if request.pooling is not None and (
+            request.max_tokens != 0 or request.score_next or request.score_from is not None
+        ):
+            raise RequestError("Of a prompt whose hidden states are asked for, no tokens or scores can be: ask again.")
         self.new_tokens(request, 0)
 
     def new_tokens(self, request: Request, virtual: int) -> int:

@@ -6,12 +6,20 @@ caller takes them out.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from queue import SimpleQueue
 
 from graft.hub.errors import GraftError
-from graft.server.sampling.params import Sampling, Token
+from graft.server.sampling.params import HiddenSum, Sampling, Token
 from graft.server.served_version import Served
 from graft.server.structured.constraint import Constraint
+
+
+class Pooling(Enum):
+    """Which of the prompt's hidden states, behind all layers, are averaged."""
+
+    MEAN = "mean"  # all
+    LAST = "last"  # the last one's
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,8 @@ class Request:
 
     `max_tokens`: None for as many as there is room for. `score_from`: report the log-probability of every prompt
     token from this index on (the first has none), with `score_top` alternatives (None: as many as `sampling` reports).
-    `constraint`: what the new text has to be. `client`: who asks; clients are served in turn, by `weight`.
+    `pooling`: report the prompt's hidden states, averaged so; with no new tokens and no scores. `constraint`: what the new
+    text has to be. `client`: who asks; clients are served in turn, by `weight`.
     """
 
     prompt: tuple[int, ...]
@@ -33,6 +42,7 @@ class Request:
     score_from: int | None = None
     score_top: int | None = None
     score_next: tuple[int, ...] = ()
+    pooling: Pooling | None = None
     constraint: Constraint | None = None
     client: str = ""
     weight: float = 1.0
@@ -53,6 +63,7 @@ class Result:
     served: Served
     prompt: tuple[Token, ...] = ()
     cached_tokens: int = 0
+    embedding: HiddenSum | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -75,12 +86,19 @@ class PromptScored:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """The prompt's pooled hidden states [H]."""
+
+    vector: HiddenSum
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     reason: str
     cached_tokens: int = 0  # prompt tokens whose keys and values were found, not computed
 
 
-Event = Started | PromptScored | Token | Finished
+Event = Started | PromptScored | Embedded | Token | Finished
 
 Sink = SimpleQueue[tuple["Stream", Event | GraftError]]  # of one stream or several
 
@@ -113,14 +131,17 @@ class Stream:
         served = Served()
         tokens: list[Token] = []
         prompt: list[Token] = []
+        embedding: HiddenSum | None = None
         for event in self:
             match event:
                 case Started():
                     served = event.served
                 case PromptScored():
                     prompt.extend(event.tokens)
+                case Embedded():
+                    embedding = event.vector
                 case Token():
                     tokens.append(event)
                 case Finished():
-                    return Result(tuple(tokens), event.reason, served, tuple(prompt), event.cached_tokens)
+                    return Result(tuple(tokens), event.reason, served, tuple(prompt), event.cached_tokens, embedding)
         raise AssertionError("a stream ends with Finished")

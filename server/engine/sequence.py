@@ -26,6 +26,7 @@ class SequenceState:
     awaits: str | None = None  # the digest of an adapter that has to be in place before it starts
     steps_aside: bool = False  # nobody's own: while others decode it takes no more rows of a step than they do
     runs_last: bool = False  # the last token too where no new one is wanted: what follows it is asked about
+    hidden: bool = False  # what is wanted of tokens from `logits_from` on are hidden states, not logits
     inputs: "Tensor | None" = None  # rows [P, H] in place of tokens: an adapter's soft prompt on its way into the cache
     blocks: list[int] = field(default_factory=list)  # its own, after the shared ones of `virtual`
     computed: int = 0
@@ -81,7 +82,7 @@ class SequenceState:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`count` tokens of a sequence from `start` on; the last `logits` of them want logits."""
+    """`count` tokens of a sequence from `start` on; the last `logits` of them want logits, or hidden states."""
 
     sequence: SequenceState
     start: int
@@ -97,8 +98,9 @@ class Chunk:
             start=own.virtual.count + self.start,
             position=own.virtual.text_start + self.start,
             blocks=own.table,
-            logits=self.logits,
+            logits=0 if own.hidden else self.logits,
             virtual=None if own.inputs is None else own.inputs[self.start : stop],
+            hidden=self.logits if own.hidden else 0,
         )
 
 

@@ -18,7 +18,7 @@ from graft.server.engine.messages import Inbox, Masked
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import Chunk, StepPlan
 from graft.server.runners.protocol import Runner
-from graft.server.sampling.params import Draw, Score, StepResult, Token
+from graft.server.sampling.params import Draw, HiddenSum, Score, StepResult, Token
 from graft.server.structured.mask_thread import MaskThread
 from graft.server.structured.matcher import Matcher
 
@@ -37,13 +37,34 @@ class StepAsked:
     def matchers(self) -> list[Matcher]:
         return [one.matcher for one, ask in self.whose if ask.draw and one.matcher]
 
-    def answers(
-        self, result: StepResult
-    ) -> Iterator[tuple[Consumer, Asked, Token | None, Sequence[tuple[Token, ...] | None]]]:
-        """Everybody's own part: the token drawn, and the scores."""
-        tokens, scores = iter(result.tokens), iter(result.scores)
+    def answers(self, result: StepResult) -> Iterator[tuple[Consumer, "Answer"]]:
+        """Everybody's own part."""
+        tokens, scores, sums = iter(result.tokens), iter(result.scores), iter(result.hidden)
         for consumer, ask in self.whose:
-            yield consumer, ask, next(tokens) if ask.draw else None, [next(scores) for _ in ask.scores]
+            yield (
+                consumer,
+                Answer(
+                    ask,
+                    next(tokens) if ask.draw else None,
+                    [next(scores) for _ in ask.scores],
+                    next(sums) if ask.hidden else None,
+                ),
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a step answers one consumer: the token drawn, the scores, the sum of hidden states. None for what is not finite."""
+
+    asked: Asked
+    token: Token | None
+    scores: Sequence[tuple[Token, ...] | None]
+    hidden: HiddenSum | None
+
+    @property
+    def finite(self) -> bool:
+        drawn = not self.asked.draw or self.token is not None
+        return drawn and None not in self.scores and (not self.asked.hidden or self.hidden is not None)
 
 
 def ask_all(consumers: Sequence[Consumer], chunks: Sequence[Chunk], runs: Sequence[Run]) -> StepAsked:
@@ -123,10 +144,10 @@ class Stepper:
 
     def _deliver(self, asked: StepAsked, result: StepResult) -> None:
         """Hand out what has come of a step, and see who is done."""
-        for consumer, ask, token, scored in asked.answers(result):
+        for consumer, answer in asked.answers(result):
             if consumer not in self._ledger:  # it ended when the step had been begun
                 continue
-            matcher = consumer.matcher if ask.draw else None
+            matcher = consumer.matcher if answer.asked.draw else None
             if matcher is not None and matcher.error is not None:
                 self._ledger.fail(consumer, matcher.error)
                 continue
@@ -134,13 +155,15 @@ class Stepper:
                 self._scheduler.miss(consumer.sequence)
                 self._masks.when_ready(matcher, partial(self._inbox.post, Masked(consumer)))
                 continue
-            if None in scored or (ask.draw and token is None):
+            if not answer.finite:
                 self._ledger.fail(consumer, consumer.no_token())
                 continue
             try:
-                for tokens_of_row in filter(None, scored):
+                for tokens_of_row in filter(None, answer.scores):
                     consumer.observe(tokens_of_row)
-                done = consumer.accept(token) if token is not None else consumer.sequence.remaining <= 0
+                if answer.hidden is not None:
+                    consumer.pool(answer.hidden)
+                done = consumer.sequence.remaining <= 0 if answer.token is None else consumer.accept(answer.token)
             except Exception as error:
                 self._ledger.fail(consumer, self._ledger.unexpected("Taking a step's result failed", error))
                 continue

@@ -21,7 +21,7 @@ from graft.server.chat.chat_templates import ChatTemplates
 from graft.server.chat.detokenizer import SpecialTokens
 from graft.server.chat.speech import own_ends
 from graft.server.engine.client import EngineClient
-from graft.server.engine.request import Finished, PromptScored, Request, Sink, Started, Stream
+from graft.server.engine.request import Embedded, Finished, PromptScored, Request, Sink, Started, Stream
 from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
 
@@ -215,7 +215,7 @@ def _collect_answers(
             while len(given[place]) < len(asks[place]):
                 stream, event = sink.get()
                 match event:
-                    case Started():
+                    case Started() | Embedded():  # hidden states, which nobody here asks for
                         pass
                     case PromptScored():
                         waiting[stream][1].scored.extend(event.tokens)

@@ -61,6 +61,7 @@ class Token:
 # Changes to single logits of a row: y = x + before; y = y / penalty if y > 0 else y * penalty; y + after. No id twice.
 EDIT = np.dtype([("id", np.int32), ("before", np.float32), ("penalty", np.float32), ("after", np.float32)])
 Edits = NDArray[np.void]  # [m] of EDIT
+HiddenSum = NDArray[np.float64]  # [H]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """In the order of what was asked; None for a row that is not finite."""
+    """In the order of what was asked; None for what is not finite. `hidden`: sums [H] of rows' hidden states, for each run that
+    wants them."""
 
     tokens: Sequence[Token | None]
     scores: Sequence[tuple[Token, ...] | None]
+    hidden: Sequence[HiddenSum | None] = ()
 
 
 def mask_of(ids: Sequence[int], vocab_size: int) -> NDArray[np.uint32]:

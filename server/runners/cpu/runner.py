@@ -23,6 +23,7 @@ from graft.server.runners.cpu.base_memory import releaser
 from graft.server.runners.cpu.build import load
 from graft.server.runners.cpu.sampler import sample
 from graft.server.runners.cpu.taps import TapPlace, count, places
+from graft.server.runners.eager.hidden import Outputs, with_sums
 from graft.server.runners.eager.runner import EagerDetours, EagerRunner
 from graft.server.runners.protocol import FastPathError, Prepared, no_wait
 from graft.server.sampling.params import Draw, Score, StepResult
@@ -129,6 +130,10 @@ class FastRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         """Logits [n, V] of the wanted rows."""
+        return self.outputs(batch).logits
+
+    @torch.inference_mode()
+    def outputs(self, batch: Batch) -> Outputs:
         self.cache.copy(batch.copies)
         others = {i for i, digest in enumerate(batch.adapters, start=1) if self._adapters[digest].adapter is None}
         if not others:
@@ -152,13 +157,16 @@ class FastRunner:
         scores: Sequence[tuple[int, Score]],
         ready: Callable[[], None] = no_wait,
     ) -> StepResult:
-        logits = self.run(batch)
+        outputs = self.outputs(batch)
         ready()
-        return sample(self._kernels, logits, draws, scores)
+        return with_sums(sample(self._kernels, outputs.logits, draws, scores), batch, outputs)
 
-    def _run(self, batch: Batch) -> Tensor:
-        runs = [self._kernels.Run(run.owner, run.length, run.start, run.position, run.logits) for run in batch.runs]
-        return self._model.step(
+    def _run(self, batch: Batch) -> Outputs:
+        runs = [
+            self._kernels.Run(run.owner, run.length, run.start, run.position, run.logits, run.hidden)
+            for run in batch.runs
+        ]
+        logits, hidden = self._model.step(
             self._rows(batch.runs),
             self.cache.keys,
             self.cache.values,
@@ -166,17 +174,20 @@ class FastRunner:
             [run.blocks for run in batch.runs],
             [self._adapters[digest].adapter for digest in batch.adapters],
         )
+        return Outputs(logits, hidden if len(hidden) else None)
 
-    def _run_apart(self, batch: Batch, others: set[int]) -> Tensor:
+    def _run_apart(self, batch: Batch, others: set[int]) -> Outputs:
         """Owners never read each other's blocks, so those of `others` can run by themselves."""
-        pieces: dict[int, Tensor] = {}
-        for owners, run in ((others, self._eager.run), (set(range(len(batch.adapters) + 1)) - others, self._run)):
+        logits: dict[int, Tensor] = {}
+        hidden: dict[int, Tensor] = {}
+        for owners, run in ((others, self._eager.outputs), (set(range(len(batch.adapters) + 1)) - others, self._run)):
             part = _select_owners(batch, sorted(owners))
             if part.runs:
-                lengths = part.logit_lengths
-                split = run(part).split(lengths)
-                pieces |= {old: split[new] for old, new in _renumber(sorted(owners)).items()}
-        return torch.cat([pieces[owner] for owner in sorted(pieces)])
+                made, number = run(part), _renumber(sorted(owners))
+                logits |= _by_old_owner(made.logits, part.logit_lengths, number)
+                if made.hidden is not None:
+                    hidden |= _by_old_owner(made.hidden, part.hidden_lengths, number)
+        return Outputs(_in_order(logits), _in_order(hidden) if hidden else None)
 
     def _rows(self, runs: Sequence[Run]) -> Tensor:
         """Embedded rows [T, H]."""
@@ -223,6 +234,16 @@ def _fits(form: Form, known: dict[Tap, TapPlace]) -> bool:
 def _renumber(owners: Sequence[int]) -> dict[int, int]:
     """Owner in a batch -> owner in the part that holds only `owners`; the bare base stays 0."""
     return {owner: (i if 0 in owners else i + 1) if owner else 0 for i, owner in enumerate(owners)}
+
+
+def _by_old_owner(rows: Tensor, lengths: Sequence[int], number: dict[int, int]) -> dict[int, Tensor]:
+    """The rows of a part by owner in the whole batch. `lengths`: by owner in the part."""
+    split = rows.split(list(lengths))
+    return {old: split[new] for old, new in number.items()}
+
+
+def _in_order(pieces: dict[int, Tensor]) -> Tensor:
+    return torch.cat([pieces[owner] for owner in sorted(pieces)])
 
 
 def _select_owners(batch: Batch, owners: Sequence[int]) -> Batch:

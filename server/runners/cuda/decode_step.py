@@ -107,8 +107,10 @@ class Decoder:
         self._steps: dict[tuple[int, LaunchPlan | None], tuple[StaticStep, Callable[[], Tensor]]] = {}
 
     def takes(self, batch: Batch) -> bool:
-        """Whether a step can be carried out here: one row and one row of logits a sequence."""
-        singles = all(run.length == 1 and run.logits == 1 and run.virtual is None for run in batch.runs)
+        """Whether a step can be carried out here: one row and one row of logits a sequence, and nothing else."""
+        singles = all(
+            run.length == 1 and run.logits == 1 and run.virtual is None and not run.hidden for run in batch.runs
+        )
         return singles and len(batch.runs) <= SIZES[-1]
 
     def run(self, batch: Batch, drawn: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from graft.server.runners.cuda.kernels.attention import attend_rows
 from graft.server.runners.cuda.kernels.detours import make_tiles
 from graft.server.runners.cuda.launches import Layouts
 from graft.server.runners.eager.attention import PagedAttention
+from graft.server.runners.eager.hidden import Outputs, run_forward, with_sums
 from graft.server.runners.eager.runner import EagerRunner, pack_rows
 from graft.server.runners.protocol import FastPathError, Prepared, no_wait
 from graft.server.sampling.params import Draw, Score, StepResult
@@ -81,17 +82,21 @@ class GroupedRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         """Logits [n, V] of the wanted rows."""
+        return self.outputs(batch).logits
+
+    @torch.inference_mode()
+    def outputs(self, batch: Batch) -> Outputs:
         self.cache.copy(batch.copies)
         if self._decoder is not None and self._decoder.takes(batch):
             try:
-                return self._decoder.run(batch, self._drawn)
+                return Outputs(self._decoder.run(batch, self._drawn))
             except GraphError as reason:
                 log.warning("Decoding goes on without CUDA graphs. %s", reason)
                 self._decoder = None
         batch = self._awaited(batch)
         rows, positions, wanted = pack_rows(batch, self._base)
         attention = PagedAttention(batch, self.cache, GroupedSingles)
-        return self._base.forward(rows, positions, attention, self._step(batch), wanted)
+        return run_forward(self._base, batch, rows, positions, attention, self._step(batch), wanted)
 
     @torch.inference_mode()
     def begin(
@@ -102,11 +107,11 @@ class GroupedRunner:
         ready: Callable[[], None] = no_wait,
     ) -> Callable[[], StepResult]:
         sampler = TorchSampler(draws, scores, self._base.device)  # before the step: its data travel while that runs
-        logits = self.run(batch)
+        outputs = self.outputs(batch)
         ready()
-        result = sampler.begin(logits)
+        drawn_and_scored = sampler.begin(outputs.logits)
         self._drawn = sampler.drawn
-        return result
+        return lambda: with_sums(drawn_and_scored(), batch, outputs)
 
     def step(
         self,

@@ -18,6 +18,7 @@ from graft.hub.base.model import Base
 from graft.server.cache.step import Batch
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.eager.attention import PagedAttention
+from graft.server.runners.eager.hidden import Outputs, run_forward, with_sums
 from graft.server.runners.protocol import Prepared, no_wait
 from graft.server.sampling.params import Draw, Score, StepResult
 from graft.server.sampling.torch_sampler import TorchSampler
@@ -65,10 +66,14 @@ class EagerRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         """Logits [n, V] of the wanted rows."""
+        return self.outputs(batch).logits
+
+    @torch.inference_mode()
+    def outputs(self, batch: Batch) -> Outputs:
         self.cache.copy(batch.copies)
         rows, positions, wanted = pack_rows(batch, self._base)
         attention = PagedAttention(batch, self.cache)
-        return self._base.forward(rows, positions, attention, self._step(batch), wanted)
+        return run_forward(self._base, batch, rows, positions, attention, self._step(batch), wanted)
 
     def begin(
         self,
@@ -88,9 +93,9 @@ class EagerRunner:
         ready: Callable[[], None] = no_wait,
     ) -> StepResult:
         sampler = TorchSampler(draws, scores, self._base.device)  # before the step: its data travel while that runs
-        logits = self.run(batch)
+        outputs = self.outputs(batch)
         ready()
-        return sampler(logits)
+        return with_sums(sampler(outputs.logits), batch, outputs)
 
     def _step(self, batch: Batch) -> Step | None:
         """Whose rows are whose; None where no active adapter has a detour, so that the base runs untouched."""

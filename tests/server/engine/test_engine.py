@@ -25,6 +25,7 @@ from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Finished, Request, Result
 from graft.server.errors import BrokenError, ClosedError, EngineError, RequestError
+from graft.server.runners.eager.hidden import Outputs
 from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
 from tests.server.conftest import write_folder
@@ -281,25 +282,25 @@ def test_a_new_version_of_a_folder_serves_the_next_request(llama, make_folder, m
 
 def test_a_failing_step_fails_only_its_requests(llama, monkeypatch):
     with Engine(llama) as engine:
-        healthy = engine.runner.run
-        monkeypatch.setattr(engine.runner, "run", lambda batch: (_ for _ in ()).throw(RuntimeError("device lost")))
+        healthy = engine.runner.outputs
+        monkeypatch.setattr(engine.runner, "outputs", lambda batch: (_ for _ in ()).throw(RuntimeError("device lost")))
         with pytest.raises(EngineError, match="device lost"):
             engine.generate([Request((5, 6, 7), max_tokens=3)])
-        monkeypatch.setattr(engine.runner, "run", healthy)
+        monkeypatch.setattr(engine.runner, "outputs", healthy)
         assert len(engine.generate([Request((5, 6, 7), max_tokens=3, ignore_eos=True)])[0].ids) == 3
         assert_idle(engine)
 
 
 def test_logits_that_are_not_finite_fail_their_request_alone(llama, make_folder, monkeypatch):
     with Engine(llama, {"a": make_folder("lora", llama, 1)}) as engine:
-        healthy = engine.runner.run
+        healthy = engine.runner.outputs
 
         def broken(batch):
-            logits = healthy(batch).clone()
+            logits = healthy(batch).logits.clone()
             logits[sum(batch.logit_lengths[:1]) :] = float("nan")
-            return logits
+            return Outputs(logits)
 
-        monkeypatch.setattr(engine.runner, "run", broken)
+        monkeypatch.setattr(engine.runner, "outputs", broken)
         good = engine.submit(Request((5, 6, 7), max_tokens=20, ignore_eos=True))
         with pytest.raises(EngineError, match="not finite"):
             engine.generate([Request((5, 6, 7), "a", max_tokens=3)])

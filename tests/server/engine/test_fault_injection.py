@@ -31,7 +31,7 @@ from graft.server.engine.consumers import Question, RowsJob, RunningRequest
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.questions import OnDevice, Pin, Unload
-from graft.server.engine.request import Finished, Request
+from graft.server.engine.request import Embedded, Finished, Pooling, Request
 from graft.server.engine.scheduler import Scheduler
 from graft.server.errors import EndedError
 from graft.server.runners.protocol import Runner
@@ -85,7 +85,8 @@ UNCALLED = {
     *("RunningRequest.no_token", "RowsJob.no_token", "Question.no_token"),  # of rows that give none
     "DeviceTier.discrepancy",
     "HostTier.words",  # asked for by who makes a prompt, before there is a request
-    *("RowsJob.accept", "RowsJob.fail", "RowsJob.observe", "Question.accept", "Question.fail"),
+    *("RowsJob.accept", "RowsJob.fail", "RowsJob.observe", "RowsJob.pool"),
+    *("Question.accept", "Question.fail", "Question.pool"),
 }
 
 
@@ -130,7 +131,7 @@ class Fault:
 
 def not_a_number(result):
     if isinstance(result, StepResult):  # how a runner says that rows are not finite
-        return StepResult([None] * len(result.tokens), [None] * len(result.scores))
+        return StepResult(*([None] * len(part) for part in (result.tokens, result.scores, result.hidden)))
     if callable(result):  # what waits for a step's
         return lambda: not_a_number(result())
     return float("nan") if isinstance(result, float) else result
@@ -164,6 +165,9 @@ def requests():
         model = (None, *WARM, *COLD)[i % 6]
         scored = 1 if i % 8 == 7 else None
         new, constraint = draw.choice((6, 12)), CONSTRAINTS.get(i % 9)
+        if i % 8 == 6:
+            asked.append(Request(prompt, model, 0, pooling=Pooling.MEAN))
+            continue
         asked.append(Request(
             prompt, model, new, ignore_eos=True, sampling=sampling, score_from=scored, constraint=constraint
         ))  # fmt: skip
@@ -220,6 +224,8 @@ def collect(sink, places, drawn, ends, wait_s):
         place = places[stream]
         if isinstance(event, Token):
             drawn[place].append(event.id)
+        elif isinstance(event, Embedded):
+            drawn[place].append(len(event.vector))
         elif isinstance(event, GraftError):
             ends.of[place], ends.at[place] = event, time.monotonic()
         elif isinstance(event, Finished):

@@ -230,8 +230,8 @@ def slow(base, monkeypatch, tmp_path):
     """A server whose steps take a while, with room for two requests."""
     folder = write_folder(tmp_path / "lora", "lora", base)
     with serving(base, {"lora": folder}, options=replace(OPTIONS, max_running=4), max_requests=2) as running:
-        run = running.engine.runner.run
-        monkeypatch.setattr(running.engine.runner, "run", lambda batch: (time.sleep(0.03), run(batch))[1])
+        run = running.engine.runner.outputs
+        monkeypatch.setattr(running.engine.runner, "outputs", lambda batch: (time.sleep(0.03), run(batch))[1])
         yield running
 
 
@@ -273,7 +273,7 @@ def test_a_failing_step_ends_streams_with_an_error_event_and_tells_nothing(slow,
             raise RuntimeError("secret detail")
 
         with monkeypatch.context() as patched:
-            patched.setattr(slow.engine.runner, "run", broken)
+            patched.setattr(slow.engine.runner, "outputs", broken)
             reply = stream.result()
             again = slow.post("/v1/completions", GOOD)
     assert reply.status == 200 and reply.events[-1]["error"]["type"] == "server_error"

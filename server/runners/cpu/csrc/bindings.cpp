@@ -150,7 +150,7 @@ Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& va
   std::vector<const int32_t*> table;
   for (size_t r = 0; r < slots.size(); r++) {
     TORCH_CHECK_VALUE(0 <= sequence[r] && sequence[r] < (int64_t)tables.size(), "there is no table ", sequence[r]);
-    require_run({0, 1, slots[r], 0, 0}, tables[sequence[r]], {1, 1, keys.size(0)});
+    require_run({0, 1, slots[r], 0, 0, 0}, tables[sequence[r]], {1, 1, keys.size(0)});
     table.push_back(tables[sequence[r]].data());
   }
   const int64_t group = heads / kv_heads * dim;
@@ -249,7 +249,9 @@ PYBIND11_MODULE(graft_kernels, m) {
            py::arg("head_dim"), py::arg("rotary"), py::arg("epsilon"), py::arg("scale"), py::arg("softcap"),
            py::arg("final_softcap"), py::arg("activation"));
   py::class_<Run>(m, "Run").def(py::init([](int64_t owner, int64_t length, int64_t start, int64_t position,
-                                            int64_t logits) { return Run{owner, length, start, position, logits}; }));
+                                            int64_t logits, int64_t hidden) {
+    return Run{owner, length, start, position, logits, hidden};
+  }));
   py::class_<GivenVector>(m, "Vector")
       .def(py::init([](int64_t tap, Maybe scale, Maybe bias) { return GivenVector{tap, scale, bias}; }), py::kw_only(),
            py::arg("tap"), py::arg("scale"), py::arg("bias"));

@@ -38,11 +38,12 @@ class Model {
   // Called by loaders while the engine's thread steps with other adapters.
   void require_fits(const Adapter<S>& adapter) const { adapter.require_fits(taps_); }
 
-  // rows [T, hidden]; keys and values as server/cache/tensors.py lays them out. Returns the logits [n, vocabulary].
+  // rows [T, hidden]; keys and values as server/cache/tensors.py lays them out. Returns the logits [n, vocabulary] and the
+  // hidden states [m, hidden], as the final norm leaves them.
   // Raises ValueError for what does not fit together, MemoryError; either before anything has been written.
-  at::Tensor step(const at::Tensor& rows, const at::Tensor& keys, const at::Tensor& values,
-                  const std::vector<Run>& runs, const std::vector<std::vector<int32_t>>& tables,
-                  const std::vector<const Adapter<S>*>& adapters) {
+  std::pair<at::Tensor, at::Tensor> step(const at::Tensor& rows, const at::Tensor& keys, const at::Tensor& values,
+                                         const std::vector<Run>& runs, const std::vector<std::vector<int32_t>>& tables,
+                                         const std::vector<const Adapter<S>*>& adapters) {
     require_whole();
     const int64_t cached[] = {(int64_t)layers_.size(), -1, kPage, shape_.kv_heads, shape_.head_dim};
     require<S>(keys, "the cache's keys", cached);
@@ -54,15 +55,16 @@ class Model {
     Plan<S> plan = plan_of(runs, tables, adapters, {(int64_t)adapters.size() + 1, positions(), keys.size(1)});
     require<S>(rows, "rows", {plan.rows, shape_.hidden});
     at::Tensor logits = at::empty({plan.logit_rows, head_.out}, rows.options());
+    at::Tensor hidden = at::empty({plan.hidden_rows, shape_.hidden}, rows.options());
     make_room(plan);
     std::memcpy(buffers_.stream, rows.data_ptr(), rows.nbytes());
     const Pages<S> k{(S*)keys.data_ptr(), shape_.kv_heads, shape_.head_dim};
     const Pages<S> v{(S*)values.data_ptr(), shape_.kv_heads, shape_.head_dim};
     run_team([&](Team::Member& team) {
-      Step<S> step{plan, team, k, v, (S*)logits.data_ptr()};
+      Step<S> step{plan, team, k, v, (S*)logits.data_ptr(), (S*)hidden.data_ptr()};
       walk(step, scratch_[omp_get_thread_num()], keys.stride(0));
     });
-    return logits;
+    return {logits, hidden};
   }
 
  private:
@@ -105,6 +107,7 @@ class Model {
       each(step, step.plan.blocks, [&](const Block& b) { leave(step, layer, l, b, scratch); });
       step.keys.data += layer_stride, step.values.data += layer_stride;
     }
+    if (!step.plan.hidden_blocks.empty()) hidden_states(step, scratch);
     output(step, scratch);
   }
 
@@ -130,10 +133,24 @@ class Model {
       visit(*detour, step.taps, tap, block, scratch);
   }
 
-  void visit_head(Step<S>& step, int tap, const Block& block, Scratch<S>& scratch) {
+  void visit_head(Step<S>& step, Span<S>* taps, int tap, const Block& block, Scratch<S>& scratch) {
     if (block.owner < 0) return;
     if (const Detour<S>* detour = step.plan.adapters[block.owner]->find(layers_.size() * kLayerTaps + tap))
-      visit(*detour, step.head_taps, tap, block, scratch);
+      visit(*detour, taps, tap, block, scratch);
+  }
+
+  // The final norm of a block of `rows`, each a row of the stream, into `taps`.
+  void final_norm(Step<S>& step, const std::vector<int64_t>& rows, Span<S>* taps, const Block& block, Scratch<S>& scratch) {
+    for (int64_t r = block.row; r < block.stop; r++)
+      rms_norm(buffers_.stream + rows[r] * shape_.hidden, taps[kFinalNormed].row(r), final_norm_.data(), shape_.hidden,
+               shape_.epsilon);
+    visit_head(step, taps, kFinalNormed, block, scratch);
+  }
+
+  void hidden_states(Step<S>& step, Scratch<S>& scratch) {
+    step.hidden_taps[kFinalNormed] = {step.hidden, shape_.hidden, shape_.hidden};
+    each(step, step.plan.hidden_blocks,
+         [&](const Block& block) { final_norm(step, step.plan.hidden_row, step.hidden_taps, block, scratch); });
   }
 
   void set_taps(Step<S>& step, const Layer<S>& layer, size_t l) {
@@ -270,16 +287,14 @@ class Model {
     step.head_taps[kHeadIn] = {b.head_in, h, h};
     step.head_taps[kLogits] = {step.logits, head_.out, head_.out};
     each(step, step.plan.head_blocks, [&](const Block& block) {
-      for (int64_t r = block.row; r < block.stop; r++)
-        rms_norm(b.stream + step.plan.logit_row[r] * h, b.final_normed + r * h, final_norm_.data(), h, shape_.epsilon);
-      visit_head(step, kFinalNormed, block, scratch);
+      final_norm(step, step.plan.logit_row, step.head_taps, block, scratch);
       std::memcpy(b.head_in + block.row * h, b.final_normed + block.row * h, (block.stop - block.row) * h * sizeof(S));
-      visit_head(step, kHeadIn, block, scratch);
+      visit_head(step, step.head_taps, kHeadIn, block, scratch);
     });
     const Product<S> job{&head_, b.head_in, h, step.logits, head_.out};
     multiply(step.team, &job, 1, step.plan.logit_rows);
     each(step, step.plan.head_blocks, [&](const Block& block) {
-      visit_head(step, kLogits, block, scratch);
+      visit_head(step, step.head_taps, kLogits, block, scratch);
       if (shape_.final_softcap > 0)
         for (int64_t r = block.row; r < block.stop; r++) soft_cap(step.logits + r * head_.out, head_.out, shape_.final_softcap);
     });

@@ -6,7 +6,7 @@ namespace graft {
 
 // Rows of one sequence, as server/cache/step.py describes them.
 struct Run {
-  int64_t owner, length, start, position, logits;
+  int64_t owner, length, start, position, logits, hidden;
 };
 
 // The memory of a step: one row a token, kept between steps and grown when needed.
@@ -39,11 +39,12 @@ struct Buffers {
 // Which rows a step has and whose they are, the same for all layers and threads.
 template <class S>
 struct Plan {
-  int64_t rows = 0, logit_rows = 0;
-  std::vector<Block> blocks, head_blocks;
+  int64_t rows = 0, logit_rows = 0, hidden_rows = 0;
+  std::vector<Block> blocks, head_blocks, hidden_blocks;
   std::vector<const Adapter<S>*> adapters;
   std::vector<const int32_t*> table;               // by row
-  std::vector<int64_t> slot, position, logit_row;  // by row, by row, by row of logits
+  std::vector<int64_t> slot, position;             // by row
+  std::vector<int64_t> logit_row, hidden_row;      // by row of logits, by row whose hidden state is wanted
   std::vector<Together> tiles;                     // of attention
   ScratchSize scratch;                             // of each thread
 };
@@ -54,8 +55,8 @@ struct Step {
   const Plan<S>& plan;
   Team::Member& team;
   Pages<S> keys, values;
-  S* logits;
-  Span<S> taps[kLayerTaps] = {}, head_taps[kHeadTaps] = {};
+  S *logits, *hidden;
+  Span<S> taps[kLayerTaps] = {}, head_taps[kHeadTaps] = {}, hidden_taps[kHeadTaps] = {};
 };
 
 // Blocks of rows with one owner each; small enough that all threads have work.
@@ -84,6 +85,8 @@ inline void require_run(const Run& run, const std::vector<int32_t>& table, const
                     " adapters");
   TORCH_CHECK_VALUE(run.length > 0 && 0 <= run.logits && run.logits <= run.length, "a run of ", run.length,
                     " rows can't have logits of ", run.logits);
+  TORCH_CHECK_VALUE(0 <= run.hidden && run.hidden <= run.length, "a run of ", run.length, " rows can't have hidden states of ",
+                    run.hidden);
   TORCH_CHECK_VALUE(0 <= run.position && run.position <= reach.positions - run.length, "a run's positions ", run.position,
                     " to ", run.position + run.length - 1, " are not all among the ", reach.positions, " of the rotations");
   TORCH_CHECK_VALUE(0 <= run.start && run.start <= (int64_t)table.size() * kPage - run.length, "a run lacks blocks: it has ",
@@ -100,24 +103,27 @@ Plan<S> plan_of(const std::vector<Run>& runs, const std::vector<std::vector<int3
   TORCH_CHECK_VALUE(runs.size() == tables.size(), runs.size(), " runs have ", tables.size(), " block tables");
   Plan<S> plan;
   plan.adapters = adapters;
-  std::vector<int64_t> lengths(reach.owners), logit_lengths(reach.owners);
+  std::vector<int64_t> lengths(reach.owners), logit_lengths(reach.owners), hidden_lengths(reach.owners);
   for (size_t i = 0; i < runs.size(); i++) {
     const Run& run = runs[i];
     require_run(run, tables[i], reach);
     TORCH_CHECK_VALUE(i == 0 || runs[i - 1].owner <= run.owner, "the runs must be sorted by owner");
     lengths[run.owner] += run.length;
     logit_lengths[run.owner] += run.logits;
+    hidden_lengths[run.owner] += run.hidden;
     for (int64_t r = 0; r < run.length; r++) {
       if (r >= run.length - run.logits) plan.logit_row.push_back(plan.slot.size());
+      if (r >= run.length - run.hidden) plan.hidden_row.push_back(plan.slot.size());
       plan.table.push_back(tables[i].data());
       plan.slot.push_back(run.start + r);
       plan.position.push_back(run.position + r);
     }
   }
-  plan.rows = plan.slot.size(), plan.logit_rows = plan.logit_row.size();
+  plan.rows = plan.slot.size(), plan.logit_rows = plan.logit_row.size(), plan.hidden_rows = plan.hidden_row.size();
   plan.blocks = blocks_of(lengths, at::get_num_threads());
   plan.tiles = together(plan.table, plan.slot);
   plan.head_blocks = blocks_of(logit_lengths, at::get_num_threads());
+  plan.hidden_blocks = blocks_of(hidden_lengths, at::get_num_threads());
   for (const Adapter<S>* adapter : adapters) plan.scratch.cover(adapter->scratch());
   return plan;
 }

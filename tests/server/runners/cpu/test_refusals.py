@@ -30,7 +30,7 @@ class Call:
         self.runner = FastRunner(self.base, self.cache, kernels)
         self.model, self.kernels, self.dtype = self.runner._model, kernels, dtype
         self.adapter = self.runner.prepare(detours(make_forms("lora", self.base))).adapter
-        self.run = dict(owner=1, length=ROWS, start=0, position=0, logits=2)
+        self.run = dict(owner=1, length=ROWS, start=0, position=0, logits=2, hidden=0)
         self.arguments = dict(
             rows=rand(dtype, ROWS, 32), keys=self.cache.keys, values=self.cache.values, tables=[[1, 2]],
             adapters=[self.adapter],
@@ -39,9 +39,10 @@ class Call:
     def step(self):
         given = self.arguments
         run = self.kernels.Run(*self.run.values())
-        return self.model.step(
+        logits, _ = self.model.step(
             given["rows"], given["keys"], given["values"], given.get("runs", [run]), given["tables"], given["adapters"]
         )
+        return logits
 
 
 @pytest.fixture
@@ -90,6 +91,8 @@ WRONG = {
     "no rows": (running(length=0), "0 rows"),
     "more logits than rows": (running(logits=ROWS + 1), "logits"),
     "negative logits": (running(logits=-1), "logits"),
+    "more hidden states than rows": (running(hidden=ROWS + 1), "hidden states of"),
+    "negative hidden states": (running(hidden=-1), "hidden states of"),
     "fewer tables than runs": (given(tables=[]), "1 runs have 0"),
     "no adapter": (given(adapters=[None]), "no adapter"),
 }
@@ -110,7 +113,7 @@ def test_a_wrong_step_is_refused_and_changes_nothing(call, wrong):
 
 
 def test_runs_out_of_order_are_refused(call):
-    runs = [call.kernels.Run(owner, 10, 0, 0, 2) for owner in (1, 0)]
+    runs = [call.kernels.Run(owner, 10, 0, 0, 2, 0) for owner in (1, 0)]
     call.arguments.update(runs=runs, tables=[[1], [2]])
     with pytest.raises(ValueError, match="sorted by owner"):
         call.step()

@@ -8,7 +8,8 @@ import torch
 from graft.hub.base.model import Base
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
-from graft.server.engine.request import Request
+from graft.server.engine.request import Pooling, Request
+from tests.server.engine.test_embeddings import assert_pooled
 from tests.server.engine.test_engine import GREEDY, KINDS, assert_greedy, assert_idle, prompts
 
 pytestmark = [
@@ -38,6 +39,22 @@ def test_all_kinds_in_one_batch_say_what_each_says_alone_on_a_cpu(runner, base, 
     for request, result in zip(asked, results, strict=True):
         forms = make_forms(request.model, base, KINDS.index(request.model)) if request.model else ()
         assert_greedy(base, forms, request.prompt, result)
+
+
+@pytest.mark.parametrize("runner", ["eager", "fast"])
+def test_pooled_hidden_states_beside_decoding_are_those_of_a_cpu(runner, llama, on_gpu, make_forms, make_folder):
+    names = [None, *KINDS]
+    texts = prompts(len(names))
+    asked = [
+        Request(prompt, name, max_tokens=0, pooling=Pooling.MEAN) for name, prompt in zip(names, texts, strict=True)
+    ]
+    asked += [Request(prompt, max_tokens=20, ignore_eos=True, sampling=GREEDY) for prompt in texts]
+    shelf = {kind: make_folder(kind, llama, seed) for seed, kind in enumerate(KINDS)}
+    with Engine(on_gpu(llama), shelf, options=Options(step_rows=32, max_running=16, runner=runner)) as engine:
+        results = engine.generate(asked)
+        assert_idle(engine)
+    for request, result in zip(asked[: len(names)], results, strict=False):
+        assert_pooled(llama, make_forms, request, result)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
