@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graft.hub.base.hook_points import last_hidden
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import GraftError
@@ -32,6 +33,11 @@ class ServedBase:
     ends: frozenset[int]
     max_model_len: int
     runner: str
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in a hidden state behind all layers."""
+        return self.spec.modules[last_hidden(self.spec).module].out_features
 
 
 class EngineClient:

@@ -24,7 +24,7 @@ from graft.server.http import cors
 from graft.server.http.adapters import describe
 from graft.server.http.clients import Network
 from graft.server.http.completions import Answer, AskedCompletions, read_chat, read_completion
-from graft.server.http.dialects import messages, responses, vllm
+from graft.server.http.dialects import embeddings, messages, responses, vllm
 from graft.server.http.dialects.answering import answer
 from graft.server.http.openapi.document import document as describe_api
 from graft.server.http.response_shapes import (
@@ -70,7 +70,7 @@ ELSEWHERE = {
     "/api/chat": _CHAT_INSTEAD,
     "/api/generate": "use /v1/completions.",
     "/v1/engines": "use /v1/models.",
-    "/v1/embeddings": "this server generates text only.",
+    **dict.fromkeys(("/embed", "/api/embed", "/api/embeddings"), "use /v1/embeddings."),
     "/generate": "use /v1/completions.",
     **dict.fromkeys(
         (
@@ -79,6 +79,7 @@ ELSEWHERE = {
             "/models",
             "/responses",
             "/messages",
+            "/embeddings",
             "/v1/v1/chat/completions",
             "/v1/v1/messages",
         ),
@@ -113,7 +114,7 @@ def create_app(
         engine, base_name or engine.base.spec.id or "base", max_at_once, trusted_proxies, tool_format, adapter_root
     )
     app.register_blueprint(blueprint)
-    for dialect in (responses, messages, vllm):
+    for dialect in (responses, messages, embeddings, vllm):
         app.register_blueprint(dialect.blueprint)
     app.before_request(_begin)
     cors.allow(app, cors_origins)

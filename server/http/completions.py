@@ -55,7 +55,7 @@ class AskedCompletions:
 def read_completion(body: CompletionBody, speech: Speech) -> AskedCompletions:
     """Raises BadField for a prompt that can't be used."""
     engine = speech.engine
-    prompts = [_prompt_ids(prompt, engine) for prompt in body.prompt]
+    prompts = [prompt_ids(prompt, engine) for prompt in body.prompt]
     limit = body.max_tokens
     if limit is None and speech.words.defaults.max_new_tokens is None:
         limit = DEFAULT_COMPLETION_TOKENS
@@ -86,17 +86,18 @@ def read_conversation(body: ConversationBody, speech: Speech, model: str, answer
     return speech.prompts.prompt(body.as_request(answer), speech.template)
 
 
-def _prompt_ids(prompt: str | tuple[int, ...], engine: EngineClient) -> tuple[int, ...]:
+def prompt_ids(prompt: str | tuple[int, ...], engine: EngineClient, param: str = "prompt") -> tuple[int, ...]:
+    """`param`: the field that it came in. Raises BadField."""
     tokenizer, vocabulary = engine.base.tokenizer, engine.base.spec.vocab_size
     if not isinstance(prompt, str):
         if not all(0 <= id < vocabulary for id in prompt):
-            raise BadField(f"A prompt token lies outside the base's vocabulary of {vocabulary}.", "prompt")
+            raise BadField(f"A prompt token lies outside the base's vocabulary of {vocabulary}.", param)
         return prompt
     assert tokenizer is not None
     ids = tuple(encode_prompt(prompt, tokenizer))
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if not ids and start is None:
-        raise BadField("The prompt is empty, and this base has no token that begins a text.", "prompt")
+        raise BadField("The prompt is empty, and this base has no token that begins a text.", param)
     return ids or (start,)  # an empty prompt: the beginning of a text, as OpenAI takes it
 
 
@@ -347,7 +348,7 @@ class Answer:
 
     def _news(self) -> list[Piece]:
         """Wait for an event, take all there are, and return what has become certain by them."""
-        pending = [self._next()]
+        pending = [await_event(self._sink, self.gone)]
         while not self._sink.empty():
             pending.append(self._sink.get())
         changed: dict[Choice, None] = {}
@@ -365,11 +366,13 @@ class Answer:
                 self.engine.cancel(stream)
         return [piece for choice in changed if (piece := choice.take())]
 
-    def _next(self) -> tuple[Stream, Event | GraftError]:
-        while True:
-            if self.gone():
-                raise Disconnected
-            try:
-                return self._sink.get(timeout=LOOK_S)
-            except Empty:
-                continue
+
+def await_event(sink: Sink, gone: Callable[[], bool]) -> tuple[Stream, Event | GraftError]:
+    """The next event of a sink's streams. Raises Disconnected when the client has hung up."""
+    while True:
+        if gone():
+            raise Disconnected
+        try:
+            return sink.get(timeout=LOOK_S)
+        except Empty:
+            continue

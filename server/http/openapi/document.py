@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from graft.server.http.dialects import vllm_bodies as vllm
+from graft.server.http.dialects.embedding_bodies import EmbeddingsAnswer, EmbeddingsBody
 from graft.server.http.dialects.messages_body import CountTokensBody, MessagesBody
 from graft.server.http.dialects.responses_body import ResponsesBody
 from graft.server.http.openapi import answers, dialect_answers
@@ -48,6 +49,7 @@ _ROUTES: dict[str, _Route] = {
     "/v1/messages/count_tokens": _post(
         "Tokens of a prompt.", CountTokensBody, answer=dialect_answers.TokenCount, error="MessagesError"
     ),
+    "/v1/embeddings": _post("Texts as vectors.", EmbeddingsBody, answer=EmbeddingsAnswer),
     "/v1/adapters": _Route("get", "The adapters: what they are and in which memory.", answer=answers.AdapterList),
     "/v1/adapters/load": _post("Bring it to the device and prove it.", AdapterBody, answer=answers.AdapterShown),
     "/v1/adapters/unload": _post("Take it out of memory.", AdapterBody, answer=answers.AdapterShown),

@@ -36,6 +36,10 @@ def test_the_bodies_are_valid_json_schema():
             {"model": "a", "prompt": []},
         ),
         "ChatBody": ({"model": "a", "messages": [{"role": "user", "content": "a"}]}, {"model": "a", "messages": []}),
+        "EmbeddingsBody": (
+            {"model": "a", "input": "b", "truncate_prompt_tokens": None, "user": "me"},
+            {"model": "a", "input": "b", "truncate_prompt_tokens": 5},
+        ),
         "PinBody": ({"model": "a", "pinned": False}, {"model": "a", "pinned": "yes"}),
     }
     for name, (good, bad) in bodies.items():
@@ -57,6 +61,8 @@ REQUESTS = [
     ("/v1/messages", {"messages": MESSAGES, "max_tokens": 3}),
     ("/v1/messages", {"messages": MESSAGES, "max_tokens": 99, "tools": [CUSTOM], "tool_choice": {"type": "any"}}),
     ("/v1/messages/count_tokens", {"messages": MESSAGES}),
+    ("/v1/embeddings", {"input": ["a", "b"], "dimensions": 3}),
+    ("/v1/embeddings", {"input": [5, 6], "encoding_format": "base64", "pooling": "last"}),
     ("/v1/adapters/load", {}),
     ("/v1/adapters/pin", {"pinned": False}),
     ("/tokenize", {"prompt": "a", "return_token_strs": True}),

@@ -1,0 +1,110 @@
+"""/v1/embeddings: texts as vectors, made of a base's or an adapter's hidden states behind all layers."""
+
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+
+import numpy as np
+from flask import Blueprint, Response, g, jsonify
+from numpy.typing import NDArray
+
+from graft.hub.errors import GraftError, NotFoundError
+from graft.server.engine.client import EngineClient
+from graft.server.engine.request import Embedded, Finished, Pooling, Request, Sink, Started
+from graft.server.errors import TooLongError
+from graft.server.http.completions import await_event, prompt_ids
+from graft.server.http.dialects.embedding_bodies import (
+    EmbeddingsAnswer,
+    EmbeddingsBody,
+    EmbeddingShown,
+    EmbeddingUsage,
+)
+from graft.server.http.field_types import BadField
+from graft.server.http.service import UnknownModelError, find_served, is_gone, read_body, service, taking_place
+from graft.server.sampling.params import HiddenSum
+
+blueprint = Blueprint("embeddings", __name__)
+
+
+@blueprint.post("/v1/embeddings")
+def embeddings() -> Response:
+    body = read_body(EmbeddingsBody)
+    g.served = find_served(body.model)
+    engine = service().engine
+    if body.dimensions is not None and body.dimensions > engine.base.hidden_size:
+        raise BadField(
+            f"dimensions ({body.dimensions}) is above the {engine.base.hidden_size} that this base's hidden states have.",
+            "dimensions",
+        )
+    prompts = _prompts(body, engine)
+    model = None if body.model == service().base_name else body.model
+    with taking_place() as client:
+        asked = [Request(ids, model, max_tokens=0, pooling=Pooling(body.pooling), client=client) for ids in prompts]
+        vectors = [_finish(vector, body) for vector in _pool(asked, engine, is_gone())]
+    count = sum(map(len, prompts))
+    answer = EmbeddingsAnswer(
+        object="list",
+        data=[
+            EmbeddingShown(object="embedding", index=i, embedding=_encode(vector, body))
+            for i, vector in enumerate(vectors)
+        ],
+        model=body.model,
+        usage=EmbeddingUsage(prompt_tokens=count, total_tokens=count),
+    )
+    return jsonify(answer.model_dump())
+
+
+def _prompts(body: EmbeddingsBody, engine: EngineClient) -> list[tuple[int, ...]]:
+    """Raises BadField or TooLongError for a text that can't be used."""
+    prompts = [prompt_ids(text, engine, "input") for text in body.input]
+    longest = engine.base.max_model_len
+    for i, ids in enumerate(prompts):
+        if len(ids) > longest:
+            raise TooLongError(
+                f"This server's maximum context length is {longest} tokens; input[{i}] has {len(ids)}.", "input"
+            )
+    return prompts
+
+
+def _pool(requests: Sequence[Request], engine: EngineClient, gone: Callable[[], bool]) -> list[HiddenSum]:
+    """The pooled states of all, in their order. Raises the first one's error, or Disconnected, with nothing left under way."""
+    sink: Sink = SimpleQueue()
+    waiting = {}
+    made: dict[int, HiddenSum] = {}
+    try:
+        for place, request in enumerate(requests):
+            waiting[engine.submit(request, sink)] = place
+        while waiting:
+            stream, event = await_event(sink, gone)
+            match event:
+                case Started():
+                    g.served = event.served if event.served.digest else g.served
+                case Embedded():
+                    made[waiting[stream]] = event.vector
+                case Finished():
+                    del waiting[stream]
+                case GraftError():
+                    del waiting[stream]
+                    raise event
+    except NotFoundError as error:
+        raise UnknownModelError(str(error)) from None
+    except TooLongError as error:  # with the adapter's virtual tokens
+        error.param = error.param or "input"
+        raise
+    finally:
+        for stream in waiting:
+            engine.cancel(stream)
+    return [made[place] for place in range(len(requests))]
+
+
+def _finish(pooled: HiddenSum, body: EmbeddingsBody) -> NDArray[np.float32]:
+    kept = pooled[: body.dimensions]
+    length = np.linalg.norm(kept)
+    return (kept / length if body.normalize and length > 0 else kept).astype("<f4")
+
+
+def _encode(vector: NDArray[np.float32], body: EmbeddingsBody) -> list[float] | str:
+    if body.encoding_format == "base64":
+        return b64encode(vector.tobytes()).decode()
+    numbers: list[float] = vector.tolist()
+    return numbers
