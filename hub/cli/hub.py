@@ -45,7 +45,7 @@ def serve(
     """Serve the registry. Without users and on loopback, whoever reaches it is its owner."""
     from graft.hub.cli.hub_server import http_server
     from graft.hub.web.app import create_app
-    from graft.hub.web.large_bodies import admits_large_body
+    from graft.hub.web.large_bodies import admit_large_body
 
     registry = Registry(registry_path, create=False, max_weights_bytes=max_weights_bytes)
     if (behind_proxy or host not in LOOPBACK) and not has_users(registry.db):
@@ -62,6 +62,6 @@ def serve(
         behind_proxy=behind_proxy,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    server = http_server(app, host, port, threads, max_weights_bytes, partial(admits_large_body, app))
+    server = http_server(app, host, port, threads, max_weights_bytes, partial(admit_large_body, app))
     click.echo(f"graft hub: http://{host}:{port}/  (registry {registry_path})", err=True)
     server.run()

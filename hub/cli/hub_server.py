@@ -7,6 +7,7 @@ Nor do connections run out: where nearly all are taken, a newcomer takes the pla
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import waitress
 from waitress.channel import ClientDisconnected, HTTPChannel
@@ -16,6 +17,7 @@ from waitress.utilities import Error
 
 from graft.hub.errors import GraftError
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
+from graft.hub.web.large_bodies import Sender
 from graft.hub.web.request import upload_bytes
 
 if TYPE_CHECKING:
@@ -29,9 +31,10 @@ MAX_UNREAD_BYTES = 64 << 20
 MAX_UNREAD_PIECES = 5  # two answers with a file each, which stays open until it is read
 NEVER = 1 << 62  # bytes
 SMALL_BODY_BYTES = 4 << 20  # of anybody's request
+_ANYBODY = Sender("", None)
 
-Admits = Callable[[str, str, str], bool]
-"""Of a request's path, query and Authorization header: whether its body may be large."""
+Admits = Callable[[str, str, str], Sender | None]
+"""Of a request's path, query and Authorization header: who sends it, if its body may be large."""
 
 
 class _NotYou(Error):
@@ -42,30 +45,54 @@ class _AmbiguousLength(Error):
     code, reason = 400, "Bad Request"
 
 
+class _TooMuchAtOnce(Error):
+    code, reason = 413, "Content Too Large"
+
+
 class _Parser(HTTPRequestParser):
-    """Reads a large body only from who may send one: it goes to disk before a view could ask who that is."""
+    """Reads a large body only from who may send one: it goes to disk before a view could ask who that is. All that one sender
+    has on the way is held to their quota of bytes: a view, which asks for the room that is left, sees a body only whole."""
 
     admits: Admits
+    large: WeakSet["_Parser"]  # those of the same server whose bodies are
+    sender: Sender | None = None
     error: Error | None
     completed: bool
 
     def received(self, data: bytes) -> int:
         had_head = self.headers_finished
         consumed: int = super().received(data)
-        if self.headers_finished and not had_head and self.error is None:
-            self.error = self._objection()
+        if self.headers_finished and self.error is None:
+            self.error = self._excess() if had_head else self._objection()
             self.completed = self.completed or self.error is not None
         return consumed
+
+    @property
+    def body_bytes(self) -> int:
+        """As many as are said to come; of chunks, as have come."""
+        return max(self.content_length, self.body_bytes_received)
 
     def _objection(self) -> Error | None:
         if self.chunked and "CONTENT_LENGTH" in self.headers:  # a proxy before us may have believed the other one
             return _AmbiguousLength("Transfer-Encoding and Content-Length exclude each other.")
         if not self.chunked and self.content_length <= SMALL_BODY_BYTES:
             return None
-        if type(self).admits(self.path, self.query, self.headers.get("AUTHORIZATION", "")):
+        self.sender = type(self).admits(self.path, self.query, self.headers.get("AUTHORIZATION", ""))
+        if self.sender is None:
+            return _NotYou(
+                f"More than {SMALL_BODY_BYTES:,} bytes, or chunks, are taken from who may write: send your token."
+            )
+        self.large.add(self)
+        return self._excess()
+
+    def _excess(self) -> Error | None:
+        if self.sender is None or self.sender.most is None:
             return None
-        return _NotYou(
-            f"More than {SMALL_BODY_BYTES:,} bytes, or chunks, are taken from who may write: send your token."
+        on_the_way = sum(each.body_bytes for each in self.large if each.sender and each.sender.name == self.sender.name)
+        if on_the_way <= self.sender.most:
+            return None
+        return _TooMuchAtOnce(
+            f"{self.sender.name} may have {self.sender.most:,} bytes, and sends {on_the_way:,} at once: send fewer, one after another."
         )
 
 
@@ -102,7 +129,7 @@ def http_server(
     port: int,
     threads: int,
     max_weights_bytes: int = MAX_WEIGHTS_BYTES,
-    admits: Admits = lambda path, query, authorization: True,
+    admits: Admits = lambda path, query, authorization: _ANYBODY,
 ) -> BaseWSGIServer | MultiSocketServer:
     """A listening server; its `run` answers. Raises GraftError where the port can't be had."""
     sockets: dict[int, object] = {}
@@ -122,7 +149,7 @@ def http_server(
         )
     except OSError as error:
         raise GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.") from None
-    parser = type("Parser", (_Parser,), {"admits": staticmethod(admits)})
+    parser = type("Parser", (_Parser,), {"admits": staticmethod(admits), "large": WeakSet()})
     channel = type("Channel", (_Channel,), {"parser_class": parser})
     for listening in sockets.values():
         if isinstance(listening, BaseWSGIServer):

@@ -16,6 +16,7 @@ from graft.hub.registry import base_models, refs, repos, tasks
 from graft.hub.registry import leaderboard as scores
 from graft.hub.registry.access.callers import OWNER, Caller
 from graft.hub.registry.access.permissions import Action, may, require
+from graft.hub.registry.access.tokens import require_standing
 from graft.hub.registry.audit import audit
 from graft.hub.registry.commits import accepted_files
 from graft.hub.registry.commits import commit as committing
@@ -40,7 +41,8 @@ class Registry(RegistryReader):
 
     def _permitted_repo(self, name: str, caller: Caller, action: Action) -> Repo:
         """For a transaction: the repo that `name` leads to now. Raises RepoNotFoundError where the caller sees none,
-        ForbiddenError and UnauthorizedError where they may not do that to it."""
+        ForbiddenError and UnauthorizedError where they may not do that to it, or not any more."""
+        require_standing(self.db, caller.token)
         repo = self.repo(name, caller)
         require(caller, action, repo.name)
         return repo

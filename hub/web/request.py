@@ -12,7 +12,7 @@ from werkzeug.datastructures import MultiDict
 
 from graft.hub.adapters.validation import strict_json
 from graft.hub.errors import GraftError, UnauthorizedError
-from graft.hub.registry.access import quotas, sessions, tokens
+from graft.hub.registry.access import sessions, tokens
 from graft.hub.registry.access.callers import OWNER, STRANGER, Caller
 from graft.hub.registry.access.quotas import InFlight
 from graft.hub.registry.registry import Registry
@@ -103,7 +103,7 @@ def room_for_body() -> AbstractContextManager[None]:
 
 def set_body_aside() -> None:
     """As `room_for_body`, of bytes that nothing will name: they count until gc."""
-    quotas.reserve(registry().db, caller().name, request.content_length or 0, secrets.token_hex(16))
+    hub().in_flight.reserve(registry().db, caller().name, request.content_length or 0, secrets.token_hex(16))
 
 
 def upload_bytes(max_weights_bytes: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from graft.hub.web.app import create_app
-from graft.hub.web.large_bodies import admits_large_body
+from graft.hub.web.large_bodies import admit_large_body
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
@@ -139,7 +139,7 @@ def running() -> Iterator[dict]:
         "127.0.0.1",
         0,
         threads=16,
-        admits=lambda *head: admits_large_body(current["app"], *head),
+        admits=lambda *head: admit_large_body(current["app"], *head),
     )
     threading.Thread(target=server.run, daemon=True).start()
     current["url"] = f"http://127.0.0.1:{server.effective_port}"

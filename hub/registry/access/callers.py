@@ -20,7 +20,8 @@ DEFAULT_QUOTA = Quota(bytes=500 << 30, repos=100_000, requests=30_000)
 class Caller:
     """`scope` None: nobody in particular. `namespaces` None: all of them.
 
-    `repos`: single ones ("ns/name"), of a token that is limited to them. Both hold names in small letters.
+    `repos`: single ones ("ns/name"), of a token that is limited to them. Both hold names in small letters. `token`: the number
+    of the one that was shown; None where none is needed.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Caller:
     namespaces: frozenset[str] | None
     repos: frozenset[str] = frozenset()
     quota: Quota = UNLIMITED
+    token: int | None = None
 
     def reaches(self, name: str) -> bool:
         """Whether `name`, a namespace or "ns/name", is the caller's own, as far as their token goes."""

@@ -81,17 +81,6 @@ def require_repo(db: Database, user: str) -> None:
         raise TooLargeError(f"{user} has {count:,} repos and may have {most:,}: delete some, or ask an admin for more.")
 
 
-def reserve(db: Database, user: str, size: int, key: str) -> None:
-    """Set `size` bytes aside for an upload that comes in parts, once per `key`, until `release` or the next `gc`.
-
-    Raises TooLargeError where the user has no room for them.
-    """
-    with write_transaction(db):
-        if db.execute("SELECT 1 FROM reservations WHERE key = ? AND bytes >= ?", [key, size]).fetchone() is None:
-            require_room(db, user, size)
-            _keep(db, user, size, key)
-
-
 def release(db: Database, key: str) -> None:
     """What was set aside is stored, and counted as such."""
     with write_transaction(db):
@@ -138,3 +127,13 @@ class InFlight:
         finally:
             with self._lock:
                 self._bytes[user] -= size
+
+    def reserve(self, db: Database, user: str, size: int, key: str) -> None:
+        """Set `size` bytes aside for an upload that comes in parts, once per `key`, until `release` or the next `gc`.
+
+        Raises TooLargeError where the user has no room for them.
+        """
+        with self._lock, write_transaction(db):  # or two ways in would each find the room that is there once
+            if db.execute("SELECT 1 FROM reservations WHERE key = ? AND bytes >= ?", [key, size]).fetchone() is None:
+                require_room(db, user, size, self._bytes[user])
+                _keep(db, user, size, key)

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from graft.hub.errors import ConflictError, GraftError, NotFoundError, UnauthorizedError
 from graft.hub.registry.access.callers import OWNER, Caller
-from graft.hub.registry.access.permissions import SCOPES, Right
+from graft.hub.registry.access.permissions import SCOPES
 from graft.hub.registry.access.quotas import read_quota
 from graft.hub.registry.audit import audit
 from graft.hub.registry.naming import REPO_NAME, check_repo_name
@@ -198,20 +198,20 @@ def find_caller(db: Database, condition: str, values: list[str]) -> Caller:
     mine, limits = _namespaces(db, row["user_id"]), _read_limits(row["limits"])
     quota = read_quota(db, row["name"])
     if limits is None:
-        return Caller(row["name"], row["scope"], mine, quota=quota)
+        return Caller(row["name"], row["scope"], mine, quota=quota, token=row["id"])
     reached = frozenset(limit for limit in limits if limit.partition("/")[0] in mine)
     single = frozenset(name for name in reached if "/" in name)
-    return Caller(row["name"], row["scope"], reached - single, single, quota)
+    return Caller(row["name"], row["scope"], reached - single, single, quota, row["id"])
 
 
-def may_write(db: Database, user: str) -> bool:
-    """Whether a user has a token left that lets them write."""
-    rows = db.execute(
-        "SELECT scope FROM tokens JOIN users ON users.id = user_id WHERE users.name = ? AND revoked_at IS NULL "
-        "AND (tokens.expires_at IS NULL OR tokens.expires_at > ?)",
-        [user, now()],
-    )
-    return any(Right.WRITE in SCOPES[row["scope"]] for row in rows)
+def require_standing(db: Database, token: int | None) -> None:
+    """Raises UnauthorizedError where a token that was good when a request began has been revoked since, or has expired.
+
+    `token`: its number; None: of the registry's owner, who needs none.
+    """
+    standing = "SELECT 1 FROM tokens WHERE id = ? AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
+    if token is not None and db.execute(standing, [token, now()]).fetchone() is None:
+        raise UnauthorizedError(UNKNOWN)
 
 
 def _note_use(db: Database, id: int, last: str | None) -> None:

@@ -9,6 +9,7 @@ from graft.hub.errors import ConflictError, RepoNotFoundError, StaleParentError,
 from graft.hub.registry import leaderboard, queries, refs, repos, search
 from graft.hub.registry.access.callers import OWNER, Caller
 from graft.hub.registry.access.permissions import Action, require
+from graft.hub.registry.access.tokens import require_standing
 from graft.hub.registry.audit import audit
 from graft.hub.registry.commits.changes import Change, Put, apply_changes, commit_id
 from graft.hub.registry.commits.commit_check import Proven, prove
@@ -72,7 +73,8 @@ def commit(db: Database, blobs: BlobStore, intent: Intent) -> Revision:
 
 def _find_repo(db: Database, intent: Intent) -> Repo | None:
     """The repo that the name leads to now; None where it is missing and the commit may make it. Raises ForbiddenError and its
-    kin where the caller may not write to it, or make it."""
+    kin where the caller may not write to it, or make it, or not any more."""
+    require_standing(db, intent.caller.token)
     try:
         repo = queries.repo(db, intent.name, intent.caller)
     except RepoNotFoundError:

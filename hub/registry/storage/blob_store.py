@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -164,10 +164,13 @@ class BlobStore:
 
     def sweep_incoming(self, older_than_s: float) -> int:
         """Delete what interrupted uploads left; returns the number of entries."""
-        stale = [entry for entry in self.incoming.iterdir() if time.time() - entry.stat().st_mtime > older_than_s]
-        for entry in stale:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
-        return len(stale)
+        swept = 0
+        for entry in self.incoming.iterdir():
+            with suppress(FileNotFoundError):  # its upload has just come to its end
+                if time.time() - entry.lstat().st_mtime > older_than_s:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                    swept += 1
+        return swept
 
     @contextmanager
     def lay_out(self, tree: Tree) -> Iterator[Path]:

@@ -17,9 +17,8 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, jsonify, request
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
-from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError, TooLargeError
+from graft.hub.errors import ArtifactError, ConflictError, ForbiddenError, GraftError, TooLargeError, UnauthorizedError
 from graft.hub.registry.access import keys, quotas, tokens, upload_claims
-from graft.hub.registry.access.callers import OWNER
 from graft.hub.registry.remote.extensions import LARGE_BY_LFS
 from graft.hub.registry.storage.arrivals import CHUNK_BYTES
 from graft.hub.web.huggingface.bodies import LfsBatch, LfsObject
@@ -35,11 +34,13 @@ UPLOADING = ("upload", "part")  # what brings a body
 
 @dataclass(frozen=True)
 class Upload:
-    """What a link permits: `who` may bring the bytes of this sha256 and size, or a `part` of them (from 1 on)."""
+    """What a link permits: `who` may bring the bytes of this sha256 and size, or a `part` of them (from 1 on), for as long as the
+    `token` stands that it was given for (tokens.require_standing)."""
 
     oid: str
     size: int
     who: str
+    token: int | None
     part: int = 0
 
 
@@ -77,7 +78,7 @@ def _object(item: LfsObject, verify: str, parts: bool) -> dict[str, object]:
         quotas.require_room(registry().db, caller().name, item.size)
     except TooLargeError as error:
         return answer | {"error": {"code": 413, "message": str(error)}}
-    wanted = Upload(item.oid, item.size, caller().name)
+    wanted = Upload(item.oid, item.size, caller().name, caller().token)
     upload = _upload_in_parts(wanted) if parts and item.size > PART_BYTES else _whole_upload(wanted)
     return answer | {"authenticated": True, "actions": {"upload": upload, "verify": {"href": verify}}}
 
@@ -93,10 +94,10 @@ def _upload_in_parts(wanted: Upload) -> dict[str, object]:
     return {"href": _link("complete", wanted), "header": {"chunk_size": str(PART_BYTES), **links}}
 
 
-def is_permitted_upload(path: str) -> bool:
-    """Whether the present request is one of those that links permit. Raises ForbiddenError for a bad link."""
+def permitted_upload(path: str) -> Upload | None:
+    """What the present request's link permits; None where it is none of those with one. Raises ForbiddenError for a bad link."""
     action = path.rpartition("/lfs/")[2]
-    return action in UPLOADING and bool(_check_link(action))
+    return _check_link(action) if action in UPLOADING else None
 
 
 @blueprint.put("/lfs/upload")
@@ -114,7 +115,7 @@ def part() -> Response:
     """One part, kept until all are there. Sent again, it takes the place of the first."""
     given = _check_link("part")
     expect_files()
-    quotas.reserve(registry().db, given.who, given.size, _upload_key(given))
+    hub().in_flight.reserve(registry().db, given.who, given.size, _upload_key(given))
     folder = _parts_folder(given)
     folder.mkdir(exist_ok=True)
     due = min(PART_BYTES, given.size - (given.part - 1) * PART_BYTES)
@@ -210,13 +211,13 @@ def _check_link(action: str) -> Upload:
         raise ForbiddenError("This upload link has expired: start the upload again.") from None
     except BadSignature:
         raise ForbiddenError("This upload link is not one of ours: start the upload again.") from None
-    if given.who != OWNER.name and not tokens.may_write(registry().db, given.who):
-        raise ForbiddenError(
-            f"{given.who} may not write here any more: all their tokens were revoked, or have expired."
-        )
+    try:
+        tokens.require_standing(registry().db, given.token)
+    except UnauthorizedError:
+        raise ForbiddenError("The token that this upload began with was revoked, or has expired.") from None
     return given
 
 
 def _signer(action: str) -> URLSafeTimedSerializer:
     key = keys.secret(registry().db, "lfs")
-    return URLSafeTimedSerializer(key, salt=action, signer_kwargs={"digest_method": hashlib.sha256})
+    return URLSafeTimedSerializer(key, salt=f"{action} by token", signer_kwargs={"digest_method": hashlib.sha256})

@@ -18,7 +18,7 @@ from graft.hub.errors import ConflictError, ForbiddenError, GraftError, TooLarge
 from graft.hub.registry import audit, withdrawal
 from graft.hub.registry.access.callers import Quota
 from graft.hub.registry.access.permissions import Action, may, require
-from graft.hub.registry.access.quotas import InFlight, measure_usage, read_quota, reserve, set_quota
+from graft.hub.registry.access.quotas import InFlight, measure_usage, read_quota, set_quota
 from graft.hub.registry.access.sessions import caller_of_session, end_session, start_session
 from graft.hub.registry.access.tokens import caller_of, create_token, list_tokens, revoke_tokens, token_hash
 from graft.hub.registry.commits.changes import Delete, Put
@@ -381,10 +381,12 @@ def test_uploads_at_once_know_of_each_other(registry: Registry) -> None:
         pass
     with on_the_way.room_for(registry.db, "ann", 600), on_the_way.room_for(registry.db, "bob", 6000):
         pass
-    reserve(registry.db, "ann", 700, "parts of one")
-    reserve(registry.db, "ann", 700, "parts of one")
+    on_the_way.reserve(registry.db, "ann", 700, "parts of one")
+    on_the_way.reserve(registry.db, "ann", 700, "parts of one")
     with pytest.raises(TooLargeError):
-        reserve(registry.db, "ann", 700, "another")
+        on_the_way.reserve(registry.db, "ann", 700, "another")
+    with on_the_way.room_for(registry.db, "ann", 200), pytest.raises(TooLargeError):
+        on_the_way.reserve(registry.db, "ann", 200, "parts beside another upload")
 
 
 def test_a_users_own_number_of_requests(registry: Registry) -> None:
