@@ -13,6 +13,7 @@ from pathlib import Path
 TEMPLATE, GENERATION, TOKENIZER = "chat_template.jinja", "generation_config.json", "tokenizer_config.json"
 MAX_TEMPLATE_BYTES = 1 << 18
 MAX_JSON_BYTES = 4 << 20
+MAX_STOP_CHARS = 1000
 _MOST_STOPS = 16
 
 
@@ -80,12 +81,11 @@ def words_of(read: Callable[[str, int], bytes | None]) -> AdapterWords:
     reader = _Reader(read)
     generation, tokenizer = reader.json(GENERATION), reader.json(TOKENIZER)
     template = reader.text(TEMPLATE, MAX_TEMPLATE_BYTES) or _default_template(tokenizer.get("chat_template"))
-    stops = _texts(generation.get("stop_strings"))
     return AdapterWords(
         template=template,
         stop_ids=_ids(generation.get("eos_token_id")),
-        stop_tokens=_eos_token(tokenizer.get("eos_token")),
-        stop_strings=stops[:_MOST_STOPS],
+        stop_tokens=reader.stops(TOKENIZER, "eos_token", _content(tokenizer.get("eos_token"))),
+        stop_strings=reader.stops(GENERATION, "stop_strings", generation.get("stop_strings")),
         defaults=reader.defaults(generation),
         left_aside=tuple(reader.left_aside),
     )
@@ -118,6 +118,16 @@ class _Reader:
             return value
         self.left_aside.append(f"{name} is no JSON object")
         return {}
+
+    def stops(self, file: str, name: str, value: object) -> tuple[str, ...]:
+        """Those texts of `value`, one or a list, that can end an answer: each is looked for with every token."""
+        texts = _texts(value)
+        short = tuple(text for text in texts if len(text) <= MAX_STOP_CHARS)[:_MOST_STOPS]
+        if len(short) < len(texts):
+            self.left_aside.append(
+                f"{file}: {name} is more than {_MOST_STOPS} texts, or one of them longer than {MAX_STOP_CHARS} characters"
+            )
+        return short
 
     def defaults(self, generation: Mapping[str, object]) -> GenerationDefaults:
         """The numbers that can be used. `do_sample: false`, where it is said, is greedy."""
@@ -162,9 +172,9 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(text for text in values if isinstance(text, str) and text and _is_text(text))
 
 
-def _eos_token(value: object) -> tuple[str, ...]:
-    """tokenizer_config.json's: a text, or an object with one."""
-    return _texts(value.get("content") if isinstance(value, dict) else value)
+def _content(token: object) -> object:
+    """Of a token in tokenizer_config.json: a text, or an object with one."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _default_template(value: object) -> str | None:

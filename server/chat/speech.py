@@ -1,6 +1,6 @@
 """How requests for one adapter become tokens: the base's ways with text, and the adapter's own words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -11,12 +11,34 @@ from graft.server.chat.chat_templates import ChatTemplates
 from graft.server.chat.detokenizer import SpecialTokens
 from graft.server.chat.prompts import ChatPrompts
 from graft.server.engine.client import EngineClient
+from graft.server.errors import TooLongError
 
 LOOK_S = 0.5  # how often a silent client is looked after while nothing comes
 
 
 class Disconnected(Exception):
     """The client has gone; nobody reads the answer."""
+
+
+class TextLimit:
+    """Finds texts that are too long for any context before they are tokenized: that takes hundreds of bytes and a microsecond for
+    each of their characters, and a template or a body may hold millions.
+
+    `vocabulary`: a base's tokens as text, none of which stands for more characters than it has.
+    """
+
+    def __init__(self, vocabulary: Iterable[str], max_model_len: int):
+        self._max_model_len = max_model_len
+        self._most_chars = max_model_len * max(map(len, vocabulary), default=1)
+
+    def check(self, text: str, param: str) -> None:
+        """Raises TooLongError for a text that no number of tokens within the context can stand for."""
+        if len(text) > self._most_chars:
+            raise TooLongError(
+                f"This server's maximum context length is {self._max_model_len} tokens; the prompt has {len(text)} characters, "
+                "which are more tokens than that.",
+                param,
+            )
 
 
 @dataclass(frozen=True)
@@ -27,6 +49,7 @@ class Speech:
     base_name: str
     special: SpecialTokens
     prompts: ChatPrompts
+    limit: TextLimit
     words: AdapterWords
     template: ChatTemplate | None
 
@@ -45,6 +68,7 @@ class Speeches:
         self._engine = engine
         self._base_name = base_name
         self.special = SpecialTokens(tokenizer)
+        self.limit = TextLimit(tokenizer.get_vocab(), engine.base.max_model_len)
         self._prompts = ChatPrompts(tool_format, self.special.holds)
         self._templates = ChatTemplates(tokenizer)
 
@@ -55,7 +79,7 @@ class Speeches:
         """
         words = NO_WORDS if model == self._base_name else _await_words(self._engine, model, client, gone)
         template = self._templates.choose(words, chat_template)
-        return Speech(self._engine, self._base_name, self.special, self._prompts, words, template)
+        return Speech(self._engine, self._base_name, self.special, self._prompts, self.limit, words, template)
 
 
 def _await_words(engine: EngineClient, model: str, client: str, gone: Callable[[], bool]) -> AdapterWords:

@@ -54,8 +54,7 @@ class AskedCompletions:
 
 def read_completion(body: CompletionBody, speech: Speech) -> AskedCompletions:
     """Raises BadField for a prompt that can't be used."""
-    engine = speech.engine
-    prompts = [prompt_ids(prompt, engine) for prompt in body.prompt]
+    prompts = [prompt_ids(prompt, speech.engine, speech.limit) for prompt in body.prompt]
     limit = body.max_tokens
     if limit is None and speech.words.defaults.max_new_tokens is None:
         limit = DEFAULT_COMPLETION_TOKENS
@@ -78,22 +77,27 @@ def read_chat(body: ChatBody, speech: Speech) -> AskedCompletions:
 
 
 def read_conversation(body: ConversationBody, speech: Speech, model: str, answer: Constraint | None) -> ChatPrompt:
-    """Raises BadField or ChatError where there is no chat template, or messages that it refuses."""
+    """Raises BadField, TooLongError, or ChatError where there is no chat template, or messages that it refuses."""
     if speech.template is None:
         raise BadField(
             f"{model} has no chat template, so it can't take messages: use /v1/completions with a prompt.", "messages"
         )
-    return speech.prompts.prompt(body.as_request(answer), speech.template)
+    prompt = speech.prompts.prompt(body.as_request(answer), speech.template)
+    speech.limit.check(prompt.text, "messages")
+    return prompt
 
 
-def prompt_ids(prompt: str | tuple[int, ...], engine: EngineClient, param: str = "prompt") -> tuple[int, ...]:
-    """`param`: the field that it came in. Raises BadField."""
+def prompt_ids(
+    prompt: str | tuple[int, ...], engine: EngineClient, limit: TextLimit, param: str = "prompt"
+) -> tuple[int, ...]:
+    """`param`: the field that it came in. Raises BadField or TooLongError."""
     tokenizer, vocabulary = engine.base.tokenizer, engine.base.spec.vocab_size
     if not isinstance(prompt, str):
         if not all(0 <= id < vocabulary for id in prompt):
             raise BadField(f"A prompt token lies outside the base's vocabulary of {vocabulary}.", param)
         return prompt
     assert tokenizer is not None
+    limit.check(prompt, param)
     ids = tuple(encode_prompt(prompt, tokenizer))
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if not ids and start is None:

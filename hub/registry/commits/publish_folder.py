@@ -14,6 +14,7 @@ from pathlib import Path
 from graft.hub.adapters.model_card import split_card
 from graft.hub.adapters.validation import CARD, CONFIG, PROVENANCE, WEIGHTS, find_weights, read_json, read_text
 from graft.hub.base.manifest import BaseSpec, recorded_spec
+from graft.hub.chat.words import GENERATION, TEMPLATE, TOKENIZER
 from graft.hub.errors import ArtifactError
 from graft.hub.machine.atomic_files import STAGING
 from graft.hub.registry import base_models
@@ -22,9 +23,9 @@ from graft.hub.registry.commits.trainer_leftovers import ESSENTIAL, LeftOut, fin
 
 IGNORED = frozenset((".git", ".cache", "__pycache__", ".DS_Store", ".ipynb_checkpoints", STAGING))
 
-# What an adapter is, and under which terms: all that is fetched from a hub. In this order it is laid into a folder, so
-# that the weights are there only when all of it is.
-PULLED = ("LICENSE", "NOTICE", CARD, PROVENANCE, CONFIG, *WEIGHTS)
+# What an adapter is, says of text, and under which terms: all that is fetched from a hub. In this order it is laid into a folder,
+# so that the weights are there only when all of it is.
+PULLED = ("LICENSE", "NOTICE", CARD, TEMPLATE, GENERATION, TOKENIZER, PROVENANCE, CONFIG, *WEIGHTS)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def embeddings() -> Response:
 
 def _prompts(body: EmbeddingsBody, engine: EngineClient) -> list[tuple[int, ...]]:
     """Raises BadField or TooLongError for a text that can't be used."""
-    prompts = [prompt_ids(text, engine, "input") for text in body.input]
+    prompts = [prompt_ids(text, engine, service().speeches.limit, "input") for text in body.input]
     longest = engine.base.max_model_len
     for i, ids in enumerate(prompts):
         if len(ids) > longest:

@@ -50,6 +50,7 @@ def _tokens_of_text() -> Response:
     tokenizer = service().tokenizer
     with taking_place() as client:
         _require_model(body.model, client)
+        service().speeches.limit.check(body.prompt, "prompt")
         encode = encode_prompt if body.add_special_tokens else encode_completion
         return _tokens(encode(body.prompt, tokenizer), with_texts=body.return_token_strs)
 

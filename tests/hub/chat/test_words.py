@@ -82,6 +82,8 @@ def test_templates_of_older_folders() -> None:
         ({"generation": {"top_p": True}}, "top_p"),
         ({"generation": {"max_new_tokens": 1 << 80}}, "max_new_tokens"),
         ({"generation": {"temperature": 10**400}}, "temperature"),
+        ({"generation": {"stop_strings": ["x" * 1001]}}, "stop_strings is more than 16 texts"),
+        ({"tokenizer": {"eos_token": {"content": "x" * 1001}}}, "eos_token is more than 16 texts"),
     ],
 )
 def test_what_can_not_be_used_is_left_aside_and_named(files, said) -> None:

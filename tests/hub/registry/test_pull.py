@@ -27,6 +27,8 @@ def versions(
     (adapter / "figures" / "loss.md").write_text("# Old")
     newer = lora_folder(tmp_path / "newer", seed=1)
     (newer / "plots").mkdir()
+    for name in ("chat_template.jinja", "generation_config.json", "tokenizer_config.json"):
+        (newer / name).write_text("{}")
     (newer / "plots" / "loss.md").write_text("# New")
     registry.publish(adapter, "ann/news", tags=["old"])
     registry.publish(newer, "ann/news", tags=["new"])
@@ -90,7 +92,8 @@ def test_a_crash_while_files_move_leaves_nothing_that_loads(
 
 def test_a_hub_is_pulled_from_the_same_way(hub: str, registry: Registry, versions, tmp_path: Path) -> None:
     remote = RemoteRegistry(hub)
-    own = {"adapter_config.json", "adapter_model.safetensors", "adapter.safetensors", "graft.json", "README.md"}
+    own = {"chat_template.jinja", "generation_config.json", "tokenizer_config.json"}  # an adapter's own words
+    own |= {"adapter_config.json", "adapter_model.safetensors", "adapter.safetensors", "graft.json", "README.md"}
     for tag, version in (("old", versions[0]), ("new", versions[1])):
         remote.pull(f"ann/news@{tag}", tmp_path / "out")
         assert contents(tmp_path / "out") == {name: data for name, data in version.items() if name in own}

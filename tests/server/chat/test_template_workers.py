@@ -1,5 +1,6 @@
 """A stranger's chat template is rendered as transformers would, and can neither hang nor exhaust the server, nor read it."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -113,6 +114,8 @@ def test_processes_are_bounded_and_get_no_secrets(monkeypatch) -> None:
     assert time.monotonic() - began < 5
     processes = [place.process._process for place in own._places.values()]
     assert {process.pid for process in processes} == pids
+    own_nice = os.getpriority(os.PRIO_PROCESS, 0)
+    assert all(os.getpriority(os.PRIO_PROCESS, pid) == min(19, own_nice + 10) for pid in pids)  # behind the engine
     if Path("/proc").is_dir():
         environment = Path(f"/proc/{processes[0].pid}/environ").read_text()
         assert "hf_secret" not in environment and "HF_HUB_OFFLINE" in environment

@@ -67,6 +67,21 @@ def test_a_request_may_bring_its_own(live) -> None:
     )
 
 
+def test_a_text_far_too_long_is_refused_unread(live, monkeypatch) -> None:
+    """An adapter's template made 8 million characters of "Hi": tokenizing them took 13 s and 3 GB."""
+    unread = live.engine.base.tokenizer
+    monkeypatch.setattr(unread, "encode", None)
+    template = "{{ 'x' * 2000000 }}"
+    for reply, param in (
+        (chat(live, chat_template=template), "messages"),
+        (live.post("/v1/completions", {"model": "plain", "prompt": "x" * 2000000}), "prompt"),
+    ):
+        assert (
+            reply.status == 400 and reply.error["code"] == "context_length_exceeded" and reply.error["param"] == param
+        )
+        assert "256 tokens; the prompt has 2000000 characters" in reply.error["message"]
+
+
 def test_defaults_hold_unless_the_request_says_otherwise(live) -> None:
     greedy = complete(live, "own", ignore_eos=True)
     assert greedy["usage"]["completion_tokens"] == 7  # max_new_tokens, not OpenAI's 16
