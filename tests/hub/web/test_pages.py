@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -429,6 +430,32 @@ def test_a_browser_shows_every_page_without_complaint(filled: Registry, hub: str
         done = subprocess.run([*words, hub + path], capture_output=True, text=True, timeout=60)
         assert picture.stat().st_size > 5000, path
         assert "CONSOLE" not in done.stderr, done.stderr  # neither a script's error nor a refusal by the policy
+
+
+SCRIPTS = "<img src=x onerror=\"document.title='OWNED'\"><script>document.title='OWNED'</script>\u202egnihton"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browser() is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_no_strangers_words_run_in_a_browser(registry: Registry, hub: str, tmp_path: Path, lora_folder) -> None:
+    """Names, tags, messages, metrics, a description, a card, templates: all that a page shows of others."""
+    quoted = json.dumps(SCRIPTS)
+    claims = f"model-index: [{{name: {quoted}, results: [{{task: {{name: {quoted}}}, metrics: [{{type: {quoted}, value: 1}}]}}]}}]"
+    front = f"base_model: acme/tiny-llama\nlicense: {quoted}\ntags: [task:news-topic, {quoted}]\n{claims}"
+    links = f"[x](javascript:document.title='OWNED')\n<svg onload=\"document.title='OWNED'\"></svg>\n{SCRIPTS}"
+    folder = lora_folder(tmp_path / "w", card=f"---\n{front}\n---\n# {SCRIPTS}\n\n{links}\n")
+    (folder / "chat_template.jinja").write_text(SCRIPTS)
+    (folder / "generation_config.json").write_text(json.dumps({"stop_strings": [SCRIPTS]}))
+    registry.add_task("news-topic", "accuracy", b'{"prompt": "a", "completion": "b"}\n', SCRIPTS)
+    registry.publish(folder, "mallory/own", message=f"{SCRIPTS}\n\n{SCRIPTS}")
+    registry.promote("mallory/own", "production", why=SCRIPTS)
+    tabs = [f"/mallory/own?tab={tab}" for tab in ("card", "files", "versions", "evaluations", "use")]
+    others = ["/", "/tasks", "/tasks/news-topic", f"/?q={quote(SCRIPTS)}", f"/compare?a=mallory/own&a={quote(SCRIPTS)}"]
+    for number, path in enumerate([*tabs, *others]):
+        words = [browser(), *FLAGS, f"--user-data-dir={tmp_path / f'profile-{number}'}", "--dump-dom", hub + path]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+        assert title and title[1] != "OWNED" and "CONSOLE" not in done.stderr, (path, done.stderr)
 
 
 def test_the_page_shows_an_adapters_own_words(registry: Registry, tmp_path: Path, lora_folder) -> None:

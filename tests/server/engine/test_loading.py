@@ -6,9 +6,10 @@ import time
 import pytest
 
 from graft.hub.cli.hub_server import http_server
-from graft.hub.errors import ArtifactError, GraftError
+from graft.hub.errors import ArtifactError, ConflictError, GraftError, NotFoundError
+from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.remote.client import RemoteRegistry
+from graft.hub.registry.remote.client import TRUSTED_S, RemoteRegistry
 from graft.hub.web.app import create_app
 from graft.server.adapters.loading import HUB_THREADS
 from graft.server.engine.engine import Engine
@@ -168,3 +169,59 @@ def test_what_names_stood_for_is_not_remembered_for_ever(llama, make_folder, mon
             make_folder("lora", llama, seed, name="mine")
             one(engine, "mine").result()
         assert len(engine.loader._served) == 5
+
+
+def _taken_over(registry):
+    """Renamed away by its owner; another member of the namespace would have the name that it left."""
+    registry.move_repo("ann/a1", "ann/elsewhere", user="ann")
+    for take in (lambda: registry.create_repo("ann/a1", user="bob"), lambda: registry.move_repo("ann/a2", "ann/a1")):
+        with pytest.raises(ConflictError):
+            take()
+
+
+def _deleted(registry):
+    registry.delete_repo("ann/a1", user="ann")
+    with pytest.raises(ConflictError):
+        registry.create_repo("ann/a1", user="bob")
+
+
+MEANWHILE = {
+    "taken over": _taken_over,
+    "deleted": _deleted,
+    "hidden": lambda registry: registry.set_private("ann/a1", True, user="ann"),
+    "promoted": lambda registry: registry.promote("ann/a1@v2", "production", who="ann"),
+}
+
+
+@pytest.mark.parametrize("happens", MEANWHILE)
+def test_a_version_that_is_taken_away_while_it_loads_is_itself_or_nothing(llama, make_folder, hub, registry, happens):
+    """A request gets the version that its name stood for, or is told that there is none; nobody else notices."""
+    registry.publish(make_folder("lora", llama, 90), "ann/a1", tags=["v2"])
+    registry.promote(f"ann/a1@{registry.revisions('ann/a1')[-1].id}", "production")
+    create_token(registry.db, "ann", "write")  # from now on there are users: a stranger sees no private repo
+    before, after = registry.resolve("ann/a1@production"), registry.resolve("ann/a1@v2")
+    with Engine(llama, shelf=RemoteRegistry(hub.url)) as engine:
+        within(one(engine, "ann/a0"))
+        hub.holds = ("/resolve/",)
+        loading = one(engine, "ann/a1@production")
+        wait_for(lambda: hub.held)
+        MEANWHILE[happens](registry)
+        within(one(engine, "ann/a0"))
+        within(one(engine, None))
+        hub.holds = ()
+        hub.go.set()
+        gone = happens in ("deleted", "hidden")
+        for stream in (loading, *([one(engine, "ann/a1@production")] if gone else [])):
+            if gone:
+                with pytest.raises(NotFoundError, match="no adapter 'ann/a1' here"):
+                    within(stream)
+            else:
+                assert within(stream).served.digest == before.digest
+        time.sleep(TRUSTED_S)
+        if not gone:
+            now = within(one(engine, "ann/a1@production")).served
+            assert (now.digest, now.name) == {
+                "taken over": (before.digest, "ann/elsewhere"),
+                "promoted": (after.digest, "ann/a1"),
+            }[happens]
+        within(one(engine, "ann/a0"))
