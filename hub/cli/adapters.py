@@ -61,9 +61,15 @@ def publish(
 @registry_options
 def pull(name: str, out: Path | None, registry_path: Path, hub_url: str | None, as_json: bool) -> None:
     """Fetch an adapter's files, every byte checked. REV: a commit, branch, tag or alias."""
+    from rich.console import Console
+
+    from graft.hub.terminal.download_progress import Pull  # not for a search
+
     folder = out or Path(name.partition("@")[0].rpartition("/")[2].removeprefix(TASK_PREFIX))
     claim(folder)
-    revision = open_registry(registry_path, hub_url).pull(name, folder)
+    registry = open_registry(registry_path, hub_url)
+    with Pull(Console(stderr=True), name) as told:
+        revision = registry.pull(name, folder, told=told)
     if as_json:
         print_json({"folder": str(folder), "revision": revision})
     else:

@@ -3,7 +3,7 @@
 Commands, servers and trainers know only this. One suite of tests holds both to it (tests/hub/registry/test_contract.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,13 @@ from graft.hub.registry.queries import Revision
 from graft.hub.registry.refs import Move, Ref
 from graft.hub.registry.search import Page, Query
 from graft.hub.registry.tasks import Task
+
+Told = Callable[[int, int], None]
+"""Told how many bytes have come, of how many."""
+
+
+def tell_nobody(came: int, of: int) -> None:
+    """Nobody looks on."""
 
 
 class AnyRegistry(Protocol):
@@ -64,7 +71,7 @@ class AnyRegistry(Protocol):
         `base`, a fingerprint, narrows 'task:T' to one base. Raises RepoNotFoundError or RevisionNotFoundError.
         """
 
-    def pull(self, name: str, folder: str | Path) -> Revision:
+    def pull(self, name: str, folder: str | Path, *, told: Told = ...) -> Revision:
         """Write an adapter's files into `folder`, every byte checked against its hash. Raises as `resolve`."""
 
     def lend(self, name: str) -> AbstractContextManager[Path]:

@@ -20,6 +20,7 @@ from graft.hub.registry import search as catalog
 from graft.hub.registry.access.callers import OWNER, Caller
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import PULLED
+from graft.hub.registry.interface import Told, tell_nobody
 from graft.hub.registry.leaderboard import Evaluation, Place, Standing
 from graft.hub.registry.queries import MOST_LISTED, File, Repo, Revision
 from graft.hub.registry.storage.blob_store import BlobStore, Tree
@@ -145,18 +146,20 @@ class RegistryReader:
         """Raises EntryNotFoundError."""
         return queries.file(self.db, revision_id, path)
 
-    def pull(self, name: str, folder: str | Path, *, caller: Caller = OWNER) -> Revision:
+    def pull(self, name: str, folder: str | Path, *, caller: Caller = OWNER, told: Told = tell_nobody) -> Revision:
         """Write a revision's files into `folder`, every byte checked against its hash; counts as a download.
 
         All of them or none: what another version left there goes, and files that are no version's stay. Raises
         DamagedBlobError when a stored file has changed.
         """
         revision, folder = self.resolve(name, caller=caller), Path(folder)
-        tree = self.tree(revision.id)
+        tree, size, came = self.tree(revision.id), sum(file.size for file in self.files(revision.id)), 0
         outdated = [path for path in queries.unchanged_files(self.db, folder, revision.id) if path not in tree]
         with write_folder_whole(folder, last=PULLED, outdated=outdated) as staging:
             for path, sha256 in tree.items():
                 self.blobs.copy_out(sha256, staging / path)
+                came += (staging / path).stat().st_size
+                told(came, size)
         self.count_download(revision.repo)
         return revision
 

@@ -16,7 +16,7 @@ from graft.server.chat.deltas import Delta, merge
 from graft.server.chat.detokenizer import Detokenizer, SpecialTokens, StopStrings, TokenDecoder, certain_text, decode
 from graft.server.chat.prompts import ChatPrompt
 from graft.server.chat.reply_parser import PLAIN_TEXT, ReplyParser, ReplyRules
-from graft.server.chat.speech import LOOK_S, Disconnected, Speech
+from graft.server.chat.speech import LOOK_S, Disconnected, Speech, TextLimit
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream, stop_ids
 from graft.server.errors import ConstraintError, TooLongError

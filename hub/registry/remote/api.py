@@ -5,6 +5,7 @@ is read beyond the bytes and the seconds that it may take, whatever a hub goes o
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,13 @@ from graft.hub.registry.remote.extensions import TITLE
 TIMEOUT_S = 60.0
 MAX_ANSWER_BYTES = 64 << 20
 SLOWEST_BYTES_PER_S = 16 << 10  # of a download
+MOST_CUTS = 20  # after which a download is given up
+CUT_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before it is taken up again: twice as long each time
+LIST_S, MAX_PAGES = 300.0, 200  # of a list that comes page by page
+_NEXT = re.compile(r'<([^<>]*)>[^,<>]*;\s*rel="?next\b')  # in a Link header
+
+
+Read = Callable[[Any], T]  # makes something of JSON; raises ValueError, KeyError or TypeError where it can't
 
 
 @dataclass(frozen=True)
@@ -75,13 +83,37 @@ class HubApi:
                 f"{self.url} answers, and not as a graft hub does: only those have {what}. If it should be one, {LOOK_ELSEWHERE}"
             )
 
-    def call(
-        self, method: str, path: str, read: Callable[[Any], T], body: object = None, timeout: float = TIMEOUT_S
-    ) -> T:
+    def call(self, method: str, path: str, read: Read[T], body: object = None, timeout: float = TIMEOUT_S) -> T:
         """What `read` makes of the answer's JSON. Raises GraftError where it is no such JSON."""
-        answer = self.fetch(method, path, body, timeout)
+        return self._read_as(path, self.fetch(method, path, body, timeout), read)
+
+    def pages(self, path: str, read: Read[T]) -> Iterator[T]:
+        """What `read` makes of each page of a list, following the links from one to the next, all of them at this hub whatever
+        host they name. Raises TooLargeError after MAX_PAGES, UnreachableError after LIST_S seconds, and as `call` does."""
+        until = time.monotonic() + LIST_S
+        for _ in range(MAX_PAGES):
+            if (left := until - time.monotonic()) <= 0:
+                raise UnreachableError(f"{self.url}{path} takes more than {LIST_S:.0f} s: try again later.")
+            came = self._accepted("GET", path, timeout=min(TIMEOUT_S, left))
+            yield self._read_as(path, came.content, read)
+            following = _NEXT.search(came.headers.get("Link", ""))
+            if following is None:
+                return
+            path = self._path_here(following[1])
+        raise TooLargeError(f"{self.url}{path} has more than {MAX_PAGES} pages before it: {LOOK_ELSEWHERE}")
+
+    def _path_here(self, url: str) -> str:
+        """What a link says beyond the hub's own address."""
         try:
-            return read(read_json(answer))
+            parts = urlsplit(url)
+        except ValueError:
+            raise GraftError(f"{self.url} links a list's next page to no address: {LOOK_ELSEWHERE}") from None
+        path = "/" + parts.path.removeprefix(urlsplit(self.url).path).lstrip("/")
+        return f"{path}?{parts.query}"
+
+    def _read_as(self, path: str, content: bytes, read: Read[T]) -> T:
+        try:
+            return read(read_json(content))
         except (ValueError, KeyError, TypeError):
             raise GraftError(
                 f"{self.url}{path} answers, and not as a graft hub of this version does: {LOOK_ELSEWHERE}"
@@ -96,6 +128,16 @@ class HubApi:
         most: int = MAX_ANSWER_BYTES,
     ) -> bytes:
         """The bytes of an answer, at most `most`. Raises the GraftError that the hub answered with."""
+        return self._accepted(method, path, body, timeout, most).content
+
+    def _accepted(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        timeout: float = TIMEOUT_S,
+        most: int = MAX_ANSWER_BYTES,
+    ) -> Answer:
         came = self._send(method, path, body, timeout, most)
         if 300 <= came.status < 400:
             raise GraftError(
@@ -104,16 +146,44 @@ class HubApi:
             )
         if came.status >= 400:
             raise error_of(came.status, came.headers.get("X-Error-Code"), came.content)
-        return came.content
+        return came
 
     def download(self, path: str, size: int) -> Iterator[bytes]:
-        """A file piece by piece. Raises TooLargeError where more than `size` bytes come, UnreachableError where fewer than
-        SLOWEST_BYTES_PER_S do, and the GraftError that the hub answered with."""
-        with self._open("GET", path, None, TIMEOUT_S, {"Accept-Encoding": "identity"}) as response:
+        """A file piece by piece; where it is cut off on the way, the rest is asked for, MOST_CUTS times at most. That what comes
+        then is of the same file is for who takes it to check, by its hash.
+
+        Raises TooLargeError where more than `size` bytes come, UnreachableError where fewer than SLOWEST_BYTES_PER_S do or none
+        come at all, and the GraftError that the hub answered with.
+        """
+        until = time.monotonic() + TIMEOUT_S + size / SLOWEST_BYTES_PER_S
+        came, cuts = 0, 0
+        while True:
+            try:
+                for piece in self._rest(path, came, size, until):
+                    came += len(piece)
+                    yield piece
+                return
+            except UnreachableError:
+                pause = min(CUT_PAUSE_S * 2**cuts, LONGEST_PAUSE_S)
+                if came == size:
+                    return
+                if not came or cuts == MOST_CUTS or time.monotonic() + pause > until:
+                    raise
+            cuts += 1
+            time.sleep(pause)
+
+    def _rest(self, path: str, start: int, size: int, until: float) -> Iterator[bytes]:
+        """A file from byte `start` on, also from a hub that answers with all of it. `until`: a time.monotonic()."""
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+        with self._open("GET", path, None, TIMEOUT_S, headers) as response:
             if response.status_code >= 400:
                 said = b"".join(self._read(response, MAX_ANSWER_BYTES, TIMEOUT_S))
                 raise error_of(response.status_code, response.headers.get("X-Error-Code"), said)
-            yield from self._read(response, size, TIMEOUT_S + size / SLOWEST_BYTES_PER_S)
+            known = 0 if response.status_code == 206 else start
+            for piece in self._read(response, size - start + known, until - time.monotonic()):
+                new, known = piece[known:], max(0, known - len(piece))
+                if new:
+                    yield new
 
     def _send(
         self,

@@ -7,7 +7,7 @@ alone; what that has no word for (aliases, tasks, scores) raises NotOfferedError
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +32,7 @@ from graft.hub.evaluation.task_data import parse_examples
 from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import PULLED, contents, stage_upload
+from graft.hub.registry.interface import Told, tell_nobody
 from graft.hub.registry.leaderboard import FIELDS, MEASURED, Evaluation, Standing
 from graft.hub.registry.naming import MAIN, check_ref_name, check_repo_name, check_slug
 from graft.hub.registry.queries import MOST_LISTED, Revision
@@ -148,7 +149,7 @@ class RemoteRegistry:
         _adapter(repo)
         return self.api.call("GET", f"/api/models/{quote(repo)}/revision/{quote(ref or MAIN, safe='')}", revision_of)
 
-    def pull(self, name: str, folder: str | Path) -> Revision:
+    def pull(self, name: str, folder: str | Path, *, told: Told = tell_nobody) -> Revision:
         """The files of an adapter (folder.PULLED) and no others, for a repo may hold whole bases and checkpoints.
 
         Every file's hash and size are compared with what the hub lists for that commit. Raises TooLargeError, before a byte
@@ -156,11 +157,15 @@ class RemoteRegistry:
         another version, all or none.
         """
         revision = self.resolve(name)
-        files = self.api.call("GET", f"/api/models/{quote(revision.repo)}/tree/{revision.id}", adapter_files)
-        _require_an_adapter(name, files)
+        listing = self.api.pages(f"/api/models/{quote(revision.repo)}/tree/{revision.id}", adapter_files)
+        files = {file.path: file for page in listing for file in page}
+        size = _require_an_adapter(name, files)
+        came = 0
         with write_folder_whole(Path(folder), last=PULLED) as staging:
-            for file in files:
-                fetch_file(self.api, revision.repo, revision.id, file, staging / file.path)
+            for file in files.values():
+                for count in fetch_file(self.api, revision.repo, revision.id, file, staging / file.path):
+                    came += count
+                    told(came, size)
         return revision
 
     @contextmanager
@@ -173,7 +178,7 @@ class RemoteRegistry:
     def search(self, query: Query) -> Page:
         if not self.api.is_graft:
             with errors_of_client(self.url):
-                return plain.search(self.client, query)
+                return plain.search(self.api, query)
         wanted = {"q": query.text, "task": query.task, "base": query.base, "method": query.method}
         wanted |= {"license": query.license, "author": query.author, "sort": query.sort, "facets": "no"}
         path = f"/api/adapters?{_query(**wanted, limit=str(query.limit), offset=str(query.offset))}"
@@ -302,14 +307,16 @@ def _adapter(name: str) -> str:
     return f"/api/adapters/{quote(namespace, safe='')}/{quote(short, safe='')}"
 
 
-def _require_an_adapter(name: str, files: Sequence[ListedFile]) -> None:
-    if CONFIG not in {file.path for file in files}:
+def _require_an_adapter(name: str, files: Mapping[str, ListedFile]) -> int:
+    """How many bytes its files have."""
+    if CONFIG not in files:
         raise ArtifactError(f"{name} holds no {CONFIG}: it is no adapter.")
-    if (size := sum(file.size for file in files)) > MAX_PULL_BYTES:
+    if (size := sum(file.size for file in files.values())) > MAX_PULL_BYTES:
         raise TooLargeError(
             f"The adapter files of {name} have {size:,} bytes and at most {MAX_PULL_BYTES:,} are pulled: "
             "check that it is an adapter, and not a whole model."
         )
+    return size
 
 
 def _query(**values: str | None) -> str:

@@ -1,6 +1,7 @@
 """Files of a hub's repo against files on this disk."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -45,8 +46,9 @@ def adapter_files(listing: object) -> list[ListedFile]:
     return list({file.path: file for file in map(_FILE.validate_python, rows)}.values())
 
 
-def fetch_file(hub: HubApi, repo: str, revision: str, file: ListedFile, target: Path) -> None:
-    """Write a file to `target`, hashed on the way. Raises ArtifactError where it isn't what the hub listed.
+def fetch_file(hub: HubApi, repo: str, revision: str, file: ListedFile, target: Path) -> Iterator[int]:
+    """Write a file to `target`, hashed on the way; tells of each piece how many bytes it has. Raises ArtifactError where it isn't
+    what the hub listed.
 
     Not by way of the client's download cache: there a hub's own headers say where a file is written.
     """
@@ -55,6 +57,7 @@ def fetch_file(hub: HubApi, repo: str, revision: str, file: ListedFile, target: 
         for piece in hub.download(f"/{quote(repo)}/resolve/{revision}/{quote(file.path)}", file.size):
             digest.update(piece)
             out.write(piece)
+            yield len(piece)
     if digest.hexdigest() != (file.lfs or file).oid:
         raise ArtifactError(f"{file.path} arrived damaged, or is not what the hub lists: pull again.")
 

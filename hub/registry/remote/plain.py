@@ -1,34 +1,33 @@
 """Searching a hub of another kind than graft's, by what the Hugging Face protocol has words for."""
 
 import re
-from itertools import islice
-from typing import Literal
+from collections.abc import Iterator
+from urllib.parse import urlencode
 
-from huggingface_hub import HfApi
+from huggingface_hub.hf_api import ModelInfo
+from pydantic import TypeAdapter
 
 from graft.hub.adapters.model_card import TASK_PREFIX
 from graft.hub.errors import NotOfferedError
 from graft.hub.registry.remote.answers import BASE_LABEL, LICENSE_LABEL, entry_of
-from graft.hub.registry.search import Page, Query
+from graft.hub.registry.remote.api import HubApi
+from graft.hub.registry.search import Page, Query, SearchHit
 
 # Query.sort -> what the protocol calls it. It knows neither scores nor sizes.
-SORTS: dict[str, Literal["last_modified", "created_at", "downloads"]] = {
-    "updated": "last_modified",
-    "created": "created_at",
-    "downloads": "downloads",
-}
+SORTS = {"updated": "lastModified", "created": "createdAt", "downloads": "downloads"}
+_ROWS = TypeAdapter(list[dict[str, object]])
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
-def search(client: HfApi, query: Query) -> Page:
+def search(hub: HubApi, query: Query) -> Page:
     """As AnyRegistry.search; such a hub does not tell how many there are in all.
 
     Raises NotOfferedError for a sort that it can't do, and for a base by its fingerprint.
     """
     if query.sort not in SORTS:
-        raise NotOfferedError(f"{client.endpoint} can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
+        raise NotOfferedError(f"{hub.url} can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
     if FINGERPRINT.fullmatch(query.base):
-        raise NotOfferedError(f"{client.endpoint} knows bases by their ids only: give --base ORG/NAME.")
+        raise NotOfferedError(f"{hub.url} knows bases by their ids only: give --base ORG/NAME.")
     labels = [*query.labels, *filter(None, [query.method])]
     labels += [
         prefix + value
@@ -36,13 +35,29 @@ def search(client: HfApi, query: Query) -> Page:
         if value
     ]
     end = query.offset + query.limit
-    models = client.list_models(
-        filter=labels or None,
-        author=query.author or None,
-        search=query.text or None,
-        sort=SORTS[query.sort],
-        limit=end + 1,  # one more tells whether there are more
-        full=True,
-    )
-    found = [entry_of(info) for info in islice(models, end + 1)]
+    wanted = {
+        "author": query.author,
+        "search": query.text,
+        "sort": SORTS[query.sort],
+        "limit": str(end + 1),
+        "full": "true",
+    }
+    asked = [*(("filter", label) for label in labels), *((key, value) for key, value in wanted.items() if value)]
+    found = _first(
+        hub.pages(f"/api/models?{urlencode(asked)}", _entries), end + 1
+    )  # one more tells whether there are more
     return Page(tuple(found[query.offset : end]), len(found), exact=len(found) <= end)
+
+
+def _first(pages: Iterator[list[SearchHit]], count: int) -> list[SearchHit]:
+    """No more pages are asked for than it takes."""
+    found: list[SearchHit] = []
+    for page in pages:
+        found += page
+        if len(found) >= count:
+            break
+    return found[:count]
+
+
+def _entries(answer: object) -> list[SearchHit]:
+    return [entry_of(ModelInfo(**row)) for row in _ROWS.validate_python(answer)]

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -12,6 +13,7 @@ from graft.hub.errors import GraftError
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote import api, client
 from graft.hub.registry.remote.client import RemoteRegistry
+from graft.hub.registry.search import Query
 from graft.hub.web.app import create_app
 
 PIECE = b" " * (1 << 16)
@@ -70,6 +72,29 @@ def slow() -> Iterable[bytes]:
         time.sleep(0.1)
 
 
+def paged(part: str, rows: Callable[[int], list]) -> Callable:
+    """Pages of a list without end, linked to at another host: `rows` of the page that `p` says."""
+
+    def hostile(app: Callable, environ: dict, start: Callable) -> Iterable[bytes]:
+        if part not in environ["PATH_INFO"]:
+            return app(environ, start)
+        number = int(parse_qs(environ["QUERY_STRING"]).get("p", ["0"])[0])
+        link = f'<http://elsewhere.example:1/api{environ["PATH_INFO"].removeprefix("/api")}?p={number + 1}>; rel="next"'
+        body = json.dumps(rows(number)).encode()
+        start("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Link", link)])
+        return [body]
+
+    return hostile
+
+
+def cut_short(app: Callable, environ: dict, start: Callable) -> Iterable[bytes]:
+    """Files of which a byte comes each time, and then nobody."""
+    if "/resolve/" not in environ["PATH_INFO"]:
+        return app(environ, start)
+    start("206 Partial Content", [("Content-Length", "100000")])
+    return [b"x"]
+
+
 UP = "../" * 20
 REFUSED = {
     "a commit that leads elsewhere": telling("/api/resolve", lambda row: row.update(id=f"{UP}tmp/x")),
@@ -87,6 +112,10 @@ REFUSED = {
     "a slow answer": sending("/api/resolve", slow),
     "a slow file": sending("/resolve/", slow),
     "a listing of nothing": sending("/tree/", lambda: [b'[null, 1, "x"]']),
+    "pages without end": paged("/tree/", lambda number: [{"type": "file", "path": f"{number}", "size": 1, "oid": "0"}]),
+    "empty pages without end": paged("/tree/", lambda number: []),
+    "a next page at no address": sending("/tree/", lambda: [b"[]"], Link='<http://[x>; rel="next"'),
+    "a file that never ends": cut_short,
 }  # fmt: skip
 HARMLESS = {
     "a deep description": sending("/openapi.json", lambda: [b"[" * 200_000]),
@@ -105,6 +134,7 @@ def pull(hub: str, running: dict, registry: Registry, adapter: Path, tmp_path: P
         (client, "GREETING_S", 0.5),
         (api, "TIMEOUT_S", 0.5),
         (api, "MAX_ANSWER_BYTES", 1 << 20),
+        (api, "CUT_PAUSE_S", 0.001),
     ):
         monkeypatch.setattr(module, name, value)
     (adapter / "LICENSE").write_text("as is")
@@ -133,3 +163,19 @@ def test_no_word_of_a_hub_says_where_a_file_is_written(pull: Callable, hostile: 
     pull(hostile)
     assert not written.exists()
     assert {path.name for path in tmp_path.iterdir() if "registry" not in path.name} == {"news-lora", "out"}
+
+
+def test_a_search_reads_so_many_pages(hub: str, running: dict, registry: Registry) -> None:
+    """A hub that is not graft's answered with empty pages for ever."""
+    app, asked = create_app(registry), []
+
+    def plain(environ: dict, start: Callable) -> Iterable[bytes]:
+        asked.append(environ["PATH_INFO"])
+        if environ["PATH_INFO"] == "/openapi.json":
+            return sending("/openapi.json", lambda: [b"{}"])(app, environ, start)
+        return paged("/api/models", lambda number: [])(app, environ, start)
+
+    running["app"] = plain
+    with pytest.raises(GraftError, match="more than 200 pages"):
+        RemoteRegistry(hub).search(Query())
+    assert asked.count("/api/models") == 200

@@ -1,15 +1,23 @@
 """Pulling into a folder: all of one version, whatever was there of another."""
 
+import io
+import json
 import os
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from graft.hub.adapters.validation import inspect_artifact
-from graft.hub.errors import ArtifactError
+from graft.hub.errors import ArtifactError, UnreachableError
 from graft.hub.registry.registry import Registry
+from graft.hub.registry.remote import api
 from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.registry.storage.blob_store import DamagedBlobError
+from graft.hub.terminal.download_progress import Pull
+from graft.hub.web.app import create_app
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -97,3 +105,68 @@ def test_a_hub_is_pulled_from_the_same_way(hub: str, registry: Registry, version
     for tag, version in (("old", versions[0]), ("new", versions[1])):
         remote.pull(f"ann/news@{tag}", tmp_path / "out")
         assert contents(tmp_path / "out") == {name: data for name, data in version.items() if name in own}
+
+
+def cutting(app: Callable, every: int, asked: list[str | None], *, whole: bool) -> Callable:
+    """`app`, whose files are cut off after `every` bytes; `whole`: it takes no notice of which part is asked for."""
+
+    def answer(environ: dict, start: Callable) -> Iterable[bytes]:
+        if "/resolve/" not in environ["PATH_INFO"] or "model.safe" not in environ["PATH_INFO"]:
+            return app(environ, start)
+        asked.append(environ.get("HTTP_RANGE"))
+        if whole:
+            environ.pop("HTTP_RANGE", None)
+        body = b"".join(app(environ, start))
+        return [body[: every * len(asked) if whole else every]]
+
+    return answer
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_cut_off_is_taken_up_where_it_ended(
+    hub: str, running: dict, registry: Registry, adapter: Path, tmp_path: Path, whole: bool, monkeypatch
+) -> None:
+    monkeypatch.setattr(api, "CUT_PAUSE_S", 0.001)
+    registry.publish(adapter, "ann/news")
+    size, asked, told = (adapter / "adapter_model.safetensors").stat().st_size, [], []
+    running["app"] = cutting(running["app"], size // 3, asked, whole=whole)
+    RemoteRegistry(hub).pull("ann/news", tmp_path / "out", told=lambda came, of: told.append((came, of)))
+    assert contents(tmp_path / "out") == contents(adapter)
+    third = size // 3
+    assert asked == [None, f"bytes={third}-", f"bytes={2 * third}-", *([f"bytes={3 * third}-"] if size % 3 else [])]
+    assert told == sorted(told) and told[-1] == (sum(map(len, contents(adapter).values())),) * 2
+    running["app"] = cutting(create_app(registry), 0, asked, whole=False)
+    with pytest.raises(UnreachableError):
+        RemoteRegistry(hub).pull("ann/news", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_all_pages_of_a_listing_are_read(
+    hub: str, running: dict, registry: Registry, adapter: Path, tmp_path: Path
+) -> None:
+    """Of a repo with more than a thousand entries a hub lists as many, and links to the rest."""
+    registry.publish(adapter, "ann/news")
+    app = running["app"]
+
+    def one_a_page(environ: dict, start: Callable) -> Iterable[bytes]:
+        if "/tree/" not in environ["PATH_INFO"]:
+            return app(environ, start)
+        at = int(environ.pop("QUERY_STRING").rpartition("p=")[2] or 0)
+        rows = json.loads(b"".join(app(environ | {"QUERY_STRING": ""}, lambda *head: None)))
+        body = json.dumps(rows[at : at + 1]).encode()
+        link = [("Link", f'<{hub}{environ["PATH_INFO"]}?p={at + 1}>; rel="next"')] if at + 1 < len(rows) else []
+        start("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *link])
+        return [body]
+
+    running["app"] = one_a_page
+    RemoteRegistry(hub).pull("ann/news", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(adapter)
+
+
+def test_a_terminal_shows_how_much_has_come(registry: Registry, adapter: Path, tmp_path: Path) -> None:
+    registry.publish(adapter, "ann/news")
+    seen = io.StringIO()
+    with Pull(Console(file=seen, force_terminal=True, width=100), "ann/news\x1b[2J[red]") as told:
+        registry.pull("ann/news", tmp_path / "out", told=told)
+    assert "ann/news" in seen.getvalue() and "[red]" in seen.getvalue() and "\x1b[2J" not in seen.getvalue()
+    assert re.search(r"([\d.]+)/\1 kB", seen.getvalue())
