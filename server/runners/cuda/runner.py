@@ -23,6 +23,7 @@ from graft.server.cache.tensors import KVCache
 from graft.server.runners.cuda.adapter_table import AdapterTable, PackedAdapter
 from graft.server.runners.cuda.decode_step import Decoder, Record
 from graft.server.runners.cuda.detours import GroupedStep
+from graft.server.runners.cuda.fused_norms import fuse_norms
 from graft.server.runners.cuda.graphs import GraphError, Graphs, call_directly, relative_error
 from graft.server.runners.cuda.kernels.attention import attend_rows
 from graft.server.runners.cuda.kernels.detours import make_tiles
@@ -171,8 +172,10 @@ def grouped_runner(base: Base, cache: KVCache) -> GroupedRunner:
         raise FastPathError(f"The GPU's kernels don't know the dtype {base.dtype}.")
     try:
         _refuse(disagreement(base), _TOLERANCE[base.dtype], base)
+        plain = _trial(EagerRunner(base, cache), base)
+        fuse_norms(base.model)
         piecewise = _trial(GroupedRunner(base, cache, None), base)
-        _refuse(relative_error(piecewise, _trial(EagerRunner(base, cache), base)), _LOGITS_TOLERANCE[base.dtype], base)
+        _refuse(relative_error(piecewise, plain), _LOGITS_TOLERANCE[base.dtype], base)
     except _FAILURES as failure:
         raise FastPathError(f"Triton's kernels don't run on {base.device}: {failure}") from failure
     return GroupedRunner(base, cache, _recording(base, cache, piecewise))
