@@ -114,6 +114,14 @@ def run_graft(runner: str) -> Callable[..., dict[str, Any]]:
     return run
 
 
+def run_in_turn(base: Base, shelf: dict[tuple[str, ...], list[Path]], options: argparse.Namespace) -> dict[str, Any]:
+    """Each step waits for the one before it."""
+    from graft.server.runners.cuda.runner import GroupedRunner
+
+    GroupedRunner.begins_early = False
+    return run_graft("fast")(base, shelf, options)
+
+
 def serve(engine: Engine, row: Row, models: Sequence[str | None], new_tokens: int) -> Callable[[], object]:
     work = workload_of(row, new_tokens)
     asked = [
@@ -183,7 +191,12 @@ def measured(
     return samples
 
 
-SYSTEMS = {"graft": run_graft("fast"), "graft eager": run_graft("eager"), "peft": run_peft}
+SYSTEMS = {
+    "graft": run_graft("fast"),
+    "graft in turn": run_in_turn,
+    "graft eager": run_graft("eager"),
+    "peft": run_peft,
+}
 
 
 def arguments() -> argparse.Namespace:

@@ -1,6 +1,6 @@
-"""Serving on a GPU: graft's fast and eager runners and PEFT's mixed batch, on one random base, in turns.
+"""Serving on a GPU: graft's fast runner, steps begun early and in turn, its eager one, and PEFT's mixed batch, on one random base, in turns.
 
-    python -m benchmarks.tables.gpu [--size 1.7] [--peers peft] [--rounds 1]
+    python -m benchmarks.tables.gpu [--size 1.7] [--systems graft peft] [--rounds 1]
 
 Needs a CUDA GPU; a base in files is not needed. Writes results/gpu-SIZE.json and results/gpu-SIZE.md.
 """
@@ -15,6 +15,8 @@ from benchmarks.lib import harness, report
 from benchmarks.lib.harness import Ratio, System
 from benchmarks.lib.shapes import SIZES
 
+# "in turn": no step is begun before the one before it has ended.
+OURS_AND_PEERS = ("graft", "graft in turn", "graft eager", "peft")
 RATIOS = (  # title, row over, row under
     ("32 LoRAs against the bare base, 32 requests", "32 LoRAs @32", "base @32"),
     ("six kinds against the bare base", "six kinds @32", "base @32"),
@@ -26,10 +28,10 @@ RATIOS = (  # title, row over, row under
 
 def main() -> None:
     options = arguments()
-    names = ["graft", "graft eager", *(["peft"] if options.peers else [])]
     common = ("--size", options.size, "--new-tokens", str(options.new_tokens), "--repeats", str(options.repeats))
     common += ("--rows", *options.rows) if options.rows else ()
-    systems = [System(name, (sys.executable, "-m", "benchmarks.own.gpu", "--system", name, *common)) for name in names]
+    command = (sys.executable, "-m", "benchmarks.own.gpu", *common)
+    systems = [System(name, (*command, "--system", name)) for name in options.systems]
     rounds: harness.Samples = {}
     for number in range(1, options.rounds + 1):
         for system in systems:
@@ -89,7 +91,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="1.7", help="weights in 1e9")
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="PEFT in the same run")
+    parser.add_argument("--systems", nargs="*", choices=OURS_AND_PEERS, default=OURS_AND_PEERS, help="default: all")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of a row after its warm-up")
     parser.add_argument("--rows", nargs="*", default=[], help="rows to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=1)
