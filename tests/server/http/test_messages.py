@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.conftest import write_folder
 from tests.server.http.learned import ASK, BASE, TOOLS
 from tests.server.live import serving
 
@@ -38,8 +39,9 @@ PREFILLED = [*ANSWERED, {"role": "assistant", "content": "It i"}]
 
 
 @pytest.fixture(scope="module")
-def live(learned):
-    with serving(learned, {}) as running:
+def live(learned, tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("adapters") / "lora", "lora", learned)
+    with serving(learned, {"lora": folder}) as running:
         yield running
 
 
@@ -144,6 +146,16 @@ def test_whether_the_model_thinks_is_for_the_template(live) -> None:
     """`enable_thinking` is a variable of templates that leave it open; this one doesn't."""
     reply = post(live, thinking={"type": "enabled", "budget_tokens": 1024}, metadata={"user_id": "u"})
     assert reply.status == 200 and reply.headers["X-Ignored-Fields"] == "metadata, thinking.budget_tokens"
+
+
+def test_an_adapter_answers_as_in_a_chat(live) -> None:
+    chat = {"model": "lora", "messages": ASK, "temperature": 0, "max_tokens": 12}
+    expected = live.post("/v1/chat/completions", chat)
+    text = expected.json["choices"][0]["message"]["content"]
+    reply = post(live, model="lora", max_tokens=12)
+    assert reply.json["content"][-1]["text"] == text and text != "No tool."
+    for one in (reply, post(live, model="lora", max_tokens=12, stream=True)):
+        assert one.headers["X-Adapter-Digest"] == expected.headers["X-Adapter-Digest"]
 
 
 def events_of(live, **more):

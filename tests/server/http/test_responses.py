@@ -8,6 +8,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from tests.server.conftest import write_folder
 from tests.server.http.learned import ASK, BASE, TOOLS
 from tests.server.live import serving
 
@@ -31,8 +32,9 @@ WEATHER = {
 
 
 @pytest.fixture(scope="module")
-def live(learned):
-    with serving(learned, {}) as running:
+def live(learned, tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("adapters") / "lora", "lora", learned)
+    with serving(learned, {"lora": folder}) as running:
         yield running
 
 
@@ -96,6 +98,16 @@ def test_a_call_that_has_to_be_is_made(client, choice) -> None:
     [call] = answer.output
     assert json.loads(call.arguments)["city"] in ("Rome", "Oslo")
     assert (answer.tool_choice if isinstance(choice, str) else answer.tool_choice.name) in ("required", "get_weather")
+
+
+def test_an_adapter_answers_as_in_a_chat(live) -> None:
+    chat = {"model": "lora", "messages": ASK, "temperature": 0, "max_tokens": 12}
+    expected = live.post("/v1/chat/completions", chat)
+    text = expected.json["choices"][0]["message"]["content"]
+    reply = post(live, model="lora", max_output_tokens=12)
+    assert reply.json["output"][-1]["content"][0]["text"] == text and text != "No tool."
+    for one in (reply, post(live, model="lora", max_output_tokens=12, stream=True)):
+        assert one.headers["X-Adapter-Digest"] == expected.headers["X-Adapter-Digest"]
 
 
 def events_of(live, **more):
