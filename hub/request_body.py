@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from graft.hub.errors import GraftError
 
+MAX_DEPTH = 256  # of lists and objects within each other; what writes them again needs a stack for each
+
 
 class BodyError(GraftError):
     """A body that can't be used as it stands. `param` names the field."""
@@ -38,6 +40,17 @@ def check_body(schema: type[AnyBody], given: object) -> AnyBody:
         return schema.model_validate(given)
     except ValidationError as error:
         raise _first_mistake(error) from None
+
+
+def is_shallow(value: object) -> bool:
+    """Whether what JSON stands for is nested no deeper than MAX_DEPTH, so that it can be written again anywhere."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        held = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        level = [item for items in held for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return True
+    return False
 
 
 def _first_mistake(error: ValidationError) -> BodyError:

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from graft.hub.errors import DataError
 
 # What a template may raise over messages that it has no place for, besides its own refusals.
-_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 # Variables that are said otherwise, or that are no business of a template's.
 RESERVED = frozenset(
     (

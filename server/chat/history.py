@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 
 from graft.hub.chat.conversation import ChatTemplate, Conversation, TemplateRefusalError, Turn
+from graft.hub.request_body import is_shallow
 from graft.server.chat.request import ChatTurn, PastCall, Tool
 
 _PROBE = ("question", "an answer")
@@ -64,6 +65,7 @@ def _as_object(arguments: object) -> object:
     if not isinstance(arguments, str):
         return arguments
     try:
-        return json.loads(arguments or "{}")
+        read = json.loads(arguments or "{}")
     except (ValueError, RecursionError):
         return arguments
+    return read if is_shallow(read) else arguments

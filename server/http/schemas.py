@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from graft.hub.chat.words import MAX_TEMPLATE_BYTES
-from graft.hub.request_body import AnyBody, Body, BodyError, check_body
+from graft.hub.request_body import MAX_DEPTH, AnyBody, Body, BodyError, check_body, is_shallow
 from graft.server.chat.request import ChatRequest
 from graft.server.http.constraint_fields import ConstrainedBody
 from graft.server.http.field_types import BadField, Text, check_encodable
@@ -246,11 +246,16 @@ def check(schema: type[AnyBody], given: object) -> AnyBody:
 
 
 def parse_json(data: bytes) -> object:
-    """Raises BadField for what is no JSON, and for numbers that a float can't hold."""
+    """Raises BadField for what is no JSON, what is nested too deeply, and for numbers that a float can't hold."""
     try:
-        return json.loads(data.decode(), parse_constant=_refuse_constant, parse_float=_read_float)
-    except (ValueError, RecursionError) as error:
-        raise BadField(f"The body is not JSON: {_one_line(error)}.") from None
+        value = json.loads(data.decode(), parse_constant=_refuse_constant, parse_float=_read_float)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        raise BadField(f"The body is not JSON: {str(error).splitlines()[0]}.") from None
+    if not is_shallow(value):
+        raise _too_deep()
+    return value
 
 
 def _refuse_constant(name: str) -> float:
@@ -263,5 +268,5 @@ def _read_float(text: str) -> float:
     return number
 
 
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else "it is nested too deeply"
+def _too_deep() -> BadField:
+    return BadField(f"The body holds lists and objects within each other, more than {MAX_DEPTH} deep.")

@@ -7,6 +7,7 @@ from flask import Blueprint, Response, g, jsonify
 
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.tokenization import encode_rendered
+from graft.hub.request_body import is_shallow
 from graft.server.errors import TooLongError
 from graft.server.http.completions import Answer, Piece, read_chat, read_conversation
 from graft.server.http.dialects.answering import answer
@@ -142,7 +143,7 @@ def _arguments(text: str) -> Json:
         json.dumps(read, allow_nan=False)  # Python reads more than JSON has
     except (ValueError, RecursionError):
         return {"INVALID_JSON": text}
-    return read if isinstance(read, dict) else {"INVALID_JSON": text}
+    return read if isinstance(read, dict) and is_shallow(read) else {"INVALID_JSON": text}
 
 
 def _block_events(step: Step) -> Iterator[bytes]:

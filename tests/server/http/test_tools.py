@@ -239,3 +239,30 @@ def test_a_schema_that_can_not_be_held_is_told(live) -> None:
     body = {"model": BASE, "messages": ASK, "tools": [tool], "tool_choice": "required"}
     reply = live.post("/v1/chat/completions", body)
     assert reply.status == 400 and reply.error["param"] == "tools", reply.data
+
+
+@pytest.mark.parametrize("depth", [40, 200, 300, 500, 900, 960, 3000])
+def test_what_can_be_read_can_be_written_again(live, depth) -> None:
+    """By a template, or in an answer that shows what was asked: so what is nested too deeply is refused at once."""
+    deep = '{"a":' * depth + "1" + "}" * depth
+    start, say = f'{{"model": "{BASE}", "max_tokens": 1, "messages"', json.dumps(ASK[0])
+    call = f'{{"name": "f", "arguments": {deep}}}'
+    bodies = {
+        "/v1/chat/completions": (
+            f'{start}: [{say}], "tools": [{{"type": "function", "function": {{"name": "f", "parameters": {deep}}}}}]}}',
+            f'{start}: [{say}, {{"role": "assistant", "tool_calls": [{{"function": {call}}}]}}]}}',
+        ),
+        "/v1/responses": (
+            f'{{"model": "{BASE}", "max_output_tokens": 1, "input": "a", "tools": [{{"type": "function", "name": "f", '
+            f'"parameters": {deep}}}]}}',
+        ),
+        "/v1/messages": (f'{start}: [{say}], "tools": [{{"name": "f", "input_schema": {deep}}}]}}',),
+    }
+    for path, body in ((path, body) for path, tried in bodies.items() for body in tried):
+        reply = live.post(path, body.encode())
+        assert reply.status == 400 or (reply.status == 200 and depth < 256), (path, reply.data)
+        assert reply.status == 200 or (b"256 deep" if depth > 256 else b"maximum context length") in reply.data
+    text = {"function": {"name": "f", "arguments": deep}}  # of a call whose arguments come as text
+    turns = [ASK[0], {"role": "assistant", "tool_calls": [text]}]
+    reply = live.post("/v1/chat/completions", {"model": BASE, "max_tokens": 1, "messages": turns})
+    assert reply.status == 200 or reply.error["code"] == "context_length_exceeded", reply.data
