@@ -144,6 +144,12 @@ def claimed_id(card: dict[str, object]) -> str | None:
     return ids[0] if len(ids) == 1 and not Path(ids[0]).is_dir() else None
 
 
+def downloaded_id(path: str) -> str | None:
+    """The hub id that a path in a client's download cache spells, None for another path."""
+    downloaded = _DOWNLOADED.fullmatch(path)
+    return f"{downloaded['org']}/{downloaded['name']}" if downloaded else None
+
+
 def public_base_id(declared: Declared, lookup: Callable[[str], str | None], claimed: str | None = None) -> str:
     """What should stand in the config: the recorded id of the base's fingerprint, else a hub id as it is, or as the
     path of a client's download cache spells it, or (`claimed`) as the card has it beside a path in the config.
@@ -151,8 +157,7 @@ def public_base_id(declared: Declared, lookup: Callable[[str], str | None], clai
     Raises ArtifactError for a local path of a base that nobody recorded.
     """
     recorded = lookup(declared.fingerprint) if declared.fingerprint else None
-    if recorded is None and (downloaded := _DOWNLOADED.fullmatch(declared.name)):
-        recorded = f"{downloaded['org']}/{downloaded['name']}"
+    recorded = recorded or downloaded_id(declared.name)
     if recorded is None and declared.is_local:
         recorded = claimed
     if recorded is None and declared.is_local:

@@ -5,10 +5,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits
+from packaging.version import Version
 
 from graft.server.errors import ConstraintError
 from graft.server.structured.constraint import Constraint
@@ -27,6 +29,7 @@ MAX_FIRST_S = 0.5  # of a core, in which the tokens that may come first are foun
 MAX_S = 5.0  # until the client is told that it takes too long; what was begun goes on
 KEPT = 256  # compiled constraints
 KEPT_CHARS = 16 * MAX_CHARS  # of all their texts: a compiled one grows with its text
+_INSTALLED, _LEAST = version("llguidance"), "1.9.1"  # earlier ones make something else of some grammars
 _THREADS = 2
 _CLOSE_WAIT_S = 5.0
 _MOST_SAID = 400  # characters of the library's reason
@@ -62,8 +65,14 @@ class Compiler:
     ) -> None:
         """Have `done` told a matcher for a text that `ends` end, here or on another thread, or a ConstraintError.
 
-        Raises ConstraintError for a constraint that is too long to look at, ClosedError after `close`.
+        Raises ConstraintError for a constraint that is too long to look at, or any where the library is too old, ClosedError
+        after `close`.
         """
+        if Version(_INSTALLED) < Version(_LEAST):
+            raise ConstraintError(
+                f"Texts can't be held to formats here: that takes llguidance {_LEAST}, and {_INSTALLED} is installed. Install the "
+                f"newer one, or serve from an environment without vLLM."
+            )
         chars = sum(len(text) for text in _texts(constraint))
         if chars > MAX_CHARS:
             raise ConstraintError(f"The constraint has {chars} characters; this server takes up to {MAX_CHARS}.")
