@@ -17,6 +17,7 @@ from graft.server.engine.options import Options
 from graft.server.engine.request import Request
 from graft.server.errors import ConstraintError
 from graft.server.sampling.params import Sampling
+from graft.server.structured import compiler as compiler_module
 from graft.server.structured.constraint import (
     ANY_OBJECT,
     Chain,
@@ -200,3 +201,12 @@ def test_a_base_whose_texts_have_no_end_refuses():
         with pytest.raises(ConstraintError, match="no token that ends"):
             engine.generate([Request((5,), constraint=ANY_OBJECT)])
         assert engine.generate([Request((5,), max_tokens=2)])[0].finish_reason == "length"
+
+
+def test_an_older_library_is_told_before_it_makes_something_else_of_a_grammar(base, monkeypatch):
+    """vLLM's environment has one."""
+    monkeypatch.setattr(compiler_module, "_INSTALLED", "1.7.6")
+    with Engine(base) as engine:
+        with pytest.raises(ConstraintError, match=r"llguidance 1\.9\.1, and 1\.7\.6 is installed"):
+            engine.generate([Request((5, 6), constraint=ANY_OBJECT)])
+        assert len(engine.generate([Request((5, 6), max_tokens=2, ignore_eos=True)])[0].ids) == 2
