@@ -35,8 +35,8 @@ class TextLimit:
         """Raises TooLongError for a text that no number of tokens within the context can stand for."""
         if len(text) > self._most_chars:
             raise TooLongError(
-                f"This server's maximum context length is {self._max_model_len} tokens; the prompt has {len(text)} characters, "
-                "which are more tokens than that.",
+                f"This model's maximum context length is {self._max_model_len} tokens; the prompt is too long: it has {len(text)} "
+                "characters, which are more tokens than that.",
                 param,
             )
 

@@ -44,8 +44,8 @@ class Limits:
         beside = f" and the adapter's {virtual} virtual tokens" if virtual else ""
         if total > self.max_model_len:
             raise TooLongError(
-                f"{prompt} prompt tokens{beside} and max_tokens={new} make {total}; "
-                f"this server takes up to {self.max_model_len}."
+                f"This model's maximum context length is {self.max_model_len} tokens; {prompt} of the prompt{beside} and "
+                f"max_tokens={new} make {total}."
             )
         if total > usable:
             raise TooLongError(f"{total} tokens don't fit into the KV cache ({usable}; --kv-bytes).")

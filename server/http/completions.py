@@ -125,10 +125,10 @@ def _read_completions(
         max_tokens = max(1, min(words.defaults.max_new_tokens, longest - most))
     if most + (max_tokens or 0) > longest:
         param = "max_tokens" if most < longest else "messages" if isinstance(body, ChatBody) else "prompt"
-        raise TooLongError(
-            f"This server's maximum context length is {longest} tokens; the prompt has {most}, and max_tokens={max_tokens or 0}.",
-            param,
-        )
+        # LangChain goes by "prompt is too long", LiteLLM and others by the beginning.
+        beside = f"and max_tokens={max_tokens or 0} is beside it"
+        why = f"the prompt {'is too long: it ' if most >= longest else ''}has {most}, {beside}"
+        raise TooLongError(f"This model's maximum context length is {longest} tokens; {why}.", param)
     drawn_logprobs = 0 if logprobs is None and body.made > body.n else logprobs  # by which the best ones are known
     drawing = read_drawing(body, words.defaults, tokenizer, vocabulary, drawn_logprobs)
     shows_prompt = echo and logprobs is not None

@@ -61,7 +61,7 @@ def _prompts(body: EmbeddingsBody, engine: EngineClient) -> list[tuple[int, ...]
     for i, ids in enumerate(prompts):
         if len(ids) > longest:
             raise TooLongError(
-                f"This server's maximum context length is {longest} tokens; input[{i}] has {len(ids)}.", "input"
+                f"This model's maximum context length is {longest} tokens; input[{i}] has {len(ids)}.", "input"
             )
     return prompts
 

@@ -20,7 +20,19 @@ ENVIRONMENTS = Path(__file__).parents[3] / "build" / "clients"
 
 # Script -> what pip is asked for
 CLIENTS = {
-    "openai_python": ["openai==3.57.0", "pydantic"],
+    "openai_python": ["openai==3.57.0"],
+    "litellm_sdk": ["litellm==1.108.7"],
+    "langchain_agents": ["langchain-openai==1.7.4", "langchain"],
+    "llama_index_llm": ["llama-index-llms-openai-like==0.8.1"],
+    "instructor_modes": ["instructor==1.17.0"],
+    "pydantic_agents": ["pydantic-ai-slim[openai]==2.38.0"],
+    "agents_sdk": ["openai-agents==0.24.0"],
+    "dspy_programs": ["dspy==3.4.1"],
+    "outlines_models": ["outlines==1.3.3", "openai"],
+    "guidance_programs": ["guidance==0.3.1", "openai"],
+    "inspect_evals": ["inspect-ai==0.3.285", "openai"],
+    "lm_eval_tasks": ["lm-eval[api]==0.4.13"],
+    "guidellm_runs": ["guidellm==0.8.1"],
 }
 
 
@@ -44,7 +56,13 @@ def environment(name: str, packages: list[str]) -> Path:
 def test_an_unmodified_client(name: str, server: Live, tmp_path: Path) -> None:
     python = environment(name, CLIENTS[name])
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "OPENAI_", "GRAFT_"))}
-    settings = {"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": "none", "no_proxy": "127.0.0.1"}
+    settings = {
+        "HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "OPENAI_API_KEY": "none",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "no_proxy": "127.0.0.1",
+    }
     done = subprocess.run(
         [python, SCRIPTS / f"{name}.py", server.url, BASE, *KINDS],
         cwd=tmp_path, env=kept | settings, capture_output=True, text=True, timeout=1000, check=False,

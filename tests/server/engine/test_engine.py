@@ -328,7 +328,7 @@ def test_requests_that_can_not_be_served_are_refused_at_once(llama):
         for request, match in (
             (Request(()), "empty"),
             (Request((5, 300)), "vocabulary"),
-            (Request((5,) * 250, max_tokens=20), "takes up to 256"),
+            (Request((5,) * 250, max_tokens=20), "maximum context length is 256"),
         ):
             with pytest.raises(RequestError, match=match):
                 engine.submit(request)

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 URL, BASE, *ADAPTERS = sys.argv[1:]
 V1 = f"{URL}/v1"
@@ -36,7 +36,9 @@ LEARNED_TOOL = {
 
 
 class Animal(BaseModel):
-    """Short enough for a random model."""
+    """Short enough for a random model, and nothing else beside."""
+
+    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["cat", "dog"]
     legs: int = Field(ge=0, le=9)
