@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from graft.hub.chat.conversation import ChatTemplate
 from graft.hub.chat.words import NO_WORDS, AdapterWords
@@ -12,6 +13,9 @@ from graft.server.chat.detokenizer import SpecialTokens
 from graft.server.chat.prompts import ChatPrompts
 from graft.server.engine.client import EngineClient
 from graft.server.errors import TooLongError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LOOK_S = 0.5  # how often a silent client is looked after while nothing comes
 
@@ -52,6 +56,13 @@ class Speech:
     limit: TextLimit
     words: AdapterWords
     template: ChatTemplate | None
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The base's."""
+        tokenizer = self.engine.base.tokenizer
+        assert tokenizer is not None  # Speeches
+        return tokenizer
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
+from graft.hub.chat.infill import find_format, infill_ends
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.tokenization import encode_prompt, encode_rendered
 from graft.server.chat.deltas import Delta, merge
@@ -54,22 +55,37 @@ class AskedCompletions:
 
 def read_completion(body: CompletionBody, speech: Speech) -> AskedCompletions:
     """Raises BadField for a prompt that can't be used."""
-    prompts = [prompt_ids(prompt, speech.engine, speech.limit) for prompt in body.prompt]
+    given, ends = (body.prompt, ()) if not body.suffix else _around_gap(body, speech)
+    prompts = [prompt_ids(prompt, speech.engine, speech.limit) for prompt in given]
     limit = body.max_tokens
     if limit is None and speech.words.defaults.max_new_tokens is None:
         limit = DEFAULT_COMPLETION_TOKENS
     if limit is not None and body.min_tokens > limit:
         raise BadField(f"min_tokens ({body.min_tokens}) is above max_tokens ({limit}).", "min_tokens")
-    asked = _read_completions(body, speech, prompts, limit, body.logprobs, body.constraint, echo=body.echo)
+    asked = _read_completions(body, speech, prompts, limit, body.logprobs, body.constraint, echo=body.echo, ends=ends)
     return replace(asked, constraint_field=body.constraint_field)
+
+
+def _around_gap(body: CompletionBody, speech: Speech) -> tuple[list[str], tuple[int, ...]]:
+    """Prompts that ask for what is between the body's and its suffix, and the ids that end that. Raises BadField."""
+    special = speech.tokenizer.added_tokens_encoder
+    way = find_format(special)
+    if way is None:
+        raise BadField(
+            "This base has no tokens that mark a gap, so it can't write what goes before a suffix.", "suffix"
+        )
+    if body.echo:
+        raise BadField("A prompt around a gap is not shown: leave out echo, or suffix.", "echo")
+    texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
+    if len(texts) < len(body.prompt):
+        raise BadField("A suffix goes with a prompt of text, not of token ids.", "suffix")
+    return [way.join(text, body.suffix) for text in texts], infill_ends(special, way)
 
 
 def read_chat(body: ChatBody, speech: Speech) -> AskedCompletions:
     """Raises BadField or ChatError where there is no chat template, or messages that it refuses."""
-    tokenizer = speech.engine.base.tokenizer
-    assert tokenizer is not None  # create_app
     prompt = read_conversation(body, speech, body.model, body.constraint)
-    ids = tuple(encode_rendered(prompt.text, tokenizer))
+    ids = tuple(encode_rendered(prompt.text, speech.tokenizer))
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     asked = _read_completions(body, speech, [ids], body.limit, logprobs, prompt.constraint)
     field = body.constraint_field or ("tools" if prompt.constraint is not None else None)
@@ -114,9 +130,10 @@ def _read_completions(
     constraint: Constraint | None,
     *,
     echo: bool = False,
+    ends: tuple[int, ...] = (),
 ) -> AskedCompletions:
-    engine, words, tokenizer = speech.engine, speech.words, speech.engine.base.tokenizer
-    assert tokenizer is not None  # create_app
+    """`ends`: ids that end an answer beside the base's and the adapter's own."""
+    engine, words, tokenizer = speech.engine, speech.words, speech.tokenizer
     vocabulary, longest = engine.base.spec.vocab_size, engine.base.max_model_len
     if not all(0 <= id < vocabulary for id in body.stop_token_ids):
         raise BadField(f"A stop token lies outside the base's vocabulary of {vocabulary}.", "stop_token_ids")
@@ -139,7 +156,7 @@ def _read_completions(
             max_tokens=max_tokens,
             min_tokens=body.min_tokens,
             ignore_eos=body.ignore_eos,
-            stop_ids=(*body.stop_token_ids, *(() if body.ignore_eos else speech.stop_ids)),
+            stop_ids=(*body.stop_token_ids, *(() if body.ignore_eos else (*speech.stop_ids, *ends))),
             sampling=drawing.choice(i),
             score_from=0 if shows_prompt or (body.prompt_logprobs is not None and i == 0) else None,
             score_top=max(logprobs or 0, body.prompt_logprobs or 0),

@@ -13,7 +13,7 @@ IGNORED = frozenset(
 )
 # Would change the answer: accepted only with the values that leave it as it is.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "suffix": ("",),
+    "suffix": ("",),  # of completions a field of its own
     "length_penalty": (1,),
     "typical_p": (1,),
     "typical": (1,),

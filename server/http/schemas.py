@@ -145,6 +145,7 @@ class CompletionBody(GenerationBody):
     """POST /v1/completions"""
 
     prompt: Prompts
+    suffix: Text = Field("", description="What follows the text that is to be written, of a base that can fill a gap.")
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
