@@ -69,6 +69,18 @@ class EndedError(EngineError):
     code = "engine_ended"
 
 
+class StuckError(EngineError):
+    """The engine does not come back from a step; it may yet."""
+
+    status = 503
+    code = "engine_stuck"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The engine has been at one step for {seconds:.0f} s and serves nobody meanwhile. Its log says more."
+        )
+
+
 class StateLostError(BaseException):
     """What is free and what is held can't be told any more: the engine ends rather than serve on. Caught by nobody else."""
 

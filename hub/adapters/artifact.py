@@ -54,6 +54,11 @@ class Artifact:
     def bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def folds_with_base(self) -> bool:
+        """Whether `fold` takes as long as the base's weights are many."""
+        return bool(self.frozen) or self.method.folds_with_base(self.config)
+
     def fold(self, base: Base) -> tuple[Form, ...]:
         """The serving forms on `base`, in float32 on its device.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from graft.hub.adapters.artifact import load_artifact
+from graft.hub.adapters.artifact import Artifact, load_artifact
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank, at, detours, form_bytes
 from graft.hub.base.model import Base
 from graft.hub.chat.words import read_words
@@ -45,6 +45,7 @@ class _Load:
     client: Hashable
     done: Callable[[Read], None]
     tries: int = _TRIES
+    read_at: float = 0.0  # a time.monotonic()
     files: ExitStack = field(default_factory=ExitStack)  # what was fetched, until it is read
 
 
@@ -64,6 +65,7 @@ class Loading:
         self._disk = WorkPool("graft-disk", _DISK_THREADS, _step_back)
         # One of each, on one core each: more of them take the cores from steps at once, and no load comes sooner.
         self._reading = WorkPool("graft-loader", 1, _compute_behind)
+        self._folding = WorkPool("graft-fold", 1, _compute_behind)  # what takes seconds, with the base's weights
         self._preparing = WorkPool("graft-prepare", 1, _compute_behind)
 
     def look_up(self, client: Hashable, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
@@ -85,6 +87,7 @@ class Loading:
             (self._downloads, 0.0),
             (self._disk, 0.0),
             (self._reading, _LEAVE_S),
+            (self._folding, _LEAVE_S),
             (self._preparing, _LEAVE_S),
         ):
             pool.close(wait_s)
@@ -105,11 +108,27 @@ class Loading:
 
     def _read(self, load: _Load, folder: Path) -> None:
         """On a thread that computes."""
-        read: Read
+        load.read_at = time.monotonic()
         try:
-            read = self._adapter(load.location, folder)
+            with torch.inference_mode():
+                artifact = self._load_artifact(load.location, folder)
         except GraftError as error:
-            read = error
+            self._end_read(load, error)
+            return
+        fold = partial(self._fold, artifact=artifact, folder=folder)
+        if artifact.folds_with_base:
+            self._submit(self._folding, load, fold)
+        else:
+            fold(load)
+
+    def _fold(self, load: _Load, artifact: Artifact, folder: Path) -> None:
+        """On a thread that computes."""
+        try:
+            self._end_read(load, self._adapter(load, artifact, folder))
+        except GraftError as error:
+            self._end_read(load, error)
+
+    def _end_read(self, load: _Load, read: Read) -> None:
         if load.location.folder is None:
             self._end(load, read)
         else:
@@ -130,22 +149,24 @@ class Loading:
         load.files.close()
         load.done(read)
 
-    def _adapter(self, location: Location, folder: Path) -> Loaded:
-        began = time.monotonic()
+    def _load_artifact(self, location: Location, folder: Path) -> Artifact:
+        artifact = load_artifact(folder, self._base.spec, allow_base_mismatch=self._allow_base_mismatch)
+        if location.digest not in (None, artifact.digest):
+            raise ArtifactError(
+                f"{location.name} is not what was published: its digest was {location.digest} and is {artifact.digest} now. "
+                "Check the registry with `graft registry check`."
+            )
+        return artifact
+
+    def _adapter(self, load: _Load, artifact: Artifact, folder: Path) -> Loaded:
         with torch.inference_mode():
-            artifact = load_artifact(folder, self._base.spec, allow_base_mismatch=self._allow_base_mismatch)
-            if location.digest not in (None, artifact.digest):
-                raise ArtifactError(
-                    f"{location.name} is not what was published: its digest was {location.digest} and is {artifact.digest} now. "
-                    "Check the registry with `graft registry check`."
-                )
             forms = [_copy_to_host(form, self._base.dtype) for form in artifact.fold(self._base)]
             case = self._prover.case(artifact)
         rows = [form for form in forms if isinstance(form, (InputRows, CacheRows))]
         size = sum(form_bytes(form) for form in forms)
         if size > self._most_bytes:
             raise CapacityError(
-                f"{location.name} needs {size} bytes of host memory, all adapters together may take "
+                f"{load.location.name} needs {size} bytes of host memory, all adapters together may take "
                 f"{self._most_bytes} (--adapter-host-bytes)."
             )
         return Loaded(
@@ -156,7 +177,7 @@ class Loading:
             rows=rows[0] if rows else None,
             case=case,
             bytes=size,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - load.read_at,
             words=read_words(folder),
         )
 

@@ -1,18 +1,12 @@
 """`graft serve`: a base and its adapters over HTTP, until SIGINT or SIGTERM."""
 
 import logging
-import os
-import signal
 import socket
-import threading
-import time
 from ipaddress import ip_network
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
-import psutil
 
 from graft.hub.adapters.validation import CONFIG
 from graft.hub.errors import GraftError
@@ -22,6 +16,7 @@ from graft.hub.terminal.options import ByteSize
 from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.wsgi import LOOPBACK
 from graft.server.chat.tool_formats import FORMATS
+from graft.server.commands.ending import Ending
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -30,12 +25,10 @@ if TYPE_CHECKING:
 
     from graft.hub.base.model import Base
     from graft.hub.registry.interface import AnyRegistry
-    from graft.server.engine.engine import Engine
     from graft.server.http.clients import Network
 
 SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
 CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
-LAST_WORDS_S = 1.0  # after an engine's failure: streams get their error, and /health can be asked
 DEFAULT_REGISTRY = Path("registry.db")
 
 
@@ -99,6 +92,13 @@ class _Network(click.ParamType):
     type=click.Choice(sorted(FORMATS)),
     help="How the models write calls of tools.  [default: as the chat template says]",
 )
+@click.option(
+    "--step-timeout",
+    default=600,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Seconds after which a step that does not end ends the server; 0: never.",
+)
 @click.option("--allow-base-mismatch", is_flag=True, help="Serve adapters that were made for another base.")
 def serve(
     base_name: str,
@@ -121,6 +121,7 @@ def serve(
     cors_origins: tuple[str, ...],
     trusted_proxies: tuple["Network", ...],
     tool_format: str | None,
+    step_timeout: int,
     allow_base_mismatch: bool,
 ) -> None:
     """Serve a base; the adapter is chosen per request, by `model`."""
@@ -137,13 +138,12 @@ def serve(
     from graft.server.benchmark.dtype_speed import serving
     from graft.server.engine.client import EngineClient
     from graft.server.engine.engine import Engine
-    from graft.server.engine.options import Options
+    from graft.server.engine.options import Options, require_budgets
     from graft.server.http.app import create_app
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     for client in ("httpx", "httpx2"):  # our own requests to a hub
         logging.getLogger(client).setLevel(logging.WARNING)
-    _require_memory(kv_bytes, usable_device(device))
     options = Options(
         max_running=max_running,
         step_rows=max_batch_rows,
@@ -154,7 +154,8 @@ def serve(
         runner=runner,
         allow_base_mismatch=allow_base_mismatch,
     )
-    ending = _Ending()
+    require_budgets(options, usable_device(device))
+    ending = Ending(step_timeout)
     hand_on_soon()
     try:
         dtype = dtype or chosen_dtype(base_name, device, serving(runner, max_running), _say)
@@ -228,37 +229,6 @@ def _answer(server: "BaseWSGIServer | MultiSocketServer", base: "Base", name: st
     server.run()
 
 
-class _Ending:
-    """What the first SIGINT or SIGTERM ends: the start, or the engine, by which every stream ends with an error.
-
-    An engine that ends by itself ends the server in the same way.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.engine: Engine | None = None
-        for number in self.SIGNALS:
-            signal.signal(number, self._end)
-
-    def watch(self, engine: "Engine") -> None:
-        self.engine = engine
-        threading.Thread(target=self._await_end, args=(engine,), name="graft-watchdog", daemon=True).start()
-
-    def _await_end(self, engine: "Engine") -> None:
-        engine.ended.wait()
-        if engine.failure is not None:
-            time.sleep(LAST_WORDS_S)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def _end(self, number: int, frame: FrameType | None) -> None:
-        for each in self.SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        if self.engine is not None:
-            self.engine.close()
-        raise KeyboardInterrupt
-
-
 def _parse_folder(given: str) -> tuple[str, Path]:
     name, equals, folder = given.partition("=")
     if not equals or not name or not folder:
@@ -283,16 +253,6 @@ def _require_port(host: str, port: int) -> None:
 
 def _port_error(host: str, port: int, error: OSError) -> GraftError:
     return GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.")
-
-
-def _require_memory(kv_bytes: int | None, device: str) -> None:
-    """Raises GraftError for a KV cache that the device can't hold."""
-    import torch
-
-    cpu = device == "cpu"
-    there = psutil.virtual_memory().total if cpu else torch.cuda.get_device_properties(device).total_memory
-    if kv_bytes is not None and kv_bytes > there:
-        raise GraftError(f"--kv-bytes is more than the {there >> 30} GiB of memory of {device}: give less.")
 
 
 def _shelf(registry_path: Path | None, hub_url: str | None) -> "AnyRegistry | None":

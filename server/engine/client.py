@@ -15,13 +15,16 @@ from graft.hub.errors import GraftError
 from graft.server.engine.inventory import AdapterEntry, Inventory, Placed
 from graft.server.engine.questions import EngineStats, Stats
 from graft.server.engine.request import Request, Result, Sink, Stream
-from graft.server.errors import ClosedError
+from graft.server.errors import ClosedError, StuckError
 from graft.server.served_version import Served
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from graft.server.engine.engine import Engine
+
+
+STUCK_S = 120.0  # of one step: the longest that is no sign of a hang, with a large base on few cores
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,13 @@ class EngineClient:
         return self._engine.ask(Stats())
 
     def health(self) -> GraftError | None:
-        """Why no requests are taken: EndedError after a failure, ClosedError after `close`; None where they are."""
-        if self._engine.failure is not None or self._engine.alive:
+        """Why no requests are served: EndedError after a failure, ClosedError after `close`, StuckError while a step does not
+        end; None where they are."""
+        if self._engine.failure is not None:
             return self._engine.failure
-        return ClosedError("The server is shutting down.")
+        if not self._engine.alive:
+            return ClosedError("The server is shutting down.")
+        return StuckError(age) if (age := self._engine.turn_s) > STUCK_S else None
 
     def metrics(self) -> bytes:
         """For Prometheus, in its exposition format."""

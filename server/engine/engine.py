@@ -202,6 +202,11 @@ class Engine:
         """Whether requests are taken."""
         return self._thread.is_alive() and not self._closing and self.failure is None
 
+    @property
+    def turn_s(self) -> float:
+        """Seconds that the engine's thread has been at its present turn, a step in most cases; 0 while there is nothing to do."""
+        return 0.0 if self.ended.is_set() else self._inbox.away_s
+
     def close(self) -> None:
         """End: requests under way get ClosedError. Idempotent."""
         if not self._closing:
@@ -285,28 +290,23 @@ class Engine:
         reason: GraftError = ClosedError("The server is shutting down.")
         try:
             with ComputeThreads() as threads:
-                while not self._closing:
+                while not self._closing and self.failure is None:
                     if self.runner.meets_often:
                         threads.fit()
                     self._turn()
         except BaseException as error:
             what = type(error.__cause__ or error).__name__
-            reason = self.failure = EndedError(
-                f"The engine has ended by a failure ({what}): restart the server. Its log says more."
-            )
+            reason = EndedError(f"The engine has ended by a failure ({what}): restart the server. Its log says more.")
             log.critical("the engine ends", exc_info=True)
         finally:
-            self._end_all(reason)
+            self.end_all(reason)
 
-    def _end_all(self, reason: GraftError) -> None:
-        """Tell everybody who waits for something, and those to come: whatever fails for one, the next is told."""
-        self._inbox.close(reason)
-        left = [] if self._at_hand is None else [self._at_hand]
-        for message in [*left, *self._inbox.take(wait=False)]:
-            try:
-                message.fail(self, reason)
-            except BaseException:
-                log.exception("a message could not be failed")
+    def end_all(self, reason: GraftError) -> None:
+        """Tell everybody who waits for something, and those to come: whatever fails for one, the next is told. Another thread
+        does so, by an EndedError, where the engine's own hangs: nobody may wait for that one any more."""
+        if isinstance(reason, EndedError):
+            self.failure = reason
+        self._inbox.end(self, reason, self._at_hand)
         self.ledger.fail_all(reason)
         self.ended.set()
 
@@ -331,7 +331,7 @@ class Engine:
 
     def _undisturbed(self) -> bool:
         """Whether the engine's thread has nothing to do but steps."""
-        return self._inbox.empty and not (self.residency.sought or self.prover.busy or self.ledger.suspicious)
+        return self._inbox.is_empty() and not (self.residency.sought or self.prover.busy or self.ledger.suspicious)
 
     def _handle(self, message: Message) -> None:
         """What a message raises costs who sent it."""

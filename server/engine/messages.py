@@ -3,7 +3,9 @@
 The engine's thread takes them out of its `Inbox`, and sleeps there while there are none.
 """
 
+import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from graft.server.engine.scheduler import Scheduler
     from graft.server.runners.protocol import Prepared
 
+log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 
@@ -178,6 +181,13 @@ class Inbox:
         self._filled = threading.Event()
         self._lock = threading.Lock()
         self._closed: GraftError | None = None
+        self._last_here = time.monotonic()  # when the engine's thread last came here
+        self._waiting = False  # whether it is here
+
+    @property
+    def away_s(self) -> float:
+        """Seconds since the engine's thread was last here; 0 while it waits for a message. Asked on any thread."""
+        return 0.0 if self._waiting else time.monotonic() - self._last_here
 
     def put(self, message: Message) -> None:
         """Raises what `close` was given where nobody will read the message."""
@@ -192,20 +202,28 @@ class Inbox:
         with suppress(ClosedError, EndedError):
             self.put(message)
 
-    def close(self, reason: GraftError) -> None:
-        """Nothing can be put from now on; the last messages can still be taken."""
+    def end(self, engine: EngineSide, reason: GraftError, at_hand: Message | None) -> None:
+        """Nothing can be put from now on; the last messages fail, and the one that was being handled."""
         with self._lock:
             self._closed = self._closed or reason
+        for message in [*([] if at_hand is None else [at_hand]), *self.take(wait=False)]:
+            try:
+                message.fail(engine, reason)
+            except BaseException:
+                log.exception("a message could not be failed")
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing has come in."""
+    def is_empty(self) -> bool:
+        """Whether nothing has come in, as the engine's thread asks when it passes by between two steps."""
+        self._last_here = time.monotonic()
         return self._messages.empty()
 
     def take(self, *, wait: bool, timeout: float | None = None) -> Iterator[Message]:
         """All messages so far, one by one; waits for the first if asked to. What is not taken stays."""
         if wait:
+            self._waiting = True
             self._filled.wait(timeout)
+        self._last_here = time.monotonic()
+        self._waiting = False
         self._filled.clear()
         for _ in range(self._messages.qsize()):
             yield self._messages.get()

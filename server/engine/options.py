@@ -56,7 +56,7 @@ def sizes(options: Options, base: Base) -> Sizes:
     step_rows = options.step_rows or _STEP_ROWS[kind]
     if step_rows < options.max_running:
         raise GraftError(f"A step of {step_rows} rows is too small for {options.max_running} running requests.")
-    device, host = _free(options, base)
+    device, host = _free(options, base.device, runner_bytes(options.runner, base))
     wanted = options.cache_bytes or min(int(device * _CACHE_SHARE[kind]), _CACHE_MOST[kind])
     places = options.max_running + guest_places(options.max_running, step_rows)
     enough = places * -(-longest // BLOCK_ROWS) * 4 // 3 + 2  # all requests at full length
@@ -72,15 +72,20 @@ def sizes(options: Options, base: Base) -> Sizes:
     )
 
 
-def _free(options: Options, base: Base) -> tuple[int, int]:
+def require_budgets(options: Options, device: str) -> None:
+    """Before a base is loaded: raises GraftError where the budgets that are set are more than is free now."""
+    _free(options, torch.device(device), 0)
+
+
+def _free(options: Options, device: torch.device, packed: int) -> tuple[int, int]:
     """What is free on the device and in host memory (on a CPU: both the same) beside what the runner will pack and the
     budgets that are set. Raises GraftError where those don't fit."""
-    host, packed = free_memory(), runner_bytes(options.runner, base)
+    host = free_memory()
     on_device = {"--kv-bytes": options.cache_bytes, "--adapter-device-bytes": options.device_bytes}
     on_host = {"--adapter-host-bytes": options.host_bytes}
-    if base.device.type == "cuda":
-        device = _left(torch.cuda.mem_get_info(base.device)[0], on_device, 0, str(base.device))
-        return device, _left(host, on_host, 0, "this machine")
+    if device.type == "cuda":
+        left = _left(torch.cuda.mem_get_info(device)[0], on_device, 0, str(device))
+        return left, _left(host, on_host, 0, "this machine")
     left = _left(host, on_device | on_host, packed, "this machine")
     return left, left
 

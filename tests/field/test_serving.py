@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from graft.hub.machine.free_memory import free_memory
 from tests.field.conftest import graft, refused
 
 
@@ -26,7 +27,13 @@ def test_a_server_finds_mistakes_before_it_loads_the_base(place, taken):
 
 
 def test_a_cache_larger_than_the_memory_is_refused(place):
-    refused(graft("serve", "--base", place / "base", "--kv-bytes", "900000G"), "--kv-bytes is more than", "give less")
+    free = free_memory()
+    for words in (("--kv-bytes", "900000G"), ("--kv-bytes", f"{free // 2}", "--adapter-host-bytes", f"{free}")):
+        result = graft("serve", "--base", place / "base", *words)
+        refused(
+            result, f"--kv-bytes {'900000.0' if '900000G' in words else ''}", "GiB of memory that are free", "Give less"
+        )
+        assert "reading" not in result.output  # the base
 
 
 def test_a_hub_gives_no_address_where_it_does_not_listen(place, taken, tmp_path):

@@ -239,6 +239,9 @@ class Lora(Method[LoraConfig]):
             parameters[f"{PREFIX}{name}{infix}.bias"] = bias.float().clone()
         return {key: value.to(base.device) for key, value in parameters.items()}
 
+    def folds_with_base(self, config: LoraConfig) -> bool:
+        return config.dora
+
     def fold(self, config: LoraConfig, tensors: Mapping[str, Tensor], base: Base) -> tuple[Form, ...]:
         from graft.hub.adapters.serving_forms import LowRank, Vector
 

@@ -121,6 +121,10 @@ class Method(ABC, Generic[C]):
         """The module whose own frozen weight a tensor of the file claims to be; None for the adapter's tensors."""
         return None
 
+    def folds_with_base(self, config: C) -> bool:
+        """Whether `fold` computes with the base's weights, and so takes as long as those are many."""
+        return False
+
     def virtual_tokens(self, config: C) -> int:
         """Positions that the adapter takes before the text."""
         return 0

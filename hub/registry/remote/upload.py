@@ -14,6 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 from graft.hub.errors import ConflictError
 from graft.hub.registry.remote.answers import errors_of_client, errors_of_upload
 from graft.hub.registry.remote.api import HubApi
+from graft.hub.registry.remote.bounded import bounded_answers
 from graft.hub.registry.remote.extensions import LARGE_BY_LFS, TAGS
 from graft.hub.registry.remote.files import is_intact
 
@@ -25,7 +26,7 @@ def upload(hub: HubApi, folder: Path, name: str, *, tags: Sequence[str], private
     title, _, rest = message.partition("\n")
     headers = {**LARGE_BY_LFS, TAGS: ",".join(tags)}
     client = HfApi(endpoint=hub.url, token=hub.client.token, headers=headers)
-    with _made_repo(hub, name, private):
+    with _made_repo(hub, name, private), bounded_answers():
         if tags and not hub.is_graft:
             _require_free(hub, name, tags, folder)
         with errors_of_upload(hub.url), _large_by_lfs(hub):
@@ -37,20 +38,21 @@ def upload(hub: HubApi, folder: Path, name: str, *, tags: Sequence[str], private
                 commit_description=rest.strip() or None,
             ).oid
     if tags:
-        _set_missing(hub, name, tags, made)
+        with bounded_answers():
+            _set_missing(hub, name, tags, made)
     return made
 
 
 @contextmanager
 def _made_repo(hub: HubApi, name: str, private: bool) -> Iterator[None]:
     """The repo, made when missing, and taken away again where nothing got into it."""
-    with errors_of_client(hub.url):
+    with bounded_answers(), errors_of_client(hub.url):
         missing = not hub.client.repo_exists(name)
         hub.client.create_repo(name, private=private, exist_ok=True)
     try:
         yield
     except BaseException:
-        with errors_of_client(hub.url):
+        with bounded_answers(), errors_of_client(hub.url):
             if missing and hub.client.model_info(name).sha is None:
                 hub.client.delete_repo(name)
         raise

@@ -11,7 +11,7 @@ import pytest
 
 from graft.hub.errors import GraftError
 from graft.hub.registry.registry import Registry
-from graft.hub.registry.remote import api, client
+from graft.hub.registry.remote import api, bounded, client
 from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.registry.search import Query
 from graft.hub.web.app import create_app
@@ -72,14 +72,14 @@ def slow() -> Iterable[bytes]:
         time.sleep(0.1)
 
 
-def paged(part: str, rows: Callable[[int], list]) -> Callable:
+def paged(part: str, rows: Callable[[int], list], host: str = "http://elsewhere.example:1") -> Callable:
     """Pages of a list without end, linked to at another host: `rows` of the page that `p` says."""
 
     def hostile(app: Callable, environ: dict, start: Callable) -> Iterable[bytes]:
         if part not in environ["PATH_INFO"]:
             return app(environ, start)
         number = int(parse_qs(environ["QUERY_STRING"]).get("p", ["0"])[0])
-        link = f'<http://elsewhere.example:1/api{environ["PATH_INFO"].removeprefix("/api")}?p={number + 1}>; rel="next"'
+        link = f'<{host}{environ["PATH_INFO"]}?p={number + 1}>; rel="next"'
         body = json.dumps(rows(number)).encode()
         start("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Link", link)])
         return [body]
@@ -163,6 +163,41 @@ def test_no_word_of_a_hub_says_where_a_file_is_written(pull: Callable, hostile: 
     pull(hostile)
     assert not written.exists()
     assert {path.name for path in tmp_path.iterdir() if "registry" not in path.name} == {"news-lora", "out"}
+
+
+UPLOADS = {
+    "an answer without end": ("/api/repos/create", endless),
+    "a name without end": ("/preupload/", endless),
+    "a slow answer": ("/preupload/", slow),
+    "an end without end": ("/commit/", endless),
+    "a gzip bomb": ("/api/repos/create", lambda: [gzip.compress(b" " * (80 << 20))]),
+}
+
+
+@pytest.mark.parametrize("case", UPLOADS)
+def test_no_answer_to_an_upload_is_read_without_end(
+    hub: str, running: dict, registry: Registry, adapter: Path, monkeypatch, case: str
+) -> None:
+    """The client that uploads takes any answer whole."""
+    monkeypatch.setattr(api, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(api, "MAX_ANSWER_BYTES", 1 << 20)
+    (part, body), app = UPLOADS[case], create_app(registry)
+    headers = {"Content-Encoding": "gzip"} if "gzip" in case else {}
+    running["app"] = lambda environ, start: sending(part, body, **headers)(app, environ, start)
+    began = time.monotonic()
+    with pytest.raises(GraftError):
+        RemoteRegistry(hub).publish(adapter, "ann/news")
+    assert time.monotonic() - began < 8
+    running["app"] = app
+    assert RemoteRegistry(hub).publish(adapter, "ann/other").digest  # nothing is bounded for good
+
+
+def test_an_upload_reads_so_many_pages(hub: str, running: dict, registry: Registry, adapter: Path, monkeypatch) -> None:
+    monkeypatch.setattr(bounded, "MOST_ANSWERS", 50)
+    app = create_app(registry)
+    running["app"] = lambda environ, start: paged("/tree/", lambda number: [], host=hub)(app, environ, start)
+    with pytest.raises(GraftError, match="answer 51 to one upload"):
+        RemoteRegistry(hub).publish(adapter, "ann/news")
 
 
 def test_a_search_reads_so_many_pages(hub: str, running: dict, registry: Registry) -> None:

@@ -35,8 +35,8 @@ def place(tmp_path_factory):
 
 
 @contextmanager
-def process(place, *options):
-    words = [*GRAFT, "--base", "base", "--device", "cpu", "--dtype", "float32", "--runner", "eager", *options]
+def process(place, *options, command=GRAFT):
+    words = [*command, "--base", "base", "--device", "cpu", "--dtype", "float32", "--runner", "eager", *options]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(words, cwd=place, env=env, stderr=subprocess.PIPE, text=True)
     try:
@@ -90,6 +90,51 @@ def test_a_mistake_ends_with_one_line(place, options, code, says):
         assert started.wait(90) == code
         text = started.stderr.read()
         assert says in text and "Traceback" not in text
+
+
+HANGING_STEP = """
+import sys, time
+from graft.server.engine import client
+client.STUCK_S = 0.5
+from graft.server.runners.eager.runner import EagerRunner
+EagerRunner.step = lambda *given: time.sleep(1000)
+from graft.hub.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_step_that_never_ends_is_told_and_ends_the_server(place):
+    """It had no owner: /health said ok, streams were silent, and a supervisor saw nothing."""
+    with process(
+        place, "--port", "0", "--step-timeout", "4", command=[sys.executable, "-c", HANGING_STEP, "serve"]
+    ) as started:
+        url = url_of(started)
+        body = json.dumps({"model": "base", "prompt": "a", "max_tokens": 2}).encode()
+        asked = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+
+        def answer(request):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as reply:
+                    return reply.status, json.load(reply)
+            except urllib.error.HTTPError as error:
+                return error.code, json.load(error)
+
+        assert answer(f"{url}/health")[0] == 200
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(answer, asked)
+            time.sleep(1.5)
+            status, said = answer(f"{url}/health")
+            assert (
+                status == 503
+                and said["error"]["code"] == "engine_stuck"
+                and "at one step for" in said["error"]["message"]
+            )
+            status, said = waiting.result()
+            assert status == 503 and said["error"]["code"] == "engine_ended"
+        assert started.wait(20) == 1
+        left = started.stderr.read()
+        assert "the engine has been at one step for" in left
+        assert left.strip().splitlines()[-1].startswith("error: The engine has not come back from a step in")
 
 
 class HangingHub(BaseHTTPRequestHandler):

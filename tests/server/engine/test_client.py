@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from graft.hub.errors import ConflictError, NotFoundError
+from graft.server.engine import client as client_module
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.inventory import NotLoadedError
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
-from graft.server.errors import ClosedError
+from graft.server.errors import ClosedError, StuckError
 from graft.server.sampling.params import Sampling
 
 OUTSIDE = (
@@ -45,6 +48,21 @@ def test_requests_and_what_is_said_of_the_base(llama):
     assert isinstance(client.health(), ClosedError)
     with pytest.raises(ClosedError):
         client.stats()
+
+
+def test_a_step_that_takes_too_long_is_told_for_as_long_as_it_does(llama, monkeypatch):
+    monkeypatch.setattr(client_module, "STUCK_S", 0.1)
+    with Engine(llama, options=Options(runner="eager")) as engine:
+        client, step, go = EngineClient(engine), engine.runner.step, threading.Event()
+        monkeypatch.setattr(engine.runner, "step", lambda *given: go.wait(30) and step(*given))
+        stream = client.submit(Request((5, 6, 7), max_tokens=2, ignore_eos=True))
+        time.sleep(0.3)
+        said = client.health()
+        assert isinstance(said, StuckError) and said.status == 503 and 0.1 < engine.turn_s < 30
+        go.set()
+        assert len(stream.result().ids) == 2
+        time.sleep(0.3)  # idle is not stuck
+        assert client.health() is None and engine.turn_s == 0
 
 
 def test_adapters_are_loaded_pinned_and_unloaded(llama, make_folder):

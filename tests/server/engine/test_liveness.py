@@ -64,7 +64,7 @@ def test_the_end_of_the_engines_thread_is_told_to_everybody(llama, make_folder, 
     """To those who run, those who wait for a load, those who ask something, and those who come later."""
     never = threading.Event()
     engine = Engine(llama, {"a": make_folder("lora", llama)})
-    monkeypatch.setattr(engine.loader._loading, "_adapter", lambda location, folder: never.wait(20))
+    monkeypatch.setattr(engine.loader._loading, "_load_artifact", lambda location, folder: never.wait(20))
     streams = [engine.submit(LONG), engine.submit(LONG), engine.submit(adapter("a"))]
     next(iter(streams[0]))
     Fault(monkeypatch, engine.scheduler, "plan", MemoryError, times=10**9)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from graft.hub.adapters.methods import lora
 from graft.hub.cli.hub_server import http_server
 from graft.hub.errors import ArtifactError, ConflictError, GraftError, NotFoundError
 from graft.hub.registry.access.tokens import create_token
@@ -125,14 +126,14 @@ def test_one_clients_many_cold_adapters_do_not_delay_another(llama, make_folder,
     """Loads are served in turn over clients: the other one's is among the first."""
     folders = {f"a{i}": make_folder("lora", llama, i) for i in range(30)}
     with Engine(llama, folders) as engine:
-        order, read = [], engine.loader._loading._adapter
+        order, read = [], engine.loader._loading._load_artifact
 
         def slowly(location, folder):
             time.sleep(0.01)
             order.append(location.name)
             return read(location, folder)
 
-        monkeypatch.setattr(engine.loader._loading, "_adapter", slowly)
+        monkeypatch.setattr(engine.loader._loading, "_load_artifact", slowly)
         flood = [one(engine, f"a{i}", client="flood") for i in range(29)]
         other = one(engine, "a29", client="other")
         other.result()
@@ -169,6 +170,27 @@ def test_what_names_stood_for_is_not_remembered_for_ever(llama, make_folder, mon
             make_folder("lora", llama, seed, name="mine")
             one(engine, "mine").result()
         assert len(engine.loader._served) == 5
+
+
+def test_a_fold_that_takes_long_delays_no_other_load(llama, make_folder, monkeypatch):
+    """A DoRA is folded with the base's weights, in seconds for a large one; on the threads of all others' loads it held them up."""
+    go, folding, gain = threading.Event(), threading.Event(), lora._gain
+
+    def slow(*given):
+        folding.set()
+        assert go.wait(30)
+        return gain(*given)
+
+    monkeypatch.setattr(lora, "_gain", slow)
+    local = {"dora": make_folder("dora", llama), "lora": make_folder("lora", llama), "ia3": make_folder("ia3", llama)}
+    with Engine(llama, local) as engine:
+        waiting = one(engine, "dora")
+        assert folding.wait(SOON_S)
+        within(one(engine, "lora"))
+        within(one(engine, "ia3"))
+        assert not waiting.sink.qsize()
+        go.set()
+        assert len(within(waiting).ids) == 2
 
 
 def _taken_over(registry):

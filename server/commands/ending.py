@@ -1,0 +1,77 @@
+"""How `graft serve` ends: by a signal, by an engine that ended by itself, or by one that never comes back from a step."""
+
+import faulthandler
+import logging
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from graft.server.engine.client import STUCK_S
+from graft.server.errors import EndedError
+
+if TYPE_CHECKING:
+    from graft.server.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+LAST_WORDS_S = 1.0  # after an engine's failure: streams get their error, and /health can be asked
+LOOK_S = 1.0  # how often it is looked whether a step hangs
+
+
+class Ending:
+    """What the first SIGINT or SIGTERM ends: the start, or the engine, by which every stream ends with an error.
+
+    An engine that ends by itself ends the server in the same way. One whose thread hangs can't be waited for: the process exits.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, step_timeout: float) -> None:
+        """`step_timeout`: seconds of one step after which the server ends; 0: it goes on waiting."""
+        self.engine: Engine | None = None
+        self._step_timeout = step_timeout
+        for number in self.SIGNALS:
+            signal.signal(number, self._end)
+
+    def watch(self, engine: "Engine") -> None:
+        self.engine = engine
+        threading.Thread(target=self._watch, args=(engine,), name="graft-watchdog", daemon=True).start()
+
+    def _watch(self, engine: "Engine") -> None:
+        said_s = 0.0
+        while not engine.ended.wait(LOOK_S):
+            age = engine.turn_s
+            said_s = _say_if_stuck(age, said_s)
+            if self._step_timeout and age > self._step_timeout:
+                engine.end_all(
+                    EndedError(f"The engine has not come back from a step in {age:.0f} s: restart the server.")
+                )
+                time.sleep(LAST_WORDS_S)
+                click.echo(f"error: {engine.failure}", err=True)
+                os._exit(1)
+        if engine.failure is not None:
+            time.sleep(LAST_WORDS_S)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        for each in self.SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        if self.engine is not None:
+            self.engine.close()
+        raise KeyboardInterrupt
+
+
+def _say_if_stuck(age: float, said_s: float) -> float:
+    """For the log, once and then at each doubling: a step of `age` seconds. `said_s`: of which age it was said last, 0 for none."""
+    if age < STUCK_S:
+        return 0.0
+    if age < 2 * said_s:
+        return said_s
+    log.error("the engine has been at one step for %.0f s", age)
+    if not said_s:
+        faulthandler.dump_traceback()
+    return age
