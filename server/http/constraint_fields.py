@@ -185,7 +185,7 @@ class ConstrainedBody(Body):
     @model_validator(mode="after")
     def _constrained_once(self) -> "ConstrainedBody":
         asked = self._asked()
-        if len(asked) > 1:
+        if len({constraint for _, constraint in asked}) > 1:  # guidance says the same by an old and a new name
             fields = " and ".join(field for field, _ in asked)
             raise ConstraintError(f"A text can be held to one thing at a time: {fields} are given.", asked[1][0])
         return self

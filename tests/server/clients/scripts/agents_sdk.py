@@ -15,6 +15,7 @@ from common import ADAPTERS, BASE, V1, Animal, run
 from openai import AsyncOpenAI
 
 set_tracing_disabled(True)
+wait = asyncio.new_event_loop().run_until_complete  # of one loop, as the client's connections are
 client = AsyncOpenAI(base_url=V1, api_key="none", max_retries=0)
 KINDS = (OpenAIChatCompletionsModel, OpenAIResponsesModel)
 
@@ -32,7 +33,7 @@ def add(a: int) -> str:
 
 def runs():
     for kind in KINDS:
-        assert asyncio.run(Runner.run(agent(kind, BASE), "sum")).final_output == "No tool."
+        assert wait(Runner.run(agent(kind, BASE), "sum")).final_output == "No tool."
 
 
 def streams():
@@ -43,19 +44,19 @@ def streams():
         return result.final_output
 
     for kind in KINDS:
-        assert asyncio.run(text(kind)) == "No tool."
+        assert wait(text(kind)) == "No tool."
 
 
 def tools():
     for kind in KINDS:
-        made = asyncio.run(Runner.run(agent(kind, BASE, tools=[add]), "sum", max_turns=3))
+        made = wait(Runner.run(agent(kind, BASE, tools=[add]), "sum", max_turns=3))
         assert any(item.type == "tool_call_output_item" for item in made.new_items), made.new_items
 
 
 def outputs():
     for kind in KINDS:
         for model in ADAPTERS:
-            assert isinstance(asyncio.run(Runner.run(agent(kind, model, output_type=Animal), "x")).final_output, Animal)
+            assert isinstance(wait(Runner.run(agent(kind, model, output_type=Animal), "x")).final_output, Animal)
 
 
 run(runs, streams, tools, outputs)

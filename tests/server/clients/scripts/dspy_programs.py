@@ -1,9 +1,7 @@
-"""dspy: its LM over chats, completions and Responses, predictions by the JSON adapter, embeddings."""
-
-from typing import Literal
+"""dspy: its LM over chats, completions and Responses, a schema, a program, embeddings."""
 
 import dspy
-from common import ADAPTERS, BASE, MODELS, V1, run, said
+from common import ADAPTERS, BASE, MODELS, V1, Animal, run, said
 
 plain = [{"role": "user", "content": "Where do bees live?"}]
 
@@ -11,13 +9,6 @@ plain = [{"role": "user", "content": "Where do bees live?"}]
 def lm(model, kind="chat", **more):
     settings = {"temperature": 0, "max_tokens": 12, "cache": False, "num_retries": 0} | more
     return dspy.LM(f"openai/{model}", api_base=V1, api_key="none", model_type=kind, **settings)
-
-
-class Kind(dspy.Signature):
-    """Which animal."""
-
-    question: str = dspy.InputField()
-    kind: Literal["cat", "dog"] = dspy.OutputField()
 
 
 def texts():
@@ -29,9 +20,14 @@ def texts():
 
 
 def predictions():
+    """Of a random model no more can be known than that a program runs and that a schema is kept to."""
     for model in ADAPTERS:
-        with dspy.context(lm=lm(model, max_tokens=900), adapter=dspy.JSONAdapter()):
-            assert dspy.Predict(Kind)(question="x").kind in ("cat", "dog")
+        Animal.model_validate_json(lm(model, max_tokens=900, response_format=Animal)(messages=plain)[0])
+    with dspy.context(lm=lm(BASE, max_tokens=30)):
+        try:
+            dspy.Predict("question -> answer")(question="sum")
+        except dspy.utils.exceptions.AdapterParseError as error:
+            assert "LM Response" in str(error)
 
 
 def vectors():

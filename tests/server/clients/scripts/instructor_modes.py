@@ -1,4 +1,4 @@
-"""instructor: every mode of its for OpenAI's API, whole and in parts."""
+"""instructor: its modes whose answers are held to the schema, whole and in parts."""
 
 import instructor
 from common import ADAPTERS, V1, Animal, run
@@ -6,7 +6,7 @@ from instructor import Mode
 from openai import OpenAI
 
 plain = [{"role": "user", "content": "An animal, please."}]
-MODES = (Mode.TOOLS, Mode.TOOLS_STRICT, Mode.JSON, Mode.JSON_SCHEMA, Mode.RESPONSES_TOOLS)
+MODES = (Mode.TOOLS, Mode.TOOLS_STRICT, Mode.JSON_SCHEMA, Mode.RESPONSES_TOOLS)
 
 
 def client(mode):

@@ -15,7 +15,7 @@ def agent(model, kind=OpenAIChatModel, **more):
 
 def runs():
     first = agent(BASE).run_sync("sum")
-    assert first.output == "No tool." and first.usage().output_tokens > 0
+    assert first.output == "No tool." and first.usage.output_tokens > 0
     for model in MODELS:
         short = Agent(OpenAIChatModel(model, provider=provider), model_settings={"temperature": 0, "max_tokens": 12})
         assert short.run_sync("x", message_history=first.all_messages()).output is not None
