@@ -159,8 +159,9 @@ class Loading:
         return artifact
 
     def _adapter(self, load: _Load, artifact: Artifact, folder: Path) -> Loaded:
+        dtype = self._base.dtype  # once: a model looks through its parameters for it
         with torch.inference_mode():
-            forms = [_copy_to_host(form, self._base.dtype) for form in artifact.fold(self._base)]
+            forms = [_copy_to_host(form, dtype) for form in artifact.fold(self._base)]
             case = self._prover.case(artifact)
         rows = [form for form in forms if isinstance(form, (InputRows, CacheRows))]
         size = sum(form_bytes(form) for form in forms)

@@ -94,7 +94,7 @@ class FastRunner:
         self._base = base
         self._kernels = kernels
         self._eager = EagerRunner(base, cache)
-        self._dtype = str(base.dtype).removeprefix("torch.")
+        self._dtype = base.dtype  # kept: a model looks through its parameters for it
         self._places = places(base.spec)
         self._adapters: dict[str, PackedDetours] = {}
         positions = min(base.spec.max_positions, cache.keys.shape[1] * BLOCK_ROWS)
@@ -109,7 +109,7 @@ class FastRunner:
             self._base.restore()  # here, where no step waits for it
             eager = self._eager.prepare(forms)
             return PackedDetours(None, eager, eager.bytes)
-        adapter: Prepared = getattr(self._kernels, f"Adapter_{self._dtype}")(
+        adapter: Prepared = getattr(self._kernels, f"Adapter_{str(self._dtype).removeprefix('torch.')}")(
             taps=count(self._base.spec),
             vectors=[self._vector(form) for form in forms if isinstance(form, Vector)],
             low_ranks=[self._low_rank(form) for form in forms if isinstance(form, LowRank)],
@@ -207,8 +207,8 @@ class FastRunner:
         return self._kernels.LowRank(
             tap=self._places[form.adds_to].number,
             reads=[self._places[tap].index for tap in form.reads],
-            A=form.A.to(self._base.dtype),
-            B=_scale(form.B, form.scale).to(self._base.dtype),
+            A=form.A.to(self._dtype),
+            B=_scale(form.B, form.scale).to(self._dtype),
             a=form.a,
             b=None if form.b is None else _scale(form.b, form.scale),
             activation=form.activation,
