@@ -114,6 +114,12 @@ def test_vllms_names_for_it(client, kind):
             assert IS_RIGHT[kind](answer), answer
 
 
+def test_the_same_said_by_two_names_is_said_once(client):
+    old, new = WAYS["regex"]
+    assert IS_RIGHT["regex"](text_of(chat(client, "prefix", extra_body=old | new)))
+    refused(client, "guided_regex", **old, guided_regex="[ab]{4}")
+
+
 def test_free_text_with_a_structure_in_it(client):
     tag = {"begin": "<f>", "schema": SCHEMA, "end": "</f>"}
     form = {"type": "structural_tag", "structures": [tag], "triggers": ["<f"]}

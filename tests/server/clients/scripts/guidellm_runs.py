@@ -1,4 +1,4 @@
-"""guidellm: a synchronous and a concurrent run over chats and completions, whose report counts every request as done."""
+"""guidellm: a synchronous and a concurrent run over completions, chats and Responses, whose report counts every request as done."""
 
 import json
 import subprocess
@@ -10,11 +10,12 @@ from common import ADAPTERS, URL, run
 Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Where do bees live? {i}"}) + "\n" for i in range(8)))
 
 
-def benchmark(kind, profile):
-    report = Path(f"{kind.replace('/', '-')}-{profile[0]}.json")
+def benchmark(route, profile):
+    report = Path(f"{route.rpartition('/')[2]}-{profile.partition(',')[0]}.json")
     words = [
-        "benchmark", "run", "--target", URL, "--model", ADAPTERS[0], "--request-type", kind, "--data", "prompts.jsonl",
-        "--profile", *profile, "--max-requests", "6", "--output-path", report, "--disable-console-outputs",
+        "run", "--backend", f"kind=openai_http,target={URL},model={ADAPTERS[0]},request_format={route},max_tokens=8",
+        "--profile", f"kind={profile}", "--data", "kind=json_file,path=prompts.jsonl", "--constraint", "kind=max_requests,count=6",
+        "--output", f"kind=json,path={report}", "--disable-console",
     ]  # fmt: skip
     done = subprocess.run(
         [Path(sys.executable).with_name("guidellm"), *words], capture_output=True, text=True, check=False
@@ -26,12 +27,16 @@ def benchmark(kind, profile):
 
 
 def completions():
-    benchmark("text_completions", ["synchronous"])
-    benchmark("text_completions", ["concurrent", "--rate", "3"])
+    benchmark("/v1/completions", "synchronous")
+    benchmark("/v1/completions", "concurrent,streams=3")
 
 
 def chats():
-    benchmark("chat_completions", ["concurrent", "--rate", "3"])
+    benchmark("/v1/chat/completions", "concurrent,streams=3")
 
 
-run(completions, chats)
+def responses():
+    benchmark("/v1/responses", "synchronous")
+
+
+run(completions, chats, responses)
