@@ -210,13 +210,32 @@ def places(db: Database, task: Task, base: str | None, caller: Caller) -> list[P
         [task.slug, task.data_hash, task.metric, *values],
     ).fetchall()
     latest.sort(key=lambda row: (row["value"] if task.lower_is_better else -row["value"], row["id"]))
-    found, rank, names = [], 0, _BaseNames(db)
+    found, rank, names = [], 0, _base_names(db, latest)
     for row in latest:
-        name = names.of(row["base_fingerprint"], row["id"])
+        name = names[_base_key(row)]
         if base in (None, name, row["base_fingerprint"]):
             rank += row["repo_id"] is not None
             found.append(Place(rank if row["repo_id"] else 0, row["id"], name, row["base_fingerprint"]))
     return found
+
+
+def _base_key(row: sqlite3.Row) -> str | int:
+    """What tells bases apart: the fingerprint, or the evaluation alone where there is none."""
+    return row["base_fingerprint"] or row["id"]
+
+
+def _base_names(db: Database, evaluations: Sequence[sqlite3.Row]) -> dict[str | int, str]:
+    """What their bases are called, by `_base_key`, each looked up once; "" where neither the registry nor the adapter that was
+    measured says it."""
+    first = {_base_key(row): row["id"] for row in reversed(evaluations)}
+    rows = db.execute(
+        "SELECT evaluations.id, coalesce(bases.id, artifacts.base_id, '') AS name FROM evaluations LEFT JOIN artifacts "
+        "USING (revision_id) LEFT JOIN bases ON bases.fingerprint = evaluations.base_fingerprint "
+        "WHERE evaluations.id IN (SELECT value FROM json_each(?))",
+        [json.dumps([*first.values()])],
+    )
+    names = {row["id"]: row["name"] for row in rows}
+    return {key: names[id] for key, id in first.items()}
 
 
 def standings(db: Database, places: Sequence[Place]) -> list[Standing]:
@@ -237,30 +256,6 @@ def standings(db: Database, places: Sequence[Place]) -> list[Standing]:
         for place in places
         for row in [details[place.id]]
     ]
-
-
-class _BaseNames:
-    """What bases of scores are called, each looked up once."""
-
-    def __init__(self, db: Database):
-        self._db = db
-        self._names: dict[str, str] = {}
-
-    def of(self, fingerprint: str | None, evaluation: int) -> str:
-        """Empty where neither the registry nor the adapter that was measured names it."""
-        if fingerprint is None:
-            return self._ask(evaluation)
-        if fingerprint not in self._names:
-            self._names[fingerprint] = self._ask(evaluation)
-        return self._names[fingerprint]
-
-    def _ask(self, evaluation: int) -> str:
-        row = self._db.execute(
-            "SELECT coalesce(bases.id, artifacts.base_id, '') AS name FROM evaluations LEFT JOIN artifacts USING (revision_id) "
-            "LEFT JOIN bases ON bases.fingerprint = evaluations.base_fingerprint WHERE evaluations.id = ?",
-            [evaluation],
-        ).fetchone()
-        return str(row["name"])
 
 
 _EVALUATION = (

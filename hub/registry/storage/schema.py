@@ -17,6 +17,8 @@ from pathlib import Path
 
 from graft.hub.registry.storage.database import Database, Migrations
 
+# Of the file that are read where the system keeps them, instead of a call a page; the most that SQLite takes.
+MAPPED_BYTES = 1 << 31
 BUSY_TIMEOUT_S = 30.0
 
 _TURN = threading.RLock()
@@ -285,6 +287,7 @@ def connect(path: Path) -> Database:
     _use_log(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA cache_size = -32000")
+    connection.execute(f"PRAGMA mmap_size = {MAPPED_BYTES}")
     return Database(connection)
 
 
