@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from flask import Flask, Response, g, jsonify, render_template, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, SecurityError
 from werkzeug.wrappers import Response as AnyResponse
 
 from graft.hub.errors import (
@@ -58,7 +58,8 @@ def failure(
     """The one error response. `kind` is graft's word for the error, `code` goes into X-Error-Code, which HF clients read;
     `header`: what stands in X-Error-Message, were it not the message. `more`: what else they look for in the JSON."""
     for_people = request.accept_mimetypes.best_match(("application/json", "text/html")) == "text/html"
-    if for_people and not request.path.startswith("/api/"):
+    no_host_of_ours = isinstance(request.routing_exception, SecurityError)  # whose pages could have no links
+    if for_people and not request.path.startswith("/api/") and not no_host_of_ours:
         response = Response(render_template("error.html", status=status, message=message), status)
     else:
         response = jsonify({"error": message, "code": kind or KINDS.get(status, "failed"), **more})

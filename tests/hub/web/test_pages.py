@@ -472,3 +472,12 @@ def test_the_page_shows_an_adapters_own_words(registry: Registry, tmp_path: Path
     assert "<code>7</code>" in page and '<th scope="row">temperature</th><td><code>0.5</code>' in page
     assert "top_k is no number" in page and "tokenizer_config.json is no JSON object" in page
     assert "Its own words" not in client.get("/ann/plain?tab=use").text
+
+
+def test_a_host_that_is_not_the_hubs_is_refused_to_browsers_and_clients_alike(registry: Registry) -> None:
+    """A page could have no links there."""
+    client = Client(create_app(registry))
+    for host in ("evil.example", "a b"):
+        for accept in ("text/html", "application/json"):
+            reply = client.get("/", headers={"Accept": accept, "Host": host})
+            assert reply.status_code == 400 and "not trusted" in reply.json["error"], (host, reply.text)
