@@ -102,6 +102,10 @@ class ChatPrompts:
             raise ChatError(str(error), "messages") from None
         if not prompt:
             raise ChatError(f"{template.whose} makes nothing of these messages.", "messages")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:  # tools, arguments and variables hold whatever JSON can say
+            raise ChatError("The prompt would hold half a surrogate pair, which is no character.", "messages") from None
         return prompt
 
     def _require_tools(self, ways: _Ways, template: ChatTemplate, text: str) -> None:

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from graft.hub.base.model import Base
-from tests.conftest import tiny_model, tiny_tokenizer
+from tests.conftest import tiny_base, tiny_model, tiny_tokenizer
 from tests.server.http.learned import ANSWERED, ASK, BASE, CALLS, TEMPLATE, TOOLS, TWO
 from tests.server.live import serving
 
@@ -63,6 +63,39 @@ def test_several_calls_and_no_more_than_one(client) -> None:
     answer = ask(client, two, tools=TOOLS, parallel_tool_calls=False)
     assert len(answer.choices[0].message.tool_calls) == 1 and answer.choices[0].finish_reason == "tool_calls"
     assert answer.usage.completion_tokens < len(TWO.encode())  # it ended there
+
+
+HALF = "\ud800"
+
+
+def past(arguments):
+    return {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]}
+
+
+def test_half_a_character_in_tools_and_arguments_is_refused() -> None:
+    """They hold whatever JSON can say, and templates write it down."""
+    base = tiny_base("llama")
+    base.tokenizer.chat_template = (
+        "{% for t in tools or [] %}<tool_call>{{ t | tojson }}{% endfor %}{{ x }}"
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}"
+        "{% endfor %}{% endfor %}"
+    )
+    turn, schema = [{"role": "user", "content": "a"}], {"type": "object", "description": HALF}
+    cases = [
+        ("chat/completions", {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]}),
+        ("chat/completions", {"chat_template_kwargs": {"x": HALF}}),
+        ("chat/completions", past({"a": HALF})),
+        ("chat/completions", past('{"a": "\\ud800"}')),
+        ("responses", {"input": "a", "tools": [{"type": "function", "name": "f", "parameters": schema}]}),
+        ("messages", {"max_tokens": 1, "tools": [{"name": "f", "input_schema": schema}]}),
+        ("messages/count_tokens", {"tools": [{"name": "f", "input_schema": schema}]}),
+    ]
+    with serving(base, {}) as live:
+        for path, more in cases:
+            own = {} if path == "responses" else {"messages": turn}
+            reply = live.post(f"/v1/{path}", {"model": BASE, **own, **more})
+            assert reply.status == 400 and "surrogate" in reply.json["error"]["message"], (path, reply.data)
+        assert live.idle()
 
 
 def test_a_call_that_is_cut_off_is_a_call_as_far_as_it_came(client) -> None:
