@@ -67,6 +67,7 @@ class AdapterNames:
         self._fingerprint = fingerprint
         self._local = dict(local or {})
         self._attached: dict[str, Path | str] = {}  # names given since: folders, or names on the shelf
+        self._being_given: set[str] = set()  # those whose adapters are not proven yet
         self.shelf = shelf
         self._answers: dict[str, _Answer] = {}
         self._tidied = 0.0  # when old ones were forgotten
@@ -97,17 +98,46 @@ class AdapterNames:
             raise answer.said
         return answer.said
 
-    def attach(self, name: str, target: Path | str, *, replace: bool = False) -> Path | str | None:
-        """From now on `name` is a folder, or what the shelf has under another name. Returns what it was before.
+    @contextmanager
+    def attaching(self, name: str, target: Path | str, *, replace: bool = False) -> Iterator[None]:
+        """From now on `name` is a folder, or what the shelf has under another name; where the context fails, what it was before.
+        Nobody else gives or takes the name meanwhile.
 
         Raises ConflictError for a name that stands for something (`replace`: that was not attached), NotFoundError for a folder
         without an adapter.
         """
-        if isinstance(target, Path) and not (target / ADAPTER_CONFIG).is_file():
+        before = self._attach(name, target, replace=replace)
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                rest = {key: value for key, value in self._attached.items() if key != name}
+                self._attached = rest if before is None else {**rest, name: before}
+            raise
+        finally:
+            self._being_given.discard(name)
+
+    def detach(self, name: str) -> bool:
+        """Take an attached name back; False where it is none. Raises ConflictError while it is being given."""
+        with self._lock:
+            self._require_settled(name)
+            rest = dict(self._attached)
+            was_there = rest.pop(name, None) is not None
+            self._attached = rest
+        return was_there
+
+    def _require_settled(self, name: str) -> None:
+        if name in self._being_given:
+            raise ConflictError(f"The lora adapter '{name}' is just being loaded: wait for that.")
+
+    def _attach(self, name: str, target: Path | str, *, replace: bool) -> Path | str | None:
+        """What the name was before."""
+        if isinstance(target, Path) and not _holds_adapter(target):
             raise NotFoundError(f"{target} holds no {ADAPTER_CONFIG}.")
         if name in self._local or (name not in self._attached and name != target and self._is_on_shelf(name)):
             raise ConflictError(f"{name} is an adapter that this server has had from its start: take another name.")
         with self._lock:
+            self._require_settled(name)
             before = self._attached.get(name)
             if before is not None and not replace:
                 raise ConflictError(
@@ -117,15 +147,8 @@ class AdapterNames:
             if before is None and len(self._attached) >= MOST_ATTACHED:
                 raise ConflictError(f"{MOST_ATTACHED} adapters have been given names: unload one first.")
             self._attached = {**self._attached, name: target}
+            self._being_given.add(name)
         return before
-
-    def detach(self, name: str, back_to: Path | str | None = None) -> bool:
-        """Take an attached name back, or make it again what it was. False where it is none."""
-        with self._lock:
-            rest = dict(self._attached)
-            was_there = rest.pop(name, None) is not None
-            self._attached = rest if back_to is None else {**rest, name: back_to}
-        return was_there
 
     def locate_written(self, location: Location) -> Location:
         """A local folder's version once who writes to it is done; anything else's is what it was.
@@ -219,6 +242,14 @@ class AdapterNames:
         except NotFoundError as error:
             return error
         return Location(revision.repo, revision.id, revision=revision.id, digest=revision.digest)
+
+
+def _holds_adapter(folder: Path) -> bool:
+    """Whether there is one, as far as a look from outside tells. A path that can't be followed leads to none."""
+    try:
+        return (folder / ADAPTER_CONFIG).is_file()
+    except OSError:  # too long a name, no right to look
+        return False
 
 
 def _state_of(folder: Path) -> str:

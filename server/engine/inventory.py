@@ -174,12 +174,8 @@ class Inventory:
         Raises ConflictError for a name that stands for something, NotFoundError where there is no adapter, and what a request
         for it would get; then the name is what it was.
         """
-        before = self._engine.library.attach(name, target, replace=replace)
-        try:
+        with self._engine.library.attaching(name, target, replace=replace):
             return self.load(name)
-        except BaseException:
-            self._engine.library.detach(name, back_to=before)
-            raise
 
     def detach(self, name: str) -> bool:
         """Take an attached name back, and its adapter out of memory if it is neither pinned nor in use. False where it is none."""
@@ -188,6 +184,7 @@ class Inventory:
             loaded, _ = self._find_loaded(name)
         if not self._engine.library.detach(name):
             return False
+        self._inspected.pop(name, None)
         if loaded is not None and not self.placements().get(loaded.digest, Placed()).pinned:
             self._engine.ask(Unload(loaded))
         return True

@@ -139,7 +139,10 @@ def _folder(body: LoadBody) -> Path:
             "name in its registry or hub.",
             "lora_path",
         )
-    folder = Path(body.lora_path).resolve()
+    try:
+        folder = Path(body.lora_path).resolve()
+    except (OSError, RuntimeError):  # links that lead round in a circle
+        raise _no_adapter(body, "its links lead nowhere") from None
     if not folder.is_relative_to(root.resolve()):
         raise BadField(
             "lora_path lies outside the folder that this server may load from (--adapter-root).", "lora_path"

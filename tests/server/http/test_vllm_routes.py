@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import threading
 from contextlib import closing
 from http.client import HTTPConnection
 
 import pytest
 
 from graft.hub.registry.registry import Registry
+from graft.server.engine.inventory import Inventory
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.live import CHAT_TEMPLATE, serving
@@ -33,6 +35,7 @@ def root(base, tmp_path_factory):
     broken = write_folder(top / "broken", "lora", base, 1)
     (broken / "adapter_model.safetensors").write_bytes(b"no weights")
     (top / "link").symlink_to(outside)
+    (top / "circle").symlink_to(top / "circle")
     return top
 
 
@@ -168,6 +171,8 @@ def test_a_name_in_the_registry_is_loaded_by_another(live):
     [
         ("x", "empty", 404, "No adapter found"),
         ("x", "nowhere", 404, "No adapter found"),
+        ("x", "circle", 404, "lead nowhere"),
+        ("x", "a" * 300, 404, "No adapter found"),
         ("x", "link", 400, "outside"),
         ("x", "..", 400, "outside"),
         ("x", "lora/../../..", 400, "outside"),
@@ -193,6 +198,33 @@ def test_names_that_stand_for_nothing_and_broken_folders(live, root):
     assert load(live, "x", root / "broken").status in (400, 422)
     assert live.post("/v1/completions", {"model": "x", "prompt": "a"}).status == 404
     assert live.post("/v1/load_lora_adapter", {"lora_name": "x"}).error["param"] == "lora_path"
+
+
+def test_a_name_is_given_by_one_at_a_time(live, root, monkeypatch):
+    """While a load is under way nobody else gives or takes its name, so that its failure undoes what it did and nothing else."""
+    inside, go = threading.Event(), threading.Event()
+    load_it = Inventory.load
+
+    def slowly(self, name):
+        inside.set()
+        assert go.wait(20)
+        return load_it(self, name)
+
+    assert load(live, "shared", root / "lora").status == 200
+    text = text_of(live, "shared")
+    with monkeypatch.context() as patched:
+        patched.setattr(Inventory, "load", slowly)
+        failing = threading.Thread(target=load, args=(live, "shared", root / "broken"), kwargs={"load_inplace": True})
+        failing.start()
+        assert inside.wait(20)
+        assert "just being loaded" in load(live, "shared", root / "ia3", load_inplace=True).error["message"]
+        taken = unload(live, "shared")
+        assert taken.status == 409 and "just being loaded" in taken.error["message"]
+        go.set()
+        failing.join(20)
+    assert text_of(live, "shared") == text
+    assert load(live, "shared", root / "ia3", load_inplace=True).status == 200 and text_of(live, "shared") != text
+    assert unload(live, "shared").status == 200 and live.idle()
 
 
 def test_without_a_root_no_folder_is_read(base, root):
