@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.engine.request import Request
 from graft.server.errors import ConstraintError, RequestError, TooLongError
+from graft.server.sampling.params import are_tokens
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,10 @@ class Limits:
             raise RequestError("The prompt is empty: the first token needs something to follow.")
         if not all(0 <= id < self.vocab_size for id in (*request.prompt, *request.score_next)):
             raise RequestError(f"A prompt token lies outside the base's vocabulary of {self.vocab_size}.")
-        if not all(0 <= id < self.vocab_size for id in request.sampling.named_ids):
+        edited, allowed = request.sampling.edited_ids, request.sampling.allowed_ids
+        if not (all(0 <= id < self.vocab_size for id in edited) and are_tokens(allowed, self.vocab_size)):
             raise RequestError(f"A token to be drawn or not lies outside the base's vocabulary of {self.vocab_size}.")
-        if request.constraint is not None and request.sampling.allowed_ids:
+        if request.constraint is not None and allowed:
             raise ConstraintError(
                 "allowed_token_ids and a format can't both say which tokens may come: give one of them.",
                 "allowed_token_ids",

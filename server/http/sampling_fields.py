@@ -30,7 +30,7 @@ def _read_biases(given: object) -> object:
     """JSON's keys are texts."""
     if not isinstance(given, dict):
         return given
-    if wrong := next((key for key in given if not re.match(_TOKEN_ID, str(key))), None):
+    if wrong := next((key for key in given if not re.fullmatch(_TOKEN_ID, str(key))), None):
         raise ValueError(f"{wrong!r} is no token's id")
     return {int(key): bias for key, bias in given.items()}
 
@@ -110,7 +110,7 @@ def read_drawing(
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
             logit_bias=tuple(body.logit_bias.items()),
-            allowed_ids=tuple(body.allowed_token_ids),
+            allowed_ids=frozenset(body.allowed_token_ids),
             bad_words=tuple(dict.fromkeys(_spellings(body.bad_words, tokenizer))),
             seed=None if body.seed is None else body.seed % INT64,
             logprobs=logprobs,

@@ -14,27 +14,29 @@ class BadWords:
         """`words`: each as token ids, none of them empty."""
         words = [tuple(word) for word in words]
         self._always = frozenset(word[0] for word in words if len(word) == 1)
-        self._longer = [word for word in words if len(word) > 1]
-        self._most = max((len(word) - 1 for word in self._longer), default=0)
-        self._latest: list[int] = []
+        # A word's beginning -> what completes it: there may be thousands of words, and each token asks.
+        self._ends: dict[tuple[int, ...], set[int]] = {}
+        for word in words:
+            if len(word) > 1 and word[-1] not in self._always:
+                self._ends.setdefault(word[:-1], set()).add(word[-1])
+        self._lengths = sorted({len(beginning) for beginning in self._ends})
+        self._latest: tuple[int, ...] = ()
+        self.completing: frozenset[int] = frozenset()  # what is banned after the latest tokens alone
 
     def add(self, id: int) -> None:
         """A token has been drawn."""
-        if self._longer:
-            self._latest = [*self._latest, id][-self._most :]
+        if self._lengths:
+            self._latest = (*self._latest, id)[-self._lengths[-1] :]
+            self.completing = frozenset().union(*(self._ends.get(self._latest[-n:], ()) for n in self._lengths))
 
     @property
     def settled(self) -> bool:
         """Whether the same tokens are banned after whatever is drawn."""
-        return not self._longer
+        return not self._lengths
 
     @property
     def banned(self) -> frozenset[int]:
-        completing = (word[-1] for word in self._longer if self._ends_with(word[:-1]))
-        return self._always.union(completing)
-
-    def _ends_with(self, beginning: Sequence[int]) -> bool:
-        return tuple(self._latest[-len(beginning) :]) == beginning
+        return self._always | self.completing
 
 
 class TokenHistory:
@@ -47,7 +49,6 @@ class TokenHistory:
         self._edits = np.zeros(16, EDIT)
         self._places: dict[int, int] = {}
         self._drawn: set[int] = set()
-        self._allowed = frozenset(sampling.allowed_ids)
         self._words = BadWords(sampling.bad_words)
         self._held = frozenset(banned)
         self._banned: dict[int, float] = {}  # what else is added to their logits
@@ -62,13 +63,15 @@ class TokenHistory:
         """A token has been drawn."""
         if self._penalised:
             self._penalise(id)
+        before = self._words.completing
         self._words.add(id)
-        self._ban(self._held | self._words.banned)
+        self._lift(before - self._words.completing - self._held)
+        self._ban(self._words.completing - before - self._held)
 
     def unban(self) -> None:
         """The tokens held back may be drawn from now on. None of them has been."""
+        self._lift(self._held - self._words.banned)
         self._held = frozenset()
-        self._ban(self._words.banned)
 
     @property
     def settled(self) -> bool:
@@ -82,7 +85,7 @@ class TokenHistory:
     @property
     def exhausted(self) -> bool:
         """Whether nothing that is allowed may come next."""
-        return bool(self._allowed) and self._allowed <= self._banned.keys()
+        return bool(self._rules.allowed_ids) and self._rules.allowed_ids <= self._banned.keys()
 
     @property
     def edits(self) -> Edits | None:
@@ -97,11 +100,14 @@ class TokenHistory:
             edit["after"] -= self._rules.presence_penalty
         edit["after"] -= self._rules.frequency_penalty
 
-    def _ban(self, ids: frozenset[int]) -> None:
-        """These, and no others any more."""
-        for id in self._banned.keys() - ids:
+    def _lift(self, ids: frozenset[int]) -> None:
+        """These are banned no more."""
+        for id in ids:
             self._edit(id)["after"] = self._banned.pop(id)
-        for id in ids - self._banned.keys():
+
+    def _ban(self, ids: frozenset[int]) -> None:
+        """These, which were not banned."""
+        for id in ids:
             edit = self._edit(id)
             self._banned[id] = float(edit["after"])
             edit["after"] = -np.inf

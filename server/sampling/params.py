@@ -5,6 +5,7 @@ Knows neither torch nor how it is computed: torch_sampler.py does it anywhere, r
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -31,7 +32,7 @@ class Sampling:
     presence_penalty: float = 0.0  # subtracted once from each token of the output
     frequency_penalty: float = 0.0  # subtracted once for each time
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
-    allowed_ids: tuple[int, ...] = ()  # nothing else is drawn; empty: all
+    allowed_ids: frozenset[int] = frozenset()  # nothing else is drawn; empty: all
     bad_words: tuple[tuple[int, ...], ...] = ()  # as tokens; the last of a word is not drawn after the others
     seed: int | None = None
     logprobs: int | None = None
@@ -41,9 +42,9 @@ class Sampling:
         return self.temperature < COLDEST or self.top_k == 1
 
     @property
-    def named_ids(self) -> Iterator[int]:
-        """Every token that a rule speaks of."""
-        return chain((id for id, _ in self.logit_bias), self.allowed_ids, *self.bad_words)
+    def edited_ids(self) -> Iterator[int]:
+        """Every token whose logit a rule changes."""
+        return chain((id for id, _ in self.logit_bias), *self.bad_words)
 
 
 GREEDY = Sampling(temperature=0)
@@ -97,8 +98,15 @@ class StepResult:
     hidden: Sequence[HiddenSum | None] = ()
 
 
-def mask_of(ids: Sequence[int], vocab_size: int) -> NDArray[np.uint32]:
-    """A draw's `allowed` of these ids alone."""
+@lru_cache(maxsize=4)  # a thousand choices of one answer may all be allowed the same 100,000 tokens
+def are_tokens(ids: frozenset[int], vocab_size: int) -> bool:
+    """Whether a vocabulary has all of these."""
+    return all(0 <= id < vocab_size for id in ids)
+
+
+@lru_cache(maxsize=4)  # as above
+def mask_of(ids: frozenset[int], vocab_size: int) -> NDArray[np.uint32]:
+    """A draw's `allowed` of these ids alone. Nobody writes to it."""
     bits = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
     bits[list(ids)] = 1
     return np.packbits(bits, bitorder="little").view(np.uint32)

@@ -73,6 +73,7 @@ def live(base, tmp_path_factory):
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"logit_bias": {"300": 1}}, "logit_bias"),
+        ({"logit_bias": {"3\n": 1}}, "logit_bias"),
         ({"suffix": "x"}, "suffix"),
         ({"temprature": 1}, "temprature"),
         ({"prompt": []}, "prompt"),
