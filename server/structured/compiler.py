@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits
 from packaging.version import Version
 
-from graft.server.errors import ConstraintError
+from graft.server.errors import ClosedError, ConstraintError
 from graft.server.structured.constraint import Constraint
 from graft.server.structured.grammar import write_grammar
 from graft.server.structured.matcher import Matcher
@@ -53,6 +54,8 @@ class Compiler:
         self._vocabulary: Vocabulary | None = None
         self._lock = threading.Lock()
         self._kept: OrderedDict[Constraint, Compiled | ConstraintError] = OrderedDict()
+        # Those under way -> who waits: a client's thousand choices are one job. Each client has its own, which comes in its turn.
+        self._waiting: dict[tuple[str, Constraint], list[Callable[[Compiled | GraftError], None]]] = {}
 
     def request(
         self,
@@ -63,10 +66,8 @@ class Compiler:
         *,
         holds_end: bool = False,
     ) -> None:
-        """Have `done` told a matcher for a text that `ends` end, here or on another thread, or a ConstraintError.
-
-        Raises ConstraintError for a constraint that is too long to look at, or any where the library is too old, ClosedError
-        after `close`.
+        """Have `done` told a matcher for a text that `ends` end, here or on another thread, or a ConstraintError; after `close`
+        a ClosedError. Raises ConstraintError for a constraint that is too long to look at, or any where the library is too old.
         """
         if Version(_INSTALLED) < Version(_LEAST):
             raise ConstraintError(
@@ -77,7 +78,25 @@ class Compiler:
         if chars > MAX_CHARS:
             raise ConstraintError(f"The constraint has {chars} characters; this server takes up to {MAX_CHARS}.")
 
-        once = _Once(done)
+        def give(made: "Compiled | GraftError") -> None:
+            if isinstance(made, Compiled):
+                assert self._vocabulary is not None  # by which it was compiled
+                done(Matcher(made.state.deep_copy(), made.first, self._vocabulary, ends, holds_end))
+            else:  # one each: who gets it may write the field's name into it
+                done(ConstraintError(str(made)) if isinstance(made, ConstraintError) else made)
+
+        with self._lock:
+            made = self._find(constraint)
+            waiting = self._waiting.setdefault((client, constraint), []) if made is None else []
+            waiting.append(give)
+        if made is not None:
+            give(made)
+        elif len(waiting) == 1:
+            self._begin(constraint, client)
+
+    def _begin(self, constraint: Constraint, client: str) -> None:
+        """Compile it in the client's turn, and tell all of the client's who wait for it."""
+        once = _Once(partial(self._tell, client, constraint))
         too_long = ConstraintError(f"The constraint could not be compiled within {MAX_S:.0f} seconds.")
         unread = self._vocabulary is None  # reading it takes its time, whatever the constraint
 
@@ -85,28 +104,32 @@ class Compiler:
             if unread:
                 self._read()
                 once.after(MAX_S, too_long)
-            made = self._find(constraint) or self._compile(constraint)
-            if isinstance(made, ConstraintError):
-                once(ConstraintError(str(made)))  # one each: who gets it may write the field's name into it
-                return
-            assert self._vocabulary is not None
-            once(Matcher(made.state.deep_copy(), made.first, self._vocabulary, ends, holds_end))
+            with self._lock:
+                made = self._find(constraint)
+            once(made or self._compile(constraint))
 
-        if self._find(constraint) is not None:
-            work()
+        try:
+            self._pool.submit(client, work, once)
+        except ClosedError as error:
+            once(error)
             return
-        self._pool.submit(client, work, once)
         if not unread:
             once.after(MAX_S, too_long)
 
     def close(self) -> None:
         self._pool.close(_CLOSE_WAIT_S)
 
-    def _find(self, constraint: Constraint) -> Compiled | ConstraintError | None:
+    def _tell(self, client: str, constraint: Constraint, made: "Compiled | GraftError") -> None:
         with self._lock:
-            if constraint in self._kept:
-                self._kept.move_to_end(constraint)
-            return self._kept.get(constraint)
+            waiting = self._waiting.pop((client, constraint), [])
+        for give in waiting:
+            give(made)
+
+    def _find(self, constraint: Constraint) -> Compiled | ConstraintError | None:
+        """With the lock."""
+        if constraint in self._kept:
+            self._kept.move_to_end(constraint)
+        return self._kept.get(constraint)
 
     def _compile(self, constraint: Constraint) -> Compiled | ConstraintError:
         made: Compiled | ConstraintError
@@ -146,12 +169,12 @@ class Compiler:
 class _Once:
     """Tells the first answer and no other."""
 
-    def __init__(self, tell: "Callable[[Matcher | GraftError], None]"):
+    def __init__(self, tell: "Callable[[Compiled | GraftError], None]"):
         self._tell = tell
         self._told = threading.Lock()
         self._timer: threading.Timer | None = None
 
-    def __call__(self, answer: "Matcher | GraftError") -> None:
+    def __call__(self, answer: "Compiled | GraftError") -> None:
         if self._told.acquire(blocking=False):
             if self._timer is not None:
                 self._timer.cancel()

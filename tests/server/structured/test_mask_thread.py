@@ -44,6 +44,28 @@ def matcher(compiler):
     return of
 
 
+def test_a_clients_thousand_choices_are_one_job(compiler, monkeypatch):
+    """While it is compiled there is one timer for all of them; another client's request for the same has its own turn."""
+    compiler._read()
+    compiled, go, answers, came = compiler._compiled, threading.Event(), [], threading.Semaphore(0)
+    made = []
+
+    def slowly(constraint):
+        made.append(constraint)
+        assert go.wait(20)
+        return compiled(constraint)
+
+    monkeypatch.setattr(compiler, "_compiled", slowly)
+    before = threading.active_count()
+    for client in ["one"] * 1000 + ["two"]:
+        compiler.request(Regex("a{7}"), END, client, lambda answer: (answers.append(answer), came.release()))
+    assert threading.active_count() <= before + 4  # a timer for each client, and the pool's two
+    go.set()
+    assert all(came.acquire(timeout=20) for _ in range(1001)) and len(made) <= 2
+    assert all(isinstance(answer, Matcher) for answer in answers) and len(set(map(id, answers))) == 1001
+    assert not compiler._waiting
+
+
 def allowed(matcher):
     return [*np.flatnonzero(np.unpackbits(matcher.allowed.view(np.uint8), bitorder="little"))]
 
