@@ -317,7 +317,7 @@ class Answer:
             for index, request in enumerate(self.asked.requests):
                 choice = Choice(index, request, self.asked, tokenizer, self.special)
                 self.choices[self.engine.submit(request, self._sink)] = choice
-        except GraftError:
+        except BaseException:
             self.cancel()
             raise
 

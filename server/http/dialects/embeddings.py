@@ -36,9 +36,9 @@ def embeddings() -> Response:
             f"dimensions ({body.dimensions}) is above the {engine.base.hidden_size} that this base's hidden states have.",
             "dimensions",
         )
-    prompts = _prompts(body, engine)
     model = None if body.model == service().base_name else body.model
     with taking_place() as client:
+        prompts = _prompts(body, engine)
         asked = [Request(ids, model, max_tokens=0, pooling=Pooling(body.pooling), client=client) for ids in prompts]
         vectors = [_finish(vector, body) for vector in _pool(asked, engine, is_gone())]
     count = sum(map(len, prompts))

@@ -96,7 +96,7 @@ TOKENS: dict[str, int] = {}
         ({"frequency_penalty": -2}, Sampling(0, frequency_penalty=-2)),
         ({"repetition_penalty": 1.7}, Sampling(0, repetition_penalty=1.7)),
         ({"logit_bias": {"5": 3.5, "70": -100, "71": 2}}, Sampling(0, logit_bias=((5, 3.5), (70, -100), (71, 2)))),
-        ({"allowed_token_ids": [70, 71, 90]}, Sampling(0, allowed_ids=(70, 71, 90))),
+        ({"allowed_token_ids": [70, 71, 90]}, Sampling(0, allowed_ids=frozenset((70, 71, 90)))),
         ({"temperature": 1.2, "min_p": 0.3, "seed": 3}, Sampling(1.2, min_p=0.3, seed=3)),
         ({"temperature": 1.2, "top_k": 4, "seed": -3}, Sampling(1.2, top_k=4, seed=-3 % (1 << 63))),
     ],
