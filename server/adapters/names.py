@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graft.hub.adapters.model_card import TASK_PREFIX
@@ -34,6 +34,7 @@ MOST_ATTACHED = 10_000
 REMEMBERED_S = 3600.0  # how long the answer about a name that nobody asks for is kept
 
 _MOST_SHOWN = 20  # names in an error's message
+_TRIAL = "\0"  # before a name: what it is to be given to; no name that can be given begins so
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class AdapterNames:
         self._fingerprint = fingerprint
         self._local = dict(local or {})
         self._attached: dict[str, Path | str] = {}  # names given since: folders, or names on the shelf
-        self._being_given: set[str] = set()  # those whose adapters are not proven yet
+        self._being_given: dict[str, Path | str] = {}  # what is to get a name, and is not proven yet
         self.shelf = shelf
         self._answers: dict[str, _Answer] = {}
         self._tidied = 0.0  # when old ones were forgotten
@@ -92,30 +93,33 @@ class AdapterNames:
         """Raises NotFoundError where the name stands for nothing."""
         target = self._target(name)
         if isinstance(target, Path):
-            return Location(name, _state_of(target), folder=target)
+            return Location(name.removeprefix(_TRIAL), _state_of(target), folder=target)
         answer = self._standing(target) or self._ask(target)
         if isinstance(answer.said, GraftError):
             raise answer.said
         return answer.said
 
     @contextmanager
-    def attaching(self, name: str, target: Path | str, *, replace: bool = False) -> Iterator[None]:
-        """From now on `name` is a folder, or what the shelf has under another name; where the context fails, what it was before.
-        Nobody else gives or takes the name meanwhile.
+    def attaching(self, name: str, target: Path | str, *, replace: bool = False) -> Iterator[str]:
+        """`name` becomes a folder, or what the shelf has under another name, when the context ends; where it fails nothing has
+        changed. Yields what to call it until then. Nobody else gives or takes the name meanwhile.
 
         Raises ConflictError for a name that stands for something (`replace`: that was not attached), NotFoundError for a folder
         without an adapter.
         """
-        before = self._attach(name, target, replace=replace)
+        if isinstance(target, Path) and not _holds_adapter(target):
+            raise NotFoundError(f"{target} holds no {ADAPTER_CONFIG}.")
+        if name in self._local or (name not in self._attached and name != target and self._is_on_shelf(name)):
+            raise ConflictError(f"{name} is an adapter that this server has had from its start: take another name.")
+        trial = _TRIAL + name
+        with self._lock:
+            self._require_free(name, replace=replace)
+            self._being_given[trial] = target
         try:
-            yield
-        except BaseException:
-            with self._lock:
-                rest = {key: value for key, value in self._attached.items() if key != name}
-                self._attached = rest if before is None else {**rest, name: before}
-            raise
+            yield trial
+            self._attached = {**self._attached, name: target}
         finally:
-            self._being_given.discard(name)
+            del self._being_given[trial]
 
     def detach(self, name: str) -> bool:
         """Take an attached name back; False where it is none. Raises ConflictError while it is being given."""
@@ -127,28 +131,18 @@ class AdapterNames:
         return was_there
 
     def _require_settled(self, name: str) -> None:
-        if name in self._being_given:
+        if _TRIAL + name in self._being_given:
             raise ConflictError(f"The lora adapter '{name}' is just being loaded: wait for that.")
 
-    def _attach(self, name: str, target: Path | str, *, replace: bool) -> Path | str | None:
-        """What the name was before."""
-        if isinstance(target, Path) and not _holds_adapter(target):
-            raise NotFoundError(f"{target} holds no {ADAPTER_CONFIG}.")
-        if name in self._local or (name not in self._attached and name != target and self._is_on_shelf(name)):
-            raise ConflictError(f"{name} is an adapter that this server has had from its start: take another name.")
-        with self._lock:
-            self._require_settled(name)
-            before = self._attached.get(name)
-            if before is not None and not replace:
-                raise ConflictError(
-                    f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set "
-                    "'load_inplace' to True."
-                )
-            if before is None and len(self._attached) >= MOST_ATTACHED:
-                raise ConflictError(f"{MOST_ATTACHED} adapters have been given names: unload one first.")
-            self._attached = {**self._attached, name: target}
-            self._being_given.add(name)
-        return before
+    def _require_free(self, name: str, *, replace: bool) -> None:
+        self._require_settled(name)
+        if name in self._attached and not replace:
+            raise ConflictError(
+                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set "
+                "'load_inplace' to True."
+            )
+        if name not in self._attached and len(self._attached) + len(self._being_given) >= MOST_ATTACHED:
+            raise ConflictError(f"{MOST_ATTACHED} adapters have been given names: unload one first.")
 
     def locate_written(self, location: Location) -> Location:
         """A local folder's version once who writes to it is done; anything else's is what it was.
@@ -160,7 +154,7 @@ class AdapterNames:
         deadline = time.monotonic() + WRITING_S
         while (location.folder / STAGING).exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        return self.locate(location.name)
+        return replace(location, version=_state_of(location.folder))
 
     @contextmanager
     def fetch(self, location: Location) -> Iterator[Path]:
@@ -183,7 +177,7 @@ class AdapterNames:
 
     def _target(self, name: str) -> Path | str:
         """A folder, or the name on the shelf."""
-        return self._local.get(name) or self._attached.get(name, name)
+        return self._local.get(name) or self._attached.get(name) or self._being_given.get(name, name)
 
     def _is_on_shelf(self, name: str) -> bool:
         try:

@@ -116,7 +116,7 @@ class EngineClient:
         return self._inventory.pin(name, pinned)
 
     def attach(self, name: str, target: Path | str, *, replace: bool = False) -> Served:
-        """Give an adapter (a folder, or a name on the shelf) a name of its own, bring it to the device and prove it.
+        """Bring an adapter (a folder, or a name on the shelf) to the device, prove it, and give it a name of its own.
 
         `replace`: in place of what was attached by that name. Raises ConflictError for a name that stands for something,
         NotFoundError where there is no adapter, and what a request for it would get; then the name is what it was.

@@ -169,13 +169,13 @@ class Inventory:
         return served
 
     def attach(self, name: str, target: Path | str, *, replace: bool) -> Served:
-        """Give an adapter (a folder, or a name on the shelf) a name of its own, bring it to the device and prove it.
+        """Bring an adapter (a folder, or a name on the shelf) to the device, prove it, and give it a name of its own.
 
         Raises ConflictError for a name that stands for something, NotFoundError where there is no adapter, and what a request
         for it would get; then the name is what it was.
         """
-        with self._engine.library.attaching(name, target, replace=replace):
-            return self.load(name)
+        with self._engine.library.attaching(name, target, replace=replace) as trial:
+            return self.load(trial)
 
     def detach(self, name: str) -> bool:
         """Take an attached name back, and its adapter out of memory if it is neither pinned nor in use. False where it is none."""

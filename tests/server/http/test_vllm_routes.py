@@ -219,6 +219,7 @@ def test_a_name_is_given_by_one_at_a_time(live, root, monkeypatch):
         assert inside.wait(20)
         assert "just being loaded" in load(live, "shared", root / "ia3", load_inplace=True).error["message"]
         taken = unload(live, "shared")
+        assert text_of(live, "shared") == text  # until the other is proven
         assert taken.status == 409 and "just being loaded" in taken.error["message"]
         go.set()
         failing.join(20)
