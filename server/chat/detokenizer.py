@@ -86,7 +86,7 @@ class StopStrings:
             at, length, self.match = min(matches)
             self._held = ""
             return text[: at + length if self._included else at]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -162,10 +162,10 @@ def _count_unfinished(text: str) -> int:
     return min(len(text) - len(text.rstrip(REPLACEMENT)), _UNFINISHED)
 
 
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that begins `stop`."""
-    most = min(len(stop) - 1, len(text))
-    return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)
+def overlap(text: str, mark: str) -> int:
+    """The length of the longest end of `text` that begins `mark`, and may yet become it."""
+    most = min(len(mark) - 1, len(text))
+    return next((n for n in range(most, 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def _raw_bytes(piece: str) -> bytes | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from graft.server.chat.deltas import Content, Delta, Reasoning
+from graft.server.chat.detokenizer import overlap
 
 _NEWLINES = "\r\n"
 _SPACE = " \t\r\n"
@@ -74,7 +75,7 @@ class ReasoningSplitter:
             self._state, self._leading = self._answer, True
             thought = thought.rstrip(_NEWLINES)
             return [*([Reasoning(thought)] if thought else ()), *self._state(answer)]
-        certain = text[: len(text) - _overlap(text, self._marks.end)].rstrip(_NEWLINES)
+        certain = text[: len(text) - overlap(text, self._marks.end)].rstrip(_NEWLINES)
         self._held = text[len(certain) :]
         self._leading = self._leading and not certain
         return [Reasoning(certain)] if certain else []
@@ -84,9 +85,3 @@ class ReasoningSplitter:
             text = text.lstrip(_NEWLINES)
             self._leading = not text
         return [Content(text)] if text else []
-
-
-def _overlap(text: str, mark: str) -> int:
-    """The length of the longest end of `text` that begins `mark`."""
-    most = min(len(mark) - 1, len(text))
-    return next((n for n in range(most, 0, -1) if text.endswith(mark[:n])), 0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from graft.server.chat.deltas import CallArguments, CallBegin, Content, Delta, merge
+from graft.server.chat.detokenizer import overlap
 from graft.server.chat.json_calls import ListReader, ObjectReader, Reader
 from graft.server.chat.python_calls import PythonReader
 from graft.server.chat.reasoning import ReasoningMarks, ReasoningSplitter
@@ -149,7 +150,7 @@ class _CallParser:
             self._give(before)
             self._begin_body(text[len(before) : at + len(opener)], bare=False)
             return text[at + len(opener) :]
-        keep = max((_overlap(text, opener) for opener in self._format.openers), default=0)
+        keep = max((overlap(text, opener) for opener in self._format.openers), default=0)
         certain = text[: len(text) - keep].rstrip(_SPACE)
         self._give(certain)
         return self._hold(text[len(certain) :])
@@ -200,7 +201,7 @@ class _CallParser:
             self.end()
             self._state = self._read_text
             return text[at + len(closer) :]
-        keep = max((_overlap(text, closer) for closer in self._format.closers), default=0)
+        keep = max((overlap(text, closer) for closer in self._format.closers), default=0)
         certain = text[: len(text) - keep].rstrip(_SPACE)
         self._tell_broken(certain)
         return self._hold(text[len(certain) :])
@@ -242,9 +243,3 @@ class _CallParser:
     def _take(self) -> list[Delta]:
         deltas, self._deltas = self._deltas, []
         return merge(deltas)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """The length of the longest end of `text` that begins `mark`."""
-    most = min(len(mark) - 1, len(text))
-    return next((n for n in range(most, 0, -1) if text.endswith(mark[:n])), 0)

@@ -123,7 +123,7 @@ class Engine:
     # For callers, on any thread
 
     def submit(self, request: Request, sink: Sink | None = None) -> Stream:
-        """Queue a request. `sink`: a queue for the events of several streams (requests.Stream).
+        """Queue a request. `sink`: a queue for the events of several streams (request.Stream).
 
         Raises RequestError where the request can't be served as it stands, ClosedError after `close`, EndedError after
         a failure that ended the engine.

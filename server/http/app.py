@@ -1,6 +1,6 @@
 """The server over HTTP: OpenAI's API, the adapters, health and numbers, as one WSGI application around an engine.
 
-Routes and errors only: bodies are checked in schemas.py, answered by completions.py, written by answers.py. Every
+Routes and errors only: bodies are checked in schemas.py, answered by completions.py, written by response_shapes.py. Every
 error has OpenAI's one shape, and no internals in it. Each request is served by one thread from start to end.
 """
 

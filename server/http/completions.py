@@ -2,7 +2,7 @@
 
 Every choice is its own engine request; all of an answer's requests report to one queue, read by the one thread that
 serves the HTTP request. Stop strings are found here, in the text; the engine knows tokens alone. Knows no JSON shape
-(answers.py) and no HTTP.
+(response_shapes.py) and no HTTP.
 """
 
 from collections import deque

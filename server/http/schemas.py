@@ -1,4 +1,4 @@
-"""The bodies that clients send, checked field by field (fields.py says what becomes of fields that are not ours).
+"""The bodies that clients send, checked field by field (request_fields.py says what becomes of fields that are not ours).
 
 A mistake becomes a BadField that names the field. `null` means "not given", as in OpenAI's API. Knows no engine.
 """

@@ -12,11 +12,11 @@ class BadWords:
 
     def __init__(self, words: Iterable[Sequence[int]]):
         """`words`: each as token ids, none of them empty."""
-        words = [tuple(word) for word in words]
-        self._always = frozenset(word[0] for word in words if len(word) == 1)
+        banned = [tuple(word) for word in words]
+        self._always = frozenset(word[0] for word in banned if len(word) == 1)
         # A word's beginning -> what completes it: there may be thousands of words, and each token asks.
         self._ends: dict[tuple[int, ...], set[int]] = {}
-        for word in words:
+        for word in banned:
             if len(word) > 1 and word[-1] not in self._always:
                 self._ends.setdefault(word[:-1], set()).add(word[-1])
         self._lengths = sorted({len(beginning) for beginning in self._ends})
