@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from graft.hub.base.model import Base
 from graft.server.chat.detokenizer import decode
-from graft.server.engine import engine as engine_module
+from graft.server.engine import steps as engine_steps
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
@@ -93,7 +93,7 @@ def test_among_others_as_alone(base, folders, alone, runner):
 @pytest.mark.parametrize("patience", [0.0, 0.001, 5.0])
 def test_preempted_ones_go_on_where_they_were(base, folders, alone, monkeypatch, patience):
     """Those too whose masks come late, and that are preempted before they come."""
-    monkeypatch.setattr(engine_module, "MASKS_S", patience)
+    monkeypatch.setattr(engine_steps, "MASKS_S", patience)
     options = Options(cache_bytes=1 << 17, max_running=24, step_rows=64, prefix_sharing=False)
     with Engine(base, folders, options=options) as engine:
         engine.generate([Request((5,), kind, 1) for kind in KINDS])  # all are there: none keeps others waiting
@@ -102,7 +102,7 @@ def test_preempted_ones_go_on_where_they_were(base, folders, alone, monkeypatch,
 
 
 def test_masks_that_come_late_change_nothing(base, folders, alone, monkeypatch):
-    monkeypatch.setattr(engine_module, "MASKS_S", 0.0)
+    monkeypatch.setattr(engine_steps, "MASKS_S", 0.0)
     with Engine(base, folders, options=Options(cache_bytes=1 << 24)) as engine:
         repeated, lock = [], threading.Lock()
         repeat = engine.scheduler.repeat
