@@ -79,7 +79,7 @@ def test_a_text_far_too_long_is_refused_unread(live, monkeypatch) -> None:
         assert (
             reply.status == 400 and reply.error["code"] == "context_length_exceeded" and reply.error["param"] == param
         )
-        assert "256 tokens; the prompt has 2000000 characters" in reply.error["message"]
+        assert "256 tokens; the prompt is too long: it has 2000000 characters" in reply.error["message"]
 
 
 def test_defaults_hold_unless_the_request_says_otherwise(live) -> None:
