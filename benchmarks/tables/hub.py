@@ -11,6 +11,7 @@ browsed registry is filled straight through the registry's own tables, the publi
 
 import argparse
 import base64
+import hashlib
 import http.client
 import json
 import os
@@ -90,6 +91,7 @@ def fill(registry: Registry, adapters: int) -> None:
 def _fill_one(registry: Registry, number: int, choose: random.Random, blob: str, data: str) -> None:
     db = registry.db
     task, base, method = choose.choice(TASKS), choose.choice(BASES), choose.choice(METHODS)
+    fingerprint = hashlib.sha256(base.encode()).hexdigest()
     words = " ".join(choose.sample(WORDS, 3))
     at = f"2026-{1 + number % 12:02}-{1 + number % 28:02}T10:00:00.{number % 1000000:06}Z"
     place = {"namespace": f"user-{number % 300}", "name": f"{words.replace(' ', '-')}-{number}"}
@@ -111,7 +113,7 @@ def _fill_one(registry: Registry, number: int, choose: random.Random, blob: str,
         db.table("artifacts").insert(
             {
                 "revision_id": revision, "digest": f"{int(revision, 16):064x}", "method": method, "variant": method,
-                "task": task, "base_id": base, "base_fingerprint": None, "parameters": choose.randrange(10**4, 10**7),
+                "task": task, "base_id": base, "base_fingerprint": fingerprint, "parameters": choose.randrange(10**4, 10**7),
                 "bytes": 5 << 20, "max_rank": 8, "dtype": "F32", "config": "{}", "tensors": json.dumps(shapes),
                 "provenance": "{}", "card": json.dumps(card), "warnings": "[]",
             }
@@ -122,7 +124,7 @@ def _fill_one(registry: Registry, number: int, choose: random.Random, blob: str,
         db.table("evaluations").insert(
             {
                 "repo_id": repo_id, "revision_id": revision, "digest": f"{int(revision, 16):064x}", "task": task,
-                "data_hash": data if score else "0" * 64, "metric": "accuracy", "value": choose.random(), "n": 100,
+                "base_fingerprint": fingerprint, "data_hash": data if score else "0" * 64, "metric": "accuracy", "value": choose.random(), "n": 100,
                 "engine": "", "source": "graft", "extra": "{}", "who": "", "created_at": at,
             }
         )  # fmt: skip

@@ -130,7 +130,7 @@ def browse(db: Database, query: Query, caller: Caller) -> tuple[Page, dict[str, 
     counts = facet_counts.count(db, chosen, seen, narrowed)
     conditions = [*([seen] if seen else []), *facet_counts.conditions(chosen), *narrowed]
     rows = db.execute(
-        f"SELECT {_ENTRY} FROM {_source(db, query, counts.total, narrowed)} "
+        f"SELECT {_ENTRY} FROM {_source(db, query, counts.total)} "
         f"WHERE {' AND '.join(condition.sql for condition in conditions) or '1'} "
         f"ORDER BY {SORTS[query.sort].order} LIMIT ? OFFSET ?",
         [*facet_counts.values_of(conditions), min(query.limit, MAX_PAGE), query.offset],
@@ -143,13 +143,13 @@ def facets(db: Database, query: Query, caller: Caller) -> dict[str, list[tuple[s
     return facet_counts.count(db, _chosen(db, query), _seen(caller), list(_narrowed(query))).facets
 
 
-def _source(db: Database, query: Query, total: int, narrowed: list[Condition]) -> str:
+def _source(db: Database, query: Query, total: int) -> str:
     """Whether to walk the listing in the order that is asked for until the page is full, or to sort what is found.
 
     Both are known: a walk looks at so many rows as hold a page's worth of what is found, if that is spread evenly.
     """
     listed = db.execute("SELECT coalesce(sum(n), 0) FROM facet_counts").fetchone()[0]
-    walks = not narrowed and (query.offset + query.limit) * listed < total * total
+    walks = (query.offset + query.limit) * listed < total * total
     return f"listing INDEXED BY {SORTS[query.sort].index}" if walks else "listing"
 
 
@@ -283,7 +283,7 @@ def _narrowed(query: Query) -> Iterator[Condition]:
         # One clause for however many: SQLite nests only so deep.
         yield Condition(
             "repo_id IN (SELECT repo_id FROM labels WHERE label IN (SELECT value FROM json_each(?)) "
-            "GROUP BY repo_id HAVING count(*) = ?)",
+            "GROUP BY +repo_id HAVING count(*) = ?)",  # +: looked up by label; grouped by an index, all labels are read
             (json.dumps(labels), len(labels)),
         )
     words = query.text.replace("\0", " ").split()  # an index's query ends at a NUL
