@@ -5,7 +5,7 @@ by triggers on `listing`, has a row for each combination of the four. A query th
 author) is counted among what it finds; so are the caller's own private adapters.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from graft.hub.registry.storage.database import Database
@@ -31,13 +31,20 @@ class Counts:
     facets: dict[str, list[tuple[str, int]]]
 
 
-def count(db: Database, chosen: dict[str, str], seen: Condition | None, narrowed: list[Condition]) -> Counts:
-    """`chosen`: facet -> its value. `seen`: what the caller sees of `listing`; None: all. `narrowed`: what else is asked."""
+def count(
+    db: Database,
+    chosen: dict[str, str],
+    seen: Condition | None,
+    narrowed: list[Condition],
+    counted: Sequence[str] = FACETS,
+) -> Counts:
+    """`chosen`: facet -> its value. `seen`: what the caller sees of `listing`; None: all. `narrowed`: what else is asked.
+    `counted`: the facets whose values are counted, beside the total."""
     rows, reuse = _found(seen, narrowed) if narrowed else _counted(seen), "" if narrowed else "NOT "
     parts = [_part("''", "''", chosen, "")]
-    parts += [_part(f"'{facet}'", facet, {**chosen, facet: ""}, f"GROUP BY {facet}") for facet in FACETS]
+    parts += [_part(f"'{facet}'", facet, {**chosen, facet: ""}, f"GROUP BY {facet}") for facet in counted]
     statement = f"WITH counted AS {reuse}MATERIALIZED ({rows.sql}) " + " UNION ALL ".join(part.sql for part in parts)
-    facets: dict[str, list[tuple[str, int]]] = {facet: [] for facet in FACETS}
+    facets: dict[str, list[tuple[str, int]]] = {facet: [] for facet in counted}
     total = 0
     for facet, value, n in db.execute(statement, [*rows.values, *values_of(parts)]):
         if facet:

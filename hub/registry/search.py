@@ -115,11 +115,14 @@ def on_base(search: Callable[[Query], Page], spec: BaseSpec, task: str = "") -> 
 
 def search(db: Database, query: Query, caller: Caller) -> Page:
     """Raises GraftError for an unknown sort key, for a sort by scores of several tasks, and for too many words."""
-    return browse(db, query, caller)[0]
+    return browse(db, query, caller, counted=())[0]
 
 
-def browse(db: Database, query: Query, caller: Caller) -> tuple[Page, dict[str, list[tuple[str, int]]]]:
-    """A page, and for each facet its values with counts (facet_counts.py). Raises GraftError as `search` does."""
+def browse(
+    db: Database, query: Query, caller: Caller, counted: Sequence[str] = facet_counts.FACETS
+) -> tuple[Page, dict[str, list[tuple[str, int]]]]:
+    """A page, and for the facets that are to be counted their values with counts (facet_counts.py). Raises GraftError as `search`
+    does."""
     if query.sort not in SORTS:
         raise GraftError(f"Can't sort by {query.sort!r}: choose one of {', '.join(SORTS)}.")
     if query.sort == BY_SCORE and not query.is_of_one_task:
@@ -127,7 +130,7 @@ def browse(db: Database, query: Query, caller: Caller) -> tuple[Page, dict[str, 
             "Scores of different tasks can't be compared: give a task to sort by score (--task T, task=T)."
         )
     chosen, seen, narrowed = _chosen(db, query), _seen(caller), list(_narrowed(query))
-    counts = facet_counts.count(db, chosen, seen, narrowed)
+    counts = facet_counts.count(db, chosen, seen, narrowed, counted)
     conditions = [*([seen] if seen else []), *facet_counts.conditions(chosen), *narrowed]
     rows = db.execute(
         f"SELECT {_ENTRY} FROM {_source(db, query, counts.total)} "
@@ -290,5 +293,5 @@ def _narrowed(query: Query) -> Iterator[Condition]:
     if len(words) > MAX_WORDS:
         raise GraftError(f"{len(words)} words are too many to look for: give at most {MAX_WORDS}.")
     if words:
-        match = " ".join('"' + word.replace('"', '""') + '"*' for word in words)
+        match = " ".join('"' + word.replace('"', '""') + '"*' for word in dict.fromkeys(words))
         yield Condition("repo_id IN (SELECT rowid FROM texts WHERE texts MATCH ?)", (match,))

@@ -44,7 +44,7 @@ SORTS = {
     "name": "Name",
 }
 MAX_COMPARED = 6
-MAX_SHOWN = 100
+MAX_SHOWN = 50
 MAX_CURVE_POINTS = 2000
 MAX_PLOTTED, CURVE_DIGITS = 1e12, 12  # what a curve can show of a number
 
