@@ -64,7 +64,9 @@ class _Parser(HTTPRequestParser):
         consumed: int = super().received(data)
         if self.headers_finished and self.error is None:
             self.error = self._excess() if had_head else self._objection()
-            self.completed = self.completed or self.error is not None
+            if self.error is not None:
+                self.completed = True
+                self.large.discard(self)  # read no further, it takes nobody's room
         return consumed
 
     @property

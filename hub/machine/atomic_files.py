@@ -7,38 +7,44 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from graft.hub.machine.file_locks import alone_in
+
 STAGING = ".writing"
+WAIT_S = 60.0
 
 
 @contextmanager
-def write_folder_whole(folder: Path, *, last: Sequence[str] = (), outdated: Iterable[str] = ()) -> Iterator[Path]:
+def write_folder_whole(
+    folder: Path, *, last: Sequence[str] = (), outdated: Callable[[], Iterable[str]] = tuple
+) -> Iterator[Path]:
     """A staging folder for the new files of `folder`; where the block or the disk fails, `folder` is as it was.
 
     `last`: the files without which nobody takes the folder for what it is, the surest sign at the end. Their new ones
-    come last, in this order, and their old ones go first, in the opposite one, so that a crash while the files move never leaves a mixture of old and new that loads.
-    `outdated`: other old files that go. Raises OSError for a full disk or a missing right.
+    come last, in this order, and their old ones go first, in the opposite one, so that a crash while the files move never
+    leaves a mixture of old and new that loads. `outdated`: other old files that go. Writers of one folder take turns.
+    Raises OSError for a full disk or a missing right, ConflictError where another writer takes longer than WAIT_S.
     """
     new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / STAGING
-    try:
-        shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
-        staging.mkdir()
-        yield staging
-        _move(staging, folder, last, outdated)
-    except SafetensorError as error:  # how its writer tells of a full disk
-        raise OSError(errno.EIO, str(error), str(folder)) from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if new:
-            with suppress(OSError):  # not empty: it has been written
-                folder.rmdir()
+    with alone_in(folder, WAIT_S):
+        staging = folder / STAGING
+        try:
+            shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
+            staging.mkdir()
+            yield staging
+            _move(staging, folder, last, outdated())
+        except SafetensorError as error:  # how its writer tells of a full disk
+            raise OSError(errno.EIO, str(error), str(folder)) from None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            if new:
+                with suppress(OSError):  # not empty: it has been written
+                    folder.rmdir()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -154,7 +154,10 @@ class RegistryReader:
         """
         revision, folder = self.resolve(name, caller=caller), Path(folder)
         tree, size, came = self.tree(revision.id), sum(file.size for file in self.files(revision.id)), 0
-        outdated = [path for path in queries.unchanged_files(self.db, folder, revision.id) if path not in tree]
+
+        def outdated() -> list[str]:
+            return [path for path in queries.unchanged_files(self.db, folder, revision.id) if path not in tree]
+
         with write_folder_whole(folder, last=PULLED, outdated=outdated) as staging:
             for path, sha256 in tree.items():
                 self.blobs.copy_out(sha256, staging / path)

@@ -15,7 +15,7 @@ from graft.hub.errors import GraftError
 from graft.hub.registry import facet_counts
 from graft.hub.registry.access.callers import Caller
 from graft.hub.registry.access.visibility import EVERYTHING, visible
-from graft.hub.registry.facet_counts import Condition
+from graft.hub.registry.facet_counts import Condition, Narrowed
 from graft.hub.registry.storage.database import Database
 
 MAX_PAGE = 1000
@@ -129,31 +129,30 @@ def browse(
         raise GraftError(
             "Scores of different tasks can't be compared: give a task to sort by score (--task T, task=T)."
         )
-    chosen, seen, narrowed = _chosen(db, query), _seen(caller), list(_narrowed(query))
+    chosen, seen, narrowed = _chosen(db, query), _seen(caller), _narrowed(query)
     counts = facet_counts.count(db, chosen, seen, narrowed, counted)
-    conditions = [*([seen] if seen else []), *facet_counts.conditions(chosen), *narrowed]
+    where = facet_counts.all_of([*([seen] if seen else []), *facet_counts.conditions(chosen), *narrowed.conditions])
+    walks = _walks(db, query, counts.total)
+    source = f"listing INDEXED BY {SORTS[query.sort].index}" if walks else facet_counts.source(db, chosen, narrowed)
     rows = db.execute(
-        f"SELECT {_ENTRY} FROM {_source(db, query, counts.total)} "
-        f"WHERE {' AND '.join(condition.sql for condition in conditions) or '1'} "
-        f"ORDER BY {SORTS[query.sort].order} LIMIT ? OFFSET ?",
-        [*facet_counts.values_of(conditions), min(query.limit, MAX_PAGE), query.offset],
+        f"SELECT {_ENTRY} FROM {source} WHERE {where.sql} ORDER BY {SORTS[query.sort].order} LIMIT ? OFFSET ?",
+        [*where.values, min(query.limit, MAX_PAGE), query.offset],
     )
     return Page(tuple(_entry(row) for row in rows), counts.total), counts.facets
 
 
 def facets(db: Database, query: Query, caller: Caller) -> dict[str, list[tuple[str, int]]]:
     """For each facet its values with counts (facet_counts.py)."""
-    return facet_counts.count(db, _chosen(db, query), _seen(caller), list(_narrowed(query))).facets
+    return facet_counts.count(db, _chosen(db, query), _seen(caller), _narrowed(query)).facets
 
 
-def _source(db: Database, query: Query, total: int) -> str:
-    """Whether to walk the listing in the order that is asked for until the page is full, or to sort what is found.
+def _walks(db: Database, query: Query, total: int) -> bool:
+    """Whether to walk the listing in the order that is asked for until the page is full, rather than sort what is found.
 
     Both are known: a walk looks at so many rows as hold a page's worth of what is found, if that is spread evenly.
     """
     listed = db.execute("SELECT coalesce(sum(n), 0) FROM facet_counts").fetchone()[0]
-    walks = (query.offset + query.limit) * listed < total * total
-    return f"listing INDEXED BY {SORTS[query.sort].index}" if walks else "listing"
+    return (query.offset + query.limit) * listed < total * total
 
 
 def labels_of(db: Database, repo_ids: Sequence[int]) -> dict[int, list[str]]:
@@ -278,20 +277,22 @@ def _seen(caller: Caller) -> Condition | None:
     return None if condition == EVERYTHING else Condition(condition, tuple(values))
 
 
-def _narrowed(query: Query) -> Iterator[Condition]:
+def _narrowed(query: Query) -> Narrowed:
     """What is asked for beside the facets."""
-    if query.author:
-        yield Condition("namespace = ?", (query.author,))
+    lookups = []
     if labels := sorted(set(query.labels)):
         # One clause for however many: SQLite nests only so deep.
-        yield Condition(
-            "repo_id IN (SELECT repo_id FROM labels WHERE label IN (SELECT value FROM json_each(?)) "
-            "GROUP BY +repo_id HAVING count(*) = ?)",  # +: looked up by label; grouped by an index, all labels are read
-            (json.dumps(labels), len(labels)),
+        lookups.append(
+            Condition(
+                "SELECT repo_id FROM labels WHERE label IN (SELECT value FROM json_each(?)) "
+                "GROUP BY +repo_id HAVING count(*) = ?",  # +: looked up by label; grouped by an index, all labels are read
+                (json.dumps(labels), len(labels)),
+            )
         )
     words = query.text.replace("\0", " ").split()  # an index's query ends at a NUL
     if len(words) > MAX_WORDS:
         raise GraftError(f"{len(words)} words are too many to look for: give at most {MAX_WORDS}.")
     if words:
         match = " ".join('"' + word.replace('"', '""') + '"*' for word in dict.fromkeys(words))
-        yield Condition("repo_id IN (SELECT rowid FROM texts WHERE texts MATCH ?)", (match,))
+        lookups.append(Condition("SELECT rowid FROM texts WHERE texts MATCH ?", (match,)))
+    return Narrowed(tuple(lookups), query.author)

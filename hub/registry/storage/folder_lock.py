@@ -9,15 +9,13 @@ since whoever could collect garbage would have to make it, and can't from here.
 import errno
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from graft.hub.errors import ConflictError, GraftError
+from graft.hub.machine.file_locks import lock
 
 LOCK = "lock"
-POLL_S = 0.05
 _UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 
 
@@ -29,9 +27,7 @@ def share_folder(folder: Path, wait_s: float = 60.0) -> Iterator[None]:
         yield
         return
     try:
-        _lock(
-            descriptor, fcntl.LOCK_SH, wait_s, f"Garbage is being collected in {folder}: try again when that is done."
-        )
+        lock(descriptor, fcntl.LOCK_SH, wait_s, f"Garbage is being collected in {folder}: try again when that is done.")
         yield
     finally:
         os.close(descriptor)
@@ -42,7 +38,7 @@ def own_folder(folder: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
     """`folder` is this caller's alone. Raises ConflictError(`busy`) when it isn't so after `wait_s`."""
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _lock(descriptor, fcntl.LOCK_EX, wait_s, busy)
+        lock(descriptor, fcntl.LOCK_EX, wait_s, busy)
         yield
     finally:
         os.close(descriptor)
@@ -58,19 +54,3 @@ def _open_to_share(folder: Path) -> int | None:
         return os.open(folder / LOCK, os.O_RDONLY)
     except FileNotFoundError:
         return None
-
-
-def _lock(descriptor: int, kind: int, wait_s: float, busy: str) -> None:
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise ConflictError(busy) from None
-        except OSError as error:
-            raise GraftError(
-                f"The file system can't lock files ({error.strerror}): mount it with locks, or run this on the machine "
-                f"that it belongs to."
-            ) from None
-        time.sleep(POLL_S)

@@ -1,8 +1,14 @@
 """Folders written whole: all of the new files, or all of the old ones."""
 
+import errno
+import threading
+import time
+
 import pytest
 from safetensors import SafetensorError
 
+from graft.hub.errors import ConflictError
+from graft.hub.machine import atomic_files
 from graft.hub.machine.atomic_files import write_folder_whole
 
 
@@ -41,3 +47,55 @@ def test_a_crash_while_files_move_leaves_no_mixture(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "a", config="new", weights="new")
     assert not (tmp_path / "a" / "weights").exists()
+
+
+def test_writers_of_one_folder_take_turns(tmp_path, monkeypatch):
+    """Two pulls into one folder: the second one's staging was swept away by the first, or the other way about."""
+    folder, inside, go_on = tmp_path / "a", threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        with write_folder_whole(folder, last=["weights"]) as staging:
+            (staging / "config").write_text("first")
+            inside.set()
+            go_on.wait(10)
+            (staging / "weights").write_text("first")
+
+    first = threading.Thread(target=slowly)
+    first.start()
+    assert inside.wait(10)
+    with monkeypatch.context() as patient:
+        patient.setattr(atomic_files, "WAIT_S", 0.1)
+        with pytest.raises(ConflictError, match="Another process writes to"):
+            write(folder, config="second", weights="second")
+    second = threading.Thread(target=write, args=(folder,), kwargs={"config": "second", "weights": "second"})
+    second.start()
+    go_on.set()
+    first.join(10)
+    second.join(10)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"config": "second", "weights": "second"}
+
+
+def test_who_waits_for_a_folder_that_is_taken_away_makes_it_again(tmp_path):
+    folder, inside = tmp_path / "a", threading.Event()
+
+    def fails() -> None:
+        with pytest.raises(OSError, match="full"), write_folder_whole(folder):
+            inside.set()
+            time.sleep(0.3)
+            raise OSError("full")
+
+    first = threading.Thread(target=fails)
+    first.start()
+    assert inside.wait(10)
+    write(folder, config="second", weights="second")
+    first.join(10)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"config": "second", "weights": "second"}
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    write(tmp_path / "a", config="new", weights="new")
+    assert (tmp_path / "a" / "weights").read_text() == "new"

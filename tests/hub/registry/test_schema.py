@@ -58,6 +58,7 @@ listing_created
 listing_downloads
 listing_enters
 listing_facets
+listing_found
 listing_leaves
 listing_name
 listing_score

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from graft.hub.registry import search
+from graft.hub.registry import facet_counts, search
 from graft.hub.registry.access.callers import OWNER, STRANGER, Caller
 from graft.hub.registry.facet_counts import FACETS
 from graft.hub.registry.registry import Registry
@@ -98,8 +98,7 @@ def test_walking_and_sorting_give_one_page(filled: Registry, monkeypatch, narrow
     """Which of the two is taken is a question of time alone."""
     query = Query(task="topic", sort=sort, limit=7, offset=3, **narrowed)
     expected = search.search(filled.db, query, ANN)
-    index = f"listing INDEXED BY {SORTS[sort].index}" if walks else "listing"
-    monkeypatch.setattr(search, "_source", lambda *_: index)
+    monkeypatch.setattr(search, "_walks", lambda *_: walks)
     assert search.search(filled.db, query, ANN) == expected
     assert len(expected.entries) == 7
 
@@ -112,15 +111,35 @@ def test_a_walk_is_taken_where_much_is_found(filled: Registry) -> None:
         (Query(limit=5, text="news"), True),
         (Query(limit=500, text="news"), False),
     ):
-        total = search.search(filled.db, query, OWNER).total
-        assert ("INDEXED" in search._source(filled.db, query, total)) == walks
-    assert search._source(filled.db, Query(limit=5), 2) == "listing"
+        assert search._walks(filled.db, query, search.search(filled.db, query, OWNER).total) == walks
+    assert not search._walks(filled.db, Query(limit=5), 2)
+
+
+@pytest.mark.parametrize("rarer", [True, False])
+def test_searches_give_one_answer_from_either_end(filled: Registry, monkeypatch, rarer: bool) -> None:
+    """From the rows of the task, or from what the words lead to: which of them is a question of time alone."""
+    queries = [query for query in QUERIES if query.task and query.text]
+    expected = [search.browse(filled.db, query, ANN) for query in queries]
+    monkeypatch.setattr(facet_counts, "_task_is_rarer", lambda *_: rarer)
+    assert [search.browse(filled.db, query, ANN) for query in queries] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "index"), [("law poem", "topic", "listing_found"), ("a", "topic", "listing_task")]
+)
+def test_a_search_begins_where_less_is(filled: Registry, text: str, task: str, index: str) -> None:
+    """In a registry of one large task a rare word leads to a few rows; in one of many tasks the task does."""
+    narrowed = search._narrowed(Query(text=text))
+    source = facet_counts.source(filled.db, {"task": task}, narrowed)
+    found = search.search(filled.db, Query(text=text), OWNER).total
+    of_task = search.search(filled.db, Query(task=task), OWNER).total
+    assert (of_task < found) == (index == "listing_task") and source.endswith(index)
 
 
 def test_repos_are_looked_up_by_label_also_where_the_tables_have_been_analysed(filled: Registry) -> None:
     """SQLite thought it cheaper then to read all labels, in the order of repos, than to sort what is found."""
     filled.db.execute("ANALYZE")
-    [condition] = search._narrowed(Query(labels=("lora", "task:topic")))
+    [condition] = search._narrowed(Query(labels=("lora", "task:topic"))).conditions
     plan = filled.db.execute(f"EXPLAIN QUERY PLAN SELECT * FROM listing WHERE {condition.sql}", list(condition.values))
     steps = [row["detail"] for row in plan]
     assert any(step.startswith("SEARCH labels USING PRIMARY KEY") for step in steps), steps

@@ -1,7 +1,6 @@
 """What a server takes in before it knows from whom: a body of gigabytes went to disk, and then came the 401."""
 
 import hashlib
-import select
 import socket
 import sqlite3
 import time
@@ -12,6 +11,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
+from graft.hub.cli import hub_server
 from graft.hub.cli.hub_server import SMALL_BODY_BYTES
 from graft.hub.registry.access.quotas import BLOCK_BYTES, Quota, measure_usage, set_quota
 from graft.hub.registry.access.tokens import create_token, first_admin, revoke_tokens
@@ -71,38 +71,49 @@ def test_a_registry_that_cant_be_asked_ends_one_request(
     assert httpx.get(f"{hub}/health").status_code == 200 and "Traceback" not in caplog.text
 
 
-def end(client: socket.socket, rest: bytes) -> bytes:
-    """The answer to a body that ends with `rest`. A connection that is reset has been refused, and the answer lost on the way."""
-    try:
-        client.sendall(rest)
-        return client.recv(4096)
-    except ConnectionError:
-        return b"HTTP/1.1 413 "
+def received(monkeypatch: pytest.MonkeyPatch) -> list[hub_server._Parser]:
+    """The requests that the hub reads, in the order in which they came."""
+    parsers: list[hub_server._Parser] = []
+
+    def noted(self: hub_server._Parser, data: bytes) -> int:
+        if self not in parsers:
+            parsers.append(self)
+        return read(self, data)
+
+    read = hub_server._Parser.received
+    monkeypatch.setattr(hub_server._Parser, "received", noted)
+    return parsers
 
 
 @pytest.mark.parametrize("length", [f"Content-Length: {6 << 20}", "Transfer-Encoding: chunked"])
 def test_what_is_on_the_way_is_held_to_the_quota(
-    hub: str, registry: Registry, tokens: dict[str, str], length: str
+    hub: str, registry: Registry, tokens: dict[str, str], length: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bodies go to disk whole before a view asks for room: 200 connections of one user brought 17 GB each."""
     set_quota(registry.db, "of-write", Quota(bytes=10 << 20))
     head = f"POST /api/models/of-write/b/commit/main HTTP/1.1\nHost: 127.0.0.1\nAuthorization: Bearer {tokens['write']}\n{length}"
     piece = b"%x\r\n%s\r\n" % (1 << 20, bytes(1 << 20)) if "chunked" in length else bytes(1 << 20)
+    parsers = received(monkeypatch)
     with ExitStack() as sockets:
         first, second = (
             sockets.enter_context(socket.create_connection(("127.0.0.1", int(hub.rpartition(":")[2])), timeout=10))
             for _ in range(2)
         )
-        for client in (first, second):
-            client.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
-            with suppress(ConnectionError):  # one of them may be refused in the midst
-                for _ in range(5 + ("chunked" in length)):
-                    client.sendall(piece)
-        assert select.select([first, second], [], [], 10)[0]  # neither ends before one is refused
-        # Which of them brings too much, or both, is a question of whose bytes the hub reads first.
-        answers = [end(client, b"0\r\n\r\n" if "chunked" in length else piece) for client in (first, second)]
-    assert any(b" 413 " in answer for answer in answers)
-    assert all(b" 413 " in answer or b" 404 " in answer for answer in answers)  # 404: a view has seen it
+        first.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + 5 * piece)
+        until = time.monotonic() + 10
+        while not parsers or parsers[0].body_bytes_received < 5 << 20:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with suppress(ConnectionError):  # refused in the midst, and hung up on
+            second.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + 6 * piece)
+        while len(parsers) < 2 or parsers[1].error is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert parsers[1].error.code == 413 and parsers[0].error is None
+        first.sendall(piece + b"0\r\n\r\n" if "chunked" in length else piece)
+        assert b" 404 " in first.recv(4096)  # a view has seen it, whom the second took no room from
+    monkeypatch.undo()
+    parsers.clear()  # what the test keeps hold of is on the way
 
     def send() -> int:
         return httpx.post(
