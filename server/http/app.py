@@ -1,7 +1,8 @@
 """The server over HTTP: OpenAI's API, the adapters, health and numbers, as one WSGI application around an engine.
 
-Routes and errors only: bodies are checked in schemas.py, answered by completions.py, written by response_shapes.py. Every
-error has OpenAI's one shape, and no internals in it. Each request is served by one thread from start to end.
+Routes and errors only: bodies are checked in schemas.py, read by completions.py, answered by answer.py, written by
+response_shapes.py. Every error has OpenAI's one shape, and no internals in it. Each request is served by one thread from
+start to end.
 """
 
 import logging
@@ -22,8 +23,9 @@ from graft.server.engine.client import EngineClient
 from graft.server.engine.inventory import AdapterEntry, NotLoadedError, Placed
 from graft.server.http import cors
 from graft.server.http.adapters import describe
+from graft.server.http.answer import Answer
 from graft.server.http.clients import Network
-from graft.server.http.completions import Answer, AskedCompletions, read_chat, read_completion
+from graft.server.http.completions import AskedCompletions, read_chat, read_completion
 from graft.server.http.dialects import embeddings, messages, responses, vllm
 from graft.server.http.dialects.answering import answer
 from graft.server.http.openapi.document import document as describe_api

@@ -13,7 +13,7 @@ from graft.hub.errors import GraftError
 from graft.server.chat.deltas import CallArguments, CallBegin, Content, Delta, Reasoning, Reply
 from graft.server.chat.detokenizer import Names
 from graft.server.errors import BrokenError
-from graft.server.http.completions import Answer, Choice, Mark, Piece
+from graft.server.http.answer import Answer, Choice, Mark, Piece
 from graft.server.http.prompt_report import finite_logprob, prompt_report
 
 Json = dict[str, object]

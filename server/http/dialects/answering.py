@@ -10,7 +10,8 @@ from flask import Response, g, jsonify
 
 from graft.hub.errors import NotFoundError
 from graft.server.chat.speech import Disconnected, Speech
-from graft.server.http.completions import Answer, AskedCompletions, Piece
+from graft.server.http.answer import Answer, Piece
+from graft.server.http.completions import AskedCompletions
 from graft.server.http.response_shapes import Json
 from graft.server.http.schemas import GenerationBody
 from graft.server.http.service import UnknownModelError, find_speech, is_gone, service, taking_place

@@ -12,7 +12,8 @@ from graft.hub.errors import GraftError, NotFoundError
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Embedded, Finished, Pooling, Request, Sink, Started
 from graft.server.errors import TooLongError
-from graft.server.http.completions import await_event, prompt_ids
+from graft.server.http.answer import await_event
+from graft.server.http.completions import prompt_ids
 from graft.server.http.dialects.embedding_bodies import (
     EmbeddingsAnswer,
     EmbeddingsBody,

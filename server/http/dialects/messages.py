@@ -9,7 +9,8 @@ from graft.hub.errors import GraftError
 from graft.hub.evaluation.tokenization import encode_rendered
 from graft.hub.request_body import is_shallow
 from graft.server.errors import TooLongError
-from graft.server.http.completions import Answer, Piece, read_chat, read_conversation
+from graft.server.http.answer import Answer, Piece
+from graft.server.http.completions import read_chat, read_conversation
 from graft.server.http.dialects.answering import answer
 from graft.server.http.dialects.messages_body import CountTokensBody, MessagesBody
 from graft.server.http.dialects.parts import Closed, Grown, Opened, Part, Parts, Step

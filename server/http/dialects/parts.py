@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from graft.server.chat.deltas import CallArguments, CallBegin, Content, Delta, Reasoning
-from graft.server.http.completions import Piece
+from graft.server.http.answer import Piece
 
 Kind = Literal["text", "reasoning", "call"]
 

@@ -7,7 +7,8 @@ from flask import Blueprint, Response, g
 
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.tokenization import encode_completion
-from graft.server.http.completions import Answer, Piece, read_chat
+from graft.server.http.answer import Answer, Piece
+from graft.server.http.completions import read_chat
 from graft.server.http.dialects.answering import answer
 from graft.server.http.dialects.chat_bodies import fields_called
 from graft.server.http.dialects.parts import Closed, Grown, Opened, Part, Parts, Step

@@ -29,6 +29,7 @@ CLIENTS = {
     "agents_sdk": ["openai-agents==0.24.0"],
     "dspy_programs": ["dspy==3.4.1", "numpy"],
     "outlines_models": ["outlines==1.3.3", "openai"],
+    "guidance_programs": ["guidance==0.3.1", "openai"],
     "inspect_evals": ["inspect-ai==0.3.285", "openai"],
     "lm_eval_tasks": ["lm-eval[api]==0.4.13", "pydantic"],
     "guidellm_runs": ["guidellm==0.8.1"],

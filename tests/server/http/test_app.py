@@ -180,6 +180,15 @@ def test_log_probabilities_of_a_chat(client, base):
     assert [entry.bytes for entry in streamed] == [entry.bytes for entry in content]
 
 
+def test_the_token_that_ends_a_text_is_reported_as_openai_reports_it(client, base):
+    """Not in a chat, whose reported tokens are the text, as guidance reads them; in a completion it is."""
+    asked = {"max_tokens": 5, "temperature": 0, "logit_bias": {str(base.tokenizer.eos_token_id): 100}}
+    found = chat(client, logprobs=True, **asked).choices[0]
+    assert (found.message.content, found.finish_reason, found.logprobs.content) == ("", "stop", [])
+    found = complete(client, logprobs=0, **asked).choices[0]
+    assert (found.text, found.finish_reason, len(found.logprobs.tokens)) == ("", "stop", 1)
+
+
 # Chat
 
 
