@@ -17,13 +17,15 @@ MEASURED_CHARS = 10_000  # so wide that a table is measured as it would like to 
 
 
 def print_json(document: object) -> None:
-    """One JSON document; dataclasses as objects."""
+    """One JSON document; dataclasses as objects, sets as sorted lists."""
     click.echo(json.dumps(document, default=_to_plain))
 
 
 def _to_plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
+    if isinstance(value, frozenset):
+        return sorted(value)
     raise TypeError(f"{type(value).__name__} has no JSON form.")
 
 
