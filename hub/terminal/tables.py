@@ -17,8 +17,13 @@ MEASURED_CHARS = 10_000  # so wide that a table is measured as it would like to 
 
 
 def print_json(document: object) -> None:
-    """One JSON document; dataclasses as objects, sets as sorted lists."""
-    click.echo(json.dumps(document, default=_to_plain))
+    """One JSON document."""
+    click.echo(json_of(document))
+
+
+def json_of(document: object) -> str:
+    """Dataclasses as objects, sets as sorted lists."""
+    return json.dumps(document, default=_to_plain)
 
 
 def _to_plain(value: object) -> object:

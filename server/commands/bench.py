@@ -5,7 +5,6 @@ Torch and the base are imported when the command runs, so that `--help` is quick
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import click
 from graft.hub.machine.cpu_load import usable_cores
 from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.hub.terminal.base_argument import BASE
-from graft.hub.terminal.tables import print_json, print_table
+from graft.hub.terminal.tables import json_of, print_json, print_table
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +105,7 @@ def bench(
     if as_json:
         print_json(result)
     else:
-        rows = [(name, json.dumps(value) if isinstance(value, dict) else value) for name, value in result.items()]
+        rows = [(name, json_of(value) if isinstance(value, dict) else value) for name, value in result.items()]
         print_table("graft bench", ("figure", "value"), rows)
 
 

@@ -58,19 +58,26 @@ class Sampler {
  public:
   template <class S>
   Answer draw(const S* logits, int64_t size, const Draw& asked) {
+    has_row_ = has_whole_ = false;
     const int64_t id = drawn(logits, size, asked);
     if (id < 0) return {};
     if (asked.logprobs < 0) return {{id, 0.f}};
-    return score(logits, size, {id}, asked.logprobs);
+    return has_row_ ? report({id}, asked.logprobs) : score(logits, size, {id}, asked.logprobs);
   }
 
   // The ids' log-probabilities, then the `top` most probable tokens.
   template <class S>
   Answer score(const S* logits, int64_t size, const std::vector<int64_t>& ids, int64_t top) {
     widen_row(logits, size);
-    const int64_t best = find_best();
-    if (best < 0) return {};
-    const double total = x_[best] + std::log(weigh(x_[best], 1.f, {kLowest, kNobody}));
+    has_whole_ = false;
+    return find_best() < 0 ? Answer{} : report(ids, top);
+  }
+
+ private:
+  // Of the row as it is in x_.
+  Answer report(const std::vector<int64_t>& ids, int64_t top) {
+    const double whole = has_whole_ ? whole_ : weigh(x_[best_], 1.f, {kLowest, kNobody});
+    const double total = x_[best_] + std::log(whole);
     Answer answer;
     for (int64_t id : ids) answer.push_back({id, (float)(x_[id] - total)});
     if (top <= 0) return answer;
@@ -79,7 +86,6 @@ class Sampler {
     return answer;
   }
 
- private:
   struct Token {
     float value;
     int32_t id;
@@ -100,6 +106,7 @@ class Sampler {
     }
     widen_row(logits, size);
     edit(size, asked);
+    has_row_ = !asked.edit_count && !asked.allowed;
     const int64_t best = find_best();
     if (best < 0 || asked.greedy) return best;
     const float peak = x_[best], sharpness = 1.f / asked.temperature;
@@ -109,6 +116,8 @@ class Sampler {
       if (before(first_.back(), last)) last = first_.back();
     }
     double total = weigh(peak, sharpness, last);
+    has_whole_ = has_row_ && sharpness == 1 && last.value == kLowest;
+    whole_ = total;
     if (asked.top_p < 1) {
       // What is less probable than this weighs less than 1 - top_p in all, and so is beyond the nucleus.
       const float rest = std::log((size + 1) / std::max(1 - (float)asked.top_p, 1e-7f));
@@ -143,7 +152,7 @@ class Sampler {
     }
   }
 
-  // The first of the largest, and peaks_ by block; -1 for a row with a NaN or an infinity, or with nothing allowed.
+  // The first of the largest into best_, and peaks_ by block; -1 for a row with a NaN or an infinity, or with nothing allowed.
   int64_t find_best() {
     peaks_.clear();
     I nan = {};
@@ -158,15 +167,16 @@ class Sampler {
     }
     const auto block = std::max_element(peaks_.begin(), peaks_.end());
     if (any(nan) || !std::isfinite(*block)) return -1;
-    return std::find(x_.begin() + (block - peaks_.begin()) * kBlock, x_.end(), *block) - x_.begin();
+    return best_ = std::find(x_.begin() + (block - peaks_.begin()) * kBlock, x_.end(), *block) - x_.begin();
   }
 
   // The `most` most probable tokens into first_, in order. Needs peaks_.
   void gather(size_t most) {
     float least = kLowest;
     if (most <= peaks_.size()) {  // so many tokens at least are as large as the last of so many peaks
-      std::nth_element(peaks_.begin(), peaks_.begin() + (most - 1), peaks_.end(), std::greater<>());
-      least = peaks_[most - 1];
+      highest_ = peaks_;
+      std::nth_element(highest_.begin(), highest_.begin() + (most - 1), highest_.end(), std::greater<>());
+      least = highest_[most - 1];
     }
     first_.clear();
     const auto shrink = [&] {
@@ -175,12 +185,15 @@ class Sampler {
       first_.resize(most);
       least = first_.back().value;
     };
-    for (size_t i = 0; i < x_.size(); i += kLanes) {
-      const I enough = load<F>(&x_[i]) >= least;
-      if (!any(enough)) continue;
-      for (int lane = 0; lane < kLanes; lane++)
-        if (enough[lane] && x_[i + lane] > kLowest) first_.push_back({x_[i + lane], (int32_t)(i + lane)});
-      if (first_.size() >= 4 * most + 1024) shrink();
+    for (size_t start = 0; start < x_.size(); start += kBlock) {
+      if (peaks_[start / kBlock] < least) continue;
+      for (size_t i = start; i < start + kBlock; i += kLanes) {
+        const I enough = load<F>(&x_[i]) >= least;
+        if (!any(enough)) continue;
+        for (int lane = 0; lane < kLanes; lane++)
+          if (enough[lane] && x_[i + lane] > kLowest) first_.push_back({x_[i + lane], (int32_t)(i + lane)});
+        if (first_.size() >= 4 * most + 1024) shrink();
+      }
     }
     shrink();
     std::sort(first_.begin(), first_.end(), before);
@@ -203,6 +216,11 @@ class Sampler {
     double total = 0;
     for (size_t start = 0; start < x_.size(); start += kBlock) {
       F block = {};
+      if (peaks_[start / kBlock] < last.value) {
+        std::fill_n(&weights_[start], kBlock, 0.f);
+        sums_.push_back(0.f);
+        continue;
+      }
       for (size_t i = start; i < start + kBlock; i += kLanes) {
         const F value = load<F>(&x_[i]);
         const I kept = (value > last.value) | ((value == last.value) & (count_up() + (int32_t)i <= last.id));
@@ -232,11 +250,14 @@ class Sampler {
       }
     }
     first_.clear();
-    for (size_t i = 0; i < x_.size(); i += kLanes) {
-      const F value = load<F>(&x_[i]);
-      if (!any((value >= low) & (value < high))) continue;
-      for (size_t j = i; j < i + kLanes; j++)
-        if (x_[j] >= low && x_[j] < high && weights_[j] > 0) first_.push_back({x_[j], (int32_t)j});
+    for (size_t start = 0; start < x_.size(); start += kBlock) {
+      if (peaks_[start / kBlock] < low) continue;
+      for (size_t i = start; i < start + kBlock; i += kLanes) {
+        const F value = load<F>(&x_[i]);
+        if (!any((value >= low) & (value < high))) continue;
+        for (size_t j = i; j < i + kLanes; j++)
+          if (x_[j] >= low && x_[j] < high && weights_[j] > 0) first_.push_back({x_[j], (int32_t)j});
+      }
     }
     std::sort(first_.begin(), first_.end(), before);
     Token last{high, kNobody};
@@ -253,6 +274,7 @@ class Sampler {
     double total = 0;
     I count = {};
     for (size_t start = 0; start < x_.size(); start += kBlock) {
+      if (peaks_[start / kBlock] < low) continue;
       F block = {};
       for (size_t i = start; i < start + kBlock; i += kLanes) {
         const F value = load<F>(&x_[i]);
@@ -291,8 +313,12 @@ class Sampler {
     return some;
   }
 
-  std::vector<float> x_, weights_, peaks_, sums_;
+  std::vector<float> x_, weights_, peaks_, sums_, highest_;
   std::vector<Token> first_;
+  int64_t best_ = -1;
+  bool has_row_ = false;    // x_ is the row as it came, and peaks_ and best_ are its
+  bool has_whole_ = false;  // whole_ is the weight of all its tokens at temperature 1
+  double whole_ = 0;
 };
 
 }  // namespace graft
