@@ -22,6 +22,7 @@ ENVIRONMENTS = Path(__file__).parents[3] / "build" / "clients"
 CLIENTS = {
     "openai_python": ["openai==3.57.0"],
     "litellm_sdk": ["litellm==1.108.7"],
+    "litellm_proxy": ["litellm[proxy]==1.108.7"],
     "langchain_agents": ["langchain-openai==1.7.4", "langchain"],
     "llama_index_llm": ["llama-index-llms-openai-like==0.8.1"],
     "instructor_modes": ["instructor==1.17.0"],
