@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from graft.hub.adapters.methods import Method, MethodConfig
-from graft.hub.adapters.safetensors_header import TensorEntry, read_tensor
+from graft.hub.adapters.safetensors_header import TensorEntry, read_tensor, require_finite
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank
 from graft.hub.adapters.validation import CARD, CONFIG, PROVENANCE, WEIGHTS, check_against, digest, open_weights, parse
 from graft.hub.base.fingerprint import same_weight
@@ -102,8 +102,11 @@ def _read(folder: Path, file: BufferedReader, base: BaseSpec, allow_base_mismatc
     parsed = parse(folder, file)
     check_against(parsed, base, allow_base_mismatch=allow_base_mismatch)
     data = {name: read_tensor(file, entry) for name, entry in parsed.entries.items()}
+    copies = {module: read_tensor(file, entry) for module, (_, entry) in parsed.copies.items()}
+    require_finite(file, parsed.entries, data)
+    require_finite(file, {module: entry for module, (_, entry) in parsed.copies.items()}, copies)
     tensors = {name: _tensor(parsed.entries[name], held) for name, held in data.items()}
-    frozen = {module: _tensor(entry, read_tensor(file, entry)) for module, (_, entry) in parsed.copies.items()}
+    frozen = {module: _tensor(parsed.copies[module][1], held) for module, held in copies.items()}
     identity = digest(parsed, lambda name: [data[name]])
     return Artifact(parsed.method, parsed.config, tensors, identity, parsed.provenance, frozen)
 

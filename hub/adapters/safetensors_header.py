@@ -12,7 +12,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -26,6 +26,7 @@ MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 8
 _NAME = re.compile(r"[\w.\-]+")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_FLOATING = ("F64", "F32", "F16", "BF16")
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, old and new
 LFS_POINTER = b"version "  # how the note begins that a clone without LFS has in place of a file
@@ -85,10 +86,15 @@ def read_header(file: BufferedReader) -> tuple[dict[str, TensorEntry], dict[str,
     return entries, metadata
 
 
-def require_finite(file: BufferedReader, entries: dict[str, TensorEntry]) -> None:
-    """Raise ArtifactError naming the first tensor that holds a NaN or an infinity."""
+def require_finite(
+    file: BufferedReader, entries: Mapping[str, TensorEntry], held: Mapping[str, bytearray] | None = None
+) -> None:
+    """Raise ArtifactError naming the first tensor that holds a NaN or an infinity. `held`: the bytes, where they are in memory."""
     for name, entry in entries.items():
-        if entry.dtype in ("F64", "F32", "F16", "BF16") and not all(map(_finite, _values(file, entry))):
+        if entry.dtype not in _FLOATING:
+            continue
+        data = pieces(file, entry) if held is None else [held[name]]
+        if not all(_finite(_numbers(entry, piece)) for piece in data):
             raise ArtifactError(
                 f"{_name(file)}: tensor {name} holds NaN or infinite values, so the adapter would answer "
                 f"nonsense. Its training diverged or the file is damaged; train it again."
@@ -120,9 +126,13 @@ def read_tensor(file: BufferedReader, entry: TensorEntry) -> bytearray:
 
 
 def _values(file: BufferedReader, entry: TensorEntry) -> Iterator[np.ndarray]:
-    """A floating-point tensor's values in pieces; of bf16, which numpy doesn't have, the bits."""
-    kind = _NUMPY.get(entry.dtype, "<u2")
-    return (np.frombuffer(piece, kind) for piece in pieces(file, entry))
+    """A floating-point tensor's values in pieces."""
+    return (_numbers(entry, piece) for piece in pieces(file, entry))
+
+
+def _numbers(entry: TensorEntry, data: bytes | bytearray) -> np.ndarray:
+    """Of bf16, which numpy doesn't have, the bits."""
+    return np.frombuffer(data, _NUMPY.get(entry.dtype, "<u2"))
 
 
 def _finite(values: np.ndarray) -> bool:

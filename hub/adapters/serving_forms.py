@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -77,7 +78,7 @@ F = TypeVar("F", bound="DataclassInstance")  # any one of them
 
 def form_bytes(form: Form) -> int:
     """Bytes of a form's tensors."""
-    return sum(value.nbytes for value in _tensors(form).values())
+    return sum(value.nbytes for value in tensors_of(form).values())
 
 
 def detours(forms: Sequence[Form]) -> tuple[LowRank | Vector, ...]:
@@ -87,9 +88,15 @@ def detours(forms: Sequence[Form]) -> tuple[LowRank | Vector, ...]:
 
 def at(form: F, dtype: torch.dtype, device: torch.device | str, *, copy: bool = False) -> F:
     """The form with its tensors moved and cast; `copy`: into memory of their own even where nothing changes."""
-    return replace(form, **{name: value.to(device, dtype, copy=copy) for name, value in _tensors(form).items()})
+    return replace(form, **{name: value.to(device, dtype, copy=copy) for name, value in tensors_of(form).items()})
 
 
-def _tensors(form: DataclassInstance) -> dict[str, Tensor]:
-    values = {field.name: getattr(form, field.name) for field in fields(form)}
+def tensors_of(form: DataclassInstance) -> dict[str, Tensor]:
+    """By the names of the form's fields."""
+    values = {name: getattr(form, name) for name in _names(type(form))}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+@cache
+def _names(kind: type["DataclassInstance"]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))

@@ -68,7 +68,7 @@ class Parsed:
 
 
 def parse(folder: Path, file: BufferedReader) -> Parsed:
-    """Read an artifact's folder strictly. `file` is its weights file, opened.
+    """Read an artifact's folder strictly, all but whether its numbers are finite. `file` is its weights file, opened.
 
     Raises ArtifactError or UnsupportedMethodError.
     """
@@ -84,9 +84,9 @@ def parse(folder: Path, file: BufferedReader) -> Parsed:
             f"was saved while its parameters were spread over processes (DeepSpeed's ZeRO-3, FSDP). Save it again with "
             f"them gathered, such as by stage3_gather_16bit_weights_on_model_save."
         )
-    require_finite(file, header)
-    copies = {module: (name, header[name]) for name in header if (module := method.base_copy(name))}
-    file_names = {method.canonical_name(raw, name): name for name in header if not method.base_copy(name)}
+    bases = {name: method.base_copy(name) for name in header}
+    copies = {module: (name, header[name]) for name, module in bases.items() if module}
+    file_names = {method.canonical_name(raw, name): name for name, module in bases.items() if not module}
     if len(file_names) + len(copies) != len(header):
         raise ArtifactError(f"{weights.name} holds two tensors that mean the same parameter.")
     entries = {canonical: header[name] for canonical, name in file_names.items()}
@@ -138,6 +138,7 @@ def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
     _require_one_file_of_weights(folder)
     with open_weights(folder) as file:
         parsed = parse(folder, file)
+        require_finite(file, dict(_file_entries(parsed)))
         identity = digest(parsed, lambda name: pieces(file, parsed.entries[name]))
     if spec is not None:
         check_against(parsed, spec)

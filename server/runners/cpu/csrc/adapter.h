@@ -124,14 +124,17 @@ S* pack_A(const S* A, const PackedSize<S>& size, S* to) {
   return to;
 }
 
-// B [rank, out] as LowRank holds it; ranks and columns are filled up with zeros. Returns the end.
+// B [rank, out] as LowRank holds it; ranks and columns are filled up with zeros. `down`, `across`: from one element to the next of
+// a column, of a row. As it is saved, and so as it comes, a column's elements lie side by side. Returns the end.
 template <class S>
-S* pack_B(const S* B, const PackedSize<S>& size, S* to) {
+S* pack_B(const S* B, int64_t down, int64_t across, const PackedSize<S>& size, S* to) {
   for (int64_t first = 0; first < size.columns; first += kColumns)
     for (int64_t lane = 0; lane < size.lanes; lane++)
-      for (int64_t column = first; column < std::min(first + kColumns, size.columns); column++)
-        for (int64_t r = lane * size.per; r < (lane + 1) * size.per; r++)
-          *to++ = r < size.rank && column < size.out ? B[r * size.out + column] : S{};
+      for (int64_t column = first; column < std::min(first + kColumns, size.columns); column++) {
+        const S* from = B + lane * size.per * down + column * across;
+        const int64_t count = column < size.out ? std::min(size.per, size.rank - lane * size.per) : 0;
+        for (int64_t r = 0; r < size.per; r++) *to++ = r < count ? from[r * down] : S{};
+      }
   return to;
 }
 
@@ -148,7 +151,7 @@ class Adapter {
     }
     std::stable_sort(low_ranks.begin(), low_ranks.end(), [](const auto& x, const auto& y) { return x.tap < y.tap; });
     for (GivenLowRank& given : low_ranks) {
-      given.A = given.A.contiguous(), given.B = given.B.contiguous();
+      given.A = given.A.contiguous();
       add(given);
     }
     place(low_ranks);
@@ -177,7 +180,7 @@ class Adapter {
 
   void add(const GivenLowRank& given) {
     require<S>(given.A, "A", {-1, -1});
-    require<S>(given.B, "B", {given.A.size(0), -1});
+    require_like<S>(given.B, "B", {given.A.size(0), -1});
     TORCH_CHECK_VALUE(given.A.numel() && given.B.numel() && !given.reads.empty(), "a LowRank without rank, width or tap to read");
     const PackedSize<S> size(given);
     Detour<S>& detour = at(given.tap);
@@ -217,7 +220,7 @@ class Adapter {
       form.A = (const int32_t*)next;
       next = pack_A((const S*)given.A.data_ptr(), PackedSize<S>(given), next);
       form.B = (const int32_t*)next;
-      next = pack_B((const S*)given.B.data_ptr(), PackedSize<S>(given), next);
+      next = pack_B((const S*)given.B.data_ptr(), given.B.stride(0), given.B.stride(1), PackedSize<S>(given), next);
     }
   }
 

@@ -14,11 +14,16 @@ constexpr at::ScalarType kDtype = sizeof(S) == 4 ? at::kFloat : at::kBFloat16;
 
 // `shape`: -1 for any size.
 template <class S>
-void require(const at::Tensor& given, const char* name, at::IntArrayRef shape) {
+void require_like(const at::Tensor& given, const char* name, at::IntArrayRef shape) {
   bool fits = given.device().is_cpu() && given.scalar_type() == kDtype<S> && given.dim() == (int64_t)shape.size();
   for (size_t d = 0; fits && d < shape.size(); d++) fits = shape[d] < 0 || given.size(d) == shape[d];
   TORCH_CHECK_VALUE(fits, name, " must be ", kDtype<S>, " of shape ", shape, " on the CPU (-1: any size), not ",
                     given.scalar_type(), " of shape ", given.sizes(), " on ", given.device());
+}
+
+template <class S>
+void require(const at::Tensor& given, const char* name, at::IntArrayRef shape) {
+  require_like<S>(given, name, shape);
   TORCH_CHECK_VALUE(given.is_contiguous(), name, " must be contiguous, not with strides ", given.strides());
 }
 
