@@ -4,6 +4,8 @@ Knows nothing of torch, HTTP or the terminal: `status` and `code` are what an HT
 and a command prints the message and exits 1.
 """
 
+from collections.abc import Callable
+
 
 class GraftError(Exception):
     """Something the caller can mend. The message is written for that person."""
@@ -11,6 +13,17 @@ class GraftError(Exception):
     status = 400
     code = "bad_request"
     param: str | None = None  # the field of a request's body that is meant
+
+    def __reduce__(self) -> "tuple[Callable[..., GraftError], tuple[object, ...]]":
+        """As it is, whatever its constructor takes: errors are told from one process of a server to another."""
+        return _rebuild, (type(self), self.args, vars(self))
+
+
+def _rebuild(kind: type[GraftError], args: tuple[object, ...], attributes: dict[str, object]) -> GraftError:
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(attributes)
+    return error
 
 
 class NotFoundError(GraftError):

@@ -2,6 +2,9 @@
 
 import logging
 import socket
+import threading
+from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 
 from graft.hub.adapters.validation import CONFIG
-from graft.hub.errors import GraftError
 from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize
@@ -17,18 +19,13 @@ from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.wsgi import LOOPBACK
 from graft.server.chat.tool_formats import FORMATS
 from graft.server.commands.ending import Ending
+from graft.server.commands.http_server import LOG_FORMAT, bind, http_server, port_of
 
 if TYPE_CHECKING:
-    from wsgiref.types import WSGIApplication
-
-    from waitress.server import BaseWSGIServer, MultiSocketServer
-
     from graft.hub.base.model import Base
     from graft.hub.registry.interface import AnyRegistry
     from graft.server.http.clients import Network
 
-SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
-CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
 DEFAULT_REGISTRY = Path("registry.db")
 
 
@@ -67,6 +64,13 @@ class _Network(click.ParamType):
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as measured here]")
 @click.option("--runner", type=click.Choice(["auto", "fast", "eager"]), default="auto", show_default=True)
 @click.option("--max-requests", default=256, show_default=True, type=click.IntRange(1, 4096), help="Answered at once.")
+@click.option(
+    "--http-processes",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 64),
+    help="Processes beside the engine's for HTTP, JSON and text; 0: all in one.",
+)
 @click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
 @click.option("--max-batch-rows", type=click.IntRange(1), help="Rows in a step.")
 @click.option("--max-model-len", type=click.IntRange(1), help="Tokens of one sequence, virtual ones included.")
@@ -112,6 +116,7 @@ def serve(
     dtype: str | None,
     runner: str,
     max_requests: int,
+    http_processes: int,
     max_running: int,
     max_batch_rows: int | None,
     max_model_len: int | None,
@@ -129,7 +134,7 @@ def serve(
     if registry_path is not None and hub_url is not None:
         raise click.UsageError("Give --registry or --hub, not both.")
     shelf = _shelf(registry_path, hub_url)
-    _require_port(host, port)
+    sockets = bind(host, port)  # before the base is loaded for nothing
 
     _say(f"loading {base_name} ...")  # torch takes its seconds, too
 
@@ -139,9 +144,12 @@ def serve(
     from graft.server.engine.client import EngineClient
     from graft.server.engine.engine import Engine
     from graft.server.engine.options import Options, require_budgets
+    from graft.server.front_ends.frames import Start
+    from graft.server.front_ends.supervisor import FrontEnds
     from graft.server.http.app import create_app
+    from graft.server.http.clients import AnswerPlaces
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     for client in ("httpx", "httpx2"):  # our own requests to a hub
         logging.getLogger(client).setLevel(logging.WARNING)
     options = Options(
@@ -163,16 +171,23 @@ def serve(
         with Engine(base, local, shelf, options) as engine:
             ending.watch(engine)
             name = base.spec.id or Path(base_name).name
-            app = create_app(
-                EngineClient(engine),
+            served, places = EngineClient(engine), AnswerPlaces(max_requests)
+            make_app = partial(
+                create_app,
                 base_name=name,
-                max_at_once=max_requests,
                 cors_origins=cors_origins,
                 trusted_proxies=trusted_proxies,
                 adapter_root=adapter_root,
                 tool_format=tool_format,
             )
-            _answer(http_server(app, host, port, max_requests), base, name, host)
+            if http_processes:
+                start = Start(served.base, make_app, max_requests)
+                with FrontEnds(http_processes, sockets, served, places, start):
+                    _say_ready(sockets, base, name, host)
+                    threading.Event().wait()  # for a signal
+            server = http_server(make_app(served, places), sockets, max_requests)
+            _say_ready(sockets, base, name, host)
+            server.run()
     except KeyboardInterrupt:
         pass
     if ending.engine is not None and ending.engine.failure is not None:
@@ -184,49 +199,15 @@ def _say(text: str) -> None:
     click.echo(visible_text(f"graft serve: {text}"), err=True)
 
 
-def http_server(
-    app: "WSGIApplication", host: str, port: int, max_requests: int
-) -> "BaseWSGIServer | MultiSocketServer":
-    """A listening server; its `run` answers. Raises GraftError where the port can't be had."""
-    import waitress
-
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # each request of a burst would be a warning
-    threads = max_requests + SPARE_THREADS
-    try:
-        return waitress.create_server(
-            app,
-            host=host,
-            port=port,
-            threads=threads,
-            connection_limit=threads * CONNECTIONS_PER_THREAD,
-            backlog=1024,
-            asyncore_use_poll=True,  # select() ends at 1024 connections
-            channel_request_lookahead=1,  # reads on while a request is answered, which is how a hang-up is noticed
-            clear_untrusted_proxy_headers=False,  # whom X-Forwarded-For is believed is decided in clients.py
-            ident=None,
-        )
-    except OSError as error:
-        raise _port_error(host, port, error) from None
-
-
-def port_of(server: "BaseWSGIServer | MultiSocketServer") -> int:
-    """A name may stand for several addresses, and each has a socket then."""
-    from waitress.server import MultiSocketServer
-
-    return server.effective_listen[0][1] if isinstance(server, MultiSocketServer) else server.effective_port
-
-
-def _answer(server: "BaseWSGIServer | MultiSocketServer", base: "Base", name: str, host: str) -> None:
-    """Say so, and answer until a signal comes."""
+def _say_ready(sockets: Sequence[socket.socket], base: "Base", name: str, host: str) -> None:
     shown = f"[{host}]" if ":" in host else host
     if host not in LOOPBACK:
         click.echo("graft serve: whoever reaches this address may use it; put a proxy with a login in front.", err=True)
     click.echo(
-        f"graft serve: ready at http://{shown}:{port_of(server)}/v1  "
+        f"graft serve: ready at http://{shown}:{port_of(sockets)}/v1  "
         f"({name}, {str(base.dtype).removeprefix('torch.')} on {base.device})",
         err=True,
     )
-    server.run()
 
 
 def _parse_folder(given: str) -> tuple[str, Path]:
@@ -238,21 +219,6 @@ def _parse_folder(given: str) -> tuple[str, Path]:
     if not (Path(folder) / CONFIG).is_file():
         raise click.UsageError(f"--adapter {name}: {folder} is no adapter's folder, for it holds no {CONFIG}.")
     return name, Path(folder)
-
-
-def _require_port(host: str, port: int) -> None:
-    """Raises GraftError for a port that is taken, before the base is loaded for nothing."""
-    try:
-        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(address[0]) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server's own will have it
-            trial.bind(address[4])
-    except OSError as error:
-        raise _port_error(host, port, error) from None
-
-
-def _port_error(host: str, port: int, error: OSError) -> GraftError:
-    return GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.")
 
 
 def _shelf(registry_path: Path | None, hub_url: str | None) -> "AnyRegistry | None":

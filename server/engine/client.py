@@ -14,7 +14,7 @@ from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import GraftError
 from graft.server.engine.inventory import AdapterEntry, Inventory, Placed
 from graft.server.engine.questions import EngineStats, Stats
-from graft.server.engine.request import Request, Result, Sink, Stream
+from graft.server.engine.request import Outlet, Request, Result, Sink, Stream
 from graft.server.errors import ClosedError, StuckError
 from graft.server.served_version import Served
 
@@ -59,8 +59,8 @@ class EngineClient:
 
     # Requests
 
-    def submit(self, request: Request, sink: Sink | None = None) -> Stream:
-        """Queue a request. `sink`: a queue for the events of several streams (request.Stream).
+    def submit(self, request: Request, sink: Sink | Outlet | None = None) -> Stream:
+        """Queue a request. `sink`: where the events of several streams go (request.Stream).
 
         Raises RequestError where the request can't be served as it stands.
         """
@@ -73,6 +73,10 @@ class EngineClient:
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """Serve requests together and wait for all. Raises the first one's error, the others cancelled."""
         return self._engine.generate(requests)
+
+    def after_steps(self, carry: Callable[[], None]) -> Callable[[], None]:
+        """Have `carry` called whenever events have been put and no more are at hand. It may not wait. Returns what ends it."""
+        return self._engine.after_steps(carry)
 
     # Adapters
 

@@ -44,7 +44,7 @@ from graft.server.engine.messages import (
     Wake,
 )
 from graft.server.engine.options import Options, sizes
-from graft.server.engine.request import Request, Result, Sink, Stream
+from graft.server.engine.request import Outlet, Request, Result, Sink, Stream, generate
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import StepPlan
 from graft.server.engine.steps import Stepper
@@ -116,14 +116,15 @@ class Engine:
         self._closing = False
         self.failure: EndedError | None = None  # what ended the engine, beside `close`
         self.ended = threading.Event()  # everybody has been told
-        self._stepper = Stepper(self.runner, self.scheduler, self.ledger, self.masks, self._inbox)
+        self._carriers: tuple[Callable[[], None], ...] = ()
+        self._stepper = Stepper(self.runner, self.scheduler, self.ledger, self.masks, self._inbox, self._carry)
         self._thread = threading.Thread(target=self._live, name="graft-engine", daemon=True)
         self._thread.start()
 
     # For callers, on any thread
 
-    def submit(self, request: Request, sink: Sink | None = None) -> Stream:
-        """Queue a request. `sink`: a queue for the events of several streams (request.Stream).
+    def submit(self, request: Request, sink: Sink | Outlet | None = None) -> Stream:
+        """Queue a request. `sink`: where the events of several streams go (request.Stream).
 
         Raises RequestError where the request can't be served as it stands, ClosedError after `close`, EndedError after
         a failure that ended the engine.
@@ -174,15 +175,7 @@ class Engine:
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """Serve requests together and wait for all. Raises the first one's error, the others cancelled."""
-        streams: list[Stream] = []
-        try:
-            for request in requests:
-                streams.append(self.submit(request))
-            return [stream.result() for stream in streams]
-        except BaseException:
-            for stream in streams:
-                stream.cancel()
-            raise
+        return generate(requests, self.submit)
 
     def ask(self, question: Ask[Value]) -> Value:
         """Have a question answered on the engine's thread, between steps, and wait for it.
@@ -191,6 +184,23 @@ class Engine:
         """
         self._inbox.put(question)
         return question.answer.result()
+
+    def after_steps(self, carry: Callable[[], None]) -> Callable[[], None]:
+        """Have `carry` called whenever events have been put and no more are at hand: at each step's end, mostly. On the engine's
+        thread, so it may not wait. Returns what ends it. For outlets that carry the events of many streams at once."""
+        self._carriers += (carry,)
+
+        def end() -> None:
+            self._carriers = tuple(one for one in self._carriers if one is not carry)
+
+        return end
+
+    def _carry(self) -> None:
+        for carry in self._carriers:
+            try:
+                carry()
+            except Exception:
+                log.exception("events could not be carried")
 
     @property
     def steps(self) -> int:
@@ -308,6 +318,7 @@ class Engine:
             self.failure = reason
         self._inbox.end(self, reason, self._at_hand)
         self.ledger.fail_all(reason)
+        self._carry()
         self.ended.set()
 
     def _turn(self) -> None:
@@ -317,6 +328,7 @@ class Engine:
             self._handle(message)
         self.residency.attend()
         plan = self._plan()
+        self._carry()
         if plan.chunks:
             began = time.monotonic()
             self._stepper.run(plan, self._undisturbed)
@@ -327,6 +339,7 @@ class Engine:
         elif busy:  # an adapter is on its way in
             for message in self._inbox.take(wait=True, timeout=0.05):
                 self._handle(message)
+        self._carry()
         self.ledger.compare()
 
     def _undisturbed(self) -> bool:

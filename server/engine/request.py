@@ -4,10 +4,11 @@ Knows nothing of HTTP. A `Stream` is the only thing that two threads share: the 
 caller takes them out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from queue import SimpleQueue
+from typing import Protocol
 
 from graft.hub.errors import GraftError
 from graft.server.sampling.params import HiddenSum, Sampling, Token
@@ -103,6 +104,13 @@ Event = Started | PromptScored | Embedded | Token | Finished
 Sink = SimpleQueue[tuple["Stream", Event | GraftError]]  # of one stream or several
 
 
+class Outlet(Protocol):
+    """Where events go that nobody waits for at a queue."""
+
+    def put(self, item: tuple["Stream", Event | GraftError], /) -> None:
+        """On the engine's thread. May not wait, and does not raise."""
+
+
 @dataclass(eq=False)
 class Stream:
     """The events of one request, in order, until Finished; iterating raises GraftError where the request failed.
@@ -112,14 +120,16 @@ class Stream:
 
     request: Request
     cancel: Callable[[], None]
-    sink: Sink = field(default_factory=SimpleQueue)
+    sink: Sink | Outlet = field(default_factory=SimpleQueue)
 
     def put(self, event: Event | GraftError) -> None:
         self.sink.put((self, event))
 
     def __iter__(self) -> Iterator[Event]:
+        sink = self.sink
+        assert isinstance(sink, SimpleQueue)  # what goes to an outlet is not waited for
         while True:
-            _, event = self.sink.get()
+            _, event = sink.get()
             if isinstance(event, GraftError):
                 raise event
             yield event
@@ -145,3 +155,16 @@ class Stream:
                 case Finished():
                     return Result(tuple(tokens), event.reason, served, tuple(prompt), event.cached_tokens, embedding)
         raise AssertionError("a stream ends with Finished")
+
+
+def generate(requests: Sequence[Request], submit: Callable[[Request], Stream]) -> list[Result]:
+    """Serve requests together and wait for all. Raises the first one's error, the others cancelled."""
+    streams: list[Stream] = []
+    try:
+        for request in requests:
+            streams.append(submit(request))
+        return [stream.result() for stream in streams]
+    except BaseException:
+        for stream in streams:
+            stream.cancel()
+        raise

@@ -88,10 +88,19 @@ class StepUnderWay:
 class Stepper:
     """Carries steps out, on the engine's thread."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, ledger: Ledger, masks: MaskThread, inbox: Inbox):
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        ledger: Ledger,
+        masks: MaskThread,
+        inbox: Inbox,
+        carry: Callable[[], None],
+    ):
+        """`carry`: called when all has been handed out that a step brings."""
         self.count = 0  # of steps begun
         self._runner, self._scheduler, self._ledger = runner, scheduler, ledger
-        self._masks, self._inbox = masks, inbox
+        self._masks, self._inbox, self._carry = masks, inbox, carry
 
     def run(self, plan: StepPlan, undisturbed: Callable[[], bool]) -> None:
         """Carry out a step, and those that follow from it for as long as there is nothing else to do."""
@@ -134,6 +143,7 @@ class Stepper:
             self._deliver(step.asked, step.result())
         except Exception as error:
             self._fail(step.plan, error)
+        self._carry()
 
     def _fail(self, plan: StepPlan, error: BaseException | None) -> None:
         self._scheduler.withdraw(plan)

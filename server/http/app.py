@@ -24,7 +24,7 @@ from graft.server.engine.inventory import AdapterEntry, NotLoadedError, Placed
 from graft.server.http import cors
 from graft.server.http.adapters import describe
 from graft.server.http.answer import Answer
-from graft.server.http.clients import Network
+from graft.server.http.clients import AnswerPlaces, Network, Places
 from graft.server.http.completions import AskedCompletions, read_chat, read_completion
 from graft.server.http.dialects import embeddings, messages, responses, vllm
 from graft.server.http.dialects.answering import answer
@@ -95,6 +95,7 @@ AnyAdapterBody = TypeVar("AnyAdapterBody", bound=AdapterBody)
 
 def create_app(
     engine: EngineClient,
+    places: Places | None = None,
     *,
     base_name: str | None = None,
     max_at_once: int = MAX_AT_ONCE,
@@ -103,8 +104,8 @@ def create_app(
     tool_format: str | None = None,
     adapter_root: Path | None = None,
 ) -> Flask:
-    """`base_name`: what the bare base is called in `model` (default: its recorded id). `max_at_once`: completions under
-    way; more are told to come again, so that threads remain for everything else. `cors_origins`: whose pages may call.
+    """`base_name`: what the bare base is called in `model` (default: its recorded id). `places`: for answers under way; more
+    are told to come again, so that threads remain for everything else (default: `max_at_once` of this application's own). `cors_origins`: whose pages may call.
     `trusted_proxies`: who is believed about whom a request comes from. `tool_format`: how calls of tools are written
     (chat/tool_formats.py), whatever the chat template says. `adapter_root`: clients may have folders below it loaded."""
     app = Flask(__name__, static_folder=None)
@@ -113,7 +114,12 @@ def create_app(
     app.json.sort_keys = False
     app.url_map.strict_slashes = False
     app.extensions[EXTENSION] = Service(
-        engine, base_name or engine.base.spec.id or "base", max_at_once, trusted_proxies, tool_format, adapter_root
+        engine,
+        base_name or engine.base.spec.id or "base",
+        places or AnswerPlaces(max_at_once),
+        trusted_proxies,
+        tool_format,
+        adapter_root,
     )
     app.register_blueprint(blueprint)
     for dialect in (responses, messages, embeddings, vllm):

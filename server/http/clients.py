@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Protocol
 
 Network = IPv4Network | IPv6Network
 
@@ -33,6 +34,16 @@ def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
     return any(parsed in network for network in trusted)
 
 
+class Places(Protocol):
+    """The places for answers, which all processes of a server share."""
+
+    def enter(self, client: str) -> bool:
+        """Take a place, to be left with `leave`; False where there is none."""
+        ...
+
+    def leave(self, client: str) -> None: ...
+
+
 class AnswerPlaces:
     """Answers under way: `most` in all; a client that has none may have one beyond. Safe for many threads."""
 
@@ -42,7 +53,6 @@ class AnswerPlaces:
         self._lock = threading.Lock()
 
     def enter(self, client: str) -> bool:
-        """Take a place, to be left with `leave`; False where there is none."""
         with self._lock:
             most = self._most + (0 if client in self._taken else GUESTS)
             if self._taken.total() >= most:

@@ -13,7 +13,7 @@ from graft.server.chat.detokenizer import Names
 from graft.server.chat.speech import Speech, Speeches
 from graft.server.engine.client import EngineClient
 from graft.server.errors import BusyError
-from graft.server.http.clients import AnswerPlaces, Network, client_of
+from graft.server.http.clients import Network, Places, client_of
 from graft.server.http.schemas import OpenBody, parse
 from graft.server.served_version import Served
 
@@ -42,7 +42,7 @@ class Service:
         self,
         engine: EngineClient,
         base_name: str,
-        max_at_once: int,
+        places: Places,
         trusted_proxies: Sequence[Network],
         tool_format: str | None,
         adapter_root: Path | None,
@@ -54,7 +54,7 @@ class Service:
         self.tokenizer = engine.base.tokenizer
         self.names = Names(self.tokenizer)
         self.speeches = Speeches(engine, base_name, tool_format)
-        self.places = AnswerPlaces(max_at_once)
+        self.places = places
         self.trusted_proxies = trusted_proxies
         self.adapter_root = adapter_root
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.hub.base.model import Base
-from graft.server.commands.serve import http_server, port_of
+from graft.server.commands.http_server import bind, http_server, port_of
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.messages import Ask
@@ -116,11 +116,12 @@ def serving(
         app = create_app(
             EngineClient(engine), max_at_once=max_requests, trusted_proxies=trusted_proxies, adapter_root=adapter_root
         )
-        server = http_server(app, "127.0.0.1", 0, max_requests)
+        sockets = bind("127.0.0.1", 0)
+        server = http_server(app, sockets, max_requests)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         try:
-            port = port_of(server)
+            port = port_of(sockets)
             yield Live(f"http://127.0.0.1:{port}", port, engine)
         finally:
             server.close()

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -53,9 +53,38 @@ def url_of(started) -> str:
     raise AssertionError("it ended without being ready")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_and_ends_on_a_signal_with_a_stream_under_way(place, number):
-    with process(place, "--port", "0", "--adapter", "mine=lora", "--kv-bytes", "2M") as started:
+def children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        mine = [int(word) for word in file.read().split()]
+    threads = [name for name in os.listdir(f"/proc/{pid}/task") if name != str(pid)]
+    for thread in threads:
+        with suppress(FileNotFoundError), open(f"/proc/{pid}/task/{thread}/children") as file:
+            mine += [int(word) for word in file.read().split()]
+    return mine
+
+
+def has_ended(pid: int) -> bool:
+    """A zombie has: nobody here waits for it."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_for_end(pids, seconds):
+    until = time.monotonic() + seconds
+    while not all(map(has_ended, pids)):
+        assert time.monotonic() < until, "a process has been left"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGTERM, "0"), (signal.SIGINT, "0"), (signal.SIGTERM, "2"), (signal.SIGINT, "1")]
+)
+def test_it_serves_and_ends_on_a_signal_with_a_stream_under_way(place, number, processes):
+    options = ["--port", "0", "--adapter", "mine=lora", "--kv-bytes", "2M", "--http-processes", processes]
+    with process(place, *options) as started:
         url = url_of(started)
         listed = json.load(urllib.request.urlopen(f"{url}/v1/models", timeout=30))
         assert [model["id"] for model in listed["data"]] == ["base", "mine"]
@@ -64,12 +93,34 @@ def test_it_serves_and_ends_on_a_signal_with_a_stream_under_way(place, number):
         request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=30) as stream:
             stream.readline()
+            others = children(started.pid)
+            assert len(others) == int(processes)
             started.send_signal(number)
             rest = stream.read()
         assert b'"code": "closed"' in rest or rest.endswith(b"data: [DONE]\n\n")
         assert started.wait(20) == 0
         left = started.stderr.read()
         assert "ended" in left and "Traceback" not in left
+        wait_for_end(others, 2)
+
+
+def test_with_the_engines_process_its_front_ends_end_and_every_client_is_told(place):
+    """kill -9: nothing in that process can tell anybody."""
+    with process(place, "--port", "0", "--http-processes", "2") as started:
+        url = url_of(started)
+        body = {"model": "base", "prompt": "a", "max_tokens": 250, "ignore_eos": True, "stream": True, "n": 8}
+        asked = urllib.request.Request(
+            f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        others = children(started.pid)
+        with urllib.request.urlopen(asked, timeout=30) as stream:
+            stream.readline()
+            started.kill()
+            began = time.monotonic()
+            rest = stream.read()
+        assert b'"code": "engine_ended"' in rest and time.monotonic() - began < 1
+        assert len(others) == 2
+        wait_for_end(others, 5)
 
 
 @pytest.mark.slow
@@ -191,8 +242,10 @@ main()
 """
 
 
-def test_an_engine_that_ends_by_a_failure_ends_the_server_after_its_streams_have_been_told(place):
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_an_engine_that_ends_by_a_failure_ends_the_server_after_its_streams_have_been_told(place, processes):
     words = ["serve", "--base", "base", "--device", "cpu", "--dtype", "float32", "--runner", "eager", "--port", "0"]
+    words += ["--http-processes", processes]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, "-c", BREAKING, *words], cwd=place, env=env, stderr=subprocess.PIPE, text=True

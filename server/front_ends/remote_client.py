@@ -1,0 +1,237 @@
+"""The engine as a front end has it: in another process, reached over a socket. Torch-free.
+
+One thread reads what comes in and hands it to who waits for it. When the engine's process has gone, or says that it ends,
+everybody who waits gets an error at once, and so does whoever asks later.
+"""
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from io import BufferedReader
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
+
+from graft.hub.chat.words import AdapterWords
+from graft.hub.errors import GraftError
+from graft.server.engine.client import EngineClient, EngineStats
+from graft.server.engine.inventory import AdapterEntry, Placed
+from graft.server.engine.request import Outlet, Request, Result, Sink, Stream, generate
+from graft.server.errors import ClosedError, EndedError
+from graft.server.front_ends.frames import (
+    Answered,
+    Call,
+    Cancel,
+    Close,
+    Coded,
+    Message,
+    Ready,
+    Start,
+    Submit,
+    decode_event,
+    is_last,
+    message_frame,
+    read_frames,
+)
+from graft.server.served_version import Served
+
+log = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+
+class RemoteClient(EngineClient):
+    """Safe for many threads. `run` reads, on a thread of its own. `reason`: why the engine can't be reached any more."""
+
+    def __init__(self, sock: socket.socket, file: BufferedReader, start: Start):
+        """`file`: reads from `sock`, after `start`, the first message."""
+        self.base = start.base
+        self.reason: GraftError | None = None
+        self.ended = threading.Event()  # everybody has been told
+        self._socket = sock
+        self._file = file
+        self._sending = threading.Lock()
+        self._numbers = count()
+        self._streams: dict[int, Stream] = {}
+        self._calls: dict[int, Callable[[object], None]] = {}
+        self._carriers: tuple[Callable[[], None], ...] = ()
+
+    # Requests
+
+    def submit(self, request: Request, sink: Sink | Outlet | None = None) -> Stream:
+        """What can't be served is told by the stream; raises ClosedError or EndedError alone."""
+        number = next(self._numbers)
+
+        def cancel() -> None:
+            if number in self._streams:
+                self._tell(Cancel(number))
+
+        stream = self._streams[number] = Stream(request, cancel, sink or SimpleQueue())
+        try:
+            self._send(Submit(number, request))
+        except GraftError:
+            self._streams.pop(number, None)
+            raise
+        return stream
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        return generate(requests, self.submit)
+
+    def after_steps(self, carry: Callable[[], None]) -> Callable[[], None]:
+        self._carriers += (carry,)
+
+        def end() -> None:
+            self._carriers = tuple(one for one in self._carriers if one is not carry)
+
+        return end
+
+    # Adapters
+
+    def ask_words(self, name: str, client: str, done: Callable[[AdapterWords | GraftError], None]) -> None:
+        def answered(value: object) -> None:
+            assert isinstance(value, AdapterWords | GraftError)
+            done(value)
+
+        self._call("ask_words", answered, name, client)
+
+    def models(self) -> list[AdapterEntry]:
+        return self._ask(list, "models")
+
+    def model(self, name: str) -> AdapterEntry:
+        return self._ask(AdapterEntry, "model", name)
+
+    def adapters(self) -> dict[str, Placed]:
+        return self._ask(dict, "adapters")
+
+    def served(self, name: str) -> Served:
+        return self._ask(Served, "served", name)
+
+    def load(self, name: str) -> Served:
+        return self._ask(Served, "load", name)
+
+    def unload(self, name: str) -> Served:
+        return self._ask(Served, "unload", name)
+
+    def pin(self, name: str, pinned: bool) -> Served:
+        return self._ask(Served, "pin", name, pinned)
+
+    def attach(self, name: str, target: Path | str, *, replace: bool = False) -> Served:
+        return self._ask(Served, "attach", name, target, replace=replace)
+
+    def detach(self, name: str) -> bool:
+        return self._ask(bool, "detach", name)
+
+    # The engine itself
+
+    def stats(self) -> EngineStats:
+        return self._ask(EngineStats, "stats")
+
+    def health(self) -> GraftError | None:
+        try:
+            self._ask(type(None), "health")
+        except GraftError as reason:
+            return reason
+        return None
+
+    def metrics(self) -> bytes:
+        return self._ask(bytes, "metrics")
+
+    def count_answer(self, route: str, status: int) -> None:
+        self._tell(Call(None, "count_answer", (route, status)))
+
+    # Places for answers (http/clients.py: Places)
+
+    def enter(self, client: str) -> bool:
+        return self._ask(bool, "enter", client)
+
+    def leave(self, client: str) -> None:
+        self._tell(Call(None, "leave", (client,)))
+
+    # The connection
+
+    def ready(self) -> None:
+        """The front end answers."""
+        self._send(Ready())
+
+    def run(self) -> None:
+        """Read until the engine's process has gone, or says that it ends."""
+        reason: GraftError = EndedError("The engine's process has ended: restart the server. Its log says more.")
+        try:
+            for frame in read_frames(self._file):
+                match frame:
+                    case Answered():
+                        self._calls.pop(frame.call)(frame.value)  # there is one answer to each
+                    case Close():
+                        reason = ClosedError("The server is shutting down.")
+                        return
+                    case list():
+                        self._deliver(frame)
+                    case _:
+                        raise AssertionError(f"an engine's process sends no {type(frame).__name__}")
+        except BaseException:
+            log.exception("reading from the engine's process failed")
+        finally:
+            self._end(reason)
+
+    def _deliver(self, coding: Sequence[int | Coded]) -> None:
+        pairs = iter(coding)
+        for number, coded in zip(pairs, pairs, strict=True):
+            assert isinstance(number, int)  # frames.Coding
+            event = decode_event(coded)
+            stream = self._streams.pop(number, None) if is_last(event) else self._streams.get(number)
+            if stream is not None:
+                stream.put(event)
+        self._carry()
+
+    def _carry(self) -> None:
+        for carry in self._carriers:
+            carry()
+
+    def _end(self, reason: GraftError) -> None:
+        self.reason = reason
+        for number in list(self._streams):
+            if (stream := self._streams.pop(number, None)) is not None:
+                stream.put(reason)
+        for number in list(self._calls):
+            if (answered := self._calls.pop(number, None)) is not None:
+                answered(reason)
+        self._carry()
+        self.ended.set()
+
+    def _ask(self, kind: type[Value], name: str, *given: object, **named: object) -> Value:
+        """Have something done there, and wait for what comes of it."""
+        answer: Future[object] = Future()
+        self._call(name, answer.set_result, *given, **named)
+        value = answer.result()
+        if isinstance(value, GraftError):
+            raise value
+        assert isinstance(value, kind)
+        return value
+
+    def _call(self, name: str, answered: Callable[[object], None], *given: object, **named: object) -> None:
+        number = next(self._numbers)
+        self._calls[number] = answered
+        try:
+            self._send(Call(number, name, given, named))
+        except GraftError:
+            self._calls.pop(number, None)
+            raise
+
+    def _tell(self, message: Message) -> None:
+        """Send what nobody needs once the engine's process has gone."""
+        try:
+            self._send(message)
+        except GraftError:
+            return
+
+    def _send(self, message: Message) -> None:
+        if self.reason is not None:
+            raise type(self.reason)(str(self.reason))
+        frame = message_frame(message)
+        try:
+            with self._sending:
+                self._socket.sendall(frame)
+        except OSError:
+            raise EndedError("The engine's process has ended: restart the server.") from None

@@ -1,0 +1,190 @@
+"""The engine's process's side of one front end: does what its messages ask, and carries the events of its streams to it.
+
+Events go out in one frame for each step of the engine, sent by the engine's thread, which never waits for a front end. What a
+front end asks is done on threads of the session's own, as an HTTP thread of this process would. When the front end has gone its
+requests are cancelled and its places given back.
+"""
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
+
+from graft.hub.chat.words import AdapterWords
+from graft.hub.errors import GraftError
+from graft.server.engine.client import EngineClient
+from graft.server.engine.request import Event, Stream
+from graft.server.errors import BrokenError
+from graft.server.front_ends.frames import (
+    Answered,
+    Call,
+    Cancel,
+    Close,
+    Coding,
+    Ready,
+    Start,
+    Submit,
+    code_event,
+    events_frame,
+    is_last,
+    message_frame,
+    read_frames,
+)
+from graft.server.front_ends.outbox import Outbox
+from graft.server.front_ends.places import PlacesTaken
+from graft.server.http.clients import Places
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """`run` it on a thread; it ends when the front end has gone, or `close` ends it."""
+
+    def __init__(self, sock: socket.socket, engine: EngineClient, places: Places, start: Start, ready: threading.Event):
+        """`ready`: set when the front end answers."""
+        self._engine = engine
+        self._ready = ready
+        self._places = PlacesTaken(places)
+        self._socket = sock
+        self._outbox = Outbox(sock)
+        self._coding: Coding = []  # of events that are not on their way yet
+        self._streams: dict[int, Stream] = {}
+        self._carry_lock = threading.Lock()
+        self._workers = ThreadPoolExecutor(2 * start.max_requests, "graft-front-end-call")  # as many as may ask at once
+        self._calls: dict[str, Callable[..., object]] = {
+            "models": engine.models,
+            "model": engine.model,
+            "adapters": engine.adapters,
+            "served": engine.served,
+            "load": engine.load,
+            "unload": engine.unload,
+            "pin": engine.pin,
+            "attach": engine.attach,
+            "detach": engine.detach,
+            "stats": engine.stats,
+            "health": engine.health,
+            "metrics": engine.metrics,
+            "count_answer": engine.count_answer,
+            "enter": self._places.enter,
+            "leave": self._places.leave,
+        }
+        self._outbox.send(message_frame(start))
+
+    def run(self) -> None:
+        """Until the front end has gone."""
+        stop_carrying = self._engine.after_steps(self._carry)
+        try:
+            with self._socket.makefile("rb") as file:
+                self._read(file)
+        finally:
+            self._outbox.close()
+            stop_carrying()
+            for stream in list(self._streams.values()):
+                stream.cancel()
+            self._workers.shutdown(wait=False, cancel_futures=True)
+            self._places.leave_all()
+            self._socket.close()
+
+    def close(self) -> None:
+        """Tell the front end to end, which it does when it has said its last words."""
+        self._outbox.send(message_frame(Close()))
+
+    def hang_up(self) -> None:
+        """End the session as if the front end had gone."""
+        self._outbox.close()
+
+    def _read(self, file: BufferedReader) -> None:
+        for message in read_frames(file):
+            match message:
+                case Submit():
+                    self._submit(message)
+                case Cancel():
+                    if (stream := self._streams.get(message.stream)) is not None:
+                        stream.cancel()
+                case Call(name="ask_words"):
+                    self._workers.submit(self._ask_words, message)
+                case Call():
+                    self._workers.submit(self._do, message)
+                case Ready():
+                    self._ready.set()
+                case _:
+                    raise AssertionError(f"a front end sends no {type(message).__name__}")
+
+    def _submit(self, asked: Submit) -> None:
+        """What can't be served is told by the stream's events, like all that goes wrong later."""
+        outlet = _StreamOutlet(asked.stream, self._coding, self._streams)
+        try:
+            stream = self._engine.submit(asked.request, outlet)
+        except Exception as error:
+            outlet.fail(_told(error, "A request could not be queued"))
+            self._carry()
+            return
+        self._streams[asked.stream] = stream
+        if outlet.ended:  # before it was entered
+            self._streams.pop(asked.stream, None)
+
+    def _carry(self) -> None:
+        """Send what events there are: the engine calls it when there are no more at hand."""
+        if not self._coding:
+            return
+        with self._carry_lock:
+            count = len(self._coding)
+            coding = self._coding[:count]
+            del self._coding[:count]  # in place: outlets on other threads add to this very list
+            self._outbox.send(events_frame(coding))
+
+    def _do(self, asked: Call) -> None:
+        value: object
+        try:
+            value = self._calls[asked.name](*asked.given, **asked.named)
+        except Exception as error:
+            value = _told(error, f"{asked.name} failed")
+        self._answer(asked, value)
+
+    def _ask_words(self, asked: Call) -> None:
+        name, client = asked.given
+        assert isinstance(name, str) and isinstance(client, str)  # RemoteClient.ask_words
+
+        def done(answer: AdapterWords | GraftError) -> None:
+            self._answer(asked, answer)
+
+        try:
+            self._engine.ask_words(name, client, done)
+        except Exception as error:
+            self._answer(asked, _told(error, "Asking for an adapter failed"))
+
+    def _answer(self, asked: Call, value: object) -> None:
+        if asked.call is not None:
+            self._outbox.send(message_frame(Answered(asked.call, value)))
+
+
+class _StreamOutlet:
+    """Codes one stream's events among those of all others of its front end."""
+
+    __slots__ = ("_coding", "_number", "_streams", "ended")
+
+    def __init__(self, number: int, coding: Coding, streams: dict[int, Stream]):
+        self._number = number
+        self._coding = coding
+        self._streams = streams
+        self.ended = False
+
+    def put(self, item: tuple[Stream, Event | GraftError], /) -> None:
+        event = item[1]
+        self._coding.extend((self._number, code_event(event)))  # at once: two threads never part a pair
+        if is_last(event):
+            self.ended = True
+            self._streams.pop(self._number, None)
+
+    def fail(self, error: GraftError) -> None:
+        self._coding.extend((self._number, code_event(error)))
+
+
+def _told(error: Exception, what: str) -> GraftError:
+    """As the front end is told of it."""
+    if isinstance(error, GraftError):
+        return error
+    log.exception("%s", what)
+    return BrokenError(f"{what}: {type(error).__name__}: {error}")

@@ -1,0 +1,127 @@
+"""The front ends of a server: processes that speak HTTP, started, watched and started again by the engine's process.
+
+Each is a Python of its own that never imports torch. It inherits the listening sockets, and one end of a socket pair by which it
+reaches the engine: where that breaks, either side knows that the other has gone, however it went.
+"""
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from graft.hub.errors import GraftError
+from graft.server.engine.client import EngineClient
+from graft.server.front_ends.frames import Start
+from graft.server.front_ends.session import Session
+from graft.server.http.clients import Places
+
+log = logging.getLogger(__name__)
+MODULE = "graft.server.commands.front_end"
+END_S = 6.0  # for last words; then it is killed
+SOON_S = 10.0  # one that lives shorter is started again after a while
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+
+
+class FrontEnds:
+    """Entered when all answer, left when all have ended. `processes`: those that run now."""
+
+    def __init__(
+        self, number: int, listening: Sequence[socket.socket], engine: EngineClient, places: Places, start: Start
+    ):
+        self._listening = listening
+        self._engine = engine
+        self._places = places
+        self._start = start
+        self._closing = threading.Event()
+        self._failed = threading.Event()  # one ended before it was ready, at the first try
+        self._ready = [threading.Event() for _ in range(number)]
+        self._sessions: dict[int, Session] = {}
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()  # of starting one, and of closing
+        self._keepers = [
+            threading.Thread(target=self._keep, args=(place,), name=f"graft-front-end-{place}", daemon=True)
+            for place in range(number)
+        ]
+
+    def __enter__(self) -> "FrontEnds":
+        """Raises GraftError where one does not come up."""
+        for keeper in self._keepers:
+            keeper.start()
+        for ready in self._ready:
+            while not ready.wait(0.05):
+                if self._failed.is_set():
+                    self.close()
+                    raise GraftError("A process for HTTP ended before it was ready. What it said is above.")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End them all, when they have said their last words. Idempotent."""
+        with self._lock:
+            self._closing.set()
+            for session in self._sessions.values():
+                session.close()
+        until = time.monotonic() + END_S
+        for process in list(self.processes.values()):
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for keeper in self._keepers:
+            if keeper.ident is not None:
+                keeper.join(END_S)
+
+    def _keep(self, place: int) -> None:
+        """Have one front end run, until the server ends."""
+        pause_s = FIRST_PAUSE_S
+        while not self._closing.is_set():
+            began = time.monotonic()
+            session = self._begin(place)
+            if session is None:
+                return
+            code = self._attend(place, session)
+            if self._closing.is_set():
+                return
+            if not self._ready[place].is_set():
+                self._failed.set()
+                return
+            if time.monotonic() - began > SOON_S:
+                pause_s = FIRST_PAUSE_S
+            log.error("a process for HTTP has ended (%s); its requests are cancelled, another is started", code)
+            self._closing.wait(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _begin(self, place: int) -> Session | None:
+        """Start a process; None where the server ends."""
+        ours, theirs = socket.socketpair()
+        passed = [one.fileno() for one in (theirs, *self._listening)]
+        with self._lock, theirs:
+            if self._closing.is_set():
+                ours.close()
+                return None
+            self.processes[place] = subprocess.Popen(
+                [sys.executable, "-m", MODULE, *map(str, passed)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=passed,
+                start_new_session=True,  # a Ctrl-C is the engine's process's
+            )
+            session = self._sessions[place] = Session(ours, self._engine, self._places, self._start, self._ready[place])
+        return session
+
+    def _attend(self, place: int, session: Session) -> int:
+        """Serve a front end until it has gone; its exit code."""
+        try:
+            session.run()
+        except Exception:
+            log.exception("serving a process for HTTP failed")
+        process = self.processes[place]
+        try:
+            return process.wait(END_S)  # it has hung up, and may be saying its last words
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()

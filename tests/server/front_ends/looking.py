@@ -1,0 +1,18 @@
+"""An application that can be asked about its process: what a front end of the tests is told to serve."""
+
+import os
+import sys
+
+from flask import Flask, jsonify
+
+from graft.server.http.app import create_app
+
+
+def make_looking(engine, places, **options) -> Flask:
+    app = create_app(engine, places, **options)
+
+    @app.get("/look")
+    def look():
+        return jsonify(pid=os.getpid(), modules=sorted(name for name in sys.modules if "." not in name))
+
+    return app
