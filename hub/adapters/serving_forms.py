@@ -98,5 +98,5 @@ def tensors_of(form: DataclassInstance) -> dict[str, Tensor]:
 
 
 @cache
-def _names(kind: type["DataclassInstance"]) -> tuple[str, ...]:
+def _names(kind: type[DataclassInstance]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
