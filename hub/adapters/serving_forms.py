@@ -78,7 +78,7 @@ F = TypeVar("F", bound="DataclassInstance")  # any one of them
 
 def form_bytes(form: Form) -> int:
     """Bytes of a form's tensors."""
-    return sum(value.nbytes for value in tensors_of(form).values())
+    return sum(value.nbytes for value in _tensors(form).values())
 
 
 def detours(forms: Sequence[Form]) -> tuple[LowRank | Vector, ...]:
@@ -88,10 +88,10 @@ def detours(forms: Sequence[Form]) -> tuple[LowRank | Vector, ...]:
 
 def at(form: F, dtype: torch.dtype, device: torch.device | str, *, copy: bool = False) -> F:
     """The form with its tensors moved and cast; `copy`: into memory of their own even where nothing changes."""
-    return replace(form, **{name: value.to(device, dtype, copy=copy) for name, value in tensors_of(form).items()})
+    return replace(form, **{name: value.to(device, dtype, copy=copy) for name, value in _tensors(form).items()})
 
 
-def tensors_of(form: DataclassInstance) -> dict[str, Tensor]:
+def _tensors(form: DataclassInstance) -> dict[str, Tensor]:
     """By the names of the form's fields."""
     values = {name: getattr(form, name) for name in _names(type(form))}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}

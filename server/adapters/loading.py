@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from graft.hub.adapters.artifact import Artifact, load_artifact
-from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank, at, detours, form_bytes, tensors_of
+from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank, at, detours, form_bytes
 from graft.hub.base.model import Base
 from graft.hub.chat.words import read_words
 from graft.hub.errors import ArtifactError, GraftError
@@ -185,14 +185,10 @@ class Loading:
 
 def _copy_to_host(form: Form, dtype: torch.dtype) -> Form:
     """A form in host memory of its own, its scale multiplied in while it is still float32."""
-    if not isinstance(form, LowRank):
-        return at(form, dtype, "cpu", copy=True)
-    tensors = {
-        name: value * form.scale if name in ("B", "b") else value
-        for name, value in tensors_of(form).items()
-        if name != "scale"
-    }
-    return replace(form, scale=1.0, **{name: value.to("cpu", dtype, copy=True) for name, value in tensors.items()})
+    if isinstance(form, LowRank):
+        b = None if form.b is None else form.b * form.scale
+        form = replace(form, B=form.B * form.scale, b=b, scale=1.0)
+    return at(form, dtype, "cpu", copy=True)
 
 
 def _step_back() -> None:
