@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _UNFINISHED = 3  # a character's bytes that may still be waiting for the last one
 _CONTEXT = 8  # tokens before the next one that its text may depend on: spaces, unfinished characters
@@ -28,25 +31,94 @@ class TokenDecoder(Protocol):
 
 
 class Detokenizer:
-    """`push` a token, get the text that is certain by now; `flush` gives the rest."""
+    """`push` a token, get the text that is certain by now; `flush` gives the rest.
+
+    The tokenizers library's own stream decodes them. Of tokens that it makes no text of, more than a character can need, and where it has
+    no stream for a tokenizer, the last ones are decoded anew with each.
+    """
 
     def __init__(self, tokenizer: TokenDecoder, context: Sequence[int] = (), shown: Mapping[int, str] = NONE_SHOWN):
         """`context`: the tokens before the first one; their text is not given out again. `shown`: special tokens that
         are, and as what."""
-        self._tokenizer = tokenizer
-        self._shown_tokens = shown
-        self._tokens = list(context[-_CONTEXT:])
-        text = self._text()
-        self._shown = len(text) - _count_unfinished(text)
+        self._tokenizer, self._shown = tokenizer, shown
+        self._recent = _Recent(_beginning(tokenizer, context))
+        self._waiting: list[int] = []  # tokens whose text the stream has not told
+        self._backend = None if shown else find_backend(tokenizer)
+        self._window: WindowDetokenizer | None = WindowDetokenizer(
+            tokenizer, context, shown
+        )  # None: the stream goes on
+        self._stream = self._begin_stream()
 
     def push(self, token: int) -> str:
-        self._tokens.append(token)
+        if self._window is not None:
+            return self._push_anew(token)
+        new = self._step(token)
+        self._waiting.append(token)
+        if new is None:
+            incomplete = self._backend is not None and len(self._waiting) <= _UNFINISHED
+            return "" if incomplete else self._decode_anew()
+        for each in self._waiting[:-1]:
+            self._recent.add(each, whole=False)
+        self._recent.add(token, whole=True)
+        self._waiting.clear()
+        return new
+
+    def flush(self) -> str:
+        """What still waited for more bytes, as replacement characters."""
+        window = self._window or WindowDetokenizer(self._tokenizer, self._recent.tokens, self._shown)
+        new = "".join(map(window.push, self._waiting))
+        self._waiting = []
+        return new + window.flush()
+
+    def _decode_anew(self) -> str:
+        """The text of those that the stream makes nothing of, until it is whole again."""
+        self._window = WindowDetokenizer(self._tokenizer, self._recent.tokens, self._shown)
+        waiting, self._waiting = self._waiting, []
+        return "".join(map(self.push, waiting))
+
+    def _push_anew(self, token: int) -> str:
+        assert self._window is not None
+        new = self._window.push(token)
+        self._recent.add(token, whole=self._window.whole)
+        self._stream = self._begin_stream()
+        return new
+
+    def _begin_stream(self) -> DecodeStream | None:
+        """From the last tokens on, where their text is whole and given out."""
+        if self._backend is None or (self._window is not None and not self._window.whole):
+            return None
+        self._window = None
+        return DecodeStream(self._recent.tokens, skip_special_tokens=True)
+
+    def _step(self, token: int) -> str | None:
+        """What it tells by now; None where that does not end with a whole character, or is nothing."""
+        assert self._stream is not None and self._backend is not None  # no window, so there is a stream
+        try:
+            return self._stream.step(self._backend, token)
+        except Exception:  # what was decoded before is no beginning of what is now
+            self._backend = None
+            return None
+
+
+class WindowDetokenizer:
+    """The same for any tokenizer, by decoding the last tokens anew with each."""
+
+    def __init__(self, tokenizer: TokenDecoder, context: Sequence[int] = (), shown: Mapping[int, str] = NONE_SHOWN):
+        self._tokenizer = tokenizer
+        self._shown_tokens = shown
+        self._recent = _Recent(_beginning(tokenizer, context))
+        text = self._text()
+        self._shown = len(text) - _count_unfinished(text)
+        self.whole = not text.endswith(REPLACEMENT)  # no character is waiting for more bytes
+
+    def push(self, token: int) -> str:
+        self._recent.tokens.append(token)
         text = self._text()
         waiting = _count_unfinished(text)
         new = text[self._shown : len(text) - waiting]
         self._shown += len(new)
-        if len(self._tokens) > _WINDOW:
-            del self._tokens[:-_CONTEXT]
+        self.whole = not text.endswith(REPLACEMENT)
+        if self._recent.cut(whole=self.whole):
             self._shown = max(0, len(self._text()) - waiting)
         return new
 
@@ -57,7 +129,42 @@ class Detokenizer:
         return new
 
     def _text(self) -> str:
-        return decode(self._tokenizer, self._tokens, self._shown_tokens)
+        return decode(self._tokenizer, self._recent.tokens, self._shown_tokens)
+
+
+class _Recent:
+    """The last tokens, from a place on where the text was whole: some tokenizers make of a run of bytes that begins within a
+    character nothing but replacement characters."""
+
+    def __init__(self, tokens: Sequence[int]):
+        self.tokens = list(tokens)
+        self._whole: list[int] = []  # places behind which the text was
+
+    def add(self, token: int, *, whole: bool) -> None:
+        self.tokens.append(token)
+        self.cut(whole=whole)
+
+    def cut(self, *, whole: bool) -> bool:
+        """Forget what no later token's text depends on, where there is enough of it. `whole`: the text is, by now."""
+        count = len(self.tokens)
+        if whole:
+            self._whole.append(count)
+        if count <= _WINDOW:
+            return False
+        at = max((place for place in self._whole if place <= count - _CONTEXT), default=0)
+        if not at and count > 4 * _WINDOW:  # no text, whatever it is
+            at = count - _CONTEXT
+        del self.tokens[:at]
+        self._whole = [place - at for place in self._whole if place > at]
+        return at > 0
+
+
+def _beginning(tokenizer: TokenDecoder, context: Sequence[int]) -> Sequence[int]:
+    """The last tokens of a context, from one on that begins a character."""
+    for count in range(_CONTEXT, _CONTEXT + _UNFINISHED + 1):
+        if not decode(tokenizer, context[-count:]).startswith(REPLACEMENT):
+            return context[-count:]
+    return context[-_CONTEXT:]
 
 
 class StopStrings:
@@ -141,6 +248,13 @@ class Names:
         if piece.startswith("▁") and not text.startswith(" "):  # decoding a text's first token drops its space
             text = " " + text
         return text, text.encode()
+
+
+def find_backend(tokenizer: TokenDecoder) -> Tokenizer | None:
+    """The library's own tokenizer, where there is one."""
+    from transformers import PreTrainedTokenizerFast
+
+    return tokenizer.backend_tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else None
 
 
 def certain_text(text: str) -> str:

@@ -2,15 +2,23 @@
 
 import logging
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from waitress import create_server
+from waitress.channel import ClientDisconnected, HTTPChannel
+from waitress.server import BaseWSGIServer
+from waitress.task import WSGITask
+
 from graft.hub.errors import GraftError
+from graft.server.chat.speech import Disconnected
+from graft.server.http.streaming.response import BODY
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
-    from waitress.server import BaseWSGIServer, MultiSocketServer
+    from waitress.server import MultiSocketServer
 
 LOG_FORMAT = "%(asctime)s %(name)s %(message)s"
 SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
@@ -50,12 +58,12 @@ def http_server(
     app: "WSGIApplication", sockets: Sequence[socket.socket], max_requests: int
 ) -> "BaseWSGIServer | MultiSocketServer":
     """A listening server; its `run` answers."""
-    import waitress
-
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # each request of a burst would be a warning
     threads = max_requests + SPARE_THREADS
-    return waitress.create_server(
+    channels: dict[int, object] = {}
+    server = create_server(
         app,
+        map=channels,
         sockets=list(sockets),
         threads=threads,
         connection_limit=threads * CONNECTIONS_PER_THREAD,
@@ -65,3 +73,57 @@ def http_server(
         clear_untrusted_proxy_headers=False,  # whom X-Forwarded-For is believed is decided in clients.py
         ident=None,
     )
+    for listening in channels.values():
+        if isinstance(listening, BaseWSGIServer):
+            listening.channel_class = _Channel
+    return server
+
+
+class _TaskBody:
+    """The body of the answer that a task writes, for another thread to write to (http/streaming/pump.py)."""
+
+    def __init__(self, task: WSGITask):
+        self._task = task
+
+    @property
+    def unsent(self) -> int:
+        count: int = self._task.channel.total_outbufs_len
+        return count
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._task.write(data)
+        except ClientDisconnected:
+            raise Disconnected from None
+
+
+class _Task(WSGITask):
+    def get_environment(self) -> Mapping[str, object]:
+        return {**super().get_environment(), BODY: _TaskBody(self)}
+
+
+class _Channel(HTTPChannel):
+    task_class = _Task
+
+    def write_soon(self, data: bytes) -> int:
+        """What the system takes at once goes through no buffer: of a stream that is nearly all."""
+        unsent = data
+        if isinstance(data, bytes) and self.connected:
+            with self.outbuf_lock:
+                if not self.total_outbufs_len:
+                    unsent = data[self._send(data) :]
+        if not unsent and data:
+            return len(data)
+        super().write_soon(unsent)
+        return len(data)
+
+    def _send(self, data: bytes) -> int:
+        try:
+            count: int = self.send(data, do_close=False)
+        except OSError:
+            self.will_close = True
+            self.server.pull_trigger()
+            raise ClientDisconnected from None
+        if count:
+            self.last_activity = time.time()
+        return count

@@ -187,7 +187,7 @@ class Engine:
 
     def after_steps(self, carry: Callable[[], None]) -> Callable[[], None]:
         """Have `carry` called whenever events have been put and no more are at hand: at each step's end, mostly. On the engine's
-        thread, so it may not wait. Returns what ends it. For outlets that carry the events of many streams at once."""
+        thread, which it holds up. Returns what ends it. For outlets that carry the events of many streams at once."""
         self._carriers += (carry,)
 
         def end() -> None:

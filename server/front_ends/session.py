@@ -1,7 +1,7 @@
 """The engine's process's side of one front end: does what its messages ask, and carries the events of its streams to it.
 
-Events go out in one frame for each step of the engine, sent by the engine's thread, which never waits for a front end. What a
-front end asks is done on threads of the session's own, as an HTTP thread of this process would. When the front end has gone its
+Events go out in one frame for each step of the engine, sent by the engine's thread; where a front end lags far behind, a step
+waits 20 ms for it at most. What a front end asks is done on threads of the session's own, as an HTTP thread of this process would. When the front end has gone its
 requests are cancelled and its places given back.
 """
 
@@ -17,7 +17,6 @@ from graft.hub.errors import GraftError
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Event, Stream
 from graft.server.errors import BrokenError
-from graft.server.front_ends.accounts import AccountsHeld
 from graft.server.front_ends.frames import (
     Answered,
     Call,
@@ -48,7 +47,6 @@ class Session:
         self._engine = engine
         self._ready = ready
         self._places = PlacesTaken(places)
-        self._accounts = AccountsHeld(engine.accounts)
         self._socket = sock
         self._outbox = Outbox(sock)
         self._coding: Coding = []  # of events that are not on their way yet
@@ -69,12 +67,8 @@ class Session:
             "health": engine.health,
             "metrics": engine.metrics,
             "count_answer": engine.count_answer,
-            "shelf_names": engine.shelf_names,
             "enter": self._places.enter,
             "leave": self._places.leave,
-            "enter_account": self._accounts.enter,
-            "reserve": self._accounts.reserve,
-            "leave_account": self._accounts.leave,
         }
         self._outbox.send(message_frame(start))
 
@@ -91,16 +85,11 @@ class Session:
                 stream.cancel()
             self._workers.shutdown(wait=False, cancel_futures=True)
             self._places.leave_all()
-            self._accounts.leave_all()
             self._socket.close()
 
     def close(self) -> None:
         """Tell the front end to end, which it does when it has said its last words."""
         self._outbox.send(message_frame(Close()))
-
-    def hang_up(self) -> None:
-        """End the session as if the front end had gone."""
-        self._outbox.close()
 
     def _read(self, file: BufferedReader) -> None:
         for message in read_frames(file):
@@ -141,6 +130,7 @@ class Session:
             coding = self._coding[:count]
             del self._coding[:count]  # in place: outlets on other threads add to this very list
             self._outbox.send(events_frame(coding))
+        self._outbox.let_catch_up()
 
     def _do(self, asked: Call) -> None:
         value: object
@@ -163,8 +153,13 @@ class Session:
             self._answer(asked, _told(error, "Asking for an adapter failed"))
 
     def _answer(self, asked: Call, value: object) -> None:
-        if asked.call is not None:
-            self._outbox.send(message_frame(Answered(asked.call, value)))
+        if asked.call is None:
+            return
+        try:
+            frame = message_frame(Answered(asked.call, value))
+        except Exception as error:  # what can't be sent: whoever waits for it is told so
+            frame = message_frame(Answered(asked.call, _told(error, f"{asked.name} can't be answered")))
+        self._outbox.send(frame)
 
 
 class _StreamOutlet:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 from graft.hub.errors import GraftError
 from graft.server.chat.deltas import Delta, merge
@@ -48,7 +49,6 @@ class Choice:
     ):
         self.index = index
         self.served = Served()
-        self.begun = False
         self.generated = 0
         self.cached = 0
         self.finish_reason: str | None = None
@@ -79,7 +79,7 @@ class Choice:
     def feed(self, event: Event) -> None:
         match event:
             case Started():
-                self.begun, self.served, self.cached = True, event.served, event.cached_tokens
+                self.served, self.cached = event.served, event.cached_tokens
             case PromptScored():
                 self.scored.extend(event.tokens)
                 for token in event.tokens if self._shows_prompt else ():
@@ -143,6 +143,20 @@ class Choice:
         self.finish_reason = "tool_calls" if reason == "stop" and self._parser.called else reason
 
 
+class _EventQueue:
+    """The events of an answer's streams, and who is told that there are some."""
+
+    def __init__(self) -> None:
+        queue: Sink = SimpleQueue()
+        self.get, self.empty, self._put = queue.get, queue.empty, queue.put
+        self.tell: Callable[[], None] | None = None
+
+    def put(self, item: tuple[Stream, Event | GraftError], /) -> None:
+        self._put(item)
+        if self.tell is not None:
+            self.tell()
+
+
 @dataclass
 class Answer:
     """All choices of one request under way. `gone()`: whether the client has left. Used by one thread."""
@@ -155,7 +169,7 @@ class Answer:
 
     def __post_init__(self) -> None:
         """Submits everything. Raises what the engine raises, with nothing left under way."""
-        self._sink: Sink = SimpleQueue()
+        self._sink = _EventQueue()
         tokenizer = self.engine.base.tokenizer
         assert tokenizer is not None
         try:
@@ -174,17 +188,6 @@ class Answer:
     @property
     def completion_tokens(self) -> int:
         return sum(choice.generated for choice in self.choices.values())
-
-    @property
-    def begun_prompt_tokens(self) -> int:
-        """Tokens of the prompts that the engine has begun with."""
-        begun = {choice.index // self.asked.n for choice in self.choices.values() if choice.begun}
-        return sum(len(self.asked.requests[place * self.asked.n].prompt) for place in begun)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every choice has come to its end."""
-        return all(choice.finish_reason for choice in self.choices.values())
 
     @property
     def cached_tokens(self) -> int:
@@ -216,21 +219,31 @@ class Answer:
         while not self.complete:
             yield from self._news()
 
+    @property
+    def complete(self) -> bool:
+        """Whether every choice has come to its end."""
+        return all(choice.finish_reason for choice in self.choices.values())
+
+    def tell(self, told: Callable[[], None]) -> None:
+        """Have `told` called whenever something has come for `news`, on any thread."""
+        self._sink.tell = told
+
+    def news(self) -> list[Piece]:
+        """What has come and is certain; does not wait. Raises GraftError."""
+        return self._feed([])
+
     def cancel(self) -> None:
-        """Give up what is still under way. What had been drawn of it, and nobody has looked at, is counted."""
-        given_up = {stream: choice for stream, choice in self.choices.items() if choice.finish_reason is None}
-        for stream, choice in given_up.items():
-            choice.finish_reason = "cancelled"
-            self.engine.cancel(stream)
-        while given_up and not self._sink.empty():
-            stream, event = self._sink.get()
-            if stream in given_up:
-                given_up[stream].begun |= isinstance(event, Started)
-                given_up[stream].generated += isinstance(event, Token)
+        """Give up what is still under way."""
+        for stream, choice in self.choices.items():
+            if choice.finish_reason is None:
+                choice.finish_reason = "cancelled"
+                self.engine.cancel(stream)
 
     def _news(self) -> list[Piece]:
         """Wait for an event, take all there are, and return what has become certain by them."""
-        pending = [await_event(self._sink, self.gone)]
+        return self._feed([await_event(self._sink, self.gone)])
+
+    def _feed(self, pending: list[tuple[Stream, Event | GraftError]]) -> list[Piece]:
         while not self._sink.empty():
             pending.append(self._sink.get())
         changed: dict[Choice, None] = {}
@@ -249,7 +262,14 @@ class Answer:
         return [piece for choice in changed if (piece := choice.take())]
 
 
-def await_event(sink: Sink, gone: Callable[[], bool]) -> tuple[Stream, Event | GraftError]:
+class EventSource(Protocol):
+    """Where events are waited for."""
+
+    @property
+    def get(self) -> Callable[..., tuple[Stream, Event | GraftError]]: ...
+
+
+def await_event(sink: EventSource, gone: Callable[[], bool]) -> tuple[Stream, Event | GraftError]:
     """The next event of a sink's streams. Raises Disconnected when the client has hung up."""
     while True:
         if gone():

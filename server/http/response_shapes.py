@@ -17,6 +17,7 @@ from graft.server.http.answer import Answer, Choice, Mark, Piece
 from graft.server.http.prompt_report import finite_logprob, prompt_report
 
 Json = dict[str, object]
+_encode = json.JSONEncoder(allow_nan=False).encode
 LogprobsJson = Json  # on log-probabilities, as `logprobs` has it
 
 
@@ -141,6 +142,8 @@ class Writer:
             "model": self.model,
             "system_fingerprint": self.fingerprint,
         }
+        head = _encode({"object": self.shape.chunk_object, **self._head})
+        self._event_head = f"data: {head[:-1]}, ".encode()  # of every event the same
 
     def whole(self, pieces: Iterator[Piece]) -> Json:
         """The answer once it is complete."""
@@ -160,34 +163,38 @@ class Writer:
         whole = {"object": self.shape.object, **self._head, "choices": choices, "usage": self._usage()}
         return whole | (self._prompt_logprobs(shown[0]) if self.shape.scores_prompt_once else {})
 
-    def stream(self, pieces: Iterator[Piece]) -> Iterator[bytes]:
-        """Server-sent events. A GraftError on the way becomes the last of them."""
+    def opening(self) -> Iterator[bytes]:
+        """A stream's first events."""
+        for index in range(len(self.answer.choices)):
+            for opening in self.shape.opening(index):
+                yield self._event({"choices": [opening], **self._stream_usage()})
 
-        def usage() -> Json:
-            if self.continuous_usage:
-                return {"usage": self._usage()}
-            return {"usage": None} if self.include_usage else {}  # OpenAI's: the key is there from the beginning
+    def piece(self, piece: Piece) -> Iterator[bytes]:
+        own = self.shape.delta(piece.deltas, self._report(piece.marks) if piece.marks else None)
+        yield self._event({"choices": [_choice(piece.index, own, piece.finish_reason)], **self._stream_usage()})
 
-        try:
-            for index in range(len(self.answer.choices)):
-                for opening in self.shape.opening(index):
-                    yield self._event({"choices": [opening], **usage()})
-            for piece in pieces:
-                own = self.shape.delta(piece.deltas, self._report(piece.marks) if piece.marks else None)
-                yield self._event({"choices": [_choice(piece.index, own, piece.finish_reason)], **usage()})
-            if self.include_usage:
-                yield self._event({"choices": [], "usage": self._usage()})
-            yield b"data: [DONE]\n\n"
-        except GraftError as error:
-            message = public_message(error, self.request_id)
-            yield server_sent({"error": error_body(error.status, message, error.code)})
+    def ending(self) -> Iterator[bytes]:
+        if self.include_usage:
+            yield self._event({"choices": [], "usage": self._usage()})
+        yield b"data: [DONE]\n\n"
+
+    def error(self, error: GraftError) -> bytes:
+        """The last event of a stream that fails."""
+        message = public_message(error, self.request_id)
+        return server_sent({"error": error_body(error.status, message, error.code)})
 
     def failure(self) -> bytes:
         """The last event of a stream that broke on our own account."""
         return server_sent({"error": error_body(500, broken_message(self.request_id), "internal_error")})
 
+    def _stream_usage(self) -> Json:
+        """Of each event."""
+        if self.continuous_usage:
+            return {"usage": self._usage()}
+        return {"usage": None} if self.include_usage else {}  # OpenAI's: the key is there from the beginning
+
     def _event(self, rest: Json) -> bytes:
-        return server_sent({"object": self.shape.chunk_object, **self._head, **rest})
+        return self._event_head + _encode(rest)[1:].encode() + b"\n\n"
 
     def _report(self, marks: Sequence[Mark]) -> LogprobsJson | None:
         return None if self.answer.asked.logprobs is None else self.shape.report(marks, self.names)
@@ -251,9 +258,4 @@ def _number_or_none(logprob: float | None) -> float | None:
 
 def server_sent(event: Json, name: str = "") -> bytes:
     """An event of a stream, by name where the dialect has names for them."""
-    return (
-        (f"event: {name}\n" if name else "").encode()
-        + b"data: "
-        + json.dumps(event, allow_nan=False).encode()
-        + b"\n\n"
-    )
+    return (f"event: {name}\n" if name else "").encode() + b"data: " + _encode(event).encode() + b"\n\n"

@@ -9,14 +9,13 @@ from graft.hub.errors import GraftError
 from graft.hub.evaluation.tokenization import encode_rendered
 from graft.hub.request_body import is_shallow
 from graft.server.errors import TooLongError
-from graft.server.http.access.gate import name_model
 from graft.server.http.answer import Answer, Piece
 from graft.server.http.completions import read_chat, read_conversation
 from graft.server.http.dialects.answering import answer
 from graft.server.http.dialects.messages_body import CountTokensBody, MessagesBody
 from graft.server.http.dialects.parts import Closed, Grown, Opened, Part, Parts, Step
 from graft.server.http.response_shapes import Json, broken_message, public_message, server_sent
-from graft.server.http.service import find_speech, read_body, service, taking_place
+from graft.server.http.service import find_served, find_speech, read_body, service, taking_place
 
 blueprint = Blueprint("messages", __name__)
 PATH = "/v1/messages"
@@ -34,7 +33,7 @@ TOO_LONG = "prompt is too long"  # clients shorten a conversation on these very 
 @blueprint.post(PATH)
 def create_message() -> Response:
     body = read_body(MessagesBody)
-    name_model(body.model)
+    g.served = find_served(body.model)
     chat = body.as_chat()
 
     def make_writer(under_way: Answer) -> MessageWriter:
@@ -46,10 +45,10 @@ def create_message() -> Response:
 @blueprint.post(f"{PATH}/count_tokens")
 def count_tokens() -> Response:
     body = read_body(CountTokensBody)
-    name_model(body.model)
+    g.served = find_served(body.model)
     chat = body.as_chat()
-    with taking_place() as visit:
-        speech = find_speech(body.model, "", visit.client)
+    with taking_place() as client:
+        speech = find_speech(body.model, "", client)
         prompt = read_conversation(chat, speech, body.model, chat.constraint)
         return jsonify(input_tokens=len(encode_rendered(prompt.text, service().tokenizer)))
 
@@ -81,17 +80,23 @@ class MessageWriter:
         self._parts.gather(pieces)
         return self._message([_block(part) for part in self._parts.all]) | self._end() | {"usage": self._usage()}
 
-    def stream(self, pieces: Iterator[Piece]) -> Iterator[bytes]:
-        try:
-            yield _event("message_start", message=self._message([]))
-            yield _event("ping")
-            for step in self._parts.follow(pieces):
-                yield from _block_events(step)
-            yield _event("message_delta", delta=self._end(), usage=self._usage())
-            yield _event("message_stop")
-        except GraftError as error:
-            shape = error_shape(error.status, public_message(error, self._request_id), error.code, self._request_id)
-            yield server_sent(shape, "error")
+    def opening(self) -> Iterator[bytes]:
+        yield _event("message_start", message=self._message([]))
+        yield _event("ping")
+
+    def piece(self, piece: Piece) -> Iterator[bytes]:
+        for step in self._parts.follow(piece):
+            yield from _block_events(step)
+
+    def ending(self) -> Iterator[bytes]:
+        for step in self._parts.finish():
+            yield from _block_events(step)
+        yield _event("message_delta", delta=self._end(), usage=self._usage())
+        yield _event("message_stop")
+
+    def error(self, error: GraftError) -> bytes:
+        shape = error_shape(error.status, public_message(error, self._request_id), error.code, self._request_id)
+        return server_sent(shape, "error")
 
     def failure(self) -> bytes:
         return server_sent(error_shape(500, broken_message(self._request_id), None, self._request_id), "error")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from graft.server.chat.deltas import CallArguments, CallBegin, Content, Delta, Reasoning
@@ -53,19 +54,21 @@ class Parts:
         self.all: list[Part] = []
         self.finish_reason: str | None = None
 
-    def follow(self, pieces: Iterator[Piece]) -> Iterator[Step]:
-        """What happens, while the parts are put together. An answer that says nothing has an empty text."""
-        for piece in pieces:
-            for delta in piece.deltas:
-                yield from self._take(delta)
-            self.finish_reason = piece.finish_reason or self.finish_reason
+    def follow(self, piece: Piece) -> Iterator[Step]:
+        """What happens by a piece; the parts are put together meanwhile."""
+        for delta in piece.deltas:
+            yield from self._take(delta)
+        self.finish_reason = piece.finish_reason or self.finish_reason
+
+    def finish(self) -> Iterator[Step]:
+        """The answer has ended. One that says nothing has an empty text."""
         if all(part.kind == "reasoning" for part in self.all):
             yield from self._open("text")
         yield from self._close()
 
     def gather(self, pieces: Iterator[Piece]) -> "Parts":
         """All of them, at the answer's end."""
-        for _ in self.follow(pieces):
+        for _ in chain(chain.from_iterable(map(self.follow, pieces)), self.finish()):
             pass
         return self
 

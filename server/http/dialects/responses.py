@@ -7,7 +7,6 @@ from flask import Blueprint, Response, g
 
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.tokenization import encode_completion
-from graft.server.http.access.gate import name_model
 from graft.server.http.answer import Answer, Piece
 from graft.server.http.completions import read_chat
 from graft.server.http.dialects.answering import answer
@@ -15,7 +14,7 @@ from graft.server.http.dialects.chat_bodies import fields_called
 from graft.server.http.dialects.parts import Closed, Grown, Opened, Part, Parts, Step
 from graft.server.http.dialects.responses_body import ResponsesBody
 from graft.server.http.response_shapes import Json, broken_message, public_message, server_sent
-from graft.server.http.service import read_body, service
+from graft.server.http.service import find_served, read_body, service
 
 blueprint = Blueprint("responses", __name__)
 # What chats call a field -> what it is called here.
@@ -25,7 +24,7 @@ FIELDS = {"messages": "input", "max_tokens": "max_output_tokens", "response_form
 @blueprint.post("/v1/responses")
 def create_response() -> Response:
     body = read_body(ResponsesBody)
-    name_model(body.model)
+    g.served = find_served(body.model)
 
     def make_writer(under_way: Answer) -> ResponseWriter:
         return ResponseWriter(body, under_way, g.request_id)
@@ -51,15 +50,21 @@ class ResponseWriter:
         self._parts.gather(pieces)
         return self._response(self._status)
 
-    def stream(self, pieces: Iterator[Piece]) -> Iterator[bytes]:
-        try:
-            yield self._event("response.created", response=self._response("in_progress"))
-            yield self._event("response.in_progress", response=self._response("in_progress"))
-            for step in self._parts.follow(pieces):
-                yield from self._step_events(step)
-            yield self._event(f"response.{self._status}", response=self._response(self._status))
-        except GraftError as error:
-            yield self._failed(public_message(error, self._request_id), error.code)
+    def opening(self) -> Iterator[bytes]:
+        yield self._event("response.created", response=self._response("in_progress"))
+        yield self._event("response.in_progress", response=self._response("in_progress"))
+
+    def piece(self, piece: Piece) -> Iterator[bytes]:
+        for step in self._parts.follow(piece):
+            yield from self._step_events(step)
+
+    def ending(self) -> Iterator[bytes]:
+        for step in self._parts.finish():
+            yield from self._step_events(step)
+        yield self._event(f"response.{self._status}", response=self._response(self._status))
+
+    def error(self, error: GraftError) -> bytes:
+        return self._failed(public_message(error, self._request_id), error.code)
 
     def failure(self) -> bytes:
         return self._failed(broken_message(self._request_id), "internal_error")

@@ -2,8 +2,18 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
-from graft.server.chat.detokenizer import Detokenizer, Names, SpecialTokens, StopStrings, decode
+from graft.server.chat.detokenizer import (
+    Detokenizer,
+    Names,
+    SpecialTokens,
+    StopStrings,
+    WindowDetokenizer,
+    decode,
+    find_backend,
+)
 from tests.conftest import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -26,6 +36,64 @@ def test_a_valid_text_never_shows_a_replacement_character(text, split):
     pieces = [detokenizer.push(id) for id in ids[split:]]
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
     assert text.endswith("".join(pieces))
+
+
+def fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """As SentencePiece's: spaces as a letter, bytes as tokens of their own, a text's first space dropped."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "▁a",
+        "a",
+        "é",
+        "▁é",
+        "€x",
+        "�",
+        "▁▁",
+    ]
+    tokenizer = Tokenizer(
+        models.BPE(vocab={piece: id for id, piece in enumerate(pieces)}, merges=[], byte_fallback=True)
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+FALLBACK = fallback_tokenizer()
+
+
+def in_bytes(text: str) -> list[int]:
+    return [3 + byte for byte in text.encode()]
+
+
+@given(IDS | TEXTS.map(TOKENIZER.encode), st.integers(0, 60))
+@settings(max_examples=300, deadline=None)
+def test_the_librarys_stream_gives_what_decoding_anew_gives(ids, split):
+    assert find_backend(TOKENIZER) is not None
+    detokenizer, anew = Detokenizer(TOKENIZER, ids[:split]), WindowDetokenizer(TOKENIZER, ids[:split])
+    said, expected, left = "", "", len(ids[split:])
+    for id in ids[split:]:
+        said, expected = said + detokenizer.push(id), expected + anew.push(id)
+        assert expected.startswith(said) and len(expected) - len(said) <= 3  # a character's first bytes
+    assert said + detokenizer.flush() == expected + anew.flush() or not left
+
+
+PIECES = st.integers(259, 266).map(lambda id: [id]) | TEXTS.map(in_bytes)
+
+
+@given(st.lists(PIECES, max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_runs_of_bytes_stay_characters(parts):
+    """Of a run of bytes of which the last character is not complete such a tokenizer makes replacement characters alone: two
+    emojis in a row were given out as those."""
+    ids = [id for part in parts for id in part]
+    detokenizer = Detokenizer(FALLBACK)
+    assert "".join([*map(detokenizer.push, ids), detokenizer.flush()]) == decode(FALLBACK, ids)
 
 
 @given(

@@ -80,7 +80,13 @@ def wait_for_end(pids, seconds):
 
 
 @pytest.mark.parametrize(
-    ("number", "processes"), [(signal.SIGTERM, "0"), (signal.SIGINT, "0"), (signal.SIGTERM, "2"), (signal.SIGINT, "1")]
+    ("number", "processes"),
+    [
+        (signal.SIGTERM, "0"),
+        (signal.SIGINT, "0"),
+        (signal.SIGTERM, "2"),
+        pytest.param(signal.SIGINT, "1", marks=pytest.mark.slow),
+    ],
 )
 def test_it_serves_and_ends_on_a_signal_with_a_stream_under_way(place, number, processes):
     options = ["--port", "0", "--adapter", "mine=lora", "--kv-bytes", "2M", "--http-processes", processes]

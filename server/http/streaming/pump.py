@@ -1,0 +1,210 @@
+"""The thread that writes all streams of a process: what a step brings, it turns into text and events and sends, stream by stream.
+
+A thread for each stream would be woken for each token, and all of them would ask for Python's interpreter at once: five times what
+the work itself takes (benchmarks/tables/front_ends.py). The threads that began the requests wait meanwhile; they look after
+clients that have gone.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from graft.hub.errors import GraftError
+from graft.server.chat.speech import Disconnected
+from graft.server.engine.client import EngineClient
+from graft.server.http.answer import Answer, Piece
+
+log = logging.getLogger("graft.server")
+GONE_S = 0.5  # how often clients are looked after to which nothing is written
+MOST_UNSENT_BYTES = 64 << 10  # that wait for a slow reader, before its tokens wait in their queue
+
+
+class StreamWriter(Protocol):
+    """Writes a stream's events in a dialect."""
+
+    def opening(self) -> Iterator[bytes]: ...
+
+    def piece(self, piece: Piece) -> Iterator[bytes]: ...
+
+    def ending(self) -> Iterator[bytes]: ...
+
+    def error(self, error: GraftError) -> bytes:
+        """The last event of a stream that fails."""
+        ...
+
+    def failure(self) -> bytes:
+        """The last event of a stream that broke on our own account."""
+        ...
+
+
+class Body(Protocol):
+    """A response's body, as the server offers it (commands/http_server.py)."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that have been written, and not taken by the system."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Does not wait where little is unsent. Raises Disconnected."""
+        ...
+
+
+class Pump:
+    """Of one application. Safe for many threads. Its thread runs while there are streams."""
+
+    def __init__(self, engine: EngineClient):
+        self._engine = engine
+        self._marked: deque[PumpedStream] = deque()  # those that something has come for
+        self._woken = threading.Event()
+        self._lock = threading.Lock()
+        self._streams: frozenset[PumpedStream] = frozenset()
+        self._running = False
+
+    def add(self, stream: "PumpedStream") -> None:
+        """It begins."""
+        with self._lock:
+            self._streams = self._streams | {stream}  # the pump goes through them meanwhile
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="graft-pump", daemon=True).start()
+
+    def remove(self, stream: "PumpedStream") -> None:
+        """It has ended."""
+        with self._lock:
+            self._streams = self._streams - {stream}
+        self._woken.set()
+
+    def mark(self, stream: "PumpedStream") -> None:
+        """Something has come for a stream: it is told when all that comes together is there, at the next `wake`."""
+        if not stream.marked:
+            stream.marked = True
+            self._marked.append(stream)
+
+    def wake(self) -> None:
+        if self._marked:
+            self._woken.set()
+
+    def _run(self) -> None:
+        stop = self._engine.after_steps(self.wake)
+        try:
+            looked = time.monotonic()
+            while self._goes_on():
+                self._woken.wait(GONE_S)
+                self._woken.clear()
+                while self._marked:
+                    self._marked.popleft().advance()
+                if time.monotonic() - looked >= GONE_S:
+                    looked = time.monotonic()
+                    for stream in self._streams:
+                        stream.look_after()
+        except BaseException:  # nobody else would end those that wait
+            log.exception("writing streams failed")
+            with self._lock:
+                self._running = False
+                for stream in self._streams:
+                    stream.end()
+        finally:
+            stop()
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            self._running = bool(self._streams)
+            return self._running
+
+
+class PumpedStream:
+    """One answer's stream. `run` on the thread that began it, which waits there until all is written; the rest is the pump's."""
+
+    def __init__(
+        self, pump: Pump, answer: Answer, writer: StreamWriter, first: Sequence[Piece], body: Body, request_id: str
+    ):
+        """`first`: what has been read of the answer."""
+        self.marked = False
+        self._late = False  # something has come, and the reader is slow
+        self._pump, self._answer, self._writer, self._body = pump, answer, writer, body
+        self._first: Sequence[Piece] | None = first  # None: they are written
+        self._request_id = request_id
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        self._pump.add(self)
+        try:
+            self._answer.tell(self._mark)
+            self._mark()
+            self._pump.wake()
+            self._done.wait()
+        finally:
+            self._pump.remove(self)
+
+    def end(self) -> None:
+        """Let its thread go."""
+        self._done.set()
+
+    def look_after(self) -> None:
+        """End it where its client has gone; see whether a slow reader has caught up. On the pump's thread."""
+        if self._answer.gone():
+            self._done.set()
+        elif self._late:
+            self.advance()
+
+    def advance(self) -> None:
+        """Write what has come. On the pump's thread."""
+        self.marked = False
+        self._late = self._body.unsent > MOST_UNSENT_BYTES
+        if self._done.is_set() or self._late:
+            return
+        try:
+            ended, data = self._events()
+            if data:
+                self._body.write(data)
+        except Exception as error:
+            ended = True
+            if not isinstance(error, Disconnected):
+                log.exception("request %s could not be written", self._request_id)
+        if ended:
+            self._done.set()
+
+    def _mark(self) -> None:
+        self._pump.mark(self)
+
+    def _events(self) -> tuple[bool, bytes]:
+        """Whether the stream ends, and what is to be written. The headers are out: a bug can only end it with an error event."""
+        writer, events = self._writer, list[bytes]()
+        try:
+            if self._first is not None:
+                first, self._first = self._first, None
+                events.extend(writer.opening())
+                for piece in first:
+                    events.extend(writer.piece(piece))
+            for piece in self._answer.news():
+                events.extend(writer.piece(piece))
+            if not self._answer.complete:
+                return False, b"".join(events)
+            events.extend(writer.ending())
+        except GraftError as error:
+            events.append(writer.error(error))
+        except Exception:
+            log.exception("request %s failed", self._request_id)
+            events.append(writer.failure())
+        return True, b"".join(events)
+
+
+def written_here(answer: Answer, writer: StreamWriter, first: Sequence[Piece], request_id: str) -> Iterator[bytes]:
+    """The same on the thread that asks for it, where the server offers no body to write to."""
+    try:
+        yield from writer.opening()
+        for pieces in (first, answer.pieces()):
+            for piece in pieces:
+                yield from writer.piece(piece)
+        yield from writer.ending()
+    except Disconnected:
+        return
+    except GraftError as error:
+        yield writer.error(error)
+    except Exception:
+        log.exception("request %s failed", request_id)
+        yield writer.failure()

@@ -1,0 +1,46 @@
+"""A response whose body is a stream of events: written by the pump where the server lets it, else by the thread at hand."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from flask import Response
+
+from graft.server.http.answer import Answer, Piece
+from graft.server.http.streaming.pump import Body, Pump, PumpedStream, StreamWriter, written_here
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+BODY = "graft.body"  # in a request's environment: where to write the answer's body to (pump.Body)
+
+
+class EventStream(Response):
+    """Of one answer. `first`: what has been read of it."""
+
+    def __init__(self, pump: Pump, answer: Answer, writer: StreamWriter, first: Sequence[Piece], request_id: str):
+        super().__init__(written_here(answer, writer, first, request_id), mimetype="text/event-stream")
+        self.headers["Cache-Control"] = "no-cache"
+        self.headers["X-Accel-Buffering"] = "no"
+        self._make_stream: Callable[[Body], PumpedStream] = lambda body: PumpedStream(
+            pump, answer, writer, first, body, request_id
+        )
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        body: Body | None = environ.get(BODY)
+        if body is None:
+            return super().__call__(environ, start_response)
+        _, status, headers = self.get_wsgi_response(environ)
+        start_response(status, headers)
+        return _Waiting(self._make_stream(body), self.close)
+
+
+class _Waiting:
+    """Iterated over by the server's thread: holds it until the stream has ended, and has nothing to add."""
+
+    def __init__(self, stream: PumpedStream, close: Callable[[], None]):
+        self._stream = stream
+        self.close = close
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._stream.run()
+        return iter(())
