@@ -99,6 +99,24 @@ class BusyError(GraftError):
     code = "overloaded"
 
 
+class InvalidKeyError(GraftError):
+    """No key was shown, or none that is good here."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotAllowedError(GraftError):
+    """The key is good, and not for this."""
+
+    status = 403
+    code = "permission_denied"
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
 class ClosedError(GraftError):
     """The engine has been closed."""
 

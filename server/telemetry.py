@@ -5,6 +5,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from graft.server.keys.usage_counts import UsageCounts
 from graft.server.served_version import Served
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -30,6 +31,7 @@ class Metrics:
         self._answers = Counter(
             "graft_http_answers", "HTTP answers", labelnames=("route", "status"), registry=self._registry
         )
+        self.usage = UsageCounts(self._registry)
         self._children: dict[str, tuple[Histogram, Histogram, Counter]] = {}
 
     def gauges(self, read: Mapping[str, tuple[str, Callable[[], float]]]) -> None:

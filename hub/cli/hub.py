@@ -1,6 +1,7 @@
 """`graft hub`: the registry over HTTP, and who may write to it."""
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from graft.hub.registry.access.tokens import has_users
 from graft.hub.registry.registry import Registry
 from graft.hub.terminal.options import max_weights_option, registry_option
 from graft.hub.wsgi import LOOPBACK
+
+INFERENCE_KEY = "GRAFT_INFERENCE_KEY"  # a variable: what stands on a command line, everybody on the machine can read
 
 
 @click.group()
@@ -29,7 +32,12 @@ for command in hub_users.COMMANDS:
 @click.option("--port", default=7860, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--threads", default=16, show_default=True, help="Requests answered at once.")
 @click.option("--trusted-host", "trusted_hosts", multiple=True, help="A name this hub is reached by. Repeatable.")
-@click.option("--inference", "inference_url", metavar="URL", help="A running `graft serve`, for the playground.")
+@click.option(
+    "--inference",
+    "inference_url",
+    metavar="URL",
+    help=f"A running `graft serve`, for the playground. Its key: ${INFERENCE_KEY}.",
+)
 @click.option("--behind-proxy", is_flag=True, help="Believe the X-Forwarded-* headers of one proxy in front.")
 @max_weights_option
 def serve(
@@ -59,6 +67,7 @@ def serve(
         host=host,
         trusted_hosts=trusted_hosts,
         inference_url=inference_url,
+        inference_key=os.environ.get(INFERENCE_KEY),
         behind_proxy=behind_proxy,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

@@ -30,6 +30,7 @@ SUMMARIES = {
     "task": "Tasks: a metric and an evaluation set each.",
     "eval": "Score every stored adapter of a task, and the bare base, in one run; print the leaderboard.",
     "serve": "Serve a base; the adapter is chosen per request, by `model`.",
+    "keys": "Keys of the inference server: who may call it, for which adapters, how often.",
     "bench": "Measure throughput and latency, offline or against a server.",
     "export": "Merge the adapter in DIR into a copy of its base, or write it for another library.",
     "hub": "The hub: pages, the Hugging Face protocol, users.",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from graft.hub.base.manifest import BaseSpec
+from graft.hub.registry.access.callers import Caller
 from graft.hub.registry.leaderboard import Evaluation, Standing
 from graft.hub.registry.queries import Revision
 from graft.hub.registry.refs import Move, Ref
@@ -42,6 +43,21 @@ class AnyRegistry(Protocol):
         """Whether publishing under `names` would be allowed, to be known before the work.
 
         Raises UnauthorizedError or ForbiddenError where it would not, GraftError where no hub answers.
+        """
+
+    # Others than we
+
+    def require_users(self) -> None:
+        """Raises GraftError where there are none: whoever comes is taken for the owner then, whatever they show."""
+
+    def caller(self, token: str) -> Caller:
+        """Who shows a token, as far as it is known here. Raises UnauthorizedError for one that is unknown, expired or revoked,
+        GraftError where no hub answers."""
+
+    def may_read(self, name: str, token: str, *, base: str | None = None) -> bool:
+        """Whether the bearer of a token may read an adapter, named as for `resolve`. False where there is none, too.
+
+        Raises UnauthorizedError as `caller` does, GraftError where no hub answers.
         """
 
     # Adapters

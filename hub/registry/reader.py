@@ -12,11 +12,12 @@ from pathlib import Path
 from graft.hub.adapters.model_card import TASK_PREFIX
 from graft.hub.adapters.validation import WEIGHTS, Inspection
 from graft.hub.base.manifest import BaseSpec
-from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.errors import DisabledRepoError, GraftError, NotFoundError
 from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.registry import base_models, queries, refs, tasks
 from graft.hub.registry import leaderboard as scores
 from graft.hub.registry import search as catalog
+from graft.hub.registry.access import tokens
 from graft.hub.registry.access.callers import OWNER, Caller
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import PULLED
@@ -77,6 +78,29 @@ class RegistryReader:
         """Close this thread's connection; the next use opens another."""
         self._downloads.close()
         self._connections.close()
+
+    # Others than the owner
+
+    def require_users(self) -> None:
+        if not tokens.has_users(self.db):
+            raise GraftError(
+                f"The registry {self.path} has no users yet, so nobody has a token: `graft hub init --registry {self.path} "
+                "--user NAME` makes the first."
+            )
+
+    def caller(self, token: str) -> Caller:
+        return tokens.caller_of(self.db, token)
+
+    def may_read(self, name: str, token: str, *, base: str | None = None) -> bool:
+        caller = self.caller(token)
+        try:
+            if name.startswith(TASK_PREFIX):
+                self.resolve(name, base=base, caller=caller)
+            else:
+                self.repo(name.partition("@")[0], caller)
+        except (NotFoundError, DisabledRepoError):
+            return False
+        return True
 
     # Bases
 

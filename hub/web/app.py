@@ -33,6 +33,7 @@ def create_app(
     host: str = "127.0.0.1",
     trusted_hosts: tuple[str, ...] = (),
     inference_url: str | None = None,
+    inference_key: str | None = None,
     behind_proxy: bool = False,
 ) -> Flask:
     """`host` is what the hub listens on: on loopback, a registry without users is everybody's own (single-user mode).
@@ -56,7 +57,7 @@ def create_app(
     keys.secret(registry.db, "lfs")  # made now: the sockets' thread, which asks for it, must not wait for a writer
     app.json = _InOrder(app)
     app.session_interface = _Cookies()
-    app.extensions[EXTENSION] = Hub(registry, single_user=single_user, inference_url=inference_url)
+    app.extensions[EXTENSION] = Hub(registry, single_user, inference_url, inference_key)
     app.wsgi_app = KeepQuotedSlashes(ProxyFix(app.wsgi_app) if behind_proxy else app.wsgi_app)  # type: ignore[method-assign]
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False

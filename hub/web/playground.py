@@ -138,7 +138,10 @@ def _open(wanted: dict[str, object]) -> HTTPResponse:
     if url is None:
         raise ForbiddenError("This hub knows no inference server: start it with `graft hub serve --inference URL`.")
     data = json.dumps(wanted).encode()
-    asked = urllib.request.Request(f"{url}/v1/completions", data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    if key := hub().inference_key:
+        headers["Authorization"] = f"Bearer {key}"
+    asked = urllib.request.Request(f"{url}/v1/completions", data, headers)
     try:
         return urllib.request.urlopen(asked, timeout=INFERENCE_TIMEOUT_S)
     except urllib.error.HTTPError as error:

@@ -25,7 +25,8 @@ SESSION = "session"  # the key of the cookie under which a session's name stands
 
 @dataclass(frozen=True)
 class Hub:
-    """`single_user`: whoever reaches a hub without users is its owner. `inference_url`: the `graft serve` for the playground.
+    """`single_user`: whoever reaches a hub without users is its owner. `inference_url`: the `graft serve` for the playground,
+    `inference_key` the hub's key there, where it takes keys.
 
     `answers` of it that may come at once: each keeps a thread for as long as it lasts.
     """
@@ -33,6 +34,7 @@ class Hub:
     registry: Registry
     single_user: bool
     inference_url: str | None
+    inference_key: str | None = field(default=None, repr=False)
     in_flight: InFlight = field(default_factory=InFlight)
     answers: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MAX_ANSWERS))
 

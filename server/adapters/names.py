@@ -85,6 +85,11 @@ class AdapterNames:
         target = self._target(name)
         return isinstance(target, Path) or not self._is_far or self._standing(target) is not None
 
+    def shelf_name(self, name: str) -> str | None:
+        """What the shelf is asked for where this name is used; None where it is not asked."""
+        target = self._target(name)
+        return target if isinstance(target, str) and self.shelf is not None and _may_be_shelved(target) else None
+
     def is_far(self, location: Location) -> bool:
         """Whether `fetch` takes a network."""
         return location.folder is None and self._is_far
@@ -225,7 +230,7 @@ class AdapterNames:
                 self._answers = {key: old for key, old in self._answers.items() if old.until > now - REMEMBERED_S}
 
     def _ask_shelf(self, name: str) -> Location | GraftError:
-        if self.shelf is None or not ("/" in name or name.startswith(TASK_PREFIX)):
+        if self.shelf is None or not _may_be_shelved(name):
             named = self.names
             shown = ", ".join(named[:_MOST_SHOWN]) + (" ..." if len(named) > _MOST_SHOWN else "")
             places = f"Served here are {shown or 'no adapters'} besides the base"
@@ -236,6 +241,10 @@ class AdapterNames:
         except NotFoundError as error:
             return error
         return Location(revision.repo, revision.id, revision=revision.id, digest=revision.digest)
+
+
+def _may_be_shelved(name: str) -> bool:
+    return "/" in name or name.startswith(TASK_PREFIX)
 
 
 def _holds_adapter(folder: Path) -> bool:

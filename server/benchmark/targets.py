@@ -81,9 +81,11 @@ def _address(url: str) -> tuple[str, int | None]:
 class UrlTarget:
     """A server with OpenAI's completions API that takes token ids and `ignore_eos` (graft's, vLLM's)."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, key: str | None = None):
+        """`key`: of a server that takes keys."""
         """Raises GraftError where nobody answers, and for what is no URL."""
         self._host, self._port = _address(url)
+        self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._url = urlsplit(url)
         listed = json.loads(self._answer("GET", "/v1/models", None).read())["data"]
         self._base_model = next(model["id"] for model in listed if not model.get("parent"))
@@ -139,7 +141,7 @@ class UrlTarget:
         connection = kind(self._host, self._port, timeout=_TIMEOUT_S)
         payload = None if body is None else json.dumps(body)
         try:
-            connection.request(method, self._url.path.rstrip("/") + path, payload, {"Content-Type": "application/json"})
+            connection.request(method, self._url.path.rstrip("/") + path, payload, self._headers)
             response = connection.getresponse()
         except OSError as error:
             raise GraftError(f"Nobody answers at {self._base_url} ({error}): is the server running?") from None

@@ -5,6 +5,7 @@ Torch and the base are imported when the command runs, so that `--help` is quick
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from graft.server.benchmark.workload import Workload
     from graft.server.engine.client import EngineClient
+
+KEY = "GRAFT_API_KEY"  # a variable: what stands on a command line, everybody on the machine can read
 
 
 @click.command()
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
 @click.option("--device", help="cpu, cuda (default: cuda where there is one).")
 @click.option("--runner", default="auto", show_default=True, help="auto, fast or eager.")
 @click.option("--adapter-device-bytes", type=int, help="Device memory of all adapters.")
-@click.option("--url", help="A running server instead of an engine in this process.")
+@click.option("--url", help=f"A running server instead of an engine in this process. Its key: ${KEY}.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def bench(
     folder: str,
@@ -182,7 +185,7 @@ def bench_url(plan: BenchPlan, work: Workload, url: str) -> dict[str, object]:
     from graft.server.benchmark.targets import UrlTarget
     from graft.server.benchmark.workload import measure
 
-    target = UrlTarget(url)
+    target = UrlTarget(url, os.environ.get(KEY))
     began = time.perf_counter()
     for name in plan.adapters:
         target.load(name)

@@ -16,10 +16,12 @@ from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize
 from graft.hub.terminal.strangers_words import visible_text
-from graft.hub.wsgi import LOOPBACK
+from graft.hub.wsgi import is_loopback
 from graft.server.chat.tool_formats import FORMATS
+from graft.server.commands.admission import Admission
 from graft.server.commands.ending import Ending
 from graft.server.commands.http_server import LOG_FORMAT, bind, http_server, port_of
+from graft.server.keys.usage import UsageFile
 
 if TYPE_CHECKING:
     from graft.hub.base.model import Base
@@ -92,6 +94,17 @@ class _Network(click.ParamType):
     help="Whose X-Forwarded-For says who asks: clients are served in turn. Repeatable.",
 )
 @click.option(
+    "--keys", metavar="FILE|hub", help="Who may call: a file of `graft keys`, or whoever has a token of the hub."
+)
+@click.option("--open", "is_open", is_flag=True, help="Whoever reaches the address may call, and load and unload.")
+@click.option("--open-metrics", is_flag=True, help="/metrics takes no key.")
+@click.option(
+    "--usage",
+    "usage_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What each request has used, by key and adapter, is added to this file: a line of JSON each.",
+)
+@click.option(
     "--tool-format",
     type=click.Choice(sorted(FORMATS)),
     help="How the models write calls of tools.  [default: as the chat template says]",
@@ -125,6 +138,10 @@ def serve(
     adapter_device_bytes: int | None,
     cors_origins: tuple[str, ...],
     trusted_proxies: tuple["Network", ...],
+    keys: str | None,
+    is_open: bool,
+    open_metrics: bool,
+    usage_path: Path | None,
     tool_format: str | None,
     step_timeout: int,
     allow_base_mismatch: bool,
@@ -133,7 +150,12 @@ def serve(
     local = dict(_parse_folder(given) for given in adapters)
     if registry_path is not None and hub_url is not None:
         raise click.UsageError("Give --registry or --hub, not both.")
+    if registry_path is None and hub_url is None and DEFAULT_REGISTRY.is_file():
+        registry_path = DEFAULT_REGISTRY
     shelf = _shelf(registry_path, hub_url)
+    admission = Admission(keys, registry_path, hub_url, open_metrics)
+    admission.require_sound(shelf, host, is_open=is_open)
+    usage = UsageFile(usage_path) if usage_path is not None else None
     sockets = bind(host, port)  # before the base is loaded for nothing
 
     _say(f"loading {base_name} ...")  # torch takes its seconds, too
@@ -171,7 +193,7 @@ def serve(
         with Engine(base, local, shelf, options) as engine:
             ending.watch(engine)
             name = base.spec.id or Path(base_name).name
-            served, places = EngineClient(engine), AnswerPlaces(max_requests)
+            served, places = EngineClient(engine, usage), AnswerPlaces(max_requests)
             make_app = partial(
                 create_app,
                 base_name=name,
@@ -179,14 +201,15 @@ def serve(
                 trusted_proxies=trusted_proxies,
                 adapter_root=adapter_root,
                 tool_format=tool_format,
+                open_access=partial(admission.access, base.spec.fingerprint),
             )
             if http_processes:
                 start = Start(served.base, make_app, max_requests)
                 with FrontEnds(http_processes, sockets, served, places, start):
-                    _say_ready(sockets, base, name, host)
+                    _say_ready(sockets, base, name, host, with_keys=keys is not None)
                     threading.Event().wait()  # for a signal
             server = http_server(make_app(served, places), sockets, max_requests)
-            _say_ready(sockets, base, name, host)
+            _say_ready(sockets, base, name, host, with_keys=keys is not None)
             server.run()
     except KeyboardInterrupt:
         pass
@@ -199,10 +222,10 @@ def _say(text: str) -> None:
     click.echo(visible_text(f"graft serve: {text}"), err=True)
 
 
-def _say_ready(sockets: Sequence[socket.socket], base: "Base", name: str, host: str) -> None:
+def _say_ready(sockets: Sequence[socket.socket], base: "Base", name: str, host: str, *, with_keys: bool) -> None:
+    if not with_keys and not is_loopback(host):
+        _say("open: whoever reaches this address may use it, and load and unload adapters.")
     shown = f"[{host}]" if ":" in host else host
-    if host not in LOOPBACK:
-        click.echo("graft serve: whoever reaches this address may use it; put a proxy with a login in front.", err=True)
     click.echo(
         f"graft serve: ready at http://{shown}:{port_of(sockets)}/v1  "
         f"({name}, {str(base.dtype).removeprefix('torch.')} on {base.device})",
@@ -223,7 +246,7 @@ def _parse_folder(given: str) -> tuple[str, Path]:
 
 def _shelf(registry_path: Path | None, hub_url: str | None) -> "AnyRegistry | None":
     """Raises NotFoundError for a registry that was asked for and isn't there."""
-    if registry_path is None and hub_url is None and not DEFAULT_REGISTRY.is_file():
+    if registry_path is None and hub_url is None:
         return None
     from graft.hub.terminal.options import open_registry
 

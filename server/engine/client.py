@@ -16,6 +16,8 @@ from graft.server.engine.inventory import AdapterEntry, Inventory, Placed
 from graft.server.engine.questions import EngineStats, Stats
 from graft.server.engine.request import Outlet, Request, Result, Sink, Stream
 from graft.server.errors import ClosedError, StuckError
+from graft.server.keys.accounts import Accounts, AnyAccounts
+from graft.server.keys.usage import UsageFile
 from graft.server.served_version import Served
 
 if TYPE_CHECKING:
@@ -46,8 +48,10 @@ class ServedBase:
 class EngineClient:
     """Safe for many threads. After the engine's end everything that asks its thread raises ClosedError or EndedError."""
 
-    def __init__(self, engine: "Engine"):
+    def __init__(self, engine: "Engine", usage: UsageFile | None = None):
+        """`usage`: where what requests have used is written down."""
         self._engine = engine
+        self.accounts: AnyAccounts = Accounts(engine.metrics.usage.add, usage)
         self._inventory = Inventory(engine)
         self.base = ServedBase(
             engine.base.spec,
@@ -100,6 +104,11 @@ class EngineClient:
     def served(self, name: str) -> Served:
         """What a request for an adapter runs on, as far as that can be told without a network."""
         return self._inventory.served(name)
+
+    def shelf_names(self, names: Sequence[str]) -> dict[str, str]:
+        """Those of names whose adapters come from the registry or hub, and what they are called there. The others are the
+        server's own folders, and what no registry is asked about."""
+        return self._inventory.shelf_names(names)
 
     def load(self, name: str) -> Served:
         """Bring an adapter to the device and prove it. Raises the GraftError that a request for it would get."""

@@ -3,7 +3,7 @@
 Reads names and host memory, which are safe for many threads; asks the engine's thread for the rest.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +110,11 @@ class Inventory:
             loaded = self._engine.loader.find(location)
             return Served(name, loaded.digest if loaded else location.digest, location.revision)
         return Served()
+
+    def shelf_names(self, names: Sequence[str]) -> dict[str, str]:
+        """What names are called on the shelf, of those that are looked up there."""
+        called = {name: self._engine.library.shelf_name(name) for name in names}
+        return {name: shelved for name, shelved in called.items() if shelved is not None}
 
     def ask_words(self, name: str, client: str, done: Callable[[AdapterWords | GraftError], None]) -> None:
         """Bring an adapter to host memory, and call `done` with its words, or with why it can't be had: now, or from a

@@ -36,6 +36,10 @@ from graft.server.front_ends.frames import (
     message_frame,
     read_frames,
 )
+from graft.server.keys.accounts import AnyAccounts
+from graft.server.keys.holders import UNLIMITED, Limits
+from graft.server.keys.standing import Standing
+from graft.server.keys.usage import Usage
 from graft.server.served_version import Served
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ class RemoteClient(EngineClient):
     def __init__(self, sock: socket.socket, file: BufferedReader, start: Start):
         """`file`: reads from `sock`, after `start`, the first message."""
         self.base = start.base
+        self.accounts: AnyAccounts = _RemoteAccounts(self)
         self.reason: GraftError | None = None
         self.ended = threading.Event()  # everybody has been told
         self._socket = sock
@@ -108,6 +113,9 @@ class RemoteClient(EngineClient):
     def served(self, name: str) -> Served:
         return self._ask(Served, "served", name)
 
+    def shelf_names(self, names: Sequence[str]) -> dict[str, str]:
+        return self._ask(dict, "shelf_names", names)
+
     def load(self, name: str) -> Served:
         return self._ask(Served, "load", name)
 
@@ -148,6 +156,17 @@ class RemoteClient(EngineClient):
 
     def leave(self, client: str) -> None:
         self._tell(Call(None, "leave", (client,)))
+
+    # Accounts of keys (_RemoteAccounts)
+
+    def enter_account(self, who: str, limits: Limits) -> Standing:
+        return self._ask(Standing, "enter_account", who, limits)
+
+    def reserve(self, who: str, limits: Limits, tokens: int) -> Standing:
+        return self._ask(Standing, "reserve", who, limits, tokens)
+
+    def leave_account(self, who: str, limits: Limits, reserved: int, used: Usage | None) -> None:
+        self._tell(Call(None, "leave_account", (who, limits, reserved, used)))
 
     # The connection
 
@@ -235,3 +254,20 @@ class RemoteClient(EngineClient):
                 self._socket.sendall(frame)
         except OSError:
             raise EndedError("The engine's process has ended: restart the server.") from None
+
+
+class _RemoteAccounts:
+    """AnyAccounts, where the engine is. Of who has no limits nothing is asked."""
+
+    def __init__(self, client: RemoteClient):
+        self._client = client
+
+    def enter(self, who: str, limits: Limits) -> Standing:
+        return Standing() if limits == UNLIMITED else self._client.enter_account(who, limits)
+
+    def reserve(self, who: str, limits: Limits, tokens: int) -> Standing:
+        return Standing() if limits == UNLIMITED else self._client.reserve(who, limits, tokens)
+
+    def leave(self, who: str, limits: Limits, reserved: int, used: Usage | None) -> None:
+        if limits != UNLIMITED or used is not None:
+            self._client.leave_account(who, limits, reserved, used)

@@ -17,6 +17,7 @@ from graft.hub.errors import GraftError
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Event, Stream
 from graft.server.errors import BrokenError
+from graft.server.front_ends.accounts import AccountsHeld
 from graft.server.front_ends.frames import (
     Answered,
     Call,
@@ -47,6 +48,7 @@ class Session:
         self._engine = engine
         self._ready = ready
         self._places = PlacesTaken(places)
+        self._accounts = AccountsHeld(engine.accounts)
         self._socket = sock
         self._outbox = Outbox(sock)
         self._coding: Coding = []  # of events that are not on their way yet
@@ -67,8 +69,12 @@ class Session:
             "health": engine.health,
             "metrics": engine.metrics,
             "count_answer": engine.count_answer,
+            "shelf_names": engine.shelf_names,
             "enter": self._places.enter,
             "leave": self._places.leave,
+            "enter_account": self._accounts.enter,
+            "reserve": self._accounts.reserve,
+            "leave_account": self._accounts.leave,
         }
         self._outbox.send(message_frame(start))
 
@@ -85,6 +91,7 @@ class Session:
                 stream.cancel()
             self._workers.shutdown(wait=False, cancel_futures=True)
             self._places.leave_all()
+            self._accounts.leave_all()
             self._socket.close()
 
     def close(self) -> None:

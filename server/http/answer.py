@@ -49,6 +49,7 @@ class Choice:
     ):
         self.index = index
         self.served = Served()
+        self.begun = False
         self.generated = 0
         self.cached = 0
         self.finish_reason: str | None = None
@@ -79,7 +80,7 @@ class Choice:
     def feed(self, event: Event) -> None:
         match event:
             case Started():
-                self.served, self.cached = event.served, event.cached_tokens
+                self.begun, self.served, self.cached = True, event.served, event.cached_tokens
             case PromptScored():
                 self.scored.extend(event.tokens)
                 for token in event.tokens if self._shows_prompt else ():
@@ -190,6 +191,17 @@ class Answer:
         return sum(choice.generated for choice in self.choices.values())
 
     @property
+    def begun_prompt_tokens(self) -> int:
+        """Tokens of the prompts that the engine has begun with."""
+        begun = {choice.index // self.asked.n for choice in self.choices.values() if choice.begun}
+        return sum(len(self.asked.requests[place * self.asked.n].prompt) for place in begun)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every choice has come to its end."""
+        return all(choice.finish_reason for choice in self.choices.values())
+
+    @property
     def cached_tokens(self) -> int:
         """Prompt tokens that were found in the cache, each prompt counted once."""
         return sum(choice.cached for choice in self.choices.values() if choice.index % self.asked.n == 0)
@@ -219,11 +231,6 @@ class Answer:
         while not self.complete:
             yield from self._news()
 
-    @property
-    def complete(self) -> bool:
-        """Whether every choice has come to its end."""
-        return all(choice.finish_reason for choice in self.choices.values())
-
     def tell(self, told: Callable[[], None]) -> None:
         """Have `told` called whenever something has come for `news`, on any thread."""
         self._sink.tell = told
@@ -233,11 +240,16 @@ class Answer:
         return self._feed([])
 
     def cancel(self) -> None:
-        """Give up what is still under way."""
-        for stream, choice in self.choices.items():
-            if choice.finish_reason is None:
-                choice.finish_reason = "cancelled"
-                self.engine.cancel(stream)
+        """Give up what is still under way. What had been drawn of it, and nobody has looked at, is counted."""
+        given_up = {stream: choice for stream, choice in self.choices.items() if choice.finish_reason is None}
+        for stream, choice in given_up.items():
+            choice.finish_reason = "cancelled"
+            self.engine.cancel(stream)
+        while given_up and not self._sink.empty():
+            stream, event = self._sink.get()
+            if stream in given_up:
+                given_up[stream].begun |= isinstance(event, Started)
+                given_up[stream].generated += isinstance(event, Token)
 
     def _news(self) -> list[Piece]:
         """Wait for an event, take all there are, and return what has become certain by them."""

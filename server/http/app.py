@@ -6,6 +6,7 @@ start to end.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,10 @@ from graft.hub.wsgi import request_id
 from graft.server.chat.speech import Disconnected, Speech
 from graft.server.engine.client import EngineClient
 from graft.server.engine.inventory import AdapterEntry, NotLoadedError, Placed
+from graft.server.errors import InvalidKeyError
 from graft.server.http import cors
+from graft.server.http.access.gate import guard, may_use_base, name_model, usable
+from graft.server.http.access.limit_headers import limit_headers
 from graft.server.http.adapters import describe
 from graft.server.http.answer import Answer
 from graft.server.http.clients import AnswerPlaces, Network, Places
@@ -50,11 +54,13 @@ from graft.server.http.schemas import (
 from graft.server.http.service import (
     EXTENSION,
     Service,
-    UnknownModelError,
-    find_served,
     read_body,
     service,
+    unknown_model,
 )
+from graft.server.keys.access import Access
+from graft.server.keys.holders import ANYBODY
+from graft.server.keys.standing import RateLimitError
 from graft.server.served_version import Served
 
 log = logging.getLogger("graft.server")
@@ -103,11 +109,12 @@ def create_app(
     trusted_proxies: Sequence[Network] = (),
     tool_format: str | None = None,
     adapter_root: Path | None = None,
+    open_access: Callable[[], Access] = Access,
 ) -> Flask:
     """`base_name`: what the bare base is called in `model` (default: its recorded id). `places`: for answers under way; more
     are told to come again, so that threads remain for everything else (default: `max_at_once` of this application's own). `cors_origins`: whose pages may call.
     `trusted_proxies`: who is believed about whom a request comes from. `tool_format`: how calls of tools are written
-    (chat/tool_formats.py), whatever the chat template says. `adapter_root`: clients may have folders below it loaded."""
+    (chat/tool_formats.py), whatever the chat template says. `adapter_root`: clients may have folders below it loaded. `open_access`: who may come in."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     assert isinstance(app.json, DefaultJSONProvider)
@@ -120,12 +127,14 @@ def create_app(
         trusted_proxies,
         tool_format,
         adapter_root,
+        open_access(),
     )
     app.register_blueprint(blueprint)
     for dialect in (responses, messages, embeddings, vllm):
         app.register_blueprint(dialect.blueprint)
     app.before_request(_begin)
     cors.allow(app, cors_origins)
+    guard(app)  # a browser asks for what it may do without a key
     app.after_request(_stamp)
     app.register_error_handler(GraftError, _on_graft_error)
     app.register_error_handler(HTTPException, _on_http_error)
@@ -175,12 +184,13 @@ def _complete(
 @blueprint.get("/v1/models")
 def models() -> Response:
     placed = service().engine.adapters()
-    adapters = [_model(entry, placed) for entry in service().engine.models()]
-    return jsonify(object="list", data=[_base_model(), *adapters])
+    adapters = [_model(entry, placed) for entry in usable(service().engine.models())]
+    return jsonify(object="list", data=[*([_base_model()] if may_use_base() else []), *adapters])
 
 
 @blueprint.get("/v1/models/<path:name>")
 def model(name: str) -> Response:
+    name_model(name)
     if name == service().base_name:
         return jsonify(_base_model())
     return jsonify(_model(_find_entry(name), service().engine.adapters()))
@@ -189,7 +199,7 @@ def model(name: str) -> Response:
 @blueprint.get("/v1/adapters")
 def adapters() -> Response:
     placed = service().engine.adapters()
-    data = [describe(entry, placed.get(entry.digest or "", Placed())) for entry in service().engine.models()]
+    data = [describe(entry, placed.get(entry.digest or "", Placed())) for entry in usable(service().engine.models())]
     return jsonify(object="list", data=data)
 
 
@@ -218,7 +228,7 @@ def _move_adapter(schema: type[AnyAdapterBody], move: Callable[[AnyAdapterBody],
     except NotLoadedError:
         raise
     except NotFoundError as error:
-        raise UnknownModelError(str(error)) from None
+        raise unknown_model(error) from None
     entry = _find_entry(body.model)
     placed = service().engine.adapters().get(g.served.digest or "", Placed())
     return jsonify(describe(entry, placed))
@@ -228,7 +238,7 @@ def _find_entry(name: str) -> AdapterEntry:
     try:
         entry = service().engine.model(name)
     except NotFoundError as error:
-        raise UnknownModelError(str(error)) from None
+        raise unknown_model(error) from None
     g.served = Served(name, entry.digest, entry.revision)
     return entry
 
@@ -273,9 +283,12 @@ def health() -> Response:
 
 @blueprint.get("/ready")
 def ready() -> Response:
-    """Able to serve: the base is loaded and the engine takes requests."""
+    """Able to serve: the base is loaded and the engine takes requests. Keys that are not those of their file any more are no
+    reason not to."""
     _require_alive()
-    return jsonify(status="ready", model=service().base_name)
+    keyring = service().access.keyring
+    outdated = {"keys": "outdated"} if keyring is not None and keyring.problem is not None else {}
+    return jsonify(status="ready", model=service().base_name, **outdated)
 
 
 def _require_alive() -> None:
@@ -300,7 +313,7 @@ def document() -> Response:
 def _body(schema: type[Naming]) -> Naming:
     """The checked body. Raises BadField, or a 415 for another media type."""
     body = read_body(schema)
-    g.served = find_served(body.model)
+    name_model(body.model)
     return body
 
 
@@ -308,6 +321,8 @@ def _begin() -> None:
     g.request_id = request_id(request.headers.get("X-Request-Id", ""))
     g.served = Served()
     g.ignored = []
+    g.holder = ANYBODY
+    g.visit = None
 
 
 def _stamp(response: Response) -> Response:
@@ -318,6 +333,8 @@ def _stamp(response: Response) -> Response:
         response.headers["X-Adapter-Revision"] = g.served.revision
     if g.ignored:
         response.headers["X-Ignored-Fields"] = ", ".join(map(_header_word, g.ignored))[:MAX_HEADER_CHARS]
+    if g.visit is not None:
+        response.headers.update(limit_headers(g.visit.standing))
     service().engine.count_answer(request.url_rule.rule if request.url_rule else "none", response.status_code)
     return response
 
@@ -339,7 +356,12 @@ def _failure(status: int, message: str, code: str | None, param: str | None = No
 def _on_graft_error(error: GraftError) -> Response:
     if error.status >= 500:
         log.error("request %s: %s", g.request_id, error)
-    return _failure(error.status, public_message(error, g.request_id), error.code, error.param)
+    response = _failure(error.status, public_message(error, g.request_id), error.code, error.param)
+    if isinstance(error, RateLimitError):
+        response.headers["Retry-After"] = str(math.ceil(error.retry_s))
+    if isinstance(error, InvalidKeyError):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def _on_http_error(error: HTTPException) -> BareResponse:

@@ -14,6 +14,7 @@ from graft.server.http.sampling_fields import read_drawing
 from graft.server.http.schemas import BadField, ChatBody, CompletionBody, ConversationBody, GenerationBody
 from graft.server.structured.constraint import Constraint
 
+ASSUMED_TOKENS = 1024  # of an answer whose length nobody limits; what it has beyond that counts once it is known
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's; a chat goes on as long as there is room
 
 
@@ -38,9 +39,18 @@ class AskedCompletions:
     constraint_field: str | None = None  # which field of the body asked for the requests' constraint
     rules: ReplyRules = PLAIN_TEXT
 
-    def by(self, client: str) -> "AskedCompletions":
+    def by(self, client: str, weight: float) -> "AskedCompletions":
         """The same, asked by a client."""
-        return replace(self, requests=tuple(replace(request, client=client) for request in self.requests))
+        requests = (replace(request, client=client, weight=weight) for request in self.requests)
+        return replace(self, requests=tuple(requests))
+
+    def most_tokens(self, longest: int) -> int:
+        """Tokens that the prompts have and the answers may have, as far as the body says; where it doesn't, ASSUMED_TOKENS or as
+        many as there is room for in `longest`."""
+        return self.prompt_tokens + sum(
+            min(ASSUMED_TOKENS, longest - len(request.prompt)) if request.max_tokens is None else request.max_tokens
+            for request in self.requests
+        )
 
 
 def read_completion(body: CompletionBody, speech: Speech) -> AskedCompletions:

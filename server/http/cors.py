@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 from flask import Flask, Response, request
 
-EXPOSED = "X-Request-Id, Request-Id, X-Adapter-Digest, X-Adapter-Revision, X-Ignored-Fields, Retry-After"
+from graft.server.http.access import limit_headers
+
+OWN = ("X-Request-Id", "Request-Id", "X-Adapter-Digest", "X-Adapter-Revision", "X-Ignored-Fields", "Retry-After")
+EXPOSED = ", ".join((*OWN, *limit_headers.NAMES))
 MAX_AGE_S = 3600
 
 

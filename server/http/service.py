@@ -16,6 +16,9 @@ from graft.server.errors import BusyError
 from graft.server.http.clients import Network, Places, client_of
 from graft.server.http.schemas import OpenBody, parse
 from graft.server.http.streaming.pump import Pump
+from graft.server.keys.access import Access
+from graft.server.keys.holders import EVERYTHING, Holder
+from graft.server.keys.visits import Visit
 from graft.server.served_version import Served
 
 EXTENSION = "graft"
@@ -47,6 +50,7 @@ class Service:
         trusted_proxies: Sequence[Network],
         tool_format: str | None,
         adapter_root: Path | None,
+        access: Access,
     ):
         self.engine = engine
         self.base_name = base_name
@@ -59,6 +63,7 @@ class Service:
         self.pump = Pump(engine)
         self.trusted_proxies = trusted_proxies
         self.adapter_root = adapter_root
+        self.access = access
 
 
 def service() -> Service:
@@ -82,17 +87,28 @@ def find_served(name: str) -> Served:
     return Served() if name == service().base_name else service().engine.served(name)
 
 
+def unknown_model(error: NotFoundError) -> UnknownModelError:
+    """No model of the name that was asked for. Whose key is not for all of them learns no other names by it."""
+    holder: Holder = g.holder
+    if EVERYTHING in holder.profile.adapters:
+        return UnknownModelError(str(error))
+    return UnknownModelError("There is no such model: GET /v1/models lists what this key is for.")
+
+
 @contextmanager
-def taking_place() -> Iterator[str]:
-    """One of the places for answers, for as long as the context lasts: the client's address. Raises BusyError."""
+def taking_place() -> Iterator[Visit]:
+    """One of the places for answers, for as long as the context lasts, and one of those that the key has; clients are told
+    apart by their keys, else by their addresses. Raises BusyError, or RateLimitError."""
     client = client_of(request.remote_addr or "", request.headers.get("X-Forwarded-For", ""), service().trusted_proxies)
+    visit = g.visit = Visit(service().engine.accounts, g.holder, f"key {g.holder.name}" if g.holder.name else client)
     places = service().places  # a stream ends when the request is none of the application's any more
-    if not places.enter(client):
+    if not places.enter(visit.client):
         raise BusyError("The server is answering as many requests as it can: try again in a moment.")
     try:
-        yield client
+        with visit.under_way():
+            yield visit
     finally:
-        places.leave(client)
+        places.leave(visit.client)
 
 
 def is_gone() -> Callable[[], bool]:
@@ -105,4 +121,4 @@ def find_speech(model: str, chat_template: str, client: str) -> Speech:
     try:
         return service().speeches.speech(model, chat_template, client, is_gone())
     except NotFoundError as error:
-        raise UnknownModelError(str(error)) from None
+        raise unknown_model(error) from None

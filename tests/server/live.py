@@ -17,6 +17,8 @@ from graft.server.engine.engine import Engine
 from graft.server.engine.messages import Ask
 from graft.server.engine.options import Options
 from graft.server.http.app import create_app
+from graft.server.keys.access import Access
+from graft.server.keys.usage import UsageFile
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
@@ -111,10 +113,16 @@ def serving(
     max_requests: int = 32,
     trusted_proxies=(),
     adapter_root: Path | None = None,
+    access: Access | None = None,
+    usage: UsageFile | None = None,
 ) -> Iterator[Live]:
     with Engine(base, adapters, shelf, options) as engine:
         app = create_app(
-            EngineClient(engine), max_at_once=max_requests, trusted_proxies=trusted_proxies, adapter_root=adapter_root
+            EngineClient(engine, usage),
+            max_at_once=max_requests,
+            trusted_proxies=trusted_proxies,
+            adapter_root=adapter_root,
+            open_access=lambda: access or Access(),
         )
         sockets = bind("127.0.0.1", 0)
         server = http_server(app, sockets, max_requests)

@@ -45,6 +45,7 @@ class Action(StrEnum):
     LINK_USE = "link.use"  # a signed link is a permission of its own
     SELF_READ = "self.read"  # who am I
     MODEL_ASK = "model.ask"  # an answer of the inference server
+    MODEL_MANAGE = "model.manage"  # which adapters the inference server has in memory, and by which names
     REPO_READ = "repo.read"
     REPO_CREATE = "repo.create"
     REPO_WRITE = "repo.write"  # commits, uploads, refs, aliases, settings
@@ -81,6 +82,7 @@ RULES: Mapping[Action, Rule] = MappingProxyType(
         Action.LINK_USE: _ANYBODY,
         Action.SELF_READ: Rule(Right.READ),
         Action.MODEL_ASK: Rule(Right.READ),
+        Action.MODEL_MANAGE: _ADMIN,
         Action.REPO_READ: _ANYBODY,
         Action.REPO_CREATE: _OWNER,
         Action.REPO_WRITE: _OWNER,

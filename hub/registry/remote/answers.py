@@ -31,6 +31,8 @@ from graft.hub.errors import (
     UnreachableError,
     UnsupportedMethodError,
 )
+from graft.hub.registry.access.callers import Caller
+from graft.hub.registry.access.permissions import SCOPES
 from graft.hub.registry.leaderboard import Evaluation, Standing
 from graft.hub.registry.naming import COMMIT_ID
 from graft.hub.registry.queries import FACTS, Revision
@@ -151,6 +153,16 @@ def read_revision(answer: object) -> Revision:
     if not _REPO.fullmatch(revision.repo) or not COMMIT_ID.fullmatch(revision.id):
         raise ValueError(f"{revision.repo}@{revision.id} names no commit")
     return revision
+
+
+def read_caller(answer: object) -> Caller:
+    """Who somebody is, as any hub tells it; only graft's own hub tells what their token is for, elsewhere it may read. Raises
+    ValueError for what names nobody."""
+    told = _OBJECT.validate_python(answer)
+    name, scope = told.get("name"), _OBJECT.validate_python(told.get("graft") or {}).get("scope")
+    if not isinstance(name, str) or not name:
+        raise ValueError("it names nobody")
+    return Caller(name, scope if isinstance(scope, str) and scope in SCOPES else "read", frozenset((name.lower(),)))
 
 
 def revision_of(answer: object) -> Revision:

@@ -6,6 +6,8 @@ alone; what that has no word for (aliases, tasks, scores) raises NotOfferedError
 
 import hashlib
 import json
+import re
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,17 +26,20 @@ from graft.hub.errors import (
     ArtifactError,
     ConflictError,
     ForbiddenError,
+    GraftError,
     NotFoundError,
     RepoNotFoundError,
     TooLargeError,
+    UnauthorizedError,
 )
 from graft.hub.evaluation.task_data import parse_examples
 from graft.hub.machine.atomic_files import write_folder_whole
+from graft.hub.registry.access.callers import Caller
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.registry.commits.publish_folder import PULLED, contents, stage_upload
 from graft.hub.registry.interface import Told, tell_nobody
 from graft.hub.registry.leaderboard import FIELDS, MEASURED, Evaluation, Standing
-from graft.hub.registry.naming import MAIN, check_ref_name, check_repo_name, check_slug
+from graft.hub.registry.naming import MAIN, REPO_NAME, check_ref_name, check_repo_name, check_slug
 from graft.hub.registry.queries import MOST_LISTED, Revision
 from graft.hub.registry.refs import Move, Ref
 from graft.hub.registry.remote import plain
@@ -51,6 +56,7 @@ from graft.hub.registry.remote.answers import (
     T,
     errors_of_client,
     ignore,
+    read_caller,
     read_revision,
     require_rows,
     revision_of,
@@ -63,6 +69,7 @@ from graft.hub.registry.remote.upload import upload
 from graft.hub.registry.search import MAX_PAGE, Page, Query
 from graft.hub.registry.tasks import Task
 
+_REPO = re.compile(rf"{REPO_NAME.pattern}/{REPO_NAME.pattern}")
 GREETING_S = 10.0
 MAX_ROWS = 100_000  # of one list that is read page by page
 DATA_S, MAX_DATA_BYTES = 600.0, 1 << 30  # of an evaluation set
@@ -90,6 +97,39 @@ class RemoteRegistry:
     @property
     def trusted_s(self) -> float:
         return TRUSTED_S if self.api.is_graft else TRUSTED_ELSEWHERE_S
+
+    # Others than we
+
+    def require_users(self) -> None:
+        with suppress(UnauthorizedError):
+            made_up = self.caller(f"hf_{secrets.token_hex(17)}")
+            raise GraftError(
+                f"{self.url} takes any token (one that was made up for {made_up.name!r}), so nobody can be told apart by theirs: a "
+                "hub without users is its owner's alone, and `graft hub init` makes the first."
+            )
+
+    def caller(self, token: str) -> Caller:
+        return self._as(token).call("GET", "/api/whoami-v2", read_caller, timeout=GREETING_S)
+
+    def may_read(self, name: str, token: str, *, base: str | None = None) -> bool:
+        repo = name.partition("@")[0]
+        path = f"/api/models/{quote(repo)}/auth-check"
+        if name.startswith(TASK_PREFIX):
+            path = f"/api/resolve?{_query(name=name, base=base)}"
+        elif not _REPO.fullmatch(repo):
+            return False
+        try:
+            self._as(token).call("GET", path, ignore, timeout=GREETING_S)
+        except UnauthorizedError:
+            self.caller(token)  # a hub says so, too, of what it does not show: then this finds the token to be good
+            return False
+        except (NotFoundError, ForbiddenError):
+            return False
+        return True
+
+    def _as(self, token: str) -> HubApi:
+        """The hub, asked by somebody else's token."""
+        return HubApi(HfApi(endpoint=self.url, token=token))
 
     # Adapters
 

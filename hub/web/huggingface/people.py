@@ -27,6 +27,7 @@ def whoami() -> Response:
             "fullname": me.name,
             "orgs": [{"type": "org", "id": name, "name": name, "fullname": name} for name in _shared_namespaces()],
             "auth": {"type": "access_token", "accessToken": token},
+            "graft": {"scope": me.scope},
         }
     )
 

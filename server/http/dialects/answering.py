@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from typing import Protocol
 
-from flask import Response, g, jsonify
+from flask import Response, g, jsonify, request
 
 from graft.hub.errors import NotFoundError
 from graft.server.chat.speech import Speech
@@ -13,9 +14,11 @@ from graft.server.http.answer import Answer, Piece
 from graft.server.http.completions import AskedCompletions
 from graft.server.http.response_shapes import Json
 from graft.server.http.schemas import GenerationBody
-from graft.server.http.service import UnknownModelError, find_speech, is_gone, service, taking_place
+from graft.server.http.service import find_speech, is_gone, service, taking_place, unknown_model
 from graft.server.http.streaming.pump import StreamWriter
 from graft.server.http.streaming.response import EventStream
+from graft.server.keys.usage import Usage
+from graft.server.keys.visits import Visit
 
 
 class AnswerWriter(StreamWriter, Protocol):
@@ -37,14 +40,16 @@ def answer(
     `read`: what the body asks, of an adapter with such words. `chat_template`: the request's own, if it has one.
     """
     with ExitStack() as cleanup:
-        client = cleanup.enter_context(taking_place())
-        speech = find_speech(body.model, chat_template, client)
-        under_way = Answer(service().engine, read(speech).by(client), is_gone(), speech.special)
-        cleanup.callback(under_way.cancel)
+        visit = cleanup.enter_context(taking_place())
+        speech = find_speech(body.model, chat_template, visit.client)
+        asked = read(speech).by(visit.client, visit.weight)
+        visit.reserve(asked.most_tokens(service().engine.base.max_model_len))
+        under_way = Answer(service().engine, asked, is_gone(), speech.special)
+        cleanup.callback(_close, under_way, visit, Usage(g.request_id, visit.key, request.path, body.model))
         try:
             first = under_way.begin()
         except NotFoundError as error:
-            raise UnknownModelError(str(error)) from None
+            raise unknown_model(error) from None
         finally:
             g.served = under_way.served if under_way.served.digest else g.served
         writer = make_writer(under_way)
@@ -53,3 +58,21 @@ def answer(
         response = EventStream(service().pump, under_way, writer, first, g.request_id)
         response.call_on_close(cleanup.pop_all().close)
         return response
+
+
+def _close(answer: Answer, visit: Visit, usage: Usage) -> None:
+    """Leave nothing under way, and count what was used: nothing where the engine has not begun."""
+    whole = answer.complete
+    answer.cancel()
+    if prompt := answer.begun_prompt_tokens:
+        adapter, digest = answer.served.name, answer.served.digest
+        visit.use(
+            replace(
+                usage,
+                adapter=adapter,
+                digest=digest,
+                prompt_tokens=prompt,
+                completion_tokens=answer.completion_tokens,
+                cut_off=not whole,
+            )
+        )

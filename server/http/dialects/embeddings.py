@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 import numpy as np
-from flask import Blueprint, Response, g, jsonify
+from flask import Blueprint, Response, g, jsonify, request
 from numpy.typing import NDArray
 
 from graft.hub.errors import GraftError, NotFoundError
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Embedded, Finished, Pooling, Request, Sink, Started
 from graft.server.errors import TooLongError
+from graft.server.http.access.gate import name_model
 from graft.server.http.answer import await_event
 from graft.server.http.completions import prompt_ids
 from graft.server.http.dialects.embedding_bodies import (
@@ -21,8 +22,10 @@ from graft.server.http.dialects.embedding_bodies import (
     EmbeddingUsage,
 )
 from graft.server.http.field_types import BadField
-from graft.server.http.service import UnknownModelError, find_served, is_gone, read_body, service, taking_place
+from graft.server.http.service import is_gone, read_body, service, taking_place, unknown_model
+from graft.server.keys.usage import Usage
 from graft.server.sampling.params import HiddenSum
+from graft.server.served_version import Served
 
 blueprint = Blueprint("embeddings", __name__)
 
@@ -30,7 +33,7 @@ blueprint = Blueprint("embeddings", __name__)
 @blueprint.post("/v1/embeddings")
 def embeddings() -> Response:
     body = read_body(EmbeddingsBody)
-    g.served = find_served(body.model)
+    name_model(body.model)
     engine = service().engine
     if body.dimensions is not None and body.dimensions > engine.base.hidden_size:
         raise BadField(
@@ -38,11 +41,18 @@ def embeddings() -> Response:
             "dimensions",
         )
     model = None if body.model == service().base_name else body.model
-    with taking_place() as client:
+    with taking_place() as visit:
         prompts = _prompts(body, engine)
-        asked = [Request(ids, model, max_tokens=0, pooling=Pooling(body.pooling), client=client) for ids in prompts]
-        vectors = [_finish(vector, body) for vector in _pool(asked, engine, is_gone())]
-    count = sum(map(len, prompts))
+        count = sum(map(len, prompts))
+        visit.reserve(count)
+        pooling, client, weight = Pooling(body.pooling), visit.client, visit.weight
+        asked = [Request(ids, model, max_tokens=0, pooling=pooling, client=client, weight=weight) for ids in prompts]
+        begun: list[int] = []
+        try:
+            vectors = [_finish(vector, body) for vector in _pool(asked, engine, is_gone(), begun)]
+        finally:
+            if begun:
+                visit.use(_usage(body, visit.key, sum(begun), cut_off=len(begun) < len(asked)))
     answer = EmbeddingsAnswer(
         object="list",
         data=[
@@ -67,18 +77,29 @@ def _prompts(body: EmbeddingsBody, engine: EngineClient) -> list[tuple[int, ...]
     return prompts
 
 
-def _pool(requests: Sequence[Request], engine: EngineClient, gone: Callable[[], bool]) -> list[HiddenSum]:
-    """The pooled states of all, in their order. Raises the first one's error, or Disconnected, with nothing left under way."""
+def _usage(body: EmbeddingsBody, key: str, tokens: int, *, cut_off: bool) -> Usage:
+    served: Served = g.served
+    return Usage(
+        g.request_id, key, request.path, body.model, served.name, served.digest, prompt_tokens=tokens, cut_off=cut_off
+    )
+
+
+def _pool(
+    requests: Sequence[Request], engine: EngineClient, gone: Callable[[], bool], begun: list[int]
+) -> list[HiddenSum]:
+    """The pooled states of all, in their order. `begun` gets the lengths of those that the engine begins with. Raises the first
+    one's error, or Disconnected, with nothing left under way."""
     sink: Sink = SimpleQueue()
     waiting = {}
     made: dict[int, HiddenSum] = {}
     try:
-        for place, request in enumerate(requests):
-            waiting[engine.submit(request, sink)] = place
+        for place, one in enumerate(requests):
+            waiting[engine.submit(one, sink)] = place
         while waiting:
             stream, event = await_event(sink, gone)
             match event:
                 case Started():
+                    begun.append(len(stream.request.prompt))
                     g.served = event.served if event.served.digest else g.served
                 case Embedded():
                     made[waiting[stream]] = event.vector
@@ -88,7 +109,7 @@ def _pool(requests: Sequence[Request], engine: EngineClient, gone: Callable[[], 
                     del waiting[stream]
                     raise event
     except NotFoundError as error:
-        raise UnknownModelError(str(error)) from None
+        raise unknown_model(error) from None
     except TooLongError as error:  # with the adapter's virtual tokens
         error.param = error.param or "input"
         raise

@@ -9,13 +9,14 @@ from graft.hub.errors import GraftError
 from graft.hub.evaluation.tokenization import encode_rendered
 from graft.hub.request_body import is_shallow
 from graft.server.errors import TooLongError
+from graft.server.http.access.gate import name_model
 from graft.server.http.answer import Answer, Piece
 from graft.server.http.completions import read_chat, read_conversation
 from graft.server.http.dialects.answering import answer
 from graft.server.http.dialects.messages_body import CountTokensBody, MessagesBody
 from graft.server.http.dialects.parts import Closed, Grown, Opened, Part, Parts, Step
 from graft.server.http.response_shapes import Json, broken_message, public_message, server_sent
-from graft.server.http.service import find_served, find_speech, read_body, service, taking_place
+from graft.server.http.service import find_speech, read_body, service, taking_place
 
 blueprint = Blueprint("messages", __name__)
 PATH = "/v1/messages"
@@ -33,7 +34,7 @@ TOO_LONG = "prompt is too long"  # clients shorten a conversation on these very 
 @blueprint.post(PATH)
 def create_message() -> Response:
     body = read_body(MessagesBody)
-    g.served = find_served(body.model)
+    name_model(body.model)
     chat = body.as_chat()
 
     def make_writer(under_way: Answer) -> MessageWriter:
@@ -45,10 +46,10 @@ def create_message() -> Response:
 @blueprint.post(f"{PATH}/count_tokens")
 def count_tokens() -> Response:
     body = read_body(CountTokensBody)
-    g.served = find_served(body.model)
+    name_model(body.model)
     chat = body.as_chat()
-    with taking_place() as client:
-        speech = find_speech(body.model, "", client)
+    with taking_place() as visit:
+        speech = find_speech(body.model, "", visit.client)
         prompt = read_conversation(chat, speech, body.model, chat.constraint)
         return jsonify(input_tokens=len(encode_rendered(prompt.text, service().tokenizer)))
 

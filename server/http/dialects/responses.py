@@ -7,6 +7,7 @@ from flask import Blueprint, Response, g
 
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.tokenization import encode_completion
+from graft.server.http.access.gate import name_model
 from graft.server.http.answer import Answer, Piece
 from graft.server.http.completions import read_chat
 from graft.server.http.dialects.answering import answer
@@ -14,7 +15,7 @@ from graft.server.http.dialects.chat_bodies import fields_called
 from graft.server.http.dialects.parts import Closed, Grown, Opened, Part, Parts, Step
 from graft.server.http.dialects.responses_body import ResponsesBody
 from graft.server.http.response_shapes import Json, broken_message, public_message, server_sent
-from graft.server.http.service import find_served, read_body, service
+from graft.server.http.service import read_body, service
 
 blueprint = Blueprint("responses", __name__)
 # What chats call a field -> what it is called here.
@@ -24,7 +25,7 @@ FIELDS = {"messages": "input", "max_tokens": "max_output_tokens", "response_form
 @blueprint.post("/v1/responses")
 def create_response() -> Response:
     body = read_body(ResponsesBody)
-    g.served = find_served(body.model)
+    name_model(body.model)
 
     def make_writer(under_way: Answer) -> ResponseWriter:
         return ResponseWriter(body, under_way, g.request_id)

@@ -7,6 +7,7 @@ from flask import Blueprint, Response, g, jsonify, request
 
 from graft.hub.errors import ConflictError, NotFoundError
 from graft.hub.evaluation.tokenization import encode_completion, encode_prompt, encode_rendered
+from graft.server.http.access.gate import name_model, require_source
 from graft.server.http.completions import read_conversation
 from graft.server.http.dialects.vllm_bodies import (
     DetokenizeBody,
@@ -21,7 +22,7 @@ from graft.server.http.dialects.vllm_bodies import (
 )
 from graft.server.http.field_types import BadField
 from graft.server.http.schemas import parse_json
-from graft.server.http.service import find_served, find_speech, read_body, service, taking_place
+from graft.server.http.service import find_speech, read_body, service, taking_place
 
 blueprint = Blueprint("vllm", __name__)
 
@@ -48,8 +49,8 @@ def tokenize() -> Response:
 def _tokens_of_text() -> Response:
     body = read_body(TokenizeTextBody)
     tokenizer = service().tokenizer
-    with taking_place() as client:
-        _require_model(body.model, client)
+    with taking_place() as visit:
+        _require_model(body.model, visit.client)
         service().speeches.limit.check(body.prompt, "prompt")
         encode = encode_prompt if body.add_special_tokens else encode_completion
         return _tokens(encode(body.prompt, tokenizer), with_texts=body.return_token_strs)
@@ -58,9 +59,9 @@ def _tokens_of_text() -> Response:
 def _tokens_of_chat() -> Response:
     body = read_body(TokenizeChatBody)
     model = body.model or service().base_name
-    with taking_place() as client:
-        prompt = read_conversation(body, find_speech(model, body.chat_template, client), model, None)
-        g.served = find_served(model)
+    name_model(model)
+    with taking_place() as visit:
+        prompt = read_conversation(body, find_speech(model, body.chat_template, visit.client), model, None)
         encode = encode_prompt if body.add_special_tokens else encode_rendered
         return _tokens(encode(prompt.text, service().tokenizer), with_texts=body.return_token_strs)
 
@@ -68,8 +69,8 @@ def _tokens_of_chat() -> Response:
 def _require_model(model: str | None, client: str) -> None:
     """All models have the base's tokens. Raises UnknownModelError for a name that stands for none."""
     if model is not None and model != service().base_name:
+        name_model(model)
         find_speech(model, "", client)
-        g.served = find_served(model)
 
 
 def _tokens(ids: list[int], *, with_texts: bool) -> Response:
@@ -84,8 +85,8 @@ def detokenize() -> Response:
     body, vocabulary = read_body(DetokenizeBody), service().engine.base.spec.vocab_size
     if not all(0 <= id < vocabulary for id in body.tokens):
         raise BadField(f"A token lies outside the base's vocabulary of {vocabulary}.", "tokens")
-    with taking_place() as client:
-        _require_model(body.model, client)
+    with taking_place() as visit:
+        _require_model(body.model, visit.client)
         text = service().tokenizer.decode(body.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)  # of one sequence
     return jsonify(DetokenizedText(prompt=text).model_dump())
@@ -121,6 +122,8 @@ def load_lora_adapter() -> Response:
     if body.lora_name == service().base_name:
         raise BadField(f"{body.lora_name} is the base's name: give the adapter another.", "lora_name")
     target = _folder(body) if Path(body.lora_path).is_absolute() else body.lora_path
+    if isinstance(target, str):
+        require_source(target)
     try:
         g.served = engine.attach(body.lora_name, target, replace=body.load_inplace)
     except ConflictError as error:

@@ -241,3 +241,4 @@ class Readiness(Shown):
 
     status: Literal["ready"]
     model: str
+    keys: Literal["outdated"] = Field("outdated", description="Only where the key file can't be used as it is by now.")
