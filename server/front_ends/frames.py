@@ -2,7 +2,7 @@
 
 A frame is its length and kind, and its data: a message, or the events of many streams. Both ends are processes of one server
 that were started from one installation and trust each other, so messages are pickled. Events, of which every token is one, are
-marshalled as one flat list: numbers and their streams' numbers in turn, a fifth of what pickling them would take
+marshalled as one flat list, their streams' numbers and their own in turn: an eightieth of what pickling them as they are takes
 (benchmarks/tables/front_ends.py).
 """
 
