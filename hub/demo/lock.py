@@ -5,18 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from graft.hub.errors import GraftError
+from graft.hub.machine.file_locks import lock
 
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[int]:
     """The folder is this run's; yields the lock, a file that commands may keep open. Raises GraftError where it is taken."""
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise GraftError(
-                f"Another run works in {folder}, or a command that a killed one left behind: wait until it ends, or "
-                f"choose another --folder."
-            ) from None
+        busy = (
+            f"Another run works in {folder}, or a command that a killed one left behind: wait until it ends, or "
+            f"choose another --folder."
+        )
+        lock(file.fileno(), fcntl.LOCK_EX, 0.0, busy)
         yield file.fileno()

@@ -4,7 +4,9 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from urllib.request import Request
@@ -285,9 +287,13 @@ def test_a_key_has_its_weight_in_the_engine_whichever_address_it_comes_from(live
     assert [(one.client, one.weight) for one in asked] == [heavy, plain, heavy]
 
 
-def test_one_at_once_and_the_place_comes_back_when_a_client_hangs_up(live, keys):
-    body = json.dumps({"model": "mine", "prompt": "ab", "max_tokens": 200, "ignore_eos": True, "stream": True}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {keys['single']}\r\n"
+@contextmanager
+def slow_stream(live, key: str, prompt: str, request_id: str = "") -> Iterator[socket.socket]:
+    """The connection of a long stream that has begun; steps are slow meanwhile, and the client hangs up before the end."""
+    body = json.dumps(
+        {"model": "mine", "prompt": prompt, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    ).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nX-Request-Id: {request_id}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     step = live.engine.runner.step
 
@@ -299,15 +305,29 @@ def test_one_at_once_and_the_place_comes_back_when_a_client_hangs_up(live, keys)
     try:
         with socket.create_connection(("127.0.0.1", live.port)) as stream:
             stream.sendall(head.encode() + body)
-            assert b"data:" in stream.recv(4096) + stream.recv(4096)
-            busy = ask(live, keys["single"])
-            assert busy.status == 429 and "1 requests at once" in busy.error["message"]
+            yield stream
+    finally:
+        live.engine.runner.step = step
+
+
+def read_events(stream: socket.socket, count: int) -> None:
+    got = b""
+    while got.count(b"data:") < count:
+        piece = stream.recv(4096)
+        assert piece, got
+        got += piece
+
+
+def test_one_at_once_and_the_place_comes_back_when_a_client_hangs_up(live, keys):
+    with slow_stream(live, keys["single"], "ab") as stream:
+        read_events(stream, 1)
+        busy = ask(live, keys["single"])
+        assert busy.status == 429 and "1 requests at once" in busy.error["message"]
+        stream.close()
         until = time.monotonic() + 20
         while ask(live, keys["single"], max_tokens=1).status == 429 and time.monotonic() < until:
             time.sleep(0.1)
         assert ask(live, keys["single"], max_tokens=1).status == 200
-    finally:
-        live.engine.runner.step = step
 
 
 # What was used
@@ -354,27 +374,10 @@ def test_usage_is_written_by_key_and_adapter_and_is_what_the_client_is_told(live
 
 
 def test_a_stream_that_is_cut_off_counts_what_was_made_of_it(live, keys, place):
-    body = json.dumps(
-        {"model": "mine", "prompt": "abc", "max_tokens": 200, "ignore_eos": True, "stream": True}
-    ).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {keys['heavy']}\r\nX-Request-Id: cut\r\n"
-    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    step = live.engine.runner.step
-
-    def slowly(*given):
-        time.sleep(0.02)
-        return step(*given)
-
-    live.engine.runner.step = slowly
-    try:
-        with socket.create_connection(("127.0.0.1", live.port)) as stream:
-            stream.sendall(head.encode() + body)
-            got = b""
-            while got.count(b"data:") < 4:
-                got += stream.recv(4096)
+    with slow_stream(live, keys["heavy"], "abc", "cut") as stream:
+        read_events(stream, 4)
+        stream.close()
         line = usage_of(place, "cut")
-    finally:
-        live.engine.runner.step = step
     assert line["cut_off"] and line["prompt_tokens"] == 3
     assert 3 <= line["completion_tokens"] < 200
 
