@@ -1,7 +1,8 @@
 """The answer under way: from the events of its requests to the choices' text, log-probabilities and ends.
 
-All of an answer's requests report to one queue, read by the one thread that serves the HTTP request. Stop strings are found
-here, in the text; the engine knows tokens alone. Knows no JSON shape (response_shapes.py) and no HTTP.
+All of an answer's requests report to one queue, read by one thread at a time: the HTTP request's own, and then, where the
+answer is a stream, the one that writes all of them. Stop strings are found here, in the text; the engine knows tokens alone.
+Knows no JSON shape (response_shapes.py) and no HTTP.
 """
 
 from collections import deque

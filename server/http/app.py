@@ -1,8 +1,8 @@
 """The server over HTTP: OpenAI's API, the adapters, health and numbers, as one WSGI application around an engine.
 
 Routes and errors only: bodies are checked in schemas.py, read by completions.py, answered by answer.py, written by
-response_shapes.py. Every error has OpenAI's one shape, and no internals in it. Each request is served by one thread from
-start to end.
+response_shapes.py. Every error has OpenAI's one shape, and no internals in it. Each request is served by one thread, but for
+the events of streams, which one thread writes for all (streaming/pump.py).
 """
 
 import logging
