@@ -161,7 +161,7 @@ class _EventQueue:
 
 @dataclass
 class Answer:
-    """All choices of one request under way. `gone()`: whether the client has left. Used by one thread."""
+    """All choices of one request under way. `gone()`: whether the client has left. Used by one thread at a time."""
 
     engine: EngineClient
     asked: AskedCompletions
