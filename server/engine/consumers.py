@@ -20,7 +20,7 @@ from graft.server.adapters.readiness import NO_ROWS
 from graft.server.adapters.resident import Resident
 from graft.server.engine.request import Embedded, Finished, Pooling, PromptScored, Started, Stream, stop_ids
 from graft.server.engine.sequence import Chunk, SequenceState
-from graft.server.errors import ConstraintFailedError, NotFiniteError, RequestError
+from graft.server.errors import BrokenError, ConstraintFailedError, NotFiniteError, RequestError
 from graft.server.sampling.history import TokenHistory
 from graft.server.sampling.params import Draw, HiddenSum, Score, Token, mask_of
 from graft.server.served_version import UNPLACED, Served
@@ -286,6 +286,10 @@ class Question(Consumer):
 
     def observe(self, scored: Sequence[Token]) -> None:
         self._told.append(tuple(token.logprob for token in scored if token.logprob is not None))
+
+    def no_token(self) -> GraftError:
+        # An adapter is not to blame, and not refused, for what the bare base says.
+        return NotFiniteError() if self.sequence.owner else BrokenError("The base's own answers are not finite.")
 
     def finish(self) -> None:
         self._done(tuple(self._told))

@@ -137,6 +137,24 @@ def test_a_proof_is_made_once_and_many_share_a_pass(base_folder, tmp_path, monke
     assert sum(passes) == len(folders) + 1 and len(passes) < len(folders)  # and the bare base, once
 
 
+def test_an_adapter_is_not_refused_for_what_the_bare_base_says(base_folder, tmp_path, monkeypatch):
+    """Its own answers that are no numbers are remembered as a failed load; the base's are the server's fault."""
+    base = load_base(base_folder(), dtype="float32", device="cpu")
+    folder = proven_folder(tmp_path / "a", "lora", base)
+    with Engine(base, {"a": folder}) as engine:
+        begin = engine.runner.begin
+
+        def once_no_numbers(*step):
+            monkeypatch.setattr(engine.runner, "begin", begin)
+            result = begin(*step)()
+            return lambda: replace(result, scores=tuple(None for _ in result.scores))
+
+        monkeypatch.setattr(engine.runner, "begin", once_no_numbers)
+        with pytest.raises(BrokenError, match="base's own answers"):
+            engine.generate([ASK])
+        assert len(engine.generate([ASK])[0].tokens) == 2
+
+
 def test_a_pass_is_bounded_by_the_rows_it_answers(base_folder, tmp_path, monkeypatch):
     base = load_base(base_folder(seed=8), dtype="float32", device="cpu")
     folders = {kind: proven_folder(tmp_path / kind, kind, base, 5) for kind in ("lora", "prefix", "bitfit")}

@@ -19,6 +19,7 @@ import pytest
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.base.model import load_base
 from graft.hub.errors import GraftError
+from graft.server.adapters import host as host_module
 from graft.server.adapters import prover as prover_module
 from graft.server.adapters.device import DeviceTier
 from graft.server.adapters.host import HostTier
@@ -237,6 +238,7 @@ def collect(sink, places, drawn, ends, wait_s):
 def engine_of(base, folders, runner, monkeypatch):
     """An engine with two adapters in place and a download that hangs until the end."""
     monkeypatch.setattr(prover_module, "recall", lambda kind, key: None)  # proven anew each time
+    monkeypatch.setattr(host_module, "FORGIVEN_AFTER_S", 0.0)  # so is one whose answers were not numbers
     options = Options(cache_bytes=3 << 15, max_running=24, step_rows=96, device_bytes=DEVICE_BYTES, runner=runner)
     never = threading.Event()
     fetch = AdapterNames.fetch
