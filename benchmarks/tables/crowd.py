@@ -26,7 +26,7 @@ def main() -> None:
     rows = [System("crowd", (*command, "--dtype", options.dtype))]
     before = harness.earlier(options, "crowd")
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
-        result = report.envelope("crowd", options, samples=samples)
+        result = report.envelope("crowd", options, seconds=options.seconds, samples=samples)
         report.write(options.out, result, markdown(result))
     print((options.out / "crowd.md").read_text())
     if short := missed(result["samples"]):
@@ -53,8 +53,8 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             report.heading(result, "A crowd: 256 streams on 64 adapters of all kinds"),
-            "In one process, for ten minutes after the first: 256 requests at any time, each on one of 64 adapters of "
-            "fourteen sorts, prompts and answers of 16 to 128 tokens, half of them greedy and half at temperature 1 with "
+            f"In one process, for {result['seconds']:g} s after the first: 256 requests at any time, each on one of 64 "
+            "adapters of fourteen sorts, prompts and answers of 16 to 128 tokens, half of them greedy and half at temperature 1 with "
             "top-p 0.95.",
             "",
             report.table(["what", "measured", "bar", "goal"], lines),
