@@ -110,9 +110,9 @@ class EngineClient:
         server's own folders, and what no registry is asked about."""
         return self._inventory.shelf_names(names)
 
-    def load(self, name: str) -> Served:
-        """Bring an adapter to the device and prove it. Raises the GraftError that a request for it would get."""
-        return self._inventory.load(name)
+    def load(self, name: str, client: str = "", weight: float = 1.0) -> Served:
+        """Bring an adapter to the device and prove it, in the client's turn. Raises the GraftError that a request for it would get."""
+        return self._inventory.load(name, client, weight)
 
     def unload(self, name: str) -> Served:
         """Take an adapter out of memory, unpinned; it stays known, and comes back when asked for.
@@ -121,20 +121,22 @@ class EngineClient:
         """
         return self._inventory.unload(name)
 
-    def pin(self, name: str, pinned: bool) -> Served:
+    def pin(self, name: str, pinned: bool, client: str = "", weight: float = 1.0) -> Served:
         """Keep the version that the name stands for now in memory, or let it go again.
 
         Raises ConflictError where pins would take more than their share of memory.
         """
-        return self._inventory.pin(name, pinned)
+        return self._inventory.pin(name, pinned, client, weight)
 
-    def attach(self, name: str, target: Path | str, *, replace: bool = False) -> Served:
+    def attach(
+        self, name: str, target: Path | str, client: str = "", weight: float = 1.0, *, replace: bool = False
+    ) -> Served:
         """Bring an adapter (a folder, or a name on the shelf) to the device, prove it, and give it a name of its own.
 
         `replace`: in place of what was attached by that name. Raises ConflictError for a name that stands for something,
         NotFoundError where there is no adapter, and what a request for it would get; then the name is what it was.
         """
-        return self._inventory.attach(name, target, replace=replace)
+        return self._inventory.attach(name, target, client, weight, replace=replace)
 
     def detach(self, name: str) -> bool:
         """Take an attached name back; False where it is none. Who uses the adapter keeps it until done."""

@@ -140,10 +140,11 @@ class Inventory:
             if (there := device.get(one.digest, nowhere))
         }
 
-    def load(self, name: str) -> Served:
-        """Bring an adapter to the device and prove it. Raises the GraftError that a request for it would get."""
+    def load(self, name: str, client: str, weight: float) -> Served:
+        """Bring an adapter to the device and prove it, in the client's turn. Raises the GraftError that a request for it would get."""
         start = next(iter(self._engine.ends), 0)
-        return self._engine.submit(Request((start, start), name, max_tokens=0, score_from=0)).result().served
+        asked = Request((start, start), name, max_tokens=0, score_from=0, client=client, weight=weight)
+        return self._engine.submit(asked).result().served
 
     def unload(self, name: str) -> Served:
         """Take an adapter out of memory, unpinned; it stays known, and comes back when asked for.
@@ -155,7 +156,7 @@ class Inventory:
             raise ConflictError(f"{name} is in use: unload it when its requests are done.")
         return served
 
-    def pin(self, name: str, pinned: bool) -> Served:
+    def pin(self, name: str, pinned: bool, client: str, weight: float) -> Served:
         """Keep the version that the name stands for now in memory, or let it go again.
 
         Raises ConflictError where pins would take more than their share of memory.
@@ -164,7 +165,7 @@ class Inventory:
             loaded, served = self._find_loaded(name)
             self._engine.ask(Pin(loaded, False))
             return served
-        self.load(name)
+        self.load(name, client, weight)
         loaded, served = self._find_loaded(name)
         if not self._engine.ask(Pin(loaded, True)):
             raise ConflictError(
@@ -173,14 +174,14 @@ class Inventory:
             )
         return served
 
-    def attach(self, name: str, target: Path | str, *, replace: bool) -> Served:
+    def attach(self, name: str, target: Path | str, client: str, weight: float, *, replace: bool) -> Served:
         """Bring an adapter (a folder, or a name on the shelf) to the device, prove it, and give it a name of its own.
 
         Raises ConflictError for a name that stands for something, NotFoundError where there is no adapter, and what a request
         for it would get; then the name is what it was.
         """
         with self._engine.library.attaching(name, target, replace=replace) as trial:
-            return self.load(trial)
+            return self.load(trial, client, weight)
 
     def detach(self, name: str) -> bool:
         """Take an attached name back, and its adapter out of memory if it is neither pinned nor in use. False where it is none."""

@@ -116,17 +116,19 @@ class RemoteClient(EngineClient):
     def shelf_names(self, names: Sequence[str]) -> dict[str, str]:
         return self._ask(dict, "shelf_names", names)
 
-    def load(self, name: str) -> Served:
-        return self._ask(Served, "load", name)
+    def load(self, name: str, client: str = "", weight: float = 1.0) -> Served:
+        return self._ask(Served, "load", name, client, weight)
 
     def unload(self, name: str) -> Served:
         return self._ask(Served, "unload", name)
 
-    def pin(self, name: str, pinned: bool) -> Served:
-        return self._ask(Served, "pin", name, pinned)
+    def pin(self, name: str, pinned: bool, client: str = "", weight: float = 1.0) -> Served:
+        return self._ask(Served, "pin", name, pinned, client, weight)
 
-    def attach(self, name: str, target: Path | str, *, replace: bool = False) -> Served:
-        return self._ask(Served, "attach", name, target, replace=replace)
+    def attach(
+        self, name: str, target: Path | str, client: str = "", weight: float = 1.0, *, replace: bool = False
+    ) -> Served:
+        return self._ask(Served, "attach", name, target, client, weight, replace=replace)
 
     def detach(self, name: str) -> bool:
         return self._ask(bool, "detach", name)

@@ -63,6 +63,10 @@ class Choice:
         self._reports, self._lists_end = asked.logprobs is not None, asked.lists_end
         self._top = asked.logprobs or 0
         self._shows_prompt = asked.echo and self._reports
+        self._unscored = (
+            len(request.prompt) - 1 if self._shows_prompt else 0
+        )  # tokens whose scores come before the text
+        self._early: list[Event] = []  # what came before those
         self._waiting: deque[Mark] = deque()  # their text is not given out yet
         self._certain = 0  # characters made so far, given out or held back
         self._given = 0
@@ -79,13 +83,17 @@ class Choice:
                 self._give(certain_text(decode(tokenizer, request.prompt)))
 
     def feed(self, event: Event) -> None:
+        """Scores of the prompt may come from another choice of it, after some of this one's own tokens."""
+        if self._unscored and isinstance(event, (Token, Finished)):
+            self._early.append(event)
+            return
         match event:
             case Started():
                 self.begun, self.served, self.cached = True, event.served, event.cached_tokens
             case PromptScored():
                 self.scored.extend(event.tokens)
-                for token in event.tokens if self._shows_prompt else ():
-                    self._push(replace(token, top=token.top[: self._top]))
+                if self._shows_prompt:
+                    self._show_prompt(event.tokens)
             case Token():
                 self._generate(event)
             case Finished():
@@ -108,6 +116,21 @@ class Choice:
         piece = Piece(self.index, tuple(merge(self._deltas)), tuple(self._marks), self.finish_reason)
         self._deltas, self._marks = [], []
         return piece
+
+    def give_up(self) -> None:
+        """It gets no end of its own. What it has made and could not show yet is counted."""
+        self.finish_reason = "cancelled"
+        self.generated += sum(isinstance(event, Token) for event in self._early)
+        self._early = []
+
+    def _show_prompt(self, scored: tuple[Token, ...]) -> None:
+        for token in scored:
+            self._push(replace(token, top=token.top[: self._top]))
+        self._unscored -= len(scored)
+        early, self._early = ([], self._early) if self._unscored else (self._early, [])
+        for event in early:
+            if self.finish_reason is None:
+                self.feed(event)
 
     def _generate(self, token: Token) -> None:
         self.generated += 1
@@ -244,7 +267,7 @@ class Answer:
         """Give up what is still under way. What had been drawn of it, and nobody has looked at, is counted."""
         given_up = {stream: choice for stream, choice in self.choices.items() if choice.finish_reason is None}
         for stream, choice in given_up.items():
-            choice.finish_reason = "cancelled"
+            choice.give_up()
             self.engine.cancel(stream)
         while given_up and not self._sink.empty():
             stream, event = self._sink.get()
@@ -261,18 +284,28 @@ class Answer:
             pending.append(self._sink.get())
         changed: dict[Choice, None] = {}
         for stream, event in pending:
-            choice = self.choices[stream]
-            if choice.finish_reason is not None:
-                continue  # what the engine had drawn before it knew of the end
             if isinstance(event, ConstraintError):
                 event.param = event.param or self.asked.constraint_field
             if isinstance(event, GraftError):
+                if self.choices[stream].finish_reason is not None:
+                    continue
                 raise event
-            choice.feed(event)
-            changed[choice] = None
-            if choice.finish_reason is not None and not isinstance(event, Finished):
-                self.engine.cancel(stream)
+            for reader in self._readers(stream, event):
+                choice = self.choices[reader]
+                if choice.finish_reason is not None:
+                    continue  # what the engine had drawn before it knew of the end
+                choice.feed(event)
+                changed[choice] = None
+                if choice.finish_reason is not None and not isinstance(event, Finished):
+                    self.engine.cancel(reader)
         return [piece for choice in changed if (piece := choice.take())]
+
+    def _readers(self, stream: Stream, event: Event) -> list[Stream]:
+        """Whose event it is. A prompt is scored once, for all of its choices that show it."""
+        if not isinstance(event, PromptScored) or not self.asked.echo:
+            return [stream]
+        first = self.choices[stream].index
+        return [each for each, choice in self.choices.items() if first <= choice.index < first + self.asked.n]
 
 
 class EventSource(Protocol):

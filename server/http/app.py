@@ -56,11 +56,13 @@ from graft.server.http.service import (
     Service,
     read_body,
     service,
+    taking_place,
     unknown_model,
 )
 from graft.server.keys.access import Access
 from graft.server.keys.holders import ANYBODY
 from graft.server.keys.standing import RateLimitError
+from graft.server.keys.visits import Visit
 from graft.server.served_version import Served
 
 log = logging.getLogger("graft.server")
@@ -205,26 +207,29 @@ def adapters() -> Response:
 
 @blueprint.post("/v1/adapters/load")
 def load() -> Response:
-    return _move_adapter(AdapterBody, lambda body: service().engine.load(body.model))
+    return _move_adapter(AdapterBody, lambda body, visit: service().engine.load(body.model, visit.client, visit.weight))
 
 
 @blueprint.post("/v1/adapters/unload")
 def unload() -> Response:
-    return _move_adapter(AdapterBody, lambda body: service().engine.unload(body.model))
+    return _move_adapter(AdapterBody, lambda body, visit: service().engine.unload(body.model))
 
 
 @blueprint.post("/v1/adapters/pin")
 def pin() -> Response:
-    return _move_adapter(PinBody, lambda body: service().engine.pin(body.model, body.pinned))
+    return _move_adapter(
+        PinBody, lambda body, visit: service().engine.pin(body.model, body.pinned, visit.client, visit.weight)
+    )
 
 
-def _move_adapter(schema: type[AnyAdapterBody], move: Callable[[AnyAdapterBody], Served]) -> Response:
-    """Do something with an adapter and say how it stands now."""
+def _move_adapter(schema: type[AnyAdapterBody], move: Callable[[AnyAdapterBody, Visit], Served]) -> Response:
+    """Do something with an adapter for who asks and say how it stands now."""
     body = _body(schema)
     if body.model == service().base_name:
         raise BadField(f"{body.model} is the base, which is always there; name an adapter.", "model")
     try:
-        g.served = move(body)
+        with taking_place() as visit:
+            g.served = move(body, visit)
     except NotLoadedError:
         raise
     except NotFoundError as error:

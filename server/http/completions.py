@@ -158,7 +158,7 @@ def _read_completions(
             ignore_eos=body.ignore_eos,
             stop_ids=(*body.stop_token_ids, *(() if body.ignore_eos else (*speech.stop_ids, *ends))),
             sampling=drawing.choice(i),
-            score_from=0 if shows_prompt or (body.prompt_logprobs is not None and i == 0) else None,
+            score_from=0 if i == 0 and (shows_prompt or body.prompt_logprobs is not None) else None,
             score_top=max(logprobs or 0, body.prompt_logprobs or 0),
             constraint=constraint,
         )

@@ -131,7 +131,7 @@ class GenerationBody(OpenBody, ConstrainedBody, SamplingBody):
             raise BadField(f"best_of ({self.made}) is below n ({self.n}).", "best_of")
         if self.stream and self.made > self.n:
             raise BadField("The best of several is known at their end: best_of above n can't be streamed.", "best_of")
-        if self.stream and self.prompt_logprobs:
+        if self.stream and self.prompt_logprobs is not None:
             raise BadField("prompt_logprobs come with whole answers only: leave stream out.", "prompt_logprobs")
         return self
 

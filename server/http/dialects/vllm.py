@@ -125,7 +125,8 @@ def load_lora_adapter() -> Response:
     if isinstance(target, str):
         require_source(target)
     try:
-        g.served = engine.attach(body.lora_name, target, replace=body.load_inplace)
+        with taking_place() as visit:
+            g.served = engine.attach(body.lora_name, target, visit.client, visit.weight, replace=body.load_inplace)
     except ConflictError as error:
         raise BadField(str(error), "lora_name") from None  # 400, as vLLM has it
     except NotFoundError as error:

@@ -8,9 +8,12 @@ import torch
 
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.registry.registry import Registry
-from graft.server.chat.detokenizer import decode
-from graft.server.engine.request import Request
-from graft.server.sampling.params import Sampling
+from graft.server.chat.detokenizer import SpecialTokens, decode
+from graft.server.engine.request import Request, Started
+from graft.server.http.answer import Choice
+from graft.server.http.completions import AskedCompletions
+from graft.server.sampling.params import Sampling, Token
+from graft.server.served_version import Served
 from tests.conftest import tiny_base
 from tests.hub.adapters.methods.cases import served_logits
 from tests.server.conftest import KINDS, write_folder
@@ -157,6 +160,43 @@ def test_scoring_a_prompt_equals_a_direct_forward(client, base, folders, model, 
         "Question: why? Answer: because"
     )
     assert answer.usage.completion_tokens == max_tokens
+
+
+def test_a_prompt_is_scored_once_for_all_choices_that_show_it(client, live, monkeypatch):
+    scored = []
+    submit = live.engine.submit
+    monkeypatch.setattr(
+        live.engine, "submit", lambda one, sink=None: (scored.append(one.score_from), submit(one, sink))[1]
+    )
+    asked = {"max_tokens": 4, "echo": True, "logprobs": 2, "seed": 3, "temperature": 1}
+    alone = complete(client, prompt=[PROMPT, "zyx"], **asked)
+    assert scored == [0, 0]
+    both = complete(client, prompt=[PROMPT, "zyx"], n=3, **asked)
+    assert scored[2:] == [0, None, None] * 2
+    for choice in both.choices:
+        first = alone.choices[choice.index // 3]
+        count = len(first.logprobs.tokens) - 4
+        assert choice.logprobs.tokens[:count] == first.logprobs.tokens[:count]
+        assert choice.logprobs.token_logprobs[:count] == first.logprobs.token_logprobs[:count]
+        assert len(choice.logprobs.tokens) == count + 4 and choice.text.startswith(first.text[:count])
+    parts = [[], [], []]
+    for chunk in client.completions.create(model=BASE, prompt=PROMPT, n=3, stream=True, **asked):
+        for choice in chunk.choices:
+            parts[choice.index].append(choice)
+    for index, choices in enumerate(parts):
+        assert "".join(one.text for one in choices) == both.choices[index].text
+        offsets = [at for one in choices if one.logprobs for at in one.logprobs.text_offset]
+        assert offsets == both.choices[index].logprobs.text_offset
+
+
+def test_what_a_choice_holds_back_until_its_prompt_is_scored_counts_when_it_is_given_up(base):
+    asked = AskedCompletions((Request((5, 6, 7)),) * 2, n=2, shown=2, echo=True, logprobs=1)
+    choice = Choice(1, asked.requests[1], asked, base.tokenizer, SpecialTokens(base.tokenizer))
+    for event in (Started(Served()), Token(8, -1.0), Token(9, -1.0)):
+        choice.feed(event)
+    assert choice.begun and choice.generated == 0
+    choice.give_up()
+    assert choice.generated == 2 and choice.finish_reason == "cancelled"
 
 
 def test_echo_without_logprobs(client):

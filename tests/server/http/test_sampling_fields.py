@@ -176,6 +176,7 @@ def test_a_wrong_value_is_refused_by_name(live, field, value):
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"n": 1, "best_of": 2, "stream": True}, "best_of"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
         ({"prompt": ["a"] * 20, "best_of": 100}, "best_of"),
     ],
 )
