@@ -5,16 +5,16 @@ client has read it. So sixteen clients that ask for a large file and read nothin
 Nor do connections run out: where nearly all are taken, a newcomer takes the place of the one that has been silent longest.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import waitress
-from waitress.channel import ClientDisconnected, HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.channel import ClientDisconnected
 from waitress.server import BaseWSGIServer, MultiSocketServer
 from waitress.utilities import Error
 
+from graft.hub.connections import Channel, Parser, Terms, look_after
 from graft.hub.errors import GraftError
 from graft.hub.registry.commits.accepted_files import MAX_WEIGHTS_BYTES
 from graft.hub.web.large_bodies import Sender
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 CONNECTIONS = 200
-SPARE = 20  # connections that are kept free by hanging up on the most silent
+READ_S = 120.0  # a disk that fills, a client that pauses: longer than where answers are text
 RECEIVE_BYTES = 1 << 18
 # Of answers that a client has asked for and not read, beyond which it gets no further one.
 MAX_UNREAD_BYTES = 64 << 20
@@ -41,23 +41,17 @@ class _NotYou(Error):
     code, reason = 401, "Unauthorized"
 
 
-class _AmbiguousLength(Error):
-    code, reason = 400, "Bad Request"
-
-
 class _TooMuchAtOnce(Error):
     code, reason = 413, "Content Too Large"
 
 
-class _Parser(HTTPRequestParser):
+class _Parser(Parser):
     """Reads a large body only from who may send one: it goes to disk before a view could ask who that is. All that one sender
     has on the way is held to their quota of bytes: a view, which asks for the room that is left, sees a body only whole."""
 
     admits: Admits
     large: WeakSet["_Parser"]  # those of the same server whose bodies are
     sender: Sender | None = None
-    error: Error | None
-    completed: bool
 
     def received(self, data: bytes) -> int:
         had_head = self.headers_finished
@@ -75,8 +69,6 @@ class _Parser(HTTPRequestParser):
         return max(self.content_length, self.body_bytes_received)
 
     def _objection(self) -> Error | None:
-        if self.chunked and "CONTENT_LENGTH" in self.headers:  # a proxy before us may have believed the other one
-            return _AmbiguousLength("Transfer-Encoding and Content-Length exclude each other.")
         if not self.chunked and self.content_length <= SMALL_BODY_BYTES:
             return None
         self.sender = type(self).admits(self.path, self.query, self.headers.get("AUTHORIZATION", ""))
@@ -98,31 +90,18 @@ class _Parser(HTTPRequestParser):
         )
 
 
-class _Channel(HTTPChannel):
+class _Channel(Channel):
     """One connection. waitress lets a thread wait until its client has read; here the client is hung up on instead.
 
     One answer always fits: it is a file, handed over as such, or one piece. Those who get here send request upon request.
     """
 
-    def __init__(
-        self, server: BaseWSGIServer, sock: object, addr: object, adj: object, map: Mapping[int, object] | None = None
-    ):
-        _make_room(map or {})
-        super().__init__(server, sock, addr, adj, map)
+    terms = Terms(CONNECTIONS, read_s=READ_S)
 
     def write_soon(self, data: bytes) -> int:
         if self.total_outbufs_len > MAX_UNREAD_BYTES or len(self.outbufs) > MAX_UNREAD_PIECES:
             raise ClientDisconnected
         return super().write_soon(data)
-
-
-def _make_room(sockets: Mapping[int, object]) -> None:
-    """Where few connections are left, hang up on the one that has been silent longest: who opens many and sends a byte now
-    and then, or reads none, would else keep everybody out. One whose answer is being made stays."""
-    channels = [each for each in sockets.values() if isinstance(each, _Channel)]
-    silent = [each for each in channels if not each.requests]
-    if silent and len(channels) >= CONNECTIONS - SPARE:
-        min(silent, key=lambda each: each.last_activity).handle_close()
 
 
 def http_server(
@@ -152,8 +131,5 @@ def http_server(
     except OSError as error:
         raise GraftError(f"Can't listen on {host}:{port} ({error.strerror}): choose another --port.") from None
     parser = type("Parser", (_Parser,), {"admits": staticmethod(admits), "large": WeakSet()})
-    channel = type("Channel", (_Channel,), {"parser_class": parser})
-    for listening in sockets.values():
-        if isinstance(listening, BaseWSGIServer):
-            listening.channel_class = channel
+    look_after(sockets, type("Connection", (_Channel,), {"parser_class": parser}))
     return server

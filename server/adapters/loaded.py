@@ -1,9 +1,10 @@
 """An adapter in host memory."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from graft.hub.adapters.probe import ProofOutcome
-from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
+from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank
 from graft.hub.chat.words import NO_WORDS, AdapterWords
 from graft.server.adapters.prover import Case
 from graft.server.cache.step import BLOCK_ROWS
@@ -33,6 +34,11 @@ class Loaded:
     def refused(self) -> bool:
         """Whether none of its probes held."""
         return self.case.verdict is not None and self.case.verdict.outcome is ProofOutcome.REFUSED
+
+    @cached_property
+    def rank(self) -> int:
+        """The largest of its low-rank detours; 0 where it has none."""
+        return max((form.A.shape[0] for form in self.detours if isinstance(form, LowRank)), default=0)
 
     @property
     def virtual_rows(self) -> int:

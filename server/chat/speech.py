@@ -1,6 +1,6 @@
 """How requests for one adapter become tokens: the base's ways with text, and the adapter's own words."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -13,15 +13,10 @@ from graft.server.chat.detokenizer import SpecialTokens
 from graft.server.chat.prompts import ChatPrompts
 from graft.server.engine.client import EngineClient
 from graft.server.errors import TooLongError
+from graft.server.operations.patience import Patience
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-LOOK_S = 0.5  # how often a silent client is looked after while nothing comes
-
-
-class Disconnected(Exception):
-    """The client has gone; nobody reads the answer."""
 
 
 class TextLimit:
@@ -83,32 +78,33 @@ class Speeches:
         self._prompts = ChatPrompts(tool_format, self.special.holds)
         self._templates = ChatTemplates(tokenizer)
 
-    def speech(self, model: str, chat_template: str, client: str, gone: Callable[[], bool]) -> Speech:
+    def speech(self, model: str, chat_template: str, client: str, patience: Patience) -> Speech:
         """For a request; waits until its adapter is in host memory. `chat_template`: the request's own, "" for none.
 
-        Raises the GraftError that a request for the adapter would get, or Disconnected.
+        Raises the GraftError that a request for the adapter would get, or what `patience` ends with.
         """
-        words = NO_WORDS if model == self._base_name else _await_words(self._engine, model, client, gone)
+        words = NO_WORDS if model == self._base_name else _await_words(self._engine, model, client, patience)
         template = self._templates.choose(words, chat_template)
         return Speech(self._engine, self._base_name, self.special, self._prompts, self.limit, words, template)
 
 
-def _await_words(engine: EngineClient, model: str, client: str, gone: Callable[[], bool]) -> AdapterWords:
-    """An adapter's own words, once it is in host memory. Raises the GraftError that a request for it would get, or
-    Disconnected."""
+def _await_words(engine: EngineClient, model: str, client: str, patience: Patience) -> AdapterWords:
+    """An adapter's own words, once it is in host memory. Raises the GraftError that a request for it would get, or what `patience`
+    ends with."""
     answers: SimpleQueue[AdapterWords | GraftError] = SimpleQueue()
     engine.ask_words(model, client, answers.put)
-    while not gone():
+    wait_s = 0.0
+    while True:
         try:
-            answer = answers.get(timeout=LOOK_S)
+            answer = answers.get(timeout=wait_s)
         except Empty:
+            wait_s = patience.look(elsewhere=True)
             if (reason := engine.health()) is not None:  # a load that waits for a network is left to itself then
                 raise reason from None
             continue
         if isinstance(answer, GraftError):
             raise answer
         return answer
-    raise Disconnected
 
 
 def own_ends(words: AdapterWords, tokens: SpecialTokens, vocabulary: int) -> tuple[int, ...]:

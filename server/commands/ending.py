@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ import click
 
 from graft.server.engine.client import STUCK_S
 from graft.server.errors import EndedError
+from graft.server.operations.drain import Drain, Draining
 
 if TYPE_CHECKING:
     from graft.server.engine.engine import Engine
@@ -23,7 +26,8 @@ LOOK_S = 1.0  # how often it is looked whether a step hangs
 
 
 class Ending:
-    """What the first SIGINT or SIGTERM ends: the start, or the engine, by which every stream ends with an error.
+    """What SIGINT or SIGTERM ends: the start, or the engine, by which every stream ends with an error. The first SIGTERM lets
+    requests under way end before.
 
     An engine that ends by itself ends the server in the same way. One whose thread hangs can't be waited for: the process exits.
     """
@@ -34,12 +38,18 @@ class Ending:
         """`step_timeout`: seconds of one step after which the server ends; 0: it goes on waiting."""
         self.engine: Engine | None = None
         self._step_timeout = step_timeout
+        self._drain: Callable[[], None] | None = None
         for number in self.SIGNALS:
             signal.signal(number, self._end)
 
     def watch(self, engine: "Engine") -> None:
         self.engine = engine
         threading.Thread(target=self._watch, args=(engine,), name="graft-watchdog", daemon=True).start()
+
+    def drain_first(self, drain: Drain, seconds: float, server: Draining) -> None:
+        """From now on the first SIGTERM refuses new requests, and has an end when none is under way, or after so many seconds."""
+        if seconds:
+            self._drain = partial(drain.begin, seconds, server, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def _watch(self, engine: "Engine") -> None:
         said_s = 0.0
@@ -58,6 +68,10 @@ class Ending:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
+        drain, self._drain = self._drain, None
+        if number == signal.SIGTERM and drain is not None and self.engine is not None and self.engine.alive:
+            drain()
+            return
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         if self.engine is not None:

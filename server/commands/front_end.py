@@ -4,7 +4,6 @@ Its arguments are file descriptors that it has inherited: of its end of the sock
 when the engine's process does, or when that says so; until then it tells its clients why.
 """
 
-import logging
 import os
 import socket
 import sys
@@ -13,7 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 from graft.hub.machine.interpreter_turns import hand_on_soon
-from graft.server.commands.http_server import LOG_FORMAT, http_server
+from graft.server.commands.http_server import http_server
+from graft.server.commands.log_lines import begin_logging
 from graft.server.errors import ClosedError
 from graft.server.front_ends.frames import Start, read_frames
 from graft.server.front_ends.remote_client import RemoteClient
@@ -27,13 +27,13 @@ LOOK_S = 0.05
 
 
 def main(channel: int, listening: list[int]) -> None:
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     hand_on_soon()
     sock = socket.socket(fileno=channel)
     file = sock.makefile("rb")
     start = next(read_frames(file), None)
     if not isinstance(start, Start):  # the engine's process has gone before it began
         return
+    begin_logging(as_json=start.log_as_json)
     client = RemoteClient(sock, file, start)
     threading.Thread(target=client.run, name="graft-engine-reader", daemon=True).start()
     sockets = [socket.socket(fileno=number) for number in listening]

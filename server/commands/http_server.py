@@ -3,24 +3,23 @@
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from waitress import create_server
-from waitress.channel import ClientDisconnected, HTTPChannel
-from waitress.server import BaseWSGIServer
+from waitress.channel import ClientDisconnected
 from waitress.task import WSGITask
 
 from graft.hub.errors import GraftError
-from graft.server.chat.speech import Disconnected
 from graft.server.http.streaming.response import BODY
+from graft.server.http.wire.connections import MAX_BODY_BYTES, MOST_UNREAD_BYTES, Connection, look_after_clients
+from graft.server.operations.patience import Disconnected
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
-    from waitress.server import MultiSocketServer
+    from waitress.server import BaseWSGIServer, MultiSocketServer
 
-LOG_FORMAT = "%(asctime)s %(name)s %(message)s"
 SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
 CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
 BACKLOG = 1024
@@ -55,15 +54,20 @@ def port_of(sockets: Sequence[socket.socket]) -> int:
 
 
 def http_server(
-    app: "WSGIApplication", sockets: Sequence[socket.socket], max_requests: int
+    app: "WSGIApplication",
+    sockets: Sequence[socket.socket],
+    max_requests: int,
+    kept: dict[int, object] | None = None,
+    ending: Callable[[], bool] = lambda: False,
 ) -> "BaseWSGIServer | MultiSocketServer":
-    """A listening server; its `run` answers."""
+    """A listening server; its `run` answers. `kept`: where it keeps its connections, by file descriptor. `ending`: whether each
+    ends with the answer that it waits for."""
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # each request of a burst would be a warning
     threads = max_requests + SPARE_THREADS
-    channels: dict[int, object] = {}
+    kept = {} if kept is None else kept
     server = create_server(
         app,
-        map=channels,
+        map=kept,
         sockets=list(sockets),
         threads=threads,
         connection_limit=threads * CONNECTIONS_PER_THREAD,
@@ -71,11 +75,11 @@ def http_server(
         asyncore_use_poll=True,  # select() ends at 1024 connections
         channel_request_lookahead=1,  # reads on while a request is answered, which is how a hang-up is noticed
         clear_untrusted_proxy_headers=False,  # whom X-Forwarded-For is believed is decided in clients.py
+        max_request_body_size=MAX_BODY_BYTES + 1,
+        outbuf_high_watermark=MOST_UNREAD_BYTES,
         ident=None,
     )
-    for listening in channels.values():
-        if isinstance(listening, BaseWSGIServer):
-            listening.channel_class = _Channel
+    look_after_clients(kept, threads * CONNECTIONS_PER_THREAD, ending, _Channel)
     return server
 
 
@@ -102,7 +106,7 @@ class _Task(WSGITask):
         return {**super().get_environment(), BODY: _TaskBody(self)}
 
 
-class _Channel(HTTPChannel):
+class _Channel(Connection):
     task_class = _Task
 
     def write_soon(self, data: bytes) -> int:

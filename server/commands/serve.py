@@ -1,9 +1,9 @@
 """`graft serve`: a base and its adapters over HTTP, until SIGINT or SIGTERM."""
 
-import logging
+import math
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING
 import click
 
 from graft.hub.adapters.validation import CONFIG
+from graft.hub.base.manifest import recorded_spec
+from graft.hub.connections import close_door, unsettled
 from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize
-from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.wsgi import is_loopback
 from graft.server.chat.tool_formats import FORMATS
 from graft.server.commands.admission import Admission
 from graft.server.commands.ending import Ending
-from graft.server.commands.http_server import LOG_FORMAT, bind, http_server, port_of
+from graft.server.commands.http_server import bind, http_server, port_of
+from graft.server.commands.log_lines import begin_logging
+from graft.server.commands.start import prove_folders, summary
 from graft.server.keys.usage import UsageFile
+from graft.server.operations.drain import Drain, Draining
+from graft.server.operations.throughput import report
 
 if TYPE_CHECKING:
     from graft.hub.base.model import Base
@@ -116,6 +121,27 @@ class _Network(click.ParamType):
     type=click.IntRange(0),
     help="Seconds after which a step that does not end ends the server; 0: never.",
 )
+@click.option(
+    "--drain-seconds",
+    default=20,
+    show_default=True,
+    type=click.IntRange(0),
+    help="After SIGTERM requests under way have so long to end, while new ones are refused; 0, or with --http-processes: none.",
+)
+@click.option(
+    "--request-timeout",
+    default=0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds that an answer may take; 0: as many as it takes.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Of what is written to stderr, a line a request among it.",
+)
 @click.option("--allow-base-mismatch", is_flag=True, help="Serve adapters that were made for another base.")
 def serve(
     base_name: str,
@@ -144,9 +170,13 @@ def serve(
     usage_path: Path | None,
     tool_format: str | None,
     step_timeout: int,
+    drain_seconds: int,
+    request_timeout: float,
+    log_format: str,
     allow_base_mismatch: bool,
 ) -> None:
     """Serve a base; the adapter is chosen per request, by `model`."""
+    say = begin_logging(as_json=log_format == "json")
     local = dict(_parse_folder(given) for given in adapters)
     if registry_path is not None and hub_url is not None:
         raise click.UsageError("Give --registry or --hub, not both.")
@@ -155,10 +185,12 @@ def serve(
     shelf = _shelf(registry_path, hub_url)
     admission = Admission(keys, registry_path, hub_url, open_metrics)
     admission.require_sound(shelf, host, is_open=is_open)
+    known = None if allow_base_mismatch else recorded_spec(base_name)
+    prove_folders(local, known)
     usage = UsageFile(usage_path) if usage_path is not None else None
-    sockets = bind(host, port)  # before the base is loaded for nothing
+    listening = bind(host, port)  # before the base is loaded for nothing
 
-    _say(f"loading {base_name} ...")  # torch takes its seconds, too
+    say(f"loading {base_name} ...")  # torch takes its seconds, too
 
     from graft.hub.base.dtype_choice import chosen_dtype
     from graft.hub.base.model import load_base, usable_device
@@ -171,9 +203,6 @@ def serve(
     from graft.server.http.app import create_app
     from graft.server.http.clients import AnswerPlaces
 
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    for client in ("httpx", "httpx2"):  # our own requests to a hub
-        logging.getLogger(client).setLevel(logging.WARNING)
     options = Options(
         max_running=max_running,
         step_rows=max_batch_rows,
@@ -188,12 +217,16 @@ def serve(
     ending = Ending(step_timeout)
     hand_on_soon()
     try:
-        dtype = dtype or chosen_dtype(base_name, device, serving(runner, max_running), _say)
+        dtype = dtype or chosen_dtype(base_name, device, serving(runner, max_running), say)
         base = load_base(base_name, dtype=dtype, device=device)
+        if known is None and not allow_base_mismatch:
+            prove_folders(local, base.spec)
         with Engine(base, local, shelf, options) as engine:
             ending.watch(engine)
+            client = EngineClient(engine, usage)
+            report(client.load_now)
             name = base.spec.id or Path(base_name).name
-            served, places = EngineClient(engine, usage), AnswerPlaces(max_requests)
+            places = AnswerPlaces(max_requests)
             make_app = partial(
                 create_app,
                 base_name=name,
@@ -202,34 +235,45 @@ def serve(
                 adapter_root=adapter_root,
                 tool_format=tool_format,
                 open_access=partial(admission.access, base.spec.fingerprint),
+                request_timeout=request_timeout or math.inf,
             )
+            shelf_name = hub_url or (str(registry_path) if registry_path is not None else None)
+            for line in summary(engine, local, shelf_name, max_requests):
+                say(line)
             if http_processes:
-                start = Start(served.base, make_app, max_requests)
-                with FrontEnds(http_processes, sockets, served, places, start):
-                    _say_ready(sockets, base, name, host, with_keys=keys is not None)
+                start = Start(client.base, make_app, max_requests, log_format == "json")
+                with FrontEnds(http_processes, listening, client, places, start):
+                    _say_ready(listening, base, name, host, say, with_keys=keys is not None)
                     threading.Event().wait()  # for a signal
-            server = http_server(make_app(served, places), sockets, max_requests)
-            _say_ready(sockets, base, name, host, with_keys=keys is not None)
+            drain, sockets = Drain(), dict[int, object]()
+            app = make_app(client, places, drain=drain)
+            server = http_server(app, listening, max_requests, sockets, lambda: drain.begun)
+            ending.drain_first(
+                drain, drain_seconds, Draining(partial(unsettled, sockets), partial(close_door, sockets))
+            )
+            _say_ready(listening, base, name, host, say, with_keys=keys is not None)
             server.run()
     except KeyboardInterrupt:
         pass
     if ending.engine is not None and ending.engine.failure is not None:
         raise ending.engine.failure
-    click.echo("graft serve: ended", err=True)
+    say("ended")
 
 
-def _say(text: str) -> None:
-    click.echo(visible_text(f"graft serve: {text}"), err=True)
-
-
-def _say_ready(sockets: Sequence[socket.socket], base: "Base", name: str, host: str, *, with_keys: bool) -> None:
+def _say_ready(
+    listening: Sequence[socket.socket],
+    base: "Base",
+    name: str,
+    host: str,
+    say: Callable[[str], None],
+    *,
+    with_keys: bool,
+) -> None:
     if not with_keys and not is_loopback(host):
-        _say("open: whoever reaches this address may use it, and load and unload adapters.")
+        say("open: whoever reaches this address may use it, and load and unload adapters.")
     shown = f"[{host}]" if ":" in host else host
-    click.echo(
-        f"graft serve: ready at http://{shown}:{port_of(sockets)}/v1  "
-        f"({name}, {str(base.dtype).removeprefix('torch.')} on {base.device})",
-        err=True,
+    say(
+        f"ready at http://{shown}:{port_of(listening)}/v1  ({name}, {str(base.dtype).removeprefix('torch.')} on {base.device})"
     )
 
 

@@ -18,6 +18,7 @@ from graft.server.engine.request import Outlet, Request, Result, Sink, Stream
 from graft.server.errors import ClosedError, StuckError
 from graft.server.keys.accounts import Accounts, AnyAccounts
 from graft.server.keys.usage import UsageFile
+from graft.server.operations.throughput import Load
 from graft.server.served_version import Served
 
 if TYPE_CHECKING:
@@ -156,6 +157,10 @@ class EngineClient:
         if not self._engine.alive:
             return ClosedError("The server is shutting down.")
         return StuckError(age) if (age := self._engine.turn_s) > STUCK_S else None
+
+    def load_now(self) -> Load:
+        """What it has done, and does at this moment. Waits for nothing."""
+        return self._engine.gauges.load(self._engine.metrics)
 
     def metrics(self) -> bytes:
         """For Prometheus, in its exposition format."""

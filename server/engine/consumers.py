@@ -105,7 +105,7 @@ class RunningRequest(Consumer):
         self._last: float | None = None  # when the latest token came
         self._max_new = 0
         self._generated = 0
-        self._begun = False
+        self.begun = False
         self._reason = "length"
         self._cached = 0
         self._hidden: HiddenSum | None = None  # of the prompt so far, summed
@@ -147,8 +147,8 @@ class RunningRequest(Consumer):
         return self.matcher is None and self._history.settled
 
     def ask(self, chunk: Chunk) -> Asked:
-        if not self._begun:
-            self._begun = True
+        if not self.begun:
+            self.begun = True
             self._cached = chunk.start
             self.stream.put(Started(self.served, self._cached))
         draw = None
@@ -196,7 +196,7 @@ class RunningRequest(Consumer):
         return super().no_token()
 
     def finish(self) -> None:
-        if not self._begun:
+        if not self.begun:
             self.stream.put(Started(self.served))
         self._metrics.finished(self.served, self._reason, len(self._request.prompt), self._cached)
         self.stream.put(Finished(self._reason, self._cached))

@@ -28,7 +28,7 @@ from graft.server.cache.blocks import BlockPool
 from graft.server.cache.tensors import KVCache
 from graft.server.engine.adapter_proof import Proof
 from graft.server.engine.consumers import RowsJob, RunningRequest, ends_of
-from graft.server.engine.gauges import gauges
+from graft.server.engine.gauges import EngineGauges
 from graft.server.engine.ledger import Ledger
 from graft.server.engine.limits import Limits
 from graft.server.engine.messages import (
@@ -108,8 +108,10 @@ class Engine:
             self.sizes.max_model_len,
             (self.sizes.blocks - 1) - (self.sizes.blocks - 1) // VIRTUAL_SHARE - 1,
         )
-        self.metrics.gauges(gauges(self.blocks, self.scheduler, self.loader, self.residency))
         self.ledger = Ledger(self.scheduler, self.loader, self.residency)
+        watched = (self.blocks, self.scheduler, self.ledger, self.loader, self.residency)
+        self.gauges = EngineGauges(base.spec.id or "base", self.options.max_running, *watched)
+        self.metrics.source(self.gauges.read)
         self._base_said: dict[tuple[ProbeQuestion, ...], Sequence[Table]] = {}  # to probes' questions, on this runner
         self._inbox = Inbox()
         self._at_hand: Message | None = None  # taken out of the inbox, and not done

@@ -75,6 +75,14 @@ class Ledger:
             consumer.fail(error)
             self._close(consumer)
 
+    def adapters(self) -> tuple[set[str], set[str]]:
+        """Names of the adapters whose requests have begun, and of those whose requests wait. On any thread."""
+        begun: tuple[set[str], set[str]] = set(), set()
+        for one in list(self._open):
+            if isinstance(one, RunningRequest) and (name := one.stream.request.model) is not None:
+                begun[0 if one.begun else 1].add(one.served.name or name)
+        return begun
+
     def owned_by(self, digest: str) -> list[Consumer]:
         """Everybody who has rows of an adapter."""
         return [consumer for consumer in self.scheduled.values() if consumer.sequence.owner == digest]

@@ -42,6 +42,12 @@ class Sizes:
     host_bytes: int
     device_bytes: int
     max_model_len: int
+    cache_bytes: int
+
+    @property
+    def cache_tokens(self) -> int:
+        """For so many the cache has room, those of adapters included."""
+        return self.blocks * BLOCK_ROWS
 
 
 def sizes(options: Options, base: Base) -> Sizes:
@@ -69,6 +75,7 @@ def sizes(options: Options, base: Base) -> Sizes:
         host_bytes=options.host_bytes or host // 4,
         device_bytes=options.device_bytes or device // 8,
         max_model_len=longest,
+        cache_bytes=blocks * per_block,
     )
 
 

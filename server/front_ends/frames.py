@@ -44,6 +44,7 @@ class Start:
     base: ServedBase
     make_app: "Callable[[EngineClient, Places], Flask]"
     max_requests: int
+    log_as_json: bool = False
 
 
 @dataclass(frozen=True)

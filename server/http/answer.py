@@ -5,6 +5,7 @@ answer is a stream, the one that writes all of them. Stop strings are found here
 Knows no JSON shape (response_shapes.py) and no HTTP.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,12 @@ from graft.hub.errors import GraftError
 from graft.server.chat.deltas import Delta, merge
 from graft.server.chat.detokenizer import Detokenizer, SpecialTokens, StopStrings, TokenDecoder, certain_text, decode
 from graft.server.chat.reply_parser import ReplyParser
-from graft.server.chat.speech import LOOK_S, Disconnected
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Event, Finished, PromptScored, Request, Sink, Started, Stream
 from graft.server.errors import ConstraintError
 from graft.server.http.completions import AskedCompletions
+from graft.server.operations.patience import DeadlineError, Patience
+from graft.server.operations.request_log import RequestRecord
 from graft.server.sampling.params import Token
 from graft.server.served_version import Served
 
@@ -184,17 +186,19 @@ class _EventQueue:
 
 @dataclass
 class Answer:
-    """All choices of one request under way. `gone()`: whether the client has left. Used by one thread at a time."""
+    """All choices of one request under way. Used by one thread at a time."""
 
     engine: EngineClient
     asked: AskedCompletions
-    gone: Callable[[], bool]
+    patience: Patience
     special: SpecialTokens
     choices: dict[Stream, Choice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Submits everything. Raises what the engine raises, with nothing left under way."""
         self._sink = _EventQueue()
+        self.first_token: float | None = None  # when it came, a time.monotonic()
+        self.error: GraftError | None = None  # what ended it on its way
         tokenizer = self.engine.base.tokenizer
         assert tokenizer is not None
         try:
@@ -251,7 +255,7 @@ class Answer:
         return self._news()
 
     def pieces(self) -> Iterator[Piece]:
-        """What is new, as it comes, until every choice has ended. Raises GraftError, or Disconnected."""
+        """What is new, as it comes, until every choice has ended. Raises GraftError, or what `patience` ends with."""
         while not self.complete:
             yield from self._news()
 
@@ -262,6 +266,17 @@ class Answer:
     def news(self) -> list[Piece]:
         """What has come and is certain; does not wait. Raises GraftError."""
         return self._feed([])
+
+    def describe(self, record: RequestRecord) -> None:
+        """What is known of it, for the log."""
+        record.served = self.served if self.served.digest else record.served
+        record.prompt_tokens, record.cached_tokens = self.asked.prompt_tokens, self.cached_tokens
+        record.completion_tokens = self.completion_tokens
+        record.first_token_s = self.first_token and self.first_token - record.began
+        record.finish = ",".join(
+            sorted({choice.finish_reason for choice in self.choices.values() if choice.finish_reason})
+        )
+        record.error = self.error.code if self.error else record.error
 
     def cancel(self) -> None:
         """Give up what is still under way. What had been drawn of it, and nobody has looked at, is counted."""
@@ -277,7 +292,12 @@ class Answer:
 
     def _news(self) -> list[Piece]:
         """Wait for an event, take all there are, and return what has become certain by them."""
-        return self._feed([await_event(self._sink, self.gone)])
+        try:
+            pending = [await_event(self._sink, self.patience)]
+        except DeadlineError as error:
+            self.error = error
+            raise
+        return self._feed(pending)
 
     def _feed(self, pending: list[tuple[Stream, Event | GraftError]]) -> list[Piece]:
         while not self._sink.empty():
@@ -289,7 +309,10 @@ class Answer:
             if isinstance(event, GraftError):
                 if self.choices[stream].finish_reason is not None:
                     continue
+                self.error = event
                 raise event
+            if isinstance(event, Token) and self.first_token is None:
+                self.first_token = time.monotonic()
             for reader in self._readers(stream, event):
                 choice = self.choices[reader]
                 if choice.finish_reason is not None:
@@ -315,12 +338,10 @@ class EventSource(Protocol):
     def get(self) -> Callable[..., tuple[Stream, Event | GraftError]]: ...
 
 
-def await_event(sink: EventSource, gone: Callable[[], bool]) -> tuple[Stream, Event | GraftError]:
-    """The next event of a sink's streams. Raises Disconnected when the client has hung up."""
+def await_event(sink: EventSource, patience: Patience) -> tuple[Stream, Event | GraftError]:
+    """The next event of a sink's streams. Raises what `patience` ends with."""
     while True:
-        if gone():
-            raise Disconnected
         try:
-            return sink.get(timeout=LOOK_S)
+            return sink.get(timeout=patience.look())
         except Empty:
             continue

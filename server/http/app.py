@@ -13,13 +13,12 @@ from typing import TypeVar
 
 from flask import Blueprint, Flask, Response, g, jsonify, request
 from flask.json.provider import DefaultJSONProvider
-from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BareResponse
 
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.wsgi import request_id
-from graft.server.chat.speech import Disconnected, Speech
+from graft.server.chat.speech import Speech
 from graft.server.engine.client import EngineClient
 from graft.server.engine.inventory import AdapterEntry, NotLoadedError, Placed
 from graft.server.errors import InvalidKeyError
@@ -32,7 +31,6 @@ from graft.server.http.clients import AnswerPlaces, Network, Places
 from graft.server.http.completions import AskedCompletions, read_chat, read_completion
 from graft.server.http.dialects import embeddings, messages, responses, vllm
 from graft.server.http.dialects.answering import answer
-from graft.server.http.openapi.document import document as describe_api
 from graft.server.http.response_shapes import (
     CHAT,
     COMPLETION,
@@ -54,20 +52,25 @@ from graft.server.http.schemas import (
 from graft.server.http.service import (
     EXTENSION,
     Service,
+    begin_record,
+    patience,
     read_body,
     service,
     taking_place,
     unknown_model,
 )
+from graft.server.http.wire import status
+from graft.server.http.wire.connections import MAX_BODY_BYTES
 from graft.server.keys.access import Access
 from graft.server.keys.holders import ANYBODY
 from graft.server.keys.standing import RateLimitError
 from graft.server.keys.visits import Visit
+from graft.server.operations.drain import Drain
+from graft.server.operations.patience import Disconnected
 from graft.server.served_version import Served
 
 log = logging.getLogger("graft.server")
 
-MAX_BODY_BYTES = 32 << 20
 MAX_AT_ONCE = 256
 MAX_HEADER_CHARS = 1000
 RETRY_AFTER_S = 1
@@ -112,11 +115,14 @@ def create_app(
     tool_format: str | None = None,
     adapter_root: Path | None = None,
     open_access: Callable[[], Access] = Access,
+    drain: Drain | None = None,
+    request_timeout: float = math.inf,
 ) -> Flask:
     """`base_name`: what the bare base is called in `model` (default: its recorded id). `places`: for answers under way; more
     are told to come again, so that threads remain for everything else (default: `max_at_once` of this application's own). `cors_origins`: whose pages may call.
     `trusted_proxies`: who is believed about whom a request comes from. `tool_format`: how calls of tools are written
-    (chat/tool_formats.py), whatever the chat template says. `adapter_root`: clients may have folders below it loaded. `open_access`: who may come in."""
+    (chat/tool_formats.py), whatever the chat template says. `adapter_root`: clients may have folders below it loaded. `open_access`: who may
+    come in. `drain`: once it has begun, nothing new is answered. `request_timeout`: seconds that an answer may take."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     assert isinstance(app.json, DefaultJSONProvider)
@@ -130,10 +136,12 @@ def create_app(
         tool_format,
         adapter_root,
         open_access(),
+        drain or Drain(),
+        request_timeout,
     )
     app.register_blueprint(blueprint)
-    for dialect in (responses, messages, embeddings, vllm):
-        app.register_blueprint(dialect.blueprint)
+    for routes in (responses, messages, embeddings, vllm, status):
+        app.register_blueprint(routes.blueprint)
     app.before_request(_begin)
     cors.allow(app, cors_origins)
     guard(app)  # a browser asks for what it may do without a key
@@ -276,42 +284,6 @@ def _model(entry: AdapterEntry, placed: dict[str, Placed]) -> dict[str, object]:
     return head | describe(entry, placed.get(entry.digest or "", Placed()))
 
 
-# The server itself
-
-
-@blueprint.get("/health")
-def health() -> Response:
-    """Alive: the process answers and the engine's thread runs."""
-    _require_alive()
-    return jsonify(status="ok")
-
-
-@blueprint.get("/ready")
-def ready() -> Response:
-    """Able to serve: the base is loaded and the engine takes requests. Keys that are not those of their file any more are no
-    reason not to."""
-    _require_alive()
-    keyring = service().access.keyring
-    outdated = {"keys": "outdated"} if keyring is not None and keyring.problem is not None else {}
-    return jsonify(status="ready", model=service().base_name, **outdated)
-
-
-def _require_alive() -> None:
-    """Raises EndedError after a failure that ended the engine, ClosedError while the server shuts down."""
-    if (reason := service().engine.health()) is not None:
-        raise reason
-
-
-@blueprint.get("/metrics")
-def metrics() -> Response:
-    return Response(service().engine.metrics(), content_type=CONTENT_TYPE_LATEST)
-
-
-@blueprint.get("/openapi.json")
-def document() -> Response:
-    return jsonify(describe_api(service().base_name))
-
-
 # Around every request
 
 
@@ -328,6 +300,10 @@ def _begin() -> None:
     g.ignored = []
     g.holder = ANYBODY
     g.visit = None
+    g.record = begin_record()
+    if request.blueprint != status.blueprint.name:
+        status.require_open()
+    g.patience = patience()
 
 
 def _stamp(response: Response) -> Response:
@@ -340,6 +316,9 @@ def _stamp(response: Response) -> Response:
         response.headers["X-Ignored-Fields"] = ", ".join(map(_header_word, g.ignored))[:MAX_HEADER_CHARS]
     if g.visit is not None:
         response.headers.update(limit_headers(g.visit.standing))
+    g.record.served, g.record.status = g.served, response.status_code
+    if request.blueprint != status.blueprint.name or response.status_code >= 400:
+        response.call_on_close(g.record.write)
     service().engine.count_answer(request.url_rule.rule if request.url_rule else "none", response.status_code)
     return response
 
@@ -349,12 +328,15 @@ def _header_word(text: str) -> str:
 
 
 def _failure(status: int, message: str, code: str | None, param: str | None = None) -> Response:
+    g.record.error = code or ""
     as_message = request.path.startswith(messages.PATH)
     shape = messages.error_shape(status, message, code, g.request_id) if as_message else None
     response = jsonify(shape or {"error": error_body(status, message, code, param)})
     response.status_code = status
     if status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == 504:
+        response.headers["X-Should-Retry"] = "false"  # clients of OpenAI and Anthropic would ask for the same again
     return response
 
 

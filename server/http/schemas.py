@@ -77,6 +77,9 @@ class OpenBody(Body):
     """A body in which fields that nobody here knows are left aside, and kept apart as `ignored`."""
 
     model_config = ConfigDict(extra="allow")
+    timeout: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Seconds within which the answer is complete, or given up."
+    )
     not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL  # unless it is one of the body's own
 
     @model_validator(mode="before")

@@ -1,7 +1,8 @@
 """What the routes share: the application's parts, a request's body, the client that sends it."""
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,15 +15,19 @@ from graft.server.chat.speech import Speech, Speeches
 from graft.server.engine.client import EngineClient
 from graft.server.errors import BusyError
 from graft.server.http.clients import Network, Places, client_of
-from graft.server.http.schemas import OpenBody, parse
+from graft.server.http.schemas import BadField, OpenBody, parse
 from graft.server.http.streaming.pump import Pump
 from graft.server.keys.access import Access
 from graft.server.keys.holders import EVERYTHING, Holder
 from graft.server.keys.visits import Visit
+from graft.server.operations.drain import Drain
+from graft.server.operations.patience import Patience
+from graft.server.operations.request_log import RequestRecord, plain, trace_id
 from graft.server.served_version import Served
 
 EXTENSION = "graft"
 JSON = "application/json"
+TIMEOUT_HEADER = "X-Request-Timeout"
 
 
 class UnknownModelError(NotFoundError):
@@ -51,6 +56,8 @@ class Service:
         tool_format: str | None,
         adapter_root: Path | None,
         access: Access,
+        drain: Drain,
+        most_s: float,
     ):
         self.engine = engine
         self.base_name = base_name
@@ -64,6 +71,8 @@ class Service:
         self.trusted_proxies = trusted_proxies
         self.adapter_root = adapter_root
         self.access = access
+        self.drain = drain
+        self.most_s = most_s
 
 
 def service() -> Service:
@@ -78,7 +87,9 @@ def read_body(schema: type[AnyBody]) -> AnyBody:
     if request.mimetype != JSON and (request.mimetype or "Origin" in request.headers):
         raise UnsupportedMediaError(f"Send JSON, with the header Content-Type: {JSON}.")
     body = parse(schema, request.get_data())
-    g.ignored = body.ignored if isinstance(body, OpenBody) else []
+    if isinstance(body, OpenBody):
+        g.ignored = body.ignored
+        g.patience = g.patience.within(body.timeout)
     return body
 
 
@@ -99,8 +110,8 @@ def unknown_model(error: NotFoundError) -> UnknownModelError:
 def taking_place() -> Iterator[Visit]:
     """One of the places for answers, for as long as the context lasts, and one of those that the key has; clients are told
     apart by their keys, else by their addresses. Raises BusyError, or RateLimitError."""
-    client = client_of(request.remote_addr or "", request.headers.get("X-Forwarded-For", ""), service().trusted_proxies)
-    visit = g.visit = Visit(service().engine.accounts, g.holder, f"key {g.holder.name}" if g.holder.name else client)
+    client = f"key {g.holder.name}" if g.holder.name else g.record.client
+    visit = g.visit = Visit(service().engine.accounts, g.holder, client)
     places = service().places  # a stream ends when the request is none of the application's any more
     if not places.enter(visit.client):
         raise BusyError("The server is answering as many requests as it can: try again in a moment.")
@@ -111,14 +122,35 @@ def taking_place() -> Iterator[Visit]:
         places.leave(visit.client)
 
 
-def is_gone() -> Callable[[], bool]:
-    """Whether the client has hung up."""
-    return request.environ.get("waitress.client_disconnected", lambda: False)
+def begin_record() -> RequestRecord:
+    """Of the request that is at hand."""
+    client = client_of(request.remote_addr or "", request.headers.get("X-Forwarded-For", ""), service().trusted_proxies)
+    route = request.url_rule.rule if request.url_rule else plain(request.path)
+    return RequestRecord(g.request_id, request.method, route, client, trace_id(request.headers.get("Traceparent", "")))
+
+
+def patience() -> Patience:
+    """Of the request that is at hand, as its header says."""
+    given = request.headers.get(TIMEOUT_HEADER, "")
+    gone = request.environ.get("waitress.client_disconnected", lambda: False)
+    whole = Patience(gone, lambda: service().drain.begun, service().most_s, time.monotonic())
+    return whole.within(_read_seconds(given) if given else None)
+
+
+def _read_seconds(given: str) -> float:
+    """Raises BadField."""
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise BadField(f"{TIMEOUT_HEADER} is a number of seconds above 0, not {given[:20]!r}.", TIMEOUT_HEADER)
+    return seconds
 
 
 def find_speech(model: str, chat_template: str, client: str) -> Speech:
     """Waits until the adapter is in host memory. Raises UnknownModelError, or what else a request for it would get."""
     try:
-        return service().speeches.speech(model, chat_template, client, is_gone())
+        return service().speeches.speech(model, chat_template, client, g.patience)
     except NotFoundError as error:
         raise unknown_model(error) from None

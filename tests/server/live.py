@@ -1,6 +1,7 @@
 """A live server on loopback with a tiny base, for the tests of the HTTP interface: the real WSGI server and its settings."""
 
 import json
+import math
 import threading
 import urllib.error
 import urllib.request
@@ -19,6 +20,7 @@ from graft.server.engine.options import Options
 from graft.server.http.app import create_app
 from graft.server.keys.access import Access
 from graft.server.keys.usage import UsageFile
+from graft.server.operations.drain import Drain
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
@@ -47,6 +49,7 @@ class Live:
     url: str
     port: int
     engine: Engine
+    sockets: dict[int, object]
 
     def get(self, path: str) -> "Reply":
         return self.send(urllib.request.Request(self.url + path))
@@ -115,22 +118,27 @@ def serving(
     adapter_root: Path | None = None,
     access: Access | None = None,
     usage: UsageFile | None = None,
+    drain: Drain | None = None,
+    request_timeout: float = math.inf,
 ) -> Iterator[Live]:
     with Engine(base, adapters, shelf, options) as engine:
+        drain, sockets = drain or Drain(), {}
         app = create_app(
             EngineClient(engine, usage),
             max_at_once=max_requests,
             trusted_proxies=trusted_proxies,
             adapter_root=adapter_root,
             open_access=lambda: access or Access(),
+            drain=drain,
+            request_timeout=request_timeout,
         )
-        sockets = bind("127.0.0.1", 0)
-        server = http_server(app, sockets, max_requests)
+        listening = bind("127.0.0.1", 0)
+        server = http_server(app, listening, max_requests, sockets, lambda: drain.begun)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         try:
-            port = port_of(sockets)
-            yield Live(f"http://127.0.0.1:{port}", port, engine)
+            port = port_of(listening)
+            yield Live(f"http://127.0.0.1:{port}", port, engine, sockets)
         finally:
             server.close()
             thread.join(10)

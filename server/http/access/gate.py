@@ -13,6 +13,7 @@ from graft.server.errors import InvalidKeyError, NotAllowedError
 from graft.server.http.access.routes import NEEDS, Need, require_known_routes
 from graft.server.http.service import UnknownModelError, find_served, service
 from graft.server.keys.holders import Holder, Reader
+from graft.server.operations.request_log import plain
 
 
 def guard(app: Flask) -> None:
@@ -31,6 +32,7 @@ def _admit() -> None:
     if access.keyring is None or need is Need.NOTHING:
         return
     g.holder = access.keyring.holder(_shown_key())
+    g.record.key = g.holder.name
     if need is Need.ADMIN and not g.holder.admin:
         raise NotAllowedError(f"{request.path} takes an admin's key, and {g.holder.name}'s is none.")
 
@@ -64,6 +66,7 @@ def require_model(name: str) -> None:
 
 def name_model(name: str) -> None:
     """A request names a model: what it stands for is told in the answer's headers. Raises as `require_model`."""
+    g.record.model = plain(name)
     require_model(name)
     g.served = find_served(name)
 

@@ -37,10 +37,10 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
         "v1.pin": Need.ADMIN,
         "vllm.load_lora_adapter": Need.ADMIN,
         "vllm.unload_lora_adapter": Need.ADMIN,
-        "v1.metrics": Need.METRICS,
-        "v1.health": Need.NOTHING,
-        "v1.ready": Need.NOTHING,
-        "v1.document": Need.NOTHING,
+        "status.metrics": Need.METRICS,
+        "status.health": Need.NOTHING,
+        "status.ready": Need.NOTHING,
+        "status.document": Need.NOTHING,
     }
 )
 

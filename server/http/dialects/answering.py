@@ -14,7 +14,7 @@ from graft.server.http.answer import Answer, Piece
 from graft.server.http.completions import AskedCompletions
 from graft.server.http.response_shapes import Json
 from graft.server.http.schemas import GenerationBody
-from graft.server.http.service import find_speech, is_gone, service, taking_place, unknown_model
+from graft.server.http.service import find_speech, service, taking_place, unknown_model
 from graft.server.http.streaming.pump import StreamWriter
 from graft.server.http.streaming.response import EventStream
 from graft.server.keys.usage import Usage
@@ -44,7 +44,8 @@ def answer(
         speech = find_speech(body.model, chat_template, visit.client)
         asked = read(speech).by(visit.client, visit.weight)
         visit.reserve(asked.most_tokens(service().engine.base.max_model_len))
-        under_way = Answer(service().engine, asked, is_gone(), speech.special)
+        under_way = Answer(service().engine, asked, g.patience, speech.special)
+        cleanup.callback(under_way.describe, g.record)  # once all is counted
         cleanup.callback(_close, under_way, visit, Usage(g.request_id, visit.key, request.path, body.model))
         try:
             first = under_way.begin()

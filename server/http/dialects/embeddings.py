@@ -1,7 +1,7 @@
 """/v1/embeddings: texts as vectors, made of a base's or an adapter's hidden states behind all layers."""
 
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from queue import SimpleQueue
 
 import numpy as np
@@ -22,8 +22,9 @@ from graft.server.http.dialects.embedding_bodies import (
     EmbeddingUsage,
 )
 from graft.server.http.field_types import BadField
-from graft.server.http.service import is_gone, read_body, service, taking_place, unknown_model
+from graft.server.http.service import read_body, service, taking_place, unknown_model
 from graft.server.keys.usage import Usage
+from graft.server.operations.patience import Patience
 from graft.server.sampling.params import HiddenSum
 from graft.server.served_version import Served
 
@@ -45,11 +46,12 @@ def embeddings() -> Response:
         prompts = _prompts(body, engine)
         count = sum(map(len, prompts))
         visit.reserve(count)
+        g.record.prompt_tokens = count
         pooling, client, weight = Pooling(body.pooling), visit.client, visit.weight
         asked = [Request(ids, model, max_tokens=0, pooling=pooling, client=client, weight=weight) for ids in prompts]
         begun: list[int] = []
         try:
-            vectors = [_finish(vector, body) for vector in _pool(asked, engine, is_gone(), begun)]
+            vectors = [_finish(vector, body) for vector in _pool(asked, engine, g.patience, begun)]
         finally:
             if begun:
                 visit.use(_usage(body, visit.key, sum(begun), cut_off=len(begun) < len(asked)))
@@ -84,11 +86,9 @@ def _usage(body: EmbeddingsBody, key: str, tokens: int, *, cut_off: bool) -> Usa
     )
 
 
-def _pool(
-    requests: Sequence[Request], engine: EngineClient, gone: Callable[[], bool], begun: list[int]
-) -> list[HiddenSum]:
+def _pool(requests: Sequence[Request], engine: EngineClient, patience: Patience, begun: list[int]) -> list[HiddenSum]:
     """The pooled states of all, in their order. `begun` gets the lengths of those that the engine begins with. Raises the first
-    one's error, or Disconnected, with nothing left under way."""
+    one's error, or what `patience` ends with, with nothing left under way."""
     sink: Sink = SimpleQueue()
     waiting = {}
     made: dict[int, HiddenSum] = {}
@@ -96,7 +96,7 @@ def _pool(
         for place, one in enumerate(requests):
             waiting[engine.submit(one, sink)] = place
         while waiting:
-            stream, event = await_event(sink, gone)
+            stream, event = await_event(sink, patience)
             match event:
                 case Started():
                     begun.append(len(stream.request.prompt))

@@ -10,12 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from graft.hub.errors import GraftError
-from graft.server.chat.speech import Disconnected
 from graft.server.engine.client import EngineClient
 from graft.server.http.answer import Answer, Piece
+from graft.server.operations.patience import Disconnected
 
 log = logging.getLogger("graft.server")
 GONE_S = 0.5  # how often clients are looked after to which nothing is written
@@ -146,10 +147,22 @@ class PumpedStream:
 
     def look_after(self) -> None:
         """End it where its client has gone; see whether a slow reader has caught up. On the pump's thread."""
-        if self._answer.gone():
+        try:
+            self._answer.patience.look()
+        except Disconnected:
             self._done.set()
-        elif self._late:
-            self.advance()
+        except GraftError as error:
+            self._give_up(error)
+        else:
+            if self._late:
+                self.advance()
+
+    def _give_up(self, error: GraftError) -> None:
+        """The time for it is over."""
+        self._answer.error = error
+        with suppress(Disconnected):
+            self._body.write(self._writer.error(error))
+        self._done.set()
 
     def advance(self) -> None:
         """Write what has come. On the pump's thread."""

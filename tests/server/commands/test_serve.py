@@ -31,6 +31,9 @@ def place(tmp_path_factory):
     base.model.save_pretrained(top / "base")
     base.tokenizer.save_pretrained(top / "base")
     write_folder(top / "lora", "lora", base)
+    write_folder(top / "other-base", "lora", tiny_base("llama", seed=3))
+    weights = write_folder(top / "cut", "lora", base) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
     return top
 
 
@@ -107,6 +110,7 @@ def test_it_serves_and_ends_on_a_signal_with_a_stream_under_way(place, number, p
         assert started.wait(20) == 0
         left = started.stderr.read()
         assert "ended" in left and "Traceback" not in left
+        assert "POST /v1/completions 200" in left and " model=mine adapter=mine " in left
         wait_for_end(others, 2)
 
 
@@ -135,6 +139,8 @@ def test_with_the_engines_process_its_front_ends_end_and_every_client_is_told(pl
     [
         (["--adapter", "mine"], 2, "NAME=DIR"),
         (["--adapter", "mine=nowhere"], 2, "no folder"),
+        (["--adapter", "mine=cut"], 1, "error: --adapter mine: "),
+        (["--adapter", "mine=other-base"], 1, "error: --adapter mine: "),
         (["--kv-bytes", "much"], 2, "no size"),
         (["--registry", "a.db", "--hub", "http://x"], 2, "not both"),
         (["--registry", "absent.db"], 1, "no registry at absent.db"),
@@ -227,7 +233,8 @@ def test_a_hub_that_hangs_does_not_hold_up_the_end(place):
             started.send_signal(signal.SIGTERM)
             with pytest.raises(urllib.error.HTTPError) as refused:
                 answer.result(timeout=10)
-            assert refused.value.code == 503 and json.load(refused.value)["error"]["code"] == "closed"
+            assert refused.value.code == 503 and json.load(refused.value)["error"]["code"] == "draining"
+            assert refused.value.headers["Retry-After"]
             assert started.wait(10) == 0 and time.monotonic() - began < 5
     hub.server_close()
 

@@ -45,7 +45,7 @@ def several(base, adapters, number=2, adapter_root=None):
         client, places = EngineClient(engine), AnswerPlaces(AT_ONCE)
         start = Start(client.base, partial(make_looking, adapter_root=adapter_root), AT_ONCE)
         with FrontEnds(number, sockets, client, places, start) as fronts:
-            yield Several(f"http://127.0.0.1:{port_of(sockets)}", port_of(sockets), engine, fronts, places)
+            yield Several(f"http://127.0.0.1:{port_of(sockets)}", port_of(sockets), engine, {}, fronts, places)
     for each in sockets:
         each.close()
 

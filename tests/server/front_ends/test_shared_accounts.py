@@ -66,7 +66,7 @@ def test_limits_and_usage_are_one_for_all_front_ends(tmp_path) -> None:
         make_app = partial(create_app, open_access=partial(admission.access, base.spec.fingerprint))
         start = Start(client.base, make_app, 32)
         with FrontEnds(2, sockets, client, AnswerPlaces(32), start):
-            live = Live(f"http://127.0.0.1:{port_of(sockets)}", port_of(sockets), engine)
+            live = Live(f"http://127.0.0.1:{port_of(sockets)}", port_of(sockets), engine, {})
 
             def ask(key: str, **more: object) -> int:
                 body = {"model": "mine", "prompt": "ab", "max_tokens": 2, "ignore_eos": True, **more}

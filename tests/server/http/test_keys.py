@@ -1,6 +1,7 @@
 """Keys over HTTP: who may do what, how often, and what it is told."""
 
 import json
+import logging
 import socket
 import threading
 import time
@@ -101,10 +102,10 @@ ROUTES: dict[str, tuple[str, bool, dict[str, Any] | None]] = {
     "v1.unload": ("admin", True, {"model": "mine"}),
     "vllm.load_lora_adapter": ("admin", False, {"lora_name": "given", "lora_path": "PLACE/other"}),
     "vllm.unload_lora_adapter": ("admin", False, {"lora_name": "given"}),
-    "v1.metrics": ("admin", False, None),
-    "v1.health": ("nothing", False, None),
-    "v1.ready": ("nothing", False, None),
-    "v1.document": ("nothing", False, None),
+    "status.metrics": ("admin", False, None),
+    "status.health": ("nothing", False, None),
+    "status.ready": ("nothing", False, None),
+    "status.document": ("nothing", False, None),
 }
 
 
@@ -147,7 +148,7 @@ def test_every_route_with_every_kind_of_key(place):
 
 def test_a_route_without_a_rule_is_not_served():
     app = Flask("app", static_folder=None)
-    app.add_url_rule("/health", "v1.health", lambda: "")
+    app.add_url_rule("/health", "status.health", lambda: "")
     guard(app)
     app.add_url_rule("/new", "v1.new", lambda: "")
     with pytest.raises(LookupError, match=r"v1\.new"):
@@ -371,6 +372,26 @@ def test_usage_is_written_by_key_and_adapter_and_is_what_the_client_is_told(live
     assert ask(live, keys["heavy"], max_tokens=0, prompt="").status in (200, 400)
     assert ask(live, keys["heavy"], "absent").status == 404
     assert len(lines(place)) <= before + 1  # nothing of what never began
+
+
+def test_a_line_of_the_log_names_the_key_and_what_was_asked_for_of_refusals_too(live, keys, caplog):
+    caplog.set_level(logging.INFO, logger="graft.requests")
+
+    def told() -> list[dict[str, Any]]:
+        fields = [vars(one)["fields"] for one in caplog.records if one.name == "graft.requests"]
+        return sorted((one for one in fields if one["id"].startswith("told-")), key=lambda one: one["id"])
+
+    assert live.post("/v1/completions", TEXT, {**bearing(keys["limited"]), "X-Request-Id": "told-1"}).status == 403
+    assert live.post("/v1/completions", TEXT, {"X-Request-Id": "told-2"}).status == 401
+    until = time.monotonic() + 20  # a line is written when the answer has been sent
+    while len(told()) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert [(one["key"], one["model"], one["error"]) for one in told()] == [
+        ("limited", "mine", "permission_denied"),
+        ("", "", "invalid_api_key"),
+    ]
+    assert all(key not in caplog.text for key in keys.values())
 
 
 def test_a_stream_that_is_cut_off_counts_what_was_made_of_it(live, keys, place):

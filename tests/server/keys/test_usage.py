@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 
 from graft.hub.errors import GraftError
-from graft.server.keys import usage_counts
 from graft.server.keys.usage import Usage, UsageFile
 from graft.server.keys.usage_counts import UsageCounts
+from graft.server.operations.top_names import OTHER, RANK_S, TopNames
 
 ONE = Usage("id-1", "acme", "/v1/completions", "acme/a@v1", "acme/a", "d" * 64, 12, 30)
 
@@ -55,15 +54,50 @@ def test_a_file_that_cant_be_written_is_refused_at_start_and_told_later(tmp_path
     assert "id-1" in caplog.text
 
 
-def test_numbers_have_bounded_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage_counts, "MOST_PAIRS", 3)
-    registry = CollectorRegistry()
-    counts = UsageCounts(registry)
+def numbers(counts: UsageCounts) -> dict[tuple[str, str, str], float]:
+    """(key, adapter, end or kind) -> how many."""
+    samples = [sample for family in counts.read() for sample in family.samples]
+    found = {tuple(sample.labels.values()): sample.value for sample in samples}
+    assert len(found) == len(samples)
+    return found
+
+
+def used(key: str, adapter: str | None, cut_off: bool = False) -> Usage:
+    return Usage("id", key, "/", "m", adapter, None, 2, 3, cut_off)
+
+
+def test_numbers_have_bounded_labels() -> None:
+    counts = UsageCounts(3)
     for number in range(50):
         for _ in range(2):
-            counts.add(Usage("id", f"key{number}", "/", "m", f"a{number}", None, 2, 3, number == 0))
-    text = generate_latest(registry).decode()
-    assert 'graft_key_requests_total{adapter="a0",end="cut off",key="key0"} 2.0' in text
-    assert 'graft_key_tokens_total{adapter="other",key="other",kind="completion"} 282.0' in text
-    assert 'graft_key_tokens_total{adapter="a2",key="key2",kind="prompt"} 4.0' in text
-    assert "key3" not in text
+            counts.add(used(f"key{number}", f"a{number}", number == 0))
+    found = numbers(counts)
+    assert {key for key, _, _ in found} == {"key0", "key1", "key2", OTHER}
+    assert found["key0", "a0", "cut off"] == 2 and found["key2", "a2", "prompt"] == 4
+    assert found[OTHER, OTHER, "whole"] == 94 and found[OTHER, OTHER, "completion"] == 282
+
+
+def test_numbers_without_a_key_or_an_adapter_have_labels_too() -> None:
+    counts = UsageCounts()
+    counts.add(used("", None))
+    assert numbers(counts) == {
+        ("none", "base", "whole"): 1,
+        ("none", "base", "prompt"): 2,
+        ("none", "base", "completion"): 3,
+    }
+
+
+def test_who_asks_most_gets_numbers_of_its_own_within_a_minute_and_nothing_is_lost() -> None:
+    counts, now = UsageCounts(), [0.0]
+    counts._pairs = TopNames(1, (OTHER, OTHER), lambda: now[0])
+    for key, times in (("rare", 1), ("often", 30)):
+        for _ in range(times):
+            counts.add(used(key, "a"))
+    assert numbers(counts)["rare", "a", "whole"] == 1 and numbers(counts)[OTHER, OTHER, "whole"] == 30
+    now[0] += RANK_S
+    numbers(counts)
+    counts.add(used("often", "a"))
+    found = numbers(counts)
+    assert {pair[:2] for pair in found} == {("often", "a"), (OTHER, OTHER)}
+    assert found["often", "a", "whole"] == 1 and found[OTHER, OTHER, "whole"] == 31
+    assert found["often", "a", "prompt"] + found[OTHER, OTHER, "prompt"] == 64

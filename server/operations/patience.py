@@ -1,0 +1,57 @@
+"""How long somebody waits for an answer: until the client has gone, the time is over, or the server ends. Torch-free."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from graft.hub.errors import GraftError
+from graft.server.operations.drain import DrainingError
+
+LOOK_S = 0.5  # how often a silent client is looked after while nothing comes
+
+
+class Disconnected(Exception):
+    """The client has gone; nobody reads the answer."""
+
+
+class DeadlineError(GraftError):
+    """The answer is not there in time."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The answer was not complete within {seconds:g} s: ask for fewer tokens, give it a longer timeout, or ask when "
+            "less is going on."
+        )
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Of one request. `seconds`: that it may take, from `began` (a `time.monotonic()`) on."""
+
+    gone: Callable[[], bool]
+    draining: Callable[[], bool]
+    seconds: float = math.inf
+    began: float = 0.0
+
+    def within(self, seconds: float | None) -> "Patience":
+        """With a time of its own, as far as that is shorter."""
+        return self if seconds is None or seconds >= self.seconds else replace(self, seconds=seconds)
+
+    def look(self, *, elsewhere: bool = False) -> float:
+        """The seconds to wait at most before the next look.
+
+        `elsewhere`: nothing has begun yet, so that another server may as well answer. Raises Disconnected, DeadlineError, or,
+        only then, DrainingError.
+        """
+        if self.gone():
+            raise Disconnected
+        left = self.began + self.seconds - time.monotonic()
+        if left <= 0:
+            raise DeadlineError(self.seconds)
+        if elsewhere and self.draining():
+            raise DrainingError
+        return min(LOOK_S, left)
