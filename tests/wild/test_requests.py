@@ -3,17 +3,23 @@
 Reports: https://github.com/vllm-project/vllm/issues/10463, https://github.com/livekit/agents/issues/1276 and
 https://github.com/anomalyco/opencode/issues/43089 (fields of a client's own), https://github.com/huggingface/transformers/issues/39932
 (browsers), https://github.com/BerriAI/litellm/issues/10793 and https://github.com/OpenHands/OpenHands/issues/8149 (the code of
-a prompt that is too long), https://github.com/ilkersigirci/langgraph-openai-serve/issues/9 (paths). What is right: unknown
-fields are ignored as OpenAI-compatible servers do; what would change the answer and isn't honoured is refused by name.
+a prompt that is too long), https://github.com/ilkersigirci/langgraph-openai-serve/issues/9 (paths),
+https://github.com/vllm-project/vllm/issues/6862 (a server with a key). What is right: unknown fields are ignored as
+OpenAI-compatible servers do; what would change the answer and isn't honoured is refused by name.
 """
 
 import pytest
+from click.testing import CliRunner
 
+from graft.hub.cli.main import main
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.http.app import create_app
 from graft.server.http.request_fields import IGNORED, NEUTRAL, guess_field
 from graft.server.http.schemas import ChatBody, CompletionBody
+from graft.server.keys.access import Access
+from graft.server.keys.key_file import KeyFile
+from graft.server.keys.keyring import Keyring
 from tests.conftest import tiny_base
 from tests.server.live import CHAT_TEMPLATE, OPTIONS
 
@@ -220,6 +226,29 @@ def test_paths_of_other_apis_name_the_one_that_is_here(client, path) -> None:
 )
 def test_a_base_url_without_v1_or_with_two_is_told(client, path) -> None:
     assert "http://HOST:PORT/v1" in client.get(path).json["error"]["message"]
+
+
+# A key
+
+
+def test_a_server_that_asks_for_a_key(engine, tmp_path) -> None:
+    """Case 57. Clients send a key in `Authorization`, a placeholder where they were given none."""
+    assert "--keys" in CliRunner().invoke(main, ["serve", "--help"]).output
+    file = tmp_path / "keys.toml"
+    made = CliRunner().invoke(main, ["keys", "new", "mine", "--file", str(file)])
+    access = Access(Keyring(KeyFile(file, has_hub=False), None))
+    client = create_app(EngineClient(engine), open_access=lambda: access).test_client()
+    right = {"Authorization": f"Bearer {made.stdout.strip()}"}
+    for key in ({}, {"Authorization": "Bearer EMPTY"}, {"Authorization": "Bearer sk-none"}, {"api-key": "x"}):
+        for reply in (
+            client.get("/v1/models", headers=key),
+            client.post("/v1/completions", json=COMPLETION, headers=key),
+        ):
+            assert reply.status_code == 401 and reply.json["error"]["code"] == "invalid_api_key"
+    assert client.get("/v1/models", headers=right).json["data"][0]["id"] == "test/llama"
+    for path, body in BODIES.items():
+        assert client.post(path, json=body, headers=right).status_code == 200
+    assert client.get("/health").status_code == 200  # whoever watches over it has none
 
 
 # Browsers
