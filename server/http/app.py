@@ -24,7 +24,7 @@ from graft.server.engine.inventory import AdapterEntry, NotLoadedError, Placed
 from graft.server.errors import InvalidKeyError
 from graft.server.http import cors
 from graft.server.http.access.gate import guard, may_use_base, name_model, usable
-from graft.server.http.access.limit_headers import limit_headers
+from graft.server.http.access.limit_headers import ANTHROPIC, OPENAI, limit_headers
 from graft.server.http.adapters import describe
 from graft.server.http.answer import Answer
 from graft.server.http.clients import AnswerPlaces, Network, Places
@@ -315,12 +315,17 @@ def _stamp(response: Response) -> Response:
     if g.ignored:
         response.headers["X-Ignored-Fields"] = ", ".join(map(_header_word, g.ignored))[:MAX_HEADER_CHARS]
     if g.visit is not None:
-        response.headers.update(limit_headers(g.visit.standing))
+        response.headers.update(limit_headers(g.visit.standing, ANTHROPIC if _is_message() else OPENAI))
     g.record.served, g.record.status = g.served, response.status_code
     if request.blueprint != status.blueprint.name or response.status_code >= 400:
         response.call_on_close(g.record.write)
     service().engine.count_answer(request.url_rule.rule if request.url_rule else "none", response.status_code)
     return response
+
+
+def _is_message() -> bool:
+    """Whether Anthropic's dialect is spoken, be there such a route or not."""
+    return request.path.startswith(messages.PATH)
 
 
 def _header_word(text: str) -> str:
@@ -329,8 +334,7 @@ def _header_word(text: str) -> str:
 
 def _failure(status: int, message: str, code: str | None, param: str | None = None) -> Response:
     g.record.error = code or ""
-    as_message = request.path.startswith(messages.PATH)
-    shape = messages.error_shape(status, message, code, g.request_id) if as_message else None
+    shape = messages.error_shape(status, message, code, g.request_id) if _is_message() else None
     response = jsonify(shape or {"error": error_body(status, message, code, param)})
     response.status_code = status
     if status in (429, 503):

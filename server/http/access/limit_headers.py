@@ -1,22 +1,11 @@
-"""How a key stands with its limits, as OpenAI's headers tell it."""
+"""How a key stands with its limits, as each dialect's headers tell it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from graft.server.keys.standing import Level, Standing
-
-NAMES = tuple(
-    f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")
-)
-
-
-def limit_headers(standing: Standing) -> dict[str, str]:
-    """None for what has no limit."""
-    return _headers("requests", standing.requests) | _headers("tokens", standing.tokens)
-
-
-def _headers(kind: str, level: Level | None) -> dict[str, str]:
-    if level is None:
-        return {}
-    told = {"limit": str(level.limit), "remaining": str(level.left), "reset": span_text(level.reset_s)}
-    return {f"x-ratelimit-{what}-{kind}": value for what, value in told.items()}
 
 
 def span_text(seconds: float) -> str:
@@ -26,3 +15,40 @@ def span_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds, 1), 60)
     shown = f"{rest:.1f}".removesuffix(".0")
     return f"{minutes:.0f}m{shown}s" if minutes else f"{shown}s"
+
+
+def moment_text(seconds: float) -> str:
+    """As Anthropic writes it, the moment when they are over, by RFC 3339, never too early: 2026-11-26T12:00:05Z."""
+    then = datetime.now(UTC) + timedelta(seconds=seconds)
+    return f"{datetime.fromtimestamp(math.ceil(then.timestamp()), UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Of a dialect. `name`: of a header, by `what` it tells (limit, remaining, reset) and of which `kind` (requests, tokens).
+    `reset`: seconds until a limit is whole again -> how that is written."""
+
+    name: str
+    reset: Callable[[float], str]
+
+
+OPENAI = Wording("x-ratelimit-{what}-{kind}", span_text)
+ANTHROPIC = Wording("anthropic-ratelimit-{kind}-{what}", moment_text)
+NAMES = tuple(
+    wording.name.format(what=what, kind=kind)
+    for wording in (OPENAI, ANTHROPIC)
+    for kind in ("requests", "tokens")
+    for what in ("limit", "remaining", "reset")
+)
+
+
+def limit_headers(standing: Standing, wording: Wording) -> dict[str, str]:
+    """None for what has no limit."""
+    return _headers("requests", standing.requests, wording) | _headers("tokens", standing.tokens, wording)
+
+
+def _headers(kind: str, level: Level | None, wording: Wording) -> dict[str, str]:
+    if level is None:
+        return {}
+    told = {"limit": str(level.limit), "remaining": str(level.left), "reset": wording.reset(level.reset_s)}
+    return {wording.name.format(what=what, kind=kind): value for what, value in told.items()}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.request import Request
 
@@ -23,7 +23,7 @@ from graft.server.benchmark.targets import UrlTarget
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.http.access.gate import guard
-from graft.server.http.access.limit_headers import span_text
+from graft.server.http.access.limit_headers import NAMES, moment_text, span_text
 from graft.server.http.app import create_app
 from graft.server.keys import key_file
 from graft.server.keys.access import Access
@@ -46,6 +46,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "single": {"concurrency": 1},
     "crowd": {"requests_per_minute": 20, "tokens_per_minute": 155, "concurrency": 5},
     "heavy": {"weight": 3.0},
+    "claude": {"requests_per_minute": 4, "tokens_per_minute": 500},
 }
 
 
@@ -233,6 +234,44 @@ def test_headers_tell_how_a_key_stands_and_429_when_to_come_again(live, keys):
 )
 def test_spans_are_written_as_openai_does(seconds, text):
     assert span_text(seconds) == text
+
+
+def test_a_moment_is_written_by_rfc_3339_and_never_too_early():
+    before = datetime.now(UTC)
+    for seconds in (0.0, 0.2, 59.9):
+        told = datetime.strptime(moment_text(seconds), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        assert before + timedelta(seconds=seconds) <= told <= datetime.now(UTC) + timedelta(seconds=seconds + 1)
+
+
+def test_anthropics_routes_tell_of_the_same_limits_by_anthropics_headers(live, keys):
+    """Whole, streamed, counted and refused; of the dialects each has its own headers only."""
+
+    def told(reply) -> dict[str, str]:
+        return {name: value for name in NAMES if (value := limit(reply, name)) is not None}
+
+    def post(path: str = "/v1/messages", **more: Any):
+        return live.post(path, CHAT | more, {"x-api-key": keys["claude"], "anthropic-version": "2023-06-01"})
+
+    counting = live.post("/v1/messages/count_tokens", ROUTES["messages.count_tokens"][2], {"x-api-key": keys["claude"]})
+    whole, stream = post(), post(stream=True)
+    openai_s = ask(live, keys["claude"])
+    over = post()
+    anthropics = {name for name in NAMES if name.startswith("anthropic-ratelimit-")}
+    for reply, left in ((counting, 3), (whole, 2), (stream, 1), (over, 0)):
+        headers = told(reply)
+        assert headers.keys() == anthropics and len(anthropics) == 6
+        assert headers["anthropic-ratelimit-requests-limit"] == "4"
+        assert headers["anthropic-ratelimit-requests-remaining"] == str(left)
+        assert headers["anthropic-ratelimit-tokens-limit"] == "500"
+        reset = datetime.fromisoformat(headers["anthropic-ratelimit-requests-reset"])
+        assert 0 < (reset - datetime.now(UTC)).total_seconds() <= 62
+    assert int(told(over)["anthropic-ratelimit-tokens-remaining"]) < int(
+        told(whole)["anthropic-ratelimit-tokens-limit"]
+    )
+    assert told(openai_s).keys() == set(NAMES) - anthropics
+    assert [reply.status for reply in (counting, whole, stream, openai_s, over)] == [200, 200, 200, 200, 429]
+    assert over.json["type"] == "error" and over.json["error"]["type"] == "rate_limit_error"
+    assert 1 <= int(limit(over, "retry-after")) <= 61 and over.json["request_id"] == limit(over, "request-id")
 
 
 def limit(reply, name: str) -> str | None:
