@@ -6,9 +6,11 @@ Knows nothing of what the files are.
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -47,11 +49,30 @@ def write_folder_whole(
                     folder.rmdir()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """One small file, whole or as it was. Raises OSError."""
+@dataclass(frozen=True)
+class Rights:
+    """Whose a file is (-1: the writer's), and what others may do with it."""
+
+    mode: int
+    user: int = -1
+    group: int = -1
+
+    @classmethod
+    def of(cls, path: Path) -> "Rights":
+        """Raises OSError."""
+        found = path.stat()
+        return cls(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
+
+
+def write_whole(path: Path, text: str, rights: Rights | None = None) -> None:
+    """One small file, whole or as it was. `rights`: that it has (default: what a new file has). Raises OSError, also where the
+    writer may not give it those rights."""
     with tempfile.TemporaryDirectory(dir=path.parent) as work:  # gone again whatever fails
         whole = Path(work) / path.name
         whole.write_text(text, "utf-8")
+        if rights is not None:
+            os.chown(whole, rights.user, rights.group)
+            whole.chmod(rights.mode)
         os.replace(whole, path)
 
 

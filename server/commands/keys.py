@@ -1,17 +1,17 @@
 """`graft keys`: the file of keys that `graft serve --keys` takes."""
 
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 from pydantic import ValidationError
 
-from graft.hub.errors import ConflictError, GraftError
+from graft.hub.errors import GraftError
 from graft.hub.terminal.options import Duration, json_option
 from graft.hub.terminal.tables import day, print_json, print_table
 from graft.server.keys.holders import EVERYTHING
-from graft.server.keys.key_file import KeyTable, hash_of, new_key, read_tables, read_text, table_text
+from graft.server.keys.key_changes import add_key, remove_keys
+from graft.server.keys.key_file import KeyTable, hash_of, new_key, read_tables, read_text
 
 file_option = click.option(
     "--file",
@@ -78,27 +78,30 @@ def new(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise GraftError(f"{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}.") from None
-    _append(path, table)
+    add_key(path, table)
     if as_json:
         print_json({"name": name, "key": key, "file": str(path)})
         return
     click.echo(key)
     click.echo(
-        f"This is the only time it is shown; {path} has its hash. To take it back, delete its table there.", err=True
+        f"This is the only time it is shown; {path} has its hash. `graft keys revoke {name} --file {path}` takes it back.",
+        err=True,
     )
 
 
-def _append(path: Path, table: KeyTable) -> None:
-    """Raises ConflictError for a name that is taken, KeyFileError for a file that can't be used as it stands."""
-    before = read_text(path) if path.exists() else ""
-    if any(known.name == table.name for known in read_tables(before, path).key):
-        raise ConflictError(
-            f"{path} has a key {table.name!r} already: choose another name, or delete that one's table."
-        )
-    text = table_text(table)
-    read_tables(before + text, path)
-    with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "wb", buffering=0) as file:
-        file.write(text.encode())
+@keys.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@file_option
+@json_option
+def revoke(names: tuple[str, ...], path: Path, as_json: bool) -> None:
+    """Take keys out of the file, by their names: all of them, or none. A server that has the file refuses them within a second."""
+    remove_keys(path, set(names))
+    if as_json:
+        print_json({"revoked": sorted(set(names)), "file": str(path)})
+        return
+    click.echo(
+        f"{path} has no {', '.join(sorted(set(names)))} any more: a server that has it refuses them within a second."
+    )
 
 
 @keys.command("list")

@@ -12,7 +12,7 @@ import threading
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -256,31 +256,4 @@ def _state_of(path: Path) -> tuple[int, ...]:
         found = os.stat(path)
     except OSError:
         return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def table_text(table: KeyTable) -> str:
-    """As the file has it, without what is as if not given."""
-    head = {"name": table.name, "hash": table.hash}
-    given = head | table.model_dump(exclude_defaults=True)
-    return "\n[[key]]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in given.items())
-
-
-def _toml(value: object) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case int() | float():
-            return repr(value)
-        case datetime():
-            return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        case str():
-            return '"' + "".join(_escaped(letter) for letter in value) + '"'
-        case Sequence():
-            return f"[{', '.join(map(_toml, value))}]"
-        case _:
-            raise TypeError(f"{type(value).__name__} has no place in a key file")
-
-
-def _escaped(letter: str) -> str:
-    return f"\\{letter}" if letter in '"\\' else letter if letter.isprintable() else f"\\U{ord(letter):08x}"
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns  # the last: who may read it, too

@@ -12,6 +12,7 @@ from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.registry import Registry
 from graft.hub.wsgi import is_loopback
 from graft.server.keys.key_file import KeyFile
+from tests.server.keys.made import write_keys
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,23 @@ def test_a_key_is_made_listed_and_good(here: Path) -> None:
     assert [one["name"] for one in json.loads(graft("keys", "list", "--json").stdout)] == ["acme", "ops"]
 
 
+def test_a_key_that_is_taken_back_is_good_no_more(here: Path) -> None:
+    made = {name: graft("keys", "new", name, "--adapter", f"{name}/*").stdout.strip() for name in ("a", "b", "c", "d")}
+    done = graft("keys", "revoke", "c", "a", "c")
+    assert done.exit_code == 0 and "a, c" in done.output
+    book = KeyFile(here / "keys.toml", has_hub=False).book()
+    assert {name: book.find(key) is not None for name, key in made.items()} == {
+        "a": False,
+        "b": True,
+        "c": False,
+        "d": True,
+    }
+    assert json.loads(graft("keys", "revoke", "d", "--json").stdout) == {"revoked": ["d"], "file": "keys.toml"}
+    assert [one["name"] for one in json.loads(graft("keys", "list", "--json").stdout)] == ["b"]
+    assert graft("keys", "new", "a").exit_code == 0 and graft("keys", "revoke", "b").exit_code == 0
+    assert [path.name for path in here.iterdir()] == ["keys.toml"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
@@ -54,11 +72,23 @@ def test_a_key_is_made_listed_and_good(here: Path) -> None:
         (["keys", "list"], 1, "can't be read"),
         (["keys", "new", "taken"], 1, "already"),
         (["keys", "new", "a", "--file", "broken.toml"], 1, "not valid TOML"),
+        *((["keys", "new", odd], 1, "name:") for odd in ("", "\u00e9", "a\n", "\udcff", "a-", "a" * 10_000)),
+        (["keys", "new", "a", "--adapter", "a\nb"], 1, "is no name"),
+        (["keys", "new", "a", "--file", "/dev/null"], 1, "no regular file"),
+        (["keys", "revoke"], 2, "NAME"),
+        (["keys", "revoke", "a"], 1, "can't be read"),
+        (["keys", "revoke", "a", "--file", "broken.toml"], 1, "not valid TOML"),
+        (["keys", "revoke", "a", "--file", "no/such/folder/keys.toml"], 1, "No such file"),
+        (["keys", "revoke", "--file", "two.toml", "first", "nobody"], 1, "has no key 'nobody'"),
+        (["keys", "revoke", "--file", "two.toml", "first", "x" * 10_000], 1, "has no key 'xxx"),
+        (["keys", "revoke", "--file", "two.toml", "first", "\u00e9 \n\udcff"], 1, "has no key 'é \\n\\udcff'"),
+        (["keys", "revoke", "--file", "two.toml", "first", "second"], 1, "make another key first"),
     ],
 )
 def test_mistakes_end_with_a_sentence_and_change_nothing(here: Path, words: list[str], code: int, says: str) -> None:
     if "taken" in words:
         graft("keys", "new", "taken")
+    write_keys(here / "two.toml", {"first": {}, "second": {}})
     (here / "broken.toml").write_text("[[key]")
     before = {path.name: path.read_bytes() for path in here.iterdir()}
     done = graft(*words)

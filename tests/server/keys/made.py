@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graft.server.keys.key_file import KeyTable, hash_of, new_key, table_text
+from graft.server.keys.key_changes import table_text
+from graft.server.keys.key_file import KeyTable, hash_of, new_key
 
 
 def write_keys(path: Path, keys: Mapping[str, Mapping[str, Any]], more: str = "") -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The file of keys: what it may hold, what is refused, and how it is read again while served."""
 
+import logging
 import os
 import threading
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,8 @@ from graft.hub.errors import GraftError
 from graft.server.errors import InvalidKeyError
 from graft.server.keys import key_file
 from graft.server.keys.holders import Holder, Limits, Profile
-from graft.server.keys.key_file import KeyFile, KeyTable, hash_of, new_key, read_tables, table_text
+from graft.server.keys.key_changes import table_text
+from graft.server.keys.key_file import KeyFile, KeyTable, hash_of, new_key, read_tables
 from graft.server.keys.keyring import MAX_KEY_CHARS, Keyring
 from tests.server.keys.made import write_keys
 
@@ -152,6 +154,16 @@ def test_the_file_is_read_again_and_a_broken_one_leaves_the_keys(path: Path, cap
     assert not any(new in record.message for record in caplog.records)
     newer = write_keys(path, {"c": {}})["c"]
     assert file.book().find(newer) is not None and file.book().find(new) is None and file.problem is None
+
+
+def test_a_file_that_may_be_read_again_is(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Rights change neither its size nor when it was written."""
+    caplog.set_level(logging.INFO, logger=key_file.log.name)
+    write_keys(path, {"a": {}})
+    file = KeyFile(path, has_hub=False)
+    assert file.problem is None and not caplog.records
+    path.chmod(0o640)
+    assert file.problem is None and "1 keys" in caplog.text
 
 
 def test_the_file_changes_while_many_threads_ask(path: Path) -> None:
