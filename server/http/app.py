@@ -23,6 +23,7 @@ from graft.server.engine.client import EngineClient
 from graft.server.engine.inventory import AdapterEntry, NotLoadedError, Placed
 from graft.server.errors import InvalidKeyError
 from graft.server.http import cors
+from graft.server.http.access import header_names
 from graft.server.http.access.gate import guard, may_use_base, name_model, usable
 from graft.server.http.access.limit_headers import ANTHROPIC, OPENAI, limit_headers
 from graft.server.http.adapters import describe
@@ -145,6 +146,7 @@ def create_app(
     app.before_request(_begin)
     cors.allow(app, cors_origins)
     guard(app)  # a browser asks for what it may do without a key
+    app.before_request(_take)
     app.after_request(_stamp)
     app.register_error_handler(GraftError, _on_graft_error)
     app.register_error_handler(HTTPException, _on_http_error)
@@ -295,25 +297,29 @@ def _body(schema: type[Naming]) -> Naming:
 
 
 def _begin() -> None:
-    g.request_id = request_id(request.headers.get("X-Request-Id", ""))
+    g.request_id = request_id(request.headers.get(header_names.REQUEST_ID, ""))
     g.served = Served()
     g.ignored = []
     g.holder = ANYBODY
     g.visit = None
     g.record = begin_record()
+
+
+def _take() -> None:
+    """Raises DrainingError, or BadField for a deadline that is none: who has shown no key where one is needed learns neither."""
     if request.blueprint != status.blueprint.name:
         status.require_open()
     g.patience = patience()
 
 
 def _stamp(response: Response) -> Response:
-    response.headers["X-Request-Id"] = g.request_id
+    response.headers[header_names.REQUEST_ID] = g.request_id
     if g.served.digest:
-        response.headers["X-Adapter-Digest"] = g.served.digest
+        response.headers[header_names.ADAPTER_DIGEST] = g.served.digest
     if g.served.revision:
-        response.headers["X-Adapter-Revision"] = g.served.revision
+        response.headers[header_names.ADAPTER_REVISION] = g.served.revision
     if g.ignored:
-        response.headers["X-Ignored-Fields"] = ", ".join(map(_header_word, g.ignored))[:MAX_HEADER_CHARS]
+        response.headers[header_names.IGNORED_FIELDS] = ", ".join(map(_header_word, g.ignored))[:MAX_HEADER_CHARS]
     if g.visit is not None:
         response.headers.update(limit_headers(g.visit.standing, ANTHROPIC if _is_message() else OPENAI))
     g.record.served, g.record.status = g.served, response.status_code
@@ -338,9 +344,9 @@ def _failure(status: int, message: str, code: str | None, param: str | None = No
     response = jsonify(shape or {"error": error_body(status, message, code, param)})
     response.status_code = status
     if status in (429, 503):
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+        response.headers[header_names.RETRY_AFTER] = str(RETRY_AFTER_S)
     if status == 504:
-        response.headers["X-Should-Retry"] = "false"  # clients of OpenAI and Anthropic would ask for the same again
+        response.headers[header_names.SHOULD_RETRY] = "false"  # clients would ask for the same again
     return response
 
 
@@ -349,9 +355,9 @@ def _on_graft_error(error: GraftError) -> Response:
         log.error("request %s: %s", g.request_id, error)
     response = _failure(error.status, public_message(error, g.request_id), error.code, error.param)
     if isinstance(error, RateLimitError):
-        response.headers["Retry-After"] = str(math.ceil(error.retry_s))
+        response.headers[header_names.RETRY_AFTER] = str(math.ceil(error.retry_s))
     if isinstance(error, InvalidKeyError):
-        response.headers["WWW-Authenticate"] = "Bearer"
+        response.headers[header_names.AUTHENTICATE] = "Bearer"
     return response
 
 
@@ -366,7 +372,7 @@ def _on_http_error(error: HTTPException) -> BareResponse:
     }.get(status, error.description or error.name)
     response = _failure(status, message, error.name.lower().replace(" ", "_"))
     if status == 405:
-        response.headers["Allow"] = ", ".join(getattr(error, "valid_methods", None) or ())
+        response.headers[header_names.ALLOW] = ", ".join(getattr(error, "valid_methods", None) or ())
     return response
 
 

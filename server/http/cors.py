@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from flask import Flask, Response, request
 
-from graft.server.http.access import limit_headers
+from graft.server.http.access import header_names, limit_headers
 
-OWN = ("X-Request-Id", "Request-Id", "X-Adapter-Digest", "X-Adapter-Revision", "X-Ignored-Fields", "Retry-After")
-EXPOSED = ", ".join((*OWN, *limit_headers.NAMES))
+EXPOSED = ", ".join((*header_names.OWN, *limit_headers.NAMES))
 MAX_AGE_S = 3600
 
 

@@ -10,6 +10,7 @@ from graft.hub.evaluation.tokenization import encode_rendered
 from graft.hub.request_body import is_shallow
 from graft.server.errors import TooLongError
 from graft.server.http.access.gate import name_model
+from graft.server.http.access.header_names import MESSAGE_ID
 from graft.server.http.answer import Answer, Piece
 from graft.server.http.completions import read_chat, read_conversation
 from graft.server.http.dialects.answering import answer
@@ -56,8 +57,7 @@ def count_tokens() -> Response:
 
 @blueprint.after_request
 def name_request(response: Response) -> Response:
-    """As Anthropic's clients look for it."""
-    response.headers["request-id"] = g.request_id
+    response.headers[MESSAGE_ID] = g.request_id
     return response
 
 
