@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from graft.hub.errors import GraftError
 from graft.server.keys.usage import Usage, UsageFile
-from graft.server.keys.usage_counts import UsageCounts
+from graft.server.keys.usage_counts import BASE, MOST_PAIRS, NO_KEY, UsageCounts
 from graft.server.operations.top_names import OTHER, RANK_S, TopNames
+from graft.server.telemetry import Metrics
 
 ONE = Usage("id-1", "acme", "/v1/completions", "acme/a@v1", "acme/a", "d" * 64, 12, 30)
 
@@ -75,6 +77,31 @@ def test_numbers_have_bounded_labels() -> None:
     assert {key for key, _, _ in found} == {"key0", "key1", "key2", OTHER}
     assert found["key0", "a0", "cut off"] == 2 and found["key2", "a2", "prompt"] == 4
     assert found[OTHER, OTHER, "whole"] == 94 and found[OTHER, OTHER, "completion"] == 282
+
+
+def test_ten_thousand_keys_and_adapters_make_no_more_series_than_there_are_pairs() -> None:
+    """As the engine exports them, at their real bound: nothing is lost, and what is remembered of the rest is bounded too."""
+    metrics = Metrics()
+    for number in range(10_000):
+        metrics.usage.add(used(f"hub:user{number}", f"ns/adapter{number % 700}", number % 5 == 0))
+        metrics.usage.add(used("tenant", f"tenant/a{number}"))
+    told = [family for family in text_string_to_metric_families(metrics.text().decode()) if "_key_" in family.name]
+    series = [sample for family in told for sample in family.samples if sample.name.endswith("_total")]
+    assert len({(sample.name, *sample.labels.values()) for sample in series}) == len(series) <= 4 * (MOST_PAIRS + 1)
+    pairs = {(sample.labels["key"], sample.labels["adapter"]) for sample in series}
+    assert len(pairs) == MOST_PAIRS + 1 and (OTHER, OTHER) in pairs
+    requests = sum(sample.value for sample in series if sample.name == "graft_key_requests_total")
+    tokens = sum(sample.value for sample in series if sample.name == "graft_key_tokens_total")
+    assert (requests, tokens) == (20_000, 100_000)
+    assert len(metrics.usage._pairs._asked) <= 16 * MOST_PAIRS
+
+
+def test_names_that_are_labels_of_ours_make_no_second_series() -> None:
+    counts = UsageCounts(2)
+    for key, adapter in ((OTHER, OTHER), ("a", None), ("a", BASE), ("b", "x"), (NO_KEY, "y"), ("", "y")):
+        counts.add(used(key, adapter))
+    found = numbers(counts)  # which are each there once
+    assert found[OTHER, OTHER, "whole"] == 4 and found["a", BASE, "whole"] == 2
 
 
 def test_numbers_without_a_key_or_an_adapter_have_labels_too() -> None:
