@@ -23,12 +23,13 @@ test-fast: $(VENV)/.tested
 test-all: $(VENV)/.tested
 	$(BIN)/python -m pytest $(ARGS)
 
-# Longer than a test may take: tables whose bars are checks. An hour or two, on a quiet machine.
+# Longer than a test may take: tables whose bars are checks. Two hours or three, on a quiet machine.
 soak: $(VENV)/.benched
 	$(BIN)/python -m benchmarks.tables.proof
 	$(BIN)/python -m benchmarks.tables.proof --times
 	$(BIN)/python -m benchmarks.tables.neighbour
 	$(BIN)/python -m benchmarks.tables.demo
+	$(BIN)/python -m benchmarks.tables.over_http
 	GRAFT_FUZZ_CASES=100000 $(BIN)/python -m pytest -q tests/hub/web/test_fuzz.py tests/server/http/test_fuzz.py
 
 check: $(VENV)/.tested build/types

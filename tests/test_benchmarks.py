@@ -85,7 +85,8 @@ def test_a_disturbed_run_is_repeated_and_the_least_disturbed_kept(tmp_path):
 
 def test_peers_need_nothing_of_graft():
     peers = ("hf_transformers", "vllm_engine", "peft_training", "peft_quality", "llama_server")
-    for script in ("lib/common.py", *(f"peers/{peer}.py" for peer in peers)):
+    libraries = ("common", "http_load", "recorded_trace", "server_process")
+    for script in (*(f"lib/{name}.py" for name in libraries), *(f"peers/{peer}.py" for peer in peers)):
         lines = (BENCHMARKS / script).read_text().splitlines()
         assert not [line for line in lines if line.strip().startswith(("import graft", "from graft"))], script
 

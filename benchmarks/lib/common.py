@@ -11,12 +11,13 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 _TICK = os.sysconf("SC_CLK_TCK")
+RANKS = {"p50": 0.50, "p90": 0.90, "p99": 0.99, "max": 1.0}
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,9 @@ def seconds_of(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Latencies in seconds -> {"p50", "p90", "p99", "max"} in milliseconds (nearest rank)."""
+def percentiles(seconds: Sequence[float], ranks: Mapping[str, float] = RANKS) -> dict[str, float]:
+    """Latencies in seconds -> those at `ranks` in milliseconds (nearest rank)."""
     ordered = sorted(seconds)
-    ranks = {"p50": 0.50, "p90": 0.90, "p99": 0.99, "max": 1.0}
     return {name: round(1e3 * ordered[math.ceil(len(ordered) * q) - 1], 2) for name, q in ranks.items()}
 
 

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,13 +113,25 @@ def in_turns(
     `samples` of an earlier run are kept and added to.
     """
     samples = samples or {}
+    for number in rounds_to_come(given, samples):
+        yield from in_round(systems, given, threads, samples, number)
+
+
+def in_round(
+    systems: Iterable[System], given: Conditions, threads: int, samples: Samples, number: int
+) -> Iterator[Samples]:
+    """One round. `systems` may depend on what was measured before them: each is asked for when it is its turn."""
+    for system in systems:
+        sample = undisturbed(system, given, threads) | {"round": number}
+        samples.setdefault(system.name, []).append(sample)
+        say(f"round {number}  {system.name:34} {_summary(sample)}")
+        yield samples
+
+
+def rounds_to_come(given: Conditions, samples: Samples) -> range:
+    """Their numbers, after those that were measured."""
     before = max((sample["round"] for taken in samples.values() for sample in taken), default=0)
-    for number in range(before + 1, before + given.rounds + 1):
-        for system in systems:
-            sample = undisturbed(system, given, threads) | {"round": number}
-            samples.setdefault(system.name, []).append(sample)
-            say(f"round {number}  {system.name:34} {_summary(sample)}")
-            yield samples
+    return range(before + 1, before + given.rounds + 1)
 
 
 def earlier(options: argparse.Namespace, name: str) -> Samples:

