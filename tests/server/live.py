@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from waitress.wasyncore import close_all
+
 from graft.hub.base.model import Base
 from graft.server.commands.http_server import bind, http_server, port_of
 from graft.server.engine.client import EngineClient
@@ -141,4 +143,5 @@ def serving(
             yield Live(f"http://127.0.0.1:{port}", port, engine, sockets)
         finally:
             server.close()
+            close_all(sockets, ignore_all=True)  # kept-alive connections, which would hold the loop
             thread.join(10)
