@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,11 @@ def _build(compiler: str) -> Path:
     return target
 
 
+def _flags() -> list[str]:
+    """$CXXFLAGS first: they can take back what the machine has (-mno-amx-bf16), and no way to optimise."""
+    return [*shlex.split(os.environ.get("CXXFLAGS", "")), *FLAGS]
+
+
 def _command(compiler: str, target: Path) -> list[str]:
     from torch.utils import cpp_extension
 
@@ -106,7 +112,7 @@ def _command(compiler: str, target: Path) -> list[str]:
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     linked = ("-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python")
     source = str(SOURCES / "bindings.cpp")
-    return [compiler, *FLAGS, abi, *includes, source, "-shared", "-o", str(target), *libraries, *linked]
+    return [compiler, *_flags(), abi, *includes, source, "-shared", "-o", str(target), *libraries, *linked]
 
 
 def _import(path: Path) -> ModuleType:
@@ -123,7 +129,7 @@ def _key(compiler: str) -> str:
     for path in sorted(SOURCES.iterdir()):
         key.update(path.name.encode() + path.read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    for part in (torch.__version__, sys.version, version, " ".join(FLAGS), _cpu()):
+    for part in (torch.__version__, sys.version, version, " ".join(_flags()), _cpu()):
         key.update(part.encode())
     return key.hexdigest()[:16]
 

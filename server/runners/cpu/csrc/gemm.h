@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
+#include "amx.h"
 #include "checks.h"
 #include "memory.h"
 #include "simd.h"
@@ -123,6 +125,26 @@ inline void tile(const Inputs<S, M>& in, const int32_t* panel, int64_t lanes, ui
   }
 }
 
+// One row's sums over a panel's columns, where they go.
+template <class S>
+inline void finish_row(const Product<S>& job, int64_t p, int64_t row, const F (&total)[Tile<S>::kVectors]) {
+  const Linear<S>& w = *job.weight;
+  const int64_t begin = p * Tile<S>::kPanel;
+  if (w.bias.empty() && begin + Tile<S>::kPanel <= w.out) {
+    S* to = job.out + row * job.out_stride + begin;
+#pragma GCC unroll 4
+    for (int v = 0; v < Tile<S>::kVectors; v++) narrow(to + v * kLanes, total[v]);
+    return;
+  }
+  for (int v = 0; v < Tile<S>::kVectors; v++) {
+    const int64_t column = begin + v * kLanes;
+    const int left = (int)std::min<int64_t>(kLanes, w.out - column);
+    if (left <= 0) break;
+    const F offset = w.bias.empty() ? F{} : load<F>(w.bias.data() + column);
+    narrow(job.out + row * job.out_stride + column, total[v] + offset, left);
+  }
+}
+
 // M rows of one panel over one part of the depth; sums of earlier parts wait in `waiting`.
 template <class S, int M, int Ahead>
 void tile_rows(const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_t k1, uintptr_t next, F* waiting) {
@@ -136,14 +158,7 @@ void tile_rows(const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_
     std::memcpy(waiting, total, sizeof total);
     return;
   }
-  for (int m = 0; m < M; m++)
-    for (int v = 0; v < vectors; v++) {
-      const int64_t column = p * width + v * kLanes;
-      const int left = (int)std::min<int64_t>(kLanes, w.out - column);
-      if (left <= 0) break;
-      const F offset = w.bias.empty() ? F{} : load<F>(w.bias.data() + column);
-      narrow(job.out + (row + m) * job.out_stride + column, total[m][v] + offset, left);
-    }
+  for (int m = 0; m < M; m++) finish_row(job, p, row + m, total[m]);
 }
 
 // The tile for that many rows, at most M.
@@ -173,9 +188,44 @@ void panel_rows(const Product<S>& job, int64_t p, int64_t row, int64_t stop) {
   }
 }
 
+#ifdef GRAFT_AMX
+// The first rows of a panel ask for the panel after the next, as above; with matrices even many rows wait for memory. Depth
+// that fills no matrix is added by vectors. The last rows may be computed twice: a matrix has as many as the others.
+inline void panel_matrices(const Product<bf16>& job, int64_t p, int64_t row, int64_t stop) {
+  constexpr int width = Tile<bf16>::kPanel, ahead = kMatrixLanes * Tile<bf16>::kLines;
+  static_assert(Tile<bf16>::kVectors == 3);
+  const Linear<bf16>& w = *job.weight;
+  const int rows = (int)std::min<int64_t>(kMatrixRows, stop - row);
+  const int64_t steps = w.lanes / kMatrixLanes, last = stop - rows;
+  const int32_t* panel = w.panel(p);
+  const uintptr_t next = (uintptr_t)w.panel(std::min(p + 2, w.panels - 1));
+  alignas(kLine) F sums[2 * kMatrixRows][Tile<bf16>::kVectors];
+  const Matrices matrices(rows);
+  for (int64_t r = row; r < stop; r += 2 * kMatrixRows) {
+    const int64_t first = std::min(r, last), second = std::min(r + kMatrixRows, last) - first;
+    const bf16* in = job.in + first * job.in_stride;
+    const auto multiply = second > 0 ? (r == row ? multiply_matrices<2, ahead> : multiply_matrices<2, 0>)
+                                     : (r == row ? multiply_matrices<1, ahead> : multiply_matrices<1, 0>);
+    multiply(in, job.in_stride, second * job.in_stride, panel, steps, next, (float*)sums);
+    for (int64_t m = 0; m < (second > 0 ? 2 : 1) * rows; m++) {
+      const int64_t at = m < rows ? m : second + m - rows;
+      F(&total)[Tile<bf16>::kVectors] = sums[m < rows ? m : kMatrixRows + m - rows];
+      for (int64_t k = steps * kMatrixLanes; k < w.lanes; k++)
+        for (int v = 0; v < Tile<bf16>::kVectors; v++)
+          total[v] = Packed<bf16>::dp(total[v], splat_lane(in + at * job.in_stride + k * 2), load<I>(panel + k * width + v * kLanes));
+      finish_row(job, p, first + at, total);
+    }
+  }
+}
+#endif
+
 // With many rows the wait for memory does not matter.
 template <class S>
 void panel_rows(const Product<S>& job, int64_t p, int64_t row, int64_t stop) {
+#ifdef GRAFT_AMX
+  if constexpr (std::is_same_v<S, bf16>)
+    if (has_matrices()) return panel_matrices(job, p, row, stop);
+#endif
   if (stop - row <= Tile<S>::kRows) return panel_rows<S, Tile<S>::kLines>(job, p, row, stop);
   if (stop - row <= kFewRows) return panel_rows<S, 1>(job, p, row, stop);
   panel_rows<S, 0>(job, p, row, stop);

@@ -4,6 +4,11 @@ Tolerances: float32 kernels differ by the order of additions (1e-5 relative to t
 add up in float32 and round once, so they stay within one rounding of the exact result (2^-8 of the largest value).
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,11 +36,12 @@ def test_linear(kernels, dtype, rows, width, out):
     close(packed(weight)(x), F.linear(x.float(), weight.float()), dtype)
 
 
-def test_a_rows_product_does_not_depend_on_other_rows(kernels, dtype):
-    x, weight = rand(dtype, 200, 64), rand(dtype, 100, 64, seed=1)
+@pytest.mark.parametrize("width", [30, 64, 98])
+def test_a_rows_product_does_not_depend_on_other_rows(kernels, dtype, width):
+    x, weight = rand(dtype, 200, width), rand(dtype, 100, width, seed=1)
     packed = getattr(kernels, f"Linear_{dtype}")(weight)
     whole = packed(x)
-    for rows in (slice(0, 1), slice(3, 11), slice(150, 200)):
+    for rows in (slice(0, 1), slice(3, 11), slice(20, 36), slice(70, 95), slice(150, 200)):
         assert torch.equal(packed(x[rows].contiguous()), whole[rows])
 
 
@@ -173,6 +179,23 @@ def test_without_a_compiler_there_are_none(monkeypatch, caplog, tmp_path):
         assert "no-such-compiler was not found" in caplog.text
     finally:
         build._load.cache_clear()
+
+
+@pytest.mark.slow
+def test_the_kernels_of_a_machine_without_matrix_registers(tmp_path):
+    """Where there are some, what is built without them passes these tests as well."""
+    if "amx_bf16" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has no AMX: what every other test runs is built without it")
+    tests = [str(Path(__file__).parent / f"test_{name}.py") for name in ("kernels", "not_finite")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests],
+        env={**os.environ, "CXXFLAGS": "-mno-amx-bf16", "GRAFT_KERNELS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "no C++ compiler" not in done.stdout
 
 
 def test_a_failed_build_leaves_nothing_and_says_why(monkeypatch, caplog, tmp_path):
