@@ -38,6 +38,8 @@ RATIOS = (
     Ratio("32 LoRAs, top-p, seeds, 5 log-probabilities, vs greedy", "graft 32 LoRAs, all", "graft 32 LoRAs", 0.95, 1.0),
     Ratio("base, temperature 1, vs vLLM the same", "graft base, temperature 1", "vllm base, temperature 1", 1.0, 1.25),
     Ratio("base, top-p, seeds, 5 log-probabilities, vs vLLM the same", "graft base, all", "vllm base, all"),
+    Ratio("base only vs the same without matrix registers", "graft base", "graft base, no AMX"),
+    Ratio("32 distinct LoRAs vs the same without matrix registers", "graft 32 LoRAs", "graft 32 LoRAs, no AMX"),
     Ratio("vLLM: 32 distinct LoRAs vs its base only", "vllm 32 LoRAs", "vllm base"),
     Ratio("PEFT: 32 distinct LoRAs vs transformers base only", "peft 32 LoRAs", "transformers base"),
 )
@@ -84,6 +86,8 @@ def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
         systems.graft("graft 32 LoRAs, temperature 1", base, sampled, loras),
         systems.graft("graft 32 LoRAs, all", base, everything, loras),
     ]
+    if work.dtype == "bfloat16" and "amx_bf16" in Path("/proc/cpuinfo").read_text():
+        rows += [_without_matrices(row) for row in rows if row.name in ("graft base", "graft 32 LoRAs")]
     if "transformers" in peers:
         rows.append(systems.transformers("transformers base", base, work))
         rows.append(systems.transformers("transformers base, alone", base, alone))
@@ -103,6 +107,11 @@ def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
         rows.append(systems.llama("llama 32 LoRAs", base, work, loras, threads=options.threads))
         rows.append(systems.llama("llama base, alone", base, alone, threads=options.threads))
     return rows
+
+
+def _without_matrices(row: System) -> System:
+    """As on a CPU whose vectors multiply bfloat16 and which has no matrix registers."""
+    return replace(row, name=f"{row.name}, no AMX", environment={"CXXFLAGS": "-mno-amx-bf16"})
 
 
 def markdown(result: dict[str, Any]) -> str:
