@@ -15,6 +15,7 @@ from gunicorn.app.base import BaseApplication
 
 from graft.server.front_ends.frames import Start, read_frames
 from graft.server.front_ends.remote_client import RemoteClient
+from graft.server.operations.drain import Drain
 
 
 class FrontEnd(BaseApplication):
@@ -36,9 +37,9 @@ class FrontEnd(BaseApplication):
         start = next(read_frames(file))
         assert isinstance(start, Start)
         client = RemoteClient(sock, file, start)
-        threading.Thread(target=client.run, daemon=True).start()
+        threading.Thread(target=client.run, args=(lambda seconds: None,), daemon=True).start()
         client.ready()
-        return start.make_app(client, client)
+        return start.make_app(client, client, Drain())
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def serve(options: argparse.Namespace) -> None:
     from graft.server.front_ends.supervisor import FrontEnds
     from graft.server.http.app import create_app
     from graft.server.http.clients import AnswerPlaces
+    from graft.server.operations.drain import Drain
     from graft.server.sampling.params import StepResult, Token
 
     hand_on_soon()
@@ -102,7 +103,7 @@ def serve(options: argparse.Namespace) -> None:
             supervisor.MODULE = "benchmarks.lib.gevent_front_end"
             sockets[0].listen(1024)
         if not options.processes:
-            server = http_server(make_app(client, places), sockets, STREAMS)
+            server = http_server(make_app(client, places, Drain()), sockets, STREAMS)
             print(json.dumps(told | {"fronts": []}), flush=True)
             server.run()
         with FrontEnds(options.processes, sockets, client, places, Start(client.base, make_app, STREAMS)) as fronts:
@@ -110,12 +111,12 @@ def serve(options: argparse.Namespace) -> None:
             time.sleep(10_000)
 
 
-def threads_app(engine: Any, places: Any) -> Any:
+def threads_app(engine: Any, places: Any, drain: Any) -> Any:
     """The application on a server that offers no body to write to: each stream is written by a thread of its own."""
     from graft.server.http.app import create_app
     from graft.server.http.streaming.response import BODY
 
-    app = create_app(engine, places)
+    app = create_app(engine, places, drain)
 
     def without_body(environ: Any, start_response: Any) -> Any:
         return app({key: value for key, value in environ.items() if key != BODY}, start_response)

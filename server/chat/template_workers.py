@@ -21,6 +21,7 @@ from typing import IO
 
 from graft.hub.chat.conversation import Conversation, TemplateRefusalError
 from graft.server.errors import BrokenError, BusyError
+from graft.server.operations.children import sheltered
 
 START_S = 30.0  # for a process to come up on a busy machine
 RENDER_S = 10.0  # for one rendering, at a clock; its share of a core's time is bounded in the process itself
@@ -50,14 +51,14 @@ class _Process:
     def __init__(self) -> None:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,  # a Ctrl-C is the server's
-        )
+        with sheltered():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_WORKER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+            )
         assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
         self._in: IO[bytes] = self._process.stdin
         self._out: IO[bytes] = self._process.stdout

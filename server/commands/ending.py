@@ -15,7 +15,6 @@ import click
 
 from graft.server.engine.client import STUCK_S
 from graft.server.errors import EndedError
-from graft.server.operations.drain import Drain, Draining
 
 if TYPE_CHECKING:
     from graft.server.engine.engine import Engine
@@ -46,10 +45,9 @@ class Ending:
         self.engine = engine
         threading.Thread(target=self._watch, args=(engine,), name="graft-watchdog", daemon=True).start()
 
-    def drain_first(self, drain: Drain, seconds: float, server: Draining) -> None:
-        """From now on the first SIGTERM refuses new requests, and has an end when none is under way, or after so many seconds."""
-        if seconds:
-            self._drain = partial(drain.begin, seconds, server, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    def drain_first(self, begin: Callable[[Callable[[], None]], None]) -> None:
+        """From now on the first SIGTERM begins a drain. `begin`: called with what is to be called when it is done."""
+        self._drain = partial(begin, _end_myself)
 
     def _watch(self, engine: "Engine") -> None:
         said_s = 0.0
@@ -65,7 +63,7 @@ class Ending:
                 os._exit(1)
         if engine.failure is not None:
             time.sleep(LAST_WORDS_S)
-            os.kill(os.getpid(), signal.SIGTERM)
+            _end_myself()
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         drain, self._drain = self._drain, None
@@ -77,6 +75,10 @@ class Ending:
         if self.engine is not None:
             self.engine.close()
         raise KeyboardInterrupt
+
+
+def _end_myself() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say_if_stuck(age: float, said_s: float) -> float:

@@ -1,7 +1,7 @@
 """A process that speaks HTTP for an engine in another process: `python -m` this, as front_ends/supervisor.py does. Torch-free.
 
 Its arguments are file descriptors that it has inherited: of its end of the socket pair, and of the sockets to listen on. It ends
-when the engine's process does, or when that says so; until then it tells its clients why.
+when the engine's process does, or when that says so; until then it tells its clients why. When that drains, it drains.
 """
 
 import os
@@ -9,14 +9,16 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from graft.hub.machine.interpreter_turns import hand_on_soon
-from graft.server.commands.http_server import http_server
+from graft.server.commands.http_server import draining, http_server
 from graft.server.commands.log_lines import begin_logging
 from graft.server.errors import ClosedError
 from graft.server.front_ends.frames import Start, read_frames
 from graft.server.front_ends.remote_client import RemoteClient
+from graft.server.operations.drain import Drain
 
 if TYPE_CHECKING:
     from waitress.server import BaseWSGIServer, MultiSocketServer
@@ -35,9 +37,13 @@ def main(channel: int, listening: list[int]) -> None:
         return
     begin_logging(as_json=start.log_as_json)
     client = RemoteClient(sock, file, start)
-    threading.Thread(target=client.run, name="graft-engine-reader", daemon=True).start()
     sockets = [socket.socket(fileno=number) for number in listening]
-    server = http_server(start.make_app(client, client), sockets, start.max_requests)
+    drain, kept = Drain(), dict[int, object]()
+    app = start.make_app(client, client, drain)
+    server = http_server(app, sockets, start.max_requests, kept, lambda: drain.begun)
+    # Only now: what it may be told first is to drain, which needs a server.
+    begin_drain = partial(drain.begin, server=draining(kept), done=client.drained)
+    threading.Thread(target=client.run, args=(begin_drain,), name="graft-engine-reader", daemon=True).start()
     threading.Thread(target=_end, args=(client, server), name="graft-ending", daemon=True).start()
     client.ready()
     server.run()

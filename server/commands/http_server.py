@@ -4,15 +4,18 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from waitress import create_server
 from waitress.channel import ClientDisconnected
 from waitress.task import WSGITask
 
+from graft.hub.connections import close_door, unsettled
 from graft.hub.errors import GraftError
 from graft.server.http.streaming.response import BODY
 from graft.server.http.wire.connections import MAX_BODY_BYTES, MOST_UNREAD_BYTES, Connection, look_after_clients
+from graft.server.operations.drain import Draining
 from graft.server.operations.patience import Disconnected
 
 if TYPE_CHECKING:
@@ -81,6 +84,11 @@ def http_server(
     )
     look_after_clients(kept, threads * CONNECTIONS_PER_THREAD, ending, _Channel)
     return server
+
+
+def draining(kept: dict[int, object]) -> Draining:
+    """What a drain asks of the server that keeps its connections there."""
+    return Draining(partial(unsettled, kept), partial(close_door, kept))
 
 
 class _TaskBody:

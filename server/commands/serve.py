@@ -13,7 +13,6 @@ import click
 
 from graft.hub.adapters.validation import CONFIG
 from graft.hub.base.manifest import recorded_spec
-from graft.hub.connections import close_door, unsettled
 from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize
@@ -21,11 +20,11 @@ from graft.hub.wsgi import is_loopback
 from graft.server.chat.tool_formats import FORMATS
 from graft.server.commands.admission import Admission
 from graft.server.commands.ending import Ending
-from graft.server.commands.http_server import bind, http_server, port_of
+from graft.server.commands.http_server import bind, draining, http_server, port_of
 from graft.server.commands.log_lines import begin_logging
 from graft.server.commands.start import prove_folders, summary
 from graft.server.keys.usage import UsageFile
-from graft.server.operations.drain import Drain, Draining
+from graft.server.operations.drain import Drain
 from graft.server.operations.throughput import report
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class _Network(click.ParamType):
     default=20,
     show_default=True,
     type=click.IntRange(0),
-    help="After SIGTERM requests under way have so long to end, while new ones are refused; 0, or with --http-processes: none.",
+    help="After SIGTERM requests under way have so long to end, while new ones are refused; 0: none.",
 )
 @click.option(
     "--request-timeout",
@@ -242,15 +241,16 @@ def serve(
                 say(line)
             if http_processes:
                 start = Start(client.base, make_app, max_requests, log_format == "json")
-                with FrontEnds(http_processes, listening, client, places, start):
+                with FrontEnds(http_processes, listening, client, places, start) as fronts:
+                    if drain_seconds:
+                        ending.drain_first(partial(fronts.drain, drain_seconds))
                     _say_ready(listening, base, name, host, say, with_keys=keys is not None)
                     threading.Event().wait()  # for a signal
             drain, sockets = Drain(), dict[int, object]()
-            app = make_app(client, places, drain=drain)
+            app = make_app(client, places, drain)
             server = http_server(app, listening, max_requests, sockets, lambda: drain.begun)
-            ending.drain_first(
-                drain, drain_seconds, Draining(partial(unsettled, sockets), partial(close_door, sockets))
-            )
+            if drain_seconds:
+                ending.drain_first(partial(drain.begin, drain_seconds, draining(sockets)))
             _say_ready(listening, base, name, host, say, with_keys=keys is not None)
             server.run()
     except KeyboardInterrupt:

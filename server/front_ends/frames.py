@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from graft.server.http.clients import Places
+    from graft.server.operations.drain import Drain
 
 _HEAD = Struct("<IB")
 MAX_FRAME_BYTES = 1 << 30
@@ -42,7 +43,7 @@ class Start:
     """The first message: what is served, and how to make the application that serves it. `max_requests`: answered at once."""
 
     base: ServedBase
-    make_app: "Callable[[EngineClient, Places], Flask]"
+    make_app: "Callable[[EngineClient, Places, Drain], Flask]"
     max_requests: int
     log_as_json: bool = False
 
@@ -56,6 +57,13 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class BeginDrain:
+    """Take no new requests, and let those under way end within so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Close:
     """The server ends: whoever is under way has been told, or is about to be."""
 
@@ -66,6 +74,11 @@ class Close:
 @dataclass(frozen=True)
 class Ready:
     """It answers."""
+
+
+@dataclass(frozen=True)
+class Drained:
+    """Nothing is under way any more, or the time for it is over."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ class Call:
     named: dict[str, object] = field(default_factory=dict)
 
 
-Message = Start | Answered | Close | Ready | Submit | Cancel | Call
+Message = Start | Answered | BeginDrain | Close | Ready | Drained | Submit | Cancel | Call
 # An event on its way: a token's number; a token with its log-probability; anything else, pickled.
 Coded = int | tuple[int, float | None, tuple[tuple[int, float], ...]] | bytes
 Coding = list[int | Coded]  # a stream's number and its event, in turn

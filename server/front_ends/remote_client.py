@@ -23,10 +23,12 @@ from graft.server.engine.request import Outlet, Request, Result, Sink, Stream, g
 from graft.server.errors import ClosedError, EndedError
 from graft.server.front_ends.frames import (
     Answered,
+    BeginDrain,
     Call,
     Cancel,
     Close,
     Coded,
+    Drained,
     Message,
     Ready,
     Start,
@@ -176,14 +178,21 @@ class RemoteClient(EngineClient):
         """The front end answers."""
         self._send(Ready())
 
-    def run(self) -> None:
-        """Read until the engine's process has gone, or says that it ends."""
+    def drained(self) -> None:
+        """The front end has done what `run` was told to begin."""
+        self._tell(Drained())
+
+    def run(self, begin_drain: Callable[[float], None]) -> None:
+        """Read until the engine's process has gone, or says that it ends. `begin_drain`: called where a drain is to begin, with
+        the seconds that it may take."""
         reason: GraftError = EndedError("The engine's process has ended: restart the server. Its log says more.")
         try:
             for frame in read_frames(self._file):
                 match frame:
                     case Answered():
                         self._calls.pop(frame.call)(frame.value)  # there is one answer to each
+                    case BeginDrain():
+                        begin_drain(frame.seconds)
                     case Close():
                         reason = ClosedError("The server is shutting down.")
                         return

@@ -20,10 +20,12 @@ from graft.server.errors import BrokenError
 from graft.server.front_ends.accounts import AccountsHeld
 from graft.server.front_ends.frames import (
     Answered,
+    BeginDrain,
     Call,
     Cancel,
     Close,
     Coding,
+    Drained,
     Ready,
     Start,
     Submit,
@@ -41,10 +43,12 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """`run` it on a thread; it ends when the front end has gone, or `close` ends it."""
+    """`run` it on a thread; it ends when the front end has gone, or `close` ends it. `drained`: of the front end's requests none
+    is under way any more since `drain`, or it has gone."""
 
     def __init__(self, sock: socket.socket, engine: EngineClient, places: Places, start: Start, ready: threading.Event):
         """`ready`: set when the front end answers."""
+        self.drained = threading.Event()
         self._engine = engine
         self._ready = ready
         self._places = PlacesTaken(places)
@@ -93,6 +97,11 @@ class Session:
             self._places.leave_all()
             self._accounts.leave_all()
             self._socket.close()
+            self.drained.set()
+
+    def drain(self, seconds: float) -> None:
+        """Have the front end take no new requests, and end those under way within so many seconds."""
+        self._outbox.send(message_frame(BeginDrain(seconds)))
 
     def close(self) -> None:
         """Tell the front end to end, which it does when it has said its last words."""
@@ -112,6 +121,8 @@ class Session:
                     self._workers.submit(self._do, message)
                 case Ready():
                     self._ready.set()
+                case Drained():
+                    self.drained.set()
                 case _:
                     raise AssertionError(f"a front end sends no {type(message).__name__}")
 

@@ -10,17 +10,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from graft.hub.errors import GraftError
 from graft.server.engine.client import EngineClient
 from graft.server.front_ends.frames import Start
 from graft.server.front_ends.session import Session
 from graft.server.http.clients import Places
+from graft.server.operations.children import sheltered
 
 log = logging.getLogger(__name__)
 MODULE = "graft.server.commands.front_end"
 END_S = 6.0  # for last words; then it is killed
+LATE_S = 2.0  # for one that drains to say that its time is over
 SOON_S = 10.0  # one that lives shorter is started again after a while
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 
@@ -35,7 +37,7 @@ class FrontEnds:
         self._engine = engine
         self._places = places
         self._start = start
-        self._closing = threading.Event()
+        self._ending = threading.Event()  # no more are started
         self._failed = threading.Event()  # one ended before it was ready, at the first try
         self._ready = [threading.Event() for _ in range(number)]
         self._sessions: dict[int, Session] = {}
@@ -60,10 +62,27 @@ class FrontEnds:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def drain(self, seconds: float, done: Callable[[], None]) -> None:
+        """Have each drain; `done` is called on a thread when all have, or after little more than so many seconds."""
+        threading.Thread(target=self._drain, args=(seconds, done), name="graft-drain", daemon=True).start()
+
+    def _drain(self, seconds: float, done: Callable[[], None]) -> None:
+        until = time.monotonic() + seconds + LATE_S
+        with self._lock:
+            self._ending.set()
+            sessions = list(self._sessions.values())
+            for one in self._listening:  # of which each process has its own, and closes it when it has drained
+                one.close()
+        for session in sessions:
+            session.drain(seconds)
+        for session in sessions:
+            session.drained.wait(max(0.0, until - time.monotonic()))
+        done()
+
     def close(self) -> None:
         """End them all, when they have said their last words. Idempotent."""
         with self._lock:
-            self._closing.set()
+            self._ending.set()
             for session in self._sessions.values():
                 session.close()
         until = time.monotonic() + END_S
@@ -79,13 +98,15 @@ class FrontEnds:
     def _keep(self, place: int) -> None:
         """Have one front end run, until the server ends."""
         pause_s = FIRST_PAUSE_S
-        while not self._closing.is_set():
+        while not self._ending.is_set():
             began = time.monotonic()
             session = self._begin(place)
             if session is None:
                 return
             code = self._attend(place, session)
-            if self._closing.is_set():
+            if self._ending.is_set():
+                if code:
+                    log.error("a process for HTTP has ended (%s) before its requests had", code)
                 return
             if not self._ready[place].is_set():
                 self._failed.set()
@@ -93,22 +114,22 @@ class FrontEnds:
             if time.monotonic() - began > SOON_S:
                 pause_s = FIRST_PAUSE_S
             log.error("a process for HTTP has ended (%s); its requests are cancelled, another is started", code)
-            self._closing.wait(pause_s)
+            self._ending.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _begin(self, place: int) -> Session | None:
         """Start a process; None where the server ends."""
         ours, theirs = socket.socketpair()
         passed = [one.fileno() for one in (theirs, *self._listening)]
-        with self._lock, theirs:
-            if self._closing.is_set():
+        with self._lock, theirs, sheltered():
+            if self._ending.is_set():
                 ours.close()
                 return None
             self.processes[place] = subprocess.Popen(
                 [sys.executable, "-m", MODULE, *map(str, passed)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=passed,
-                start_new_session=True,  # a Ctrl-C is the engine's process's
+                start_new_session=True,  # it outlives a terminal that is closed by as long as its last words take
             )
             session = self._sessions[place] = Session(ours, self._engine, self._places, self._start, self._ready[place])
         return session

@@ -108,6 +108,7 @@ AnyAdapterBody = TypeVar("AnyAdapterBody", bound=AdapterBody)
 def create_app(
     engine: EngineClient,
     places: Places | None = None,
+    drain: Drain | None = None,
     *,
     base_name: str | None = None,
     max_at_once: int = MAX_AT_ONCE,
@@ -116,7 +117,6 @@ def create_app(
     tool_format: str | None = None,
     adapter_root: Path | None = None,
     open_access: Callable[[], Access] = Access,
-    drain: Drain | None = None,
     request_timeout: float = math.inf,
 ) -> Flask:
     """`base_name`: what the bare base is called in `model` (default: its recorded id). `places`: for answers under way; more

@@ -26,14 +26,14 @@ class DrainingError(GraftError):
 
 @dataclass(frozen=True)
 class Draining:
-    """What a drain asks of its server: how many requests are under way, and to take no more connections."""
+    """What a drain asks of its process's server: how many requests are under way, and to take no more connections."""
 
     under_way: Callable[[], int]
     close_door: Callable[[], None]
 
 
 class Drain:
-    """One server's. Safe for many threads."""
+    """Of one process that answers. Safe for many threads."""
 
     def __init__(self) -> None:
         self._begun = threading.Event()

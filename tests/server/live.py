@@ -127,11 +127,11 @@ def serving(
         drain, sockets = drain or Drain(), {}
         app = create_app(
             EngineClient(engine, usage),
+            drain=drain,
             max_at_once=max_requests,
             trusted_proxies=trusted_proxies,
             adapter_root=adapter_root,
             open_access=lambda: access or Access(),
-            drain=drain,
             request_timeout=request_timeout,
         )
         listening = bind("127.0.0.1", 0)

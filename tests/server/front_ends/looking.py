@@ -8,8 +8,8 @@ from flask import Flask, jsonify
 from graft.server.http.app import create_app
 
 
-def make_looking(engine, places, **options) -> Flask:
-    app = create_app(engine, places, **options)
+def make_looking(engine, places, drain, **options) -> Flask:
+    app = create_app(engine, places, drain, **options)
 
     @app.get("/look")
     def look():
