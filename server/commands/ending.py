@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -37,7 +36,7 @@ class Ending:
         """`step_timeout`: seconds of one step after which the server ends; 0: it goes on waiting."""
         self.engine: Engine | None = None
         self._step_timeout = step_timeout
-        self._drain: Callable[[], None] | None = None
+        self._drain: Callable[[Callable[[], None]], None] | None = None
         for number in self.SIGNALS:
             signal.signal(number, self._end)
 
@@ -47,7 +46,7 @@ class Ending:
 
     def drain_first(self, begin: Callable[[Callable[[], None]], None]) -> None:
         """From now on the first SIGTERM begins a drain. `begin`: called with what is to be called when it is done."""
-        self._drain = partial(begin, _end_myself)
+        self._drain = begin
 
     def _watch(self, engine: "Engine") -> None:
         said_s = 0.0
@@ -68,7 +67,7 @@ class Ending:
     def _end(self, number: int, frame: FrameType | None) -> None:
         drain, self._drain = self._drain, None
         if number == signal.SIGTERM and drain is not None and self.engine is not None and self.engine.alive:
-            drain()
+            drain(_end_myself)
             return
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """A stranger's chat template is rendered as transformers would, and can neither hang nor exhaust the server, nor read it."""
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -47,6 +48,17 @@ def test_it_renders_as_the_bases_own_does(workers) -> None:
     begun = Conversation([*HI.turns, {"role": "assistant", "content": "It i"}], opens_reply=False, continues=True)
     for conversation in (HI, TALK, begun, Conversation(HI.turns, opens_reply=False)):
         assert foreign(PLAIN, workers).render(conversation) == BaseTemplate(tokenizer).render(conversation)
+
+
+def test_what_ends_the_server_does_not_end_a_rendering(workers) -> None:
+    """systemd sends SIGTERM to all processes; the server's requests under way may yet need theirs."""
+    template = foreign("{{ messages[0].content }}!", workers)
+    assert template.render(HI) == "Hi é!"
+    [process] = [place.process._process for text, place in workers._places.items() if text.endswith("!")]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(process.pid, number)
+    time.sleep(0.2)
+    assert template.render(HI) == "Hi é!" and process.poll() is None
 
 
 HOSTILE = {

@@ -1,5 +1,6 @@
 """An application that can be asked about its process: what a front end of the tests is told to serve."""
 
+import logging
 import os
 import sys
 
@@ -13,6 +14,9 @@ def make_looking(engine, places, drain, **options) -> Flask:
 
     @app.get("/look")
     def look():
-        return jsonify(pid=os.getpid(), modules=sorted(name for name in sys.modules if "." not in name))
+        told = [
+            name for name in ("httpx", "waitress", "graft.server") if logging.getLogger(name).isEnabledFor(logging.INFO)
+        ]
+        return jsonify(pid=os.getpid(), told=told, modules=sorted(name for name in sys.modules if "." not in name))
 
     return app

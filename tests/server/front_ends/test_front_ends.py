@@ -150,13 +150,14 @@ def test_numbers_are_those_of_the_engine(live):
     assert 'graft_http_answers_total{route="/v1/completions",status="200"}' in lines
 
 
-def test_no_front_end_has_torch(live):
+def test_no_front_end_has_torch_and_none_tells_of_its_own_requests(live):
     """After all kinds of requests, which the tests above have sent to both."""
     seen = {}
     until = time.monotonic() + 30
     while len(seen) < 2 and time.monotonic() < until:
         looked = live.get("/look").json
         seen[looked["pid"]] = looked["modules"]
+        assert looked["told"] == ["graft.server"]
     assert len(seen) == 2 and set(seen) == {process.pid for process in live.fronts.processes.values()}
     for pid, modules in seen.items():
         assert "torch" not in modules and "transformers" in modules and "flask" in modules
@@ -244,6 +245,24 @@ def test_of_a_front_end_that_is_killed_nothing_is_left_and_another_is_started(li
 
     wait_for(look)
     assert killed not in found
+
+
+def test_who_dies_while_all_drain_is_not_waited_for_and_not_started_again(folders, monkeypatch):
+    done = threading.Event()
+    with several(tiny_base("llama"), folders) as live:
+        slow_down(live, monkeypatch)
+        body = {"model": "mine", "prompt": "a", "max_tokens": 250, "ignore_eos": True, "stream": True}
+        with opened(live, body) as stream:
+            stream.readline()
+            live.fronts.drain(60, done.set)
+            assert not done.wait(1)
+            for process in live.fronts.processes.values():
+                process.kill()
+            assert done.wait(2)
+        wait_for(live.idle)
+        with pytest.raises(urllib.error.URLError) as refused:
+            live.get("/health")
+        assert isinstance(refused.value.reason, ConnectionRefusedError)
 
 
 def slow_down(live, monkeypatch):
