@@ -107,21 +107,26 @@ class Load:
         return outcome
 
     def _outcome(self, number: int, *, stream: bool) -> str:
-        began, whose = time.monotonic(), ASKED[number]["model"]
         try:
-            ended, text = self._read(number, stream=stream)
-        except urllib.error.HTTPError as error:
-            code = json.loads(error.read())["error"]["code"]
-            if error.code == 429 and began - self.killed_at < SETTLED_S:
-                return "busy"
-            return "told" if code in ("engine_ended", "closed") else f"wrong: {error.code} {code}"
+            ended, text = self._answer(number, stream=stream)
         except TimeoutError:
             return "hung"
         except (OSError, http.client.HTTPException) as error:  # URLError among them
             return OUTCOMES.get(type(getattr(error, "reason", None)), "closed")
         expected = self.expected[number]
         right = text == expected if ended == "whole" else expected.startswith(text)
-        return ended if right else f"wrong: {whose}, {ended}: {text!r}, not {expected!r}"
+        return ended if right else f"wrong: {ASKED[number]['model']}, {ended}: {text!r}, not {expected!r}"
+
+    def _answer(self, number: int, *, stream: bool) -> tuple[str, str]:
+        """As `_read`, refusals among them."""
+        began = time.monotonic()
+        try:
+            return self._read(number, stream=stream)
+        except urllib.error.HTTPError as error:
+            code = json.loads(error.read())["error"]["code"]
+            if error.code == 429 and began - self.killed_at < SETTLED_S:
+                return "busy", ""
+            return ("told" if code in ("engine_ended", "closed") else f"wrong: {error.code} {code}"), ""
 
     def _read(self, number: int, *, stream: bool) -> tuple[str, str]:
         """How an answer ended, and its text. Raises what urllib does before it has begun."""
