@@ -345,7 +345,7 @@ def _failure(status: int, message: str, code: str | None, param: str | None = No
     response.status_code = status
     if status in (429, 503):
         response.headers[header_names.RETRY_AFTER] = str(RETRY_AFTER_S)
-    if status == 504:
+    if status == 408:
         response.headers[header_names.SHOULD_RETRY] = "false"  # clients would ask for the same again
     return response
 

@@ -18,7 +18,7 @@ class Disconnected(Exception):
 class DeadlineError(GraftError):
     """The answer is not there in time."""
 
-    status = 504
+    status = 408  # as OpenAI has it: who asked set the time, and nothing is wrong with the server
     code = "deadline_exceeded"
 
     def __init__(self, seconds: float) -> None:

@@ -97,7 +97,7 @@ def test_pages_may_read_each_header_that_an_answer_has(place) -> None:
         (200, client.post("/v1/completions", json=TEXT | {"user": "u", "mine": 1}, headers=headers)),
         (200, client.post("/v1/completions", json=TEXT | {"stream": True}, headers=headers)),
         (200, client.post("/v1/messages", json=CHAT, headers=headers)),
-        (504, client.post("/v1/completions", json=TEXT | {"timeout": 1e-9}, headers=headers)),
+        (408, client.post("/v1/completions", json=TEXT | {"timeout": 1e-9}, headers=headers)),
         (404, client.post("/v1/completions", json=TEXT | {"model": "absent"}, headers=headers)),
         (401, client.post("/v1/completions", json=TEXT, headers=PAGE)),
         (405, client.get("/v1/completions", headers=headers)),

@@ -64,7 +64,7 @@ def test_other_routes_and_errors_are_told_of_and_probes_are_not(live, lines):
     assert embedded["prompt_tokens"] == 6 and embedded["status"] == 200 and embedded["adapter"] == "mine"
     assert (unknown["status"], unknown["error"], unknown["model"]) == (404, "model_not_found", "no?body??[31m")
     assert (bad["status"], bad["error"]) == (400, "invalid_request")
-    assert (late["status"], late["error"]) == (504, "deadline_exceeded")
+    assert (late["status"], late["error"]) == (408, "deadline_exceeded")
     assert (nowhere["status"], nowhere["route"]) == (404, "/nothing?200?OK")
 
 
