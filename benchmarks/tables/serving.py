@@ -40,9 +40,12 @@ RATIOS = (
     Ratio("base, top-p, seeds, 5 log-probabilities, vs vLLM the same", "graft base, all", "vllm base, all"),
     Ratio("base only vs the same without matrix registers", "graft base", "graft base, no AMX"),
     Ratio("32 distinct LoRAs vs the same without matrix registers", "graft 32 LoRAs", "graft 32 LoRAs, no AMX"),
+    Ratio("soft prompts vs own base only, both without", "graft soft prompts, no AMX", "graft base, no AMX", 0.95, 1.0),
     Ratio("vLLM: 32 distinct LoRAs vs its base only", "vllm 32 LoRAs", "vllm base"),
     Ratio("PEFT: 32 distinct LoRAs vs transformers base only", "peft 32 LoRAs", "transformers base"),
 )
+# What is measured without matrix registers as well, where there are some.
+_BOTH_WAYS = ("graft base", "graft 32 LoRAs", "graft soft prompts")
 ROOFS = (
     ("base only", "graft base", "base", 0.55, 0.75),
     ("32 distinct LoRAs", "graft 32 LoRAs", "adapters", 0.55, 0.75),
@@ -87,7 +90,7 @@ def all_rows(options: argparse.Namespace, work: Workload) -> list[System]:
         systems.graft("graft 32 LoRAs, all", base, everything, loras),
     ]
     if work.dtype == "bfloat16" and "amx_bf16" in Path("/proc/cpuinfo").read_text():
-        rows += [_without_matrices(row) for row in rows if row.name in ("graft base", "graft 32 LoRAs")]
+        rows += [_without_matrices(row) for row in rows if row.name in _BOTH_WAYS]
     if "transformers" in peers:
         rows.append(systems.transformers("transformers base", base, work))
         rows.append(systems.transformers("transformers base, alone", base, alone))

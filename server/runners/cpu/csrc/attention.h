@@ -101,23 +101,30 @@ void mix(const float* weights, int64_t weight_stride, int64_t origin, const Page
   }
 }
 
+// All of a page for kv heads that lie side by side.
 template <class S>
-inline void ask_page(const Pages<S>& pages, int64_t kv_head, const int32_t* table, int64_t slot) {
+inline void ask_page(const Pages<S>& pages, int64_t kv_head, int64_t kv_heads, const int32_t* table, int64_t slot) {
   const S* from = pages.token(table, slot) + kv_head * pages.head_dim;
-  for (int64_t t = 0; t < kPage; t++, from += pages.kv_heads * pages.head_dim) ask(from, pages.head_dim * sizeof(S));
+  for (int64_t t = 0; t < kPage; t++, from += pages.kv_heads * pages.head_dim)
+    ask(from, kv_heads * pages.head_dim * sizeof(S));
 }
 
-constexpr int64_t kTogether = 8;  // most rows of a tile
-constexpr int64_t kHeads = 4;     // most query heads that are handled together
+constexpr int64_t kTogether = 8;       // most rows of a tile
+constexpr int64_t kHeads = 4;          // most query heads whose sums are in registers together
+constexpr int64_t kNear = 64 << 10;    // scores of a piece of work: they stay in a near cache
+constexpr int64_t kPiecesEach = 4;     // of a thread: so many at least, that none waits long for another
 
-// Rows [row, row + count) of a step, one sequence's, in consecutive slots of its cache.
-struct Together {
-  int64_t row, count;
+// Rows [row, row + count) of a step, one sequence's, in consecutive slots of its cache; and a piece of work on them: the
+// query heads of kv heads [kv_head, kv_head + kv_heads). A page is read from end to end where those are all: that is what
+// caches expect, and a third of it here and there takes twice as long.
+struct Piece {
+  int64_t row, count, kv_head = 0, kv_heads = 0;
 };
 
 // `table` and `slot` by row; rows of one table that follow each other in it go together.
-inline std::vector<Together> together(const std::vector<const int32_t*>& table, const std::vector<int64_t>& slot) {
-  std::vector<Together> tiles;
+inline std::vector<Piece> attention_pieces(const std::vector<const int32_t*>& table, const std::vector<int64_t>& slot,
+                                           int64_t kv_heads, int64_t group, int threads) {
+  std::vector<Piece> tiles, pieces;
   for (int64_t row = 0; row < (int64_t)slot.size(); row++) {
     const bool follows = row > 0 && table[row] == table[row - 1] && slot[row] == slot[row - 1] + 1;
     if (follows && tiles.back().count < kTogether)
@@ -125,75 +132,32 @@ inline std::vector<Together> together(const std::vector<const int32_t*>& table, 
     else
       tiles.push_back({row, 1});
   }
-  return tiles;
+  const bool many = (int64_t)tiles.size() >= kPiecesEach * threads;
+  for (const Piece& tile : tiles) {
+    const int64_t of_head = tile.count * group * (slot[tile.row] + tile.count);
+    const int64_t most = many ? std::clamp<int64_t>(kNear / of_head, 1, kv_heads) : 1;
+    for (int64_t head = 0; head < kv_heads; head += most)
+      pieces.push_back({tile.row, tile.count, head, std::min(most, kv_heads - head)});
+  }
+  return pieces;
 }
 
-// What a thread needs for any of these tiles, `group` query heads to a kv head.
-inline ScratchSize attention_scratch(const std::vector<Together>& tiles, const std::vector<int64_t>& slot, int64_t group,
+// What a thread needs for any of these pieces, `group` query heads to a kv head.
+inline ScratchSize attention_scratch(const std::vector<Piece>& pieces, const std::vector<int64_t>& slot, int64_t group,
                                      int64_t head_dim) {
   ScratchSize size;
-  for (const auto& [row, count] : tiles)
-    size.cover({.wide = count * std::min(kHeads, group) * (divide_up(slot[row] + count, kPage) * kPage + head_dim)});
+  for (const Piece& one : pieces)
+    size.cover({.wide = one.count * one.kv_heads * group *
+                        (divide_up(slot[one.row] + one.count, kPage) * kPage + head_dim + 1)});
   return size;
 }
 
-// G query heads of `count` rows, the first in cache slot `slot`; query and out point to its first head of the G.
-template <class S, int G>
-void attend_heads(const S* query, int64_t query_stride, S* out, int64_t out_stride, const Pages<S>& keys,
-                  const Pages<S>& values, int64_t kv_head, const int32_t* table, int64_t slot, int64_t count,
-                  const AttentionShape& shape, Scratch<S>& scratch) {
-  const int64_t dim = shape.head_dim, stride = shape.kv_heads * dim, first = Sight(slot, shape.window).first_page();
-  const int64_t pages = (slot + count + kPage - 1) / kPage - first, width = pages * kPage, origin = first * kPage;
-  float* scores = scratch.wide.data();  // [rows, G, width], then [rows, G, dim]
-  float* sums = scores + count * G * width;
-  std::fill(sums, sums + count * G * dim, 0.f);
-  ask_page(keys, kv_head, table, origin);
-  for (int64_t start = origin; start < origin + width; start += kPage) {
-    if (start + kPage < origin + width) ask_page(keys, kv_head, table, start + kPage);
-    ask_page(values, kv_head, table, start);
-    const S* page = keys.token(table, start) + kv_head * dim;
-    for (int64_t r = 0; r < count; r++) {
-      const Sight sight(slot + r, shape.window);
-      if (start + kPage <= sight.low || start >= sight.high) continue;
-      for (int g = 0; g < G; g++)
-        for (int64_t t = 0; t < kPage; t += kLanes) {
-          const F score = token_scores(query + r * query_stride + g * dim, page + t * stride, stride, shape,
-                                       sight.low - start - t, sight.high - start - t);
-          std::memcpy(scores + (r * G + g) * width + start - origin + t, &score, sizeof score);
-        }
-    }
-  }
-  float totals[kTogether * G];
-  for (int64_t r = 0; r < count; r++) {
-    const Sight sight(slot + r, shape.window);
-    const int64_t skipped = (sight.first_page() - first) * kPage;
-    for (int g = 0; g < G; g++)
-      totals[r * G + g] = softmax(scores + (r * G + g) * width + skipped, sight.pages() * kPage);
-  }
-  const int64_t at_once = count == 1 ? width : kPage;  // slots: alone, sums stay in registers from end to end
-  for (int64_t start = origin; start < origin + width; start += at_once)
-    for (int64_t r = 0; r < count; r++) {
-      const Sight sight(slot + r, shape.window);
-      mix<S, G>(scores + r * G * width, width, origin, values, kv_head, table, std::max(start, sight.low),
-                std::min(start + at_once, sight.high), sums + r * G * dim);
-    }
-  for (int64_t r = 0; r < count; r++)
-    for (int g = 0; g < G; g++)
-      for (int64_t d = 0; d < dim; d += kLanes) {
-        const int left = (int)std::min<int64_t>(kLanes, dim - d);
-        narrow(out + r * out_stride + g * dim + d, widen(sums + (r * G + g) * dim + d, left) / totals[r * G + g], left);
-      }
-}
-
-// All query heads of one kv head for a tile's rows; query and out point to the first row's first head of the group.
+// sums += weights * values over the slots [low, high) for all query heads of one kv head.
 template <class S>
-void attend(const S* query, int64_t query_stride, S* out, int64_t out_stride, const Pages<S>& keys,
-            const Pages<S>& values, int64_t kv_head, const int32_t* table, int64_t slot, int64_t count,
-            const AttentionShape& shape, Scratch<S>& scratch) {
-  const int64_t group = shape.heads / shape.kv_heads;
+void mix_group(const float* weights, int64_t weight_stride, int64_t origin, const Pages<S>& values, int64_t kv_head,
+               const int32_t* table, int64_t low, int64_t high, float* sums, int64_t group) {
   const auto some = [&]<int G>(int64_t g) {
-    attend_heads<S, G>(query + g * shape.head_dim, query_stride, out + g * shape.head_dim, out_stride, keys, values,
-                       kv_head, table, slot, count, shape, scratch);
+    mix<S, G>(weights + g * weight_stride, weight_stride, origin, values, kv_head, table, low, high, sums + g * values.head_dim);
   };
   int64_t g = 0;
   for (; g + kHeads <= group; g += kHeads) some.template operator()<kHeads>(g);
@@ -202,6 +166,56 @@ void attend(const S* query, int64_t query_stride, S* out, int64_t out_stride, co
     case 2: some.template operator()<2>(g); break;
     case 1: some.template operator()<1>(g);
   }
+}
+
+// One piece. `query` and `out` point to the first head of row 0; `slot` is the first row's.
+template <class S>
+void attend(const Piece& piece, const S* query, int64_t query_stride, S* out, int64_t out_stride, const Pages<S>& keys,
+            const Pages<S>& values, const int32_t* table, int64_t slot, const AttentionShape& shape, Scratch<S>& scratch) {
+  const int64_t dim = shape.head_dim, stride = shape.kv_heads * dim, group = shape.heads / shape.kv_heads;
+  const int64_t first = Sight(slot, shape.window).first_page(), origin = first * kPage, count = piece.count;
+  const int64_t width = ((slot + count + kPage - 1) / kPage - first) * kPage, heads = piece.kv_heads * group;
+  query += piece.row * query_stride + piece.kv_head * group * dim, out += piece.row * out_stride + piece.kv_head * group * dim;
+  float* scores = scratch.wide.data();  // [rows, heads, width], then [rows, heads, dim], then [rows, heads]
+  float *sums = scores + count * heads * width, *totals = sums + count * heads * dim;
+  std::fill(sums, totals, 0.f);
+  ask_page(keys, piece.kv_head, piece.kv_heads, table, origin);
+  for (int64_t start = origin; start < origin + width; start += kPage) {
+    if (start + kPage < origin + width) ask_page(keys, piece.kv_head, piece.kv_heads, table, start + kPage);
+    ask_page(values, piece.kv_head, piece.kv_heads, table, start);
+    const S* page = keys.token(table, start) + piece.kv_head * dim;
+    for (int64_t r = 0; r < count; r++) {
+      const Sight sight(slot + r, shape.window);
+      if (start + kPage <= sight.low || start >= sight.high) continue;
+      for (int64_t h = 0; h < heads; h++)
+        for (int64_t t = 0; t < kPage; t += kLanes) {
+          const F score = token_scores(query + r * query_stride + h * dim, page + h / group * dim + t * stride, stride, shape,
+                                       sight.low - start - t, sight.high - start - t);
+          std::memcpy(scores + (r * heads + h) * width + start - origin + t, &score, sizeof score);
+        }
+    }
+  }
+  for (int64_t r = 0; r < count; r++) {
+    const Sight sight(slot + r, shape.window);
+    const int64_t skipped = (sight.first_page() - first) * kPage;
+    for (int64_t h = 0; h < heads; h++)
+      totals[r * heads + h] = softmax(scores + (r * heads + h) * width + skipped, sight.pages() * kPage);
+  }
+  const int64_t at_once = count == 1 && piece.kv_heads == 1 ? width : kPage;  // slots: sums stay in registers meanwhile
+  for (int64_t start = origin; start < origin + width; start += at_once)
+    for (int64_t r = 0; r < count; r++) {
+      const Sight sight(slot + r, shape.window);
+      const int64_t low = std::max(start, sight.low), high = std::min(start + at_once, sight.high);
+      for (int64_t h = 0; h < heads; h += group)
+        mix_group(scores + (r * heads + h) * width, width, origin, values, piece.kv_head + h / group, table, low, high,
+                  sums + (r * heads + h) * dim, group);
+    }
+  for (int64_t r = 0; r < count; r++)
+    for (int64_t h = 0; h < heads; h++)
+      for (int64_t d = 0; d < dim; d += kLanes) {
+        const int left = (int)std::min<int64_t>(kLanes, dim - d);
+        narrow(out + r * out_stride + h * dim + d, widen(sums + (r * heads + h) * dim + d, left) / totals[r * heads + h], left);
+      }
 }
 
 }  // namespace graft

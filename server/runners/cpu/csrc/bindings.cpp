@@ -153,19 +153,18 @@ Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& va
     require_run({0, 1, slots[r], 0, 0, 0}, tables[sequence[r]], {1, 1, keys.size(0)});
     table.push_back(tables[sequence[r]].data());
   }
-  const int64_t group = heads / kv_heads * dim;
-  const std::vector<Together> tiles = together(table, slots);
+  const int64_t group = heads / kv_heads;
+  const std::vector<Piece> pieces = attention_pieces(table, slots, kv_heads, group, at::get_num_threads());
   const AttentionShape shape{heads, kv_heads, dim, (float)scale, window, (float)softcap};
   const Pages<S> k{(S*)keys.data_ptr(), kv_heads, dim}, v{(S*)values.data_ptr(), kv_heads, dim};
   std::vector<Scratch<S>> scratch(at::get_num_threads());
-  for (Scratch<S>& one : scratch) one.grow(attention_scratch(tiles, slots, heads / kv_heads, dim));
+  for (Scratch<S>& one : scratch) one.grow(attention_scratch(pieces, slots, group, dim));
   Tensor out = at::empty_like(query);
   run_team([&](Team::Member& team) {
-    team.share(tiles.size() * kv_heads, [&](int64_t item) {
-      const auto [row, count] = tiles[item / kv_heads];
-      const int64_t head = item % kv_heads, stride = heads * dim, at = row * stride + head * group;
-      attend((const S*)query.data_ptr() + at, stride, (S*)out.data_ptr() + at, stride, k, v, head, table[row], slots[row],
-             count, shape, scratch[omp_get_thread_num()]);
+    team.share(pieces.size(), [&](int64_t item) {
+      const Piece& piece = pieces[item];
+      attend(piece, (const S*)query.data_ptr(), heads * dim, (S*)out.data_ptr(), heads * dim, k, v, table[piece.row],
+             slots[piece.row], shape, scratch[omp_get_thread_num()]);
     });
   });
   return out;

@@ -84,7 +84,8 @@ class Model {
 
   // All memory that the threads will use.
   void make_room(Plan<S>& plan) {
-    plan.scratch.cover(attention_scratch(plan.tiles, plan.slot, shape_.group(), shape_.head_dim));
+    plan.pieces = attention_pieces(plan.table, plan.slot, shape_.kv_heads, shape_.group(), at::get_num_threads());
+    plan.scratch.cover(attention_scratch(plan.pieces, plan.slot, shape_.group(), shape_.head_dim));
     buffers_.lay_out(shape_, plan.rows);
     scratch_.resize(std::max<size_t>(scratch_.size(), at::get_num_threads()));
     for (Scratch<S>& scratch : scratch_) scratch.grow(plan.scratch);
@@ -235,13 +236,12 @@ class Model {
   void attention(Step<S>& step, const Layer<S>& layer, Scratch<S>& scratch) {
     const AttentionShape shape{shape_.heads, shape_.kv_heads, shape_.head_dim, (float)shape_.scale, layer.window,
                                (float)shape_.softcap};
-    const int64_t group = shape_.heads / shape_.kv_heads * shape_.head_dim, width = shape_.fused_width();
+    const int64_t width = shape_.fused_width();
     const Span<S>& out = step.taps[kAttended];
-    step.team.share(step.plan.tiles.size() * shape_.kv_heads, [&](int64_t item) {
-      const auto [row, count] = step.plan.tiles[item / shape_.kv_heads];
-      const int64_t kv_head = item % shape_.kv_heads;
-      attend(buffers_.fused + row * width + kv_head * group, width, out.row(row) + kv_head * group, out.stride, step.keys,
-             step.values, kv_head, step.plan.table[row], step.plan.slot[row], count, shape, scratch);
+    step.team.share(step.plan.pieces.size(), [&](int64_t item) {
+      const Piece& piece = step.plan.pieces[item];
+      attend(piece, buffers_.fused, width, out.data, out.stride, step.keys, step.values, step.plan.table[piece.row],
+             step.plan.slot[piece.row], shape, scratch);
     });
   }
 

@@ -45,7 +45,7 @@ struct Plan {
   std::vector<const int32_t*> table;               // by row
   std::vector<int64_t> slot, position;             // by row
   std::vector<int64_t> logit_row, hidden_row;      // by row of logits, by row whose hidden state is wanted
-  std::vector<Together> tiles;                     // of attention
+  std::vector<Piece> pieces;                       // of attention; the model makes them
   ScratchSize scratch;                             // of each thread
 };
 
@@ -121,7 +121,6 @@ Plan<S> plan_of(const std::vector<Run>& runs, const std::vector<std::vector<int3
   }
   plan.rows = plan.slot.size(), plan.logit_rows = plan.logit_row.size(), plan.hidden_rows = plan.hidden_row.size();
   plan.blocks = blocks_of(lengths, at::get_num_threads());
-  plan.tiles = together(plan.table, plan.slot);
   plan.head_blocks = blocks_of(logit_lengths, at::get_num_threads());
   plan.hidden_blocks = blocks_of(hidden_lengths, at::get_num_threads());
   for (const Adapter<S>* adapter : adapters) plan.scratch.cover(adapter->scratch());
