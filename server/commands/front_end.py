@@ -4,6 +4,7 @@ Its arguments are file descriptors that it has inherited: of its end of the sock
 when the engine's process does, or when that says so; until then it tells its clients why. When that drains, it drains.
 """
 
+import logging
 import os
 import socket
 import sys
@@ -19,6 +20,7 @@ from graft.server.errors import ClosedError
 from graft.server.front_ends.frames import Start, read_frames
 from graft.server.front_ends.remote_client import RemoteClient
 from graft.server.operations.drain import Drain
+from graft.server.operations.spans import begin_spans
 
 if TYPE_CHECKING:
     from waitress.server import BaseWSGIServer, MultiSocketServer
@@ -36,6 +38,7 @@ def main(channel: int, listening: list[int]) -> None:
     if not isinstance(start, Start):  # the engine's process has gone before it began
         return
     begin_logging(as_json=start.log_as_json)
+    begin_spans()
     client = RemoteClient(sock, file, start)
     sockets = [socket.socket(fileno=number) for number in listening]
     drain, kept = Drain(), dict[int, object]()
@@ -59,6 +62,7 @@ def _end(client: RemoteClient, server: "BaseWSGIServer | MultiSocketServer") -> 
     while server.task_dispatcher.active_count and time.monotonic() < until:
         time.sleep(LOOK_S)
     time.sleep(LOOK_S)  # what was written last leaves the buffers
+    logging.shutdown()  # and spans their queue
     os._exit(0)
 
 

@@ -25,6 +25,7 @@ from graft.server.commands.log_lines import begin_logging
 from graft.server.commands.start import prove_folders, summary
 from graft.server.keys.usage import UsageFile
 from graft.server.operations.drain import Drain
+from graft.server.operations.spans import begin_spans
 from graft.server.operations.throughput import report
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ def serve(
 ) -> None:
     """Serve a base; the adapter is chosen per request, by `model`."""
     say = begin_logging(as_json=log_format == "json")
+    begin_spans(say)
     local = dict(_parse_folder(given) for given in adapters)
     if registry_path is not None and hub_url is not None:
         raise click.UsageError("Give --registry or --hub, not both.")

@@ -22,7 +22,7 @@ from graft.server.keys.holders import EVERYTHING, Holder
 from graft.server.keys.visits import Visit
 from graft.server.operations.drain import Drain
 from graft.server.operations.patience import Patience
-from graft.server.operations.request_log import RequestRecord, plain, trace_id
+from graft.server.operations.request_log import RequestRecord, plain
 from graft.server.served_version import Served
 
 EXTENSION = "graft"
@@ -126,7 +126,7 @@ def begin_record() -> RequestRecord:
     """Of the request that is at hand."""
     client = client_of(request.remote_addr or "", request.headers.get("X-Forwarded-For", ""), service().trusted_proxies)
     route = request.url_rule.rule if request.url_rule else plain(request.path)
-    return RequestRecord(g.request_id, request.method, route, client, trace_id(request.headers.get("Traceparent", "")))
+    return RequestRecord(g.request_id, request.method, route, client, request.headers.get("Traceparent", ""))
 
 
 def patience() -> Patience:

@@ -6,21 +6,21 @@ from dataclasses import dataclass, field
 
 from graft.server.served_version import Served
 
-log = logging.getLogger("graft.requests")
+LOG = logging.getLogger("graft.requests")
 _DIGEST_CHARS = 12
 _TRACE_PARTS, _TRACE_CHARS = 4, 32  # of W3C's traceparent, and of the trace's id in it
 
 
 @dataclass
 class RequestRecord:
-    """What is known of a request so far. `route`: as the server knows it. `key`: the name of the one that was shown. `trace`: the id of the
-    caller's trace (W3C), or nothing."""
+    """What is known of a request so far. `route`: as the server knows it. `key`: the name of the one that was shown. `traceparent`: the
+    caller's trace and its span (W3C), or nothing."""
 
     id: str
     method: str
     route: str
     client: str
-    trace: str = ""
+    traceparent: str = ""
     key: str = ""
     began: float = field(default_factory=time.monotonic)
     model: str = ""
@@ -35,15 +35,15 @@ class RequestRecord:
 
     def write(self) -> None:
         """The client has been sent all, or has gone."""
-        if log.isEnabledFor(logging.INFO):
+        if LOG.isEnabledFor(logging.INFO):
             fields = self.fields(time.monotonic() - self.began)
-            log.info("%s", as_text(fields), extra={"fields": fields})
+            LOG.info("%s", as_text(fields), extra={"fields": fields, "request": self})
 
     def fields(self, total_s: float) -> dict[str, object]:
         """As they stand in a line of JSON."""
         return {
             "id": self.id,
-            "trace": self.trace,
+            "trace": trace_id(self.traceparent),
             "client": self.client,
             "key": self.key,
             "method": self.method,

@@ -56,9 +56,7 @@ def answer(
         writer = make_writer(under_way)
         if not body.stream:
             return jsonify(writer.whole(chain(first, under_way.pieces())))
-        response = EventStream(service().pump, under_way, writer, first, g.request_id)
-        response.call_on_close(cleanup.pop_all().close)
-        return response
+        return EventStream(service().pump, under_way, writer, first, cleanup.pop_all().close, g.request_id)
 
 
 def _close(answer: Answer, visit: Visit, usage: Usage) -> None:

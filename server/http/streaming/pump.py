@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -121,13 +121,22 @@ class PumpedStream:
     """One answer's stream. `run` on the thread that began it, which waits there until all is written; the rest is the pump's."""
 
     def __init__(
-        self, pump: Pump, answer: Answer, writer: StreamWriter, first: Sequence[Piece], body: Body, request_id: str
+        self,
+        pump: Pump,
+        answer: Answer,
+        writer: StreamWriter,
+        first: Sequence[Piece],
+        settle: Callable[[], None],
+        request_id: str,
+        body: Body,
     ):
-        """`first`: what has been read of the answer."""
+        """`first`: what has been read of the answer. `settle`: called before the last bytes are written: what a client has been
+        given whole is accounted for, whenever this process is killed."""
         self.marked = False
         self._late = False  # something has come, and the reader is slow
         self._pump, self._answer, self._writer, self._body = pump, answer, writer, body
         self._first: Sequence[Piece] | None = first  # None: they are written
+        self._settle = settle
         self._request_id = request_id
         self._done = threading.Event()
 
@@ -160,6 +169,7 @@ class PumpedStream:
     def _give_up(self, error: GraftError) -> None:
         """The time for it is over."""
         self._answer.error = error
+        self._settle()
         with suppress(Disconnected):
             self._body.write(self._writer.error(error))
         self._done.set()
@@ -172,6 +182,8 @@ class PumpedStream:
             return
         try:
             ended, data = self._events()
+            if ended:
+                self._settle()
             if data:
                 self._body.write(data)
         except Exception as error:
@@ -206,13 +218,16 @@ class PumpedStream:
         return True, b"".join(events)
 
 
-def written_here(answer: Answer, writer: StreamWriter, first: Sequence[Piece], request_id: str) -> Iterator[bytes]:
+def written_here(
+    answer: Answer, writer: StreamWriter, first: Sequence[Piece], settle: Callable[[], None], request_id: str
+) -> Iterator[bytes]:
     """The same on the thread that asks for it, where the server offers no body to write to."""
     try:
         yield from writer.opening()
         for pieces in (first, answer.pieces()):
             for piece in pieces:
                 yield from writer.piece(piece)
+        settle()
         yield from writer.ending()
     except Disconnected:
         return

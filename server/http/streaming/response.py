@@ -1,6 +1,7 @@
 """A response whose body is a stream of events: written by the pump where the server lets it, else by the thread at hand."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flask import Response
@@ -15,15 +16,23 @@ BODY = "graft.body"  # in a request's environment: where to write the answer's b
 
 
 class EventStream(Response):
-    """Of one answer. `first`: what has been read of it."""
+    """Of one answer. `first`: what has been read of it. `settle`: called before the last event is sent, and when the response is
+    closed."""
 
-    def __init__(self, pump: Pump, answer: Answer, writer: StreamWriter, first: Sequence[Piece], request_id: str):
-        super().__init__(written_here(answer, writer, first, request_id), mimetype="text/event-stream")
+    def __init__(
+        self,
+        pump: Pump,
+        answer: Answer,
+        writer: StreamWriter,
+        first: Sequence[Piece],
+        settle: Callable[[], None],
+        request_id: str,
+    ):
+        super().__init__(written_here(answer, writer, first, settle, request_id), mimetype="text/event-stream")
         self.headers["Cache-Control"] = "no-cache"
         self.headers["X-Accel-Buffering"] = "no"
-        self._make_stream: Callable[[Body], PumpedStream] = lambda body: PumpedStream(
-            pump, answer, writer, first, body, request_id
-        )
+        self.call_on_close(settle)
+        self._make_stream = partial(PumpedStream, pump, answer, writer, first, settle, request_id)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         body: Body | None = environ.get(BODY)

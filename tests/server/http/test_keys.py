@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.request import Request
+from urllib.request import Request, urlopen
 
 import openai
 import pytest
@@ -30,7 +30,7 @@ from graft.server.keys.access import Access
 from graft.server.keys.key_changes import remove_keys
 from graft.server.keys.key_file import KeyFile
 from graft.server.keys.keyring import Keyring
-from graft.server.keys.usage import UsageFile
+from graft.server.keys.usage import Usage, UsageFile
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.keys.made import bearing, write_keys
@@ -439,6 +439,28 @@ def test_usage_is_written_by_key_and_adapter_and_is_what_the_client_is_told(live
     assert ask(live, keys["heavy"], max_tokens=0, prompt="").status in (200, 400)
     assert ask(live, keys["heavy"], "absent").status == 404
     assert len(lines(place)) <= before + 1  # nothing of what never began
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_line_of_an_answer_is_there_when_its_last_byte_is(live, keys, place, monkeypatch, stream):
+    """Whoever kills the server then loses nothing, though the disk be slow."""
+    at_once = UsageFile.write
+
+    def slowly(self: UsageFile, usage: Usage) -> None:
+        time.sleep(0.2)
+        at_once(self, usage)
+
+    monkeypatch.setattr(UsageFile, "write", slowly)
+    body = {**CHAT, "max_tokens": 2, "ignore_eos": True, "stream": stream}
+    headers = {**bearing(keys["heavy"]), "X-Request-Id": f"counted-{stream}", "Content-Type": "application/json"}
+    asked = Request(f"{live.url}/v1/chat/completions", json.dumps(body).encode(), headers)
+    with urlopen(asked, timeout=60) as reply:
+        while stream and reply.readline() != b"data: [DONE]\n":  # with which clients are content
+            pass
+        assert stream or reply.read()
+        found = lines(place)
+    [line] = [line for line in found if line["request_id"] == f"counted-{stream}"]
+    assert line["completion_tokens"] == 2 and not line["cut_off"]
 
 
 def test_a_line_of_the_log_names_the_key_and_what_was_asked_for_of_refusals_too(live, keys, caplog):
