@@ -23,9 +23,8 @@ from benchmarks.lib.common import Load, Workload, emit, measure
 from benchmarks.lib.http_load import Ask, Client
 from benchmarks.lib.recorded_trace import Draw, Lengths, ids_of
 from benchmarks.lib.server_process import ServerProcess
-from benchmarks.peers import servers
+from benchmarks.own.served import LENGTHS, parser_of, server_of
 
-LENGTHS = Lengths((16, 128), (16, 128))
 SAMPLED = ({"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.95})  # half of the requests each
 WARM_S = 60.0  # of a crowd, after the cache is written: allocators settle
 FILLED = 1.3  # times the cache's tokens, so that each of its blocks has been written
@@ -93,10 +92,7 @@ def overload(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def server(options: argparse.Namespace, running: int, places: int) -> ServerProcess:
-    told = servers.Serving(options.base, options.dtype, options.threads, running, LENGTHS.longest)
-    more = ("--max-requests", str(places), "--http-processes", str(options.http_processes))
-    more += ("--kv-bytes", options.kv_bytes) if options.kv_bytes else ()
-    return ServerProcess(servers.graft(told, {folder.name: folder for folder in options.adapters}, *more))
+    return ServerProcess(server_of(options, running, places))
 
 
 def draw_of(options: argparse.Namespace, process: ServerProcess) -> Draw:
@@ -176,19 +172,11 @@ WHAT: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seconds=600.0, streams=256, kv_bytes="")
     parser.add_argument("--what", choices=WHAT, required=True)
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--adapters", nargs="*", type=Path, default=[], help="folders")
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--streams", type=int, default=256, help="crowd: at any time")
     parser.add_argument("--workload", default="{}", help="streams: JSON of common.Workload")
     parser.add_argument("--repeats", type=int, default=5, help="streams: measured runs after the first")
     parser.add_argument("--max-requests", type=int, default=4, help="overload: answered at once")
-    parser.add_argument("--http-processes", type=int, default=0)
-    parser.add_argument("--kv-bytes", default="", help="of the cache; as `graft serve` takes it")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
 

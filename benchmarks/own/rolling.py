@@ -6,7 +6,6 @@ The client does what a proxy does: it asks both in turn, and where one says 503 
 Prints one line of JSON.
 """
 
-import argparse
 import asyncio
 import threading
 import time
@@ -17,11 +16,10 @@ from typing import Any
 
 from benchmarks.lib.common import Load, emit, percentiles
 from benchmarks.lib.http_load import Answer, Ask, answered
-from benchmarks.lib.recorded_trace import Draw, Lengths, ids_of
+from benchmarks.lib.recorded_trace import Draw, ids_of
 from benchmarks.lib.server_process import Server, ServerProcess
-from benchmarks.peers import servers
+from benchmarks.own.served import LENGTHS, parser_of, server_of
 
-LENGTHS = Lengths((16, 128), (16, 128))
 PATIENCE_S = 60.0  # of a client that both refuse
 AGAIN_S = 0.05
 BETWEEN_S = 2.0  # two restarts, so that both serve
@@ -96,15 +94,13 @@ class Restarts(threading.Thread):
 
 
 def main() -> None:
-    options = arguments()
-    told = servers.Serving(options.base, options.dtype, options.threads, options.streams, LENGTHS.longest)
-    more = ("--max-requests", str(2 * options.streams), "--http-processes", str(options.http_processes))
-    folders = {folder.name: folder for folder in options.adapters}
-    server = servers.graft(told, folders, *more, "--kv-bytes", options.kv_bytes, "--drain-seconds", "60")
+    options = parser_of(__doc__, seconds=120.0, streams=8, kv_bytes="512M").parse_args()
+    server = server_of(options, options.streams, 2 * options.streams, "--drain-seconds", "60")
+    names = [folder.name for folder in options.adapters]
     running: list[ServerProcess] = []
     try:
         running += [ServerProcess(server) for _ in range(2)]
-        draw = Draw(LENGTHS, list(folders) or [running[0].base_model], ids_of(Path(options.base)))
+        draw = Draw(LENGTHS, names or [running[0].base_model], ids_of(Path(options.base)))
         balanced = Balanced([one.address for one in running])
         load, restarts = Load(), Restarts(server, running, options.seconds)
         restarts.start()
@@ -129,19 +125,6 @@ def figures(balanced: Balanced, restarts: Restarts) -> dict[str, Any]:
         "bad_exits": sum(code != 0 for _, code in restarts.exits),
         "latency_ms": percentiles(balanced.latencies, RANKS),
     }
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--adapters", nargs="*", type=Path, default=[], help="folders")
-    parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--streams", type=int, default=8, help="at any time")
-    parser.add_argument("--http-processes", type=int, default=0)
-    parser.add_argument("--kv-bytes", default="512M", help="of each server's cache")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
