@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+CACHE = Path(os.environ.get("GRAFT_BENCH_CACHE", "~/.cache/graft-bench")).expanduser()
+
 _TICK = os.sysconf("SC_CLK_TCK")
 RANKS = {"p50": 0.50, "p90": 0.90, "p99": 0.99, "max": 1.0}
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib.common import CACHE as CACHE
 from benchmarks.lib.common import Load
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 ROOT = BENCHMARKS.parent  # where `python -m benchmarks...` is run
 Samples = dict[str, list[dict[str, Any]]]  # row -> one sample a round
 DTYPES = ("bfloat16", "float32")
-CACHE = Path(os.environ.get("GRAFT_BENCH_CACHE", "~/.cache/graft-bench")).expanduser()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.lib.harness import CACHE
+from benchmarks.lib.common import CACHE
 from graft.hub.base.named_bases import NAMED_BASES, base_source
 from graft.hub.demo.data import TASKS, WHOLE, write_tasks
 
