@@ -13,11 +13,13 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from graft.hub.base.manifest import BaseSpec, recorded_spec  # before torch: importing graft says how threads wait
+
+# isort: split
 import torch
 
 from graft.hub.adapters.artifact import save_artifact
 from graft.hub.adapters.methods import get_method
-from graft.hub.base.manifest import BaseSpec, recorded_spec
 from graft.hub.base.model import load_base
 
 
