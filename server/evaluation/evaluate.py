@@ -5,14 +5,14 @@ against the reference. Knows an engine, examples and metrics; no registry, no te
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from queue import SimpleQueue
 from typing import Protocol
 
 from graft.hub.chat.conversation import ChatTemplate
-from graft.hub.chat.words import NO_WORDS, AdapterWords
+from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.eval_prompts import example_name, label_groups, text_of, text_prompts
 from graft.hub.evaluation.metrics import Metric, Score, paired_p, score
@@ -26,6 +26,16 @@ from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
 
 _AHEAD = 512  # requests submitted and not answered yet
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one system says, example by example; `model` None is the bare base."""
+
+    model: str | None
+    served: Served
+    predictions: list[str]
+    seconds: float  # since the system before it was done, the first since the run could begin
 
 
 @dataclass(frozen=True)
@@ -96,25 +106,56 @@ def evaluate(
     """
     began = time.monotonic()
     served, failed = _load_all(engine, models, listener)
-    systems: list[str | None] = [None, *served]
-    listener.loaded(len(systems))
-    asks = _asks_of_all(engine, [NO_WORDS, *(one.words for one in served.values())], examples, metric)
-    answer = {"labels": _best_label, "text": lambda answers: _text(engine, answers)}[metric.answers]
-    references = [example.completion for example in examples]
+    listener.loaded(1 + len(served))
+    judge = Judge(metric, examples)
     done: list[Evaluated] = []
-    bare: list[float] | None = None
-    at = time.monotonic()
-    for model, answers in zip(systems, _collect_answers(engine, systems, asks, listener.answered), strict=True):
-        predictions = [answer(own) for own in _by_example(answers, len(examples))]
-        values = metric.values(predictions, references)
-        p = None if bare is None else paired_p(metric, values, bare)
-        bare, now = values if bare is None else bare, time.monotonic()
-        runs_on = Served() if model is None else served[model]
-        system = Evaluated(model, runs_on, score(metric, values), predictions, seconds=now - at, p=p)
-        at = now
-        done.append(system)
-        listener.scored(system)
+    virtual = max((one.virtual_tokens for one in engine.adapters().values()), default=0)
+    systems: dict[str | None, Served] = {None: Served()}
+    systems.update(served)
+    for answers in answer(systems, engine, examples, metric, virtual, listener.answered):
+        done.append(judge.score(answers))
+        listener.scored(done[-1])
     return ShelfEvaluation(done, failed, time.monotonic() - began)
+
+
+def answer(
+    systems: Mapping[str | None, Served],
+    engine: EngineClient,
+    examples: Sequence[Example],
+    metric: Metric,
+    virtual: int,
+    progress: Callable[[int, int], None],
+) -> Iterator[Answers]:
+    """What each of `systems` says to the examples, one system after the other.
+
+    All get the same prompts: `virtual` tokens, of the longest virtual prompt among all that are compared, are left free. Raises
+    DataError naming an example that lacks labels the metric needs, or has no room for its prompt.
+    """
+    at = time.monotonic()
+    room = engine.base.max_model_len - virtual
+    asks = _asks_of_all(engine, [one.words for one in systems.values()], examples, metric, room)
+    read = {"labels": _best_label, "text": lambda answers: _text(engine, answers)}[metric.answers]
+    given = _collect_answers(engine, list(systems), asks, progress)
+    for (model, served), answers in zip(systems.items(), given, strict=True):
+        predictions = [read(own) for own in _by_example(answers, len(examples))]
+        now = time.monotonic()
+        yield Answers(model, served, predictions, seconds=now - at)
+        at = now
+
+
+class Judge:
+    """Scores systems on the same examples; the bare base comes first, for the others are paired with it."""
+
+    def __init__(self, metric: Metric, examples: Sequence[Example]):
+        self._metric, self._references = metric, [example.completion for example in examples]
+        self._bare: list[float] | None = None
+
+    def score(self, answers: Answers) -> Evaluated:
+        values = self._metric.values(answers.predictions, self._references)
+        p = None if self._bare is None else paired_p(self._metric, values, self._bare)
+        self._bare = values if self._bare is None else self._bare
+        result = score(self._metric, values)
+        return Evaluated(answers.model, answers.served, result, answers.predictions, answers.seconds, p)
 
 
 def _load_all(
@@ -132,15 +173,10 @@ def _load_all(
     return served, failed
 
 
-def _room(engine: EngineClient) -> int:
-    """Tokens that every system can take: the longest sequence less the longest virtual prompt."""
-    return engine.base.max_model_len - max((one.virtual_tokens for one in engine.adapters().values()), default=0)
-
-
 def _asks_of_all(
-    engine: EngineClient, words: Sequence[AdapterWords], examples: Sequence[Example], metric: Metric
+    engine: EngineClient, words: Sequence[AdapterWords], examples: Sequence[Example], metric: Metric, room: int
 ) -> list[list[_Ask]]:
-    """What each system is asked. Those whose words make the same of the examples share it."""
+    """What each system is asked, in prompts of at most `room` tokens. Those whose words make the same of the examples share it."""
     tokenizer, vocabulary = engine.base.tokenizer, engine.base.spec.vocab_size
     assert tokenizer is not None  # examples are text
     templates, tokens = ChatTemplates(tokenizer), SpecialTokens(tokenizer)
@@ -153,16 +189,16 @@ def _asks_of_all(
         ends = tuple(id for id in own_ends(own, tokens, vocabulary) if id not in engine.base.ends)
         key = (template.text(with_tools=False) if template else "", ends)
         if key not in made:
-            made[key] = make(engine, examples, template, ends)
+            made[key] = make(engine, examples, room, template, ends)
         asks.append(made[key])
     return asks
 
 
 def _label_asks(
-    engine: EngineClient, examples: Sequence[Example], template: ChatTemplate | None, ends: tuple[int, ...]
+    engine: EngineClient, examples: Sequence[Example], room: int, template: ChatTemplate | None, ends: tuple[int, ...]
 ) -> list[_Ask]:
     """Labels that differ in their last id only are one request: the ids before it, then all the last ones."""
-    room, tokenizer = _room(engine), engine.base.tokenizer
+    tokenizer = engine.base.tokenizer
     assert tokenizer is not None  # examples are text
     asks = []
     for index, example in enumerate(examples):
@@ -178,11 +214,11 @@ def _label_asks(
 
 
 def _text_asks(
-    engine: EngineClient, examples: Sequence[Example], template: ChatTemplate | None, ends: tuple[int, ...]
+    engine: EngineClient, examples: Sequence[Example], room: int, template: ChatTemplate | None, ends: tuple[int, ...]
 ) -> list[_Ask]:
     tokenizer = engine.base.tokenizer
     assert tokenizer is not None
-    prompts, new_tokens = text_prompts(examples, tokenizer, _room(engine), template)
+    prompts, new_tokens = text_prompts(examples, tokenizer, room, template)
     return [
         _Ask(index, Request(prompt=prompt, max_tokens=new_tokens, stop_ids=ends, sampling=Sampling(temperature=0)))
         for index, prompt in enumerate(prompts)
