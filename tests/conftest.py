@@ -134,3 +134,12 @@ def base(family) -> Base:
 @pytest.fixture
 def llama() -> Base:
     return tiny_base("llama")
+
+
+@pytest.fixture(scope="session")
+def ray_address():
+    """Of a Ray cluster of two nodes on this machine."""
+    from tests.ray_cluster import two_nodes  # few tests need it
+
+    with two_nodes() as address:
+        yield address

@@ -130,6 +130,13 @@ def check_against(parsed: Parsed, spec: BaseSpec, *, allow_base_mismatch: bool =
             )
 
 
+def read_virtual_tokens(folder: Path) -> int:
+    """How many tokens of a sequence an adapter takes for itself. Raises ArtifactError or UnsupportedMethodError."""
+    with open_weights(folder) as file:
+        parsed = parse(folder, file)
+    return parsed.method.virtual_tokens(parsed.config)
+
+
 def inspect_artifact(folder: Path, spec: BaseSpec | None) -> Inspection:
     """The publish-time proof: parse, check against `spec` when it is known, and describe.
 

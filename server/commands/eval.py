@@ -5,6 +5,7 @@ Torch and the base are imported when a command runs, so that `--help` is quick.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +15,17 @@ from graft.hub.base.manifest import recorded_spec
 from graft.hub.errors import GraftError
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import local_user, open_registry, registry_options
+from graft.hub.terminal.ray_options import ray_options
 from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.terminal.tables import print_json, print_table
 from graft.server.commands import scorekeeping
 from graft.server.commands.scorekeeping import Scorekeeper, Scoring, fields_of
-from graft.server.commands.verification import engine_name, evaluation_options, first_examples, read_data, verify
+from graft.server.commands.verification import engine_name, first_examples, read_data, verify
 
 if TYPE_CHECKING:
-    from graft.hub.base.model import Base
+    from graft.hub.base.manifest import BaseSpec
     from graft.hub.evaluation.metrics import Metric
-    from graft.hub.evaluation.task_data import Example
+    from graft.hub.machine.ray_tasks import Spread
     from graft.hub.registry.leaderboard import Evaluation
     from graft.server.evaluation.evaluate import Evaluated
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--again", is_flag=True, help="Score also what has a score on the same data by the same engine.")
 @click.option("--device", help="cpu, cuda (default: cuda where there is one).")
 @click.option("--dtype", help="float32, bfloat16, float16 (default: as measured here).")
+@ray_options
 @registry_options
 def evaluate(
     slug: str | None,
@@ -54,16 +57,21 @@ def evaluate(
     registry_path: Path,
     hub_url: str | None,
     as_json: bool,
+    spread: Spread | None,
 ) -> None:
     """Score every stored adapter of a task, and the bare base, in one run; print the leaderboard.
 
     Each score goes to the registry as soon as it is there, with digest, data hash and interval: Ctrl-C keeps what is
     finished, and the same command goes on with the rest. Exits 1 where an adapter could not be served.
 
+    With --ray the adapters are scored as tasks of a Ray cluster, one a task; scores are recorded from here.
+
     With --verify ID one recorded evaluation is run again, on the data and the weights of then; exits 1 where it differs.
     """
     if (slug is None) == (number is None):
         raise click.UsageError("Give --task T to score its adapters, or --verify ID to run one evaluation again.")
+    if slug is None and spread is not None:
+        raise click.UsageError("--verify runs one evaluation, which --ray can't spread: leave one of them out.")
     registry = open_registry(registry_path, hub_url)
     if slug is None:
         assert number is not None
@@ -75,29 +83,31 @@ def evaluate(
 
     _say(f"Loading {folder} ...")  # torch takes its seconds, too
 
-    from graft.hub.base.dtype_choice import chosen_dtype
-    from graft.hub.base.model import load_base
     from graft.hub.evaluation.metrics import get_metric
     from graft.hub.evaluation.tokenization import spaces_at_the_join
-    from graft.server.benchmark.dtype_speed import evaluating
+    from graft.server.commands.scoring_here import ScorerHere
+    from graft.server.commands.scoring_spread import ScorerSpread
 
     metric = get_metric(task.metric)
     examples, digest = first_examples(raw, str(data or f"the evaluation set of {slug}"), limit)
-    dtype = dtype or chosen_dtype(folder, device, evaluating(), _say)
-    base = load_base(folder, device=device, dtype=dtype)
-    scoring = _scoring(slug, digest, metric, base)
-    keeper = Scorekeeper(registry, scoring, local_user(), measured=digest == task.data_hash)
+    scorer: ScorerHere | ScorerSpread
+    if spread is None:
+        scorer = ScorerHere(folder, device, dtype, _say)
+    else:
+        scorer = ScorerSpread(folder, device, dtype, _say, spread)
+    scoring = _scoring(slug, digest, metric, scorer.spec, engine_name(scorer.device, scorer.dtype))
+    keeper = Scorekeeper(registry, scoring, local_user(), measured=digest == task.data_hash, again=again)
     run = _Run(keeper)
     if note := spaces_at_the_join(examples):
         run.say(f"note: {note}")
-    chosen = scorekeeping.of_task(registry, slug, base.spec, run.say) if entrants is None else entrants
+    chosen = scorekeeping.of_task(registry, slug, scorer.spec, run.say) if entrants is None else entrants
     known = {} if again else keeper.known_scores(chosen)
-    missing = [entrant.model for entrant in chosen if entrant not in known]
+    missing = [entrant for entrant in chosen if entrant not in known]
     bare = None if again or missing else keeper.known_base_score()  # else it is scored anew: p is paired with it
     if known:
         run.say(f"{len(known)} of {len(chosen)} adapters are scored on this data already: --again scores them again.")
     if bare is None:
-        run.score(base, missing, examples, metric)
+        run.score(lambda: scorer.score(registry, missing, examples, metric, run))
     rows = [*known.values(), *run.rows, *([bare] if bare else [])]
     rows.sort(key=lambda row: (row.value if metric.lower_is_better else -row.value, row.repo or ""))
     if as_json:
@@ -115,14 +125,14 @@ def _say(text: str) -> None:
     click.echo(visible_text(text), err=True)
 
 
-def _scoring(slug: str, digest: str, metric: Metric, base: Base) -> Scoring:
+def _scoring(slug: str, digest: str, metric: Metric, spec: BaseSpec, engine: str) -> Scoring:
     """What all scores of a run have in common."""
     return {
         "task": slug,
         "data_hash": digest,
         "metric": metric.name,
-        "base_fingerprint": base.spec.fingerprint,
-        "engine": engine_name(base),
+        "base_fingerprint": spec.fingerprint,
+        "engine": engine,
     }
 
 
@@ -143,16 +153,12 @@ class _Run:
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def score(self, base: Base, models: list[str], examples: list[Example], metric: Metric) -> None:
-        """`models` and the bare base, until all are done or Ctrl-C ends it."""
-        from graft.server.engine.client import EngineClient
-        from graft.server.engine.engine import Engine
-        from graft.server.evaluation.evaluate import evaluate
-
+    def score(self, work: Callable[[], None]) -> None:
+        """Until `work`, which tells this run of each score, has all of them, or Ctrl-C ends it."""
         self._shown = self._bar.add_task("Scoring", total=None)
         try:
-            with Engine(base, shelf=self._keeper.registry, options=evaluation_options()) as engine, self._bar:
-                evaluate(EngineClient(engine), models, examples, metric, self)
+            with self._bar:
+                work()
         except KeyboardInterrupt:
             self.interrupted = True
 

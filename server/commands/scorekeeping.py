@@ -70,11 +70,15 @@ class Scorekeeper:
     """The scores of one task, on one set of examples, by one engine.
 
     `measured` false: on examples that the registry hasn't got, so that nobody could measure them again there; such scores
-    are kept as self-reported, and none of them is trusted to be a known one.
+    are kept as self-reported, and none of them is trusted to be a known one. `again`: the bare base's is recorded once more
+    though it came out as it is known.
     """
 
-    def __init__(self, registry: AnyRegistry, scoring: Scoring, user: str, *, measured: bool = True):
-        self.registry, self.scoring, self.user, self.measured = registry, scoring, user, measured
+    def __init__(
+        self, registry: AnyRegistry, scoring: Scoring, user: str, *, measured: bool = True, again: bool = False
+    ):
+        self.registry, self.scoring, self.user = registry, scoring, user
+        self.measured, self._again = measured, again
         self.refused: dict[str, GraftError] = {}  # why a score could not be recorded, by repo
         self.reported: set[str] = set()  # of which adapters the registry keeps the score as self-reported
 
@@ -114,6 +118,8 @@ class Scorekeeper:
             source=MEASURED if self.measured else REPORTED,
             extra={"systems": systems, **({} if system.p is None else {"p_vs_base": system.p})},
         )
+        if row.repo is None and (known := self._known_as(row)):
+            return known
         try:
             kept = self.registry.record_evaluation(row, user=self.user)
         except GraftError as error:
@@ -141,6 +147,11 @@ class Scorekeeper:
             why = self.refused[min(excused)]
             say(f"note: measured and shown, but not recorded: {', '.join(sorted(excused))} ({why})")
         return {repo: str(why) for repo, why in self.refused.items() if repo not in excused}
+
+    def _known_as(self, bare: Evaluation) -> Evaluation | None:
+        """The bare base's recorded score, where this is the same: it is scored anew for adapters to be paired with."""
+        known = None if self._again else self.known_base_score()
+        return known if known and known.predictions_hash == bare.predictions_hash else None
 
     def _is_ours(self, row: Evaluation) -> bool:
         told = replace(row, base_fingerprint=row.base_fingerprint or self.scoring["base_fingerprint"])

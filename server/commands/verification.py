@@ -32,11 +32,16 @@ def evaluation_options() -> Options:
     return Options(step_rows=2048, max_running=256)
 
 
-def engine_name(base: Base) -> str:
-    """What an evaluation says it was measured by: graft's version, the device and the dtype."""
+def engine_name(device: str, dtype: str) -> str:
+    """What an evaluation says it was measured by: graft's version, the device (cpu, cuda) and the dtype."""
     from importlib.metadata import version
 
-    return f"graft {version('grafthub')} {base.device.type} {str(base.dtype).removeprefix('torch.')}"
+    return f"graft {version('grafthub')} {device} {dtype}"
+
+
+def engine_on(base: Base) -> str:
+    """Such a name, of an engine in this process."""
+    return engine_name(base.device.type, str(base.dtype).removeprefix("torch."))
 
 
 def read_data(path: Path) -> bytes:
@@ -86,13 +91,13 @@ def verify(
     close = abs(again.score.value - kept.value) <= CLOSE
     same = close and kept.predictions_hash in (None, answers)
     if as_json:
-        facts = {"id": kept.id, "same": same, "engine": engine_name(base), "predictions_hash": answers}
+        facts = {"id": kept.id, "same": same, "engine": engine_on(base), "predictions_hash": answers}
         print_json(facts | {"recorded": kept.value, "value": again.score.value})
     what = f"{kept.metric} {again.score.value:.6g} of {kept.repo or 'the bare base'}, recorded {kept.value:.6g}"
     if not same:
         answered = "" if not close or kept.predictions_hash is None else ", from other answers"
         raise GraftError(
-            f"Evaluation {kept.id} differs: {what}{answered} (measured by {kept.engine}, now {engine_name(base)})."
+            f"Evaluation {kept.id} differs: {what}{answered} (measured by {kept.engine}, now {engine_on(base)})."
         )
     unseen = "; its answers were not recorded, and could not be compared" if kept.predictions_hash is None else ""
     say(f"Evaluation {kept.id} is the same: {what}{unseen}.")

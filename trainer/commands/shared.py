@@ -127,7 +127,7 @@ def base_loader(
 ) -> "Callable[[], Base]":
     """Loads the base afresh each time: baselines change theirs. `begun_in`: the dtype of what is to be continued.
     `chat_template`: a file, instead of the base's own. Raises GraftError where it can't be read."""
-    template = None if chat_template is None else _read_template(chat_template)
+    template = read_template(chat_template)
     say(f"Loading {base} ...")  # torch takes its seconds, too
 
     from graft.hub.base.dtype_choice import chosen_dtype
@@ -147,7 +147,10 @@ def base_loader(
     return load
 
 
-def _read_template(path: Path) -> str:
+def read_template(path: Path | None) -> str | None:
+    """None for none. Raises GraftError for a file that can't be read, or that is no template by its size."""
+    if path is None:
+        return None
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

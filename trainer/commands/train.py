@@ -11,8 +11,10 @@ import click
 
 from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.errors import GraftError
+from graft.hub.machine.ray_tasks import Spread
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import hub_option, local_user, open_registry_to_publish, registry_option
+from graft.hub.terminal.ray_options import ray_options
 from graft.hub.terminal.tables import print_table
 from graft.trainer.commands.shared import (
     bars,
@@ -23,6 +25,7 @@ from graft.trainer.commands.shared import (
     console,
     parse_settings,
     print_numbers,
+    read_template,
     say,
     text_of,
 )
@@ -43,6 +46,9 @@ _BESIDE_A_PLAN = (
     "overwrite",
     "tensorboard",
     "as_json",
+    "on_ray",
+    "ray_address",
+    "ray_cpus",
 )
 
 
@@ -65,6 +71,7 @@ _BESIDE_A_PLAN = (
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint beside the output folder.")
 @click.option("--overwrite", is_flag=True, help="Replace what lies in the output folder, once it is trained.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder of TensorBoard logs, a run an adapter.")
+@ray_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def train(
     base: str | None,
@@ -86,8 +93,16 @@ def train(
     overwrite: bool,
     tensorboard: Path | None,
     as_json: bool,
+    spread: Spread | None,
 ) -> None:
-    """Train adapters on a frozen base and write an artifact folder each."""
+    """Train adapters on a frozen base and write an artifact folder each.
+
+    With --ray each adapter of a plan is trained alone, as a task of a Ray cluster.
+    """
+    if spread and not plan_file:
+        raise click.UsageError("--ray spreads the adapters of a plan: add --plan.")
+    if spread and tensorboard:
+        raise click.UsageError("--tensorboard can't follow trainings elsewhere: leave it out, or --ray.")
     if plan_file:
         _refuse_flags_of_one()
         plan = read_plan(plan_file)
@@ -104,7 +119,10 @@ def train(
     registry = open_registry_to_publish(registry_path, hub_url, wanted) if wanted else None
     outcomes: list[TrainingOutcome] = []
     try:
-        _run(plan, chat_template, resume, overwrite, tensorboard, as_json, outcomes)
+        if spread:
+            _run_spread(plan, chat_template, resume, overwrite, spread, outcomes)
+        else:
+            _run(plan, chat_template, resume, overwrite, tensorboard, as_json, outcomes)
     except BaseException as error:  # whatever it was: what is finished is finished
         for failure in _report(plan, outcomes, registry, as_json) if outcomes else ():
             say(failure)
@@ -170,8 +188,7 @@ def _run(
 
     Fills `done`, so that what is finished is known though something fails later.
     """
-    begun_in = filter(None, (_begun_dtype(adapter.out) for adapter in plan.adapters)) if resume else iter(())
-    fresh_base = base_loader(plan.base, plan.run, next(begun_in, None), chat_template)
+    fresh_base = base_loader(plan.base, plan.run, _dtype_begun_in(plan) if resume else None, chat_template)
 
     from graft.trainer.training.base_weights import check_baseline, train_baseline
     from graft.trainer.training.run import train as train_adapters
@@ -196,6 +213,29 @@ def _run(
                 own, baseline, plan.run, watchers=watchers, resume=resume, overwrite=overwrite, say=say
             )
             done.append(outcome)
+
+
+def _run_spread(
+    plan: Plan,
+    chat_template: Path | None,
+    resume: bool,
+    overwrite: bool,
+    spread: Spread,
+    done: list["TrainingOutcome"],
+) -> None:
+    """Each on a worker. Fills `done`, so that what is finished is known though something fails later."""
+    template = read_template(chat_template)
+    say(f"Looking at {plan.base} ...")  # torch takes its seconds
+    from graft.trainer.commands.train_spread import train_spread, wanted_by
+
+    begun_in = _dtype_begun_in(plan) if resume else None
+    wanted = wanted_by(plan.base, plan.run, begun_in, template, say, plan)
+    train_spread(plan, wanted, spread, done, say, resume=resume, overwrite=overwrite)
+
+
+def _dtype_begun_in(plan: Plan) -> str | None:
+    """What the first adapter of which there is something was begun in."""
+    return next(filter(None, (_begun_dtype(adapter.out) for adapter in plan.adapters)), None)
 
 
 def _begun_dtype(out: Path) -> str | None:

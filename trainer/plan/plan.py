@@ -98,6 +98,19 @@ def claim_outs(plan: Plan, resume: bool, overwrite: bool) -> None:
         require_writable(training)
 
 
+def claim_comparison(out: Path, *, resume: bool) -> None:
+    """What `graft compare` asks of its folders before it works for them. Raises GraftError."""
+    begun = training_folder(out)
+    if not resume or not begun.exists():
+        if begun.exists():
+            raise GraftError(
+                f"{begun} holds an interrupted comparison: --resume goes on with it; or remove it and {out}."
+            )
+        require_free(out)
+    require_writable(out)
+    require_writable(begun)
+
+
 def training_folder(out: Path) -> Path:
     """Where the checkpoint of an adapter lies that will be written to `out`."""
     out = Path(os.path.abspath(out))  # "." has no name of its own

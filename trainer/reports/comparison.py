@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.adapters.methods import METHODS
@@ -15,17 +16,17 @@ from graft.hub.adapters.serving_forms import Form
 from graft.hub.adapters.validation import WEIGHTS
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
-from graft.hub.evaluation.metrics import Metric, Score, paired_p
-from graft.hub.evaluation.task_data import Example
+from graft.hub.evaluation.metrics import Metric, Score, get_metric, paired_p
+from graft.hub.evaluation.task_data import Example, load_examples
 from graft.trainer.data.sequences import sequences_of
 from graft.trainer.evaluation.scoring import Scored, score_examples
-from graft.trainer.learners.job import TrainingOutcome
+from graft.trainer.learners.job import TrainingData, TrainingOutcome
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan
 from graft.trainer.training.base_weights import train_baseline
 from graft.trainer.training.checkpoints import drop_checkpoint
 from graft.trainer.training.loop import Watcher
-from graft.trainer.training.run import read_data, train
+from graft.trainer.training.run import Load, read_data, train
 
 BARE = "none"  # the row of the base without any training
 
@@ -87,6 +88,47 @@ class Comparison:
         return [line for line in self.lines if line.failed]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A row without its p, and what p is found from: the method's values, example by example; none where it failed."""
+
+    line: Line
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows have in common. `steps`: of each method, where nothing stops it earlier."""
+
+    base: str
+    data: str
+    examples: int
+    steps: int
+    metric: str
+
+
+@dataclass(frozen=True)
+class Bare:
+    """The bare base's row, and the setting."""
+
+    measured: Measured
+    setting: Setting
+
+
+class Journal(Protocol):
+    """Where rows are kept as soon as they are measured."""
+
+    def bare(self) -> Bare | None:
+        """The bare base's, where it is kept."""
+
+    def method(self, name: str) -> Measured | None:
+        """A method's, where it is kept."""
+
+    def keep_bare(self, bare: Bare) -> None: ...
+
+    def keep(self, measured: Measured) -> None: ...
+
+
 def compare(
     load: Callable[[], Base],
     methods: Sequence[str],
@@ -95,43 +137,109 @@ def compare(
     *,
     together: bool = False,
     watchers: Sequence[Watcher] = (),
+    journal: Callable[[Base], Journal] | None = None,
 ) -> Comparison:
     """Train and score `methods` (METHODS and baselines) as `template` says, into folders below its `out`.
 
-    `together`: all adapters in one pass over one base, instead of one after the other.
+    `together`: all adapters in one pass over one base, instead of one after the other. `journal`, of a base, keeps each row as
+    soon as it is there; what it has already is not measured again.
 
     `load` gives a fresh base: baselines change theirs. Raises GraftError for an unknown method or data without an
     evaluation set; a method that fails in training gets a row that says why.
     """
+    check_comparison(methods, template)
+    base = load()
+    kept = journal(base) if journal else _Nothing()
+    if (bare := kept.bare()) is None:
+        kept.keep_bare(bare := measure_bare(base, template))
+    known = {name: row for name in methods if (row := kept.method(name)) is not None}
+    left = [name for name in methods if name not in known]
+    for measured in measure(load, base, left, template, run, together=together, watchers=watchers):
+        kept.keep(measured)
+        known[measured.line.method] = measured
+    return tabulate(bare, [known[name] for name in methods_in_order(methods)], template, together=together)
+
+
+def check_comparison(methods: Sequence[str], template: AdapterPlan) -> None:
+    """Raises GraftError for an unknown method, and where there is nothing held out."""
     known = [*METHODS, *BASELINES]
     if unknown := [method for method in methods if method not in known]:
         raise GraftError(f"Unknown method {unknown[0]!r}. Known: {', '.join(known)}.")
     if template.eval_data is None:
         raise GraftError("A comparison needs held-out data: give --eval-data.")
-    base = load()
-    data = read_data(base, template)
-    limit = template.recipe.text_limit(base.spec.max_positions)
-    # What no method could train on is no method's failure.
+
+
+def methods_in_order(methods: Sequence[str]) -> list[str]:
+    """Adapters first: baselines change their base."""
+    return sorted(methods, key=lambda method: method in BASELINES)
+
+
+def measure_bare(base: Base, template: AdapterPlan, load: Load = load_examples) -> Bare:
+    """The row of the base without any training. Raises GraftError for data that no method could train on."""
+    data, limit, held_out = _read(base, template, load)
     sequences = sequences_of(data.train, base.tokenizer, limit, base.spec.max_positions)
     steps = template.recipe.steps_over(len(sequences))
-    assert data.metric is not None  # there are held-out data
-    held_out = HeldOut(data.held_out, data.metric)
-    bare = held_out.score(base, (), limit)
-    lines = [Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, bare.score, None, None)]
+    scored = held_out.score(base, (), limit)
+    line = Line(BARE, "bare base", 0, 0.0, 0, 0, 0.0, 0.0, scored.score, None, None)
+    setting = Setting(base.spec.id or "base", data.hash, len(data.train), steps, held_out.metric.name)
+    return Bare(Measured(line, scored.values), setting)
+
+
+def measure(
+    fresh: Callable[[], Base],
+    base: Base,
+    methods: Sequence[str],
+    template: AdapterPlan,
+    run: RunConfig,
+    *,
+    together: bool = False,
+    watchers: Sequence[Watcher] = (),
+    load: Load = load_examples,
+) -> Iterator[Measured]:
+    """Train and score each, adapters first. `fresh` gives a base for a baseline to change, `load` a file's examples."""
+    _, _, held_out = _read(base, template, load)
     plans = [replace(template, method=method, out=template.out / method, name=method) for method in methods]
-    for outcome, score in _train_plans(load, base, plans, run, held_out, together, watchers):
+    for outcome, score in _train_plans(fresh, base, plans, run, held_out, together, watchers, load):
         if isinstance(outcome, FailedMethod):
-            lines.append(_failed_line(base, outcome.method, outcome.reason))
+            yield Measured(failed_line(outcome.method, outcome.reason), [])
         elif outcome.folder is None:
             assert outcome.stopped is not None  # says why there is no folder
-            lines.append(_failed_line(base, outcome.method, outcome.stopped, outcome))
+            yield Measured(failed_line(outcome.method, outcome.stopped, outcome, of=base.spec.parameters), [])
         else:
             scored = score(outcome.folder, outcome.limit)
-            p = paired_p(data.metric, scored.values, bare.values)
-            lines.append(_line(base, outcome, outcome.folder, scored, p))
-    name = base.spec.id or "base"
-    seed = template.recipe.seed
-    return Comparison(name, template.task, data.hash, len(data.train), steps, seed, together, tuple(lines))
+            yield Measured(_line(base, outcome, outcome.folder, scored), scored.values)
+
+
+def tabulate(bare: Bare, measured: Sequence[Measured], template: AdapterPlan, *, together: bool) -> Comparison:
+    """The table of what was measured, each row against the bare base's."""
+    setting, metric = bare.setting, get_metric(bare.setting.metric)
+    lines = [
+        replace(row.line, p=paired_p(metric, row.values, bare.measured.values)) if row.line.score else row.line
+        for row in measured
+    ]
+    told = (setting.base, template.task, setting.data, setting.examples, setting.steps, template.recipe.seed)
+    return Comparison(*told, together, (bare.measured.line, *lines))
+
+
+class _Nothing:
+    """The journal of a comparison that nobody goes on with."""
+
+    def bare(self) -> None:
+        return None
+
+    def method(self, name: str) -> None:
+        return None
+
+    def keep_bare(self, bare: Bare) -> None: ...
+
+    def keep(self, measured: Measured) -> None: ...
+
+
+def _read(base: Base, template: AdapterPlan, load: Load) -> tuple[TrainingData, int, "HeldOut"]:
+    """The data, the tokens of a text on the bare base, and what decides."""
+    data = read_data(base, template, load)
+    assert data.metric is not None  # there are held-out data
+    return data, template.recipe.text_limit(base.spec.max_positions), HeldOut(data.held_out, data.metric)
 
 
 @dataclass(frozen=True)
@@ -161,16 +269,18 @@ def _train_plans(
     held_out: HeldOut,
     together: bool,
     watchers: Sequence[Watcher],
+    read: Load,
 ) -> Iterator[tuple[TrainingOutcome | FailedMethod, Callable[[Path, int], Scored]]]:
     """Each outcome, adapters first, with what scores it by its folder and the tokens of a text."""
     adapters = [plan for plan in plans if plan.method not in BASELINES]
     for group in [adapters] if together and adapters else [[plan] for plan in adapters]:
-        for outcome in _attempt(group, partial(train, base, group, run, watchers=watchers)):
+        for outcome in _attempt(group, partial(train, base, group, run, watchers=watchers, load=read)):
             yield outcome, partial(_score_as_served, base, held_out)
     for plan in plans:
         if plan.method in BASELINES:
             own = load()
-            (outcome,) = _attempt([plan], lambda: [train_baseline(own, plan, run, watchers=watchers)])  # noqa: B023
+            training = partial(train_baseline, own, plan, run, watchers=watchers, load=read)
+            (outcome,) = _attempt([plan], lambda: [training()])  # noqa: B023
             yield outcome, partial(_score_itself, own, held_out)
 
 
@@ -196,7 +306,7 @@ def _score_as_served(base: Base, held_out: HeldOut, folder: Path, limit: int) ->
     return held_out.score(base, load_artifact(folder, base.spec).fold(base), limit)
 
 
-def _line(base: Base, outcome: TrainingOutcome, folder: Path, scored: Scored, p: float) -> Line:
+def _line(base: Base, outcome: TrainingOutcome, folder: Path, scored: Scored) -> Line:
     weights = folder / WEIGHTS[0]
     kept = outcome.parameters * base.model.dtype.itemsize  # of a baseline: apart from the base
     size = kept if outcome.method in BASELINES else weights.stat().st_size
@@ -210,20 +320,20 @@ def _line(base: Base, outcome: TrainingOutcome, folder: Path, scored: Scored, p:
         seconds=outcome.seconds,
         tokens_per_s=outcome.tokens / outcome.seconds,
         score=scored.score,
-        p=p,
+        p=None,
         folder=str(folder),
     )
 
 
-def _failed_line(base: Base, method: str, reason: str, outcome: TrainingOutcome | None = None) -> Line:
-    """The row of a method without an artifact."""
+def failed_line(method: str, reason: str, outcome: TrainingOutcome | None = None, *, of: int = 1) -> Line:
+    """The row of a method without an artifact. `outcome`: of one that was trained, on a base of so many parameters."""
     trained = outcome.parameters if outcome else 0
     peak, seconds, tokens = (outcome.peak_memory_bytes, outcome.seconds, outcome.tokens) if outcome else (0, 0.0, 0)
     return Line(
         method=method,
         title=_title(method),
         parameters=trained,
-        share=trained / base.spec.parameters,
+        share=trained / of,
         artifact_bytes=0,
         peak_memory_bytes=peak,
         seconds=seconds,

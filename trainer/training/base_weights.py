@@ -16,6 +16,7 @@ from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.manifest import record
 from graft.hub.base.model import Base, describe
 from graft.hub.errors import GraftError
+from graft.hub.evaluation.task_data import load_examples
 from graft.hub.machine.atomic_files import write_folder_whole
 from graft.trainer.artifact.provenance import provenance_of
 from graft.trainer.data.sequences import TokenSequence
@@ -24,7 +25,7 @@ from graft.trainer.learners.learner import Learner
 from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, baseline_layers
 from graft.trainer.training.loop import Watcher
-from graft.trainer.training.run import Say, read_sequences, run_jobs, say_nothing
+from graft.trainer.training.run import Load, Say, read_sequences, run_jobs, say_nothing
 
 LEARNING_RATES = {"full": 2e-5, "last-layers": 1e-4}
 
@@ -82,12 +83,13 @@ def train_baseline(
     resume: bool = False,
     overwrite: bool = True,
     say: Say = say_nothing,
+    load: Load = load_examples,
 ) -> TrainingOutcome:
     """Train `base` itself (it is no longer the base it was) and write it to the plan's folder.
 
     Raises GraftError for options that the baseline does not have.
     """
-    data, sequences, limit = read_sequences(base, plan, base.spec.max_positions)
+    data, sequences, limit = read_sequences(base, plan, base.spec.max_positions, load)
     job = TrainingJob(plan, make_baseline(base, plan, sequences), data, limit)
     (outcome,) = run_jobs(base, [job], run or RunConfig(), watchers, resume, _save, overwrite, say)
     return outcome

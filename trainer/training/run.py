@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import torch
@@ -19,7 +20,7 @@ from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.metrics import Score
-from graft.hub.evaluation.task_data import data_hash, load_examples
+from graft.hub.evaluation.task_data import Example, data_hash, load_examples
 from graft.hub.machine.output_folder import require_free
 from graft.trainer.artifact.card import model_card
 from graft.trainer.artifact.probe import Prober
@@ -49,6 +50,7 @@ from graft.trainer.training.loop import Watcher, train_all
 
 Save = Callable[[Base, TrainingJob, TrainingOutcome], None]
 Say = Callable[[str], None]  # what a person should know of the run
+Load = Callable[[Path], list[Example]]  # a file's examples
 
 
 def say_nothing(message: str) -> None:
@@ -64,13 +66,14 @@ def train(
     resume: bool = False,
     overwrite: bool = True,
     say: Say = say_nothing,
+    load: Load = load_examples,
 ) -> list[TrainingOutcome]:
     """Train PEFT adapters on one frozen base in one batched pass a step, and write an artifact each.
 
     Interrupted by Ctrl-C (KeyboardInterrupt), it leaves a checkpoint beside each output folder, from which
     `resume` continues bit for bit; adapters that are finished are taken as they are, and `say` is told which.
-    Without `overwrite` nothing else that lies in an output folder is replaced. Raises GraftError for anything that is
-    wrong with the plans, their data or their folders.
+    Without `overwrite` nothing else that lies in an output folder is replaced. `load` gives the examples of a plan's
+    files. Raises GraftError for anything that is wrong with the plans, their data or their folders.
     """
     run = run or RunConfig()
     plan = Plan(base.spec.id or "", tuple(adapters), run)
@@ -81,7 +84,7 @@ def train(
     def save(base: Base, job: TrainingJob, outcome: TrainingOutcome) -> None:
         _save(base, job, outcome, prober)
 
-    jobs = [prepare(base, adapter) for adapter in adapters]
+    jobs = [prepare(base, adapter, load) for adapter in adapters]
     return run_jobs(base, jobs, run, watchers, resume, save, overwrite, say)
 
 
@@ -128,7 +131,7 @@ def _train(
     started = time.monotonic()
     try:
         with Keeper(save_states, run.checkpoint_every, learners, say) as keeper:
-            train_all(base, learners, run, [*watchers, keeper], evaluate)
+            train_all(base, learners, run, [keeper, *watchers], evaluate)
     except torch.OutOfMemoryError as error:
         raise GraftError(
             f"Out of memory: {str(error).splitlines()[0]} Lower --rows-per-pass (now {run.rows_per_pass} tokens; the "
@@ -205,31 +208,33 @@ def _checkpoint_conditions(base: Base, job: TrainingJob) -> dict[str, str | None
     }
 
 
-def read_data(base: Base, plan: AdapterPlan) -> TrainingData:
+def read_data(base: Base, plan: AdapterPlan, load: Load = load_examples) -> TrainingData:
     """Read a plan's files; prompts of the evaluation are never trained on. Raises GraftError or DataError."""
     if base.tokenizer is None:
         raise GraftError("This base has no tokenizer, so text can't become tokens.")
-    held_out = load_examples(plan.eval_data) if plan.eval_data else []
-    examples = without_overlap(load_examples(plan.data), held_out)
+    held_out = load(plan.eval_data) if plan.eval_data else []
+    examples = without_overlap(load(plan.data), held_out)
     return TrainingData(examples, held_out[: plan.recipe.eval_limit], metric_of(plan, held_out))
 
 
-def read_sequences(base: Base, plan: AdapterPlan, room: int) -> tuple[TrainingData, list[TokenSequence], int]:
+def read_sequences(
+    base: Base, plan: AdapterPlan, room: int, load: Load = load_examples
+) -> tuple[TrainingData, list[TokenSequence], int]:
     """A plan's data, its training sequences, and the tokens of a text, where `room` positions are left for one.
 
     Raises GraftError or DataError for what can't be trained on or scored.
     """
-    data, limit = read_data(base, plan), plan.recipe.text_limit(room)
+    data, limit = read_data(base, plan, load), plan.recipe.text_limit(room)
     if data.metric:
         check_scorable(base, data.held_out, data.metric, limit)
     return data, sequences_of(data.train, base.tokenizer, limit, room), limit
 
 
-def prepare(base: Base, plan: AdapterPlan) -> TrainingJob:
+def prepare(base: Base, plan: AdapterPlan, load: Load = load_examples) -> TrainingJob:
     """Read and check an adapter's data and make its initial parameters. Raises GraftError or DataError."""
     method = get_method(plan.method)
     config = method.from_options(plan.options, base.spec)
-    data, sequences, limit = read_sequences(base, plan, room_of(plan, base.spec))
+    data, sequences, limit = read_sequences(base, plan, room_of(plan, base.spec), load)
     return TrainingJob(
         plan, AdapterLearner(plan.label, method, config, plan.recipe, sequences, data.train, base), data, limit
     )

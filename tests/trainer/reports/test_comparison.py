@@ -54,8 +54,37 @@ def test_a_comparison_that_is_interrupted_leaves_what_is_finished(base_folder, d
     monkeypatch.setattr("graft.trainer.reports.comparison.train_baseline", interrupted)
     flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--out", tmp_path / "t"]
     done = graft("compare", *flags, "--methods", "ia3,full", *FAST)
-    assert done.exit_code == 1 and "a comparison can't be continued. What was finished is in" in done.stderr
+    assert done.exit_code == 1 and "--resume goes on with the rest" in done.stderr and "ia3. The" in done.stderr
     assert [path.name for path in (tmp_path / "t").iterdir()] == ["ia3"]
+
+
+def test_an_interrupted_comparison_goes_on_with_the_methods_that_are_left(
+    base_folder, data, held_out, tmp_path, monkeypatch
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--methods", "ia3,full", *FAST]
+    whole = graft("compare", *flags, "--out", tmp_path / "whole", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr("graft.trainer.reports.comparison.train_baseline", interrupted)
+        assert graft("compare", *flags, "--out", tmp_path / "t").exit_code == 1
+    assert sorted(path.name for path in (tmp_path / "t.training").iterdir()) == ["ia3.json", "none.json"]
+    unasked = graft("compare", *flags, "--out", tmp_path / "t")
+    assert unasked.exit_code == 1 and "holds an interrupted comparison: --resume goes on" in unasked.stderr
+    other = graft("compare", *flags, "--out", tmp_path / "t", "--resume", "--seed", "7")
+    assert other.exit_code == 1 and "measured with another seed (0, now 7)" in other.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr("graft.trainer.reports.comparison.train", None)  # ia3 is not trained again
+        rest = graft("compare", *flags, "--out", tmp_path / "t", "--resume", "--json")
+    assert rest.exit_code == 0, rest.output
+    assert numbers(rest) == numbers(whole) and not (tmp_path / "t.training").exists()
+
+
+def numbers(done):
+    """Of each row, what no machine's speed or memory changes."""
+    lines = json.loads(done.stdout)["lines"]
+    return [{key: line[key] for key in ("method", "parameters", "artifact_bytes", "score", "p")} for line in lines]
 
 
 def test_all_in_one_pass_and_the_best_is_published(base_folder, data, held_out, tmp_path):

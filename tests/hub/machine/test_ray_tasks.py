@@ -1,0 +1,92 @@
+"""Pieces on a real cluster: their results, their mistakes, and what becomes of those whose workers die."""
+
+import os
+import signal
+import threading
+from collections import deque
+from functools import partial
+
+import pytest
+
+from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.machine import ray_tasks
+from graft.hub.machine.ray_tasks import Cluster, Piece, Spread
+from tests.hub.machine.pieces import Doing, do
+from tests.ray_cluster import busy_workers, wait_for
+
+
+@pytest.fixture
+def run(ray_address, tmp_path):
+    """run(names, spread's fields) -> what came of each, and what was said."""
+    said: list[str] = []
+
+    def run(*names, **fields):
+        queue = deque(Piece(name, partial(str, name)) for name in names)
+        with Cluster(Spread(ray_address, **fields), said.append) as cluster:
+            return {piece.name: found for piece, found in cluster.run(do, Doing(tmp_path), queue)}
+
+    run.said = said
+    return run
+
+
+def test_without_ray_it_is_said_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(ray_tasks, "find_spec", lambda name: None)
+    with pytest.raises(GraftError, match=r"pip install 'grafthub\[ray\]'"):
+        ray_tasks.require_ray()
+
+
+@pytest.mark.slow
+def test_each_piece_answers_or_says_why_not_and_dead_workers_are_replaced(run, tmp_path):
+    names = ["a", "mistake", "bug", "dies-once", "dies-always", *(f"more-{number}" for number in range(8))]
+    found = run(*names)
+    assert sorted(found) == sorted(names)
+    assert found["a"] == ("a", 1) and found["more-7"] == ("more-7", 1) and found["dies-once"] == ("dies-once", 1)
+    assert isinstance(found["mistake"], NotFoundError) and str(found["mistake"]) == "There is no such thing."
+    assert "bug failed on its worker: ZeroDivisionError: division by none" in str(found["bug"])
+    assert "the worker of dies-always died" in str(found["dies-always"]) and "3 times in all" in str(
+        found["dies-always"]
+    )
+    done = {path.name for path in tmp_path.iterdir()}
+    assert done == {f"{name}.0" for name in names} | {"dies-once.1", "dies-always.1", "dies-always.2"}
+    assert sum("died" in line and "once more" in line for line in run.said) == 3
+
+
+@pytest.mark.slow
+def test_ctrl_c_interrupts_the_workers_and_what_they_saved_comes_back(ray_address, tmp_path):
+    queue = deque(Piece(name, partial(str, name)) for name in ("waits-a", "waits-b", "never-1", "never-2", "never-3"))
+    found = {}
+
+    def interrupt():
+        wait_for(lambda: len([*tmp_path.glob("waits*")]) == 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with Cluster(Spread(ray_address), print) as cluster:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            for piece, outcome in cluster.run(do, Doing(tmp_path), queue):
+                found[piece.name] = outcome
+    assert found == {"waits-a": "interrupted, and saved", "waits-b": "interrupted, and saved"}
+    wait_for(lambda: not busy_workers())
+    assert not [*tmp_path.glob("never*")]
+
+
+@pytest.mark.slow
+def test_what_no_node_has_is_said(run):
+    with pytest.raises(
+        GraftError, match=r"No node of the cluster has 5 CPUs, which a task takes; the largest has 1 CPUs"
+    ):
+        run("a", cpus=5)
+
+
+@pytest.mark.parametrize(
+    "address, why", [("127.0.0.1:1", "nobody answers there"), ("nonsense", "of the form HOST:PORT")]
+)
+def test_where_no_cluster_is(address, why):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install grafthub[ray]")
+    with pytest.raises(GraftError, match=f"No Ray cluster could be joined at {address}: .*{why}"):
+        Cluster(Spread(address), print).__enter__()
+
+
+def test_another_graft_on_a_worker_is_refused():
+    refused = ray_tasks._do("0.0.1", 1, b"", b"")
+    assert isinstance(refused, GraftError) and "and here is 0.0.1: install the same on every node" in str(refused)
