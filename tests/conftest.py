@@ -138,8 +138,8 @@ def llama() -> Base:
 
 @pytest.fixture(scope="session")
 def ray_address():
-    """Of a Ray cluster of two nodes on this machine."""
-    from tests.ray_cluster import two_nodes  # few tests need it
+    """Of a Ray cluster with a CPU on each of two nodes, on this machine."""
+    from tests.ray_cluster import nodes  # few tests need it
 
-    with two_nodes() as address:
-        yield address
+    with nodes(1, 1) as cluster:
+        yield cluster.address

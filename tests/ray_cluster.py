@@ -1,26 +1,29 @@
-"""A Ray cluster of two nodes on this machine, and faults for it."""
+"""Ray clusters of several nodes on this machine, and faults for them."""
 
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import pytest
 
 
 @contextmanager
-def two_nodes() -> Iterator[str]:
-    """The address of a cluster with a CPU on each of two nodes; skips the test where there is no Ray."""
+def nodes(*cpus: int) -> Iterator[Any]:
+    """A cluster (ray.cluster_utils) of nodes with so many CPUs each; skips the test where there is no Ray."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install grafthub[ray]")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    head, *others = cpus
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False})
     try:
-        cluster.add_node(num_cpus=1)
-        yield cluster.address
+        for count in others:
+            cluster.add_node(num_cpus=count)
+        yield cluster
     finally:
         cluster.shutdown()
 

@@ -12,7 +12,7 @@ from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.machine import ray_tasks
 from graft.hub.machine.ray_tasks import Cluster, Piece, Spread
 from tests.hub.machine.pieces import Doing, do
-from tests.ray_cluster import busy_workers, wait_for
+from tests.ray_cluster import busy_workers, nodes, wait_for
 
 
 @pytest.fixture
@@ -49,6 +49,27 @@ def test_each_piece_answers_or_says_why_not_and_dead_workers_are_replaced(run, t
     done = {path.name for path in tmp_path.iterdir()}
     assert done == {f"{name}.0" for name in names} | {"dies-once.1", "dies-always.1", "dies-always.2"}
     assert sum("died" in line and "once more" in line for line in run.said) == 3
+
+
+@pytest.mark.slow
+def test_a_piece_of_a_node_that_is_gone_is_done_on_another(tmp_path):
+    said: list[str] = []
+    queue = deque([Piece("lingers", partial(str, "lingers"))])
+    with nodes(0, 1, 1) as cluster:
+
+        def remove():
+            wait_for(lambda: [*tmp_path.glob("lingers.0")] and (tmp_path / "lingers.0").read_text())
+            first = (tmp_path / "lingers.0").read_text()
+            (node,) = (node for node in cluster.worker_nodes if node.node_id == first)
+            cluster.remove_node(node, allow_graceful=False)
+
+        remover = threading.Thread(target=remove)
+        with Cluster(Spread(cluster.address), said.append) as joined:
+            remover.start()
+            ((_, found),) = joined.run(do, Doing(tmp_path), queue)
+            remover.join()
+    assert found == ("lingers", 1) and sum("once more" in line for line in said) == 1
+    assert (tmp_path / "lingers.0").read_text() != (tmp_path / "lingers.1").read_text()
 
 
 @pytest.mark.slow

@@ -90,6 +90,7 @@ def test_an_evaluation_on_ray_has_the_numbers_of_one_machine(place, request, bas
 
 
 def test_flags_that_say_nothing_together_are_refused(tmp_path, base_folder):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install grafthub[ray]")
     make_shelf(tmp_path, 1, rows=1)
     alone = graft(tmp_path, "--ray-address", "127.0.0.1:1")
     assert alone.exit_code == 2 and "--ray-address says how --ray spreads: add --ray" in alone.stderr

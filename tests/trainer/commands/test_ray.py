@@ -60,6 +60,7 @@ def test_a_plan_over_two_nodes_is_each_trained_alone_bit_for_bit(ray_address, ba
 
 
 def test_flags_that_say_nothing_together_are_refused(base_folder, data, held_out, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install grafthub[ray]")
     plan = write_plan(tmp_path / "p", base_folder, data, held_out)
     for words, why in (
         (("train", "--ray", "--base", base_folder), "--ray spreads the adapters of a plan"),
