@@ -179,3 +179,7 @@ class Stepper:
                 continue
             if done:
                 self._ledger.finish(consumer)
+        # At once: until the next step a core is free, whose threads would wait for whom this thread holds up.
+        self._masks.begin(
+            [consumer.matcher for consumer, _ in asked.whose if consumer.matcher and consumer in self._ledger]
+        )
