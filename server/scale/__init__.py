@@ -1,0 +1,1 @@
+"""Beyond one machine: which of many replicas a request goes to."""
