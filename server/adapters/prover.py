@@ -97,6 +97,11 @@ class Prover:
 
     # For loaders
 
+    @property
+    def base_content(self) -> str:
+        """Hash of all that the base's files hold: read once a state of the files, for any thread."""
+        return self._open()[0].content
+
     def case(self, artifact: Artifact) -> Case:
         """What there is to prove of an adapter.
 

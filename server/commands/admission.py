@@ -27,6 +27,7 @@ class Admission:
     registry_path: Path | None
     hub_url: str | None
     open_metrics: bool
+    ingress_secret: str | None = None  # of the ingress that asks for keys; it alone may ask this engine
 
     @property
     def has_shelf(self) -> bool:
@@ -35,6 +36,8 @@ class Admission:
     def require_sound(self, shelf: AnyRegistry | None, host: str, *, is_open: bool) -> None:
         """`shelf`: the hub or registry. Raises UsageError for options that don't go together, GraftError for what can't be used,
         and where everybody could come in and nobody has said that they may."""
+        if self.ingress_secret is not None:
+            return
         if self.keys is None and not is_open and not is_loopback(host):
             raise GraftError(
                 f"On {host} whoever reaches this machine could use the server, and load and unload its adapters. Give keys "
@@ -55,6 +58,8 @@ class Admission:
 
     def access(self, base: str) -> Access:
         """`base`: the served one's fingerprint. A key file that has gone bad by now lets nobody in, until it is mended."""
+        if self.ingress_secret is not None:
+            return Access(secret=self.ingress_secret)
         if self.keys is None:
             return Access()
         hub = HubTokens(self._shelf(), base) if self.has_shelf else None

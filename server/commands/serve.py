@@ -22,18 +22,18 @@ from graft.server.commands.admission import Admission
 from graft.server.commands.ending import Ending
 from graft.server.commands.http_server import bind, draining, http_server, port_of
 from graft.server.commands.log_lines import begin_logging
-from graft.server.commands.start import prove_folders, summary
+from graft.server.commands.on_ray import RayOptions, ScaleRange, Serving, serve_on_ray
+from graft.server.commands.start import DEFAULT_REGISTRY, open_shelf, prove_folders, summary
 from graft.server.keys.usage import UsageFile
+from graft.server.operations.children import die_with
 from graft.server.operations.drain import Drain
 from graft.server.operations.spans import begin_spans
 from graft.server.operations.throughput import report
+from graft.server.scale.engine_process import PARENT_VARIABLE, SECRET_VARIABLE
 
 if TYPE_CHECKING:
     from graft.hub.base.model import Base
-    from graft.hub.registry.interface import AnyRegistry
     from graft.server.http.clients import Network
-
-DEFAULT_REGISTRY = Path("registry.db")
 
 
 class _Network(click.ParamType):
@@ -143,6 +143,17 @@ class _Network(click.ParamType):
     help="Of what is written to stderr, a line a request among it.",
 )
 @click.option("--allow-base-mismatch", is_flag=True, help="Serve adapters that were made for another base.")
+@click.option("--ray", "on_ray", is_flag=True, help="Several engines behind one address, on a Ray cluster.")
+@click.option("--replicas", type=click.IntRange(1), help="With --ray: engines.  [default: 1]")
+@click.option("--autoscale", type=ScaleRange(), help="With --ray: as many engines as requests take, between these.")
+@click.option(
+    "--ray-address", metavar="HOST:PORT", help="With --ray: a cluster that is there.  [default: one of its own]"
+)
+@click.option("--engine-python", metavar="FILE", help="With --ray: the engines' interpreter.  [default: this one]")
+@click.option("--replica-cpus", default=0.0, type=click.FloatRange(0), help="With --ray: set aside for each engine.")
+@click.option("--replica-gpus", default=0.0, type=click.FloatRange(0), help="With --ray: set aside for each engine.")
+@click.option("--ingress-secret", envvar=SECRET_VARIABLE, hidden=True)
+@click.option("--ingress-process", envvar=PARENT_VARIABLE, type=int, hidden=True)
 def serve(
     base_name: str,
     registry_path: Path | None,
@@ -174,20 +185,36 @@ def serve(
     request_timeout: float,
     log_format: str,
     allow_base_mismatch: bool,
+    on_ray: bool,
+    replicas: int | None,
+    autoscale: tuple[int, int] | None,
+    ray_address: str | None,
+    engine_python: str | None,
+    replica_cpus: float,
+    replica_gpus: float,
+    ingress_secret: str | None,
+    ingress_process: int | None,
 ) -> None:
     """Serve a base; the adapter is chosen per request, by `model`."""
+    if ingress_process is not None:
+        die_with(ingress_process)
     say = begin_logging(as_json=log_format == "json")
     begin_spans(say)
+    ray_options = RayOptions(replicas, autoscale, ray_address, engine_python, replica_cpus, replica_gpus)
+    ray_options.require_sound(on_ray=on_ray, adapter_root=adapter_root)
     local = dict(_parse_folder(given) for given in adapters)
     if registry_path is not None and hub_url is not None:
         raise click.UsageError("Give --registry or --hub, not both.")
     if registry_path is None and hub_url is None and DEFAULT_REGISTRY.is_file():
         registry_path = DEFAULT_REGISTRY
-    shelf = _shelf(registry_path, hub_url)
-    admission = Admission(keys, registry_path, hub_url, open_metrics)
+    shelf = open_shelf(registry_path, hub_url)
+    admission = Admission(keys, registry_path, hub_url, open_metrics, ingress_secret)
     admission.require_sound(shelf, host, is_open=is_open)
     known = None if allow_base_mismatch else recorded_spec(base_name)
     prove_folders(local, known)
+    if on_ray:
+        serving = Serving(host, port, admission, local, usage_path, trusted_proxies)
+        return serve_on_ray(click.get_current_context(), ray_options, serving, say)
     usage = UsageFile(usage_path) if usage_path is not None else None
     listening = bind(host, port)  # before the base is loaded for nothing
 
@@ -246,14 +273,14 @@ def serve(
                 with FrontEnds(http_processes, listening, client, places, start) as fronts:
                     if drain_seconds:
                         ending.drain_first(partial(fronts.drain, drain_seconds))
-                    _say_ready(listening, base, name, host, say, with_keys=keys is not None)
+                    _say_ready(listening, base, name, host, say, with_keys=keys is not None or ingress_secret is not None)
                     threading.Event().wait()  # for a signal
             drain, sockets = Drain(), dict[int, object]()
             app = make_app(client, places, drain)
             server = http_server(app, listening, max_requests, sockets, lambda: drain.begun)
             if drain_seconds:
                 ending.drain_first(partial(drain.begin, drain_seconds, draining(sockets)))
-            _say_ready(listening, base, name, host, say, with_keys=keys is not None)
+            _say_ready(listening, base, name, host, say, with_keys=keys is not None or ingress_secret is not None)
             server.run()
     except KeyboardInterrupt:
         pass
@@ -288,12 +315,3 @@ def _parse_folder(given: str) -> tuple[str, Path]:
     if not (Path(folder) / CONFIG).is_file():
         raise click.UsageError(f"--adapter {name}: {folder} is no adapter's folder, for it holds no {CONFIG}.")
     return name, Path(folder)
-
-
-def _shelf(registry_path: Path | None, hub_url: str | None) -> "AnyRegistry | None":
-    """Raises NotFoundError for a registry that was asked for and isn't there."""
-    if registry_path is None and hub_url is None:
-        return None
-    from graft.hub.terminal.options import open_registry
-
-    return open_registry(registry_path or DEFAULT_REGISTRY, hub_url)

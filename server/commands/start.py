@@ -9,9 +9,11 @@ from graft.hub.base.manifest import BaseSpec
 from graft.hub.errors import GraftError
 
 if TYPE_CHECKING:
+    from graft.hub.registry.interface import AnyRegistry
     from graft.server.engine.engine import Engine
 
 MiB = 1 << 20
+DEFAULT_REGISTRY = Path("registry.db")
 _MOST_NAMED = 10
 
 
@@ -38,3 +40,12 @@ def summary(engine: "Engine", adapters: Mapping[str, Path], shelf: str | None, m
         f"{engine.options.max_running} sequences a step, {max_requests} requests at once",
         f"adapters: {' and '.join(known) or 'none but those that clients load'}",
     ]
+
+
+def open_shelf(registry_path: Path | None, hub_url: str | None) -> "AnyRegistry | None":
+    """Raises NotFoundError for a registry that was asked for and isn't there."""
+    if registry_path is None and hub_url is None:
+        return None
+    from graft.hub.terminal.options import open_registry
+
+    return open_registry(registry_path or DEFAULT_REGISTRY, hub_url)

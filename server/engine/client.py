@@ -14,6 +14,7 @@ from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import GraftError
 from graft.server.engine.inventory import AdapterEntry, Inventory, Placed
 from graft.server.engine.questions import EngineStats, Stats
+from graft.server.engine.replica_state import ReplicaState
 from graft.server.engine.request import Outlet, Request, Result, Sink, Stream
 from graft.server.errors import ClosedError, StuckError
 from graft.server.keys.accounts import Accounts, AnyAccounts
@@ -157,6 +158,10 @@ class EngineClient:
         if not self._engine.alive:
             return ClosedError("The server is shutting down.")
         return StuckError(age) if (age := self._engine.turn_s) > STUCK_S else None
+
+    def replica_state(self) -> ReplicaState:
+        """As one of several engines. The first time all of the base's stored weights may be read."""
+        return self._inventory.replica_state()
 
     def load_now(self) -> Load:
         """What it has done, and does at this moment. Waits for nothing."""

@@ -15,6 +15,7 @@ from graft.hub.chat.words import NO_WORDS, AdapterWords, read_words
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.server.adapters.names import Location
 from graft.server.engine.questions import DevicePlace, OnDevice, Pin, Unload
+from graft.server.engine.replica_state import BaseIdentity, ReplicaState
 from graft.server.engine.request import Request
 from graft.server.served_version import UNPLACED, Served
 
@@ -139,6 +140,19 @@ class Inventory:
             for one in self._engine.loader.snapshot()
             if (there := device.get(one.digest, nowhere))
         }
+
+    def replica_state(self) -> ReplicaState:
+        """Its base, and what is in host memory, for which room is short. Waits for no step."""
+        engine, scheduler = self._engine, self._engine.scheduler
+        dtype = str(engine.base.dtype).removeprefix("torch.")
+        return ReplicaState(
+            BaseIdentity(engine.base.spec.fingerprint, dtype, engine.prover.base_content),
+            scheduler.running + scheduler.waiting,
+            engine.options.max_running,
+            {one.digest: one.bytes for one in engine.loader.snapshot()},
+            engine.sizes.host_bytes,
+            tuple(sorted(engine.residency.pinned)),
+        )
 
     def load(self, name: str, client: str, weight: float) -> Served:
         """Bring an adapter to the device and prove it, in the client's turn. Raises the GraftError that a request for it would get."""

@@ -19,6 +19,7 @@ from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import GraftError
 from graft.server.engine.client import EngineClient, EngineStats
 from graft.server.engine.inventory import AdapterEntry, Placed
+from graft.server.engine.replica_state import ReplicaState
 from graft.server.engine.request import Outlet, Request, Result, Sink, Stream, generate
 from graft.server.errors import ClosedError, EndedError
 from graft.server.front_ends.frames import (
@@ -146,6 +147,9 @@ class RemoteClient(EngineClient):
         except GraftError as reason:
             return reason
         return None
+
+    def replica_state(self) -> ReplicaState:
+        return self._ask(ReplicaState, "replica_state")
 
     def metrics(self) -> bytes:
         return self._ask(bytes, "metrics")

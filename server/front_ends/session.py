@@ -17,7 +17,6 @@ from graft.hub.errors import GraftError
 from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Event, Stream
 from graft.server.errors import BrokenError
-from graft.server.front_ends.accounts import AccountsHeld
 from graft.server.front_ends.frames import (
     Answered,
     BeginDrain,
@@ -38,6 +37,7 @@ from graft.server.front_ends.frames import (
 from graft.server.front_ends.outbox import Outbox
 from graft.server.front_ends.places import PlacesTaken
 from graft.server.http.clients import Places
+from graft.server.keys.held_accounts import AccountsHeld
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class Session:
             "detach": engine.detach,
             "stats": engine.stats,
             "health": engine.health,
+            "replica_state": engine.replica_state,
             "metrics": engine.metrics,
             "count_answer": engine.count_answer,
             "shelf_names": engine.shelf_names,

@@ -8,6 +8,7 @@ the events of streams, which one thread writes for all (streaming/pump.py).
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,6 +58,7 @@ from graft.server.http.service import (
     patience,
     read_body,
     service,
+    shown_model,
     taking_place,
     unknown_model,
 )
@@ -179,7 +181,7 @@ def _complete(
         return Writer(
             shape,
             under_way,
-            body.model,
+            shown_model(body.model),
             g.request_id,
             _fingerprint(),
             service().names,
@@ -244,7 +246,7 @@ def _move_adapter(schema: type[AnyAdapterBody], move: Callable[[AnyAdapterBody, 
         raise
     except NotFoundError as error:
         raise unknown_model(error) from None
-    entry = _find_entry(body.model)
+    entry = replace(_find_entry(body.model), name=shown_model(body.model))
     placed = service().engine.adapters().get(g.served.digest or "", Placed())
     return jsonify(describe(entry, placed))
 
@@ -300,7 +302,8 @@ def _begin() -> None:
     g.request_id = request_id(request.headers.get(header_names.REQUEST_ID, ""))
     g.served = Served()
     g.ignored = []
-    g.holder = ANYBODY
+    g.holder, g.accounts = ANYBODY, service().engine.accounts
+    g.asked = ""
     g.visit = None
     g.record = begin_record()
 

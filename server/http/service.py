@@ -14,11 +14,12 @@ from graft.server.chat.detokenizer import Names
 from graft.server.chat.speech import Speech, Speeches
 from graft.server.engine.client import EngineClient
 from graft.server.errors import BusyError
+from graft.server.http.access.rights import UnknownModelError, unknown_to
 from graft.server.http.clients import Network, Places, client_of
 from graft.server.http.schemas import BadField, OpenBody, parse
 from graft.server.http.streaming.pump import Pump
 from graft.server.keys.access import Access
-from graft.server.keys.holders import EVERYTHING, Holder
+from graft.server.keys.holders import Holder
 from graft.server.keys.visits import Visit
 from graft.server.operations.drain import Drain
 from graft.server.operations.patience import Patience
@@ -28,13 +29,6 @@ from graft.server.served_version import Served
 EXTENSION = "graft"
 JSON = "application/json"
 TIMEOUT_HEADER = "X-Request-Timeout"
-
-
-class UnknownModelError(NotFoundError):
-    """No model of that name."""
-
-    code = "model_not_found"
-    param = "model"
 
 
 class UnsupportedMediaError(GraftError):
@@ -93,17 +87,21 @@ def read_body(schema: type[AnyBody]) -> AnyBody:
     return body
 
 
+def shown_model(name: str) -> str:
+    """What the client calls the model of that name: an ingress has the version in its place."""
+    asked: str = g.asked
+    return asked or name
+
+
 def find_served(name: str) -> Served:
     """What a name stands for, where that can be told without a network: for the headers of an error."""
     return Served() if name == service().base_name else service().engine.served(name)
 
 
 def unknown_model(error: NotFoundError) -> UnknownModelError:
-    """No model of the name that was asked for. Whose key is not for all of them learns no other names by it."""
+    """No model of the name that was asked for, as its holder is told."""
     holder: Holder = g.holder
-    if EVERYTHING in holder.profile.adapters:
-        return UnknownModelError(str(error))
-    return UnknownModelError("There is no such model: GET /v1/models lists what this key is for.")
+    return unknown_to(holder, error)
 
 
 @contextmanager
@@ -111,7 +109,7 @@ def taking_place() -> Iterator[Visit]:
     """One of the places for answers, for as long as the context lasts, and one of those that the key has; clients are told
     apart by their keys, else by their addresses. Raises BusyError, or RateLimitError."""
     client = f"key {g.holder.name}" if g.holder.name else g.record.client
-    visit = g.visit = Visit(service().engine.accounts, g.holder, client)
+    visit = g.visit = Visit(g.accounts, g.holder, client)
     places = service().places  # a stream ends when the request is none of the application's any more
     if not places.enter(visit.client):
         raise BusyError("The server is answering as many requests as it can: try again in a moment.")

@@ -29,6 +29,11 @@ class Keyring:
         """Why other keys hold than the file has now; None where they are the same."""
         return self._file.problem if self._file is not None else None
 
+    @property
+    def asks_hub(self) -> bool:
+        """Whether a look-up may take a network."""
+        return self._hub is not None
+
     def holder(self, key: str) -> Holder:
         """Raises InvalidKeyError for a key that is no good, GraftError where that can't be found out."""
         if len(key) > MAX_KEY_CHARS:

@@ -1,10 +1,23 @@
 """Processes that a server starts beside itself. Torch-free."""
 
+import ctypes
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+
+
+def die_with(parent: int) -> None:
+    """From now on the kernel kills this process when the thread that started it ends, however that ends, and at once where
+    `parent`, its process, has gone before."""
+    ctypes.CDLL(None, use_errno=True).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

@@ -20,3 +20,11 @@ def gauges(read: Read) -> Iterator[Metric]:
     """Numbers that come and go."""
     for name, (text, value) in read.items():
         yield GaugeMetricFamily(name, text, value=value())
+
+
+def labelled(name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    """A number that comes and goes, by its labels' values."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for label, value in values:
+        family.add_metric(label, value)
+    return family

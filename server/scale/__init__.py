@@ -1,1 +1,1 @@
-"""Beyond one machine: which of many replicas a request goes to."""
+"""Beyond one machine: which of many engines a request goes to, and how they are run on Ray Serve."""

@@ -1,18 +1,18 @@
-"""Before every view: who calls, and whether they may; and which models they may name.
-
-A key comes as OpenAI's clients send it (`Authorization: Bearer KEY`) or as Anthropic's do (`x-api-key: KEY`).
-"""
+"""Before every view: who calls, and whether they may; and which models they may name."""
 
 from collections.abc import Iterable
 
 from flask import Flask, g, request
 
-from graft.server.engine.client import EngineClient
 from graft.server.engine.inventory import AdapterEntry
-from graft.server.errors import InvalidKeyError, NotAllowedError
+from graft.server.errors import NotAllowedError
+from graft.server.http.access.introduction import SECRET, read_introduction
+from graft.server.http.access.rights import UnknownModelError, require_right
 from graft.server.http.access.routes import NEEDS, Need, require_known_routes
-from graft.server.http.service import UnknownModelError, find_served, service
-from graft.server.keys.holders import Holder, Reader
+from graft.server.http.access.shown_key import shown_key
+from graft.server.http.service import find_served, service, shown_model
+from graft.server.keys.far_accounts import FarAccounts
+from graft.server.keys.holders import Holder
 from graft.server.operations.request_log import plain
 
 
@@ -29,44 +29,33 @@ def _admit() -> None:
     need = NEEDS.get(request.endpoint, Need.ADMIN) if request.endpoint is not None else Need.NOTHING
     if need is Need.METRICS:
         need = Need.NOTHING if access.open_metrics else Need.ADMIN
-    if access.keyring is None or need is Need.NOTHING:
+    if need is Need.NOTHING or (access.keyring is None and access.secret is None):
         return
-    g.holder = access.keyring.holder(_shown_key())
+    if access.secret is not None:
+        _admit_introduced(access.secret)
+    elif access.keyring is not None:
+        g.holder = access.keyring.holder(shown_key(request.headers))
     g.record.key = g.holder.name
     if need is Need.ADMIN and not g.holder.admin:
         raise NotAllowedError(f"{request.path} takes an admin's key, and {g.holder.name}'s is none.")
 
 
-def _shown_key() -> str:
-    """Raises InvalidKeyError where there is none."""
-    scheme, _, bearer = request.headers.get("Authorization", "").strip().partition(" ")
-    key = bearer.strip() if scheme.lower() == "bearer" else ""
-    key = key or request.headers.get("x-api-key", "").strip()
-    if not key:
-        raise InvalidKeyError(
-            "This server takes keys: send one as `Authorization: Bearer KEY`, or as `x-api-key: KEY`."
-        )
-    return key
+def _admit_introduced(secret: str) -> None:
+    """As the ingress says. Raises InvalidKeyError for whoever else asks."""
+    told = read_introduction(request.headers, secret)
+    g.holder, g.asked, g.record.client = told.holder, told.asked, told.client
+    if told.accounts:
+        g.accounts = FarAccounts(told.accounts, {SECRET: secret}, g.accounts)
 
 
 def require_model(name: str) -> None:
     """Raises NotAllowedError for a model that the key is not for, UnknownModelError for what its holder may not know of."""
-    holder: Holder = g.holder
-    if name == service().base_name:
-        if not holder.profile.base:
-            raise NotAllowedError(f"The key {holder.name} is not for the bare base: name an adapter.", "model")
-        return
-    if not holder.profile.allows(name):
-        raise NotAllowedError(
-            f"The key {holder.name} is not for {name!r}: GET /v1/models lists what it is for.", "model"
-        )
-    if holder.reader is not None and not _may_read(holder.reader, name, service().engine):
-        raise UnknownModelError(f"There is no model {name!r}, or you may not read it on the hub.")
+    require_right(g.holder, name, service().base_name, service().engine.shelf_names)
 
 
 def name_model(name: str) -> None:
     """A request names a model: what it stands for is told in the answer's headers. Raises as `require_model`."""
-    g.record.model = plain(name)
+    g.record.model = plain(shown_model(name))
     require_model(name)
     g.served = find_served(name)
 
@@ -78,11 +67,6 @@ def require_source(name: str) -> None:
         raise NotAllowedError(f"The key {holder.name} is not for {name!r}.", "lora_path")
     if holder.reader is not None and not holder.reader.may_read(name):
         raise UnknownModelError(f"There is no adapter {name!r}, or you may not read it on the hub.")
-
-
-def _may_read(reader: Reader, name: str, engine: EngineClient) -> bool:
-    # What an admin has given a name of its own is still the hub's.
-    return all(map(reader.may_read, engine.shelf_names([name]).values()))
 
 
 def may_use_base() -> bool:

@@ -38,6 +38,7 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
         "vllm.load_lora_adapter": Need.ADMIN,
         "vllm.unload_lora_adapter": Need.ADMIN,
         "status.metrics": Need.METRICS,
+        "status.replica": Need.ADMIN,
         "status.health": Need.NOTHING,
         "status.ready": Need.NOTHING,
         "status.document": Need.NOTHING,

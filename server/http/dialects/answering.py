@@ -14,7 +14,7 @@ from graft.server.http.answer import Answer, Piece
 from graft.server.http.completions import AskedCompletions
 from graft.server.http.response_shapes import Json
 from graft.server.http.schemas import GenerationBody
-from graft.server.http.service import find_speech, service, taking_place, unknown_model
+from graft.server.http.service import find_speech, service, shown_model, taking_place, unknown_model
 from graft.server.http.streaming.pump import StreamWriter
 from graft.server.http.streaming.response import EventStream
 from graft.server.keys.usage import Usage
@@ -46,7 +46,9 @@ def answer(
         visit.reserve(asked.most_tokens(service().engine.base.max_model_len))
         under_way = Answer(service().engine, asked, g.patience, speech.special)
         cleanup.callback(under_way.describe, g.record)  # once all is counted
-        cleanup.callback(_close, under_way, visit, Usage(g.request_id, visit.key, request.path, body.model))
+        cleanup.callback(
+            _close, under_way, visit, Usage(g.request_id, visit.key, request.path, shown_model(body.model))
+        )
         try:
             first = under_way.begin()
         except NotFoundError as error:

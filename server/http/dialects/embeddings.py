@@ -22,7 +22,7 @@ from graft.server.http.dialects.embedding_bodies import (
     EmbeddingUsage,
 )
 from graft.server.http.field_types import BadField
-from graft.server.http.service import read_body, service, taking_place, unknown_model
+from graft.server.http.service import read_body, service, shown_model, taking_place, unknown_model
 from graft.server.keys.usage import Usage
 from graft.server.operations.patience import Patience
 from graft.server.sampling.params import HiddenSum
@@ -61,7 +61,7 @@ def embeddings() -> Response:
             EmbeddingShown(object="embedding", index=i, embedding=_encode(vector, body))
             for i, vector in enumerate(vectors)
         ],
-        model=body.model,
+        model=shown_model(body.model),
         usage=EmbeddingUsage(prompt_tokens=count, total_tokens=count),
     )
     return jsonify(answer.model_dump())
@@ -81,8 +81,9 @@ def _prompts(body: EmbeddingsBody, engine: EngineClient) -> list[tuple[int, ...]
 
 def _usage(body: EmbeddingsBody, key: str, tokens: int, *, cut_off: bool) -> Usage:
     served: Served = g.served
+    name = shown_model(body.model)
     return Usage(
-        g.request_id, key, request.path, body.model, served.name, served.digest, prompt_tokens=tokens, cut_off=cut_off
+        g.request_id, key, request.path, name, served.name, served.digest, prompt_tokens=tokens, cut_off=cut_off
     )
 
 

@@ -17,7 +17,7 @@ from graft.server.http.dialects.answering import answer
 from graft.server.http.dialects.messages_body import CountTokensBody, MessagesBody
 from graft.server.http.dialects.parts import Closed, Grown, Opened, Part, Parts, Step
 from graft.server.http.response_shapes import Json, broken_message, public_message, server_sent
-from graft.server.http.service import find_speech, read_body, service, taking_place
+from graft.server.http.service import find_speech, read_body, service, shown_model, taking_place
 
 blueprint = Blueprint("messages", __name__)
 PATH = "/v1/messages"
@@ -73,6 +73,7 @@ class MessageWriter:
 
     def __init__(self, body: MessagesBody, under_way: Answer, request_id: str):
         self._body = body
+        self._model = shown_model(body.model)
         self._answer = under_way
         self._request_id = request_id
         self._parts = Parts()
@@ -107,7 +108,7 @@ class MessageWriter:
             "id": f"msg_{self._request_id}",
             "type": "message",
             "role": "assistant",
-            "model": self._body.model,
+            "model": self._model,
             "content": content,
             "stop_reason": None,
             "stop_sequence": None,

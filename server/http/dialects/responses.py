@@ -15,7 +15,7 @@ from graft.server.http.dialects.chat_bodies import fields_called
 from graft.server.http.dialects.parts import Closed, Grown, Opened, Part, Parts, Step
 from graft.server.http.dialects.responses_body import ResponsesBody
 from graft.server.http.response_shapes import Json, broken_message, public_message, server_sent
-from graft.server.http.service import read_body, service
+from graft.server.http.service import read_body, service, shown_model
 
 blueprint = Blueprint("responses", __name__)
 # What chats call a field -> what it is called here.
@@ -42,6 +42,7 @@ class ResponseWriter:
         self._body = body
         self._answer = under_way
         self._request_id = request_id
+        self._model = shown_model(body.model)
         self._parts = Parts()
         self._created = int(time.time())
         self._tokenizer = service().tokenizer
@@ -138,7 +139,7 @@ class ResponseWriter:
             "instructions": body.instructions or None,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata,
-            "model": body.model,
+            "model": self._model,
             "output": [self._item(part, self._status_of(part)) for part in self._parts.all] if ended else [],
             "parallel_tool_calls": body.parallel_tool_calls,
             "previous_response_id": None,

@@ -236,6 +236,25 @@ class Health(Shown):
     status: Literal["ok"]
 
 
+class BaseIdentityShown(Shown):
+    """What all replicas have in common."""
+
+    fingerprint: str
+    dtype: str
+    content: str
+
+
+class ReplicaShown(Shown):
+    """An engine as one of several."""
+
+    base: BaseIdentityShown
+    under_way: int
+    limit: int
+    resident: dict[str, int]
+    room: int
+    pinned: list[str]
+
+
 class Readiness(Shown):
     """Takes requests."""
 

@@ -62,6 +62,7 @@ _ROUTES: dict[str, _Route] = {
     "/version": _Route("get", "graft's version.", answer=vllm.Version),
     "/health": _Route("get", "Whether the process is alive.", answer=answers.Health, failures=("503",)),
     "/ready": _Route("get", "Whether it takes requests.", answer=answers.Readiness, failures=("503",)),
+    "/replica": _Route("get", "Its base and what it has at hand, for an ingress.", answer=answers.ReplicaShown),
     "/metrics": _Route("get", "Numbers for Prometheus.", answer=_TEXT),
     "/openapi.json": _Route("get", "This document."),
 }

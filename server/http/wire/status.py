@@ -28,6 +28,12 @@ def ready() -> Response:
     return jsonify(status="ready", model=service().base_name, **outdated)
 
 
+@blueprint.get("/replica")
+def replica() -> Response:
+    """What an ingress asks: which base this is, and what it has at hand."""
+    return jsonify(service().engine.replica_state())
+
+
 @blueprint.get("/metrics")
 def metrics() -> Response:
     return Response(service().engine.metrics(), content_type=CONTENT_TYPE_LATEST)

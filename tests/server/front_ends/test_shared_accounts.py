@@ -14,7 +14,7 @@ from graft.server.commands.admission import Admission
 from graft.server.commands.http_server import bind, port_of
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
-from graft.server.front_ends.accounts import AccountsHeld
+from graft.server.keys.held_accounts import AccountsHeld
 from graft.server.front_ends.frames import Start
 from graft.server.front_ends.supervisor import FrontEnds
 from graft.server.http.app import create_app

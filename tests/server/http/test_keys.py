@@ -105,6 +105,7 @@ ROUTES: dict[str, tuple[str, bool, dict[str, Any] | None]] = {
     "vllm.load_lora_adapter": ("admin", False, {"lora_name": "given", "lora_path": "PLACE/other"}),
     "vllm.unload_lora_adapter": ("admin", False, {"lora_name": "given"}),
     "status.metrics": ("admin", False, None),
+    "status.replica": ("admin", False, None),
     "status.health": ("nothing", False, None),
     "status.ready": ("nothing", False, None),
     "status.document": ("nothing", False, None),

@@ -1,4 +1,4 @@
-"""The accounts of keys, kept in one place for all front ends: in the engine's process. Torch-free."""
+"""The accounts of keys as others report to them who may go before they say so: what they hold is given back. Torch-free."""
 
 import threading
 from collections import Counter
@@ -10,7 +10,7 @@ from graft.server.keys.usage import Usage
 
 
 class AccountsHeld:
-    """What the requests of one front end hold, to be given back when it is gone. Safe for many threads."""
+    """What requests of one front end, or one of an engine, hold, to be given back when that is gone. Safe for many threads."""
 
     def __init__(self, accounts: AnyAccounts):
         self._accounts = accounts

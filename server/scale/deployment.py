@@ -1,0 +1,116 @@
+"""Having Ray Serve run an application: a cluster of one's own or one that is there, until its end. What goes wrong is told in words."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from graft.hub.errors import GraftError
+from graft.server.scale.application import NAME
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+VERSION = "2.60."  # whose routers, reports and surge this is written for
+LOOK_S = 1.0
+HEAD_AWAY_S = 15.0  # how long the head may not answer before it counts as gone: it may be restarted
+_CONNECT_S = 2.0
+
+
+class RayError(GraftError):
+    """Ray is not there, is another one, or did not do what it was asked."""
+
+    code = "ray"
+
+
+def require_ray() -> None:
+    """Raises RayError without Ray Serve, or with another version."""
+    try:
+        import ray
+        import ray.serve
+    except ImportError as error:
+        raise RayError(
+            f"--ray takes Ray Serve, which can't be imported here ({error}): pip install 'grafthub[ray]'."
+        ) from None
+    if not ray.__version__.startswith(VERSION):
+        raise RayError(
+            f"Here is Ray {ray.__version__}, and graft works with {VERSION}x: pip install 'grafthub[ray]' brings that one."
+        )
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[str]:
+    """A cluster on this machine for as long as the context lasts, or the one at `address`; yields where its head is.
+
+    Raises RayError where it can't be reached, or is of another version of Ray or Python.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
+    import ray
+
+    try:
+        ray.init(address=address or "local", include_dashboard=False if address is None else None, log_to_driver=True)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RayError(_words(address, error)) from None
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+
+
+def _words(address: str | None, error: Exception) -> str:
+    said = " ".join(str(error).split())
+    if "ersion mismatch" in said:
+        return f"The cluster at {address} runs another version of Ray or Python: {said[:300]}"
+    where = "A cluster can't be started on this machine" if address is None else f"There is no Ray cluster at {address}"
+    return f"{where}: {said[:300]}"
+
+
+def deploy(application: "Application") -> None:
+    """Run it, in place of what runs under its name: replicas are replaced one after another. Waits until all are there.
+
+    Raises RayError, with an engine's own words where that did not start.
+    """
+    from ray import serve
+
+    serve.start(proxy_location="Disabled")
+    try:
+        serve.run(application, name=NAME, route_prefix=None)
+    except RuntimeError as error:
+        raise RayError(f"The replicas did not start: {_cause(str(error))}") from None
+
+
+def end() -> None:
+    """Drains, and ends the replicas."""
+    from ray import serve
+
+    serve.delete(NAME)
+
+
+def watch(head: str, is_over: Callable[[float], bool]) -> None:
+    """Until `is_over`, which waits for so many seconds, says so. Raises RayError once the cluster's head has gone."""
+    host, _, port = head.rpartition(":")
+    answered = time.monotonic()
+    while not is_over(LOOK_S):
+        try:
+            socket.create_connection((host, int(port)), _CONNECT_S).close()
+            answered = time.monotonic()
+        except OSError:
+            if time.monotonic() > answered + HEAD_AWAY_S:
+                raise RayError(
+                    f"The head of the Ray cluster ({head}) has gone. Engines on other machines answer until Ray ends them too; "
+                    "nothing is replaced any more. Start again."
+                ) from None
+
+
+def _cause(message: str) -> str:
+    """Of Serve's report, which quotes a trace, what an engine said; else the report's end."""
+    from ray import serve
+
+    told = [one.message for app in serve.status().applications.values() for one in app.deployments.values()]
+    for text in (*told, message):
+        _, marker, said = text.partition("EngineFailure: ")
+        if marker:
+            return said.splitlines()[0]
+    return " ".join((told[-1] if told and told[-1] else message).split())[-500:]

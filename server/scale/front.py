@@ -1,0 +1,306 @@
+"""An ingress's HTTP: who asks, for which model, and which engine is to answer. Ray-free.
+
+Everything that an engine can say it says itself: its answers and errors are passed on as they are. The ingress's own are those of
+keys, of names that stand for nothing, and of engines that can't be reached.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import ClientError, web
+
+from graft.hub.errors import GraftError, NotFoundError
+from graft.hub.wsgi import request_id
+from graft.server.errors import InvalidKeyError, NotAllowedError
+from graft.server.http.access import header_names
+from graft.server.http.access.introduction import SECRET, Introduction
+from graft.server.http.clients import Network, client_of
+from graft.server.http.dialects import messages
+from graft.server.http.response_shapes import broken_message, error_body
+from graft.server.http.wire.connections import MAX_BODY_BYTES
+from graft.server.keys.access import Access
+from graft.server.keys.holders import Holder
+from graft.server.operations.drain import DrainingError
+from graft.server.scale import views
+from graft.server.scale.callers import Named, Names, Opening, Visits, holder_of
+from graft.server.scale.exchange import Answered, Call, Exchange, NoReplicaError, caller_headers
+from graft.server.scale.fleet import Fleet
+
+log = logging.getLogger(__name__)
+
+ACCOUNTS = "/internal/accounts"
+RETRY_AFTER_S = 1
+_OPEN = ("/ready", "/openapi.json")  # no key is asked for
+_TOLD_LAST = {
+    200: 1,
+    404: 2,
+}  # of several answers: what went wrong, else what was done, else that there was nothing to do
+
+
+class NotHereError(GraftError):
+    """One engine has it, several don't."""
+
+    status = 501
+    code = "not_offered"
+
+
+class IngressError(GraftError):
+    """A fault of the ingress."""
+
+    status = 500
+    code = "internal_error"
+
+
+class BodyTooLargeError(GraftError):
+    """As an engine says it."""
+
+    status = 413
+    code = "request_entity_too_large"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A request that is to be answered. `path`: without its query, without a slash at its end."""
+
+    request: web.Request
+    path: str
+    id: str
+    holder: Holder
+    names: Names
+
+
+Handler = Callable[[Asking], Awaitable[web.StreamResponse]]
+
+
+class Front:
+    """Of one ingress. `url`: where engines reach it. Used by one event loop."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        exchange: Exchange,
+        visits: Visits,
+        opening: Opening,
+        secret: str,
+        url: str,
+        trusted_proxies: tuple[Network, ...] = (),
+    ):
+        self.under_way = 0
+        self.draining = False
+        self._fleet = fleet
+        self._exchange = exchange
+        self._visits = visits
+        self._opening = opening
+        self._secret = secret
+        self._url = url
+        self._trusted_proxies = trusted_proxies
+        self._known: tuple[str, Access, Names] | None = None  # by the base's fingerprint
+        self._handlers: Mapping[tuple[str, str], Handler] = {
+            ("GET", "/metrics"): self._metrics,
+            ("GET", "/v1/adapters"): self._adapters,
+            ("GET", "/v1/models"): self._models,
+            ("POST", "/v1/adapters/unload"): self._everywhere,
+            ("POST", "/v1/adapters/pin"): self._pin,
+            ("POST", "/v1/load_lora_adapter"): _refuse_names,
+            ("POST", "/v1/unload_lora_adapter"): _refuse_names,
+        }
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=MAX_BODY_BYTES + 1)
+        app.router.add_post(ACCOUNTS + "/{name}/{what}", self._account)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        return app
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        id = request_id(request.headers.get(header_names.REQUEST_ID, ""))
+        self.under_way += 1
+        try:
+            return await self._route(request, request.path.rstrip("/") or "/", id)
+        except web.HTTPRequestEntityTooLarge:
+            error: GraftError = BodyTooLargeError(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+        except GraftError as said:
+            error = said
+        except (web.HTTPException, ConnectionError, ClientError):
+            raise
+        except Exception:
+            log.exception("request %s failed", id)
+            error = IngressError(broken_message(id))
+        finally:
+            self.under_way -= 1
+        return failure(request.path, error, id)
+
+    async def _route(self, request: web.Request, path: str, id: str) -> web.StreamResponse:
+        if path == "/health":
+            return web.json_response({"status": "ok"})
+        if self.draining:
+            raise DrainingError
+        if path == "/ready":
+            return views.readiness(self._fleet)
+        access, names = self._opened()
+        needs_key = path not in _OPEN and request.method != "OPTIONS"  # a browser asks for what it may do without one
+        if path == "/metrics" and access.open_metrics:
+            return views.metrics(self._fleet, self._exchange.retries)
+        holder = await _let_in(access, request.headers, needs_key=needs_key)
+        asking = Asking(request, path, id, holder, names)
+        return await self._handlers.get((request.method, path), self._by_one)(asking)
+
+    def _opened(self) -> tuple[Access, Names]:
+        """Keys and names, once the base is known. Raises NoReplicaError before, GraftError where they can't be opened."""
+        serving = self._fleet.serving()
+        if self._known is None or (serving and serving[0].base.fingerprint != self._known[0]):
+            if not serving:
+                raise NoReplicaError
+            base = serving[0].base.fingerprint
+            self._known = base, self._opening.access(base), self._opening.names(base, serving[0].model)
+        return self._known[1], self._known[2]
+
+    # What one engine answers
+
+    async def _by_one(self, asking: Asking) -> web.StreamResponse:
+        body = await asking.request.read()
+        given = _as_object(body)
+        name = given.get("model") if given is not None else None
+        if given is None or not isinstance(name, str) or not name:
+            return await self._pass_on(asking, body, None)
+        named = await asking.names.find(name, asking.holder)
+        if named.model != name:
+            body = json.dumps(given | {"model": named.model}).encode()
+        return await self._pass_on(asking, body, named, asked=name if named.model != name else "")
+
+    async def _pass_on(self, asking: Asking, body: bytes, named: Named | None, asked: str = "") -> web.StreamResponse:
+        """`named`: what the body asks for, which its holder may. None: the engine sees to that."""
+        account, whole = self._visits.begin(asking.holder), True
+        try:
+            call = self._call(asking, body, named, asked, account)
+            response, whole = await self._exchange.answer(asking.request, call)
+        finally:
+            self._visits.end(account, answered=whole)
+        return response
+
+    def _call(self, asking: Asking, body: bytes, named: Named | None, asked: str = "", account: str = "") -> Call:
+        request, holder = asking.request, asking.holder
+        forwarded = request.headers.get("X-Forwarded-For", "")
+        told = Introduction(
+            client_of(request.remote or "", forwarded, self._trusted_proxies),
+            holder.name,
+            holder.profile.weight,
+            holder.admin,
+            asked=asked,
+            accounts=f"{self._url}{ACCOUNTS}/{account}" if account else "",
+            limits=holder.profile.limits,
+            **({} if named else {"adapters": holder.profile.adapters, "base": holder.profile.base}),
+        )
+        headers = caller_headers(request.headers)
+        headers.update({header_names.REQUEST_ID: asking.id, **told.headers(self._secret)})
+        return Call(request.method, request.path_qs, headers, body, asking.id, named and named.digest)
+
+    # What several do
+
+    async def _adapters(self, asking: Asking) -> web.StreamResponse:
+        call = self._call(asking, b"", None)
+        answers = await self._ask_all(call)
+        lists = {id: json.loads(said.body)["data"] for id, said in answers.items() if said.status == 200}
+        if not lists:
+            raise NoReplicaError
+        return web.json_response({"object": "list", "data": await _shown(views.merged(lists), asking.holder)})
+
+    async def _models(self, asking: Asking) -> web.StreamResponse:
+        """As one replica lists them, for all know the same."""
+        if asking.holder.reader is None:
+            return await self._by_one(asking)
+        answers = await self._ask_all(self._call(asking, b"", None), most=1)
+        if not answers:
+            raise NoReplicaError
+        listed = json.loads(next(iter(answers.values())).body)
+        return web.json_response(listed | {"data": await _shown(listed["data"], asking.holder)})
+
+    async def _pin(self, asking: Asking) -> web.StreamResponse:
+        """Pinned is one copy, on the replica that requests for it go to; let go are all."""
+        given = _as_object(await asking.request.read()) or {}
+        return await (self._everywhere if given.get("pinned") is False else self._by_one)(asking)
+
+    async def _everywhere(self, asking: Asking) -> web.StreamResponse:
+        """Each replica that has the adapter in memory does it; one answer of those, or why none could."""
+        given = _as_object(await asking.request.read())
+        if given is None or not isinstance(given.get("model"), str):
+            return await self._by_one(asking)  # says what is wrong
+        named = await asking.names.find(given["model"], asking.holder)
+        call = self._call(asking, json.dumps(given | {"model": named.model}).encode(), named, given["model"])
+        answers = (await self._ask_all(call)).values()
+        if not answers:
+            raise NoReplicaError
+        said = min(answers, key=lambda one: _TOLD_LAST.get(one.status, 0))
+        return web.Response(status=said.status, headers=said.headers, body=said.body)
+
+    async def _ask_all(self, call: Call, most: int | None = None) -> dict[str, Answered]:
+        """What each replica that serves answers, by id; those that don't answer are left out. `most`: of them."""
+        serving = self._fleet.serving()[:most]
+        answers = await asyncio.gather(*(self._exchange.whole(call, one.url) for one in serving))
+        return {one.id: answer for one, answer in zip(serving, answers, strict=True) if answer is not None}
+
+    async def _metrics(self, asking: Asking) -> web.StreamResponse:
+        if not asking.holder.admin:
+            raise NotAllowedError(f"{asking.path} takes an admin's key, and {asking.holder.name}'s is none.")
+        return views.metrics(self._fleet, self._exchange.retries)
+
+    # For engines
+
+    async def _account(self, request: web.Request) -> web.Response:
+        if request.headers.get(SECRET) != self._secret:
+            return web.Response(status=404)
+        try:
+            body = await request.json()
+            return web.json_response(self._visits.do(request.match_info["name"], request.match_info["what"], body))
+        except NotFoundError:
+            return web.Response(status=404)
+
+
+async def _let_in(access: Access, headers: Mapping[str, str], *, needs_key: bool) -> Holder:
+    """Raises InvalidKeyError, or why a key can't be looked up."""
+    if needs_key and access.keyring is not None and access.keyring.asks_hub:
+        return await asyncio.to_thread(holder_of, access, headers, needs_key=True)
+    return holder_of(access, headers, needs_key=needs_key)
+
+
+async def _shown(entries: list[dict[str, Any]], holder: Holder) -> list[dict[str, Any]]:
+    """Those that the bearer of a hub's token may read; of others the engines have left out what they may not name."""
+    reader = holder.reader
+    if reader is None:
+        return entries
+    names = [entry["id"] for entry in entries if "/" in entry["id"]]
+    readable = await asyncio.to_thread(reader.readable, names)
+    return [entry for entry in entries if "/" not in entry["id"] or entry["id"] in readable]
+
+
+async def _refuse_names(asking: Asking) -> web.StreamResponse:
+    raise NotHereError(
+        f"{asking.path} would give a name to one replica alone: publish the adapter to the registry or hub, whose names all know."
+    )
+
+
+def _as_object(body: bytes) -> dict[str, Any] | None:
+    """None for what is no JSON object: an engine says what is wrong with it."""
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return given if isinstance(given, dict) else None
+
+
+def failure(path: str, error: GraftError, id: str) -> web.Response:
+    """In the shape of the path's dialect."""
+    shape = (
+        messages.error_shape(error.status, str(error), error.code, id)
+        if path.startswith(messages.PATH)
+        else {"error": error_body(error.status, str(error), error.code, error.param)}
+    )
+    headers = {header_names.REQUEST_ID: id}
+    if error.status in (429, 503):
+        headers[header_names.RETRY_AFTER] = str(RETRY_AFTER_S)
+    if isinstance(error, InvalidKeyError):
+        headers[header_names.AUTHENTICATE] = "Bearer"
+    return web.json_response(shape, status=error.status, headers=headers)

@@ -1,0 +1,76 @@
+"""What an ingress says of its engines: whether each takes requests, what each holds. Ray-free."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+
+from graft.server.operations.families import counter, labelled
+from graft.server.scale.fleet import Fleet, Seen
+
+_STATES = ("disk", "host", "device")  # from far to near
+
+
+def readiness(fleet: Fleet) -> web.Response:
+    """For /ready: 200 where at least one replica takes requests; what each other one is missing, in words."""
+    serving = {one.id for one in fleet.serving()}
+    replicas = {one.id: _standing(fleet, one, serves=one.id in serving) for one in fleet.replicas()}
+    body = {"status": "ready" if serving else "not ready", "replicas": replicas}
+    return web.json_response(body, status=200 if serving else 503)
+
+
+def _standing(fleet: Fleet, one: Seen, *, serves: bool) -> dict[str, object]:
+    return {
+        "serves": serves,
+        "missing": fleet.lacks(one),
+        "model": one.model,
+        "dtype": one.base.dtype,
+        "requests": one.under_way,
+        "adapters": len(one.resident),
+        "bytes": sum(one.resident.values()),
+        "room": one.room,
+    }
+
+
+def merged(lists: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """For /v1/adapters: each adapter once, as the replica shows it that has it nearest, and where it is on which replica."""
+    found: dict[str, dict[str, Any]] = {}
+    for replica, entries in lists.items():
+        for entry in entries:
+            known = found.setdefault(entry["id"], entry | {"replicas": {}})
+            if _STATES.index(entry["state"]) > _STATES.index(known["state"]):
+                known |= entry
+            if entry["state"] != _STATES[0]:
+                known["replicas"][replica] = {name: entry[name] for name in ("state", "pinned", "proof")}
+    return [found[name] for name in sorted(found)]
+
+
+def metrics(fleet: Fleet, retries: int) -> web.Response:
+    """For Prometheus: of the ingress, and which replica holds what. Each engine has its own numbers."""
+    registry = CollectorRegistry()
+    registry.register(_Numbers(fleet, retries))
+    return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+class _Numbers:
+    def __init__(self, fleet: Fleet, retries: int):
+        self._fleet = fleet
+        self._retries = retries
+
+    def collect(self) -> Iterator[Metric]:
+        replicas, mine = self._fleet.replicas(), self._fleet.requests
+        serving = {one.id for one in self._fleet.serving()}
+        yield counter("graft_ingress_retries", "Requests sent to another replica", (), [((), self._retries)])
+        for name, text, value in (
+            ("graft_replica_serves", "Whether requests go there", lambda one: float(one.id in serving)),
+            ("graft_replica_requests", "Under way from this ingress", lambda one: float(mine.get(one.id, 0))),
+            ("graft_replica_requests_reported", "Under way, as it says", lambda one: float(one.under_way)),
+            ("graft_replica_adapters", "In its memory", lambda one: float(len(one.resident))),
+            ("graft_replica_adapter_bytes", "Of them", lambda one: float(sum(one.resident.values()))),
+            ("graft_replica_adapter_room_bytes", "For them", lambda one: float(one.room)),
+        ):
+            yield labelled(name, text, ("replica",), [((one.id,), value(one)) for one in replicas])
+        resident = [((one.id, digest), float(size)) for one in replicas for digest, size in one.resident.items()]
+        yield labelled("graft_replica_resident_bytes", "Of an adapter there", ("replica", "digest"), resident)
