@@ -17,6 +17,7 @@ VERSION = "2.60."  # whose routers, reports and surge this is written for
 LOOK_S = 1.0
 HEAD_AWAY_S = 15.0  # how long the head may not answer before it counts as gone: it may be restarted
 _CONNECT_S = 2.0
+QUIET = {"log_level": "WARNING", "enable_access_log": False}  # each engine logs its requests
 
 
 class RayError(GraftError):
@@ -74,7 +75,7 @@ def deploy(application: "Application") -> None:
     """
     from ray import serve
 
-    serve.start(proxy_location="Disabled")
+    serve.start(proxy_location="Disabled", logging_config=QUIET)
     try:
         serve.run(application, name=NAME, route_prefix=None)
     except RuntimeError as error:

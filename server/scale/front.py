@@ -113,6 +113,7 @@ class Front:
         app = web.Application(client_max_size=MAX_BODY_BYTES + 1)
         app.router.add_post(ACCOUNTS + "/{name}/{what}", self._account)
         app.router.add_route("*", "/{path:.*}", self._answer)
+        app.on_response_prepare.append(_leave_unnamed)
         return app
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -257,6 +258,11 @@ class Front:
             return web.json_response(self._visits.do(request.match_info["name"], request.match_info["what"], body))
         except NotFoundError:
             return web.Response(status=404)
+
+
+async def _leave_unnamed(request: web.Request, response: web.StreamResponse) -> None:
+    """No strangers learn which server this is."""
+    response.headers.popall("Server", None)
 
 
 async def _let_in(access: Access, headers: Mapping[str, str], *, needs_key: bool) -> Holder:

@@ -24,6 +24,7 @@ def readiness(fleet: Fleet) -> web.Response:
 def _standing(fleet: Fleet, one: Seen, *, serves: bool) -> dict[str, object]:
     return {
         "serves": serves,
+        "url": one.url,
         "missing": fleet.lacks(one),
         "model": one.model,
         "dtype": one.base.dtype,

@@ -1,0 +1,259 @@
+"""`graft serve --ray` on a cluster of this machine's own: what it answers, and what happens when parts of it are killed."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from types import MappingProxyType
+
+import psutil
+import pytest
+
+from graft.hub.registry.registry import Registry
+from tests.conftest import tiny_base
+from tests.server.conftest import write_folder
+from tests.server.live import serving
+
+pytest.importorskip("ray.serve", reason="Ray Serve is in the extra `ray`")
+pytestmark = pytest.mark.slow
+
+GRAFT = [sys.executable, "-m", "graft.hub.cli.main", "serve"]
+KINDS = ("lora", "prefix", "ia3", "dora")
+START_S = 300.0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a base, and a registry with adapters of several kinds."""
+    top, base = tmp_path_factory.mktemp("ray"), tiny_base("llama")
+    base.model.save_pretrained(top / "base")
+    base.tokenizer.save_pretrained(top / "base")
+    registry = Registry(top / "registry.db")
+    registry.add_base(base.spec)
+    for number, kind in enumerate(KINDS):
+        registry.publish(write_folder(top / f"folder-{kind}", kind, base, number), f"ann/{kind}")
+    return top
+
+
+class Cluster:
+    """A running `graft serve --ray`."""
+
+    def __init__(self, process, url):
+        self.process = process
+        self.url = url
+        self.port = int(url.rpartition(":")[2])
+
+    def get(self, path, headers=MappingProxyType({})):
+        return send(urllib.request.Request(self.url + path, headers=dict(headers)))
+
+    def post(self, path, body, headers=MappingProxyType({})):
+        data = json.dumps(body).encode()
+        return send(urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **headers}))
+
+    def ask(self, model="ann/lora", **fields):
+        return self.post("/v1/completions", {"model": model, "prompt": "abc", "max_tokens": 8, "temperature": 0, **fields})
+
+    def replicas(self):
+        return self.get("/ready")[2]["replicas"]
+
+    def serving(self):
+        try:
+            return [name for name, one in self.replicas().items() if one["serves"]]
+        except OSError:
+            return []
+
+    def processes(self, *words):
+        """Those below the command whose command line has all the words."""
+        found = []
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                line = " ".join(one.cmdline())
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            if all(word in line for word in words):
+                found.append(one)
+        return found
+
+    @property
+    def engines(self):
+        return self.processes("graft.hub.cli.main serve --base")
+
+    def stream(self, **fields):
+        """A stream that has begun: the connection and its response."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        body = {"model": "ann/lora", "prompt": "abc", "max_tokens": 200, "ignore_eos": True, "stream": True, **fields}
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 200
+        assert response.readline().startswith(b"data: ")
+        return response
+
+
+def send(request):
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.headers, json.loads(response.read() or b"null")
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, json.loads(error.read())
+
+
+@contextmanager
+def cluster(place, *options, base="base"):
+    words = [*GRAFT, "--base", base, "--device", "cpu", "--dtype", "float32", "--runner", "eager", "--port", "0"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*words, "--ray", *options], cwd=place, env=env, stderr=subprocess.PIPE, text=True)
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"^graft serve: ready at (http://\S+)/v1", line):
+                break
+        else:
+            raise AssertionError("it ended without being ready:\n" + "".join(lines[-30:]))
+        drainer = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
+        drainer.start()
+        running = Cluster(process, found[1])
+        running.lines = lines
+        yield running
+    finally:
+        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(90)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            for one in below:
+                if one.is_running():
+                    one.kill()
+            raise
+
+
+def wait_for(what, seconds):
+    """What it returns once that is true; the seconds that it took."""
+    began = time.monotonic()
+    while not (found := what()):
+        assert time.monotonic() < began + seconds, f"not within {seconds} s"
+        time.sleep(0.05)
+    return found, time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def two(place):
+    with cluster(place, "--replicas", "2") as running:
+        yield running
+
+
+def holders(running, name):
+    """Ids of the replicas that have an adapter in memory, as /v1/adapters tells."""
+    listed = {one["id"]: one for one in running.get("/v1/adapters")[2]["data"]}
+    return set(listed[name]["replicas"]) if name in listed else set()
+
+
+def ended_with_error(response):
+    events = [line for line in response.read().split(b"\n\n") if line]
+    assert b"[DONE]" not in events[-1]
+    return json.loads(events[-1].removeprefix(b"data: "))["error"]
+
+
+def test_texts_are_those_of_one_engine_and_each_adapter_is_in_one_place(two, place):
+    """The router brings each adapter to one replica, and what it answers there is what one server answers."""
+    base = tiny_base("llama")
+    with serving(base, {}, shelf=Registry(place / "registry.db", create=False)) as alone:
+        for kind in KINDS:
+            told = two.ask(f"ann/{kind}")
+            assert told[0] == 200 and told[2]["model"] == f"ann/{kind}"
+            body = {"model": f"ann/{kind}", "prompt": "abc", "max_tokens": 8, "temperature": 0}
+            reply = alone.post("/v1/completions", body)
+            assert told[2]["choices"][0]["text"] == reply.json["choices"][0]["text"]
+            assert told[1]["X-Adapter-Digest"] == reply.headers["X-Adapter-Digest"]
+            for _ in range(3):
+                two.ask(f"ann/{kind}")
+            assert len(holders(two, f"ann/{kind}")) == 1
+    assert two.ask("base")[0] == 200
+    assert two.ask("ann/none")[2]["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("victim", ["engine", "actor"])
+def test_a_replica_that_is_killed(two, victim):
+    """Who has no byte yet is answered by another; who has is told; survivors serve its adapters in 5 s, all is well in 60."""
+    wait_for(lambda: len(two.serving()) == 2, 60)
+    (holder,) = holders_after_asking(two, "ann/lora")
+    stream = two.stream()
+    bad, stop = [], threading.Event()
+
+    def keep_asking(name):
+        while not stop.is_set():
+            told = two.ask(name)
+            if told[0] != 200:
+                bad.append(told)
+
+    askers = [threading.Thread(target=keep_asking, args=(f"ann/{kind}",)) for kind in KINDS]
+    for one in askers:
+        one.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    process = engine_of(two, holder)
+    (process.parent() if victim == "actor" else process).kill()
+    assert ended_with_error(stream)["code"] == "replica_lost"
+    wait_for(lambda: two.ask("ann/lora")[0] == 200, 5)
+    served_s = time.monotonic() - began
+    wait_for(lambda: len(two.serving()) == 2 and holder not in two.serving(), 60)
+    print(f"killed {victim}: others serve in {served_s:.2f} s, all in {time.monotonic() - began:.1f} s")
+    stop.set()
+    for one in askers:
+        one.join(60)
+    assert not bad
+
+
+def holders_after_asking(running, name):
+    assert running.ask(name)[0] == 200
+    return holders(running, name)
+
+
+def engine_of(running, replica):
+    """The process of a replica's engine: the one whose actor has that id."""
+    for engine in running.engines:
+        listens = {f"http://{at.laddr.ip}:{at.laddr.port}" for at in engine.net_connections() if at.status == "LISTEN"}
+        if running.replicas()[replica]["url"] in listens:
+            return engine
+    raise AssertionError(f"no engine of {replica}")
+
+
+def test_the_ingress_is_killed(two):
+    wait_for(lambda: len(two.serving()) == 2, 60)
+    (ingress,) = two.processes("graft:ingress")
+    began = time.monotonic()
+    ingress.kill()
+    wait_for(lambda: answers(two), 60)
+    print(f"killed ingress: answers again in {time.monotonic() - began:.1f} s")
+    wait_for(lambda: len(two.serving()) == 2, 10)
+    assert len(holders(two, "ann/lora")) >= 1  # nothing was loaded anew
+
+
+def answers(running):
+    try:
+        return running.ask()[0] == 200
+    except OSError:
+        return False
+
+
+def test_serves_controller_is_killed(two):
+    """Requests need it for nothing; it comes back by itself, and looks after replicas again."""
+    (controller,) = two.processes("ServeController")
+    stream = two.stream()
+    controller.kill()
+    assert all(two.ask()[0] == 200 for _ in range(20))
+    assert b"[DONE]" in stream.read()
+    engine = two.engines[0]
+    wait_for(lambda: two.processes("ServeController"), 60)
+    engine.kill()
+    wait_for(lambda: len(two.serving()) == 1, 30)
+    wait_for(lambda: len(two.serving()) == 2, 120)
