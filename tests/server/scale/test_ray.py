@@ -59,7 +59,9 @@ class Cluster:
         return send(urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **headers}))
 
     def ask(self, model="ann/lora", **fields):
-        return self.post("/v1/completions", {"model": model, "prompt": "abc", "max_tokens": 8, "temperature": 0, **fields})
+        return self.post(
+            "/v1/completions", {"model": model, "prompt": "abc", "max_tokens": 8, "temperature": 0, **fields}
+        )
 
     def replicas(self):
         return self.get("/ready")[2]["replicas"]

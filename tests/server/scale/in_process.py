@@ -1,0 +1,94 @@
+"""An ingress without Ray, in front of engines of this process: everything but how Serve starts, watches and picks them."""
+
+import asyncio
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+from multidict import CIMultiDict
+
+from graft.server.commands.http_server import bind, port_of
+from graft.server.engine.client import EngineClient
+from graft.server.keys.access import Access
+from graft.server.scale.callers import Opening, make_visits
+from graft.server.scale.exchange import Exchange
+from graft.server.scale.fleet import Asked, Declared, Fleet, Seen
+from graft.server.scale.front import Front
+from tests.server.live import Live, Reply
+
+SECRET = "between the ingress and its engines"
+
+
+@dataclass(frozen=True)
+class InProcess(Live):
+    """A running ingress, asked as any live server is; it has no engine of its own."""
+
+    fleet: Fleet
+    front: Front
+
+    def send(self, request: urllib.request.Request) -> Reply:
+        """aiohttp writes headers' names as it knows them, which are the same in small letters."""
+        reply = super().send(request)
+        return replace(reply, headers=CIMultiDict(reply.headers))
+
+
+def seen(id: str, live: Live, beat: int = 1, model: str = "test/llama") -> Seen:
+    """What an engine says of itself."""
+    state = EngineClient(live.engine).replica_state()
+    told = (state.under_way, state.limit, state.resident, state.room, state.pinned)
+    return Seen(id, live.url, state.base, model, beat, *told)
+
+
+def dead(like: Seen, id: str, url: str = "http://127.0.0.1:9") -> Seen:
+    """A replica as `like`, where nobody answers, and to which everything goes first."""
+    return replace(like, id=id, url=url, room=1 << 60)
+
+
+@contextmanager
+def ingress(
+    replicas: list[Seen],
+    *,
+    access: Callable[[str], Access] = lambda base: Access(),
+    shelf: Callable[[], object] = lambda: None,
+    local: dict[str, Path] | None = None,
+    usage: Path | None = None,
+    declared: Declared | None = None,
+) -> Iterator[InProcess]:
+    fleet = Fleet(declared)
+    fleet.see(replicas)
+    opening = Opening(access, shelf, local or {}, usage)
+    started: Future[tuple[int, Front, Callable[[], object]]] = Future()
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(fleet, opening, started)), daemon=True)
+    thread.start()
+    port, front, end = started.result(20)
+    try:
+        yield InProcess(f"http://127.0.0.1:{port}", port, None, {}, fleet, front)
+    finally:
+        end()
+        thread.join(20)
+
+
+async def _serve(fleet: Fleet, opening: Opening, started: Future) -> None:
+    async def pick(asked: Asked) -> tuple[str, str]:
+        while not (order := fleet.choose(asked)):
+            await asyncio.sleep(0.01)
+        return order[0], next(one.url for one in fleet.replicas() if one.id == order[0])
+
+    over, loop = asyncio.Event(), asyncio.get_running_loop()
+    connector = TCPConnector(limit=0)
+    async with ClientSession(connector=connector, timeout=ClientTimeout(total=None), auto_decompress=False) as session:
+        (sock,) = bind("127.0.0.1", 0)
+        port = port_of([sock])
+        exchange = Exchange(fleet, pick, session)
+        front = Front(fleet, exchange, make_visits(opening.usage), opening, SECRET, f"http://127.0.0.1:{port}")
+        runner = web.AppRunner(front.application(), handler_cancellation=True, access_log=None)
+        await runner.setup()
+        await web.SockSite(runner, sock).start()
+        started.set_result((port, front, lambda: loop.call_soon_threadsafe(over.set)))
+        await over.wait()
+        await runner.cleanup()
