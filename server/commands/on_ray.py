@@ -85,7 +85,7 @@ class RayOptions:
     cpus: float
     gpus: float
 
-    def require_sound(self, *, on_ray: bool, adapter_root: Path | None) -> None:
+    def require_sound(self, *, on_ray: bool, adapter_root: Path | None, port: int) -> None:
         """Raises UsageError for options that don't go together."""
         if not on_ray:
             if self != NO_RAY:
@@ -99,6 +99,10 @@ class RayOptions:
             raise click.UsageError("--adapter-root would give names to one engine alone: publish adapters instead.")
         if self.address is not None and "://" in self.address:
             raise click.UsageError("--ray-address is HOST:PORT of the cluster's head, or auto on one of its machines.")
+        if self.address is not None and port == 0:
+            raise click.UsageError(
+                "With --ray-address say a --port, by which all know the ingress, whoever starts it next."
+            )
 
     @property
     def range(self) -> tuple[int, int]:
@@ -131,8 +135,9 @@ def serve_on_ray(context: click.Context, ray_options: RayOptions, serving: Servi
     with deployment.cluster(ray_options.address) as head:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
+        deployed_at: float | None = None
         try:
-            deployment.deploy(make_application(context, ray_options, serving))
+            deployed_at = deployment.deploy(make_application(context, ray_options, serving))
             _await_ready(serving)
             say(
                 f"ready at http://{_shown(serving.host)}:{serving.port}/v1  ({_replicas(ray_options)}; GET /ready shows each)"
@@ -140,7 +145,7 @@ def serve_on_ray(context: click.Context, ray_options: RayOptions, serving: Servi
             deployment.watch(head, threading.Event().wait)
         except KeyboardInterrupt:
             say("draining; once more to end at once")
-        deployment.end()
+            deployment.end(deployed_at)
     say("ended")
 
 

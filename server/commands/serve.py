@@ -201,7 +201,7 @@ def serve(
     say = begin_logging(as_json=log_format == "json")
     begin_spans(say)
     ray_options = RayOptions(replicas, autoscale, ray_address, engine_python, replica_cpus, replica_gpus)
-    ray_options.require_sound(on_ray=on_ray, adapter_root=adapter_root)
+    ray_options.require_sound(on_ray=on_ray, adapter_root=adapter_root, port=port)
     local = dict(_parse_folder(given) for given in adapters)
     if registry_path is not None and hub_url is not None:
         raise click.UsageError("Give --registry or --hub, not both.")
@@ -273,7 +273,9 @@ def serve(
                 with FrontEnds(http_processes, listening, client, places, start) as fronts:
                     if drain_seconds:
                         ending.drain_first(partial(fronts.drain, drain_seconds))
-                    _say_ready(listening, base, name, host, say, with_keys=keys is not None or ingress_secret is not None)
+                    _say_ready(
+                        listening, base, name, host, say, with_keys=keys is not None or ingress_secret is not None
+                    )
                     threading.Event().wait()  # for a signal
             drain, sockets = Drain(), dict[int, object]()
             app = make_app(client, places, drain)

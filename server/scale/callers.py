@@ -13,8 +13,7 @@ from typing import Any
 
 from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import NotFoundError
-from graft.hub.registry.interface import AnyRegistry
-from graft.server.adapters.names import AdapterNames, Location
+from graft.server.adapters.names import AdapterNames, Location, Shelf
 from graft.server.http.access.rights import require_right, unknown_to
 from graft.server.http.access.shown_key import shown_key
 from graft.server.keys.access import Access
@@ -85,7 +84,7 @@ class Opening:
     """
 
     access: Callable[[str], Access]
-    shelf: Callable[[], AnyRegistry | None]
+    shelf: Callable[[], Shelf | None]
     local: Mapping[str, Path] = field(default_factory=dict)
     usage: Path | None = None
 

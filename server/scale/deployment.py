@@ -68,8 +68,9 @@ def _words(address: str | None, error: Exception) -> str:
     return f"{where}: {said[:300]}"
 
 
-def deploy(application: "Application") -> None:
-    """Run it, in place of what runs under its name: replicas are replaced one after another. Waits until all are there.
+def deploy(application: "Application") -> float:
+    """Run it, in place of what runs under its name: replicas are replaced one after another. Waits until all are there; returns
+    when it was deployed, by which it is known.
 
     Raises RayError, with an engine's own words where that did not start.
     """
@@ -80,13 +81,22 @@ def deploy(application: "Application") -> None:
         serve.run(application, name=NAME, route_prefix=None)
     except RuntimeError as error:
         raise RayError(f"The replicas did not start: {_cause(str(error))}") from None
+    return _deployed_at()
 
 
-def end() -> None:
-    """Drains, and ends the replicas."""
+def end(deployed_at: float | None) -> None:
+    """Drains, and ends the replicas; leaves alone what somebody has deployed since. None: its deployment was under way."""
     from ray import serve
 
-    serve.delete(NAME)
+    if deployed_at in (None, _deployed_at()):
+        serve.delete(NAME)
+
+
+def _deployed_at() -> float:
+    from ray import serve
+
+    application = serve.status().applications.get(NAME)
+    return application.last_deployed_time_s if application is not None else 0.0
 
 
 def watch(head: str, is_over: Callable[[float], bool]) -> None:

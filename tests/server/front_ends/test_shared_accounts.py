@@ -14,12 +14,12 @@ from graft.server.commands.admission import Admission
 from graft.server.commands.http_server import bind, port_of
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
-from graft.server.keys.held_accounts import AccountsHeld
 from graft.server.front_ends.frames import Start
 from graft.server.front_ends.supervisor import FrontEnds
 from graft.server.http.app import create_app
 from graft.server.http.clients import AnswerPlaces
 from graft.server.keys.accounts import Accounts
+from graft.server.keys.held_accounts import AccountsHeld
 from graft.server.keys.holders import UNLIMITED, Limits
 from graft.server.keys.standing import RateLimitError
 from graft.server.keys.usage import Usage, UsageFile

@@ -5,12 +5,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -259,3 +261,151 @@ def test_serves_controller_is_killed(two):
     engine.kill()
     wait_for(lambda: len(two.serving()) == 1, 30)
     wait_for(lambda: len(two.serving()) == 2, 120)
+
+
+def test_a_promotion_is_followed_by_all_replicas_at_once(two, place):
+    registry = Registry(place / "registry.db", create=False)
+    first = registry.resolve("ann/lora")
+    second = registry.publish(write_folder(place / "again", "lora", tiny_base("llama"), 9), "ann/lora")
+    for version in (first, second, first):
+        registry.promote(f"ann/lora@{version.id}", "now")
+        with ThreadPoolExecutor(8) as pool:
+            told = list(pool.map(lambda _: two.ask("ann/lora@now"), range(16)))
+        assert {one[1]["X-Adapter-Digest"] for one in told} == {version.digest}
+
+
+def test_ctrl_c_drains_and_leaves_no_process(place):
+    """A request that is under way ends as it would have."""
+    with cluster(place, "--replicas", "1") as running:
+        stream, below = running.stream(), psutil.Process(running.process.pid).children(recursive=True)
+        running.process.send_signal(signal.SIGINT)
+        assert b"[DONE]" in stream.read()
+        assert running.process.wait(90) == 0
+        wait_for(lambda: not any(alive(one) for one in below), 30)
+        assert running.lines[-1] == "graft serve: ended\n"
+
+
+def alive(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_the_clusters_head_is_killed(place):
+    """What is under way goes on; the command says what has happened, and ends with all it started."""
+    with cluster(place, "--replicas", "1") as running:
+        below = psutil.Process(running.process.pid).children(recursive=True)
+        (head,) = running.processes("gcs_server")
+        head.kill()
+        assert all(running.ask()[0] == 200 for _ in range(20))
+        assert running.process.wait(120) == 1
+        assert "The head of the Ray cluster" in "".join(running.lines)
+        wait_for(lambda: not any(alive(one) for one in below), 60)
+
+
+def test_replicas_come_as_requests_do(place):
+    with cluster(place, "--autoscale", "1:2", "--max-running", "2") as running:
+        assert len(running.serving()) == 1
+        stop = threading.Event()
+
+        def keep_asking():
+            while not stop.is_set():
+                running.ask(max_tokens=100, ignore_eos=True)
+
+        askers = [threading.Thread(target=keep_asking) for _ in range(8)]
+        for one in askers:
+            one.start()
+        wait_for(lambda: len(running.serving()) == 2, 120)
+        stop.set()
+        for one in askers:
+            one.join(60)
+
+
+def test_the_hub_is_killed(place):
+    """What is in memory goes on, by the names it was asked for; /ready says what each replica is missing."""
+    words = [sys.executable, "-m", "graft.hub.cli.main", "hub", "serve", "--registry", "registry.db", "--port", "0"]
+    hub = subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, text=True)
+    try:
+        url = next(found[0] for line in hub.stderr if (found := re.search(r"http://[0-9.]+:\d+", line)))
+        with cluster(place, "--replicas", "2", "--hub", url) as running:
+            for kind in ("lora", "ia3"):
+                assert running.ask(f"ann/{kind}")[0] == 200
+            hub.kill()
+            wait_for(lambda: all("can't be reached" in str(one["missing"]) for one in running.replicas().values()), 30)
+            assert [running.ask(f"ann/{kind}")[0] for kind in ("lora", "ia3", "lora")] == [200] * 3
+            status, _, told = running.ask("ann/dora")
+            assert status == 502 and told["error"]["code"] == "unreachable"
+    finally:
+        hub.kill()
+        hub.wait()
+
+
+def test_a_new_deployment_takes_over_and_loses_no_request(place):
+    """On a cluster of several raylets that is there: replicas are replaced one after another, each drained."""
+    from ray.cluster_utils import Cluster as Raylets
+
+    raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 2})
+    raylets.add_node(num_cpus=2)
+    port, bad, stop = str(free_port()), [], threading.Event()
+    try:
+        where = ("--ray-address", raylets.address, "--port", port)
+        with cluster(place, "--replicas", "2", *where) as first:
+            before = set(first.serving())
+
+            def keep_asking(kind):
+                while not stop.is_set():
+                    told = first.ask(f"ann/{kind}", stream=False, max_tokens=30, ignore_eos=True)
+                    if told[0] != 200:
+                        bad.append(told)
+
+            askers = [threading.Thread(target=keep_asking, args=(kind,)) for kind in KINDS]
+            for one in askers:
+                one.start()
+            with cluster(place, "--replicas", "2", "--max-running", "8", *where) as second:
+                wait_for(lambda: len(second.serving()) == 2 and not before & set(second.serving()), 120)
+                first.process.send_signal(signal.SIGINT)
+                assert first.process.wait(60) == 0  # it ends, and leaves alone what is not its own
+                assert second.ask()[0] == 200
+                stop.set()
+                for one in askers:
+                    one.join(60)
+            assert not bad
+    finally:
+        raylets.shutdown()
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+# What is not there
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--ray", "--ray-address", "127.0.0.1:9", "--port", "8123"), "There is no Ray cluster at 127.0.0.1:9"),
+        (("--ray", "--engine-python", "/no/python"), "/no/python"),
+        (("--ray", "--max-model-len", "100000"), "--max-model-len 100000 is more than"),
+    ],
+)
+def test_what_can_not_start_says_why(place, options, words):
+    started = [
+        *GRAFT,
+        "--base",
+        "base",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--runner",
+        "eager",
+        "--port",
+        "0",
+        *options,
+    ]
+    done = subprocess.run(started, cwd=place, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr.splitlines()[-1]
+    assert words in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith("error: ")

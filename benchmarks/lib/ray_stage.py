@@ -1,0 +1,80 @@
+"""An application of graft's on Ray whose engines cost nothing (free_engine.py), and a router that knows nothing beside ours."""
+
+import os
+import random
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft.server.commands.http_server import bind, port_of
+from graft.server.keys.access import Access
+from graft.server.scale.application import ROUTER, Replicas, make_application
+from graft.server.scale.callers import Opening
+from graft.server.scale.deployment import cluster, deploy, end
+from graft.server.scale.engine_process import EngineCommand
+from graft.server.scale.fleet import Asked, Declared
+from graft.server.scale.ingress import IngressOptions
+from graft.server.scale.replica import Needs
+from graft.server.scale.router import DigestRouter
+
+RANDOM = "benchmarks.lib.ray_stage:RandomRouter"
+
+
+class RandomRouter(DigestRouter):
+    """Any replica."""
+
+    def order(self, asked: Asked) -> list[str]:
+        order = super().order(asked)
+        return random.sample(order, len(order))
+
+
+@dataclass(frozen=True)
+class _Version:
+    repo: str
+    id: str
+    digest: str
+
+
+class Shelf:
+    """A registry that has every adapter of the name ann/a0, ann/a1, ..., its name its digest."""
+
+    is_far = False
+    trusted_s = 0.0
+
+    def resolve(self, name: str, base: str) -> _Version:
+        digest = name.removeprefix("ann/").partition("@")[0]
+        return _Version(name.partition("@")[0], digest, digest)
+
+
+@contextmanager
+def stage(replicas: int, *, router: str = ROUTER, room: int = 32) -> Iterator[str]:
+    """The ingress's address."""
+    sockets = bind("127.0.0.1", 0)
+    port = port_of(sockets)
+    for one in sockets:
+        one.close()
+    secret = secrets.token_urlsafe(16)
+    program = ("-m", "benchmarks.lib.free_engine")
+    folder = str(Path(__file__).parents[2])
+    with cluster(None):
+        opening = Opening(_anybody, Shelf)
+        deployed_at = deploy(
+            make_application(
+                EngineCommand(sys.executable, ("--room", str(room)), folder, secret, "1", program),
+                Needs(None, os.path.expanduser("~")),
+                IngressOptions("127.0.0.1", port, secret, 5.0, Declared(), opening),
+                Replicas(replicas, replicas, 64),
+                router=router,
+            )
+        )
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            end(deployed_at)
+
+
+def _anybody(base: str) -> Access:
+    return Access()
