@@ -1,9 +1,10 @@
 """An application of graft's on Ray whose engines cost nothing (free_engine.py), and a router that knows nothing beside ours."""
 
-import os
 import random
 import secrets
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,19 +62,29 @@ def stage(replicas: int, *, router: str = ROUTER, room: int = 32) -> Iterator[st
     folder = str(Path(__file__).parents[2])
     with cluster(None):
         opening = Opening(_anybody, Shelf)
-        deployed_at = deploy(
+        deploy(
             make_application(
                 EngineCommand(sys.executable, ("--room", str(room)), folder, secret, "1", program),
-                Needs(None, os.path.expanduser("~")),
+                Needs(None),
                 IngressOptions("127.0.0.1", port, secret, 5.0, Declared(), opening),
                 Replicas(replicas, replicas, 64),
                 router=router,
             )
         )
+        _await_ready(f"http://127.0.0.1:{port}/ready")
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
-            end(deployed_at)
+            end(secret)
+
+
+def _await_ready(url: str) -> None:
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.1)
 
 
 def _anybody(base: str) -> Access:

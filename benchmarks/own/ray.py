@@ -50,8 +50,7 @@ def main() -> None:
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     count = 50 if options.short else 500
     with stage(1, room=ROOM) as url:
-        (replica,) = ask(url, "/ready")["replicas"].values()
-        ways = {"direct": replica["url"], "ingress": url}
+        ways = {"direct": _engines(url)[0], "ingress": url}
         ingress = _process_of(int(url.rpartition(":")[2]))
         took: dict[str, list[float]] = {"direct": [], "ingress": []}
         for _ in range(5):  # in turns
@@ -105,7 +104,7 @@ def loads(options: argparse.Namespace) -> dict[str, Any]:
     """Every replica's loads after the first tenth of the requests."""
     count = 300 if options.short else 6000
     with stage(REPLICAS, room=ROOM, router=RANDOM if options.router == "random" else ROUTER) as url:
-        engines = [replica["url"] for replica in ask(url, "/ready")["replicas"].values()]
+        engines = _engines(url)
         draw = random.Random(7)
         names = draw.choices(range(ADAPTERS), [1 / (rank + 1) ** ZIPF for rank in range(ADAPTERS)], k=count)
         asyncio.run(_ask_for(url, names[: count // 10]))
@@ -243,6 +242,12 @@ def _names(url: str) -> list[str]:
 def ask(url: str, path: str) -> Any:
     with urllib.request.urlopen(url + path, timeout=30) as answer:
         return json.load(answer)
+
+
+def _engines(url: str) -> list[str]:
+    """Their addresses, as the ingress's numbers tell."""
+    with urllib.request.urlopen(url + "/metrics", timeout=30) as answer:
+        return re.findall(r'graft_replica_info{.*url="([^"]+)"', answer.read().decode())
 
 
 def _process_of(port: int) -> psutil.Process:

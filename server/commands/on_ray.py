@@ -20,7 +20,6 @@ from click.core import ParameterSource
 
 from graft.hub.base.manifest import recorded_spec
 from graft.hub.errors import GraftError
-from graft.hub.machine.cache_folder import cache_folder
 from graft.server.commands.admission import HUB, Admission
 from graft.server.commands.http_server import bind, port_of
 from graft.server.commands.start import open_shelf
@@ -54,6 +53,7 @@ ENGINE_OPTIONS = (
     "log_format",
     "allow_base_mismatch",
 )
+RAY_OPTIONS = ("replicas", "autoscale", "ray_address", "engine_python", "replica_cpus", "replica_gpus")
 READY_S = 60.0  # after the replicas have started
 _LOOK_S = 0.2
 
@@ -104,6 +104,11 @@ class RayOptions:
                 "With --ray-address say a --port, by which all know the ingress, whoever starts it next."
             )
 
+    @classmethod
+    def of(cls, context: click.Context) -> "RayOptions":
+        """Of the parameters of `graft serve`."""
+        return cls(*(context.params[name] for name in RAY_OPTIONS))
+
     @property
     def range(self) -> tuple[int, int]:
         """The fewest and the most replicas."""
@@ -130,14 +135,17 @@ def serve_on_ray(context: click.Context, ray_options: RayOptions, serving: Servi
     from graft.server.scale import deployment
 
     deployment.require_ray()
-    serving = _anywhere(_with_port(serving) if ray_options.address is None else serving)
+    serving = anywhere(_with_port(serving) if ray_options.address is None else serving)
     say(f"starting {_replicas(ray_options)} on {ray_options.address or 'a Ray cluster of its own'} ...")
     with deployment.cluster(ray_options.address) as head:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
-        deployed_at: float | None = None
+        secret: str | None = None
         try:
-            deployed_at = deployment.deploy(make_application(context, ray_options, serving))
+            here = deployment.this_machine()
+            drawn = secrets.token_urlsafe(32)
+            deployment.deploy(make_application(context, ray_options, serving, here, drawn))
+            secret = drawn
             _await_ready(serving)
             say(
                 f"ready at http://{_shown(serving.host)}:{serving.port}/v1  ({_replicas(ray_options)}; GET /ready shows each)"
@@ -145,15 +153,16 @@ def serve_on_ray(context: click.Context, ray_options: RayOptions, serving: Servi
             deployment.watch(head, threading.Event().wait)
         except KeyboardInterrupt:
             say("draining; once more to end at once")
-            deployment.end(deployed_at)
+            deployment.end(secret)
     say("ended")
 
 
-def make_application(context: click.Context, ray_options: RayOptions, serving: Serving) -> "Application":
-    """Of the command's options. Ray runs."""
-    import ray
-
-    from graft.server.scale.application import Replicas, make_application
+def make_application(
+    context: click.Context, ray_options: RayOptions, serving: Serving, ingress_on: str, secret: str
+) -> "Application":
+    """Of the command's options. `ingress_on`: the machine that the ingress must be on (scale/application.py); `secret`: of the
+    ingress and its engines."""
+    from graft.server.scale import application
     from graft.server.scale.callers import Opening
     from graft.server.scale.engine_process import THREADS_VARIABLE, EngineCommand
     from graft.server.scale.fleet import Declared
@@ -162,7 +171,7 @@ def make_application(context: click.Context, ray_options: RayOptions, serving: S
 
     given, admission = context.params, serving.admission
     known = None if given["allow_base_mismatch"] else recorded_spec(given["base_name"])
-    secret, (least, most) = secrets.token_urlsafe(32), ray_options.range
+    least, most = ray_options.range
     words = [
         *_engine_words(context),
         *(["--registry", str(admission.registry_path)] if admission.registry_path else []),
@@ -170,11 +179,10 @@ def make_application(context: click.Context, ray_options: RayOptions, serving: S
     opening = Opening(
         admission.access, partial(open_shelf, admission.registry_path, admission.hub_url), serving.local, serving.usage
     )
-    return make_application(
-        EngineCommand(
-            ray_options.python or sys.executable, tuple(words), os.getcwd(), secret, os.environ.get(THREADS_VARIABLE)
-        ),
-        Needs(admission.hub_url, str(cache_folder())),
+    python, threads = ray_options.python or sys.executable, os.environ.get(THREADS_VARIABLE)
+    return application.make_application(
+        EngineCommand(python, tuple(words), os.getcwd(), secret, threads),
+        Needs(admission.hub_url),
         IngressOptions(
             serving.host,
             serving.port,
@@ -184,8 +192,8 @@ def make_application(context: click.Context, ray_options: RayOptions, serving: S
             opening,
             serving.trusted_proxies,
         ),
-        Replicas(least, most, given["max_running"], ray_options.cpus, ray_options.gpus),
-        ingress_node=ray.util.get_node_ip_address(),
+        application.Replicas(least, most, given["max_running"], ray_options.cpus, ray_options.gpus),
+        ingress_on=ingress_on,
     )
 
 
@@ -200,7 +208,7 @@ def _engine_words(context: click.Context) -> Iterator[str]:
                 yield from (option.opts[0],) if option.is_flag else (option.opts[0], str(one))
 
 
-def _anywhere(serving: Serving) -> Serving:
+def anywhere(serving: Serving) -> Serving:
     """With files by their whole paths, for it is carried out in another folder."""
     admission = serving.admission
     keys = admission.keys if admission.keys in (None, HUB) else os.path.abspath(admission.keys)

@@ -202,7 +202,7 @@ def serve(
     begin_spans(say)
     ray_options = RayOptions(replicas, autoscale, ray_address, engine_python, replica_cpus, replica_gpus)
     ray_options.require_sound(on_ray=on_ray, adapter_root=adapter_root, port=port)
-    local = dict(_parse_folder(given) for given in adapters)
+    local = dict(parse_folder(given) for given in adapters)
     if registry_path is not None and hub_url is not None:
         raise click.UsageError("Give --registry or --hub, not both.")
     if registry_path is None and hub_url is None and DEFAULT_REGISTRY.is_file():
@@ -308,7 +308,7 @@ def _say_ready(
     )
 
 
-def _parse_folder(given: str) -> tuple[str, Path]:
+def parse_folder(given: str) -> tuple[str, Path]:
     name, equals, folder = given.partition("=")
     if not equals or not name or not folder:
         raise click.UsageError(f"--adapter must be NAME=DIR, not {given!r}.")

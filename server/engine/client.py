@@ -14,12 +14,12 @@ from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import GraftError
 from graft.server.engine.inventory import AdapterEntry, Inventory, Placed
 from graft.server.engine.questions import EngineStats, Stats
-from graft.server.engine.replica_state import ReplicaState
 from graft.server.engine.request import Outlet, Request, Result, Sink, Stream
 from graft.server.errors import ClosedError, StuckError
 from graft.server.keys.accounts import Accounts, AnyAccounts
 from graft.server.keys.usage import UsageFile
 from graft.server.operations.throughput import Load
+from graft.server.replica_state import ReplicaState
 from graft.server.served_version import Served
 
 if TYPE_CHECKING:

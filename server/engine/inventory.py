@@ -15,8 +15,8 @@ from graft.hub.chat.words import NO_WORDS, AdapterWords, read_words
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.server.adapters.names import Location
 from graft.server.engine.questions import DevicePlace, OnDevice, Pin, Unload
-from graft.server.engine.replica_state import BaseIdentity, ReplicaState
 from graft.server.engine.request import Request
+from graft.server.replica_state import BaseIdentity, ReplicaState
 from graft.server.served_version import UNPLACED, Served
 
 if TYPE_CHECKING:

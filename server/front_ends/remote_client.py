@@ -19,7 +19,6 @@ from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import GraftError
 from graft.server.engine.client import EngineClient, EngineStats
 from graft.server.engine.inventory import AdapterEntry, Placed
-from graft.server.engine.replica_state import ReplicaState
 from graft.server.engine.request import Outlet, Request, Result, Sink, Stream, generate
 from graft.server.errors import ClosedError, EndedError
 from graft.server.front_ends.frames import (
@@ -43,6 +42,7 @@ from graft.server.keys.accounts import AnyAccounts
 from graft.server.keys.holders import UNLIMITED, Limits
 from graft.server.keys.standing import Standing
 from graft.server.keys.usage import Usage
+from graft.server.replica_state import ReplicaState
 from graft.server.served_version import Served
 
 log = logging.getLogger(__name__)

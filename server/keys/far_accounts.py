@@ -4,21 +4,59 @@ One object a request: its address says which. What comes back is an account's st
 """
 
 import http.client
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from graft.hub.errors import GraftError, UnreachableError
+from pydantic import TypeAdapter, ValidationError
+
+from graft.hub.errors import UnreachableError
 from graft.server.keys.accounts import AnyAccounts
 from graft.server.keys.holders import UNLIMITED, Limits
-from graft.server.keys.standing import AboveLimitError, Level, RateLimitError, Standing
+from graft.server.keys.standing import AboveLimitError, RateLimitError, Standing
 from graft.server.keys.usage import Usage
 
 log = logging.getLogger(__name__)
 WAIT_S = 5.0
-_REFUSALS = {kind.code: kind for kind in (RateLimitError, AboveLimitError)}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an engine says: tokens that it `reserve`s, or, when it leaves, all that it has `reserved` and what was used."""
+
+    tokens: int = 0
+    reserved: int = 0
+    used: Usage | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How the account stands. `refusal`: the code of why the request may not go on, `message` and `retry_s` as of that error."""
+
+    standing: Standing
+    refusal: str | None = None
+    message: str = ""
+    retry_s: float = 0.0
+
+    @classmethod
+    def refusing(cls, error: RateLimitError | AboveLimitError) -> "Answer":
+        if isinstance(error, RateLimitError):
+            return cls(error.standing, error.code, str(error), error.retry_s)
+        return cls(Standing(), error.code, str(error))
+
+    def result(self) -> Standing:
+        """Raises the refusal."""
+        if self.refusal is None:
+            return self.standing
+        if self.refusal == AboveLimitError.code:
+            raise AboveLimitError(self.message)
+        error = RateLimitError(self.message)
+        error.retry_s, error.standing = self.retry_s, self.standing
+        raise error
+
+
+TOLD, ANSWER = TypeAdapter(Told), TypeAdapter(Answer)
 
 
 class FarAccounts:
@@ -26,57 +64,31 @@ class FarAccounts:
 
     def __init__(self, url: str, headers: Mapping[str, str], here: AnyAccounts):
         self._url = urlsplit(url)
-        self._headers = {**headers, "Content-Type": "application/json"}
+        self._headers = dict(headers)
         self._here = here
 
     def enter(self, who: str, limits: Limits) -> Standing:
-        return Standing() if limits == UNLIMITED else self._ask("enter", {})
+        return Standing() if limits == UNLIMITED else self._tell("enter", Told())
 
     def reserve(self, who: str, limits: Limits, tokens: int) -> Standing:
-        return Standing() if limits == UNLIMITED else self._ask("reserve", {"tokens": tokens})
+        return Standing() if limits == UNLIMITED else self._tell("reserve", Told(tokens))
 
     def leave(self, who: str, limits: Limits, reserved: int, used: Usage | None) -> None:
         """What can't be told any more is logged; an ingress that has gone counts nothing any more either."""
         self._here.leave(who, UNLIMITED, 0, used)
         try:
-            self._ask("leave", {"reserved": reserved, "used": used and asdict(used)})
+            self._tell("leave", Told(reserved=reserved, used=used))
         except UnreachableError as error:
             log.error("%s; not counted: %s", error, used)
 
-    def _ask(self, what: str, body: Mapping[str, object]) -> Standing:
+    def _tell(self, what: str, told: Told) -> Standing:
         """Raises RateLimitError, AboveLimitError, or UnreachableError."""
         connection = http.client.HTTPConnection(self._url.netloc, timeout=WAIT_S)
         try:
-            connection.request("POST", f"{self._url.path}/{what}", json.dumps(body), self._headers)
-            response = connection.getresponse()
-            told = json.loads(response.read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            connection.request("POST", f"{self._url.path}/{what}", TOLD.dump_json(told), self._headers)
+            answer = ANSWER.validate_json(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValidationError) as error:
             raise UnreachableError(f"The ingress, which counts what keys use, does not answer ({error}).") from None
         finally:
             connection.close()
-        return read_standing(told)
-
-
-def write_standing(standing: Standing, refusal: GraftError | None = None) -> dict[str, object]:
-    """As JSON, with why the request may not go on."""
-    told: dict[str, object] = asdict(standing)
-    if isinstance(refusal, RateLimitError | AboveLimitError):
-        told["refusal"] = {"code": refusal.code, "message": str(refusal)}
-    if isinstance(refusal, RateLimitError):
-        told |= asdict(refusal.standing) | {"retry_s": refusal.retry_s}
-    return told
-
-
-def read_standing(told: Mapping[str, dict[str, object]]) -> Standing:
-    """Raises the refusal that came with it."""
-    standing = Standing(_level(told["requests"]), _level(told["tokens"]))
-    if refusal := told.get("refusal"):
-        error = _REFUSALS[str(refusal["code"])](refusal["message"])
-        if isinstance(error, RateLimitError):
-            error.retry_s, error.standing = float(told["retry_s"]), standing  # type: ignore[arg-type]
-        raise error
-    return standing
-
-
-def _level(told: Mapping[str, object] | None) -> Level | None:
-    return told and Level(**told)  # type: ignore[arg-type, return-value]
+        return answer.result()

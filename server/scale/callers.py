@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import NotFoundError
@@ -18,11 +17,11 @@ from graft.server.http.access.rights import require_right, unknown_to
 from graft.server.http.access.shown_key import shown_key
 from graft.server.keys.access import Access
 from graft.server.keys.accounts import Accounts
-from graft.server.keys.far_accounts import write_standing
+from graft.server.keys.far_accounts import Answer, Told
 from graft.server.keys.held_accounts import AccountsHeld
 from graft.server.keys.holders import ANYBODY, UNLIMITED, Holder
 from graft.server.keys.standing import AboveLimitError, RateLimitError, Standing
-from graft.server.keys.usage import Usage, UsageFile
+from graft.server.keys.usage import UsageFile
 
 KEEP_S = 30.0  # how long an account stays open after its answer has gone out, for the engine to close it
 
@@ -128,23 +127,21 @@ class Visits:
         elif name in self._open:
             asyncio.get_running_loop().call_later(KEEP_S, self._close, name)
 
-    def do(self, name: str, what: str, body: Mapping[str, Any]) -> dict[str, object]:
-        """What an engine says of a request: `enter`, `reserve` or `leave` (keys/far_accounts.py). Raises NotFoundError for an
-        account that is closed."""
+    def do(self, name: str, what: str, told: Told) -> Answer:
+        """What an engine says of a request: `enter`, `reserve` or `leave`. Raises NotFoundError for an account that is closed."""
         if name not in self._open:
             raise NotFoundError("There is no such request under way.")
         holder, account = self._open[name]
         who, limits = holder.name, holder.profile.limits
         try:
             if what == "enter":
-                return write_standing(account.enter(who, limits))
+                return Answer(account.enter(who, limits))
             if what == "reserve":
-                return write_standing(account.reserve(who, limits, int(body["tokens"])))
+                return Answer(account.reserve(who, limits, told.tokens))
         except (RateLimitError, AboveLimitError) as refusal:
-            return write_standing(Standing(), refusal)
-        used = Usage(**body["used"]) if body["used"] else None
-        account.leave(who, limits, int(body["reserved"]), used)  # open still: another engine may have to answer
-        return write_standing(Standing())
+            return Answer.refusing(refusal)
+        account.leave(who, limits, told.reserved, told.used)  # open still: another engine may have to answer
+        return Answer(Standing())
 
     def _close(self, name: str) -> None:
         if name in self._open:

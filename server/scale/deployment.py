@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from graft.hub.errors import GraftError
-from graft.server.scale.application import NAME
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
+NAME = "graft"  # of the application
 VERSION = "2.60."  # whose routers, reports and surge this is written for
 LOOK_S = 1.0
 HEAD_AWAY_S = 15.0  # how long the head may not answer before it counts as gone: it may be restarted
 _CONNECT_S = 2.0
+ASK_S = 10.0
 QUIET = {"log_level": "WARNING", "enable_access_log": False}  # each engine logs its requests
 
 
@@ -47,6 +48,8 @@ def cluster(address: str | None) -> Iterator[str]:
 
     Raises RayError where it can't be reached, or is of another version of Ray or Python.
     """
+    if address is not None:
+        _require_reached(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
     import ray
 
@@ -60,6 +63,17 @@ def cluster(address: str | None) -> Iterator[str]:
         ray.shutdown()
 
 
+def _require_reached(address: str) -> None:
+    """Raises RayError; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():  # auto, local
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_S).close()
+    except OSError as error:
+        raise RayError(f"There is no Ray cluster at {address} ({error}).") from None
+
+
 def _words(address: str | None, error: Exception) -> str:
     said = " ".join(str(error).split())
     if "ersion mismatch" in said:
@@ -68,9 +82,16 @@ def _words(address: str | None, error: Exception) -> str:
     return f"{where}: {said[:300]}"
 
 
-def deploy(application: "Application") -> float:
-    """Run it, in place of what runs under its name: replicas are replaced one after another. Waits until all are there; returns
-    when it was deployed, by which it is known.
+def this_machine() -> str:
+    """Its address, as the cluster knows it."""
+    import ray
+
+    address: str = ray.util.get_node_ip_address()
+    return address
+
+
+def deploy(application: "Application") -> None:
+    """Run it, in place of what runs under its name: replicas are replaced one after another. Waits until all are there.
 
     Raises RayError, with an engine's own words where that did not start.
     """
@@ -81,22 +102,28 @@ def deploy(application: "Application") -> float:
         serve.run(application, name=NAME, route_prefix=None)
     except RuntimeError as error:
         raise RayError(f"The replicas did not start: {_cause(str(error))}") from None
-    return _deployed_at()
 
 
-def end(deployed_at: float | None) -> None:
-    """Drains, and ends the replicas; leaves alone what somebody has deployed since. None: its deployment was under way."""
+def end(secret: str | None) -> None:
+    """Drains, and ends the replicas of the deployment with that secret; leaves alone what somebody has deployed since. None: it
+    was under way."""
     from ray import serve
 
-    if deployed_at in (None, _deployed_at()):
+    if secret is None or _is_of(secret):
         serve.delete(NAME)
 
 
-def _deployed_at() -> float:
+def _is_of(secret: str) -> bool:
+    """An ingress that does not say whose it is, is ours."""
     from ray import serve
 
-    application = serve.status().applications.get(NAME)
-    return application.last_deployed_time_s if application is not None else 0.0
+    try:
+        ours: bool = serve.get_app_handle(NAME).is_of.remote(secret).result(timeout_s=ASK_S)
+    except TimeoutError:
+        return True
+    except serve.exceptions.RayServeException:  # there is none any more
+        return False
+    return ours
 
 
 def watch(head: str, is_over: Callable[[float], bool]) -> None:

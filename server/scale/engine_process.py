@@ -3,7 +3,6 @@
 Ray-free. It has an interpreter of its own, so an environment of its own; what is asked of it goes over HTTP.
 """
 
-import json
 import os
 import re
 import signal
@@ -15,7 +14,6 @@ import urllib.request
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from graft.hub.errors import GraftError
 from graft.server.http.access.introduction import Introduction
@@ -103,19 +101,20 @@ class EngineProcess:
             self._process.kill()
             self._process.wait()
 
-    def ask(self, path: str, timeout: float = ASK_S) -> Any:
-        """What it answers to a GET, from JSON. Raises EngineFailure where it does not, or with an error."""
+    def ask(self, path: str, timeout: float | None = ASK_S) -> bytes:
+        """What it answers to a GET. Raises EngineFailure where it does not, or with an error."""
         headers = Introduction("ray", admin=True).headers(self._command.secret)
         try:
             with urllib.request.urlopen(
                 urllib.request.Request(self.url + path, headers=headers), timeout=timeout
             ) as answer:
-                return json.load(answer)
+                said: bytes = answer.read()
+                return said
         except urllib.error.HTTPError as error:
             raise EngineFailure(
                 f"The engine answers {error.code}: {error.read(1000).decode(errors='replace')}"
             ) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise EngineFailure(f"The engine does not answer: {error}.") from None
 
     def last_words(self) -> str:

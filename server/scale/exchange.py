@@ -8,19 +8,16 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from email.message import Message
 
-from aiohttp import ClientError, ClientResponse, ClientSession, web
+from aiohttp import web
 from multidict import CIMultiDict
-from yarl import URL
 
 from graft.hub.errors import GraftError
 from graft.server.http.dialects import messages
 from graft.server.http.response_shapes import error_body, server_sent
 from graft.server.scale.fleet import Asked, Fleet
-
-if TYPE_CHECKING:
-    from aiohttp.client import _RequestContextManager
+from graft.server.scale.relay import Head, LostError, Relay, open_relay
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +32,10 @@ _OF_A_CONNECTION = (
     "proxy-authorization",
     "te",
     "trailer",
-    "transfer-encoding",
     "upgrade",
 )
+_FRAMING = "transfer-encoding"
 _OF_A_CALLER = ("host", "content-length", "authorization", "x-api-key", "x-forwarded-for", "expect")
-_NOT_ADDED = ("Accept-Encoding", "Content-Type", "User-Agent")
 _STREAM = "text/event-stream"
 
 
@@ -75,6 +71,9 @@ class Answered:
     headers: Mapping[str, str] | None = None
     body: bytes = b""
 
+    def response(self) -> web.Response:
+        return web.Response(status=self.status, headers=self.headers, body=self.body)
+
 
 class Elsewhere(Exception):
     """Another engine may answer."""
@@ -90,11 +89,10 @@ Pick = Callable[[Asked], Awaitable[tuple[str, str]]]
 class Exchange:
     """Sends requests to engines and their answers to clients. Used by one event loop."""
 
-    def __init__(self, fleet: Fleet, pick: Pick, session: ClientSession):
+    def __init__(self, fleet: Fleet, pick: Pick):
         self.retries = 0
         self._fleet = fleet
         self._pick = pick
-        self._session = session
 
     async def answer(self, request: web.Request, call: Call) -> tuple[web.StreamResponse, bool]:
         """Answer a client with the first engine that does; whether an engine had it all. Raises NoReplicaError."""
@@ -102,83 +100,93 @@ class Exchange:
         until = asyncio.get_running_loop().time() + WAIT_S
         while True:
             if refusal.status and not self._fleet.choose(asked):
-                return web.Response(status=refusal.status, headers=refusal.headers, body=refusal.body), True
-            try:
-                async with asyncio.timeout_at(until):
-                    id, url = await self._pick(asked)
-            except TimeoutError:
-                raise NoReplicaError from None
+                return refusal.response(), True
+            id, url = await self._picked(asked, until)
             with self._fleet.under_way(id):
                 try:
                     return await self._attempt(request, call, id, url)
+                except LostError as error:
+                    self._note(call, id, str(error))
+                    self._fleet.avoid(id)
                 except Elsewhere as other:
-                    log.warning(
-                        "request %s: %s did not answer (%s)", call.request_id, id, other.refusal.status or "gone"
-                    )
-                    self.retries += 1
-                    refusal = other.refusal if other.refusal.status else refusal
-                    asked = replace(asked, tried=asked.tried | {id})
+                    self._note(call, id, str(other.refusal.status))
+                    refusal, asked = other.refusal, replace(asked, tried=asked.tried | {id})
+                    if refusal.status == _DRAINING:
+                        self._fleet.avoid(id)
 
     async def whole(self, call: Call, url: str) -> Answered | None:
         """One engine's whole answer; None where it gives none."""
         try:
-            async with self._ask(call, url) as answer:
-                return Answered(answer.status, passed_on(answer.headers), await answer.read())
-        except (ClientError, ConnectionError, TimeoutError) as error:
+            relay = await open_relay(url, call.method, call.path, call.headers, call.body, "1.0")
+            head = await relay.head
+            return Answered(head.status, passed_on(head.headers), await relay.whole())
+        except LostError as error:
             log.warning("request %s: %s does not answer (%s)", call.request_id, url, error)
             return None
 
-    def _ask(self, call: Call, url: str) -> "_RequestContextManager":
-        """One engine; the answer as it comes."""
-        return self._session.request(
-            call.method,
-            URL(url + call.path, encoded=True),
-            headers=call.headers,
-            data=call.body,
-            allow_redirects=False,
-            skip_auto_headers=_NOT_ADDED,
-        )
+    async def _picked(self, asked: Asked, until: float) -> tuple[str, str]:
+        """Raises NoReplicaError where none may be asked by then."""
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._pick(asked)
+        except TimeoutError:
+            raise NoReplicaError from None
+
+    def _note(self, call: Call, id: str, why: str) -> None:
+        """Another one has to answer."""
+        self.retries += 1
+        log.warning("request %s: %s did not answer (%s)", call.request_id, id, why)
 
     async def _attempt(self, request: web.Request, call: Call, id: str, url: str) -> tuple[web.StreamResponse, bool]:
-        """Raises Elsewhere before anything has been sent to the client."""
-        response: web.StreamResponse | None = None
+        """Raises LostError or Elsewhere before anything has been sent to the client, ConnectionError where that has gone."""
+        version = f"{request.version.major}.{request.version.minor}"
+        relay = await open_relay(url, call.method, call.path, call.headers, call.body, version)
         try:
-            async with self._ask(call, url) as answer:
-                if answer.status in _ELSEWHERE:
-                    return await self._refused(answer, id), True
-                piece = await answer.content.readany()
-                response = web.StreamResponse(status=answer.status, headers=passed_on(answer.headers))
-                await response.prepare(request)
-                while piece:
-                    await response.write(piece)
-                    piece = await answer.content.readany()
-            await response.write_eof()
-            return response, True
-        except (ClientError, ConnectionError, TimeoutError) as error:
-            if request.transport is None or request.transport.is_closing():
-                raise  # the client has gone
+            head = await relay.head
+            if head.status in _ELSEWHERE and not relay.is_chunked:
+                return _good(head, await relay.whole()), True
+            piece = await relay.take()
+            response = _Relayed(status=head.status, headers=passed_on(head.headers))
+            if relay.is_chunked:
+                response.headers[_FRAMING] = "chunked"
+            elif "Content-Length" not in response.headers:
+                response.force_close()
+            await response.prepare(request)
+            whole = not piece or await self._pass_on(request, response, piece, relay)
+        finally:
+            relay.hang_up()
+        if not whole:
             self._fleet.avoid(id)
-            if response is None:
-                raise Elsewhere(Answered()) from None
-            log.error("request %s: %s broke off (%s)", call.request_id, id, error)
-            await _break_off(request, response, call)
-            return response, False
+            log.error("request %s: %s broke off", call.request_id, id)
+            _break_off(request, response, call, relay)
+        return response, whole
 
-    async def _refused(self, answer: ClientResponse, id: str) -> web.Response:
-        """Raises Elsewhere for what another engine may do all the same."""
-        body = await answer.read()
-        code = _ELSEWHERE[answer.status]
-        if answer.status == _DRAINING:
-            self._fleet.avoid(id)
-        if code is None or f'"{code}"'.encode() in body:
-            raise Elsewhere(Answered(answer.status, passed_on(answer.headers), body))
-        return web.Response(status=answer.status, headers=passed_on(answer.headers), body=body)
+    async def _pass_on(self, request: web.Request, response: web.StreamResponse, piece: bytes, relay: Relay) -> bool:
+        """Whether all came. Raises ConnectionResetError where the client has gone."""
+        await response.write(piece)  # with the head
+        if request.transport is None:
+            raise ConnectionResetError("the client has gone")
+        return await relay.pass_to(request.transport)
 
 
-def passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """An answer's headers, but those of its connection."""
-    kept = CIMultiDict(headers)
-    for name in _OF_A_CONNECTION:
+class _Relayed(web.StreamResponse):
+    """Framed as the engine has framed it."""
+
+    _length_check = False
+
+
+def _good(head: Head, body: bytes) -> web.Response:
+    """Raises Elsewhere for what another engine may do all the same."""
+    code, answered = _ELSEWHERE[head.status], Answered(head.status, passed_on(head.headers), body)
+    if code is None or f'"{code}"'.encode() in body:
+        raise Elsewhere(answered)
+    return answered.response()
+
+
+def passed_on(headers: Message | Mapping[str, str]) -> CIMultiDict[str]:
+    """A request's or an answer's headers, but those of its connection."""
+    kept = CIMultiDict(headers.items())
+    for name in (*_OF_A_CONNECTION, _FRAMING):
         kept.popall(name, None)
     return kept
 
@@ -191,12 +199,14 @@ def caller_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
     return kept
 
 
-async def _break_off(request: web.Request, response: web.StreamResponse, call: Call) -> None:
+def _break_off(request: web.Request, response: web.StreamResponse, call: Call, relay: Relay) -> None:
     """Tell the client that this is not the answer's end: a stream by its last event, anything else by a broken connection."""
-    if response.content_type == _STREAM:
-        await response.write(lost_event(call))
-        await response.write_eof()
-    elif request.transport is not None:
+    if request.transport is None:
+        return
+    if response.content_type == _STREAM and relay.is_between_chunks:
+        event = lost_event(call)
+        request.transport.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(event), event))
+    else:
         request.transport.abort()
 
 

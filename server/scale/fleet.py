@@ -5,11 +5,13 @@ Ray-free. The ingress's router (router.py) tells it of replicas, on the router's
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from graft.server.engine.replica_state import BaseIdentity
+from pydantic import TypeAdapter
+
+from graft.server.replica_state import BaseIdentity
 from graft.server.scale.placement import Replica, preferred
 
 
@@ -26,8 +28,16 @@ class Seen:
     limit: int = 1
     resident: Mapping[str, int] = field(default_factory=dict)
     room: int = 0
-    pinned: Collection[str] = ()
+    pinned: Sequence[str] = ()
     missing: Sequence[str] = ()
+
+
+_SEEN = TypeAdapter(Seen)
+
+
+def read_seen(told: Mapping[str, object]) -> Seen:
+    """Of what a replica says."""
+    return _SEEN.validate_python(told)
 
 
 @dataclass(frozen=True)

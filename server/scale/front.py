@@ -9,10 +9,11 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from hmac import compare_digest
 
-from aiohttp import ClientError, web
+from aiohttp import web
 
+from graft.hub.connections import Terms
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.wsgi import request_id
 from graft.server.errors import InvalidKeyError, NotAllowedError
@@ -23,7 +24,8 @@ from graft.server.http.dialects import messages
 from graft.server.http.response_shapes import broken_message, error_body
 from graft.server.http.wire.connections import MAX_BODY_BYTES
 from graft.server.keys.access import Access
-from graft.server.keys.holders import Holder
+from graft.server.keys.far_accounts import ANSWER, TOLD
+from graft.server.keys.holders import EVERYTHING, Holder
 from graft.server.operations.drain import DrainingError
 from graft.server.scale import views
 from graft.server.scale.callers import Named, Names, Opening, Visits, holder_of
@@ -32,9 +34,11 @@ from graft.server.scale.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
+JSON = "application/json"
 ACCOUNTS = "/internal/accounts"
 RETRY_AFTER_S = 1
 _OPEN = ("/ready", "/openapi.json")  # no key is asked for
+_ONE_MODEL = "/v1/models/"
 _TOLD_LAST = {
     200: 1,
     404: 2,
@@ -53,6 +57,13 @@ class IngressError(GraftError):
 
     status = 500
     code = "internal_error"
+
+
+class SlowBodyError(GraftError):
+    """A client that does not send what it has begun."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class BodyTooLargeError(GraftError):
@@ -125,7 +136,7 @@ class Front:
             error: GraftError = BodyTooLargeError(f"The body is larger than {MAX_BODY_BYTES} bytes.")
         except GraftError as said:
             error = said
-        except (web.HTTPException, ConnectionError, ClientError):
+        except (web.HTTPException, ConnectionError):
             raise
         except Exception:
             log.exception("request %s failed", id)
@@ -162,7 +173,11 @@ class Front:
     # What one engine answers
 
     async def _by_one(self, asking: Asking) -> web.StreamResponse:
-        body = await asking.request.read()
+        if asking.path.startswith(_ONE_MODEL):
+            await asking.names.find(
+                asking.path.removeprefix(_ONE_MODEL), asking.holder
+            )  # raises for what they may not know
+        body = await _body(asking.request)
         given = _as_object(body)
         name = given.get("model") if given is not None else None
         if given is None or not isinstance(name, str) or not name:
@@ -193,7 +208,8 @@ class Front:
             asked=asked,
             accounts=f"{self._url}{ACCOUNTS}/{account}" if account else "",
             limits=holder.profile.limits,
-            **({} if named else {"adapters": holder.profile.adapters, "base": holder.profile.base}),
+            adapters=(EVERYTHING,) if named else holder.profile.adapters,
+            base=named is not None or holder.profile.base,
         )
         headers = caller_headers(request.headers)
         headers.update({header_names.REQUEST_ID: asking.id, **told.headers(self._secret)})
@@ -221,16 +237,17 @@ class Front:
 
     async def _pin(self, asking: Asking) -> web.StreamResponse:
         """Pinned is one copy, on the replica that requests for it go to; let go are all."""
-        given = _as_object(await asking.request.read()) or {}
+        given = _as_object(await _body(asking.request)) or {}
         return await (self._everywhere if given.get("pinned") is False else self._by_one)(asking)
 
     async def _everywhere(self, asking: Asking) -> web.StreamResponse:
         """Each replica that has the adapter in memory does it; one answer of those, or why none could."""
-        given = _as_object(await asking.request.read())
-        if given is None or not isinstance(given.get("model"), str):
+        given = _as_object(await _body(asking.request))
+        name = given.get("model") if given is not None else None
+        if given is None or not isinstance(name, str):
             return await self._by_one(asking)  # says what is wrong
-        named = await asking.names.find(given["model"], asking.holder)
-        call = self._call(asking, json.dumps(given | {"model": named.model}).encode(), named, given["model"])
+        named = await asking.names.find(name, asking.holder)
+        call = self._call(asking, json.dumps(given | {"model": named.model}).encode(), named, name)
         answers = (await self._ask_all(call)).values()
         if not answers:
             raise NoReplicaError
@@ -251,11 +268,12 @@ class Front:
     # For engines
 
     async def _account(self, request: web.Request) -> web.Response:
-        if request.headers.get(SECRET) != self._secret:
+        if not compare_digest(request.headers.get(SECRET, "").encode(), self._secret.encode()):
             return web.Response(status=404)
         try:
-            body = await request.json()
-            return web.json_response(self._visits.do(request.match_info["name"], request.match_info["what"], body))
+            told = TOLD.validate_json(await request.read())
+            answer = self._visits.do(request.match_info["name"], request.match_info["what"], told)
+            return web.Response(body=ANSWER.dump_json(answer), content_type=JSON)
         except NotFoundError:
             return web.Response(status=404)
 
@@ -272,14 +290,14 @@ async def _let_in(access: Access, headers: Mapping[str, str], *, needs_key: bool
     return holder_of(access, headers, needs_key=needs_key)
 
 
-async def _shown(entries: list[dict[str, Any]], holder: Holder) -> list[dict[str, Any]]:
+async def _shown(entries: list[dict[str, object]], holder: Holder) -> list[dict[str, object]]:
     """Those that the bearer of a hub's token may read; of others the engines have left out what they may not name."""
     reader = holder.reader
     if reader is None:
         return entries
-    names = [entry["id"] for entry in entries if "/" in entry["id"]]
-    readable = await asyncio.to_thread(reader.readable, names)
-    return [entry for entry in entries if "/" not in entry["id"] or entry["id"] in readable]
+    shelved = {name for entry in entries if "/" in (name := str(entry["id"]))}
+    hidden = shelved - await asyncio.to_thread(reader.readable, shelved)
+    return [entry for entry in entries if entry["id"] not in hidden]
 
 
 async def _refuse_names(asking: Asking) -> web.StreamResponse:
@@ -288,7 +306,17 @@ async def _refuse_names(asking: Asking) -> web.StreamResponse:
     )
 
 
-def _as_object(body: bytes) -> dict[str, Any] | None:
+async def _body(request: web.Request) -> bytes:
+    """All of it, within the time that an engine would give. Raises SlowBodyError."""
+    seconds = Terms.send_s + (request.content_length or 0) / Terms.send_bytes_per_s
+    try:
+        async with asyncio.timeout(seconds):
+            return await request.read()
+    except TimeoutError:
+        raise SlowBodyError(f"The request was not there whole within {seconds:.0f} s.") from None
+
+
+def _as_object(body: bytes) -> dict[str, object] | None:
     """None for what is no JSON object: an engine says what is wrong with it."""
     try:
         given = json.loads(body)

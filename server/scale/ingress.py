@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import ray
-from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import web
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from graft.server.http.clients import Network
 from graft.server.scale.callers import Opening, make_visits
-from graft.server.scale.exchange import Exchange
+from graft.server.scale.exchange import Exchange, NoReplicaError
 from graft.server.scale.fleet import Asked, Declared, declare
 from graft.server.scale.front import Front
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-CONNECT_S = 5.0
 LOOK_S = 0.05
 _BACKLOG = 1024
 _ANY = ("0.0.0.0", "::", "")
@@ -42,20 +42,15 @@ class IngressOptions:
 class Ingress:
     """Listens as long as the actor lives."""
 
-    async def __init__(self, options: IngressOptions, engines: "DeploymentHandle"):  # type: ignore[misc]
-        self._drain_s = options.drain_s
+    def __init__(self, options: IngressOptions, engines: "DeploymentHandle"):
+        self._options = options
         fleet = declare(options.declared)
         self._engines = engines.options(
             method_name="check_health"
         )  # by which Serve makes the router, which tells the fleet
-        self._session = ClientSession(
-            connector=TCPConnector(limit=0),
-            timeout=ClientTimeout(total=None, sock_connect=CONNECT_S),
-            auto_decompress=False,
-        )
         self._front = Front(
             fleet,
-            Exchange(fleet, self._pick, self._session),
+            Exchange(fleet, self._pick),
             make_visits(options.opening.usage),
             options.opening,
             options.secret,
@@ -63,9 +58,19 @@ class Ingress:
             options.trusted_proxies,
         )
         self._runner = web.AppRunner(self._front.application(), handler_cancellation=True, access_log=None)
-        await self._runner.setup()
-        self._site = web.TCPSite(self._runner, options.host, options.port, reuse_port=True, backlog=_BACKLOG)
-        await self._site.start()
+        self._site: web.TCPSite | None = None
+
+    async def reconfigure(self, listening: dict[str, bool]) -> None:
+        """By Serve, when it has been made, and whenever the deployment's user_config changes."""
+        if self._site is None:
+            await self._runner.setup()
+            options = self._options
+            self._site = web.TCPSite(self._runner, options.host, options.port, reuse_port=True, backlog=_BACKLOG)
+            await self._site.start()
+
+    async def is_of(self, secret: str) -> bool:
+        """Whether it is the ingress of that deployment, and not of one that has taken over."""
+        return secret == self._options.secret
 
     async def check_health(self) -> None:
         """It answers as long as its loop turns."""
@@ -73,18 +78,21 @@ class Ingress:
     async def __del__(self) -> None:
         """By Serve: answers under way may end, nothing new begins."""
         self._front.draining = True
-        await self._site.stop()
+        if self._site is not None:
+            await self._site.stop()
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._drain_s
+        until = loop.time() + self._options.drain_s
         while self._front.under_way and loop.time() < until:
             await asyncio.sleep(LOOK_S)
         await self._runner.cleanup()
-        await self._session.close()
 
     async def _pick(self, asked: Asked) -> tuple[str, str]:
         # Nothing is reserved with the replica's actor: what a dead ingress had reserved nobody would give back.
-        async with self._engines.choose_replica(asked, _reserve=False) as selection:
-            return selection.replica_id, selection.replica_metadata["url"]
+        try:
+            async with self._engines.choose_replica(asked, _reserve=False) as selection:
+                return selection.replica_id, selection.replica_metadata["url"]
+        except DeploymentUnavailableError:
+            raise NoReplicaError from None
 
 
 def _reached_at(host: str) -> str:

@@ -8,25 +8,27 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
+from huggingface_hub.constants import HF_HUB_CACHE
+from pydantic import TypeAdapter
 
-from graft.server.scale.engine_process import EngineCommand, EngineProcess
+from graft.server.replica_state import ReplicaState
+from graft.server.scale.engine_process import ASK_S, EngineCommand, EngineProcess
 from graft.server.scale.scaling import REQUESTS
 
 LOOK_S = 5.0  # how often it is looked whether the hub can be reached and the disk has room
+_STATE, _READY = TypeAdapter(ReplicaState), TypeAdapter(dict[str, str])
 _DISK_MARGIN = 64 << 20  # bytes: less, and a base's or adapter's files can't be written whole
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a replica's machine must have: a hub to be reached, a folder to be written to."""
+    """What a replica's machine must have: a hub to be reached (None: there is none), a cache to be written to."""
 
     hub: str | None
-    cache: str
 
     def missing(self) -> list[str]:
         """In words."""
@@ -44,7 +46,8 @@ class Needs:
         return []
 
     def _disk(self) -> list[str]:
-        there = next(folder for folder in (Path(self.cache), *Path(self.cache).parents) if folder.exists())
+        cache = Path(HF_HUB_CACHE)  # where what is fetched of a hub lies
+        there = next(folder for folder in (cache, *cache.parents) if folder.exists())
         free = shutil.disk_usage(there).free
         if free >= _DISK_MARGIN:
             return []
@@ -56,8 +59,9 @@ class Needs:
 class EngineReplica:
     """One engine. Ends with it: Serve then starts another one in its place."""
 
-    async def __init__(self, command: EngineCommand, needs: Needs, drain_s: float):  # type: ignore[misc]
-        """Raises EngineFailure where the engine does not start, which is what Serve shows of the deployment."""
+    def __init__(self, command: EngineCommand, needs: Needs, drain_s: float):
+        """Waits until the engine is there. Raises EngineFailure where it does not start, which is what Serve shows of the
+        deployment."""
         self._engine = EngineProcess(command, ray.util.get_node_ip_address())  # on the loop's thread, which stays
         self._drain_s = drain_s
         self._needs = needs
@@ -66,25 +70,25 @@ class EngineReplica:
         self._beat = 0
         self._requests = 0.0
         self._ending = False
-        self._url = await asyncio.to_thread(self._engine.await_ready)
-        self._base = (await asyncio.to_thread(self._engine.ask, "/replica", None))["base"]
-        self._model = (await asyncio.to_thread(self._engine.ask, "/ready"))["model"]
+        self._url = self._engine.await_ready()
+        self._base = self._state(None).base  # all of its weights may be read for that
+        self._model = _READY.validate_json(self._engine.ask("/ready"))["model"]
         threading.Thread(target=self._watch, name="graft-engine-watch", daemon=True).start()
 
-    def record_replica_metadata(self) -> dict[str, Any]:
+    def record_replica_metadata(self) -> dict[str, object]:
         """Once, for all who pick replicas: where the engine is and what it serves."""
-        return {"url": self._url, "base": self._base, "model": self._model}
+        return {"url": self._url, "base": asdict(self._base), "model": self._model}
 
-    async def record_routing_stats(self) -> dict[str, Any]:
-        """Once a second, for all who pick replicas: what is in memory, how much room, how busy."""
-        state = await asyncio.to_thread(self._engine.ask, "/replica")
+    async def record_routing_stats(self) -> dict[str, object]:
+        """Once a second, for all who pick replicas: what is in memory, how much room, how busy (fleet.Seen)."""
+        state = await asyncio.to_thread(self._state)
         if time.monotonic() > self._looked + LOOK_S:
             self._looked = time.monotonic()
             self._missing = await asyncio.to_thread(self._needs.missing)
         self._beat += 1
-        self._requests = float(state["under_way"])
-        del state["base"]
-        return state | {"beat": self._beat, "missing": self._missing}
+        self._requests = float(state.under_way)
+        told = {name: value for name, value in asdict(state).items() if name != "base"}
+        return told | {"beat": self._beat, "missing": self._missing}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For scaling.py, as of the last report."""
@@ -99,6 +103,9 @@ class EngineReplica:
         """By Serve, when nobody picks it any more: the engine ends what it has under way."""
         self._ending = True
         await asyncio.to_thread(self._engine.end, self._drain_s)
+
+    def _state(self, timeout: float | None = ASK_S) -> ReplicaState:
+        return _STATE.validate_json(self._engine.ask("/replica", timeout))
 
     def _watch(self) -> None:
         self._engine.wait()

@@ -4,15 +4,12 @@ Serve makes it in each process that picks, of this module as it was where the ap
 kept elsewhere, in the process's fleet, which the ingress reads and counts in.
 """
 
-from typing import Any
-
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from graft.server.engine.replica_state import BaseIdentity
-from graft.server.scale.fleet import Asked, Seen, process_fleet
+from graft.server.scale.fleet import Asked, Seen, process_fleet, read_seen
 
 
-class DigestRouter(RequestRouter):  # type: ignore[misc]  # ray has no types of its own here
+class DigestRouter(RequestRouter):
     """Bounded-load rendezvous hashing over adapters' digests. A call's first argument is an `Asked`."""
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
@@ -37,8 +34,5 @@ class DigestRouter(RequestRouter):  # type: ignore[misc]  # ray has no types of 
 
 def seen(replica: RunningReplica) -> Seen:
     """What a replica has said, at its start (`metadata`) and last (`report`: replica.py)."""
-    metadata: dict[str, Any] = replica.replica_metadata
-    report: dict[str, Any] = replica.routing_stats
-    return Seen(
-        replica.replica_id.unique_id, metadata["url"], BaseIdentity(**metadata["base"]), metadata["model"], **report
-    )
+    told = {"id": replica.replica_id.unique_id, **replica.replica_metadata, **replica.routing_stats}
+    return read_seen(told)

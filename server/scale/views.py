@@ -1,7 +1,6 @@
 """What an ingress says of its engines: whether each takes requests, what each holds. Ray-free."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -24,7 +23,6 @@ def readiness(fleet: Fleet) -> web.Response:
 def _standing(fleet: Fleet, one: Seen, *, serves: bool) -> dict[str, object]:
     return {
         "serves": serves,
-        "url": one.url,
         "missing": fleet.lacks(one),
         "model": one.model,
         "dtype": one.base.dtype,
@@ -35,17 +33,20 @@ def _standing(fleet: Fleet, one: Seen, *, serves: bool) -> dict[str, object]:
     }
 
 
-def merged(lists: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def merged(lists: Mapping[str, Sequence[dict[str, object]]]) -> list[dict[str, object]]:
     """For /v1/adapters: each adapter once, as the replica shows it that has it nearest, and where it is on which replica."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
+    places: dict[str, dict[str, object]] = {}
     for replica, entries in lists.items():
         for entry in entries:
-            known = found.setdefault(entry["id"], entry | {"replicas": {}})
-            if _STATES.index(entry["state"]) > _STATES.index(known["state"]):
-                known |= entry
-            if entry["state"] != _STATES[0]:
-                known["replicas"][replica] = {name: entry[name] for name in ("state", "pinned", "proof")}
-    return [found[name] for name in sorted(found)]
+            name, state = str(entry["id"]), str(entry["state"])
+            known = found.setdefault(name, entry)
+            if _STATES.index(state) > _STATES.index(str(known["state"])):
+                found[name] = entry
+            there = places.setdefault(name, {})
+            if state != _STATES[0]:
+                there[replica] = {what: entry[what] for what in ("state", "pinned", "proof")}
+    return [found[name] | {"replicas": places[name]} for name in sorted(found)]
 
 
 def metrics(fleet: Fleet, retries: int) -> web.Response:
@@ -73,5 +74,7 @@ class _Numbers:
             ("graft_replica_adapter_room_bytes", "For them", lambda one: float(one.room)),
         ):
             yield labelled(name, text, ("replica",), [((one.id,), value(one)) for one in replicas])
+        about = [((one.id, one.url, one.model, one.base.dtype), 1.0) for one in replicas]
+        yield labelled("graft_replica_info", "Where it is", ("replica", "url", "model", "dtype"), about)
         resident = [((one.id, digest), float(size)) for one in replicas for digest, size in one.resident.items()]
         yield labelled("graft_replica_resident_bytes", "Of an adapter there", ("replica", "digest"), resident)

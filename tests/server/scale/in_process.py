@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import web
 from multidict import CIMultiDict
 
 from graft.server.commands.http_server import bind, port_of
@@ -80,15 +80,12 @@ async def _serve(fleet: Fleet, opening: Opening, started: Future) -> None:
         return order[0], next(one.url for one in fleet.replicas() if one.id == order[0])
 
     over, loop = asyncio.Event(), asyncio.get_running_loop()
-    connector = TCPConnector(limit=0)
-    async with ClientSession(connector=connector, timeout=ClientTimeout(total=None), auto_decompress=False) as session:
-        (sock,) = bind("127.0.0.1", 0)
-        port = port_of([sock])
-        exchange = Exchange(fleet, pick, session)
-        front = Front(fleet, exchange, make_visits(opening.usage), opening, SECRET, f"http://127.0.0.1:{port}")
-        runner = web.AppRunner(front.application(), handler_cancellation=True, access_log=None)
-        await runner.setup()
-        await web.SockSite(runner, sock).start()
-        started.set_result((port, front, lambda: loop.call_soon_threadsafe(over.set)))
-        await over.wait()
-        await runner.cleanup()
+    (sock,) = bind("127.0.0.1", 0)
+    port = port_of([sock])
+    front = Front(fleet, Exchange(fleet, pick), make_visits(opening.usage), opening, SECRET, f"http://127.0.0.1:{port}")
+    runner = web.AppRunner(front.application(), handler_cancellation=True, access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, sock).start()
+    started.set_result((port, front, lambda: loop.call_soon_threadsafe(over.set)))
+    await over.wait()
+    await runner.cleanup()

@@ -13,11 +13,11 @@ import pytest
 pytest.importorskip("aiohttp", reason="aiohttp is in the extras `test` and `ray`")
 
 from graft.hub.registry.registry import Registry
-from graft.server.engine.replica_state import BaseIdentity
 from graft.server.http.access.introduction import Introduction
 from graft.server.keys.access import Access
 from graft.server.keys.key_file import KeyFile
 from graft.server.keys.keyring import Keyring
+from graft.server.replica_state import BaseIdentity
 from graft.server.scale import exchange
 from graft.server.scale.fleet import Asked, Declared, Fleet, Seen
 from tests.conftest import tiny_base

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -110,9 +111,9 @@ def send(request):
 
 
 @contextmanager
-def cluster(place, *options, base="base"):
-    words = [*GRAFT, "--base", base, "--device", "cpu", "--dtype", "float32", "--runner", "eager", "--port", "0"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+def cluster(place, *options, env=MappingProxyType({})):
+    words = [*GRAFT, "--base", "base", "--device", "cpu", "--dtype", "float32", "--runner", "eager", "--port", "0"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     process = subprocess.Popen([*words, "--ray", *options], cwd=place, env=env, stderr=subprocess.PIPE, text=True)
     lines = []
     try:
@@ -224,9 +225,10 @@ def holders_after_asking(running, name):
 
 def engine_of(running, replica):
     """The process of a replica's engine: the one whose actor has that id."""
+    with urllib.request.urlopen(running.url + "/metrics") as numbers:
+        port = re.search(rf'graft_replica_info{{.*replica="{replica}",url="[^"]+:(\d+)"', numbers.read().decode())[1]
     for engine in running.engines:
-        listens = {f"http://{at.laddr.ip}:{at.laddr.port}" for at in engine.net_connections() if at.status == "LISTEN"}
-        if running.replicas()[replica]["url"] in listens:
+        if int(port) in {at.laddr.port for at in engine.net_connections() if at.status == "LISTEN"}:
             return engine
     raise AssertionError(f"no engine of {replica}")
 
@@ -322,23 +324,36 @@ def test_replicas_come_as_requests_do(place):
             one.join(60)
 
 
-def test_the_hub_is_killed(place):
+@pytest.fixture
+def hub(place):
+    """A hub's process and address."""
+    words = [sys.executable, "-m", "graft.hub.cli.main", "hub", "serve", "--registry", "registry.db"]
+    process = subprocess.Popen([*words, "--port", str(port := free_port())], cwd=place)
+    wait_for(lambda: listens(port), 60)
+    yield process, f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+def test_the_hub_is_killed(place, hub, tmp_path):
     """What is in memory goes on, by the names it was asked for; /ready says what each replica is missing."""
-    words = [sys.executable, "-m", "graft.hub.cli.main", "hub", "serve", "--registry", "registry.db", "--port", "0"]
-    hub = subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, text=True)
-    try:
-        url = next(found[0] for line in hub.stderr if (found := re.search(r"http://[0-9.]+:\d+", line)))
-        with cluster(place, "--replicas", "2", "--hub", url) as running:
-            for kind in ("lora", "ia3"):
-                assert running.ask(f"ann/{kind}")[0] == 200
-            hub.kill()
-            wait_for(lambda: all("can't be reached" in str(one["missing"]) for one in running.replicas().values()), 30)
-            assert [running.ask(f"ann/{kind}")[0] for kind in ("lora", "ia3", "lora")] == [200] * 3
-            status, _, told = running.ask("ann/dora")
-            assert status == 502 and told["error"]["code"] == "unreachable"
-    finally:
-        hub.kill()
-        hub.wait()
+    process, url = hub
+    with cluster(place, "--replicas", "2", "--hub", url, env={"HF_HOME": str(tmp_path)}) as running:
+        for kind in ("lora", "ia3"):
+            assert running.ask(f"ann/{kind}")[0] == 200
+        process.kill()
+        wait_for(lambda: all("can't be reached" in str(one["missing"]) for one in running.replicas().values()), 30)
+        assert [running.ask(f"ann/{kind}")[0] for kind in ("lora", "ia3", "lora")] == [200] * 3
+        status, _, told = running.ask("ann/dora")
+        assert status == 502 and told["error"]["code"] == "unreachable"
+
+
+def test_one_replica_can_write_no_file(place, hub, tmp_path):
+    """As with a full disk: what it can't fetch another one serves."""
+    with cluster(place, "--replicas", "2", "--hub", hub[1], env={"HF_HOME": str(tmp_path)}) as running:
+        resource.prlimit(running.engines[0].pid, resource.RLIMIT_FSIZE, (0, 0))
+        assert [running.ask(f"ann/{kind}")[0] for kind in KINDS] == [200] * len(KINDS)
+        assert set.union(*(holders(running, f"ann/{kind}") for kind in KINDS)) < set(running.serving())
 
 
 def test_a_new_deployment_takes_over_and_loses_no_request(place):
@@ -373,6 +388,11 @@ def test_a_new_deployment_takes_over_and_loses_no_request(place):
             assert not bad
     finally:
         raylets.shutdown()
+
+
+def listens(port):
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port():
