@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -200,12 +200,12 @@ def make_application(
 def _engine_words(context: click.Context) -> Iterator[str]:
     """The options that were given, as far as they are an engine's."""
     for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if option.name in ENGINE_OPTIONS and source is not ParameterSource.DEFAULT:
-            value = context.params[option.name]
-            values: Iterable[object] = value if option.multiple else [value]
-            for one in values:
-                yield from (option.opts[0],) if option.is_flag else (option.opts[0], str(one))
+        name = option.name or ""
+        if name not in ENGINE_OPTIONS or context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        value, is_flag = context.params[name], isinstance(option, click.Option) and option.is_flag
+        for one in value if option.multiple else [value]:
+            yield from (option.opts[0],) if is_flag else (option.opts[0], str(one))
 
 
 def anywhere(serving: Serving) -> Serving:

@@ -213,8 +213,8 @@ def serve(
     known = None if allow_base_mismatch else recorded_spec(base_name)
     prove_folders(local, known)
     if on_ray:
-        serving = Serving(host, port, admission, local, usage_path, trusted_proxies)
-        return serve_on_ray(click.get_current_context(), ray_options, serving, say)
+        told = Serving(host, port, admission, local, usage_path, trusted_proxies)
+        return serve_on_ray(click.get_current_context(), ray_options, told, say)
     usage = UsageFile(usage_path) if usage_path is not None else None
     listening = bind(host, port)  # before the base is loaded for nothing
 

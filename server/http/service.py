@@ -14,12 +14,12 @@ from graft.server.chat.detokenizer import Names
 from graft.server.chat.speech import Speech, Speeches
 from graft.server.engine.client import EngineClient
 from graft.server.errors import BusyError
-from graft.server.http.access.rights import UnknownModelError, unknown_to
 from graft.server.http.clients import Network, Places, client_of
 from graft.server.http.schemas import BadField, OpenBody, parse
 from graft.server.http.streaming.pump import Pump
 from graft.server.keys.access import Access
 from graft.server.keys.holders import Holder
+from graft.server.keys.rights import UnknownModelError, unknown_to
 from graft.server.keys.visits import Visit
 from graft.server.operations.drain import Drain
 from graft.server.operations.patience import Patience

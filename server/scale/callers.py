@@ -13,13 +13,13 @@ from pathlib import Path
 from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.errors import NotFoundError
 from graft.server.adapters.names import AdapterNames, Location, Shelf
-from graft.server.http.access.rights import require_right, unknown_to
 from graft.server.http.access.shown_key import shown_key
 from graft.server.keys.access import Access
 from graft.server.keys.accounts import Accounts
 from graft.server.keys.far_accounts import Answer, Told
 from graft.server.keys.held_accounts import AccountsHeld
 from graft.server.keys.holders import ANYBODY, UNLIMITED, Holder
+from graft.server.keys.rights import require_right, unknown_to
 from graft.server.keys.standing import AboveLimitError, RateLimitError, Standing
 from graft.server.keys.usage import UsageFile
 

@@ -213,7 +213,7 @@ class Front:
         )
         headers = caller_headers(request.headers)
         headers.update({header_names.REQUEST_ID: asking.id, **told.headers(self._secret)})
-        return Call(request.method, request.path_qs, headers, body, asking.id, named and named.digest)
+        return Call(request.method, request.path_qs, headers, body, asking.id, named.digest if named else None)
 
     # What several do
 

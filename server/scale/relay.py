@@ -138,7 +138,7 @@ class Relay(asyncio.Protocol):
         if not self.begun.done():
             self.begun.set_result(None)
         if self.is_chunked:
-            self._tail = (self._tail + data)[-len(_LAST_CHUNK) :]
+            self._tail = (data if len(data) >= len(_LAST_CHUNK) else self._tail + data)[-len(_LAST_CHUNK) :]
         elif self._left is not None:
             self._left -= len(data)
         if self._is_whole() and (self.is_chunked or self._left is not None):
@@ -175,7 +175,7 @@ async def open_relay(url: str, method: str, path: str, headers: Mapping[str, str
     try:
         async with asyncio.timeout(CONNECT_S):
             transport, relay = await loop.create_connection(
-                lambda: Relay(has_body=method != "HEAD"), at.hostname, at.port
+                lambda: Relay(has_body=method != "HEAD"), at.hostname or "", at.port or 80
             )
     except (OSError, TimeoutError) as error:
         raise LostError(str(error) or f"no connection within {CONNECT_S:.0f} s") from None

@@ -7,12 +7,12 @@ from flask import Flask, g, request
 from graft.server.engine.inventory import AdapterEntry
 from graft.server.errors import NotAllowedError
 from graft.server.http.access.introduction import SECRET, read_introduction
-from graft.server.http.access.rights import UnknownModelError, require_right
 from graft.server.http.access.routes import NEEDS, Need, require_known_routes
 from graft.server.http.access.shown_key import shown_key
 from graft.server.http.service import find_served, service, shown_model
 from graft.server.keys.far_accounts import FarAccounts
 from graft.server.keys.holders import Holder
+from graft.server.keys.rights import UnknownModelError, require_right
 from graft.server.operations.request_log import plain
 
 

@@ -6,10 +6,10 @@ Two headers, which are taken from nobody but who shows the secret that the ingre
 import base64
 import hmac
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from graft.server.errors import InvalidKeyError
+from graft.server.http.access.shown_key import Headers
 from graft.server.keys.holders import EVERYTHING, UNLIMITED, Holder, Limits, Profile
 
 SECRET = "X-Graft-Secret"
@@ -44,9 +44,9 @@ class Introduction:
         return {SECRET: secret, INTRODUCTION: base64.b64encode(json.dumps(asdict(self)).encode()).decode()}
 
 
-def read_introduction(headers: Mapping[str, str], secret: str) -> Introduction:
+def read_introduction(headers: Headers, secret: str) -> Introduction:
     """Raises InvalidKeyError for whoever does not show the secret."""
     if not hmac.compare_digest(headers.get(SECRET, "").encode(), secret.encode()):
         raise InvalidKeyError("This engine answers its ingress alone: ask that one.")
-    told = json.loads(base64.b64decode(headers[INTRODUCTION]))
+    told = json.loads(base64.b64decode(headers.get(INTRODUCTION, "")))
     return Introduction(**told | {"adapters": tuple(told["adapters"]), "limits": Limits(**told["limits"])})

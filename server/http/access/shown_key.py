@@ -1,11 +1,17 @@
 """The key that a request shows."""
 
-from collections.abc import Mapping
+from typing import Protocol
 
 from graft.server.errors import InvalidKeyError
 
 
-def shown_key(headers: Mapping[str, str]) -> str:
+class Headers(Protocol):
+    """Of a request, by name, however that is written."""
+
+    def get(self, name: str, default: str, /) -> str: ...
+
+
+def shown_key(headers: Headers) -> str:
     """As OpenAI's clients send it (`Authorization: Bearer KEY`), or Anthropic's (`x-api-key: KEY`). Raises InvalidKeyError where
     there is none."""
     scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
