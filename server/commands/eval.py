@@ -18,9 +18,9 @@ from graft.hub.terminal.options import local_user, open_registry, registry_optio
 from graft.hub.terminal.ray_options import ray_options
 from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.terminal.tables import print_json, print_table
-from graft.server.commands import scorekeeping
-from graft.server.commands.scorekeeping import Scorekeeper, Scoring, fields_of
-from graft.server.commands.verification import engine_name, first_examples, read_data, verify
+from graft.server.commands.scoring import scorekeeping
+from graft.server.commands.scoring.scorekeeping import Scorekeeper, Scoring, fields_of
+from graft.server.commands.scoring.verification import engine_name, first_examples, read_data, verify
 
 if TYPE_CHECKING:
     from graft.hub.base.manifest import BaseSpec
@@ -85,8 +85,8 @@ def evaluate(
 
     from graft.hub.evaluation.metrics import get_metric
     from graft.hub.evaluation.tokenization import spaces_at_the_join
-    from graft.server.commands.scoring_here import ScorerHere
-    from graft.server.commands.scoring_spread import ScorerSpread
+    from graft.server.commands.scoring.here import ScorerHere
+    from graft.server.commands.scoring.spread import ScorerSpread
 
     metric = get_metric(task.metric)
     examples, digest = first_examples(raw, str(data or f"the evaluation set of {slug}"), limit)

@@ -19,7 +19,7 @@ from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.registry.search import Query, on_base
 from graft.server.adapters.names import AdapterNames
-from graft.server.commands.scorekeeping import of_task
+from graft.server.commands.scoring.scorekeeping import of_task
 
 ID, PRINT = "acme/tiny-llama", "f" * 64
 

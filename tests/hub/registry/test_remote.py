@@ -191,7 +191,7 @@ def test_what_a_hub_refuses_of_a_run_costs_no_other_score(
     hub: str, registry: Registry, adapter: Path, tmp_path: Path, lora_folder
 ) -> None:
     """`graft eval --hub` by somebody who is no evaluator: of their own adapters the scores are kept, as self-reported."""
-    from graft.server.commands.scorekeeping import BARE, Scorekeeper
+    from graft.server.commands.scoring.scorekeeping import BARE, Scorekeeper
 
     first_admin(registry.db, "root")
     task = registry.add_task("news-topic", "accuracy", EVAL_SET, "")

@@ -14,7 +14,7 @@ from graft.hub.errors import ForbiddenError
 from graft.hub.registry.access.tokens import create_token, first_admin
 from graft.hub.registry.registry import Registry
 from graft.hub.web.app import create_app
-from graft.server.commands.scorekeeping import Scorekeeper
+from graft.server.commands.scoring.scorekeeping import Scorekeeper
 from graft.server.engine.engine import Engine
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder

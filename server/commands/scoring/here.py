@@ -8,8 +8,8 @@ from graft.hub.evaluation.metrics import Metric
 from graft.hub.evaluation.task_data import Example
 from graft.hub.registry.interface import AnyRegistry
 from graft.server.benchmark.dtype_speed import evaluating
-from graft.server.commands.scorekeeping import Entrant
-from graft.server.commands.verification import evaluation_options
+from graft.server.commands.scoring.scorekeeping import Entrant
+from graft.server.commands.scoring.verification import evaluation_options
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.evaluation.evaluate import Listener, evaluate

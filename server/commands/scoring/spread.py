@@ -21,8 +21,8 @@ from graft.hub.machine.folder_files import Files, read_files, write_files
 from graft.hub.machine.ray_tasks import Cluster, Piece, Spread
 from graft.hub.registry.interface import AnyRegistry
 from graft.server.benchmark.dtype_speed import evaluating
-from graft.server.commands.scorekeeping import BARE, Entrant
-from graft.server.commands.verification import evaluation_options
+from graft.server.commands.scoring.scorekeeping import BARE, Entrant
+from graft.server.commands.scoring.verification import evaluation_options
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.evaluation.evaluate import Answers, Judge, Listener, answer
