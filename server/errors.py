@@ -92,6 +92,13 @@ class CapacityError(EngineError):
     code = "no_capacity"
 
 
+class StorageError(GraftError):
+    """What was fetched can't be written down here."""
+
+    status = 507
+    code = "no_storage"
+
+
 class BusyError(GraftError):
     """Too much is waiting already."""
 

@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic, and their driver with a system that is a line of Python."""
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -260,3 +261,20 @@ def test_the_registrys_table_runs(tmp_path):
     done = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "0 problems found" in (tmp_path / "registry.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("overhead",), "token"),
+        (("loads",), "loads_per_request"),
+        (("loads", "--router", "random"), "loads_per_request"),
+    ],
+)
+def test_what_ray_costs_can_be_measured(words, key):
+    pytest.importorskip("ray.serve", reason="Ray Serve is in the extra `ray`")
+    command = [sys.executable, "-m", "benchmarks.own.ray", *words, "--short"]
+    done = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])[key]

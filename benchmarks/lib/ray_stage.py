@@ -57,16 +57,16 @@ def stage(replicas: int, *, router: str = ROUTER, room: int = 32) -> Iterator[st
     port = port_of(sockets)
     for one in sockets:
         one.close()
-    secret = secrets.token_urlsafe(16)
+    deployment = secrets.token_urlsafe(8)
     program = ("-m", "benchmarks.lib.free_engine")
     folder = str(Path(__file__).parents[2])
     with cluster(None):
         opening = Opening(_anybody, Shelf)
         deploy(
             make_application(
-                EngineCommand(sys.executable, ("--room", str(room)), folder, secret, "1", program),
+                EngineCommand(sys.executable, ("--room", str(room)), folder, "1", program),
                 Needs(None),
-                IngressOptions("127.0.0.1", port, secret, 5.0, Declared(), opening),
+                IngressOptions("127.0.0.1", port, deployment, 5.0, Declared(), opening),
                 Replicas(replicas, replicas, 64),
                 router=router,
             )
@@ -75,7 +75,7 @@ def stage(replicas: int, *, router: str = ROUTER, room: int = 32) -> Iterator[st
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
-            end(secret)
+            end(deployment)
 
 
 def _await_ready(url: str) -> None:

@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from graft.hub.machine.atomic_files import STAGING
 from graft.hub.registry.interface import AnyRegistry
 from graft.hub.registry.naming import COMMIT_ID
 from graft.hub.registry.search import SearchHit, on_base
+from graft.server.errors import StorageError
 
 Shelf = AnyRegistry  # by which the engine, which knows no registry, names what it passes on
 
@@ -163,12 +164,18 @@ class AdapterNames:
 
     @contextmanager
     def fetch(self, location: Location) -> Iterator[Path]:
-        """The version's folder, for as long as the context lasts."""
+        """The version's folder, for as long as the context lasts. Raises StorageError where what a hub has can't be written."""
         if location.folder is not None:
             yield location.folder
             return
         assert self.shelf is not None  # which has told the version
-        with self.shelf.lend(f"{location.name}@{location.revision}") as folder:
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(self.shelf.lend(f"{location.name}@{location.revision}"))
+            except OSError as error:
+                raise StorageError(
+                    f"{location.name} can't be kept on this server's disk ({error.strerror}): make room there, and ask again."
+                ) from None
             yield folder
 
     def search_shelf(self, base: BaseSpec) -> Iterator[SearchHit]:

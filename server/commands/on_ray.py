@@ -140,12 +140,10 @@ def serve_on_ray(context: click.Context, ray_options: RayOptions, serving: Servi
     with deployment.cluster(ray_options.address) as head:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
-        secret: str | None = None
+        deployed = secrets.token_urlsafe(8)
         try:
             here = deployment.this_machine()
-            drawn = secrets.token_urlsafe(32)
-            deployment.deploy(make_application(context, ray_options, serving, here, drawn))
-            secret = drawn
+            deployment.deploy(make_application(context, ray_options, serving, here, deployed))
             _await_ready(serving)
             say(
                 f"ready at http://{_shown(serving.host)}:{serving.port}/v1  ({_replicas(ray_options)}; GET /ready shows each)"
@@ -153,15 +151,15 @@ def serve_on_ray(context: click.Context, ray_options: RayOptions, serving: Servi
             deployment.watch(head, threading.Event().wait)
         except KeyboardInterrupt:
             say("draining; once more to end at once")
-            deployment.end(secret)
+            deployment.end(deployed)
     say("ended")
 
 
 def make_application(
-    context: click.Context, ray_options: RayOptions, serving: Serving, ingress_on: str, secret: str
+    context: click.Context, ray_options: RayOptions, serving: Serving, ingress_on: str, deployment: str
 ) -> "Application":
-    """Of the command's options. `ingress_on`: the machine that the ingress must be on (scale/application.py); `secret`: of the
-    ingress and its engines."""
+    """Of the command's options. `ingress_on`: the machine that the ingress must be on (scale/application.py); `deployment`:
+    by which it is told from the next one."""
     from graft.server.scale import application
     from graft.server.scale.callers import Opening
     from graft.server.scale.engine_process import THREADS_VARIABLE, EngineCommand
@@ -181,12 +179,12 @@ def make_application(
     )
     python, threads = ray_options.python or sys.executable, os.environ.get(THREADS_VARIABLE)
     return application.make_application(
-        EngineCommand(python, tuple(words), os.getcwd(), secret, threads),
+        EngineCommand(python, tuple(words), os.getcwd(), threads),
         Needs(admission.hub_url),
         IngressOptions(
             serving.host,
             serving.port,
-            secret,
+            deployment,
             given["drain_seconds"],
             Declared(known.fingerprint if known else None, given["dtype"]),
             opening,

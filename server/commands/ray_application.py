@@ -35,4 +35,4 @@ def application(given: Mapping[str, str]) -> "Application":
         )
         local = dict(map(parse_folder, told["adapters"]))
         serving = Serving(told["host"], told["port"], admission, local, told["usage_path"], told["trusted_proxies"])
-        return make_application(context, ray_options, anywhere(serving), HEAD, secrets.token_urlsafe(32))
+        return make_application(context, ray_options, anywhere(serving), HEAD, secrets.token_urlsafe(8))

@@ -104,21 +104,20 @@ def deploy(application: "Application") -> None:
         raise RayError(f"The replicas did not start: {_cause(str(error))}") from None
 
 
-def end(secret: str | None) -> None:
-    """Drains, and ends the replicas of the deployment with that secret; leaves alone what somebody has deployed since. None: it
-    was under way."""
+def end(deployment: str) -> None:
+    """Drains, and ends the replicas of that deployment; leaves alone what somebody has deployed since."""
     from ray import serve
 
-    if secret is None or _is_of(secret):
+    if _is_there(deployment):
         serve.delete(NAME)
 
 
-def _is_of(secret: str) -> bool:
+def _is_there(deployment: str) -> bool:
     """An ingress that does not say whose it is, is ours."""
     from ray import serve
 
     try:
-        ours: bool = serve.get_app_handle(NAME).is_of.remote(secret).result(timeout_s=ASK_S)
+        ours: bool = serve.get_app_handle(NAME).is_of.remote(deployment).result(timeout_s=ASK_S)
     except TimeoutError:
         return True
     except serve.exceptions.RayServeException:  # there is none any more

@@ -5,6 +5,7 @@ Ray-free. It has an interpreter of its own, so an environment of its own; what i
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -35,17 +36,16 @@ class EngineCommand:
     python: str
     arguments: tuple[str, ...]
     folder: str
-    secret: str
     threads: str | None = None
     program: tuple[str, ...] = ("-m", "graft.hub.cli.main", "serve")
 
     def words(self, host: str) -> list[str]:
         return [self.python, *self.program, *self.arguments, "--host", host, "--port", "0"]
 
-    def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, environment: Mapping[str, str], secret: str) -> dict[str, str]:
         own = {name: value for name, value in environment.items() if name != THREADS_VARIABLE}
         set_by_hand = {} if self.threads is None else {THREADS_VARIABLE: self.threads}
-        return own | set_by_hand | {SECRET_VARIABLE: self.secret, PARENT_VARIABLE: str(os.getpid())}
+        return own | set_by_hand | {SECRET_VARIABLE: secret, PARENT_VARIABLE: str(os.getpid())}
 
 
 class EngineFailure(GraftError):
@@ -55,19 +55,20 @@ class EngineFailure(GraftError):
 
 
 class EngineProcess:
-    """Started by the constructor, on a thread that must outlive it: the kernel ends it with that thread."""
+    """Started by the constructor, on a thread that must outlive it: the kernel ends it with that thread. `secret`: whoever shows
+    it is answered, and nobody else."""
 
     def __init__(self, command: EngineCommand, host: str):
         """Raises EngineFailure where there is no such interpreter or folder."""
         self.url = ""
-        self._command = command
+        self.secret = secrets.token_urlsafe(32)
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._ready = threading.Event()  # or ended
         try:
             self._process = subprocess.Popen(
                 command.words(host),
                 cwd=command.folder,
-                env=command.environment(os.environ),
+                env=command.environment(os.environ, self.secret),
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -103,7 +104,7 @@ class EngineProcess:
 
     def ask(self, path: str, timeout: float | None = ASK_S) -> bytes:
         """What it answers to a GET. Raises EngineFailure where it does not, or with an error."""
-        headers = Introduction("ray", admin=True).headers(self._command.secret)
+        headers = Introduction("ray", admin=True).headers(self.secret)
         try:
             with urllib.request.urlopen(
                 urllib.request.Request(self.url + path, headers=headers), timeout=timeout

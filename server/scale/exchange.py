@@ -7,13 +7,14 @@ client is told by an event of its stream.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from email.message import Message
 
 from aiohttp import web
 from multidict import CIMultiDict
 
 from graft.hub.errors import GraftError
+from graft.server.http.access.introduction import INTRODUCTION, SECRET, Introduction
 from graft.server.http.dialects import messages
 from graft.server.http.response_shapes import error_body, server_sent
 from graft.server.scale.fleet import Asked, Fleet
@@ -22,8 +23,9 @@ from graft.server.scale.relay import Head, LostError, Relay, open_relay
 log = logging.getLogger(__name__)
 
 WAIT_S = 10.0  # for a replica that may be asked, while there is none
-# What an engine says before it has begun that another one may not: it ends, it can't reach the hub, its places are taken.
-_ELSEWHERE = {502: None, 503: None, 429: "overloaded"}  # status -> code; None: any
+# What an engine says before it has begun that another one may not: it ends, it can't reach the hub, its disk is full, its
+# places are taken.
+_ELSEWHERE = {502: None, 503: None, 507: None, 429: "overloaded"}  # status -> code; None: any
 _DRAINING = 503  # or broken: it takes nothing more for now
 _OF_A_CONNECTION = (
     "connection",
@@ -35,7 +37,16 @@ _OF_A_CONNECTION = (
     "upgrade",
 )
 _FRAMING = "transfer-encoding"
-_OF_A_CALLER = ("host", "content-length", "authorization", "x-api-key", "x-forwarded-for", "expect")
+_OF_A_CALLER = (
+    SECRET,
+    INTRODUCTION,
+    "host",
+    "content-length",
+    "authorization",
+    "x-api-key",
+    "x-forwarded-for",
+    "expect",
+)
 _STREAM = "text/event-stream"
 
 
@@ -53,13 +64,14 @@ class NoReplicaError(GraftError):
 
 @dataclass(frozen=True)
 class Call:
-    """What engines are asked. `path`: with its query; `digest`: of the adapter that it needs, None for any engine."""
+    """What engines are asked. `path`: with its query; `by`: who asks; `digest`: of the adapter that it needs, None for any engine."""
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
     request_id: str
+    by: Introduction
     digest: str | None = None
 
 
@@ -82,8 +94,17 @@ class Elsewhere(Exception):
         self.refusal = refusal
 
 
-Pick = Callable[[Asked], Awaitable[tuple[str, str]]]
-"""For what is asked, the id and address of the engine to ask."""
+@dataclass(frozen=True)
+class Engine:
+    """Whom to ask, and what to show there."""
+
+    id: str
+    url: str
+    secret: str = field(repr=False)
+
+
+Pick = Callable[[Asked], Awaitable[Engine]]
+"""For what is asked, the engine to ask."""
 
 
 class Exchange:
@@ -101,30 +122,30 @@ class Exchange:
         while True:
             if refusal.status and not self._fleet.choose(asked):
                 return refusal.response(), True
-            id, url = await self._picked(asked, until)
-            with self._fleet.under_way(id):
+            engine = await self._picked(asked, until)
+            with self._fleet.under_way(engine.id):
                 try:
-                    return await self._attempt(request, call, id, url)
+                    return await self._attempt(request, call, engine)
                 except LostError as error:
-                    self._note(call, id, str(error))
-                    self._fleet.avoid(id)
+                    self._note(call, engine, str(error))
+                    self._fleet.avoid(engine.id)
                 except Elsewhere as other:
-                    self._note(call, id, str(other.refusal.status))
-                    refusal, asked = other.refusal, replace(asked, tried=asked.tried | {id})
+                    self._note(call, engine, str(other.refusal.status))
+                    refusal, asked = other.refusal, replace(asked, tried=asked.tried | {engine.id})
                     if refusal.status == _DRAINING:
-                        self._fleet.avoid(id)
+                        self._fleet.avoid(engine.id)
 
-    async def whole(self, call: Call, url: str) -> Answered | None:
+    async def whole(self, call: Call, engine: Engine) -> Answered | None:
         """One engine's whole answer; None where it gives none."""
         try:
-            relay = await open_relay(url, call.method, call.path, call.headers, call.body, "1.0")
+            relay = await _ask(engine, call, "1.0")
             head = await relay.head
             return Answered(head.status, passed_on(head.headers), await relay.whole())
         except LostError as error:
-            log.warning("request %s: %s does not answer (%s)", call.request_id, url, error)
+            log.warning("request %s: %s does not answer (%s)", call.request_id, engine.id, error)
             return None
 
-    async def _picked(self, asked: Asked, until: float) -> tuple[str, str]:
+    async def _picked(self, asked: Asked, until: float) -> Engine:
         """Raises NoReplicaError where none may be asked by then."""
         try:
             async with asyncio.timeout_at(until):
@@ -132,15 +153,15 @@ class Exchange:
         except TimeoutError:
             raise NoReplicaError from None
 
-    def _note(self, call: Call, id: str, why: str) -> None:
+    def _note(self, call: Call, engine: Engine, why: str) -> None:
         """Another one has to answer."""
         self.retries += 1
-        log.warning("request %s: %s did not answer (%s)", call.request_id, id, why)
+        log.warning("request %s: %s did not answer (%s)", call.request_id, engine.id, why)
 
-    async def _attempt(self, request: web.Request, call: Call, id: str, url: str) -> tuple[web.StreamResponse, bool]:
+    async def _attempt(self, request: web.Request, call: Call, engine: Engine) -> tuple[web.StreamResponse, bool]:
         """Raises LostError or Elsewhere before anything has been sent to the client, ConnectionError where that has gone."""
         version = f"{request.version.major}.{request.version.minor}"
-        relay = await open_relay(url, call.method, call.path, call.headers, call.body, version)
+        relay = await _ask(engine, call, version)
         try:
             head = await relay.head
             if head.status in _ELSEWHERE and not relay.is_chunked:
@@ -156,8 +177,8 @@ class Exchange:
         finally:
             relay.hang_up()
         if not whole:
-            self._fleet.avoid(id)
-            log.error("request %s: %s broke off", call.request_id, id)
+            self._fleet.avoid(engine.id)
+            log.error("request %s: %s broke off", call.request_id, engine.id)
             _break_off(request, response, call, relay)
         return response, whole
 
@@ -167,6 +188,12 @@ class Exchange:
         if request.transport is None:
             raise ConnectionResetError("the client has gone")
         return await relay.pass_to(request.transport)
+
+
+async def _ask(engine: Engine, call: Call, version: str) -> Relay:
+    """Raises LostError where it can't be reached."""
+    headers = {**call.headers, **call.by.headers(engine.secret)}
+    return await open_relay(engine.url, call.method, call.path, headers, call.body, version)
 
 
 class _Relayed(web.StreamResponse):

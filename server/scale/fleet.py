@@ -17,12 +17,13 @@ from graft.server.scale.placement import Replica, preferred
 
 @dataclass(frozen=True)
 class Seen:
-    """A replica. `model`: what it calls its base; `beat`: how many reports it has made; `missing`: what it can't do, in words."""
+    """A replica. `model`: what it calls its base; `secret`: what is to be shown to it; `beat`: how many reports it has made; `missing`: what it can't do, in words."""
 
     id: str
     url: str
     base: BaseIdentity
     model: str
+    secret: str = field(default="", repr=False)
     beat: int = 0
     under_way: int = 0
     limit: int = 1

@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from hmac import compare_digest
 
 from aiohttp import web
 
@@ -18,7 +17,7 @@ from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.wsgi import request_id
 from graft.server.errors import InvalidKeyError, NotAllowedError
 from graft.server.http.access import header_names
-from graft.server.http.access.introduction import SECRET, Introduction
+from graft.server.http.access.introduction import Introduction
 from graft.server.http.clients import Network, client_of
 from graft.server.http.dialects import messages
 from graft.server.http.response_shapes import broken_message, error_body
@@ -29,7 +28,7 @@ from graft.server.keys.holders import EVERYTHING, Holder
 from graft.server.operations.drain import DrainingError
 from graft.server.scale import views
 from graft.server.scale.callers import Named, Names, Opening, Visits, holder_of
-from graft.server.scale.exchange import Answered, Call, Exchange, NoReplicaError, caller_headers
+from graft.server.scale.exchange import Answered, Call, Engine, Exchange, NoReplicaError, caller_headers
 from graft.server.scale.fleet import Fleet
 
 log = logging.getLogger(__name__)
@@ -96,7 +95,6 @@ class Front:
         exchange: Exchange,
         visits: Visits,
         opening: Opening,
-        secret: str,
         url: str,
         trusted_proxies: tuple[Network, ...] = (),
     ):
@@ -106,7 +104,6 @@ class Front:
         self._exchange = exchange
         self._visits = visits
         self._opening = opening
-        self._secret = secret
         self._url = url
         self._trusted_proxies = trusted_proxies
         self._known: tuple[str, Access, Names] | None = None  # by the base's fingerprint
@@ -212,8 +209,8 @@ class Front:
             base=named is not None or holder.profile.base,
         )
         headers = caller_headers(request.headers)
-        headers.update({header_names.REQUEST_ID: asking.id, **told.headers(self._secret)})
-        return Call(request.method, request.path_qs, headers, body, asking.id, named.digest if named else None)
+        headers[header_names.REQUEST_ID] = asking.id
+        return Call(request.method, request.path_qs, headers, body, asking.id, told, named.digest if named else None)
 
     # What several do
 
@@ -257,7 +254,9 @@ class Front:
     async def _ask_all(self, call: Call, most: int | None = None) -> dict[str, Answered]:
         """What each replica that serves answers, by id; those that don't answer are left out. `most`: of them."""
         serving = self._fleet.serving()[:most]
-        answers = await asyncio.gather(*(self._exchange.whole(call, one.url) for one in serving))
+        answers = await asyncio.gather(
+            *(self._exchange.whole(call, Engine(one.id, one.url, one.secret)) for one in serving)
+        )
         return {one.id: answer for one, answer in zip(serving, answers, strict=True) if answer is not None}
 
     async def _metrics(self, asking: Asking) -> web.StreamResponse:
@@ -268,8 +267,7 @@ class Front:
     # For engines
 
     async def _account(self, request: web.Request) -> web.Response:
-        if not compare_digest(request.headers.get(SECRET, "").encode(), self._secret.encode()):
-            return web.Response(status=404)
+        """An account's name is known to the engine that it was told, and to nobody else."""
         try:
             told = TOLD.validate_json(await request.read())
             answer = self._visits.do(request.match_info["name"], request.match_info["what"], told)

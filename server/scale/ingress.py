@@ -12,9 +12,10 @@ import ray
 from aiohttp import web
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.server.http.clients import Network
 from graft.server.scale.callers import Opening, make_visits
-from graft.server.scale.exchange import Exchange, NoReplicaError
+from graft.server.scale.exchange import Engine, Exchange, NoReplicaError
 from graft.server.scale.fleet import Asked, Declared, declare
 from graft.server.scale.front import Front
 
@@ -28,11 +29,12 @@ _ANY = ("0.0.0.0", "::", "")
 
 @dataclass(frozen=True)
 class IngressOptions:
-    """`host` and `port`: where it listens. `drain_s`: how long answers under way may take when it ends."""
+    """`host` and `port`: where it listens. `deployment`: by which one is told from the next. `drain_s`: how long answers under way
+    may take when it ends."""
 
     host: str
     port: int
-    secret: str
+    deployment: str
     drain_s: float
     declared: Declared
     opening: Opening
@@ -43,6 +45,7 @@ class Ingress:
     """Listens as long as the actor lives."""
 
     def __init__(self, options: IngressOptions, engines: "DeploymentHandle"):
+        hand_on_soon()  # Serve has threads of its own in this process
         self._options = options
         fleet = declare(options.declared)
         self._engines = engines.options(
@@ -53,7 +56,6 @@ class Ingress:
             Exchange(fleet, self._pick),
             make_visits(options.opening.usage),
             options.opening,
-            options.secret,
             f"http://{_reached_at(options.host)}:{options.port}",
             options.trusted_proxies,
         )
@@ -68,9 +70,9 @@ class Ingress:
             self._site = web.TCPSite(self._runner, options.host, options.port, reuse_port=True, backlog=_BACKLOG)
             await self._site.start()
 
-    async def is_of(self, secret: str) -> bool:
+    async def is_of(self, deployment: str) -> bool:
         """Whether it is the ingress of that deployment, and not of one that has taken over."""
-        return secret == self._options.secret
+        return deployment == self._options.deployment
 
     async def check_health(self) -> None:
         """It answers as long as its loop turns."""
@@ -86,11 +88,12 @@ class Ingress:
             await asyncio.sleep(LOOK_S)
         await self._runner.cleanup()
 
-    async def _pick(self, asked: Asked) -> tuple[str, str]:
+    async def _pick(self, asked: Asked) -> Engine:
         # Nothing is reserved with the replica's actor: what a dead ingress had reserved nobody would give back.
         try:
             async with self._engines.choose_replica(asked, _reserve=False) as selection:
-                return selection.replica_id, selection.replica_metadata["url"]
+                told = selection.replica_metadata
+                return Engine(selection.replica_id, told["url"], told["secret"])
         except DeploymentUnavailableError:
             raise NoReplicaError from None
 

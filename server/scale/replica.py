@@ -4,15 +4,14 @@ import asyncio
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import ray
-from huggingface_hub.constants import HF_HUB_CACHE
 from pydantic import TypeAdapter
 
 from graft.server.replica_state import ReplicaState
@@ -26,7 +25,7 @@ _DISK_MARGIN = 64 << 20  # bytes: less, and a base's or adapter's files can't be
 
 @dataclass(frozen=True)
 class Needs:
-    """What a replica's machine must have: a hub to be reached (None: there is none), a cache to be written to."""
+    """What a replica's machine must have: a hub to be reached (None: there is none), a folder to be written to."""
 
     hub: str | None
 
@@ -46,8 +45,7 @@ class Needs:
         return []
 
     def _disk(self) -> list[str]:
-        cache = Path(HF_HUB_CACHE)  # where what is fetched of a hub lies
-        there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+        there = tempfile.gettempdir()  # where what is fetched of a hub lies
         free = shutil.disk_usage(there).free
         if free >= _DISK_MARGIN:
             return []
@@ -76,8 +74,8 @@ class EngineReplica:
         threading.Thread(target=self._watch, name="graft-engine-watch", daemon=True).start()
 
     def record_replica_metadata(self) -> dict[str, object]:
-        """Once, for all who pick replicas: where the engine is and what it serves."""
-        return {"url": self._url, "base": asdict(self._base), "model": self._model}
+        """Once, for all who pick replicas: where the engine is, what it asks for and what it serves."""
+        return {"url": self._url, "secret": self._engine.secret, "base": asdict(self._base), "model": self._model}
 
     async def record_routing_stats(self) -> dict[str, object]:
         """Once a second, for all who pick replicas: what is in memory, how much room, how busy (fleet.Seen)."""

@@ -16,7 +16,7 @@ from graft.server.commands.http_server import bind, port_of
 from graft.server.engine.client import EngineClient
 from graft.server.keys.access import Access
 from graft.server.scale.callers import Opening, make_visits
-from graft.server.scale.exchange import Exchange
+from graft.server.scale.exchange import Engine, Exchange
 from graft.server.scale.fleet import Asked, Declared, Fleet, Seen
 from graft.server.scale.front import Front
 from tests.server.live import Live, Reply
@@ -41,7 +41,7 @@ def seen(id: str, live: Live, beat: int = 1, model: str = "test/llama") -> Seen:
     """What an engine says of itself."""
     state = EngineClient(live.engine).replica_state()
     told = (state.under_way, state.limit, state.resident, state.room, state.pinned)
-    return Seen(id, live.url, state.base, model, beat, *told)
+    return Seen(id, live.url, state.base, model, SECRET, beat, *told)
 
 
 def dead(like: Seen, id: str, url: str = "http://127.0.0.1:9") -> Seen:
@@ -74,15 +74,15 @@ def ingress(
 
 
 async def _serve(fleet: Fleet, opening: Opening, started: Future) -> None:
-    async def pick(asked: Asked) -> tuple[str, str]:
+    async def pick(asked: Asked) -> Engine:
         while not (order := fleet.choose(asked)):
             await asyncio.sleep(0.01)
-        return order[0], next(one.url for one in fleet.replicas() if one.id == order[0])
+        return next(Engine(one.id, one.url, one.secret) for one in fleet.replicas() if one.id == order[0])
 
     over, loop = asyncio.Event(), asyncio.get_running_loop()
     (sock,) = bind("127.0.0.1", 0)
     port = port_of([sock])
-    front = Front(fleet, Exchange(fleet, pick), make_visits(opening.usage), opening, SECRET, f"http://127.0.0.1:{port}")
+    front = Front(fleet, Exchange(fleet, pick), make_visits(opening.usage), opening, f"http://127.0.0.1:{port}")
     runner = web.AppRunner(front.application(), handler_cancellation=True, access_log=None)
     await runner.setup()
     await web.SockSite(runner, sock).start()

@@ -57,7 +57,7 @@ def test_nothing_is_counted_of_keys_without_limits():
 
 
 def command(program, *arguments):
-    return EngineCommand(sys.executable, arguments, os.getcwd(), "secret", "1", ("-c", program))
+    return EngineCommand(sys.executable, arguments, os.getcwd(), "1", ("-c", program))
 
 
 def test_an_engine_that_does_not_start_says_why_in_its_own_words():
@@ -65,13 +65,13 @@ def test_an_engine_that_does_not_start_says_why_in_its_own_words():
     with pytest.raises(EngineFailure, match=r"status 1\): error: no such base"):
         engine.await_ready()
     with pytest.raises(EngineFailure, match="can't be started"):
-        EngineProcess(EngineCommand("/no/python", (), os.getcwd(), ""), "127.0.0.1")
+        EngineProcess(EngineCommand("/no/python", (), os.getcwd()), "127.0.0.1")
 
 
 def test_an_engine_has_the_threads_that_were_set_by_hand_and_not_those_of_a_worker(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert command("").environment(os.environ)["OMP_NUM_THREADS"] == "1"
-    assert "OMP_NUM_THREADS" not in EngineCommand("", (), "", "").environment(os.environ)
+    assert command("").environment(os.environ, "")["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in EngineCommand("", (), "").environment(os.environ, "")
 
 
 def test_an_engine_dies_with_whoever_started_it(tmp_path):
