@@ -1,7 +1,7 @@
 """What graft's part of Ray Serve costs: one row of benchmarks/tables/ray_overhead.py; prints a JSON object.
 
 python -m benchmarks.own.ray overhead     one replica: milliseconds a request, microseconds a token
-python -m benchmarks.own.ray loads [--router random]     adapters loaded, of 200 where 3 replicas have room for 32 each
+python -m benchmarks.own.ray loads [--router random] [--zipf S]     adapters loaded, of 200 where 3 replicas have room for 32 each
 python -m benchmarks.own.ray kills --base BASE     seconds after each kill
 """
 
@@ -29,7 +29,6 @@ from benchmarks.lib.ray_stage import RANDOM, stage
 from graft.server.scale.application import ROUTER
 
 ADAPTERS, ROOM, REPLICAS = 200, 32, 3
-ZIPF = 1.0
 GAP_S, STREAMS = 0.05, 32
 
 
@@ -37,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["overhead", "loads", "kills"])
     parser.add_argument("--router", choices=["ours", "random"], default="ours")
+    parser.add_argument("--zipf", type=float, default=1.0, help="how unevenly adapters are asked for")
     parser.add_argument("--base", default="")
     parser.add_argument("--short", action="store_true", help="a tenth of all")
     options = parser.parse_args()
@@ -57,10 +57,11 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
             for way, at in ways.items():
                 took[way] += asyncio.run(_requests(at, count // 5))
         streams = {way: asyncio.run(_streams(at, ingress, 2 if options.short else 20)) for way, at in ways.items()}
+    added = {key: streams["ingress"][key] - streams["direct"][key] for key in ("cpu_us", "delay_us")}
     median = {way: statistics.median(times) * 1e3 for way, times in took.items()}
     return {
         "request_ms": median | {"added": median["ingress"] - median["direct"]},
-        "token": streams | {"added_us": streams["ingress"]["delay_us"] - streams["direct"]["delay_us"]},
+        "token": streams | {"added": added},
     }
 
 
@@ -78,7 +79,8 @@ async def _requests(url: str, count: int) -> list[float]:
 
 
 async def _streams(url: str, ingress: psutil.Process, seconds: float) -> dict[str, float]:
-    """Many streams at once, a token of each every GAP_S: the ingress's own CPU a token, and how late each token comes."""
+    """Many streams at once, a token of each every GAP_S: the ingress's CPU a token, and how late each token comes. Asked of the
+    engine itself it is what the ingress's process takes beside requests."""
     delays: list[float] = []
 
     async def one(session: ClientSession, number: int) -> None:
@@ -106,7 +108,7 @@ def loads(options: argparse.Namespace) -> dict[str, Any]:
     with stage(REPLICAS, room=ROOM, router=RANDOM if options.router == "random" else ROUTER) as url:
         engines = _engines(url)
         draw = random.Random(7)
-        names = draw.choices(range(ADAPTERS), [1 / (rank + 1) ** ZIPF for rank in range(ADAPTERS)], k=count)
+        names = draw.choices(range(ADAPTERS), [1 / (rank + 1) ** options.zipf for rank in range(ADAPTERS)], k=count)
         asyncio.run(_ask_for(url, names[: count // 10]))
         before = sum(ask(engine, "/loads") for engine in engines)
         asyncio.run(_ask_for(url, names[count // 10 :]))

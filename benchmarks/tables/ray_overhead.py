@@ -14,7 +14,11 @@ from typing import Any
 from benchmarks.lib import harness, report
 from benchmarks.lib.harness import System
 
-OVERHEAD, OURS, RANDOM, KILLS = "overhead", "loads", "loads, random", "kills"
+OVERHEAD, KILLS = "overhead", "kills"
+ZIPF = (
+    "1.0",
+    "1.5",
+)  # how unevenly adapters are asked for: as churn.py has it, and as where a few are most of the traffic
 REQUEST_MS, TOKEN_US, FEWER, ANSWERED_S, WHOLE_S = 5.0, 60.0, 3.0, 5.0, 60.0  # bars
 
 
@@ -22,8 +26,11 @@ def main() -> None:
     options = arguments()
     systems = [
         row(OVERHEAD, options, "overhead"),
-        row(OURS, options, "loads"),
-        row(RANDOM, options, "loads", "--router", "random"),
+        *(
+            row(loads_row(router, s), options, "loads", "--router", router, "--zipf", s)
+            for s in ZIPF
+            for router in ("ours", "random")
+        ),
         row(KILLS, options, "kills", "--base", options.base),
     ]
     before = harness.earlier(options, "ray_overhead")
@@ -42,11 +49,13 @@ def row(name: str, options: argparse.Namespace, *words: str) -> System:
     return System(name, (sys.executable, "-m", "benchmarks.own.ray", *words, *short))
 
 
+def loads_row(router: str, s: str) -> str:
+    return f"loads, {router}, s={s}"
+
+
 def figures(samples: harness.Samples) -> dict[str, tuple[float | None, float]]:
     """What has a bar: the median, and the bar that it must not be above."""
-    taken = {name: samples.get(name, []) for name in (OVERHEAD, OURS, RANDOM, KILLS)}
-    ours, random = (harness.median_of(taken[name], "loads_per_request") for name in (OURS, RANDOM))
-    share = None if ours is None or not random else ours / random
+    taken = {name: samples.get(name, []) for name in (OVERHEAD, KILLS)}
     killed = {
         f"after the {victim} is killed, {what}, s": (harness.median_of(taken[KILLS], f"{victim}.{key}"), bar)
         for victim in ("engine", "actor")
@@ -54,10 +63,17 @@ def figures(samples: harness.Samples) -> dict[str, tuple[float | None, float]]:
     }
     return {
         "added to a request, ms": (harness.median_of(taken[OVERHEAD], "request_ms.added"), REQUEST_MS),
-        "CPU of the ingress a token, us": (harness.median_of(taken[OVERHEAD], "token.ingress.cpu_us"), TOKEN_US),
-        "loads beside random routing's": (share, 1 / FEWER),
+        "CPU of the ingress a token, us": (harness.median_of(taken[OVERHEAD], "token.added.cpu_us"), TOKEN_US),
+        f"loads beside random routing's, Zipf s={ZIPF[-1]}": (loads_share(samples, ZIPF[-1]), 1 / FEWER),
         **killed,
     }
+
+
+def loads_share(samples: harness.Samples, s: str) -> float | None:
+    """Ours, of random routing's."""
+    rows = (samples.get(loads_row(router, s), []) for router in ("ours", "random"))
+    ours, random = (harness.median_of(taken, "loads_per_request") for taken in rows)
+    return None if ours is None or not random else ours / random
 
 
 def missed(samples: harness.Samples) -> list[str]:
@@ -70,9 +86,12 @@ def markdown(result: dict[str, Any]) -> str:
     samples = result["samples"]
     lines = [[name, report.figure(value), report.figure(bar)] for name, (value, bar) in figures(samples).items()]
     others = {
-        "later each token comes, us": (OVERHEAD, "token.added_us"),
-        "loads a request, by digest": (OURS, "loads_per_request"),
-        "loads a request, at random": (RANDOM, "loads_per_request"),
+        "later each token comes, us": (OVERHEAD, "token.added.delay_us"),
+        **{
+            f"loads a request, {router}, Zipf s={s}": (loads_row(router, s), "loads_per_request")
+            for s in ZIPF
+            for router in ("ours", "random")
+        },
         "after the ingress is killed, answers, s": (KILLS, "ingress.answered_s"),
         "after Serve's controller is killed, answers, s": (KILLS, "controller.answered_s"),
         "after the head is killed, answers, s": (KILLS, "head.answered_s"),
