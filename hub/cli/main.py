@@ -32,6 +32,7 @@ SUMMARIES = {
     "serve": "Serve a base; the adapter is chosen per request, by `model`.",
     "keys": "Keys of the inference server: who may call it, for which adapters, how often.",
     "bench": "Measure throughput and latency, offline or against a server.",
+    "plan": "Size a deployment: replicas, memory and what the hub bears, from what serving costs on this machine.",
     "export": "Merge the adapter in DIR into a copy of its base, or write it for another library.",
     "hub": "The hub: pages, the Hugging Face protocol, users.",
     "registry": "Upkeep of a registry on this machine.",

@@ -5,20 +5,21 @@ adapter's order (highest random weight; Thaler and Ravishankar 1998, "Using name
 comes or goes moves only what is then first on it, or was. Scores are weighted by room (Schindelhauer and Schomaker 2005,
 "Weighted distributed hash tables"), so that adapters spread as the memory for them does. Nobody is given more than a bound,
 C x its share of all that is under way (Mirrokni, Thorup and Zadimoghaddam 2018, "Consistent hashing with bounded loads"), so a
-hot adapter overflows to the next in its order, and falls back to the first when it has cooled down. The routers of a
+hot adapter overflows to the next in its order, which all that have it then share. The routers of a
 deployment need not talk to each other: they know the same order.
 """
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 Places = NDArray[np.intp]
+_KEPT_ORDERS = 2048  # by each fleet: 8 KB each with 1,000 replicas
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ class Fleet:
 
     def __init__(self, ids: Sequence[str], limits: Sequence[int], rooms: Sequence[int]) -> None:
         self.ids, self.limits, self.rooms = tuple(ids), np.array(limits, float), np.array(rooms, float)
-
-    @cached_property
-    def _seeds(self) -> NDArray[np.uint64]:
-        return np.array([_seed(name) for name in self.ids], np.uint64)
+        self._seeds = np.array([_seed(name) for name in ids], np.uint64)
+        self._orders = lru_cache(_KEPT_ORDERS)(self._order)  # of the adapters that are asked for most
 
     def order(self, digest: str) -> Places:
         """An adapter's replicas, best first, by their places in `ids`: the same whoever asks, in any process."""
+        return self._orders(digest)
+
+    def _order(self, digest: str) -> Places:
         even = ((_mixed(self._seeds ^ np.uint64(_seed(digest))) >> np.uint64(11)) + 0.5) / 2.0**53
         return np.argsort(np.log(even) / np.maximum(self.rooms, 1.0), kind="stable")[::-1]
 
@@ -76,8 +78,9 @@ class Fleet:
     ) -> Places:
         """Where to send a request for this adapter, best first, by places in `ids`.
 
-        Those within the bound, in the adapter's own order, and of them first the holders (places of those that have it in
-        memory); then those beyond it, least loaded first; last who has no room for its `size` in bytes (0: not known).
+        First the holders (places of those that have it in memory) within the bound, the least loaded before others; then the rest
+        within it, in the adapter's own order; then those beyond it, the least loaded first; last who has no room for its
+        `size` in bytes (0: not known).
         """
         order = self.order(digest)
         busy, filled = (loads + 1 > bound.of(self.limits, int(loads.sum())))[order], (loads / self.limits)[order]
@@ -85,7 +88,7 @@ class Fleet:
         holds[list(holders)] = True
         holds = holds[order]
         too_small = (self.rooms[order] < size) & ~holds
-        return order[np.lexsort((~holds, np.where(busy, filled, 0.0), busy, too_small))]
+        return order[np.lexsort((np.where(busy | holds, filled, 0.0), ~holds & ~busy, busy, too_small))]
 
     def least_loaded(self, loads: Numbers) -> Places:
         """Where to send a request for the bare base, which all hold, best first."""

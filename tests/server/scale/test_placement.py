@@ -6,13 +6,14 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft.server.scale.placement import Bound, Replica, preferred
 
 MIB = 1 << 20
-DIGESTS = [f"sha256:{number:064x}" for number in range(300)]
+few = settings(deadline=None, max_examples=40)  # a busy machine is no reason to fail
+DIGESTS = [f"sha256:{number:064x}" for number in range(120)]
 
 
 def replicas(count: int, *, limit: int = 8, room: int = 64 * MIB) -> list[Replica]:
@@ -39,6 +40,7 @@ def fleets(draw: st.DrawFn) -> list[Replica]:
     ]
 
 
+@few
 @given(fleets(), st.sampled_from([None, *DIGESTS[:8]]), st.randoms())
 def test_all_are_named_once_and_their_order_does_not_matter(fleet, digest, chance):
     order = preferred(fleet, digest)
@@ -48,6 +50,7 @@ def test_all_are_named_once_and_their_order_does_not_matter(fleet, digest, chanc
     assert preferred(mixed, digest) == order
 
 
+@few
 @given(st.integers(2, 20), st.data())
 def test_who_goes_moves_only_what_was_first_on_it(count, data):
     fleet = replicas(count)
@@ -59,6 +62,7 @@ def test_who_goes_moves_only_what_was_first_on_it(count, data):
         assert after == next(one.id for one in preferred(fleet, digest) if one is not gone)
 
 
+@few
 @given(st.integers(1, 20))
 def test_who_comes_takes_its_share_and_moves_nothing_else(count):
     fleet = replicas(count)
@@ -75,6 +79,7 @@ def test_adapters_spread_as_the_room_for_them_does():
     assert 0.7 < counts["large"] / 2000 < 0.8
 
 
+@few
 @given(
     st.lists(st.integers(1, 16), min_size=1, max_size=10),
     st.lists(st.sampled_from(DIGESTS[:5]), min_size=1, max_size=150),
@@ -103,7 +108,7 @@ def test_a_holder_comes_before_the_first_in_order_as_long_as_it_is_not_busy():
     assert first(fleet, DIGESTS[0]) == order[0]
 
 
-def test_a_hot_adapter_spreads_to_the_next_in_its_order_and_returns():
+def test_a_hot_adapter_spreads_to_the_next_in_its_order_and_its_holders_share_it():
     fleet = {one.id: one for one in replicas(4)}
     order = [one.id for one in preferred(list(fleet.values()), DIGESTS[0])]
     used = []
@@ -112,9 +117,10 @@ def test_a_hot_adapter_spreads_to_the_next_in_its_order_and_returns():
         used.append(chosen.id)
         fleet[chosen.id] = replace(chosen, load=chosen.load + 1, resident={DIGESTS[0]: MIB})
     assert list(dict.fromkeys(used)) == order
+    assert used[:5] == [order[0]] * 4 + [order[1]], "half of its limit is nobody's concern"
     assert max(Counter(used).values()) == 5, "1.25 x 4, where each of four has 4 of 16"
-    cooled = [replace(one, load=0) for one in fleet.values()]
-    assert first(cooled, DIGESTS[0]) == order[0]
+    cooled = [replace(one, load=0 if one.id == order[2] else 1) for one in fleet.values()]
+    assert first(cooled, DIGESTS[0]) == order[2]
 
 
 def test_the_base_goes_to_the_least_loaded_by_its_limit():

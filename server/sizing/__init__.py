@@ -1,0 +1,1 @@
+"""How large a deployment has to be, from what serving costs."""
