@@ -86,6 +86,7 @@ UNCALLED = {
     *("RunningRequest.no_token", "RowsJob.no_token", "Question.no_token"),  # of rows that give none
     "DeviceTier.discrepancy",
     "HostTier.words",  # asked for by who makes a prompt, before there is a request
+    "Prover.base_content",  # asked for by an ingress
     *("RowsJob.accept", "RowsJob.fail", "RowsJob.observe", "RowsJob.pool"),
     *("Question.accept", "Question.fail", "Question.pool"),
 }

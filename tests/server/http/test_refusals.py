@@ -73,7 +73,7 @@ def test_who_shows_no_key_is_told_that_first(place) -> None:
     assert ending.post("/v1/completions", json=TEXT, headers=admin).status_code == 200
     drain.begin(0, Draining(lambda: 0, lambda: None), lambda: None)
     for method, path, need in routes(ending):
-        own = path in ("/health", "/metrics", "/openapi.json")
+        own = path in ("/health", "/metrics", "/openapi.json", "/replica")
         for shown in ({}, wrong, wrong | never) if need is not Need.NOTHING else ():
             assert ending.open(path, method=method, headers=shown).status_code == 401, path
         refused = ending.open(path, method=method, headers=admin)
