@@ -4,6 +4,7 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
@@ -32,8 +33,11 @@ from graft.server.operations.throughput import report
 from graft.server.scale.engine_process import PARENT_VARIABLE, SECRET_VARIABLE
 
 if TYPE_CHECKING:
+    from flask import Flask
+
     from graft.hub.base.model import Base
-    from graft.server.http.clients import Network
+    from graft.server.engine.client import EngineClient
+    from graft.server.http.clients import Network, Places
 
 
 class _Network(click.ParamType):
@@ -226,10 +230,7 @@ def serve(
     from graft.server.engine.client import EngineClient
     from graft.server.engine.engine import Engine
     from graft.server.engine.options import Options, require_budgets
-    from graft.server.front_ends.frames import Start
-    from graft.server.front_ends.supervisor import FrontEnds
     from graft.server.http.app import create_app
-    from graft.server.http.clients import AnswerPlaces
 
     options = Options(
         max_running=max_running,
@@ -254,7 +255,6 @@ def serve(
             client = EngineClient(engine, usage)
             report(client.load_now)
             name = base.spec.id or Path(base_name).name
-            places = AnswerPlaces(max_requests)
             make_app = partial(
                 create_app,
                 base_name=name,
@@ -268,27 +268,59 @@ def serve(
             shelf_name = hub_url or (str(registry_path) if registry_path is not None else None)
             for line in summary(engine, local, shelf_name, max_requests):
                 say(line)
+            with_keys = keys is not None or ingress_secret is not None
+            ready = partial(_say_ready, listening, base, name, host, say, with_keys=with_keys)
+            answering = _Answering(listening, client, make_app, max_requests, drain_seconds, ending, ready)
             if http_processes:
-                start = Start(client.base, make_app, max_requests, log_format == "json")
-                with FrontEnds(http_processes, listening, client, places, start) as fronts:
-                    if drain_seconds:
-                        ending.drain_first(partial(fronts.drain, drain_seconds))
-                    _say_ready(
-                        listening, base, name, host, say, with_keys=keys is not None or ingress_secret is not None
-                    )
-                    threading.Event().wait()  # for a signal
-            drain, sockets = Drain(), dict[int, object]()
-            app = make_app(client, places, drain)
-            server = http_server(app, listening, max_requests, sockets, lambda: drain.begun)
-            if drain_seconds:
-                ending.drain_first(partial(drain.begin, drain_seconds, draining(sockets)))
-            _say_ready(listening, base, name, host, say, with_keys=keys is not None or ingress_secret is not None)
-            server.run()
+                _answer_in_processes(answering, http_processes, log_as_json=log_format == "json")
+            else:
+                _answer_here(answering)
     except KeyboardInterrupt:
         pass
     if ending.engine is not None and ending.engine.failure is not None:
         raise ending.engine.failure
     say("ended")
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """What HTTP takes, wherever it is spoken. `ready`: says that it is."""
+
+    listening: Sequence[socket.socket]
+    client: "EngineClient"
+    make_app: "Callable[[EngineClient, Places, Drain], Flask]"
+    max_requests: int
+    drain_seconds: int
+    ending: Ending
+    ready: Callable[[], None]
+
+
+def _answer_here(answering: _Answering) -> None:
+    """In this process, until it is told to end."""
+    from graft.server.http.clients import AnswerPlaces
+
+    drain, sockets = Drain(), dict[int, object]()
+    app = answering.make_app(answering.client, AnswerPlaces(answering.max_requests), drain)
+    server = http_server(app, answering.listening, answering.max_requests, sockets, lambda: drain.begun)
+    if answering.drain_seconds:
+        answering.ending.drain_first(partial(drain.begin, answering.drain_seconds, draining(sockets)))
+    answering.ready()
+    server.run()
+
+
+def _answer_in_processes(answering: _Answering, processes: int, *, log_as_json: bool) -> None:
+    """In so many others, until this one gets a signal."""
+    from graft.server.front_ends.frames import Start
+    from graft.server.front_ends.supervisor import FrontEnds
+    from graft.server.http.clients import AnswerPlaces
+
+    places, client = AnswerPlaces(answering.max_requests), answering.client
+    start = Start(client.base, answering.make_app, answering.max_requests, log_as_json)
+    with FrontEnds(processes, answering.listening, client, places, start) as fronts:
+        if answering.drain_seconds:
+            answering.ending.drain_first(partial(fronts.drain, answering.drain_seconds))
+        answering.ready()
+        threading.Event().wait()
 
 
 def _say_ready(

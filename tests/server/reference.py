@@ -52,7 +52,7 @@ def _own_fields(schema: dict) -> list[str]:
 def options() -> list[str]:
     lines = ["| option | default | what |", "| --- | --- | --- |"]
     for one in serve.params:
-        if isinstance(one, click.Option):
+        if isinstance(one, click.Option) and not one.hidden:
             told = (one.help or "").replace("|", "\\|").split("[default:")
             default = told[1].strip(" ]") if len(told) > 1 else one.default if one.show_default else ""
             lines.append(f"| `{'`, `'.join(one.opts)}` | {default} | {told[0].strip()} |")
