@@ -15,7 +15,7 @@ from graft.server.http.completions import AskedCompletions
 from graft.server.http.response_shapes import Json
 from graft.server.http.schemas import GenerationBody
 from graft.server.http.service import find_speech, service, shown_model, taking_place, unknown_model
-from graft.server.http.streaming.pump import StreamWriter
+from graft.server.http.streaming.pump import Streamed, StreamWriter
 from graft.server.http.streaming.response import EventStream
 from graft.server.keys.usage import Usage
 from graft.server.keys.visits import Visit
@@ -58,7 +58,7 @@ def answer(
         writer = make_writer(under_way)
         if not body.stream:
             return jsonify(writer.whole(chain(first, under_way.pieces())))
-        return EventStream(service().pump, under_way, writer, first, cleanup.pop_all().close, g.request_id)
+        return EventStream(service().pump, Streamed(under_way, writer, first, cleanup.pop_all().close, g.request_id))
 
 
 def _close(answer: Answer, visit: Visit, usage: Usage) -> None:

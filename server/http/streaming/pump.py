@@ -1,8 +1,8 @@
 """The thread that writes all streams of a process: what a step brings, it turns into text and events and sends, stream by stream.
 
 A thread for each stream would be woken for each token, and all of them would ask for Python's interpreter at once: five times what
-the work itself takes (benchmarks/tables/front_ends.py). The threads that began the requests wait meanwhile; they look after
-clients that have gone.
+the work itself takes (benchmarks/tables/front_ends.py). The threads that began the requests wait meanwhile; each accounts for its
+own and writes the end of it.
 """
 
 import logging
@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from graft.hub.errors import GraftError
@@ -117,28 +118,30 @@ class Pump:
             return self._running
 
 
-class PumpedStream:
-    """One answer's stream. `run` on the thread that began it, which waits there until all is written; the rest is the pump's."""
+@dataclass(frozen=True)
+class Streamed:
+    """An answer that is written as it comes. `first`: what has been read of it. `settle`: called before its last bytes are sent:
+    what a client has been given whole is accounted for, whenever this process is killed. May be called again."""
 
-    def __init__(
-        self,
-        pump: Pump,
-        answer: Answer,
-        writer: StreamWriter,
-        first: Sequence[Piece],
-        settle: Callable[[], None],
-        request_id: str,
-        body: Body,
-    ):
-        """`first`: what has been read of the answer. `settle`: called before the last bytes are written: what a client has been
-        given whole is accounted for, whenever this process is killed."""
+    answer: Answer
+    writer: StreamWriter
+    first: Sequence[Piece]
+    settle: Callable[[], None]
+    request_id: str
+
+
+class PumpedStream:
+    """One answer's stream. `run` on the thread that began it, which waits there until all is written but the end, and writes
+    that; the rest is the pump's."""
+
+    def __init__(self, pump: Pump, streamed: Streamed, body: Body):
         self.marked = False
         self._late = False  # something has come, and the reader is slow
-        self._pump, self._answer, self._writer, self._body = pump, answer, writer, body
-        self._first: Sequence[Piece] | None = first  # None: they are written
-        self._settle = settle
-        self._request_id = request_id
-        self._done = threading.Event()
+        self._pump, self._streamed, self._body = pump, streamed, body
+        self._answer, self._writer = streamed.answer, streamed.writer
+        self._first: Sequence[Piece] | None = streamed.first  # None: they are written
+        self._end = b""  # what is still to be written once it is over
+        self._over = threading.Event()
 
     def run(self) -> None:
         self._pump.add(self)
@@ -146,52 +149,49 @@ class PumpedStream:
             self._answer.tell(self._mark)
             self._mark()
             self._pump.wake()
-            self._done.wait()
+            self._over.wait()
         finally:
             self._pump.remove(self)
+        self._streamed.settle()  # may wait for a disk or a network, and so is nothing for the pump
+        if self._end:
+            with suppress(Disconnected):
+                self._body.write(self._end)
 
-    def end(self) -> None:
-        """Let its thread go."""
-        self._done.set()
+    def end(self, last: bytes = b"") -> None:
+        """Let its thread go, to write the `last` bytes. Of no effect once it is over."""
+        if not self._over.is_set():
+            self._end = last
+            self._over.set()
 
     def look_after(self) -> None:
         """End it where its client has gone; see whether a slow reader has caught up. On the pump's thread."""
         try:
             self._answer.patience.look()
         except Disconnected:
-            self._done.set()
-        except GraftError as error:
-            self._give_up(error)
+            self.end()
+        except GraftError as error:  # the time for it is over
+            self._answer.error = error
+            self.end(self._writer.error(error))
         else:
             if self._late:
                 self.advance()
-
-    def _give_up(self, error: GraftError) -> None:
-        """The time for it is over."""
-        self._answer.error = error
-        self._settle()
-        with suppress(Disconnected):
-            self._body.write(self._writer.error(error))
-        self._done.set()
 
     def advance(self) -> None:
         """Write what has come. On the pump's thread."""
         self.marked = False
         self._late = self._body.unsent > MOST_UNSENT_BYTES
-        if self._done.is_set() or self._late:
+        if self._over.is_set() or self._late:
             return
         try:
-            ended, data = self._events()
-            if ended:
-                self._settle()
-            if data:
+            over, data = self._events()
+            if over:
+                self.end(data)
+            elif data:
                 self._body.write(data)
         except Exception as error:
-            ended = True
+            self.end()
             if not isinstance(error, Disconnected):
-                log.exception("request %s could not be written", self._request_id)
-        if ended:
-            self._done.set()
+                log.exception("request %s could not be written", self._streamed.request_id)
 
     def _mark(self) -> None:
         self._pump.mark(self)
@@ -213,26 +213,25 @@ class PumpedStream:
         except GraftError as error:
             events.append(writer.error(error))
         except Exception:
-            log.exception("request %s failed", self._request_id)
+            log.exception("request %s failed", self._streamed.request_id)
             events.append(writer.failure())
         return True, b"".join(events)
 
 
-def written_here(
-    answer: Answer, writer: StreamWriter, first: Sequence[Piece], settle: Callable[[], None], request_id: str
-) -> Iterator[bytes]:
+def written_here(streamed: Streamed) -> Iterator[bytes]:
     """The same on the thread that asks for it, where the server offers no body to write to."""
+    writer = streamed.writer
     try:
         yield from writer.opening()
-        for pieces in (first, answer.pieces()):
+        for pieces in (streamed.first, streamed.answer.pieces()):
             for piece in pieces:
                 yield from writer.piece(piece)
-        settle()
+        streamed.settle()
         yield from writer.ending()
     except Disconnected:
         return
     except GraftError as error:
         yield writer.error(error)
     except Exception:
-        log.exception("request %s failed", request_id)
+        log.exception("request %s failed", streamed.request_id)
         yield writer.failure()

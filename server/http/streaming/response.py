@@ -1,13 +1,12 @@
 """A response whose body is a stream of events: written by the pump where the server lets it, else by the thread at hand."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from flask import Response
 
-from graft.server.http.answer import Answer, Piece
-from graft.server.http.streaming.pump import Body, Pump, PumpedStream, StreamWriter, written_here
+from graft.server.http.streaming.pump import Body, Pump, PumpedStream, Streamed, written_here
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -16,23 +15,14 @@ BODY = "graft.body"  # in a request's environment: where to write the answer's b
 
 
 class EventStream(Response):
-    """Of one answer. `first`: what has been read of it. `settle`: called before the last event is sent, and when the response is
-    closed."""
+    """Of one answer, which is settled when the response is closed at the latest."""
 
-    def __init__(
-        self,
-        pump: Pump,
-        answer: Answer,
-        writer: StreamWriter,
-        first: Sequence[Piece],
-        settle: Callable[[], None],
-        request_id: str,
-    ):
-        super().__init__(written_here(answer, writer, first, settle, request_id), mimetype="text/event-stream")
+    def __init__(self, pump: Pump, streamed: Streamed):
+        super().__init__(written_here(streamed), mimetype="text/event-stream")
         self.headers["Cache-Control"] = "no-cache"
         self.headers["X-Accel-Buffering"] = "no"
-        self.call_on_close(settle)
-        self._make_stream = partial(PumpedStream, pump, answer, writer, first, settle, request_id)
+        self.call_on_close(streamed.settle)
+        self._make_stream = partial(PumpedStream, pump, streamed)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         body: Body | None = environ.get(BODY)

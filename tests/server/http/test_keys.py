@@ -464,6 +464,28 @@ def test_the_line_of_an_answer_is_there_when_its_last_byte_is(live, keys, place,
     assert line["completion_tokens"] == 2 and not line["cut_off"]
 
 
+def test_who_waits_for_a_slow_disk_holds_no_other_stream_up(live, keys, place, monkeypatch):
+    held, at_once = threading.Event(), UsageFile.write
+
+    def write(self: UsageFile, usage: Usage) -> None:
+        assert usage.request_id != "held" or held.wait(60)
+        at_once(self, usage)
+
+    monkeypatch.setattr(UsageFile, "write", write)
+    body = {**CHAT, "max_tokens": 2, "ignore_eos": True, "stream": True}
+
+    def stream(id: str) -> str:
+        return live.post("/v1/chat/completions", body, {**bearing(keys["heavy"]), "X-Request-Id": id}).events[-1]
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(stream, "held")
+        try:
+            assert stream("free") == "[DONE]" and not waiting.done()
+        finally:
+            held.set()
+        assert waiting.result(60) == "[DONE]"
+
+
 def test_a_line_of_the_log_names_the_key_and_what_was_asked_for_of_refusals_too(live, keys, caplog):
     caplog.set_level(logging.INFO, logger="graft.requests")
 
