@@ -32,7 +32,7 @@ _SOME = click.IntRange(1)
     "--zipf", default=1.0, show_default=True, type=click.FloatRange(0), help="How unevenly they are asked for."
 )
 @click.option("--rows", default=32, show_default=True, type=_SOME, help="Requests that a replica computes together.")
-@click.option("--memory", type=ByteSize(), help="Of a replica: 24G.  [default: what is free here]")
+@click.option("--memory", type=ByteSize(), help="Of a replica, or its GPU: 24G.  [default: what is free here]")
 @click.option(
     "--busy",
     default=0.7,
@@ -64,14 +64,13 @@ def plan(
     as_json: bool,
 ) -> None:
     """Size a deployment: replicas, memory and what the hub bears, from what serving costs on this machine."""
-    from graft.hub.machine.free_memory import free_memory
     from graft.server.sizing.costs import read_costs
     from graft.server.sizing.deployment import Demand, size
     from graft.server.sizing.hub_limits import HUB
 
     if kept and (save_costs or dtype or device or options):
         raise click.UsageError("--costs were measured before: --save-costs, --dtype, --device and --set are of no use.")
-    room = memory or free_memory()
+    room = memory or _free(device)
     costs = read_costs(kept) if kept else measure_here(base, method, _settings(options), rows, dtype, device)
     if costs.base != Path(base).name:
         raise GraftError(f"{kept} has the costs of {costs.base}, not of {Path(base).name}.")
@@ -91,10 +90,24 @@ def plan(
         )
 
 
+def _free(device: str | None) -> int:
+    """Bytes for a replica that is to be here: of a GPU, where it computes on one."""
+    from graft.hub.base.model import usable_device
+    from graft.hub.machine.free_memory import free_memory
+
+    if usable_device(device) == "cpu":
+        return free_memory()
+    import torch
+
+    return torch.cuda.mem_get_info()[0]
+
+
 def measure_here(
     base: str, method: str, options: dict[str, str], rows: int, dtype: str | None, device: str | None
 ) -> "Costs":
     """Costs of a base with adapters of a kind, on an engine of this process."""
+    from psutil import Process
+
     from graft.hub.base.dtype_choice import chosen_dtype
     from graft.hub.base.model import load_base
     from graft.hub.machine.cpu_load import Load
@@ -107,6 +120,8 @@ def measure_here(
     click.echo(f"measuring what serving {base} costs here: about a minute", err=True)
     dtype = dtype or chosen_dtype(base, device, serving("auto", rows), _say)
     loaded = load_base(base, dtype=dtype, device=device)
+    on_gpu = loaded.device.type == "cuda"
+    weights = sum({one.data_ptr(): one.nbytes for one in loaded.model.state_dict().values()}.values())  # tied ones once
     with tempfile.TemporaryDirectory(prefix="graft-plan-") as folder:
         made = random_adapters(method, options, loaded.spec, Path(folder))
         with Engine(loaded, made, options=Options(max_running=max(len(made), rows))) as engine:
@@ -117,6 +132,10 @@ def measure_here(
                 token_ids(loaded.spec),
                 base=Path(base).name,
                 adapter=" ".join([method, *(f"{key}={value}" for key, value in options.items())]),
+                base_bytes=weights
+                if on_gpu
+                else Process().memory_info().rss,  # with packed weights, without a cache's empty pages
+                on_gpu=on_gpu,
                 token_bytes=engine.sizes.cache_bytes // engine.sizes.cache_tokens,
                 file_bytes=max(map(weights_bytes, made.values())),
             )

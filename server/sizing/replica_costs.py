@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
-
 from graft.hub.adapters.artifact import save_artifact
 from graft.hub.adapters.methods import get_method
 from graft.hub.base.manifest import BaseSpec
@@ -60,10 +58,10 @@ class ReplicaCosts:
         alone = self._streamed(0)
         return max(0.0, self._streamed(_LOADS) - alone) / _LOADS
 
-    def adapter_bytes(self) -> int:
-        """Of one adapter in memory, wherever it is kept."""
+    def adapter_bytes(self, *, on_gpu: bool) -> int:
+        """Of one adapter: on a GPU, else in memory, where the runner has a form of its own beside what was read."""
         placed = self._engine.adapters().values()
-        return round(statistics.median(one.host_bytes + one.device_bytes for one in placed))
+        return round(statistics.median(one.device_bytes + (0 if on_gpu else one.host_bytes) for one in placed))
 
     def _step(self, rows: int) -> float:
         served = self._run(rows, _SHORT, _STEPS)
@@ -113,11 +111,12 @@ def measured(
     *,
     base: str,
     adapter: str,
+    base_bytes: int,
+    on_gpu: bool,
     token_bytes: int,
     file_bytes: int,
 ) -> Costs:
     """All of them, as Costs."""
-    base_bytes = psutil.Process().memory_info().rss
     costs = ReplicaCosts(engine, adapters, ids)
     costs.warm()
     return Costs(
@@ -131,7 +130,7 @@ def measured(
         load=costs.load(),
         load_work=costs.load_work(),
         file_bytes=file_bytes,
-        adapter_bytes=costs.adapter_bytes(),
+        adapter_bytes=costs.adapter_bytes(on_gpu=on_gpu),
         base_bytes=base_bytes,
         token_bytes=token_bytes,
     )

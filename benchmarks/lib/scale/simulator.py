@@ -84,8 +84,13 @@ class Replica:
         )
 
 
+def adapters_of(work: Work, kinds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Bytes, and seconds to load, of each adapter, by the kind that it is of."""
+    return np.array([kind.size for kind in work.kinds])[kinds], np.array([kind.load for kind in work.kinds])[kinds]
+
+
 class Simulation:
-    """One rule's run through a trace. `sizes`, `loads`: bytes and seconds to load of each adapter."""
+    """One rule's run through a trace. `kinds`: of each adapter, a place in `work.kinds`."""
 
     def __init__(
         self,
@@ -96,8 +101,7 @@ class Simulation:
         seed: int = 0,
     ) -> None:
         self.setting, self.work = setting, work
-        self.sizes = np.array([kind.size for kind in work.kinds])[kinds]
-        self.load_s = np.array([kind.load for kind in work.kinds])[kinds]
+        self.sizes, self.load_s = adapters_of(work, kinds)
         self.world = World(setting.limit, [setting.room] * setting.replicas, self.sizes, random.Random(seed))
         self.rule = rule(self.world)
         self.replicas = [Replica(number, self._memory()) for number in range(setting.replicas)]
