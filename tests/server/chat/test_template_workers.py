@@ -82,7 +82,7 @@ def test_a_hostile_template_is_refused_in_time_and_the_others_go_on(workers, tem
     began = time.monotonic()
     with pytest.raises(TemplateRefusalError, match=r"The adapter's chat template (refuses|can't be used for)"):
         foreign(template, workers).render(HI)
-    assert time.monotonic() - began < template_workers.RENDER_S + 5
+    assert time.monotonic() - began < 2 * template_workers.RENDER_S  # a process is begun within it, on whatever machine
     assert foreign(PLAIN, workers).render(HI).endswith("[a]")
 
 

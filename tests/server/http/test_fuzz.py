@@ -21,7 +21,7 @@ from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.live import CHAT_TEMPLATE, OPTIONS
 
-CASES = int(os.environ.get("GRAFT_FUZZ_CASES", "2000"))
+CASES = int(os.environ.get("GRAFT_FUZZ_CASES", "5000"))
 SHORT = {"max_tokens": 3, "max_completion_tokens": 3, "max_output_tokens": 3, "min_tokens": 0, "n": 2, "best_of": 2}
 LIMITS = {"/v1/chat/completions": "max_tokens", "/v1/responses": "max_output_tokens", "/v1/messages": "max_tokens"}
 PATHS = openapi.document("base")["paths"]
@@ -38,7 +38,7 @@ def described(tmp_path_factory):
         yield schemathesis.openapi.from_wsgi("/openapi.json", create_app(EngineClient(engine)))
 
 
-@pytest.mark.timeout(3600)  # of `make soak`; in `make test` seconds
+@pytest.mark.timeout(3600)  # of `make soak`; in `make test` a minute or two
 @pytest.mark.parametrize("path", [path for path in PATHS if path != "/openapi.json"])
 def test_generated_requests_get_described_answers(described, path: str) -> None:
     [operation] = [one for result in described.get_all_operations() if (one := result.ok()).path == path]
