@@ -148,8 +148,7 @@ def _here(
     from graft.trainer.reports.journal import FolderJournal, asked_of
 
     def journal(base: "Base") -> FolderJournal:
-        dtype = str(base.dtype).removeprefix("torch.")
-        found = (base.spec.fingerprint, dtype, base.device.type, read_template(chat_template))
+        found = (base.spec.fingerprint, base.dtype_name, base.device.type, read_template(chat_template))
         return FolderJournal(template.out, asked_of(template, plan.run, *found, together=together))
 
     with nullcontext() if quiet else bars() as shown:
