@@ -345,14 +345,11 @@ NOTES = {
 
 
 def measured_here(options: argparse.Namespace) -> Work:
-    from graft.server.commands.plan import measure_here
+    from graft.server.sizing.replica_costs import Measured, measure_here
 
-    return work.measured(
-        {
-            rank: measure_here(options.base, "lora", {"r": str(rank), "alpha": str(2 * rank)}, LIMIT, None, "cpu")
-            for rank in work.RANKS
-        }
-    )
+    kinds = {rank: {"r": str(rank), "alpha": str(2 * rank)} for rank in work.RANKS}
+    asked = {rank: Measured(options.base, "lora", kind, LIMIT, None, "cpu") for rank, kind in kinds.items()}
+    return work.measured({rank: measure_here(one, harness.say) for rank, one in asked.items()})
 
 
 def arguments() -> argparse.Namespace:

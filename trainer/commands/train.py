@@ -13,7 +13,13 @@ from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.errors import GraftError
 from graft.hub.machine.ray_tasks import Spread
 from graft.hub.terminal.base_argument import BASE
-from graft.hub.terminal.options import hub_option, local_user, open_registry_to_publish, registry_option
+from graft.hub.terminal.options import (
+    hub_option,
+    local_user,
+    open_registry_to_publish,
+    parse_settings,
+    registry_option,
+)
 from graft.hub.terminal.ray_options import ray_options
 from graft.hub.terminal.tables import print_table
 from graft.trainer.commands.shared import (
@@ -23,7 +29,6 @@ from graft.trainer.commands.shared import (
     check_early,
     config_options,
     console,
-    parse_settings,
     print_numbers,
     read_template,
     say,
