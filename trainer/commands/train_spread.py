@@ -59,11 +59,11 @@ def train_spread(
     with Cluster(spread, say) as cluster:
         for piece, found in cluster.run(train_sent, shared, queue, gpu=wanted.device == "cuda"):
             adapter = by_name[piece.name]
-            if isinstance(found, GraftError):
-                failed.append(f"{adapter.label}: {found}")
-                say(failed[-1])
-            else:
+            try:
                 _hear(piece, found, adapter, queue, done, say)
+            except GraftError as error:
+                failed.append(f"{adapter.label}: {error}")
+                say(failed[-1])
     places = {adapter.out: place for place, adapter in enumerate(plan.adapters)}
     done.sort(key=lambda outcome: places.get(outcome.folder, len(places)) if outcome.folder else len(places))
     if failed:
@@ -72,13 +72,15 @@ def train_spread(
 
 def _hear(
     piece: Piece[SentPlan],
-    found: Trained | Begun,
+    found: Trained | Begun | GraftError,
     adapter: AdapterPlan,
     queue: deque[Piece[SentPlan]],
     done: list[TrainingOutcome],
     say: Say,
 ) -> None:
-    """Keep what came of a piece; one that goes on is sent again."""
+    """Keep what came of a piece; one that goes on is sent again. Raises the GraftError that it ended with, or that keeping it did."""
+    if isinstance(found, GraftError):
+        raise found
     for line in found.said:
         say(line)
     if isinstance(found, Trained):
