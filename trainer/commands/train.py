@@ -30,7 +30,6 @@ from graft.trainer.commands.shared import (
     config_options,
     console,
     print_numbers,
-    read_template,
     say,
     text_of,
 )
@@ -229,12 +228,10 @@ def _run_spread(
     done: list["TrainingOutcome"],
 ) -> None:
     """Each on a worker. Fills `done`, so that what is finished is known though something fails later."""
-    template = read_template(chat_template)
     say(f"Looking at {plan.base} ...")  # torch takes its seconds
     from graft.trainer.commands.train_spread import train_spread, wanted_by
 
-    begun_in = _dtype_begun_in(plan) if resume else None
-    wanted = wanted_by(plan.base, plan.run, begun_in, template, say, plan)
+    wanted = wanted_by(plan, chat_template, say, _dtype_begun_in(plan) if resume else None)
     train_spread(plan, wanted, spread, done, say, resume=resume, overwrite=overwrite)
 
 

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from transformers import CONFIG_NAME
 
@@ -13,8 +14,8 @@ from graft.hub.errors import GraftError
 from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.machine.folder_files import Files, write_files
 from graft.hub.machine.ray_tasks import Cluster, Piece, Spread
+from graft.trainer.commands.shared import read_template
 from graft.trainer.learners.job import TrainingOutcome
-from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, training_folder
 from graft.trainer.training.checkpoints import drop_checkpoint
 from graft.trainer.training.dtype_speed import TRAINING
@@ -23,12 +24,11 @@ from graft.trainer.training.sent import Begun, SentPlan, SentRun, Trained, examp
 Say = Callable[[str], None]
 
 
-def wanted_by(
-    base: str, run: RunConfig, begun_in: str | None, template: str | None, say: Say, plan: Plan
-) -> WantedBase:
+def wanted_by(plan: Plan, chat_template: Path | None, say: Say, begun_in: str | None = None) -> WantedBase:
     """The base that every worker is to train on. Raises GraftError for what doesn't suit it."""
+    run, words = plan.run, read_template(chat_template)
     wanted, spec = wanted_base(
-        base, run.dtype or begun_in, run.device, TRAINING, say, quantize=run.quantize, chat_template=template
+        plan.base, run.dtype or begun_in, run.device, TRAINING, say, quantize=run.quantize, chat_template=words
     )
     check_against_spec(plan, spec)
     return wanted
