@@ -152,7 +152,7 @@ class _Tasks(Generic[What, Found]):
         self, piece: Piece[What], error: Exception, queue: deque[Piece[What]]
     ) -> tuple[Piece[What], GraftError] | None:
         self._deaths[piece.name] += 1
-        why = f"the worker of {piece.name} died ({_first_line(error).removesuffix('.')})"
+        why = f"the worker of {piece.name} died ({_first_line(error).partition('. ')[0].removesuffix('.')})"
         if (deaths := self._deaths[piece.name]) >= TRIES:
             return piece, GraftError(
                 f"{why}, {deaths} times in all. If its node lacks memory, raise --ray-cpus: fewer tasks run there at once."
