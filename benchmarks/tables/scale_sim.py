@@ -341,7 +341,7 @@ PARTS = {
 
 
 def measured_here(options: argparse.Namespace) -> Work:
-    from graft.server.sizing.replica_costs import Measured, measure_here
+    from graft.server.commands.costs_here import Measured, measure_here
 
     kinds = {rank: {"r": str(rank), "alpha": str(2 * rank)} for rank in work.RANKS}
     asked = {rank: Measured(options.base, "lora", kind, LIMIT, None, "cpu") for rank, kind in kinds.items()}

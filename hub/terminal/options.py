@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -51,7 +50,7 @@ class ByteSize(click.ParamType):
 class FiniteRange(click.FloatRange):
     """A FloatRange of numbers: nan lies in each of click's, and inf in all that are open above."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number.", param, ctx)

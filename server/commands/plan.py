@@ -108,7 +108,7 @@ def _measured(
     """Costs of a base with adapters of a kind; says where other work may have made them larger."""
     _say(f"measuring what serving {base} costs here: about a minute")
     from graft.hub.machine.cpu_load import Load
-    from graft.server.sizing.replica_costs import Measured, measure_here
+    from graft.server.commands.costs_here import Measured, measure_here
 
     load = Load()
     costs = measure_here(Measured(base, method, options, rows, dtype, device), _say)

@@ -3,28 +3,19 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
-from psutil import Process
 
 from graft.hub.adapters.artifact import save_artifact
 from graft.hub.adapters.methods import get_method
-from graft.hub.base.dtype_choice import chosen_dtype
 from graft.hub.base.manifest import BaseSpec
-from graft.hub.base.model import load_base
 from graft.hub.machine.cpu_load import usable_cores
-from graft.server.benchmark.dtype_speed import serving
 from graft.server.benchmark.targets import EngineTarget
 from graft.server.benchmark.workload import BenchRequest, RequestDraw, Timing, Workload
 from graft.server.engine.client import EngineClient
-from graft.server.engine.engine import Engine
-from graft.server.engine.options import Options
-from graft.server.sizing.costs import Costs
 
 ROWS = (1, 4, 16, 32)  # of the steps that are timed
 _SHORT, _LONG = 32, 160  # tokens of the prompts whose difference is timed
@@ -114,61 +105,13 @@ class ReplicaCosts:
         return draw.round()
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What is measured: a base with adapters of a kind, in steps of up to `rows` rows. None is for the machine to choose."""
-
-    base: str
-    method: str
-    options: Mapping[str, str]
-    rows: int
-    dtype: str | None
-    device: str | None
-
-    @property
-    def adapter(self) -> str:
-        return " ".join([self.method, *(f"{key}={value}" for key, value in self.options.items())])
-
-
-def measure_here(what: Measured, say: Callable[[str], None]) -> Costs:
-    """Its costs, on an engine of this process. Raises GraftError for a base that can't be loaded, an unknown method, and options
-    that it has not."""
-    dtype = what.dtype or chosen_dtype(what.base, what.device, serving("auto", what.rows), say)
-    base = load_base(what.base, dtype=dtype, device=what.device)
-    on_gpu = base.device.type == "cuda"
-    weights = sum({one.data_ptr(): one.nbytes for one in base.model.state_dict().values()}.values())  # tied ones once
-    with TemporaryDirectory(prefix="graft-plan-") as folder:
-        made = random_adapters(what, base.spec, Path(folder))
-        with Engine(base, made, options=Options(max_running=max(len(made), what.rows))) as engine:
-            held = weights if on_gpu else Process().memory_info().rss  # packed weights too, no cache's empty pages
-            # prompts are of any tokens: what they say does not matter, for no text ends early
-            client = EngineClient(engine)
-            costs = ReplicaCosts(client, list(made), range(1, base.spec.vocab_size))
-            costs.warm()
-            return Costs(
-                base=Path(what.base).name,
-                adapter=what.adapter,
-                machine=machine_name(),
-                runner=client.base.runner,
-                measured=time.strftime("%Y-%m-%d", time.gmtime()),
-                steps=costs.steps(),
-                prompt_token=costs.prompt_token(),
-                load=costs.load(),
-                load_work=costs.load_work(),
-                file_bytes=max(_weights_bytes(one) for one in made.values()),
-                adapter_bytes=costs.adapter_bytes(on_gpu=on_gpu),
-                base_bytes=held,
-                token_bytes=engine.sizes.cache_bytes // engine.sizes.cache_tokens,
-            )
-
-
-def random_adapters(what: Measured, spec: BaseSpec, parent: Path) -> dict[str, Path]:
+def random_adapters(method: str, options: Mapping[str, str], spec: BaseSpec, parent: Path) -> dict[str, Path]:
     """Name -> folder of as many distinct adapters as the most rows, with small random weights: they cost what trained ones do.
 
     Raises GraftError for an unknown method, and for options that it has not.
     """
-    chosen = get_method(what.method)
-    config = chosen.from_options(dict(what.options), spec)
+    chosen = get_method(method)
+    config = chosen.from_options(dict(options), spec)
     chosen.require_sensible(config, spec)
     made = {f"measured-{number}": parent / f"adapter-{number}" for number in range(ROWS[-1])}
     for number, folder in enumerate(made.values()):
@@ -179,7 +122,7 @@ def random_adapters(what: Measured, spec: BaseSpec, parent: Path) -> dict[str, P
     return made
 
 
-def _weights_bytes(folder: Path) -> int:
+def weights_bytes(folder: Path) -> int:
     """Of an adapter on disk."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 

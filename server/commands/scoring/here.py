@@ -2,20 +2,11 @@
 
 from collections.abc import Callable
 
-from graft.hub.base.dtype_choice import chosen_dtype
-from graft.hub.base.model import Base, load_base
-from graft.server.benchmark.dtype_speed import evaluating
 from graft.server.commands.scoring.contest import BaseAsked, Contest
-from graft.server.commands.scoring.verification import evaluation_options
+from graft.server.commands.scoring.machinery import EVALUATING, load_asked
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.evaluation.evaluate import Listener, evaluate
-
-
-def load_asked(asked: BaseAsked, say: Callable[[str], None]) -> Base:
-    """Raises BaseModelError."""
-    dtype = asked.dtype or chosen_dtype(asked.folder, asked.device, evaluating(), say)
-    return load_base(asked.folder, device=asked.device, dtype=dtype)
 
 
 class ScorerHere:
@@ -28,5 +19,5 @@ class ScorerHere:
 
     def score(self, contest: Contest, listener: Listener) -> None:
         models = [entrant.model for entrant in contest.entrants]
-        with Engine(self._base, shelf=contest.registry, options=evaluation_options()) as engine:
+        with Engine(self._base, shelf=contest.registry, options=EVALUATING) as engine:
             evaluate(EngineClient(engine), models, contest.examples, contest.metric, listener)

@@ -22,8 +22,8 @@ from graft.hub.machine.ray_tasks import Cluster, Piece, Spread
 from graft.hub.registry.interface import AnyRegistry
 from graft.server.benchmark.dtype_speed import evaluating
 from graft.server.commands.scoring.contest import BaseAsked, Contest, Entrant
+from graft.server.commands.scoring.machinery import EVALUATING
 from graft.server.commands.scoring.scorekeeping import BARE
-from graft.server.commands.scoring.verification import evaluation_options
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.evaluation.evaluate import Answers, Judge, Listener, answer
@@ -152,4 +152,4 @@ def _answer(task: _Task, asked: _Asked | None) -> Answers:
 @lru_cache(maxsize=1)
 def _kept_engine(wanted: WantedBase) -> EngineClient:
     """Of this worker, until it ends. Raises as `WantedBase.load`."""
-    return EngineClient(Engine(kept_base(wanted), options=evaluation_options()))
+    return EngineClient(Engine(kept_base(wanted), options=EVALUATING))

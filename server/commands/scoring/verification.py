@@ -21,17 +21,9 @@ if TYPE_CHECKING:
     from graft.hub.registry.interface import AnyRegistry
     from graft.hub.registry.leaderboard import Evaluation
     from graft.server.commands.scoring.contest import BaseAsked
-    from graft.server.engine.options import Options
     from graft.server.evaluation.evaluate import Evaluated
 
 CLOSE = 1e-9  # values of equal answers
-
-
-def evaluation_options() -> Options:
-    """Nobody waits for a next token: large steps are quickest."""
-    from graft.server.engine.options import Options
-
-    return Options(step_rows=2048, max_running=256)
 
 
 def engine_name(device: str, dtype: str) -> str:
@@ -114,7 +106,7 @@ def _load_base(kept: Evaluation, asked: BaseAsked, say: Callable[[str], None]) -
     """The base as it was loaded then, unless it is asked for otherwise. Raises BaseMismatchError for another one."""
     say(f"Loading {asked.folder} ...")  # torch takes its seconds, too
 
-    from graft.server.commands.scoring.here import load_asked
+    from graft.server.commands.scoring.machinery import load_asked
 
     match kept.engine.split():
         case ["graft", _, device, dtype]:
@@ -146,13 +138,14 @@ class _Refusals:
 
 def _run(registry: AnyRegistry, kept: Evaluation, base: Base, examples: list[Example]) -> Evaluated:
     """The system that `kept` is of, scored anew. Raises GraftError where it can't be served."""
+    from graft.server.commands.scoring.machinery import EVALUATING
     from graft.server.engine.client import EngineClient
     from graft.server.engine.engine import Engine
     from graft.server.evaluation.evaluate import evaluate
 
     models = [] if kept.repo is None else [f"{kept.repo}@{kept.revision}"]
     refusals = _Refusals()
-    with Engine(base, shelf=registry, options=evaluation_options()) as engine:
+    with Engine(base, shelf=registry, options=EVALUATING) as engine:
         done = evaluate(EngineClient(engine), models, examples, get_metric(kept.metric), refusals)
     if refusals.reasons:
         raise GraftError(f"{kept.repo} can't be served: {refusals.reasons[0]}")
