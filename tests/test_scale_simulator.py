@@ -175,6 +175,15 @@ def test_rows_that_are_run_again_replace_what_they_were():
     assert [(row["rule"], row["loads"]) for row in scale_sim.merged(before, now)] == [("x", 1), ("y", 2), ("z", 2)]
 
 
+def test_what_is_committed_can_be_shown_beside_what_is_run_next():
+    kept = json.loads((ROOT / "benchmarks/results/scale_sim.json").read_text())
+    shown, rows = (
+        scale_sim.markdown(kept),
+        [row for part in scale_sim.PARTS if part in kept for row in kept[part]["rows"]],
+    )
+    assert len(rows) > 20 and all(row["rule"] in shown for row in rows)
+
+
 def test_the_table_is_written_and_says_what_it_was_made_of(tmp_path):
     command = [sys.executable, "-m", "benchmarks.tables.scale_sim", "--short", "--only", "graft", "--only", "random"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

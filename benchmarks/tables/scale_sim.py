@@ -77,16 +77,12 @@ def main() -> None:
     kept = options.out / "scale_sim.json"
     result = json.loads(kept.read_text()) if kept.exists() else {}
     costs = measured_here(options) if options.measure else work.committed()
-    part, rows = "simulated", simulated(costs, SHORT if options.short else FULL, options)
-    if options.validate:
-        part, rows = "validated", validated(costs, SHORT_REAL if options.short else REAL)
-    elif options.sweep:
-        part, rows = "swept", swept(costs, SHORT if options.short else SWEPT)
-    parts = {name: result[name] for name in ("simulated", "validated", "swept") if name in result}
-    found = [said(row) for row in rows]
-    if part == "simulated" and options.only and part in parts:
-        found = merged(parts[part]["rows"], found)
-    parts[part] = report.envelope("scale_sim", options, rows=found, sources=costs.sources)
+    name = "validated" if options.validate else "swept" if options.sweep else "simulated"
+    parts = {one: result[one] for one in PARTS if one in result}
+    rows = [said(row) for row in PARTS[name].rows(costs, options)]
+    if options.only and name in parts:
+        rows = merged(parts[name]["rows"], rows)
+    parts[name] = report.envelope("scale_sim", options, rows=rows, sources=costs.sources)
     result = report.envelope("scale_sim", options, **parts)
     report.write(options.out, result, markdown(result))
     report.into_docs(options.out, "scale_sim", summary(result))
@@ -122,14 +118,16 @@ def scenarios(costs: Work, size: Size) -> list[Scenario]:
     ]  # fmt: skip
 
 
-def simulated(costs: Work, size: Size, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def simulated(costs: Work, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    size = SHORT if options.short else FULL
     for scenario in scenarios(costs, size):
         for name, row in ROWS.items():
             if not options.only or name in options.only:
                 yield {"scenario": scenario.name, "rule": name, **run(costs, size, scenario, row)}
 
 
-def swept(costs: Work, size: Size) -> Iterator[dict[str, Any]]:
+def swept(costs: Work, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    size = SHORT if options.short else SWEPT
     usual = scenarios(costs, size)[0]
     for bound in BOUNDS:
         row = Row(partial(Placement, bound=bound))
@@ -174,10 +172,11 @@ def figures(counts: Counts, seconds: float) -> dict[str, Any]:
 # What is validated
 
 
-def validated(costs: Work, size: Size) -> Iterator[dict[str, Any]]:
+def validated(costs: Work, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each rule on 2 and on all replicas, in real time and simulated."""
     from benchmarks.lib.scale import sleepers
 
+    size = SHORT_REAL if options.short else REAL
     sleepers.start_ray()
     for replicas in sorted({2, size.replicas}):
         here = replace(size, replicas=replicas, seconds=size.seconds * size.replicas / replicas)  # as many requests
@@ -237,32 +236,24 @@ def near(real: float, simulated: float) -> bool:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """What docs/performance.md shows."""
-    return (
-        "\n".join([simulated_table(result["simulated"]["rows"]), validated_table(result)])
-        if "simulated" in result
-        else ""
-    )
+    """What docs/performance.md shows, once there are simulated rows."""
+    shown = ("simulated", "validated") if "simulated" in result else ()
+    return "\n".join(PARTS[name].table(result[name]["rows"]) for name in shown if name in result)
 
 
 def markdown(result: dict[str, Any]) -> str:
-    parts = [report.heading(result, "Many replicas: where requests go")]
-    for name, title in TITLES.items():
+    lines = [report.heading(result, "Many replicas: where requests go")]
+    for name, part in PARTS.items():
         if name in result:
-            parts += [f"## {title}", "", *about(result[name], name), "", TABLES[name](result), ""]
-    return "\n".join(parts)
+            lines += [f"## {part.title}", "", *about(result[name]), part.note, ""]
+            lines += [best_hit_rate(), ""] * (name == "simulated")
+            lines += [part.table(result[name]["rows"]), ""]
+    return "\n".join(lines)
 
 
-def about(part: dict[str, Any], name: str) -> list[str]:
-    lines = [
-        f"{part['at']}, commit `{part['commit']}`, `{part['command']}`.",
-        *(f"Costs: {one}." for one in part["sources"]),
-        "",
-        NOTES[name],
-    ]
-    if name == "simulated":
-        lines += ["", best_hit_rate()]
-    return lines
+def about(part: dict[str, Any]) -> list[str]:
+    costs = [f"Costs: {one}." for one in part["sources"]]
+    return [f"{part['at']}, commit `{part['commit']}`, `{part['command']}`.", *costs, ""]
 
 
 def best_hit_rate() -> str:
@@ -277,39 +268,30 @@ def best_hit_rate() -> str:
 
 
 def simulated_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        [
-            row["scenario"],
-            row["rule"],
-            report.figure(row["loads_per_s"]),
-            f"{row['hit_rate']:.3f}",
-            f"{row['wait_ms']['p50']:,.0f} / {row['wait_ms']['p95']:,.0f} / {row['wait_ms']['p99']:,.0f}",
-            f"{row['lost']:,}",
-            f"{row['fullest']:.2f}",
-        ]
-        for row in rows
-    ]
+    header = ["scenario", "rule", "loads/s", "hit rate", "waiting p50 / p95 / p99 ms", "lost", "fullest"]
     return report.table(
-        ["scenario", "rule", "loads/s", "hit rate", "waiting p50 / p95 / p99 ms", "lost", "fullest"], lines
-    )
+        header,
+        [
+            [row["scenario"], row["rule"], *looked_up(row), waited(row, "p50", "p95", "p99"), f"{row['lost']:,}", report.figure(row.get("fullest"))]
+            for row in rows
+        ],
+    )  # fmt: skip
 
 
-def swept_table(result: dict[str, Any]) -> str:
-    lines = [
-        [row["c"], row["quiet"], report.figure(row["loads_per_s"]), f"{row['hit_rate']:.3f}", f"{row['wait_ms']['p50']:,.0f} / {row['wait_ms']['p95']:,.0f}"]
-        for row in result["swept"]["rows"]
-    ]  # fmt: skip
+def swept_table(rows: list[dict[str, Any]]) -> str:
+    lines = [[row["c"], row["quiet"], *looked_up(row), waited(row, "p50", "p95")] for row in rows]
     return report.table(["c", "quiet", "loads/s", "hit rate", "waiting p50 / p95 ms"], lines)
 
 
-def validated_table(result: dict[str, Any]) -> str:
-    if "validated" not in result:
-        return ""
-    lines = []
-    for row in result["validated"]["rows"]:
-        cells = [f"{report.figure(real)} / {report.figure(simulated)}" for _, real, simulated in compared(row)]
-        cells[1] = f"{row['real']['hit_rate']:.3f} / {row['simulated']['hit_rate']:.3f}"
-        lines.append([row["rule"], row["replicas"], *cells, "no: " + ", ".join(off(row)) if off(row) else "yes"])
+def looked_up(row: dict[str, Any]) -> tuple[str, str]:
+    return report.figure(row["loads_per_s"]), f"{row['hit_rate']:.3f}"
+
+
+def waited(row: dict[str, Any], *ranks: str) -> str:
+    return " / ".join(f"{row['wait_ms'][rank]:,.0f}" for rank in ranks)
+
+
+def validated_table(rows: list[dict[str, Any]]) -> str:
     header = [
         "rule",
         "replicas",
@@ -319,40 +301,51 @@ def validated_table(result: dict[str, Any]) -> str:
         "waiting p95 ms",
         "near enough",
     ]
+    lines = []
+    for row in rows:
+        cells = [f"{report.figure(real)} / {report.figure(simulated)}" for _, real, simulated in compared(row)]
+        cells[1] = f"{row['real']['hit_rate']:.3f} / {row['simulated']['hit_rate']:.3f}"
+        lines.append([row["rule"], row["replicas"], *cells, "no: " + ", ".join(off(row)) if off(row) else "yes"])
     return report.table(header, lines)
 
 
-TITLES = {"simulated": "Rules side by side", "swept": "graft's bound", "validated": "Real Ray Serve replicas beside it"}
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "simulated": lambda result: simulated_table(result["simulated"]["rows"]),
-    "swept": swept_table,
-    "validated": validated_table,
-}
-NOTES = {
-    "simulated": (
+@dataclass(frozen=True)
+class Part:
+    """Of the table: what makes its rows, and how they are shown."""
+
+    title: str
+    rows: Callable[[Work, argparse.Namespace], Iterator[dict[str, Any]]]
+    table: Callable[[list[dict[str, Any]]], str]
+    note: str
+
+
+PARTS = {
+    "simulated": Part(
+        "Rules side by side", simulated, simulated_table,
         f"{FULL.replicas:,} replicas, {LIMIT} requests at once in each, room for {FULL.room} LoRAs of rank {USUAL}; {FULL.adapters:,} LoRAs of ranks "
         f"{', '.join(f'{rank} ({share:.0%})' for rank, share in work.RANKS.items())}; prompts of {PROMPT[0]} to {PROMPT[1]} tokens, answers of {NEW} on average, "
         f"at {BUSY:.0%} of what the replicas compute with all rows in use; {FULL.seconds:.0f} s, after {WARM} requests for each place in memory. Waiting: from a request's "
-        "arrival at the router to its first step; a hit finds its adapter ready. Fullest: of the replicas at the end, in shares of the room that there is for adapters. Adapters lie on the replicas' disks, and were proven before."
+        "arrival at the router to its first step; a hit finds its adapter ready. Fullest: of the replicas at the end, in shares of the room that there is for adapters. Adapters lie on the replicas' disks, and were proven before.",
     ),
-    "swept": f"The first scenario with {SWEPT.replicas} replicas and {SWEPT.adapters:,} adapters, where graft's replicas may have C times an even load, and in any case such a share of their limit (server/scale/placement.py).",
-    "validated": (
+    "swept": Part(
+        "graft's bound", swept, swept_table,
+        f"The first scenario with {SWEPT.replicas} replicas and {SWEPT.adapters:,} adapters, where graft's replicas may have C times an even load, and in any case such a share of their limit (server/scale/placement.py).",
+    ),
+    "validated": Part(
+        "Real Ray Serve replicas beside it", validated, validated_table,
         f"The same trace played in real time to Ray Serve replicas whose steps and loads sleep what they cost, from empty memories: {REAL.adapters} adapters, room for {REAL.room}; "
         f"multiplexing is Serve's own code, and counts by the mean adapter. Bar: {OFF:.0%}. Where Serve draws at random, the simulated figures are means of {_DRAWS} runs. What is not the simulator's: the time "
-        "from an idle router to a replica, measured before each run."
+        "from an idle router to a replica, measured before each run.",
     ),
 }  # fmt: skip
 
 
 def measured_here(options: argparse.Namespace) -> Work:
-    from graft.server.commands.plan import measure_here
+    from graft.server.commands.costs_here import Measured, measure_here
 
-    return work.measured(
-        {
-            rank: measure_here(options.base, "lora", {"r": str(rank), "alpha": str(2 * rank)}, LIMIT, None, "cpu")
-            for rank in work.RANKS
-        }
-    )
+    kinds = {rank: {"r": str(rank), "alpha": str(2 * rank)} for rank in work.RANKS}
+    asked = {rank: Measured(options.base, "lora", kind, LIMIT, None, "cpu") for rank, kind in kinds.items()}
+    return work.measured({rank: measure_here(one, harness.say) for rank, one in asked.items()})
 
 
 def arguments() -> argparse.Namespace:

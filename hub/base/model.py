@@ -71,6 +71,11 @@ class Base:
         return self.model.dtype
 
     @property
+    def dtype_name(self) -> str:
+        """As it is written down: float32, bfloat16."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 

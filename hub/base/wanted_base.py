@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
 from graft.hub.base.dtype_choice import TimedWork, chosen_dtype
 from graft.hub.base.manifest import BaseSpec, recorded_spec
 from graft.hub.base.model import Base, default_dtype, load_base, usable_device
@@ -34,7 +32,7 @@ class WantedBase:
             raise BaseModelError(
                 f"{here} can't load the base: {error} Every node needs it: on a disk that all see, or imported on each."
             ) from None
-        found = (base.spec.fingerprint, _name(base.dtype), base.device.type)
+        found = (base.spec.fingerprint, base.dtype_name, base.device.type)
         if found != (self.fingerprint, self.dtype, self.device):
             raise BaseMismatchError(
                 f"{here} would give other numbers: {self.source} is {', '.join(found)} there, and "
@@ -69,16 +67,12 @@ def wanted_base(
         raise GraftError(f"With --ray the cluster chooses the GPU of each task: say --device cuda, not {device}.")
     kind = "cuda" if device == "cuda" else usable_device(device)  # this machine needs no GPU of its own
     if dtype is None and kind == "cuda":
-        dtype = _name(default_dtype(kind, None))
+        dtype = str(default_dtype(kind, None)).removeprefix("torch.")
     elif dtype is None and quantize is None:
         dtype = chosen_dtype(source, kind, work, say)
     spec = recorded_spec(source)
     if spec is None or dtype is None:
         base = load_base(source, dtype=dtype, device="cpu", quantize=quantize)
-        spec, dtype = base.spec, _name(base.dtype)
+        spec, dtype = base.spec, base.dtype_name
     where = str(Path(source).resolve()) if Path(source).exists() else source
     return WantedBase(where, spec.fingerprint, dtype, kind, quantize, chat_template), spec
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -9,18 +9,24 @@ import logging
 import os
 import pickle
 import platform
+import signal
 import socket
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from types import ModuleType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Generic, TypeVar
 
 from graft.hub.errors import GraftError
 
-_ANSWER_S = 10.0  # how long a cluster's head may take to accept a connection
+_ANSWER_S = 10.0  # how long a cluster's head may take to answer
+_LOOK_S = 0.2  # between two looks whether Ctrl-C was pressed
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # gRPC: HTTP/2's preface, no settings
+_SETTINGS = b"\4"  # what kind of frame answers it
 TRIES = 3  # of a piece whose workers die
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # of a cluster that starts here
 
@@ -57,14 +63,16 @@ class Cluster:
 
     def __init__(self, spread: Spread, say: Callable[[str], None]):
         self._spread, self._say = spread, say
+        self._ends = ExitStack()
 
     def __enter__(self) -> "Cluster":
         """Raises GraftError without Ray, or where no cluster answers."""
         self._ray = _join(self._spread.address)
+        self._ends.callback(self._ray.shutdown)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._ray.shutdown()
+        self._ends.close()
 
     def run(
         self,
@@ -76,22 +84,22 @@ class Cluster:
     ) -> Iterator[tuple[Piece[What], Found | GraftError]]:
         """Each piece, and what `work(shared, piece.make())` returned or why it could not; in the order in which they end.
 
-        `work` is a module's function. `queue` is emptied, and may be filled further between two results. At Ctrl-C each running
-        task is interrupted as by Ctrl-C; what those return is yielded, then KeyboardInterrupt is raised. Raises GraftError where
-        no node has a task's CPUs, or its GPU.
+        `work` is a module's function. `queue` is emptied, and may be filled further between two results. The first Ctrl-C waits until
+        what was yielded is dealt with; then each running task is interrupted as by Ctrl-C, what those return is yielded, and
+        KeyboardInterrupt is raised. Raises GraftError where no node has a task's CPUs, or its GPU.
         """
         tasks: _Tasks[What, Found] = _Tasks(self._ray, self._spread.cpus, gpu, self._say, pickle.dumps((work, shared)))
-        try:
-            while queue or tasks.under_way:
-                while queue and tasks.room:
-                    piece = queue.popleft()
-                    if (error := tasks.send(piece)) is not None:
-                        yield piece, error
-                if tasks.under_way and (ended := tasks.wait(queue)) is not None:
-                    yield ended
-        except KeyboardInterrupt:
+        interrupted = self._ends.enter_context(_first_interrupt())
+        while (queue or tasks.under_way) and not interrupted():
+            while queue and tasks.room:
+                piece = queue.popleft()
+                if (error := tasks.send(piece)) is not None:
+                    yield piece, error
+            if tasks.under_way and (ended := tasks.wait(queue)) is not None:
+                yield ended
+        if queue or tasks.under_way:
             yield from tasks.interrupted()
-            raise
+            raise KeyboardInterrupt
 
 
 class _Tasks(Generic[What, Found]):
@@ -125,11 +133,14 @@ class _Tasks(Generic[What, Found]):
         return None
 
     def wait(self, queue: deque[Piece[What]]) -> tuple[Piece[What], Found | GraftError] | None:
-        """The next piece to end, and what came of it; None where its worker has died and it goes into the queue again."""
-        (ended, *_), _ = self._ray.wait([*self.under_way], num_returns=1)
-        piece = self.under_way.pop(ended)
+        """The next piece to end, and what came of it; None where none has for a moment, or its worker has died and it goes into the
+        queue again."""
+        ended, _ = self._ray.wait([*self.under_way], num_returns=1, timeout=_LOOK_S)
+        if not ended:
+            return None
+        piece = self.under_way.pop(ended[0])
         try:
-            found = self._ray.get(ended)
+            found = self._ray.get(ended[0])
         except self._lost as error:
             return self._died(piece, error, queue)
         except self._ray.exceptions.RayError as error:
@@ -141,7 +152,7 @@ class _Tasks(Generic[What, Found]):
         self, piece: Piece[What], error: Exception, queue: deque[Piece[What]]
     ) -> tuple[Piece[What], GraftError] | None:
         self._deaths[piece.name] += 1
-        why = f"the worker of {piece.name} died ({_first_line(error).removesuffix('.')})"
+        why = f"the worker of {piece.name} died ({_first_line(error).partition('. ')[0].removesuffix('.')})"
         if (deaths := self._deaths[piece.name]) >= TRIES:
             return piece, GraftError(
                 f"{why}, {deaths} times in all. If its node lacks memory, raise --ray-cpus: fewer tasks run there at once."
@@ -178,9 +189,31 @@ def _do(graft: str, cpus: int, common: bytes, told: bytes) -> object:
         return error
 
 
+@contextmanager
+def _first_interrupt() -> Iterator[Callable[[], bool]]:
+    """Tells whether Ctrl-C was pressed; a second one raises KeyboardInterrupt. Only the main thread hears it."""
+    asked: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _join(address: str | None) -> ModuleType:
     """Ray, connected. Raises GraftError without it, and where no cluster answers or takes us."""
     require_ray()
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or address  # as Ray has it
     _require_answer(address)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -189,21 +222,27 @@ def _join(address: str | None) -> ModuleType:
     try:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise GraftError(_no_cluster(address, _first_line(error))) from None
+        raise GraftError(_no_cluster(address, " ".join(str(error).split()))) from None
     return ray
 
 
 def _require_answer(address: str | None) -> None:
-    """Raises GraftError for what is no address, and where nobody listens: Ray would wait there for ever."""
+    """Raises GraftError for what is no address, and where nobody speaks gRPC: Ray would wait there for ever."""
     if address in (None, "auto", "local"):
         return
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdecimal()) or "/" in host:
         raise GraftError(_no_cluster(address, "it is not of the form HOST:PORT, nor auto or local."))
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S) as head:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return
+            head.sendall(_HELLO)
+            answer = head.makefile("rb").read(4)  # a frame's length and kind
     except (OSError, OverflowError) as error:
         raise GraftError(_no_cluster(address, f"nobody answers there ({error}).")) from None
+    if not answer.endswith(_SETTINGS):
+        raise GraftError(_no_cluster(address, "what answers there is no head of one."))
 
 
 def _no_cluster(address: str | None, why: str) -> str:

@@ -1,6 +1,7 @@
-"""Options that several commands take: where the registry is, sizes in bytes."""
+"""Options that several commands take: where the registry is, sizes, numbers, settings of a method."""
 
 import getpass
+import math
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -46,6 +47,16 @@ class ByteSize(click.ParamType):
         return size
 
 
+class FiniteRange(click.FloatRange):
+    """A FloatRange of numbers: nan lies in each of click's, and inf in all that are open above."""
+
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
 class Duration(click.ParamType):
     """A span of time: a number with s, m, h or d. `or_seconds`: a number alone is of seconds, and may be 0."""
 
@@ -66,6 +77,17 @@ class Duration(click.ParamType):
             more = ", or a number of seconds" if self._or_seconds else ""
             self.fail(f"{value!r} is no span of time: write 30d, 12h or 90m{more}.", param, ctx)
         return timedelta(seconds=seconds)
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, str]:
+    """`--set key=value` flags as a table. Raises click.UsageError."""
+    table = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--set takes KEY=VALUE, not {setting!r}.")
+        table[key.strip()] = value.strip()
+    return table
 
 
 max_weights_option = click.option(

@@ -171,7 +171,7 @@ def bench_engine(
             EngineTarget(engine), work, _ids(plan.base), plan.models, repeats=plan.repeats, beside=beside
         )
         runs_on = engine.base.runner
-    where = {"dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device), "runner": runs_on}
+    where = {"dtype": base.dtype_name, "device": str(base.device), "runner": runs_on}
     loads = {
         "base_load_s": round(base_s, 3),
         "adapters_load_s": round(load_s, 3),

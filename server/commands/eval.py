@@ -5,7 +5,7 @@ Torch and the base are imported when a command runs, so that `--help` is quick.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from graft.hub.terminal.ray_options import ray_options
 from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.terminal.tables import print_json, print_table
 from graft.server.commands.scoring import scorekeeping
+from graft.server.commands.scoring.contest import BaseAsked, Contest, Scorer
 from graft.server.commands.scoring.scorekeeping import Scorekeeper, Scoring, fields_of
 from graft.server.commands.scoring.verification import engine_name, first_examples, read_data, verify
 
@@ -70,59 +71,51 @@ def evaluate(
     """
     if (slug is None) == (number is None):
         raise click.UsageError("Give --task T to score its adapters, or --verify ID to run one evaluation again.")
-    if slug is None and spread is not None:
+    if number is not None and spread is not None:
         raise click.UsageError("--verify runs one evaluation, which --ray can't spread: leave one of them out.")
-    registry = open_registry(registry_path, hub_url)
-    if slug is None:
-        assert number is not None
-        verify(registry, registry.evaluation(number), folder, data, limit, device, dtype, _say, as_json=as_json)
+    registry, asked = open_registry(registry_path, hub_url), BaseAsked(folder, device, dtype)
+    if number is not None:
+        verify(registry, registry.evaluation(number), asked, data, limit, _say, as_json=as_json)
         return
+    assert slug is not None
     task = registry.task(slug)
-    entrants = None if adapters == "all" else scorekeeping.find_entrants(registry, adapters, recorded_spec(folder))
+    named = None if adapters == "all" else scorekeeping.find_entrants(registry, adapters, recorded_spec(folder))
     raw = read_data(data) if data else registry.task_data(slug)
 
     _say(f"Loading {folder} ...")  # torch takes its seconds, too
 
     from graft.hub.evaluation.metrics import get_metric
     from graft.hub.evaluation.tokenization import spaces_at_the_join
-    from graft.server.commands.scoring.here import ScorerHere
-    from graft.server.commands.scoring.spread import ScorerSpread
 
     metric = get_metric(task.metric)
     examples, digest = first_examples(raw, str(data or f"the evaluation set of {slug}"), limit)
-    scorer: ScorerHere | ScorerSpread
-    if spread is None:
-        scorer = ScorerHere(folder, device, dtype, _say)
-    else:
-        scorer = ScorerSpread(folder, device, dtype, _say, spread)
+    scorer = _scorer(asked, spread)
     scoring = _scoring(slug, digest, metric, scorer.spec, engine_name(scorer.device, scorer.dtype))
-    keeper = Scorekeeper(registry, scoring, local_user(), measured=digest == task.data_hash, again=again)
-    run = _Run(keeper)
+    run = _Run(Scorekeeper(registry, scoring, local_user(), measured=digest == task.data_hash, again=again))
     if note := spaces_at_the_join(examples):
         run.say(f"note: {note}")
-    chosen = scorekeeping.of_task(registry, slug, scorer.spec, run.say) if entrants is None else entrants
-    known = {} if again else keeper.known_scores(chosen)
-    missing = [entrant for entrant in chosen if entrant not in known]
-    bare = None if again or missing else keeper.known_base_score()  # else it is scored anew: p is paired with it
-    if known:
-        run.say(f"{len(known)} of {len(chosen)} adapters are scored on this data already: --again scores them again.")
-    if bare is None:
-        run.score(lambda: scorer.score(registry, missing, examples, metric, run))
-    rows = [*known.values(), *run.rows, *([bare] if bare else [])]
+    chosen = scorekeeping.of_task(registry, slug, scorer.spec, run.say) if named is None else named
+    rows = run.score(scorer, Contest(registry, chosen, examples, metric))
     rows.sort(key=lambda row: (row.value if metric.lower_is_better else -row.value, row.repo or ""))
     if as_json:
         print_json([fields_of(row) | {"name": row.repo, "id": row.id} for row in rows])
     elif rows:
         _print_board(rows)
-    if run.interrupted:
-        raise GraftError("Interrupted. What is scored is kept: the same command goes on with the rest.")
-    failed = run.failed | keeper.unrecorded_scores(shelf=adapters == "all", say=run.say)
-    if failed:
-        raise GraftError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+    run.require_all(shelf=named is None)
 
 
 def _say(text: str) -> None:
     click.echo(visible_text(text), err=True)
+
+
+def _scorer(asked: BaseAsked, spread: Spread | None) -> Scorer:
+    if spread is None:
+        from graft.server.commands.scoring.here import ScorerHere
+
+        return ScorerHere(asked, _say)
+    from graft.server.commands.scoring.spread import ScorerSpread
+
+    return ScorerSpread(asked, spread, _say)
 
 
 def _scoring(slug: str, digest: str, metric: Metric, spec: BaseSpec, engine: str) -> Scoring:
@@ -143,9 +136,9 @@ class _Run:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.rows: list[Evaluation] = []
-        self.failed: dict[str, str] = {}
-        self.interrupted = False
+        self._rows: list[Evaluation] = []
+        self._failed: dict[str, str] = {}
+        self._interrupted = False
         self._keeper, self._console, self._systems = keeper, Console(stderr=True), 1
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console)
@@ -153,26 +146,41 @@ class _Run:
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def score(self, work: Callable[[], None]) -> None:
-        """Until `work`, which tells this run of each score, has all of them, or Ctrl-C ends it."""
-        self._shown = self._bar.add_task("Scoring", total=None)
-        try:
-            with self._bar:
-                work()
-        except KeyboardInterrupt:
-            self.interrupted = True
+    def score(self, scorer: Scorer, contest: Contest) -> list[Evaluation]:
+        """Scores of the adapters and the bare base: what the registry knows, and the others until Ctrl-C."""
+        known = self._keeper.known_scores(contest.entrants)
+        missing = [entrant for entrant in contest.entrants if entrant not in known]
+        bare = None if missing else self._keeper.known_base_score()  # else it is scored anew: p is paired with it
+        if known:
+            many = f"{len(known)} of {len(contest.entrants)} adapters are"
+            self.say(f"{many} scored on this data already: --again scores them again.")
+        if bare is None:
+            self._shown = self._bar.add_task("Scoring", total=None)
+            try:
+                with self._bar:
+                    scorer.score(replace(contest, entrants=missing), self)
+            except KeyboardInterrupt:
+                self._interrupted = True
+        return [*known.values(), *self._rows, *([bare] if bare else [])]
+
+    def require_all(self, *, shelf: bool) -> None:
+        """Raises GraftError where something was not scored, or not recorded. `shelf`: all adapters of a task were wanted."""
+        if self._interrupted:
+            raise GraftError("Interrupted. What is scored is kept: the same command goes on with the rest.")
+        if failed := self._failed | self._keeper.unrecorded_scores(shelf=shelf, say=self.say):
+            raise GraftError("; ".join(f"{name}: {why}" for name, why in failed.items()))
 
     def loaded(self, systems: int) -> None:
         self._systems = systems
 
     def refused(self, model: str, why: str) -> None:
-        self.failed[model] = why
+        self._failed[model] = why
         self.say(f"refused: {model}: {why}")
 
     def scored(self, system: Evaluated) -> None:
         row = self._keeper.record(system, self._systems)
-        self.rows.append(row)
-        where = f"{len(self.rows)}/{self._systems}"
+        self._rows.append(row)
+        where = f"{len(self._rows)}/{self._systems}"
         self.say(f"{where}  {row.repo or '(bare base)'}: {row.metric} {row.value:.3f} in {system.seconds:.1f} s")
 
     def answered(self, done: int, total: int) -> None:

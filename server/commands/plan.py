@@ -1,7 +1,5 @@
 """`graft plan`: how many replicas a deployment needs, from what serving costs here."""
 
-import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from graft.hub.errors import GraftError
+from graft.hub.machine.bytes_text import bytes_text
+from graft.hub.machine.output_folder import require_writable
 from graft.hub.terminal.base_argument import BASE
-from graft.hub.terminal.options import ByteSize, json_option
+from graft.hub.terminal.options import ByteSize, FiniteRange, json_option, parse_settings
 from graft.hub.terminal.tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -18,26 +18,25 @@ if TYPE_CHECKING:
     from graft.server.sizing.deployment import Demand, Fleet, Sizing
 
 _SOME = click.IntRange(1)
+MOST_ADAPTERS = 10_000_000  # each one's share of the requests is reckoned with: for so many in a minute
 
 
 @click.command()
 @click.option("--base", required=True, type=BASE, help="A folder, an imported base's name or id, or a hub id.")
-@click.option("--adapters", required=True, type=_SOME, help="How many there are in all.")
-@click.option("--rate", required=True, type=click.FloatRange(0, min_open=True), help="Requests a second, of all.")
-@click.option("--method", default="lora", show_default=True, help="Of the adapters.")
+@click.option("--adapters", required=True, type=click.IntRange(1, MOST_ADAPTERS), help="How many there are in all.")
+@click.option("--rate", required=True, type=FiniteRange(0, min_open=True), help="Requests a second, of all.")
+@click.option("--method", help="Of the adapters (default: lora).")
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="An option of the method.")
 @click.option("--prompt-tokens", default=256, show_default=True, type=_SOME, help="Of a request.")
 @click.option("--new-tokens", default=128, show_default=True, type=_SOME, help="Of a request.")
-@click.option(
-    "--zipf", default=1.0, show_default=True, type=click.FloatRange(0), help="How unevenly they are asked for."
-)
+@click.option("--zipf", default=1.0, show_default=True, type=FiniteRange(0), help="How unevenly they are asked for.")
 @click.option("--rows", default=32, show_default=True, type=_SOME, help="Requests that a replica computes together.")
 @click.option("--memory", type=ByteSize(), help="Of a replica, or its GPU: 24G.  [default: what is free here]")
 @click.option(
     "--busy",
     default=0.7,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     help="Share of a replica's time to plan with; the rest keeps waiting short.",
 )
 @click.option("--dtype", help="float32, bfloat16, float16 (default: as measured here).")
@@ -49,7 +48,7 @@ def plan(
     base: str,
     adapters: int,
     rate: float,
-    method: str,
+    method: str | None,
     options: tuple[str, ...],
     prompt_tokens: int,
     new_tokens: int,
@@ -68,26 +67,27 @@ def plan(
     from graft.server.sizing.deployment import Demand, size
     from graft.server.sizing.hub_limits import HUB
 
-    if kept and (save_costs or dtype or device or options):
-        raise click.UsageError("--costs were measured before: --save-costs, --dtype, --device and --set are of no use.")
-    room = memory or _free(device)
-    costs = read_costs(kept) if kept else measure_here(base, method, _settings(options), rows, dtype, device)
+    if kept and (save_costs or dtype or device or method or options):
+        raise click.UsageError(
+            "--costs were measured before: --save-costs, --dtype, --device, --method and --set are of no use."
+        )
+    if save_costs:
+        require_writable(save_costs.parent)  # before a minute is spent
+    demand = Demand(adapters, rate, prompt_tokens, new_tokens, zipf, busy, rows, memory or _free(device))
+    if kept:
+        costs = read_costs(kept)
+    else:
+        costs = _measured(base, method or "lora", parse_settings(options), rows, dtype, device)
     if costs.base != Path(base).name:
         raise GraftError(f"{kept} has the costs of {costs.base}, not of {Path(base).name}.")
-    if save_costs:
-        save_costs.write_text(costs.to_json(), "utf-8")
-    demand = Demand(adapters, rate, prompt_tokens, new_tokens, zipf, busy, rows, room)
     sizing = size(costs, demand, HUB)
     if as_json:
         print_json({**asdict(sizing), "demand": asdict(demand), "costs": asdict(costs), "hub": asdict(HUB)})
     else:
-        _print(
-            sizing,
-            demand,
-            costs,
-            f"{kept}, {costs.measured}" if kept else f"measured here, {costs.measured}",
-            HUB.source,
-        )
+        _print(sizing, demand, costs, f"{kept or 'measured here'}, {costs.measured}", HUB.source)
+    if save_costs:
+        save_costs.parent.mkdir(parents=True, exist_ok=True)
+        save_costs.write_text(costs.to_json(), "utf-8")
 
 
 def _free(device: str | None) -> int:
@@ -102,43 +102,16 @@ def _free(device: str | None) -> int:
     return torch.cuda.mem_get_info()[0]
 
 
-def measure_here(
+def _measured(
     base: str, method: str, options: dict[str, str], rows: int, dtype: str | None, device: str | None
 ) -> "Costs":
-    """Costs of a base with adapters of a kind, on an engine of this process."""
-    from psutil import Process
-
-    from graft.hub.base.dtype_choice import chosen_dtype
-    from graft.hub.base.model import load_base
+    """Costs of a base with adapters of a kind; says where other work may have made them larger."""
+    _say(f"measuring what serving {base} costs here: about a minute")
     from graft.hub.machine.cpu_load import Load
-    from graft.server.benchmark.dtype_speed import serving
-    from graft.server.engine.client import EngineClient
-    from graft.server.engine.engine import Engine
-    from graft.server.engine.options import Options
-    from graft.server.sizing.replica_costs import measured, random_adapters, token_ids, weights_bytes
+    from graft.server.commands.costs_here import Measured, measure_here
 
-    click.echo(f"measuring what serving {base} costs here: about a minute", err=True)
-    dtype = dtype or chosen_dtype(base, device, serving("auto", rows), _say)
-    loaded = load_base(base, dtype=dtype, device=device)
-    on_gpu = loaded.device.type == "cuda"
-    weights = sum({one.data_ptr(): one.nbytes for one in loaded.model.state_dict().values()}.values())  # tied ones once
-    with tempfile.TemporaryDirectory(prefix="graft-plan-") as folder:
-        made = random_adapters(method, options, loaded.spec, Path(folder))
-        with Engine(loaded, made, options=Options(max_running=max(len(made), rows))) as engine:
-            load = Load()
-            costs = measured(
-                EngineClient(engine),
-                list(made),
-                token_ids(loaded.spec),
-                base=Path(base).name,
-                adapter=" ".join([method, *(f"{key}={value}" for key, value in options.items())]),
-                base_bytes=weights
-                if on_gpu
-                else Process().memory_info().rss,  # with packed weights, without a cache's empty pages
-                on_gpu=on_gpu,
-                token_bytes=engine.sizes.cache_bytes // engine.sizes.cache_tokens,
-                file_bytes=max(map(weights_bytes, made.values())),
-            )
+    load = Load()
+    costs = measure_here(Measured(base, method, options, rows, dtype, device), _say)
     if not load.cores().quiet:
         _say("other work was running meanwhile: on a quiet machine serving costs less")
     return costs
@@ -146,14 +119,6 @@ def measure_here(
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _settings(options: Sequence[str]) -> dict[str, str]:
-    pairs = [option.partition("=") for option in options]
-    for key, equals, _ in pairs:
-        if not equals or not key:
-            raise click.UsageError(f"--set takes KEY=VALUE, not {key + equals!r}.")
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _print(sizing: "Sizing", demand: "Demand", costs: "Costs", where: str, hub: str) -> None:
@@ -166,10 +131,10 @@ def _print(sizing: "Sizing", demand: "Demand", costs: "Costs", where: str, hub: 
 def _replica_rows(sizing: "Sizing", demand: "Demand", costs: "Costs", where: str) -> list[tuple[str, str, str]]:
     step = costs.step(demand.rows)
     return [
-        ("memory", _gib(demand.memory), "--memory, or what is free here"),
-        ("base, packed weights and all", _gib(costs.base_bytes), where),
-        (f"keys and values of {demand.rows} requests", _gib(sizing.cache_bytes), f"{costs.token_bytes:,} bytes a token"),
-        (f"room for {sizing.fits:,} adapters ({costs.adapter})", _gib(sizing.adapters_bytes), f"{where}: {costs.adapter_bytes / 2**20:.1f} MiB each"),
+        ("memory", bytes_text(demand.memory), "--memory, or what is free here"),
+        ("base, packed weights and all", bytes_text(costs.base_bytes), where),
+        (f"keys and values of {demand.rows} requests", bytes_text(sizing.cache_bytes), f"{costs.token_bytes:,} bytes a token"),
+        (f"room for {sizing.fits:,} adapters ({costs.adapter})", bytes_text(sizing.adapters_bytes), f"{where}: {bytes_text(costs.adapter_bytes)} each"),
         (f"a step of {demand.rows} rows", f"{1e3 * step:.1f} ms", f"{where}, {costs.machine}, {costs.runner}"),
         ("a token of a prompt", f"{1e3 * costs.prompt_token:.3f} ms", where),
         ("bringing an adapter in", f"{1e3 * costs.load:.0f} ms", f"{where}; {1e3 * costs.load_work:.0f} ms of them hold up steps"),
@@ -190,12 +155,8 @@ def _fleet_rows(placed: "Fleet", anywhere: "Fleet") -> list[tuple[str, str, str]
 
 def _hub_rows(sizing: "Sizing", demand: "Demand", costs: "Costs", source: str) -> list[tuple[str, str, str]]:
     return [
-        ("disk for all adapters", _gib(sizing.hub_disk), f"{costs.file_bytes / 2**20:.1f} MiB each"),
+        ("disk for all adapters", bytes_text(sizing.hub_disk), f"{bytes_text(costs.file_bytes)} each"),
         ("of what it can send, if all loads came from it", f"{sizing.hub_share:.1%}", source),
         ("filling all memories anew", f"{sizing.fill_s:,.1f} s", source),
         ("look-ups a second, at most", f"{demand.rate:g}", "one a request; each name is trusted for a second"),
     ]
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"

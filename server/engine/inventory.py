@@ -144,9 +144,8 @@ class Inventory:
     def replica_state(self) -> ReplicaState:
         """Its base, and what is in host memory, for which room is short. Waits for no step."""
         engine, scheduler = self._engine, self._engine.scheduler
-        dtype = str(engine.base.dtype).removeprefix("torch.")
         return ReplicaState(
-            BaseIdentity(engine.base.spec.fingerprint, dtype, engine.prover.base_content),
+            BaseIdentity(engine.base.spec.fingerprint, engine.base.dtype_name, engine.prover.base_content),
             scheduler.running + scheduler.waiting,
             engine.options.max_running,
             {one.digest: one.bytes for one in engine.loader.snapshot()},

@@ -42,9 +42,13 @@ def begin_spans(say: Callable[[str], None] = lambda line: None) -> None:
         say(f"{named} is set, and no spans are sent: they need `pip install grafthub[otel]`.")
         return
     given = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "graft"}
-    exporter = OTLPSpanExporter()
-    provider = TracerProvider(resource=Resource.create(given), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    try:
+        exporter = OTLPSpanExporter()
+        provider = TracerProvider(resource=Resource.create(given), shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    except ValueError as error:
+        say(f"no spans are sent, for a variable of OpenTelemetry's (OTEL_...) has no value that it could have: {error}")
+        return
     LOG.addHandler(SpanHandler(provider, exporter.shutdown))
     say(f"a span for each request goes to {os.environ[named]}")
 

@@ -6,10 +6,30 @@ They are measured (replica_costs.py), kept as JSON, and say where they come from
 import bisect
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from graft.hub.errors import GraftError
+
+MOST = 1 << 50  # of seconds, bytes or rows: beyond it something else was meant
+Seconds = Annotated[float, Field(ge=0, le=MOST)]
+Bytes = Annotated[int, Field(gt=0, le=MOST)]
+
+
+def _rising(steps: Mapping[int, float]) -> Mapping[int, float]:
+    if list(steps) != sorted(steps):
+        raise ValueError("their rows do not rise")
+    return steps
+
+
+Steps = Annotated[
+    Mapping[Annotated[int, Field(gt=0)], Annotated[float, Field(gt=0, le=MOST)]],
+    Field(min_length=2),
+    AfterValidator(_rising),
+]  # rows -> seconds
 
 
 @dataclass(frozen=True)
@@ -21,14 +41,14 @@ class Costs:
     machine: str
     runner: str
     measured: str  # when
-    steps: Mapping[int, float]  # rows -> a step in which each makes one token, for an adapter of its own; ascending
-    prompt_token: float  # what each token of a prompt adds to a step
-    load: float  # from a file of this machine until a first step may have the adapter, beside nothing else
-    load_work: float  # what a load takes from steps that go on beside it
-    file_bytes: int  # an adapter's weights on disk
-    adapter_bytes: int  # what it takes in memory, in host memory and in the runner together
-    base_bytes: int  # the process with its base, packed weights and no cache
-    token_bytes: int  # keys and values of one token
+    steps: Steps  # rows -> a step in which each makes one token, for an adapter of its own; ascending
+    prompt_token: Seconds  # what each token of a prompt adds to a step
+    load: Seconds  # from a file of this machine until a first step may have the adapter, beside nothing else
+    load_work: Seconds  # what a load takes from steps that go on beside it
+    file_bytes: Bytes  # an adapter's weights on disk
+    adapter_bytes: Bytes  # what it takes in memory, in host memory and in the runner together
+    base_bytes: Bytes  # the process with its base, packed weights and no cache
+    token_bytes: Bytes  # keys and values of one token
 
     def step(self, rows: int) -> float:
         """Seconds of a step that makes a token for each of `rows` requests."""
@@ -43,21 +63,20 @@ class Costs:
 
 
 def step_seconds(steps: Mapping[int, float], rows: int) -> float:
-    """Between the two measured numbers of rows around it, and in line with the last two beyond."""
+    """Between the two measured numbers of rows around it, in line with the last two beyond, and never less than all measured."""
     known = list(steps)
     at = min(max(bisect.bisect_left(known, rows), 1), len(known) - 1)
     low, high = known[at - 1], known[at]
-    return steps[low] + (steps[high] - steps[low]) * (rows - low) / (high - low)
+    return max(steps[low] + (steps[high] - steps[low]) * (rows - low) / (high - low), min(steps.values()))
 
 
 def read_costs(path: Path) -> Costs:
     """Costs as `to_json` wrote them. Raises GraftError for what is none."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-        costs = Costs(**{**found, "steps": {int(rows): float(step) for rows, step in found["steps"].items()}})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise GraftError(f"{path} holds no costs as `graft plan --save-costs` writes them: {error}.") from None
-    figures = [*costs.steps.values(), *(getattr(costs, one.name) for one in fields(costs) if one.type in (int, float))]
-    if len(costs.steps) < 2 or sorted(costs.steps) != list(costs.steps) or not all(value >= 0 for value in figures):
-        raise GraftError(f"{path}: costs are not negative, and of steps there are two or more, by rising rows.")
-    return costs
+        return TypeAdapter(Costs).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise GraftError(
+            f"{path} holds no costs as `graft plan --save-costs` writes them: {where}: {first['msg']}."
+        ) from None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graft.hub.errors import GraftError
+from graft.hub.machine.bytes_text import bytes_text
 from graft.server.sizing.costs import Costs
 from graft.server.sizing.hub_limits import HubLimits
 
@@ -70,8 +71,8 @@ def size(costs: Costs, demand: Demand, hub: HubLimits) -> Sizing:
     fits = room // costs.adapter_bytes
     if fits < 1:
         raise GraftError(
-            f"{_gib(demand.memory)} hold the base ({_gib(costs.base_bytes)}) and the keys and values of {demand.rows} requests "
-            f"({_gib(cache)}), and no adapter beside them ({_gib(costs.adapter_bytes)}): give a replica more --memory, or "
+            f"{bytes_text(demand.memory)} hold the base ({bytes_text(costs.base_bytes)}) and the keys and values of {demand.rows} requests "
+            f"({bytes_text(cache)}), and no adapter beside them ({bytes_text(costs.adapter_bytes)}): give a replica more --memory, or "
             "fewer --rows."
         )
     shares = popularity(demand.adapters, demand.zipf)
@@ -147,7 +148,3 @@ def _first_limit(fleet: Fleet, hub_share: float, demand: Demand) -> str:
         "what the hub can send: put a cache before it (docs/hub.md)": hub_share / demand.busy,
     }
     return max(taken, key=lambda what: taken[what])
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"

@@ -3,9 +3,11 @@
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import torch
 
 from graft.hub.adapters.artifact import save_artifact
 from graft.hub.adapters.methods import get_method
@@ -14,7 +16,6 @@ from graft.hub.machine.cpu_load import usable_cores
 from graft.server.benchmark.targets import EngineTarget
 from graft.server.benchmark.workload import BenchRequest, RequestDraw, Timing, Workload
 from graft.server.engine.client import EngineClient
-from graft.server.sizing.costs import Costs
 
 ROWS = (1, 4, 16, 32)  # of the steps that are timed
 _SHORT, _LONG = 32, 160  # tokens of the prompts whose difference is timed
@@ -104,47 +105,13 @@ class ReplicaCosts:
         return draw.round()
 
 
-def measured(
-    engine: EngineClient,
-    adapters: Sequence[str],
-    ids: Sequence[int],
-    *,
-    base: str,
-    adapter: str,
-    base_bytes: int,
-    on_gpu: bool,
-    token_bytes: int,
-    file_bytes: int,
-) -> Costs:
-    """All of them, as Costs."""
-    costs = ReplicaCosts(engine, adapters, ids)
-    costs.warm()
-    return Costs(
-        base=base,
-        adapter=adapter,
-        machine=machine_name(),
-        runner=engine.base.runner,
-        measured=time.strftime("%Y-%m-%d", time.gmtime()),
-        steps=costs.steps(),
-        prompt_token=costs.prompt_token(),
-        load=costs.load(),
-        load_work=costs.load_work(),
-        file_bytes=file_bytes,
-        adapter_bytes=costs.adapter_bytes(on_gpu=on_gpu),
-        base_bytes=base_bytes,
-        token_bytes=token_bytes,
-    )
-
-
-def random_adapters(method: str, options: dict[str, str], spec: BaseSpec, parent: Path) -> dict[str, Path]:
+def random_adapters(method: str, options: Mapping[str, str], spec: BaseSpec, parent: Path) -> dict[str, Path]:
     """Name -> folder of as many distinct adapters as the most rows, with small random weights: they cost what trained ones do.
 
     Raises GraftError for an unknown method, and for options that it has not.
     """
-    import torch
-
     chosen = get_method(method)
-    config = chosen.from_options(options, spec)
+    config = chosen.from_options(dict(options), spec)
     chosen.require_sensible(config, spec)
     made = {f"measured-{number}": parent / f"adapter-{number}" for number in range(ROWS[-1])}
     for number, folder in enumerate(made.values()):
@@ -153,11 +120,6 @@ def random_adapters(method: str, options: dict[str, str], spec: BaseSpec, parent
         tensors = {name: 0.02 * torch.randn(shape, generator=draw) for name, shape in shapes}
         save_artifact(folder, chosen, config, {name: one.to(torch.bfloat16) for name, one in tensors.items()}, spec)
     return made
-
-
-def token_ids(spec: BaseSpec) -> range:
-    """To draw prompts from: what they say does not matter, for no text ends early."""
-    return range(1, spec.vocab_size)
 
 
 def weights_bytes(folder: Path) -> int:

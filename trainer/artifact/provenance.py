@@ -30,7 +30,7 @@ def identity_of(base: Base, plan: AdapterPlan, learner: Learner, data: "Training
         "name": plan.label,
         "task": plan.task,
         "base": {"id": base.spec.id, "fingerprint": base.spec.fingerprint, "quantized": base.quantized},
-        "dtype": str(base.dtype).removeprefix("torch."),
+        "dtype": base.dtype_name,
         **learner.describe(),
         "recipe": asdict(plan.recipe),
         "learning_rate": learner.learning_rate,

@@ -144,13 +144,16 @@ def _here(
     quiet: bool,
 ) -> "Comparison":
     """One method after the other, or all adapters in one pass, in this process."""
+    from graft.hub.base.wanted_base import WantedBase
     from graft.trainer.reports.comparison import compare as compared
     from graft.trainer.reports.journal import FolderJournal, asked_of
 
+    words = read_template(chat_template)
+
     def journal(base: "Base") -> FolderJournal:
-        dtype = str(base.dtype).removeprefix("torch.")
-        found = (base.spec.fingerprint, dtype, base.device.type, read_template(chat_template))
-        return FolderJournal(template.out, asked_of(template, plan.run, *found, together=together))
+        found = (base.spec.fingerprint, base.dtype_name, base.device.type)
+        loaded = WantedBase(plan.base, *found, chat_template=words)
+        return FolderJournal(template.out, asked_of(template, plan.run, loaded, together=together))
 
     with nullcontext() if quiet else bars() as shown:
         load = base_loader(plan.base, plan.run, chat_template=chat_template)
@@ -162,16 +165,14 @@ def _spread(
     plan: Plan, names: list[str], template: AdapterPlan, chat_template: Path | None, spread: Spread
 ) -> "Comparison":
     """Each method on a worker."""
-    words = read_template(chat_template)
     say(f"Looking at {plan.base} ...")  # torch takes its seconds
     from graft.trainer.commands.compare_spread import compare_spread
     from graft.trainer.commands.train_spread import wanted_by
     from graft.trainer.reports.journal import FolderJournal, asked_of
     from graft.trainer.training.sent import SentRun, examples_of
 
-    base = wanted_by(plan.base, plan.run, None, words, say, plan)
-    found = (base.fingerprint, base.dtype, base.device, words)
-    journal = FolderJournal(template.out, asked_of(template, plan.run, *found, together=False))
+    base = wanted_by(plan, chat_template, say)
+    journal = FolderJournal(template.out, asked_of(template, plan.run, base, together=False))
     run = SentRun(base, plan.run, examples_of([template]))
     return compare_spread(run, names, template, journal, spread, say)
 

@@ -86,7 +86,7 @@ def _keep(template: AdapterPlan, method: str, found: _Row | GraftError) -> Measu
         return found.measured
     try:
         write_trained(replace(template, method=method, out=folder), found.files)
-    except OSError as error:
+    except (GraftError, OSError) as error:
         return Measured(failed_line(method, f"could not be saved: {error}"), [])
     return replace(found.measured, line=replace(line, folder=str(folder)))
 

@@ -11,13 +11,13 @@ from rich.table import Table
 
 from graft.hub.errors import GraftError
 from graft.hub.terminal.base_argument import BASE
+from graft.hub.terminal.options import parse_settings
 from graft.trainer.commands.shared import (
     BUDGET,
     base_loader,
     chat_template_option,
     config_options,
     names_of,
-    parse_settings,
     print_numbers,
 )
 from graft.trainer.plan.config import RunConfig, TrainConfig
@@ -89,7 +89,7 @@ def estimate(
 
 
 def _print(costs: list["Cost"], full: "FullFineTuning", sizes: dict[str, int]) -> None:
-    from graft.trainer.process.memory import bytes_text
+    from graft.hub.machine.bytes_text import bytes_text
 
     time = _table(
         f"{sizes['steps']} steps, sequences of {sizes['length']} tokens",

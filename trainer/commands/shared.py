@@ -83,17 +83,6 @@ def _option(field: Field[object], hint: object) -> Callable[[Command], Command]:
     return click.option(name, type=kind, default=field.default, show_default=field.default is not None, help=text)
 
 
-def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
-    """`--set key=value` flags as a table. Raises click.UsageError."""
-    table = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise click.UsageError(f"--set takes KEY=VALUE, not {setting!r}.")
-        table[key.strip()] = value.strip()
-    return table
-
-
 def names_of(flag: str, text: str) -> list[str]:
     """The names in a list separated by commas. Raises click.UsageError for none."""
     names = [name.strip() for name in text.split(",") if name.strip()]

@@ -13,7 +13,13 @@ from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.errors import GraftError
 from graft.hub.machine.ray_tasks import Spread
 from graft.hub.terminal.base_argument import BASE
-from graft.hub.terminal.options import hub_option, local_user, open_registry_to_publish, registry_option
+from graft.hub.terminal.options import (
+    hub_option,
+    local_user,
+    open_registry_to_publish,
+    parse_settings,
+    registry_option,
+)
 from graft.hub.terminal.ray_options import ray_options
 from graft.hub.terminal.tables import print_table
 from graft.trainer.commands.shared import (
@@ -23,9 +29,7 @@ from graft.trainer.commands.shared import (
     check_early,
     config_options,
     console,
-    parse_settings,
     print_numbers,
-    read_template,
     say,
     text_of,
 )
@@ -224,12 +228,10 @@ def _run_spread(
     done: list["TrainingOutcome"],
 ) -> None:
     """Each on a worker. Fills `done`, so that what is finished is known though something fails later."""
-    template = read_template(chat_template)
     say(f"Looking at {plan.base} ...")  # torch takes its seconds
     from graft.trainer.commands.train_spread import train_spread, wanted_by
 
-    begun_in = _dtype_begun_in(plan) if resume else None
-    wanted = wanted_by(plan.base, plan.run, begun_in, template, say, plan)
+    wanted = wanted_by(plan, chat_template, say, _dtype_begun_in(plan) if resume else None)
     train_spread(plan, wanted, spread, done, say, resume=resume, overwrite=overwrite)
 
 

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from transformers import CONFIG_NAME
 
@@ -13,8 +14,8 @@ from graft.hub.errors import GraftError
 from graft.hub.machine.atomic_files import write_folder_whole
 from graft.hub.machine.folder_files import Files, write_files
 from graft.hub.machine.ray_tasks import Cluster, Piece, Spread
+from graft.trainer.commands.shared import read_template
 from graft.trainer.learners.job import TrainingOutcome
-from graft.trainer.plan.config import RunConfig
 from graft.trainer.plan.plan import BASELINES, AdapterPlan, Plan, check_against_spec, training_folder
 from graft.trainer.training.checkpoints import drop_checkpoint
 from graft.trainer.training.dtype_speed import TRAINING
@@ -23,12 +24,11 @@ from graft.trainer.training.sent import Begun, SentPlan, SentRun, Trained, examp
 Say = Callable[[str], None]
 
 
-def wanted_by(
-    base: str, run: RunConfig, begun_in: str | None, template: str | None, say: Say, plan: Plan
-) -> WantedBase:
+def wanted_by(plan: Plan, chat_template: Path | None, say: Say, begun_in: str | None = None) -> WantedBase:
     """The base that every worker is to train on. Raises GraftError for what doesn't suit it."""
+    run, words = plan.run, read_template(chat_template)
     wanted, spec = wanted_base(
-        base, run.dtype or begun_in, run.device, TRAINING, say, quantize=run.quantize, chat_template=template
+        plan.base, run.dtype or begun_in, run.device, TRAINING, say, quantize=run.quantize, chat_template=words
     )
     check_against_spec(plan, spec)
     return wanted
@@ -59,11 +59,11 @@ def train_spread(
     with Cluster(spread, say) as cluster:
         for piece, found in cluster.run(train_sent, shared, queue, gpu=wanted.device == "cuda"):
             adapter = by_name[piece.name]
-            if isinstance(found, GraftError):
-                failed.append(f"{adapter.label}: {found}")
-                say(failed[-1])
-            else:
+            try:
                 _hear(piece, found, adapter, queue, done, say)
+            except GraftError as error:
+                failed.append(f"{adapter.label}: {error}")
+                say(failed[-1])
     places = {adapter.out: place for place, adapter in enumerate(plan.adapters)}
     done.sort(key=lambda outcome: places.get(outcome.folder, len(places)) if outcome.folder else len(places))
     if failed:
@@ -72,13 +72,15 @@ def train_spread(
 
 def _hear(
     piece: Piece[SentPlan],
-    found: Trained | Begun,
+    found: Trained | Begun | GraftError,
     adapter: AdapterPlan,
     queue: deque[Piece[SentPlan]],
     done: list[TrainingOutcome],
     say: Say,
 ) -> None:
-    """Keep what came of a piece; one that goes on is sent again."""
+    """Keep what came of a piece; one that goes on is sent again. Raises the GraftError that it ended with, or that keeping it did."""
+    if isinstance(found, GraftError):
+        raise found
     for line in found.said:
         say(line)
     if isinstance(found, Trained):

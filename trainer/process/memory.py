@@ -31,11 +31,3 @@ def peak_bytes(device: torch.device) -> int:
         return int(line.split()[1]) * 1024
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes if sys.platform == "darwin" else kilobytes * 1024
-
-
-def bytes_text(count: int) -> str:
-    """A size for people: "" for none."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return str(count) if count else ""

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from graft.hub.base.wanted_base import WantedBase
 from graft.hub.errors import GraftError
 from graft.hub.evaluation.task_data import data_hash, load_examples
 from graft.hub.machine.atomic_files import write_whole
@@ -23,23 +24,17 @@ from graft.trainer.reports.comparison import BARE, Bare, Measured
 Row = TypeVar("Row", Bare, Measured)
 
 
-def asked_of(
-    template: AdapterPlan,
-    run: RunConfig,
-    fingerprint: str,
-    dtype: str,
-    device: str,
-    chat_template: str | None,
-    *,
-    together: bool,
-) -> dict[str, object]:
+def asked_of(template: AdapterPlan, run: RunConfig, loaded: WantedBase, *, together: bool) -> dict[str, object]:
     """What has to be the same for a row to hold: graft, the base as it computes, the data, the recipe. Raises DataError."""
     assert template.eval_data is not None  # a comparison has some
-    hashes = {
-        key: data_hash(load_examples(path))
-        for key, path in (("data", template.data), ("eval_data", template.eval_data))
+    files = {"data": template.data, "eval_data": template.eval_data}
+    hashes = {key: data_hash(load_examples(path)) for key, path in files.items()}
+    base = {
+        "base": loaded.fingerprint,
+        "dtype": loaded.dtype,
+        "device": loaded.device,
+        "chat_template": loaded.chat_template,
     }
-    base = {"base": fingerprint, "dtype": dtype, "device": device, "chat_template": chat_template}
     shared = {key: value for key, value in asdict(run).items() if key not in base}
     told = {"graft": version("grafthub"), "task": template.task, "together": together}
     return told | hashes | base | shared | asdict(template.recipe)

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from graft.trainer.process.memory import bytes_text
+from graft.hub.machine.bytes_text import bytes_text
 from graft.trainer.reports.comparison import Comparison
 
 

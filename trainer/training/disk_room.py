@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from graft.hub.errors import GraftError
+from graft.hub.machine.bytes_text import bytes_text
 from graft.hub.machine.output_folder import room_at
 from graft.trainer.learners.learner import Learner
-from graft.trainer.process.memory import bytes_text
 
 _BYTES_PER_PARAMETER = 4 * (1 + 3)  # float32: the artifact; a checkpoint of parameters and both moments
 

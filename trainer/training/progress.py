@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from graft.hub.evaluation.metrics import Score
+from graft.hub.machine.bytes_text import bytes_text
 from graft.trainer.learners.learner import Learner
-from graft.trainer.process.memory import bytes_text, peak_bytes
+from graft.trainer.process.memory import peak_bytes
 
 _SMOOTHING = 0.9  # of the loss that is shown
 _LINE_EVERY_S = 15.0  # without a terminal

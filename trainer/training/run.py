@@ -202,7 +202,7 @@ def _checkpoint_conditions(base: Base, job: TrainingJob) -> dict[str, str | None
     held_out = data_hash(job.data.held_out) if job.data.held_out else None
     return {
         "base": base.spec.fingerprint,
-        "dtype": str(base.dtype).removeprefix("torch."),
+        "dtype": base.dtype_name,
         "data": job.data.hash,
         "eval_data": held_out,
     }

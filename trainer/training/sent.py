@@ -6,6 +6,7 @@ artifact, or checkpoint. Only who sends them keeps anything.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -137,23 +138,16 @@ def base_for(wanted: WantedBase, method: str) -> Base:
 
 def _train(run: SentRun, plan: AdapterPlan, begun: bool, said: list[str]) -> TrainingOutcome:
     base = base_for(run.base, plan.method)
-    watchers = [UntilSaved(run.run.checkpoint_every)] if run.run.checkpoint_every else []
-    resume = run.resume or begun
-    if plan.method in BASELINES:
-        return train_baseline(
-            base,
-            plan,
-            run.run,
-            watchers=watchers,
-            resume=resume,
-            overwrite=run.overwrite,
-            say=said.append,
-            load=run.load,
-        )
-    (outcome,) = train(
-        base, [plan], run.run, watchers=watchers, resume=resume, overwrite=run.overwrite, say=said.append, load=run.load
+    begin = partial(train_baseline, base, plan) if plan.method in BASELINES else partial(train, base, [plan])
+    outcome = begin(
+        run.run,
+        watchers=[UntilSaved(run.run.checkpoint_every)] if run.run.checkpoint_every else [],
+        resume=run.resume or begun,
+        overwrite=run.overwrite,
+        say=said.append,
+        load=run.load,
     )
-    return outcome
+    return outcome[0] if isinstance(outcome, list) else outcome
 
 
 def _placed(texts: Sequence[str], worked: Path, out: Path) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What a registry knows of a task's adapters before an evaluation, and what it is told of each score. Torch-free."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypedDict
 
 from graft.hub.base.manifest import BaseSpec
@@ -10,24 +10,12 @@ from graft.hub.evaluation.metrics import hash_predictions
 from graft.hub.registry.interface import AnyRegistry
 from graft.hub.registry.leaderboard import FIELDS, MEASURED, REPORTED, Evaluation
 from graft.hub.registry.search import MAX_PAGE, Query, on_base
+from graft.server.commands.scoring.contest import Entrant
 
 if TYPE_CHECKING:
     from graft.server.evaluation.evaluate import Evaluated
 
 BARE = "(bare base)"
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """An adapter to be scored, pinned to the revision it stands for now."""
-
-    repo: str
-    revision: str
-    digest: str | None
-
-    @property
-    def model(self) -> str:
-        return f"{self.repo}@{self.revision}"
 
 
 def find_entrants(registry: AnyRegistry, names: str, base: BaseSpec | None) -> list[Entrant]:
@@ -70,8 +58,7 @@ class Scorekeeper:
     """The scores of one task, on one set of examples, by one engine.
 
     `measured` false: on examples that the registry hasn't got, so that nobody could measure them again there; such scores
-    are kept as self-reported, and none of them is trusted to be a known one. `again`: the bare base's is recorded once more
-    though it came out as it is known.
+    are kept as self-reported, and none of them is trusted to be a known one. `again`: nothing counts as known.
     """
 
     def __init__(
@@ -84,26 +71,21 @@ class Scorekeeper:
 
     def known_scores(self, entrants: Iterable[Entrant]) -> dict[Entrant, Evaluation]:
         """The scores that are there already, of the same weights on the same examples by the same engine."""
-        scores: dict[Entrant, Evaluation] = {}
-        if not self.measured:
-            return scores
-        for entrant in entrants:
-            for row in self.registry.evaluations(entrant.repo):
-                same = row.digest == entrant.digest if entrant.digest else row.revision == entrant.revision
-                if same and self._is_ours(row):
-                    scores[entrant] = replace(row, repo=entrant.repo, revision=entrant.revision)
-                    break
-        return scores
+        found = ((entrant, self._known_score(entrant.repo, entrant.revision, entrant.digest)) for entrant in entrants)
+        return {entrant: row for entrant, row in found if row}
 
     def known_base_score(self) -> Evaluation | None:
         """The bare base's score, where it is on the leaderboard."""
+        if self._again:
+            return None
         standings = self.registry.leaderboard(self.scoring["task"], self.scoring["base_fingerprint"])
         rows = (standing.evaluation for standing in standings if standing.evaluation.repo is None)
         return next((row for row in rows if self._is_ours(row)), None)
 
     def record(self, system: "Evaluated", systems: int) -> Evaluation:
-        """Write a score to the registry as soon as it is there; returns it as it is kept. What the registry refuses is
-        noted in `refused`."""
+        """Write a score to the registry as soon as it is there; returns it as it is kept. What is known, for the bare base is
+        scored anew for others to be paired with it, and somebody may score the same at the same time, is not written again; what
+        the registry refuses is noted in `refused`."""
         row = Evaluation(
             **self.scoring,
             value=system.score.value,
@@ -118,9 +100,9 @@ class Scorekeeper:
             source=MEASURED if self.measured else REPORTED,
             extra={"systems": systems, **({} if system.p is None else {"p_vs_base": system.p})},
         )
-        if row.repo is None and (known := self._known_as(row)):
-            return known
         try:
+            if (known := self._known_as(row)) is not None:
+                return known
             kept = self.registry.record_evaluation(row, user=self.user)
         except GraftError as error:
             self.refused[row.repo or BARE] = error
@@ -148,10 +130,19 @@ class Scorekeeper:
             say(f"note: measured and shown, but not recorded: {', '.join(sorted(excused))} ({why})")
         return {repo: str(why) for repo, why in self.refused.items() if repo not in excused}
 
-    def _known_as(self, bare: Evaluation) -> Evaluation | None:
-        """The bare base's recorded score, where this is the same: it is scored anew for adapters to be paired with."""
-        known = None if self._again else self.known_base_score()
-        return known if known and known.predictions_hash == bare.predictions_hash else None
+    def _known_as(self, row: Evaluation) -> Evaluation | None:
+        """The recorded score that came of the same answers."""
+        known = self._known_score(row.repo, row.revision, row.digest) if row.repo else self.known_base_score()
+        return known if known and known.predictions_hash == row.predictions_hash else None
+
+    def _known_score(self, repo: str, revision: str | None, digest: str | None) -> Evaluation | None:
+        if self._again or not self.measured:
+            return None
+        for row in self.registry.evaluations(repo):
+            same = row.digest == digest if digest else row.revision == revision
+            if same and self._is_ours(row):
+                return replace(row, repo=repo, revision=revision)
+        return None
 
     def _is_ours(self, row: Evaluation) -> bool:
         told = replace(row, base_fingerprint=row.base_fingerprint or self.scoring["base_fingerprint"])

@@ -5,7 +5,7 @@ engine for the next task.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -15,14 +15,15 @@ from tempfile import TemporaryDirectory
 from graft.hub.adapters.validation import read_virtual_tokens
 from graft.hub.base.wanted_base import WantedBase, kept_base, wanted_base
 from graft.hub.errors import ArtifactError, GraftError
-from graft.hub.evaluation.metrics import Metric, get_metric
+from graft.hub.evaluation.metrics import get_metric
 from graft.hub.evaluation.task_data import Example
 from graft.hub.machine.folder_files import Files, read_files, write_files
 from graft.hub.machine.ray_tasks import Cluster, Piece, Spread
 from graft.hub.registry.interface import AnyRegistry
 from graft.server.benchmark.dtype_speed import evaluating
-from graft.server.commands.scoring.scorekeeping import BARE, Entrant
-from graft.server.commands.scoring.verification import evaluation_options
+from graft.server.commands.scoring.contest import BaseAsked, Contest, Entrant
+from graft.server.commands.scoring.machinery import EVALUATING
+from graft.server.commands.scoring.scorekeeping import BARE
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.evaluation.evaluate import Answers, Judge, Listener, answer
@@ -48,58 +49,46 @@ class _Asked:
 
 
 class ScorerSpread:
-    """The base as every worker is to load it."""
+    """A Scorer whose workers load the base."""
 
-    def __init__(self, folder: str, device: str | None, dtype: str | None, say: Callable[[str], None], spread: Spread):
+    def __init__(self, asked: BaseAsked, spread: Spread, say: Callable[[str], None]):
         """Raises BaseModelError."""
         self._say, self._spread = say, spread
-        self._wanted, self.spec = wanted_base(folder, dtype, device, evaluating(), say)
+        self._wanted, self.spec = wanted_base(asked.folder, asked.dtype, asked.device, evaluating(), say)
         self.device, self.dtype = self._wanted.device, self._wanted.dtype
 
-    def score(
-        self,
-        registry: AnyRegistry,
-        entrants: Sequence[Entrant],
-        examples: Sequence[Example],
-        metric: Metric,
-        listener: Listener,
-    ) -> None:
-        """`entrants` and the bare base; `listener` is told of each, of the bare base first.
-
-        Raises GraftError where no cluster can be joined, or the bare base can't be scored.
-        """
-        with Cluster(self._spread, self._say) as cluster, _lender(registry) as lend:
-            sound, virtual = _look(lend, entrants, listener)
-            shared = _Task(self._wanted, tuple(examples), metric.name, virtual)
+    def score(self, contest: Contest, listener: Listener) -> None:
+        """Raises GraftError where no cluster can be joined, or the bare base can't be scored."""
+        with Cluster(self._spread, self._say) as cluster, _lender(contest.registry) as lend:
+            sound, virtual = _look(lend, contest.entrants, listener)
+            shared = _Task(self._wanted, tuple(contest.examples), contest.metric.name, virtual)
             queue: deque[Piece[_Asked | None]] = deque([Piece(BARE, lambda: None)])
             queue.extend(Piece(entrant.model, partial(_ask, lend, entrant)) for entrant in sound)
             listener.loaded(total := len(queue))
             results = cluster.run(_answer, shared, queue, gpu=self.device == "cuda")
-            judge = Judge(metric, examples)
+            judge = Judge(contest.metric, contest.examples)
             for done, answers in enumerate(_bare_first(results, listener), start=1):
                 listener.scored(judge.score(answers))
                 listener.answered(done, total)
 
 
 def _bare_first(
-    results: Iterator[tuple[Piece[_Asked | None], Answers | GraftError]], listener: Listener
+    results: Iterable[tuple[Piece[_Asked | None], Answers | GraftError]], listener: Listener
 ) -> Iterator[Answers]:
     """What was answered; adapters wait until the bare base, which they are paired with, is there. Raises its GraftError."""
-    waiting: list[Answers] | None = []
+    waiting: list[Answers] = []
+    bare_is_there = False
     for piece, found in results:
-        if not isinstance(found, GraftError):
-            if found.model is None and waiting is not None:
-                yield found
-                yield from waiting
-                waiting = None
-            elif waiting is None:
-                yield found
-            else:
-                waiting.append(found)
-        elif piece.name == BARE:
-            raise found
-        else:
+        if isinstance(found, GraftError):
+            if piece.name == BARE:
+                raise found
             listener.refused(piece.name, str(found))
+            continue
+        bare_is_there |= piece.name == BARE
+        waiting.insert(0 if piece.name == BARE else len(waiting), found)
+        if bare_is_there:
+            yield from waiting
+            waiting.clear()
 
 
 Lend = Callable[[Entrant], AbstractContextManager[Path]]
@@ -163,4 +152,4 @@ def _answer(task: _Task, asked: _Asked | None) -> Answers:
 @lru_cache(maxsize=1)
 def _kept_engine(wanted: WantedBase) -> EngineClient:
     """Of this worker, until it ends. Raises as `WantedBase.load`."""
-    return EngineClient(Engine(kept_base(wanted), options=evaluation_options()))
+    return EngineClient(Engine(kept_base(wanted), options=EVALUATING))

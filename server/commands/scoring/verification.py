@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +20,10 @@ if TYPE_CHECKING:
     from graft.hub.evaluation.task_data import Example
     from graft.hub.registry.interface import AnyRegistry
     from graft.hub.registry.leaderboard import Evaluation
-    from graft.server.engine.options import Options
+    from graft.server.commands.scoring.contest import BaseAsked
     from graft.server.evaluation.evaluate import Evaluated
 
 CLOSE = 1e-9  # values of equal answers
-
-
-def evaluation_options() -> Options:
-    """Nobody waits for a next token: large steps are quickest."""
-    from graft.server.engine.options import Options
-
-    return Options(step_rows=2048, max_running=256)
 
 
 def engine_name(device: str, dtype: str) -> str:
@@ -41,7 +35,7 @@ def engine_name(device: str, dtype: str) -> str:
 
 def engine_on(base: Base) -> str:
     """Such a name, of an engine in this process."""
-    return engine_name(base.device.type, str(base.dtype).removeprefix("torch."))
+    return engine_name(base.device.type, base.dtype_name)
 
 
 def read_data(path: Path) -> bytes:
@@ -64,11 +58,9 @@ def first_examples(raw: bytes, name: str, limit: int | None) -> tuple[list[Examp
 def verify(
     registry: AnyRegistry,
     kept: Evaluation,
-    folder: str,
+    asked: BaseAsked,
     data: Path | None,
     limit: int | None,
-    device: str | None,
-    dtype: str | None,
     say: Callable[[str], None],
     *,
     as_json: bool,
@@ -85,7 +77,7 @@ def verify(
             "file and the --limit of then."
         )
     _require_weights(registry, kept)
-    base = _load_base(kept, folder, device, dtype, say)
+    base = _load_base(kept, asked, say)
     again = _run(registry, kept, base, examples)
     answers = hash_predictions(again.predictions)
     close = abs(again.score.value - kept.value) <= CLOSE
@@ -110,23 +102,19 @@ def _require_weights(registry: AnyRegistry, kept: Evaluation) -> None:
         )
 
 
-def _load_base(
-    kept: Evaluation, folder: str, device: str | None, dtype: str | None, say: Callable[[str], None]
-) -> Base:
+def _load_base(kept: Evaluation, asked: BaseAsked, say: Callable[[str], None]) -> Base:
     """The base as it was loaded then, unless it is asked for otherwise. Raises BaseMismatchError for another one."""
-    say(f"Loading {folder} ...")  # torch takes its seconds, too
+    say(f"Loading {asked.folder} ...")  # torch takes its seconds, too
 
-    from graft.hub.base.dtype_choice import chosen_dtype
-    from graft.hub.base.model import load_base
-    from graft.server.benchmark.dtype_speed import evaluating
+    from graft.server.commands.scoring.machinery import load_asked
 
     match kept.engine.split():
-        case ["graft", _, then_device, then_dtype]:
-            device, dtype = device or then_device, dtype or then_dtype
-    base = load_base(folder, device=device, dtype=dtype or chosen_dtype(folder, device, evaluating(), say))
+        case ["graft", _, device, dtype]:
+            asked = replace(asked, device=asked.device or device, dtype=asked.dtype or dtype)
+    base = load_asked(asked, say)
     if kept.base_fingerprint not in (None, base.spec.fingerprint):
         raise BaseMismatchError(
-            f"Evaluation {kept.id} was measured on the base {kept.base_fingerprint}, and {folder} holds "
+            f"Evaluation {kept.id} was measured on the base {kept.base_fingerprint}, and {asked.folder} holds "
             f"{base.spec.fingerprint}: give the base of then."
         )
     return base
@@ -150,13 +138,14 @@ class _Refusals:
 
 def _run(registry: AnyRegistry, kept: Evaluation, base: Base, examples: list[Example]) -> Evaluated:
     """The system that `kept` is of, scored anew. Raises GraftError where it can't be served."""
+    from graft.server.commands.scoring.machinery import EVALUATING
     from graft.server.engine.client import EngineClient
     from graft.server.engine.engine import Engine
     from graft.server.evaluation.evaluate import evaluate
 
     models = [] if kept.repo is None else [f"{kept.repo}@{kept.revision}"]
     refusals = _Refusals()
-    with Engine(base, shelf=registry, options=evaluation_options()) as engine:
+    with Engine(base, shelf=registry, options=EVALUATING) as engine:
         done = evaluate(EngineClient(engine), models, examples, get_metric(kept.metric), refusals)
     if refusals.reasons:
         raise GraftError(f"{kept.repo} can't be served: {refusals.reasons[0]}")

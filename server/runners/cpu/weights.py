@@ -88,7 +88,7 @@ def pack_model(
     """The base as a model of the kernels, its weights packed. `positions`: length of the rotation tables; `packed` is told
     the name of each linear that is in the kernels now."""
     config, spec, family = base.model.config, base.spec, FAMILIES[base.spec.model_type]
-    dtype = str(base.dtype).removeprefix("torch.")
+    dtype = base.dtype_name
     kinds = list(dict.fromkeys(_kinds(config, spec.num_layers)))
     tables = [_rotation(base, positions, kind) for kind in kinds]
     attention = base.model.get_submodule(spec.module(0, spec.parts.attn_out).rpartition(".")[0])

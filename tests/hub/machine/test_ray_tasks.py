@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -92,6 +94,26 @@ def test_ctrl_c_interrupts_the_workers_and_what_they_saved_comes_back(ray_addres
 
 
 @pytest.mark.slow
+def test_ctrl_c_waits_until_a_result_is_dealt_with(ray_address, tmp_path):
+    queue = deque(Piece(name, partial(str, name)) for name in ("waits", "a"))
+    kept = []
+    with Cluster(Spread(ray_address), print) as cluster, pytest.raises(KeyboardInterrupt):
+        for piece, _ in cluster.run(do, Doing(tmp_path), queue):
+            if piece.name == "a":
+                wait_for(lambda: [*tmp_path.glob("waits*")])
+                os.kill(os.getpid(), signal.SIGINT)
+            kept.append(piece.name)
+    assert kept == ["a", "waits"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_a_cluster_of_another_version_is_said_with_both(ray_address, monkeypatch):
+    monkeypatch.setattr("ray.__version__", "2.0.1")
+    with pytest.raises(GraftError, match=r"Version mismatch.*2\.60.*2\.0\.1"):
+        Cluster(Spread(ray_address), print).__enter__()
+
+
+@pytest.mark.slow
 def test_what_no_node_has_is_said(run):
     with pytest.raises(
         GraftError, match=r"No node of the cluster has 5 CPUs, which a task takes; the largest has 1 CPUs"
@@ -106,6 +128,37 @@ def test_where_no_cluster_is(address, why):
     pytest.importorskip("ray", reason="Ray is not installed: pip install grafthub[ray]")
     with pytest.raises(GraftError, match=f"No Ray cluster could be joined at {address}: .*{why}"):
         Cluster(Spread(address), print).__enter__()
+
+
+def test_an_address_in_the_environment_counts_as_one_that_is_given(monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install grafthub[ray]")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    for address in (None, "auto"):
+        with pytest.raises(GraftError, match=r"at 127\.0\.0\.1:1: nobody answers there"):
+            Cluster(Spread(address), print).__enter__()
+
+
+@pytest.mark.parametrize(
+    "says, why", [(b"HTTP/1.0 400 Bad", "no head of one"), (b"", "no head of one"), (None, "timed out")]
+)
+def test_who_is_no_cluster_is_not_waited_for(says, why, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install grafthub[ray]")
+    monkeypatch.setattr(ray_tasks, "_ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(_answer, server, says)
+        with pytest.raises(GraftError, match=why):
+            Cluster(Spread(f"127.0.0.1:{server.getsockname()[1]}"), print).__enter__()
+        answering.result()
+
+
+def _answer(server, says):
+    """One who listens, and says something or (None) nothing."""
+    asker, _ = server.accept()
+    with asker:
+        asker.recv(100)
+        asker.sendall(says or b"")
+        if says is None:
+            asker.recv(1)  # until the other goes
 
 
 def test_another_graft_on_a_worker_is_refused():

@@ -110,6 +110,22 @@ def test_ctrl_c_keeps_what_is_scored_and_the_same_command_goes_on(graft_eval, sh
     assert len(shelf.evaluations("ann/lora")) == len(shelf.evaluations("bob/ia3")) == 1
 
 
+def test_two_runs_at_once_record_each_score_once(graft_eval, shelf, monkeypatch):
+    record_score, other = Scorekeeper.record, []
+
+    def after_another_run(self, system, systems):
+        if not other:
+            other.append("under way")
+            other[0] = graft_eval()
+        return record_score(self, system, systems)
+
+    monkeypatch.setattr(Scorekeeper, "record", after_another_run)
+    first = graft_eval()
+    assert first.exit_code == other[0].exit_code == 0, first.output
+    assert {row["id"] for row in json.loads(first.stdout)} == {row["id"] for row in json.loads(other[0].stdout)}
+    assert [len(shelf.evaluations(name)) for name in ("ann/lora", "bob/ia3")] == [1, 1]
+
+
 def test_a_shelf_of_which_a_part_is_not_ours_is_scored_whole(graft_eval, shelf, monkeypatch):
     write = Registry.record_evaluation
 

@@ -55,7 +55,14 @@ def test_it_takes_costs_that_were_kept(base, kept):
     ("words", "code", "why"),
     [
         (["--adapters", "0"], 2, "0 is not in the range"),
+        (["--adapters", "1000000000000"], 2, "1<=x<=10000000"),
         (["--rate", "-1"], 2, "-1"),
+        (["--rate", "nan"], 2, "nan is no finite number"),
+        (["--rate", "inf"], 2, "inf is no finite number"),
+        (["--zipf", "nan"], 2, "nan is no finite number"),
+        (["--busy", "nan"], 2, "nan is no finite number"),
+        (["--memory", "1K"], 1, "1.00 KiB hold the base"),
+        (["--method", "prompt"], 2, "--costs were measured before"),
         (["--busy", "1.5"], 2, "1.5"),
         (["--memory", "much"], 2, "much"),
         (["--memory", "1M"], 1, "give a replica more --memory"),
@@ -69,6 +76,9 @@ def test_nonsense_is_refused_in_words(base, kept, words, code, why):
 
 
 def test_nonsense_is_refused_before_anything_is_measured(base):
+    (base.parent / "file").touch()
+    unwritable = plan("--base", base, *WHAT, "--save-costs", base.parent / "file" / "costs.json", code=1)
+    assert "Nothing can be written to" in unwritable.output and "measuring" not in unwritable.output
     assert "KEY=VALUE" in plan("--base", base, *WHAT, "--set", "r", code=2).output
     assert "Unknown method" in plan("--base", base, *WHAT, "--method", "lara", "--dtype", "float32", code=1).output
 

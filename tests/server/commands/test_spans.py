@@ -58,6 +58,15 @@ def spans():
         handler.close()
 
 
+def test_a_variable_without_sense_is_said_and_ends_nothing(spans, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "-1")
+    said: list[str] = []
+    before = list(LOG.handlers)
+    begin_spans(said.append)
+    assert "no spans are sent" in said[0] and "positive" in said[0] and LOG.handlers == before
+
+
 def values(span) -> dict:
     return {
         each.key: each.value.int_value

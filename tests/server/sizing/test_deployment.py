@@ -1,6 +1,7 @@
 """Sizing: what follows from costs is what arithmetic says, and what no number of replicas bears is said."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ DEMAND = Demand(adapters=1000, rate=100.0, prompt=100, new=100, zipf=1.0, busy=0
 def test_steps_between_and_beyond_what_was_measured():
     assert [COSTS.step(rows) for rows in (1, 2, 17, 32)] == pytest.approx([0.010, 0.020, 0.050, 0.080])
     assert COSTS.step(62) == pytest.approx(0.140)
+    assert replace(COSTS, steps={1: 0.2, 4: 0.1}).step(64) == 0.1, "what was measured unevenly makes no step free"
     assert COSTS.request(32, 100, 100) == pytest.approx(0.1 + 0.25)
 
 
@@ -86,10 +88,18 @@ def test_costs_are_kept_and_read(tmp_path):
     assert read_costs(path) == COSTS
 
 
+def with_figure(**figure) -> str:
+    return json.dumps(json.loads(COSTS.to_json()) | figure)
+
+
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"steps": 1}', COSTS.to_json().replace("0.08", "-1"), COSTS.to_json().replace('"2"', '"40"')],
-)
+    [
+        "", "[]", "{}", '{"steps": 1}', "[" * 100_000, COSTS.to_json().replace("0.08", "-1"), COSTS.to_json().replace("0.08", "0"),
+        COSTS.to_json().replace('"2"', '"40"'), COSTS.to_json().replace('"2"', '"0"'), with_figure(steps={1: 0.1}), with_figure(prompt_token="abc"), with_figure(load=math.nan),
+        with_figure(load=math.inf), with_figure(adapter_bytes=0), with_figure(token_bytes=None), with_figure(file_bytes=10**400),
+    ],
+)  # fmt: skip
 def test_what_are_no_costs_is_said(tmp_path, text):
     path = tmp_path / "costs.json"
     path.write_text(text)

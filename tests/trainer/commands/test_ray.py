@@ -139,6 +139,18 @@ def test_a_plan_whose_command_is_ended_goes_on_with_resume(ray_address, base_fol
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_can_not_be_kept_ends_one_training_and_no_other(
+    ray_address, base_folder, data, held_out, tmp_path
+):
+    sizes = {"methods": ["lora", "prompt"], "steps": 60}
+    plan = write_plan(tmp_path / "spread", base_folder, data, held_out, **sizes, more="checkpoint_every = 20")
+    (tmp_path / "spread" / "lora.training" / "state.safetensors").mkdir(parents=True)  # where its file is to be
+    done = graft("train", "--plan", plan, "--ray", "--ray-address", ray_address, "--resume")
+    assert done.exit_code == 1 and "lora.training can't be written" in done.stderr.splitlines()[-1], done.output
+    assert (tmp_path / "spread" / "prompt").exists() and not (tmp_path / "spread" / "lora").exists()
+
+
+@pytest.mark.slow
 def test_a_comparison_whose_command_is_killed_goes_on_with_resume(ray_address, base_folder, data, held_out, tmp_path):
     out = tmp_path / "spread"
     flags = ["--base", base_folder, "--data", data, "--eval-data", held_out, "--methods", "lora,ia3,prompt,full"]
