@@ -19,6 +19,7 @@ import click
 from graft.hub.machine.cpu_load import usable_cores
 from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.hub.terminal.base_argument import BASE
+from graft.hub.terminal.options import FiniteRange
 from graft.hub.terminal.tables import json_of, print_json, print_table
 
 if TYPE_CHECKING:
@@ -40,16 +41,14 @@ KEY = "GRAFT_API_KEY"  # a variable: what stands on a command line, everybody on
 @click.option("--prompt-tokens", default=64, show_default=True, type=click.IntRange(16))
 @click.option("--new-tokens", default=64, show_default=True, type=click.IntRange(1))
 @click.option("--concurrency", type=click.IntRange(1), help="Closed loop: requests under way (default: all at once).")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Open loop: Poisson arrivals a second.")
-@click.option("--zipf", type=click.FloatRange(0), help="Draw adapters by Zipf's law with this exponent, not in turn.")
-@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0: greedy.")
-@click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1))
+@click.option("--rate", type=FiniteRange(0, min_open=True), help="Open loop: Poisson arrivals a second.")
+@click.option("--zipf", type=FiniteRange(0), help="Draw adapters by Zipf's law with this exponent, not in turn.")
+@click.option("--temperature", default=0.0, show_default=True, type=FiniteRange(0), help="0: greedy.")
+@click.option("--top-p", default=1.0, show_default=True, type=FiniteRange(0, 1))
 @click.option("--top-k", default=0, show_default=True, type=click.IntRange(0), help="0: no limit.")
 @click.option("--seed", type=int, help="Of the first request, one more for each further one (default: none).")
 @click.option("--logprobs", type=click.IntRange(0, 20), help="Log-probabilities of so many alternatives.")
-@click.option(
-    "--cold-rate", type=click.FloatRange(0, min_open=True), help="Beside it, cold adapters a second (see --cold)."
-)
+@click.option("--cold-rate", type=FiniteRange(0, min_open=True), help="Beside it, cold adapters a second (see --cold).")
 @click.option("--cold", default="", help="Folders (or names) of adapters to load and unload for --cold-rate.")
 @click.option(
     "--repeats", default=3, show_default=True, type=click.IntRange(1), help="Measured rounds after a warm-up."

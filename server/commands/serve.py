@@ -16,7 +16,7 @@ from graft.hub.adapters.validation import CONFIG
 from graft.hub.base.manifest import recorded_spec
 from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.hub.terminal.base_argument import BASE
-from graft.hub.terminal.options import ByteSize
+from graft.hub.terminal.options import ByteSize, FiniteRange
 from graft.hub.wsgi import is_loopback
 from graft.server.chat.tool_formats import FORMATS
 from graft.server.commands.admission import Admission
@@ -136,7 +136,7 @@ class _Network(click.ParamType):
     "--request-timeout",
     default=0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="Seconds that an answer may take; 0: as many as it takes.",
 )
 @click.option(
@@ -154,8 +154,8 @@ class _Network(click.ParamType):
     "--ray-address", metavar="HOST:PORT", help="With --ray: a cluster that is there.  [default: one of its own]"
 )
 @click.option("--engine-python", metavar="FILE", help="With --ray: the engines' interpreter.  [default: this one]")
-@click.option("--replica-cpus", default=0.0, type=click.FloatRange(0), help="With --ray: set aside for each engine.")
-@click.option("--replica-gpus", default=0.0, type=click.FloatRange(0), help="With --ray: set aside for each engine.")
+@click.option("--replica-cpus", default=0.0, type=FiniteRange(0), help="With --ray: set aside for each engine.")
+@click.option("--replica-gpus", default=0.0, type=FiniteRange(0), help="With --ray: set aside for each engine.")
 @click.option("--ingress-secret", envvar=SECRET_VARIABLE, hidden=True)
 @click.option("--ingress-process", envvar=PARENT_VARIABLE, type=int, hidden=True)
 def serve(

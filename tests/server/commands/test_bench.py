@@ -46,3 +46,11 @@ def test_a_server(places):
     with serving(base, {"lora": places[1]}) as live:
         found = json.loads(bench("--url", live.url, "--base", places[0], "--adapters", "lora", "--json"))
     assert found["tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    "words", [("--rate", "inf"), ("--zipf", "nan"), ("--temperature", "nan"), ("--cold-rate", "inf")]
+)
+def test_no_finite_number_is_said(words):
+    refused = CliRunner().invoke(main, ["bench", *words])
+    assert refused.exit_code == 2 and f"{words[1]} is no finite number" in refused.output

@@ -142,6 +142,7 @@ def test_with_the_engines_process_its_front_ends_end_and_every_client_is_told(pl
         (["--adapter", "mine=cut"], 1, "error: --adapter mine: "),
         (["--adapter", "mine=other-base"], 1, "error: --adapter mine: "),
         (["--kv-bytes", "much"], 2, "no size"),
+        (["--request-timeout", "nan"], 2, "no finite number"),
         (["--registry", "a.db", "--hub", "http://x"], 2, "not both"),
         (["--registry", "absent.db"], 1, "no registry at absent.db"),
         (["--base", "nowhere/at/all"], 1, "nowhere/at/all"),
