@@ -80,6 +80,7 @@ def http_server(
         clear_untrusted_proxy_headers=False,  # whom X-Forwarded-For is believed is decided in clients.py
         max_request_body_size=MAX_BODY_BYTES + 1,
         outbuf_high_watermark=MOST_UNREAD_BYTES,
+        log_socket_errors=False,  # a client that vanishes is no fault of anybody's here
         ident=None,
     )
     look_after_clients(kept, threads * CONNECTIONS_PER_THREAD, ending, _Channel)
@@ -120,9 +121,9 @@ class _Channel(Connection):
     def write_soon(self, data: bytes) -> int:
         """What the system takes at once goes through no buffer: of a stream that is nearly all."""
         unsent = data
-        if isinstance(data, bytes) and self.connected:
-            with self.outbuf_lock:
-                if not self.total_outbufs_len:
+        if isinstance(data, bytes):
+            with self.outbuf_lock:  # who hangs up says so under it, and only then takes the socket away
+                if self.connected and not self.total_outbufs_len:
                     unsent = data[self._send(data) :]
         if not unsent and data:
             return len(data)

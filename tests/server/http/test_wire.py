@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from waitress.channel import ClientDisconnected
 
 from graft.hub.connections import Terms, unsettled
 from graft.server.http.wire import connections
@@ -101,7 +102,7 @@ def test_a_reader_that_stops_costs_bounded_memory_and_is_hung_up_on(live):
 
         def dropped() -> bool:
             nonlocal most
-            channels = [each for each in list(live.sockets.values()) if isinstance(each, connections.Channel)]
+            channels = channels_of(live)
             most = max([most, *(each.total_outbufs_len for each in channels)])
             return bool(most) and not channels
 
@@ -266,6 +267,33 @@ def test_clients_that_vanish_leave_nothing(live):
             with socket.create_connection(("127.0.0.1", live.port)) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
                 connection.sendall(sent)
+
+
+def test_who_is_hung_up_on_while_a_token_is_written_is_no_fault(live):
+    """The thread that writes has seen a connection, and waits for the lock under which it is closed."""
+    told = []
+
+    def write(channel) -> None:
+        try:
+            channel.write_soon(b"x")
+        except Exception as error:
+            told.append(type(error))
+
+    wait_until(lambda: not channels_of(live))
+    with connected(live):
+        wait_until(lambda: channels_of(live))
+        [channel] = channels_of(live)
+        writer = threading.Thread(target=write, args=(channel,))
+        with channel.outbuf_lock:
+            writer.start()
+            time.sleep(0.2)  # too short a time passes
+            channel.handle_close()
+        writer.join(10)
+    assert told == [ClientDisconnected]
+
+
+def channels_of(live: Live) -> list[connections.Channel]:
+    return [each for each in list(live.sockets.values()) if isinstance(each, connections.Channel)]
 
 
 # Deadlines
