@@ -315,3 +315,13 @@ def test_too_few_open_files_are_said_before_the_base_is_loaded(place):
         said = started.communicate(timeout=60)[1]
     assert started.returncode == 1 and "--max-requests 256 takes 308 open files" in said and "ulimit -n" in said
     assert "loading" not in said and "Traceback" not in said
+
+
+def test_whoever_reads_what_it_says_may_go(place):
+    """A closed pipe, as a full disk under the log: it serves on, and ends well."""
+    with process(place, "--port", "0") as started:
+        url = url_of(started)
+        started.stderr.close()
+        assert urllib.request.urlopen(f"{url}/health", timeout=30).status == 200
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(20) == 0
