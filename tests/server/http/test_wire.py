@@ -15,6 +15,7 @@ import pytest
 from waitress.channel import ClientDisconnected
 
 from graft.hub.connections import Terms, unsettled
+from graft.server.http.message_bodies import MAX_MESSAGES
 from graft.server.http.wire import connections
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
@@ -180,6 +181,24 @@ def test_what_is_too_much_is_said(live, change, status, code, param):
         reply = live.post("/v1/completions", SHORT | change)
         assert reply.status == status and time.monotonic() - began < 10
         assert reply.json["error"]["code"] == code and reply.json["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/v1/chat/completions", "messages"), ("/v1/messages", "messages"), ("/v1/responses", "input")]
+)
+def test_turns_without_end_are_refused_before_each_is_looked_at(live, path, field):
+    for count, code in ((MAX_MESSAGES, "context_length_exceeded"), (20 * MAX_MESSAGES, "invalid_request")):
+        reply = live.post(
+            path,
+            {
+                "model": BASE,
+                **({} if field == "input" else {"max_tokens": 2}),
+                field: [{"role": "user", "content": "a"}] * count,
+            },
+        )
+        assert reply.status == 400, reply.data
+        error = reply.json["error"]
+        assert error.get("code", code) == code and ("at most 10000 items" in error["message"]) == (count > MAX_MESSAGES)
 
 
 def test_a_body_without_end_is_hung_up_on(live):
