@@ -24,6 +24,7 @@ class _Parser(Parser):
     """Reads a body that is too large to its end, and keeps none of it: who sends does not read before all is sent."""
 
     command, request_uri, query, url_scheme = "-", "/", "", "http"  # of a request whose head can't be read
+    header_plus: bytes  # of a head that is not there whole, or can't be read
     _left = 0
 
     def received(self, data: bytes) -> int:
