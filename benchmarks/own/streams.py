@@ -14,6 +14,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from benchmarks.lib.common import Load, emit, percentiles, process_tree
 STREAMS = 256
 STEP_S = 0.125  # between two steps: no token waits for the one before it
 SECONDS = 12.0
+MOST_TOKENS = 16_000  # of a stream, which none reaches: an engine may run far ahead of who writes
 _TICK = os.sysconf("SC_CLK_TCK")
 TEXT = Path(__file__).parents[2] / "docs" / "serving.md"  # whose tokens are drawn, in order
 
@@ -59,7 +61,7 @@ def arguments() -> argparse.Namespace:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Say the port and the front ends' processes, and serve until killed."""
+    """Say the port and the front ends' processes, then for each line of stdin how many tokens have been made; serve until killed."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     import graft.hub.machine.openmp_wait  # before torch  # noqa: F401
@@ -83,16 +85,25 @@ def serve(options: argparse.Namespace) -> None:
     ids = tokenizer.encode(TEXT.read_text(), add_special_tokens=False)
     config = AutoConfig.for_model(
         "llama", vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        num_key_value_heads=1, max_position_embeddings=8192,
+        num_key_value_heads=1, max_position_embeddings=MOST_TOKENS + 64,
     )  # fmt: skip
     base = Base(AutoModelForCausalLM.from_config(config), tokenizer, "test/free")
     budgets = Options(max_running=STREAMS, step_rows=2 * STREAMS, cache_bytes=1 << 28, runner="eager")
     with Engine(base, options=budgets) as engine:
+        made = 0
 
         def begin(batch: Any, draws: Any, scores: Any, ready: Any) -> Any:
+            nonlocal made
             time.sleep(options.step_s)
             tokens = [Token(ids[(draw.seed + draw.position) % len(ids)]) for _, draw in draws]
+            made += len(tokens)
             return lambda: StepResult(tokens, [])
+
+        def tell() -> None:
+            for _ in sys.stdin:
+                print(made, flush=True)
+
+        threading.Thread(target=tell, daemon=True).start()
 
         engine.runner.begin = begin
         client, places = EngineClient(engine), AnswerPlaces(STREAMS)
@@ -143,7 +154,7 @@ class Client:
         self._poll = select.epoll()
         self._streams: dict[int, tuple[socket.socket, Reading]] = {}
         self.events = 0
-        body = {"model": "test/free", "prompt": "a", "max_tokens": 8000, "ignore_eos": True, "stream": True}
+        body = {"model": "test/free", "prompt": "a", "max_tokens": MOST_TOKENS, "ignore_eos": True, "stream": True}
         for number in range(streams):
             data = json.dumps(body | {"seed": 997 * number}).encode()
             head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -186,7 +197,7 @@ def measure(options: argparse.Namespace, step_s: float) -> dict[str, Any]:
     """Microseconds of CPU a token, of each process, and how often events came."""
     command = [sys.executable, "-m", "benchmarks.own.streams", "--serve", "--base", options.base, "--way", options.way]
     command += ["--processes", str(options.processes), "--step-s", str(step_s)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
         try:
             assert server.stdout is not None
             told = json.loads(server.stdout.readline())
@@ -194,23 +205,23 @@ def measure(options: argparse.Namespace, step_s: float) -> dict[str, Any]:
             while not client.all_begun():
                 client.read(0.2)
             client.read(2.0)
-            return stretch(client, told, options.seconds)
+            return stretch(client, server, told, options.seconds)
         finally:
             for pid in (*told["fronts"], server.pid):
                 os.kill(pid, 9)
 
 
-def stretch(client: Client, told: dict[str, Any], seconds: float) -> dict[str, Any]:
+def stretch(client: Client, server: "subprocess.Popen[str]", told: dict[str, Any], seconds: float) -> dict[str, Any]:
     client.forget_gaps()
     load = Load()
     fronts = [one for front in told["fronts"] for one in process_tree(front)]
     pids = {"engine": [told["engine"]], "front": fronts, "client": [os.getpid()]}
-    before, events, made = {name: cpu_s(of) for name, of in pids.items()}, client.events, tokens_made(told["port"])
+    before, events, made = {name: cpu_s(of) for name, of in pids.items()}, client.events, tokens_made(server)
     began = time.monotonic()
     client.read(seconds)
     wall = time.monotonic() - began
     spent = {name: cpu_s(of) - before[name] for name, of in pids.items()}
-    tokens = tokens_made(told["port"]) - made
+    tokens = tokens_made(server) - made
     return {
         "tokens_per_s": round(tokens / wall, 1),
         "events_per_token": round((client.events - events) / tokens, 3),
@@ -257,12 +268,11 @@ def cpu_s(pids: list[int]) -> float:
     return sum(int(each[11]) + int(each[12]) for each in fields) / _TICK
 
 
-def tokens_made(port: int) -> float:
-    import urllib.request
-
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("graft_generated_tokens_total"))
+def tokens_made(server: "subprocess.Popen[str]") -> int:
+    """Asked of the engine's process beside HTTP: where threads write the streams, /metrics may take longer than anybody waits."""
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write("\n")
+    return int(server.stdout.readline())
 
 
 if __name__ == "__main__":

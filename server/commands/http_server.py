@@ -1,6 +1,7 @@
 """The server that speaks HTTP, as `graft serve` and its front ends run it: sockets, threads, limits."""
 
 import logging
+import resource
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from waitress import create_server
 from waitress.channel import ClientDisconnected
 from waitress.task import WSGITask
 
-from graft.hub.connections import close_door, unsettled
+from graft.hub.connections import SPARE, close_door, unsettled
 from graft.hub.errors import GraftError
 from graft.server.http.streaming.response import BODY
 from graft.server.http.wire.connections import MAX_BODY_BYTES, MOST_UNREAD_BYTES, Connection, look_after_clients
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
 CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
+OTHER_FILES = 32  # of a process, beside its connections: weights that are read, a registry, pipes
 BACKLOG = 1024
 
 
@@ -56,6 +58,24 @@ def port_of(sockets: Sequence[socket.socket]) -> int:
     return port
 
 
+def room_for_connections(max_requests: int) -> int:
+    """How many connections a process may have: as many as are wanted, or as it may open files for, whose limit is raised where it
+    may be. Raises GraftError where those are too few: nobody is let in any more once they are used up."""
+    wanted = (max_requests + SPARE_THREADS) * CONNECTIONS_PER_THREAD
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        allowed = wanted + OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + OTHER_FILES)
+        soft = max(soft, allowed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        wanted = min(wanted, soft - OTHER_FILES)
+    if wanted < max_requests + SPARE:
+        raise GraftError(
+            f"--max-requests {max_requests} takes {max_requests + SPARE + OTHER_FILES} open files, and this process may have "
+            f"{soft}: raise that limit (`ulimit -n`, LimitNOFILE=), or lower --max-requests."
+        )
+    return wanted
+
+
 def http_server(
     app: "WSGIApplication",
     sockets: Sequence[socket.socket],
@@ -66,23 +86,24 @@ def http_server(
     """A listening server; its `run` answers. `kept`: where it keeps its connections, by file descriptor. `ending`: whether each
     ends with the answer that it waits for."""
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # each request of a burst would be a warning
-    threads = max_requests + SPARE_THREADS
+    connections = room_for_connections(max_requests)
     kept = {} if kept is None else kept
     server = create_server(
         app,
         map=kept,
         sockets=list(sockets),
-        threads=threads,
-        connection_limit=threads * CONNECTIONS_PER_THREAD,
+        threads=max_requests + SPARE_THREADS,
+        connection_limit=connections,
         backlog=BACKLOG,
         asyncore_use_poll=True,  # select() ends at 1024 connections
         channel_request_lookahead=1,  # reads on while a request is answered, which is how a hang-up is noticed
         clear_untrusted_proxy_headers=False,  # whom X-Forwarded-For is believed is decided in clients.py
         max_request_body_size=MAX_BODY_BYTES + 1,
         outbuf_high_watermark=MOST_UNREAD_BYTES,
+        log_socket_errors=False,  # a client that vanishes is no fault of anybody's here
         ident=None,
     )
-    look_after_clients(kept, threads * CONNECTIONS_PER_THREAD, ending, _Channel)
+    look_after_clients(kept, connections, ending, _Channel)
     return server
 
 
@@ -120,9 +141,9 @@ class _Channel(Connection):
     def write_soon(self, data: bytes) -> int:
         """What the system takes at once goes through no buffer: of a stream that is nearly all."""
         unsent = data
-        if isinstance(data, bytes) and self.connected:
-            with self.outbuf_lock:
-                if not self.total_outbufs_len:
+        if isinstance(data, bytes):
+            with self.outbuf_lock:  # who hangs up says so under it, and only then takes the socket away
+                if self.connected and not self.total_outbufs_len:
                     unsent = data[self._send(data) :]
         if not unsent and data:
             return len(data)

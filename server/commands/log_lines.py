@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import click
@@ -37,4 +38,9 @@ def begin_logging(*, as_json: bool) -> Callable[[str], None]:
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     own = logging.getLogger("graft.serve")
-    return own.info if as_json else lambda text: click.echo(visible_text(f"graft serve: {text}"), err=True)
+    return own.info if as_json else _say
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # a disk that is full, or a reader that has gone, ends no server: as with logging's lines
+        click.echo(visible_text(f"graft serve: {text}"), err=True)

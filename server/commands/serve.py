@@ -21,7 +21,7 @@ from graft.hub.wsgi import is_loopback
 from graft.server.chat.tool_formats import FORMATS
 from graft.server.commands.admission import Admission
 from graft.server.commands.ending import Ending
-from graft.server.commands.http_server import bind, draining, http_server, port_of
+from graft.server.commands.http_server import bind, draining, http_server, port_of, room_for_connections
 from graft.server.commands.log_lines import begin_logging
 from graft.server.commands.on_ray import RayOptions, ScaleRange, Serving, serve_on_ray
 from graft.server.commands.start import DEFAULT_REGISTRY, open_shelf, prove_folders, summary
@@ -220,7 +220,8 @@ def serve(
         told = Serving(host, port, admission, local, usage_path, trusted_proxies)
         return serve_on_ray(click.get_current_context(), ray_options, told, say)
     usage = UsageFile(usage_path) if usage_path is not None else None
-    listening = bind(host, port)  # before the base is loaded for nothing
+    room_for_connections(max_requests)  # before the base is loaded for nothing
+    listening = bind(host, port)
 
     say(f"loading {base_name} ...")  # torch takes its seconds, too
 

@@ -63,13 +63,13 @@ from graft.server.http.service import (
     unknown_model,
 )
 from graft.server.http.wire import status
-from graft.server.http.wire.connections import MAX_BODY_BYTES
+from graft.server.http.wire.connections import MAX_BODY_BYTES, REFUSED
 from graft.server.keys.access import Access
 from graft.server.keys.holders import ANYBODY
 from graft.server.keys.standing import RateLimitError
 from graft.server.keys.visits import Visit
 from graft.server.operations.drain import Drain
-from graft.server.operations.patience import Disconnected
+from graft.server.operations.patience import DeadlineError, Disconnected
 from graft.server.served_version import Served
 
 log = logging.getLogger("graft.server")
@@ -146,6 +146,7 @@ def create_app(
     for routes in (responses, messages, embeddings, vllm, status):
         app.register_blueprint(routes.blueprint)
     app.before_request(_begin)
+    app.before_request(_refuse)
     cors.allow(app, cors_origins)
     guard(app)  # a browser asks for what it may do without a key
     app.before_request(_take)
@@ -308,6 +309,12 @@ def _begin() -> None:
     g.record = begin_record()
 
 
+def _refuse() -> None:
+    """Raises an HTTPException for what is no request, or too large or slow a one: nothing of it is looked at."""
+    if (refused := request.environ.get(REFUSED)) is not None:
+        raise refused
+
+
 def _take() -> None:
     """Raises DrainingError, or BadField for a deadline that is none: who has shown no key where one is needed learns neither."""
     if request.blueprint != status.blueprint.name:
@@ -348,8 +355,6 @@ def _failure(status: int, message: str, code: str | None, param: str | None = No
     response.status_code = status
     if status in (429, 503):
         response.headers[header_names.RETRY_AFTER] = str(RETRY_AFTER_S)
-    if status == 408:
-        response.headers[header_names.SHOULD_RETRY] = "false"  # clients would ask for the same again
     return response
 
 
@@ -359,6 +364,8 @@ def _on_graft_error(error: GraftError) -> Response:
     response = _failure(error.status, public_message(error, g.request_id), error.code, error.param)
     if isinstance(error, RateLimitError):
         response.headers[header_names.RETRY_AFTER] = str(math.ceil(error.retry_s))
+    if isinstance(error, DeadlineError):
+        response.headers[header_names.SHOULD_RETRY] = "false"  # clients would ask for the same again
     if isinstance(error, InvalidKeyError):
         response.headers[header_names.AUTHENTICATE] = "Bearer"
     return response

@@ -10,6 +10,7 @@ from graft.server.http.field_types import BadField, Text
 from graft.server.http.request_fields import MESSAGE_NEUTRAL, find_refused
 
 MAX_TOOLS = 128
+MAX_MESSAGES = 10_000  # each costs 30 us to check, in which the interpreter is nobody else's
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
 
 

@@ -15,7 +15,7 @@ from graft.hub.request_body import MAX_DEPTH, AnyBody, Body, BodyError, check_bo
 from graft.server.chat.request import ChatRequest
 from graft.server.http.constraint_fields import ConstrainedBody
 from graft.server.http.field_types import BadField, Text, check_encodable
-from graft.server.http.message_bodies import MAX_TOOLS, MessageBody, ToolBody, ToolChoice, tool_use
+from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, MessageBody, ToolBody, ToolChoice, tool_use
 from graft.server.http.request_fields import IGNORED, NEUTRAL, find_refused, guess_field
 from graft.server.http.sampling_fields import INT64, SamplingBody
 from graft.server.structured.constraint import Constraint
@@ -163,7 +163,7 @@ class CompletionBody(GenerationBody):
 class ConversationBody(Body):
     """The part of a body that is a conversation."""
 
-    messages: list[MessageBody] = Field(min_length=1)
+    messages: list[MessageBody] = Field(min_length=1, max_length=MAX_MESSAGES)
     tools: list[ToolBody] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: ToolChoice = Field("auto", description="auto, none, required, or the name of a function.")
     parallel_tool_calls: bool = True

@@ -7,7 +7,9 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import secrets
+import stat
 import threading
 import time
 import tomllib
@@ -30,7 +32,7 @@ HASH_PREFIX = "sha256:"
 LOOK_EVERY_S = 1.0  # how soon a change is seen
 MAX_FILE_BYTES = 16 << 20
 MAX_WEIGHT = 1000.0
-NAME = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _MOST = 1 << 40
 
 
@@ -59,6 +61,12 @@ def _read_end(value: object) -> object:
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
     raise ValueError("must be a date or a time: write 2027-01-31, or 2027-01-31T12:00:00Z, without quotes")
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError("takes up to 64 letters, digits, '.', '_' and '-', the first and last of them no sign")
+    return name
 
 
 def _check_pattern(pattern: str) -> str:
@@ -93,7 +101,7 @@ class ProfileTable(BaseModel):
 class KeyTable(ProfileTable):
     """[[key]]"""
 
-    name: Annotated[str, Field(pattern=NAME)]
+    name: Annotated[str, AfterValidator(_check_name)]
     hash: Annotated[str, Field(pattern=rf"^{HASH_PREFIX}[0-9a-f]{{64}}$")]
     admin: bool = False
     expires: Annotated[datetime, BeforeValidator(_read_end)] | None = None
@@ -143,7 +151,10 @@ def _blinded(secret: bytes, hash: str) -> bytes:
 def read_text(path: Path) -> str:
     """Raises KeyFileError."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        there = path.stat()
+        if not stat.S_ISREG(there.st_mode):  # reading a pipe, or a device, may never end
+            raise KeyFileError(f"The key file {path} can't be read: it is no regular file.")
+        if there.st_size > MAX_FILE_BYTES:
             raise KeyFileError(f"The key file {path} is larger than {MAX_FILE_BYTES} bytes.")
         return path.read_text("utf-8")
     except OSError as error:

@@ -1,5 +1,6 @@
 """What was used, by key and adapter: a line of JSON each, in a file that may be rotated while written to. Torch-free."""
 
+import errno
 import json
 import logging
 import os
@@ -40,6 +41,7 @@ class UsageFile:
     def __init__(self, path: Path):
         self._path = path
         self._lock = threading.Lock()
+        self._torn = False  # the disk was full in the middle of the last line
         try:
             self._file = _open(path)
         except OSError as error:
@@ -51,13 +53,21 @@ class UsageFile:
         with self._lock:
             try:
                 self._follow()
-                os.write(self._file, line)
+                self._append(line)
             except OSError as error:
                 log.error("usage can't be written to %s (%s): %s", self._path, error.strerror, line.decode().strip())
 
     def close(self) -> None:
         with self._lock:
             os.close(self._file)
+
+    def _append(self, line: bytes) -> None:
+        """Raises OSError for a line that is not there whole."""
+        data = b"\n" + line if self._torn else line
+        written = os.write(self._file, data)
+        self._torn = written < len(data)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _follow(self) -> None:
         """The path may lead to another file by now, or to none."""
@@ -70,6 +80,7 @@ class UsageFile:
             other = _open(self._path)
             os.close(self._file)
             self._file = other
+            self._torn = False
 
 
 def _open(path: Path) -> int:

@@ -5,7 +5,7 @@ import math
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,7 @@ def serving(
     usage: UsageFile | None = None,
     drain: Drain | None = None,
     request_timeout: float = math.inf,
+    cors_origins: Sequence[str] = (),
 ) -> Iterator[Live]:
     with Engine(base, adapters, shelf, options) as engine:
         drain, sockets = drain or Drain(), {}
@@ -133,6 +134,7 @@ def serving(
             adapter_root=adapter_root,
             open_access=lambda: access or Access(),
             request_timeout=request_timeout,
+            cors_origins=cors_origins,
         )
         listening = bind("127.0.0.1", 0)
         server = http_server(app, listening, max_requests, sockets, lambda: drain.begun)

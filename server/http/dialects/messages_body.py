@@ -15,7 +15,7 @@ from graft.server.http.dialects.chat_bodies import (
     sampling_of,
 )
 from graft.server.http.field_types import BadField, Text
-from graft.server.http.message_bodies import MAX_TOOLS, ToolName
+from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
 from graft.server.http.request_fields import NEUTRAL
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import INT64, SamplingBody
@@ -224,7 +224,7 @@ class CountTokensBody(OpenBody):
     }
 
     model: Text
-    messages: list[TurnBody] = Field(min_length=1)
+    messages: list[TurnBody] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: TextBlocks = ""
     tools: Annotated[
         list[Annotated[CustomTool, BeforeValidator(_require_custom)]],

@@ -17,7 +17,7 @@ from graft.server.http.dialects.chat_bodies import (
     sampling_of,
 )
 from graft.server.http.field_types import BadField, Text
-from graft.server.http.message_bodies import MAX_TOOLS, ToolName
+from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
 from graft.server.http.request_fields import NEUTRAL
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import INT64, SamplingBody
@@ -182,9 +182,16 @@ class ResponsesBody(OpenBody, SamplingBody):
     model: Text
     input: Annotated[
         list[Item],
-        Field(min_length=1),
+        Field(min_length=1, max_length=MAX_MESSAGES),
         BeforeValidator(_as_items),
-        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]}),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": MAX_MESSAGES},
+                ]
+            }
+        ),
     ]
     instructions: Text = ""
     max_output_tokens: int | None = Field(None, ge=1, lt=INT64)

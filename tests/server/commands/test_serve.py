@@ -290,3 +290,39 @@ def test_a_port_in_use_is_said(place):
         with process(place, "--port", str(port)) as started:
             assert started.wait(90) == 1
             assert f"Can't listen on 127.0.0.1:{port}" in started.stderr.read()
+
+
+def with_files(number: int) -> list[str]:
+    return ["sh", "-c", f'ulimit -n {number}; exec "$@"', "sh", *GRAFT]
+
+
+@pytest.mark.parametrize("processes", ["0", "1"])
+def test_with_few_open_files_silent_connections_keep_nobody_out(place, processes):
+    options = ["--port", "0", "--max-requests", "16", "--kv-bytes", "2M", "--http-processes", processes]
+    with process(place, *options, command=with_files(96)) as started:
+        url = url_of(started)
+        port = int(url.rsplit(":", 1)[1])
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(120)]
+        body = json.dumps({"model": "base", "prompt": "a", "max_tokens": 2}).encode()
+        asked = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            assert answer.status == 200
+        for each in silent:
+            each.close()
+
+
+def test_too_few_open_files_are_said_before_the_base_is_loaded(place):
+    with process(place, "--port", "0", command=with_files(96)) as started:
+        said = started.communicate(timeout=60)[1]
+    assert started.returncode == 1 and "--max-requests 256 takes 308 open files" in said and "ulimit -n" in said
+    assert "loading" not in said and "Traceback" not in said
+
+
+def test_whoever_reads_what_it_says_may_go(place):
+    """A closed pipe, as a full disk under the log: it serves on, and ends well."""
+    with process(place, "--port", "0") as started:
+        url = url_of(started)
+        started.stderr.close()
+        assert urllib.request.urlopen(f"{url}/health", timeout=30).status == 200
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(20) == 0

@@ -25,6 +25,7 @@ from graft.server.http.clients import AnswerPlaces
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.front_ends.looking import make_looking
+from tests.server.http.test_wire import NO_REQUESTS, ORIGIN, PAGE, sent_raw
 from tests.server.live import CHAT_TEMPLATE, OPTIONS, Live
 
 AT_ONCE = 32
@@ -39,11 +40,11 @@ class Several(Live):
 
 
 @contextmanager
-def several(base, adapters, number=2, adapter_root=None):
+def several(base, adapters, number=2, **options):
     sockets = bind("127.0.0.1", 0)
     with Engine(base, adapters, None, OPTIONS) as engine:
         client, places = EngineClient(engine), AnswerPlaces(AT_ONCE)
-        start = Start(client.base, partial(make_looking, adapter_root=adapter_root), AT_ONCE)
+        start = Start(client.base, partial(make_looking, **options), AT_ONCE)
         with FrontEnds(number, sockets, client, places, start) as fronts:
             yield Several(f"http://127.0.0.1:{port_of(sockets)}", port_of(sockets), engine, {}, fronts, places)
     for each in sockets:
@@ -66,8 +67,16 @@ def folders(tmp_path_factory):
 def live(folders):
     base = tiny_base("llama")
     base.tokenizer.chat_template = CHAT_TEMPLATE
-    with several(base, folders, adapter_root=folders["own"].parent) as running:
+    with several(base, folders, adapter_root=folders["own"].parent, cors_origins=[PAGE]) as running:
         yield running
+
+
+@pytest.mark.parametrize(("sent", "status"), NO_REQUESTS)
+def test_what_is_no_request_is_refused_as_all_is(live, sent, status):
+    for _ in range(3):  # by each of them, soon
+        reply = sent_raw(live, sent.replace(b"Host: x", b"Host: x\r\n" + ORIGIN))
+        assert reply.status == status and reply.error["code"]
+        assert reply.headers["Access-Control-Allow-Origin"] == PAGE
 
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"enum": ["yes", "no"]}}}

@@ -81,6 +81,7 @@ def errors() -> None:
         (anthropic.BadRequestError, {"messages": SUM, "extra_body": {"container": "x"}}, "container"),
         (anthropic.BadRequestError, {"messages": [{"role": "user", "content": "x" * 900}]}, "prompt is too long"),
         (anthropic.NotFoundError, {"messages": SUM, "model": "nobody"}, "nobody"),
+        (anthropic.RequestTooLargeError, {"messages": [{"role": "user", "content": "x" * (33 << 20)}]}, "larger than"),
     ]
     for kind, change, words in expected:
         try:

@@ -12,15 +12,18 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from waitress.channel import ClientDisconnected
 
 from graft.hub.connections import Terms, unsettled
+from graft.server.http.message_bodies import MAX_MESSAGES
 from graft.server.http.wire import connections
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
-from tests.server.live import CHAT_TEMPLATE, OPTIONS, Live, serving
+from tests.server.live import CHAT_TEMPLATE, OPTIONS, Live, Reply, serving
 
 BASE = "test/llama"
 SHORT = {"model": BASE, "prompt": "abc", "max_tokens": 2}
+PAGE = "http://localhost:3000"
 LONG = SHORT | {"max_tokens": 240, "ignore_eos": True, "temperature": 0}
 
 
@@ -32,7 +35,9 @@ def live(tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("adapters") / "lora", "lora", base)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connections, "Terms", partial(Terms, read_s=1.0, send_s=1.0))
-        with serving(base, {"lora": folder}, options=replace(OPTIONS, cache_bytes=1 << 23)) as running:
+        with serving(
+            base, {"lora": folder}, options=replace(OPTIONS, cache_bytes=1 << 23), cors_origins=[PAGE]
+        ) as running:
             yield running
 
 
@@ -98,7 +103,7 @@ def test_a_reader_that_stops_costs_bounded_memory_and_is_hung_up_on(live):
 
         def dropped() -> bool:
             nonlocal most
-            channels = [each for each in list(live.sockets.values()) if isinstance(each, connections.Channel)]
+            channels = channels_of(live)
             most = max([most, *(each.total_outbufs_len for each in channels)])
             return bool(most) and not channels
 
@@ -119,7 +124,15 @@ def test_a_reader_that_is_slow_gets_everything(live):
     assert found.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") and found.count(b"data: ") > 60
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /v1/comp", request_bytes(SHORT)[:-5], b"POST / HTTP/1.1\r\nHo"])
+SLOW = [
+    b"",
+    b"POST /v1/comp",
+    request_bytes(SHORT, headers=(f"Origin: {PAGE}",))[:-50],
+    f"POST / HTTP/1.1\r\norigin:{PAGE}\r\nHo".encode(),
+]
+
+
+@pytest.mark.parametrize("sent", SLOW)
 def test_a_request_that_comes_byte_by_byte_is_refused(live, sent):
     with nothing_stays(live), connected(live) as connection:
         connection.sendall(sent)
@@ -134,8 +147,11 @@ def test_a_request_that_comes_byte_by_byte_is_refused(live, sent):
             except OSError:
                 break
         if sent:
-            assert b" 408 Request Timeout" in answer and b'"code": "request_timeout"' in answer
+            reply = read_reply(answer)
+            assert reply.status == 408 and reply.error["code"] == "request_timeout"
             assert time.monotonic() - began < 5
+            allowed = reply.headers.get("Access-Control-Allow-Origin")
+            assert allowed == (PAGE if PAGE.encode() in sent else None)
 
 
 def test_connections_that_say_nothing_keep_nobody_out(live, monkeypatch):
@@ -165,6 +181,24 @@ def test_what_is_too_much_is_said(live, change, status, code, param):
         reply = live.post("/v1/completions", SHORT | change)
         assert reply.status == status and time.monotonic() - began < 10
         assert reply.json["error"]["code"] == code and reply.json["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/v1/chat/completions", "messages"), ("/v1/messages", "messages"), ("/v1/responses", "input")]
+)
+def test_turns_without_end_are_refused_before_each_is_looked_at(live, path, field):
+    for count, code in ((MAX_MESSAGES, "context_length_exceeded"), (20 * MAX_MESSAGES, "invalid_request")):
+        reply = live.post(
+            path,
+            {
+                "model": BASE,
+                **({} if field == "input" else {"max_tokens": 2}),
+                field: [{"role": "user", "content": "a"}] * count,
+            },
+        )
+        assert reply.status == 400, reply.data
+        error = reply.json["error"]
+        assert error.get("code", code) == code and ("at most 10000 items" in error["message"]) == (count > MAX_MESSAGES)
 
 
 def test_a_body_without_end_is_hung_up_on(live):
@@ -204,21 +238,45 @@ def test_old_and_chunked_http(live, version, headers, stream):
     assert b"data: [DONE]" in body if stream else json.loads(body)["choices"]
 
 
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [
-        (request_bytes(SHORT, headers=("Transfer-Encoding: gzip",)), 501),
-        (request_bytes(SHORT)[:-1].replace(b"Host: x", b"Host: x\r\nTransfer-Encoding: chunked"), 400),
-        (b"NONSENSE\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nX: " + b"y" * 300_000 + b"\r\n\r\n", 431),
-    ],
-)
-def test_what_never_reaches_the_application_is_refused_in_the_same_shape(live, sent, status):
-    with nothing_stays(live), connected(live) as connection:
+ORIGIN = f"Origin: {PAGE}".encode()
+NO_REQUESTS = [
+    (request_bytes(SHORT, headers=("Transfer-Encoding: gzip",)), 501),
+    (request_bytes(SHORT)[:-1].replace(b"Host: x", b"Host: x\r\nTransfer-Encoding: chunked"), 400),
+    (b"NONSENSE\r\nHost: x\r\n\r\n", 400),
+    (b"GET /health HTTP/1.1\r\nbad header\r\nHost: x\r\n\r\n", 400),
+    (b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 300_000 + b"\r\n\r\n", 431),
+    (b"GET /health HTTP/1.1\r\nX: " + b"y" * 262_000 + b"\r\nHost: x\r\nY: " + b"y" * 300, 431),
+    (request_bytes(SHORT | {"prompt": "x" * (33 << 20)}), 413),
+]
+
+
+@pytest.mark.parametrize(("sent", "status"), NO_REQUESTS)
+def test_what_is_no_request_is_refused_as_all_is(live, sent, status):
+    """The application says it, also where no head could be read: pages of other origins may read it."""
+    with nothing_stays(live):
+        for origin, allowed in ((ORIGIN, PAGE), (b"Origin: http://elsewhere", None), (b"", None)):
+            reply = sent_raw(live, sent.replace(b"Host: x", b"Host: x\r\n" + origin if origin else b"Host: x"))
+            assert reply.status == status and reply.error["code"]
+            assert reply.headers["Connection"] == "close"
+            assert reply.headers.get("Access-Control-Allow-Origin") == allowed
+
+
+def sent_raw(live: Live, sent: bytes) -> Reply:
+    with connected(live) as connection:
         connection.sendall(sent)
-        head, _, body = read_all(connection).partition(b"\r\n\r\n")
-        assert head.split()[1] == str(status).encode()
-        assert json.loads(body)["error"].keys() == {"message", "type", "code", "param"}
+        return read_reply(read_all(connection))
+
+
+def read_reply(received: bytes) -> Reply:
+    head, _, body = received.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    return Reply(int(first.split()[1]), dict(line.split(": ", 1) for line in lines), body)
+
+
+def test_what_is_no_request_has_its_dialects_shape(live):
+    reply = sent_raw(live, request_bytes(SHORT | {"prompt": "x" * (33 << 20)}, path="/v1/messages"))
+    assert reply.status == 413 and reply.json["error"]["type"] == "request_too_large"
+    assert reply.json["request_id"] == reply.headers["X-Request-Id"]
 
 
 def test_clients_that_vanish_leave_nothing(live):
@@ -228,6 +286,33 @@ def test_clients_that_vanish_leave_nothing(live):
             with socket.create_connection(("127.0.0.1", live.port)) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
                 connection.sendall(sent)
+
+
+def test_who_is_hung_up_on_while_a_token_is_written_is_no_fault(live):
+    """The thread that writes has seen a connection, and waits for the lock under which it is closed."""
+    told = []
+
+    def write(channel) -> None:
+        try:
+            channel.write_soon(b"x")
+        except Exception as error:
+            told.append(type(error))
+
+    wait_until(lambda: not channels_of(live))
+    with connected(live):
+        wait_until(lambda: channels_of(live))
+        [channel] = channels_of(live)
+        writer = threading.Thread(target=write, args=(channel,))
+        with channel.outbuf_lock:
+            writer.start()
+            time.sleep(0.2)  # too short a time passes
+            channel.handle_close()
+        writer.join(10)
+    assert told == [ClientDisconnected]
+
+
+def channels_of(live: Live) -> list[connections.Channel]:
+    return [each for each in list(live.sockets.values()) if isinstance(each, connections.Channel)]
 
 
 # Deadlines

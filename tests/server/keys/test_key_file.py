@@ -98,7 +98,8 @@ def test_patterns_cover_names(pattern: str, allowed: list[str], refused: list[st
         ("key = 1\n", r"\[key\]: Input should be a valid list"),
         ("[[keys]]\nname = 'a'\n", r"\[keys\]: there is no such key or table"),
         ("[[key]]\nname = 'a'\n", r"\[\[key\]\] number 1, hash: is required"),
-        (f"[[key]]\nname = ''\nhash = '{HASH}'\n", "number 1, name"),
+        (f"[[key]]\nname = ''\nhash = '{HASH}'\n", "number 1, name: takes up to 64 letters"),
+        (f"[[key]]\nname = 'a\\n'\nhash = '{HASH}'\n", "number 1, name"),
         (f"[[key]]\nname = 'a b'\nhash = '{HASH}'\n", "number 1, name"),
         (f"[[key]]\nname = 'hub:a'\nhash = '{HASH}'\n", "number 1, name"),
         ("[[key]]\nname = 'a'\nhash = 'sk-graft-secret'\n", "number 1, hash"),
@@ -137,6 +138,17 @@ def test_a_file_that_cant_be_read_is_refused(path: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(key_file, "MAX_FILE_BYTES", 1)
     with pytest.raises(GraftError, match="larger than"):
         KeyFile(path, has_hub=False)
+
+
+def test_a_pipe_in_its_place_holds_nobody(path: Path) -> None:
+    """Who reads one waits until somebody writes."""
+    key = write_keys(path, {"a": {}})["a"]
+    file = KeyFile(path, has_hub=False)
+    path.unlink()
+    os.mkfifo(path)
+    assert "no regular file" in (file.problem or "") and file.book().find(key) is not None
+    with pytest.raises(GraftError, match="no regular file"):
+        KeyFile(Path("/dev/zero"), has_hub=False)
 
 
 def test_the_file_is_read_again_and_a_broken_one_leaves_the_keys(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import resource
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,26 @@ def test_a_file_that_cant_be_written_is_refused_at_start_and_told_later(tmp_path
     path.parent.rmdir()
     file.write(ONE)  # the request is not to blame
     assert "id-1" in caplog.text
+
+
+def test_a_line_that_a_full_disk_cuts_off_costs_no_other(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "usage.jsonl"
+    file = UsageFile(path)
+    file.write(ONE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 40, hard))
+    try:
+        file.write(replace(ONE, request_id="cut-off"))
+        file.write(replace(ONE, request_id="left-out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    file.write(replace(ONE, request_id="id-2"))
+    first, torn, last = path.read_text().splitlines()
+    assert json.loads(first)["request_id"] == "id-1" and json.loads(last)["request_id"] == "id-2"
+    assert len(torn) == 40 and [name for name in ("cut-off", "left-out") if name in caplog.text] == [
+        "cut-off",
+        "left-out",
+    ]
 
 
 def numbers(counts: UsageCounts) -> dict[tuple[str, str, str], float]:
