@@ -189,6 +189,7 @@ def make_application(
             Declared(known.fingerprint if known else None, given["dtype"]),
             opening,
             serving.trusted_proxies,
+            given["cors_origins"],
         ),
         application.Replicas(least, most, given["max_running"], ray_options.cpus, ray_options.gpus),
         ingress_on=ingress_on,

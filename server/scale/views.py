@@ -1,5 +1,6 @@
 """What an ingress says of its engines: whether each takes requests, what each holds. Ray-free."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from aiohttp import web
@@ -9,7 +10,15 @@ from prometheus_client.core import Metric
 from graft.server.operations.families import counter, labelled
 from graft.server.scale.fleet import Fleet, Seen
 
+JSON = "application/json"
 _STATES = ("disk", "host", "device")  # from far to near
+
+
+def json_answer(value: object, status: int = 200) -> web.Response:
+    """As an engine writes JSON, whatever aiohttp's way is."""
+    return web.Response(
+        body=json.dumps(value, separators=(",", ":")).encode() + b"\n", status=status, content_type=JSON
+    )
 
 
 def readiness(fleet: Fleet) -> web.Response:
@@ -17,7 +26,7 @@ def readiness(fleet: Fleet) -> web.Response:
     serving = {one.id for one in fleet.serving()}
     replicas = {one.id: _standing(fleet, one, serves=one.id in serving) for one in fleet.replicas()}
     body = {"status": "ready" if serving else "not ready", "replicas": replicas}
-    return web.json_response(body, status=200 if serving else 503)
+    return json_answer(body, 200 if serving else 503)
 
 
 def _standing(fleet: Fleet, one: Seen, *, serves: bool) -> dict[str, object]:
