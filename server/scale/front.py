@@ -227,22 +227,18 @@ class Front:
     # What several do
 
     async def _adapters(self, asking: Asking) -> web.StreamResponse:
-        call = self._call(asking, b"", None)
-        answers = await self._ask_all(call)
+        return await self._listed(asking, views.merged)
+
+    async def _models(self, asking: Asking) -> web.StreamResponse:
+        return await self._listed(asking, views.all_known)
+
+    async def _listed(self, asking: Asking, merge: views.Merge) -> web.StreamResponse:
+        """Of what all replicas list, what its holder may know of: over a hub each lists what it has had."""
+        answers = await self._ask_all(self._call(asking, b"", None))
         lists = {id: json.loads(said.body)["data"] for id, said in answers.items() if said.status == 200}
         if not lists:
             raise NoReplicaError
-        return views.json_answer({"object": "list", "data": await _shown(views.merged(lists), asking.holder)})
-
-    async def _models(self, asking: Asking) -> web.StreamResponse:
-        """As one replica lists them, for all know the same."""
-        if asking.holder.reader is None:
-            return await self._by_one(asking)
-        answers = await self._ask_all(self._call(asking, b"", None), most=1)
-        if not answers:
-            raise NoReplicaError
-        listed = json.loads(next(iter(answers.values())).body)
-        return views.json_answer(listed | {"data": await _shown(listed["data"], asking.holder)})
+        return views.json_answer({"object": "list", "data": await _shown(merge(lists), asking.holder)})
 
     async def _pin(self, asking: Asking) -> web.StreamResponse:
         """Pinned is one copy, on the replica that requests for it go to; let go are all."""
@@ -263,9 +259,9 @@ class Front:
         said = min(answers, key=lambda one: _TOLD_LAST.get(one.status, 0))
         return said.response()
 
-    async def _ask_all(self, call: Call, most: int | None = None) -> dict[str, Answered]:
-        """What each replica that serves answers, by id; those that don't answer are left out. `most`: of them."""
-        serving = self._fleet.serving()[:most]
+    async def _ask_all(self, call: Call) -> dict[str, Answered]:
+        """What each replica that serves answers, by id; those that don't answer are left out."""
+        serving = self._fleet.serving()
         answers = await asyncio.gather(
             *(self._exchange.whole(call, Engine(one.id, one.url, one.secret)) for one in serving)
         )
