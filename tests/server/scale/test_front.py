@@ -315,14 +315,16 @@ def test_unloading_and_letting_go_reach_every_replica(front, engines):
 
 def test_models_are_what_any_replica_knows_not_what_one_does(place, engines):
     """As over a hub, which no replica asks for all it has: here the second has one folder less."""
-    top, base, folders, _ = place
-    with serving(tiny_like(base), {"mine": folders["mine"]}, access=Access(secret=SECRET)) as less:
-        with ingress([seen("a", less), seen("b", engines[0])], local=folders) as running:
-            names = [one["id"] for one in running.get("/v1/models").json["data"]]
-            assert names[0] == "test/llama" and set(names) == {"test/llama", "mine", "other", "ann/sql"}
-            prefer(running, running.fleet.replicas(), "b")
-            assert ask(running, "other").status == 200
-            assert {one["id"]: one.get("state") for one in running.get("/v1/models").json["data"]}["other"] == "device"
+    _, base, folders, _ = place
+    with (
+        serving(tiny_like(base), {"mine": folders["mine"]}, access=Access(secret=SECRET)) as less,
+        ingress([seen("a", less), seen("b", engines[0])], local=folders) as running,
+    ):
+        names = [one["id"] for one in running.get("/v1/models").json["data"]]
+        assert names[0] == "test/llama" and set(names) == {"test/llama", "mine", "other", "ann/sql"}
+        prefer(running, running.fleet.replicas(), "b")
+        assert ask(running, "other").status == 200
+        assert {one["id"]: one.get("state") for one in running.get("/v1/models").json["data"]}["other"] == "device"
 
 
 def test_a_name_is_given_to_no_single_replica(front):
