@@ -153,7 +153,8 @@ class Front:
         if self.draining:
             raise DrainingError
         if path == "/ready" and looks:
-            return views.readiness(self._fleet)
+            keyring = self._known[1].keyring if self._known else None
+            return views.readiness(self._fleet, keys_outdated=keyring is not None and keyring.problem is not None)
         access, names = self._opened()
         needs_key = path not in _OPEN and request.method != "OPTIONS"  # a browser asks for what it may do without one
         if path == "/metrics" and looks and access.open_metrics:

@@ -25,11 +25,13 @@ def json_answer(value: object, status: int = 200) -> web.Response:
     )
 
 
-def readiness(fleet: Fleet) -> web.Response:
-    """For /ready: 200 where at least one replica takes requests; what each other one is missing, in words."""
+def readiness(fleet: Fleet, *, keys_outdated: bool) -> web.Response:
+    """For /ready: 200 where at least one replica takes requests; what each other one is missing, in words. `keys_outdated`: other
+    keys hold than their file has now."""
     serving = {one.id for one in fleet.serving()}
     replicas = {one.id: _standing(fleet, one, serves=one.id in serving) for one in fleet.replicas()}
-    body = {"status": "ready" if serving else "not ready", "replicas": replicas}
+    outdated = {"keys": "outdated"} if keys_outdated else {}
+    body = {"status": "ready" if serving else "not ready", **outdated, "replicas": replicas}
     return json_answer(body, 200 if serving else 503)
 
 

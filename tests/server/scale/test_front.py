@@ -169,6 +169,22 @@ def test_who_shows_no_key_or_a_wrong_one(locked, keys):
     assert locked.post("/v1/adapters/load", {"model": "mine"}, bearing(keys["admin"])).status == 200
 
 
+def test_a_key_file_that_has_gone_bad_is_told_and_the_keys_before_hold(locked, keys, place):
+    file = place[0] / "keys.toml"
+    good = file.read_text()
+    assert ask(locked, headers=bearing(keys["plain"])).status == 200 and "keys" not in locked.get("/ready").json
+    try:
+        file.write_text("[[[")
+        wait_for(
+            lambda: ask(locked, headers=bearing(keys["plain"])).status == 200 and "keys" in locked.get("/ready").json
+        )
+    finally:
+        file.write_text(good)
+    wait_for(
+        lambda: ask(locked, headers=bearing(keys["plain"])).status == 200 and "keys" not in locked.get("/ready").json
+    )
+
+
 def test_lists_hold_what_a_key_is_for(locked, keys):
     def names(path, key):
         request = http.client.HTTPConnection("127.0.0.1", locked.port)
