@@ -6,9 +6,6 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -17,20 +14,15 @@ from graft.server.http.response_shapes import error_body
 from graft.server.scale.views import json_answer
 
 log = logging.getLogger(__name__)
+_no_log = logging.getLogger(f"{__name__}.requests")  # of requests: each engine has one
+_no_log.disabled = True
 
 BACKLOG = 1024
 # A client's head is kept in memory until it is whole, so all limits together bound what a connection costs; a silent one, or one
 # that sends its head a byte at a time, is hung up on. What an engine is to read is passed on as it was sent.
-LIMITS: Mapping[str, Any] = MappingProxyType(
-    {
-        "max_line_size": 32 << 10,
-        "max_field_size": 32 << 10,
-        "max_headers": 256,
-        "keepalive_timeout": 120.0,
-        "auto_decompress": False,
-        "access_log": None,
-    }
-)
+MAX_LINE_BYTES = 32 << 10
+MAX_HEADERS = 256
+SILENT_S = 120.0
 UNREAD_S = 30  # that a client, or its kernel, takes nothing of what is sent
 
 
@@ -52,14 +44,25 @@ class _Connection(web.RequestHandler):
         return answer
 
 
-async def listen(runner: web.AppRunner, where: Mapping[str, Any]) -> asyncio.Server:
-    """Answer requests there: `where` is `host` and `port`, or `sock`, as of asyncio's `create_server`. Raises OSError."""
+async def listen(runner: web.AppRunner, host: str, port: int) -> asyncio.Server:
+    """Answer requests there, beside who listens there already and is about to go. Raises OSError."""
     await runner.setup()
     manager, loop = runner.server, asyncio.get_running_loop()
     assert manager is not None  # since it is set up
-    listening = await loop.create_server(
-        lambda: _Connection(manager, loop=loop, **LIMITS), backlog=BACKLOG, start_serving=False, **where
-    )
+
+    def connection() -> web.RequestHandler:
+        return _Connection(
+            manager,
+            loop=loop,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_HEADERS,
+            keepalive_timeout=SILENT_S,
+            auto_decompress=False,
+            access_log=_no_log,
+        )
+
+    listening = await loop.create_server(connection, host, port, reuse_port=True, backlog=BACKLOG, start_serving=False)
     if sys.platform == "linux":
         for one in listening.sockets:  # from which connections have it
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_S * 1000)

@@ -67,8 +67,7 @@ class Ingress:
     async def reconfigure(self, listening: dict[str, bool]) -> None:
         """By Serve, when it has been made, and whenever the deployment's user_config changes."""
         if self._listening is None:
-            where = {"host": self._options.host, "port": self._options.port, "reuse_port": True}
-            self._listening = await listen(self._runner, where)
+            self._listening = await listen(self._runner, self._options.host, self._options.port)
 
     async def is_of(self, deployment: str) -> bool:
         """Whether it is the ingress of that deployment, and not of one that has taken over."""

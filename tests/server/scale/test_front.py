@@ -418,7 +418,7 @@ def test_only_looking_is_answered_by_the_ingress_itself(alone):
 
 def test_who_reads_nothing_and_who_sends_nothing_is_hung_up_on(engines, monkeypatch):
     monkeypatch.setattr(door, "UNREAD_S", 1)
-    monkeypatch.setattr(door, "LIMITS", {**door.LIMITS, "keepalive_timeout": 1.0})
+    monkeypatch.setattr(door, "SILENT_S", 1.0)
     chunk = "10000\r\n" + "x" * 0x10000 + "\r\n"
     much = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 200
     with raw_engine(much) as url, ingress([dead(seen("a", engines[0]), "much", url)]) as running:
