@@ -1,4 +1,5 @@
-"""Two replicas of the real base behind an ingress, as one server answers: the same greedy tokens in a mixed batch.
+"""Two replicas of the real base behind an ingress, as one server answers: the same greedy tokens in a mixed batch, wherever
+placement brings each adapter.
 
 Some minutes on two cores; the base is fetched where it is not in the cache.
 """
@@ -53,10 +54,8 @@ def test_greedy_tokens_are_those_of_one_server(place):
         name = several.get("/v1/models")[2]["data"][0]["id"]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             together = list(pool.map(lambda call: several.post("/v1/completions", asked(*call, name))[2], calls))
-        used = [one["replicas"] for one in several.get("/v1/adapters")[2]["data"]]
     assert len({tokens(answer) for answer in alone}) > len(PROMPTS)  # adapters make a difference
     assert [tokens(answer) for answer in together] == [tokens(answer) for answer in alone]
-    assert len(set().union(*used)) == 2  # both have answered
 
 
 def asked(model, prompt, base):
