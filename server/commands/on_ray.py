@@ -140,6 +140,8 @@ def serve_on_ray(context: click.Context, ray_options: RayOptions, serving: Servi
     with deployment.cluster(ray_options.address) as head:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
+        if ray_options.address is None:
+            deployment.require_room(ray_options.range[0], ray_options.cpus, ray_options.gpus)
         deployed = secrets.token_urlsafe(8)
         try:
             here = deployment.this_machine()
@@ -189,6 +191,7 @@ def make_application(
             Declared(known.fingerprint if known else None, given["dtype"]),
             opening,
             serving.trusted_proxies,
+            given["cors_origins"],
         ),
         application.Replicas(least, most, given["max_running"], ray_options.cpus, ray_options.gpus),
         ingress_on=ingress_on,

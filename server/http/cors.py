@@ -10,18 +10,26 @@ EXPOSED = ", ".join((*header_names.OWN, *limit_headers.NAMES))
 MAX_AGE_S = 3600
 
 
+def _allowed(origin: str | None, origins: Sequence[str]) -> str | None:
+    return "*" if origin and "*" in origins else origin if origin in origins else None
+
+
+def headers_for(origin: str | None, origins: Sequence[str]) -> dict[str, str]:
+    """What says whether a page of `origin` may read an answer."""
+    allowed = _allowed(origin, origins)
+    if allowed is None:
+        return {"Vary": "Origin"}
+    return {"Vary": "Origin", "Access-Control-Allow-Origin": allowed, "Access-Control-Expose-Headers": EXPOSED}
+
+
 def allow(app: Flask, origins: Sequence[str]) -> None:
     """Answer browsers for pages of `origins` ("*": of any), such as "http://localhost:3000"."""
-
-    def allowed_origin() -> str | None:
-        origin = request.headers.get("Origin")
-        return "*" if origin and "*" in origins else origin if origin in origins else None
 
     def preflight() -> Response | None:
         if (
             request.method != "OPTIONS"
             or "Access-Control-Request-Method" not in request.headers
-            or not allowed_origin()
+            or not _allowed(request.headers.get("Origin"), origins)
         ):
             return None
         response = Response(status=204)
@@ -33,10 +41,8 @@ def allow(app: Flask, origins: Sequence[str]) -> None:
         return response
 
     def stamp(response: Response) -> Response:
-        response.headers.add("Vary", "Origin")
-        if (origin := allowed_origin()) is not None:
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Expose-Headers"] = EXPOSED
+        for name, value in headers_for(request.headers.get("Origin"), origins).items():
+            response.headers.add(name, value)
         return response
 
     app.before_request(preflight)

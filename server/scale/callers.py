@@ -127,10 +127,14 @@ class Visits:
         elif name in self._open:
             asyncio.get_running_loop().call_later(KEEP_S, self._close, name)
 
-    def do(self, name: str, what: str, told: Told) -> Answer:
-        """What an engine says of a request: `enter`, `reserve` or `leave`. Raises NotFoundError for an account that is closed."""
+    def require(self, name: str) -> None:
+        """Raises NotFoundError for an account that is closed, or that there has never been."""
         if name not in self._open:
             raise NotFoundError("There is no such request under way.")
+
+    def do(self, name: str, what: str, told: Told) -> Answer:
+        """What an engine says of a request: `enter`, `reserve` or `leave`. Raises NotFoundError for an account that is closed."""
+        self.require(name)
         holder, account = self._open[name]
         who, limits = holder.name, holder.profile.limits
         try:

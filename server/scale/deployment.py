@@ -82,6 +82,19 @@ def _words(address: str | None, error: Exception) -> str:
     return f"{where}: {said[:300]}"
 
 
+def require_room(replicas: int, cpus: float, gpus: float) -> None:
+    """Raises RayError for more than a cluster has to which nobody will add a machine: replicas would be waited for, for ever."""
+    import ray
+
+    there = ray.cluster_resources()
+    for what, each in (("CPU", cpus), ("GPU", gpus)):
+        if each * replicas > there.get(what, 0.0):
+            raise RayError(
+                f"{replicas} x --replica-{what.lower()}s {each:g} take {replicas * each:g} {what}s, and this machine has "
+                f"{there.get(what, 0.0):g}: ask for less, or name a cluster that has them (--ray-address)."
+            )
+
+
 def this_machine() -> str:
     """Its address, as the cluster knows it."""
     import ray

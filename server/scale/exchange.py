@@ -40,7 +40,6 @@ _FRAMING = "transfer-encoding"
 _OF_A_CALLER = (
     SECRET,
     INTRODUCTION,
-    "host",
     "content-length",
     "authorization",
     "x-api-key",
@@ -80,11 +79,12 @@ class Answered:
     """A whole answer. `status` 0: there was none."""
 
     status: int = 0
+    reason: str = ""
     headers: Mapping[str, str] | None = None
     body: bytes = b""
 
     def response(self) -> web.Response:
-        return web.Response(status=self.status, headers=self.headers, body=self.body)
+        return web.Response(status=self.status, reason=self.reason, headers=self.headers, body=self.body)
 
 
 class Elsewhere(Exception):
@@ -140,7 +140,7 @@ class Exchange:
         try:
             relay = await _ask(engine, call, "1.0")
             head = await relay.head
-            return Answered(head.status, passed_on(head.headers), await relay.whole())
+            return Answered(head.status, head.reason, passed_on(head.headers), await relay.whole())
         except LostError as error:
             log.warning("request %s: %s does not answer (%s)", call.request_id, engine.id, error)
             return None
@@ -167,7 +167,7 @@ class Exchange:
             if head.status in _ELSEWHERE and not relay.is_chunked:
                 return _good(head, await relay.whole()), True
             piece = await relay.take()
-            response = _Relayed(status=head.status, headers=passed_on(head.headers))
+            response = _Relayed(status=head.status, reason=head.reason, headers=passed_on(head.headers))
             if relay.is_chunked:
                 response.headers[_FRAMING] = "chunked"
             elif "Content-Length" not in response.headers:
@@ -204,7 +204,7 @@ class _Relayed(web.StreamResponse):
 
 def _good(head: Head, body: bytes) -> web.Response:
     """Raises Elsewhere for what another engine may do all the same."""
-    code, answered = _ELSEWHERE[head.status], Answered(head.status, passed_on(head.headers), body)
+    code, answered = _ELSEWHERE[head.status], Answered(head.status, head.reason, passed_on(head.headers), body)
     if code is None or f'"{code}"'.encode() in body:
         raise Elsewhere(answered)
     return answered.response()

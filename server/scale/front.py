@@ -16,6 +16,7 @@ from graft.hub.connections import Terms
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.wsgi import request_id
 from graft.server.errors import InvalidKeyError, NotAllowedError
+from graft.server.http import cors
 from graft.server.http.access import header_names
 from graft.server.http.access.introduction import Introduction
 from graft.server.http.clients import Network, client_of
@@ -33,10 +34,11 @@ from graft.server.scale.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
-JSON = "application/json"
 ACCOUNTS = "/internal/accounts"
 RETRY_AFTER_S = 1
-_OPEN = ("/ready", "/openapi.json")  # no key is asked for
+_OPEN = ("/health", "/ready", "/openapi.json")  # no key is asked for
+_LOOKING = ("GET", "HEAD")
+_ID = web.RequestKey("id", str)
 _ONE_MODEL = "/v1/models/"
 _TOLD_LAST = {
     200: 1,
@@ -97,6 +99,7 @@ class Front:
         opening: Opening,
         url: str,
         trusted_proxies: tuple[Network, ...] = (),
+        cors_origins: tuple[str, ...] = (),
     ):
         self.under_way = 0
         self.draining = False
@@ -106,6 +109,7 @@ class Front:
         self._opening = opening
         self._url = url
         self._trusted_proxies = trusted_proxies
+        self._cors_origins = cors_origins
         self._known: tuple[str, Access, Names] | None = None  # by the base's fingerprint
         self._handlers: Mapping[tuple[str, str], Handler] = {
             ("GET", "/metrics"): self._metrics,
@@ -121,11 +125,11 @@ class Front:
         app = web.Application(client_max_size=MAX_BODY_BYTES + 1)
         app.router.add_post(ACCOUNTS + "/{name}/{what}", self._account)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        app.on_response_prepare.append(_leave_unnamed)
+        app.on_response_prepare.append(self._stamp)
         return app
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        id = request_id(request.headers.get(header_names.REQUEST_ID, ""))
+        id = request[_ID] = request_id(request.headers.get(header_names.REQUEST_ID, ""))
         self.under_way += 1
         try:
             return await self._route(request, request.path.rstrip("/") or "/", id)
@@ -143,19 +147,28 @@ class Front:
         return failure(request.path, error, id)
 
     async def _route(self, request: web.Request, path: str, id: str) -> web.StreamResponse:
-        if path == "/health":
-            return web.json_response({"status": "ok"})
+        looks = request.method in _LOOKING
+        if path == "/health" and looks:
+            return views.json_answer({"status": "ok"})
         if self.draining:
             raise DrainingError
-        if path == "/ready":
-            return views.readiness(self._fleet)
+        if path == "/ready" and looks:
+            keyring = self._known[1].keyring if self._known else None
+            return views.readiness(self._fleet, keys_outdated=keyring is not None and keyring.problem is not None)
         access, names = self._opened()
         needs_key = path not in _OPEN and request.method != "OPTIONS"  # a browser asks for what it may do without one
-        if path == "/metrics" and access.open_metrics:
+        if path == "/metrics" and looks and access.open_metrics:
             return views.metrics(self._fleet, self._exchange.retries)
         holder = await _let_in(access, request.headers, needs_key=needs_key)
         asking = Asking(request, path, id, holder, names)
         return await self._handlers.get((request.method, path), self._by_one)(asking)
+
+    async def _stamp(self, request: web.Request, response: web.StreamResponse) -> None:
+        """The ingress's own answers have the headers that engines give theirs; no strangers learn which server this is."""
+        response.headers.popall("Server", None)
+        if header_names.REQUEST_ID not in response.headers:
+            response.headers[header_names.REQUEST_ID] = request.get(_ID, "")
+            response.headers.update(cors.headers_for(request.headers.get("Origin"), self._cors_origins))
 
     def _opened(self) -> tuple[Access, Names]:
         """Keys and names, once the base is known. Raises NoReplicaError before, GraftError where they can't be opened."""
@@ -215,22 +228,18 @@ class Front:
     # What several do
 
     async def _adapters(self, asking: Asking) -> web.StreamResponse:
-        call = self._call(asking, b"", None)
-        answers = await self._ask_all(call)
+        return await self._listed(asking, views.merged)
+
+    async def _models(self, asking: Asking) -> web.StreamResponse:
+        return await self._listed(asking, views.all_known)
+
+    async def _listed(self, asking: Asking, merge: views.Merge) -> web.StreamResponse:
+        """Of what all replicas list, what its holder may know of: over a hub each lists what it has had."""
+        answers = await self._ask_all(self._call(asking, b"", None))
         lists = {id: json.loads(said.body)["data"] for id, said in answers.items() if said.status == 200}
         if not lists:
             raise NoReplicaError
-        return web.json_response({"object": "list", "data": await _shown(views.merged(lists), asking.holder)})
-
-    async def _models(self, asking: Asking) -> web.StreamResponse:
-        """As one replica lists them, for all know the same."""
-        if asking.holder.reader is None:
-            return await self._by_one(asking)
-        answers = await self._ask_all(self._call(asking, b"", None), most=1)
-        if not answers:
-            raise NoReplicaError
-        listed = json.loads(next(iter(answers.values())).body)
-        return web.json_response(listed | {"data": await _shown(listed["data"], asking.holder)})
+        return views.json_answer({"object": "list", "data": await _shown(merge(lists), asking.holder)})
 
     async def _pin(self, asking: Asking) -> web.StreamResponse:
         """Pinned is one copy, on the replica that requests for it go to; let go are all."""
@@ -249,11 +258,11 @@ class Front:
         if not answers:
             raise NoReplicaError
         said = min(answers, key=lambda one: _TOLD_LAST.get(one.status, 0))
-        return web.Response(status=said.status, headers=said.headers, body=said.body)
+        return said.response()
 
-    async def _ask_all(self, call: Call, most: int | None = None) -> dict[str, Answered]:
-        """What each replica that serves answers, by id; those that don't answer are left out. `most`: of them."""
-        serving = self._fleet.serving()[:most]
+    async def _ask_all(self, call: Call) -> dict[str, Answered]:
+        """What each replica that serves answers, by id; those that don't answer are left out."""
+        serving = self._fleet.serving()
         answers = await asyncio.gather(
             *(self._exchange.whole(call, Engine(one.id, one.url, one.secret)) for one in serving)
         )
@@ -267,18 +276,13 @@ class Front:
     # For engines
 
     async def _account(self, request: web.Request) -> web.Response:
-        """An account's name is known to the engine that it was told, and to nobody else."""
+        """An account's name is known to the engine that it was told, and to nobody else, of whom nothing is read."""
         try:
-            told = TOLD.validate_json(await request.read())
-            answer = self._visits.do(request.match_info["name"], request.match_info["what"], told)
-            return web.Response(body=ANSWER.dump_json(answer), content_type=JSON)
+            self._visits.require(name := request.match_info["name"])
+            answer = self._visits.do(name, request.match_info["what"], TOLD.validate_json(await request.read()))
+            return web.Response(body=ANSWER.dump_json(answer), content_type=views.JSON)
         except NotFoundError:
             return web.Response(status=404)
-
-
-async def _leave_unnamed(request: web.Request, response: web.StreamResponse) -> None:
-    """No strangers learn which server this is."""
-    response.headers.popall("Server", None)
 
 
 async def _let_in(access: Access, headers: Mapping[str, str], *, needs_key: bool) -> Holder:
@@ -330,9 +334,11 @@ def failure(path: str, error: GraftError, id: str) -> web.Response:
         if path.startswith(messages.PATH)
         else {"error": error_body(error.status, str(error), error.code, error.param)}
     )
-    headers = {header_names.REQUEST_ID: id}
+    answer = views.json_answer(shape, error.status)
+    if path.startswith(messages.PATH):
+        answer.headers[header_names.MESSAGE_ID] = id
     if error.status in (429, 503):
-        headers[header_names.RETRY_AFTER] = str(RETRY_AFTER_S)
+        answer.headers[header_names.RETRY_AFTER] = str(RETRY_AFTER_S)
     if isinstance(error, InvalidKeyError):
-        headers[header_names.AUTHENTICATE] = "Bearer"
-    return web.json_response(shape, status=error.status, headers=headers)
+        answer.headers[header_names.AUTHENTICATE] = "Bearer"
+    return answer

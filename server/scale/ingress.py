@@ -15,6 +15,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.server.http.clients import Network
 from graft.server.scale.callers import Opening, make_visits
+from graft.server.scale.door import listen
 from graft.server.scale.exchange import Engine, Exchange, NoReplicaError
 from graft.server.scale.fleet import Asked, Declared, declare
 from graft.server.scale.front import Front
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 LOOK_S = 0.05
-_BACKLOG = 1024
 _ANY = ("0.0.0.0", "::", "")
 
 
@@ -39,6 +39,7 @@ class IngressOptions:
     declared: Declared
     opening: Opening
     trusted_proxies: tuple[Network, ...] = ()
+    cors_origins: tuple[str, ...] = ()
 
 
 class Ingress:
@@ -58,17 +59,15 @@ class Ingress:
             options.opening,
             f"http://{_reached_at(options.host)}:{options.port}",
             options.trusted_proxies,
+            options.cors_origins,
         )
-        self._runner = web.AppRunner(self._front.application(), handler_cancellation=True, access_log=None)
-        self._site: web.TCPSite | None = None
+        self._runner = web.AppRunner(self._front.application(), handler_cancellation=True)
+        self._listening: asyncio.Server | None = None
 
     async def reconfigure(self, listening: dict[str, bool]) -> None:
         """By Serve, when it has been made, and whenever the deployment's user_config changes."""
-        if self._site is None:
-            await self._runner.setup()
-            options = self._options
-            self._site = web.TCPSite(self._runner, options.host, options.port, reuse_port=True, backlog=_BACKLOG)
-            await self._site.start()
+        if self._listening is None:
+            self._listening = await listen(self._runner, self._options.host, self._options.port)
 
     async def is_of(self, deployment: str) -> bool:
         """Whether it is the ingress of that deployment, and not of one that has taken over."""
@@ -80,8 +79,8 @@ class Ingress:
     async def __del__(self) -> None:
         """By Serve: answers under way may end, nothing new begins."""
         self._front.draining = True
-        if self._site is not None:
-            await self._site.stop()
+        if self._listening is not None:
+            self._listening.close()
         loop = asyncio.get_running_loop()
         until = loop.time() + self._options.drain_s
         while self._front.under_way and loop.time() < until:

@@ -12,6 +12,8 @@ from email.message import Message
 from email.parser import BytesHeaderParser
 from urllib.parse import urlsplit
 
+from multidict import CIMultiDict
+
 CONNECT_S = 5.0
 MOST_WAITING_BYTES = (
     256 << 10
@@ -31,6 +33,7 @@ class Head:
     """Of an answer."""
 
     status: int
+    reason: str
     headers: Message
 
 
@@ -128,7 +131,8 @@ class Relay(asyncio.Protocol):
         self.is_chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
         length = headers.get("Content-Length")
         self._left = int(length) if length is not None and self._has_body else None
-        self.head.set_result(Head(int(line.split()[1]), headers))
+        _, status, reason = line.decode("latin-1").split(" ", 2)
+        self.head.set_result(Head(int(status), reason, headers))
         if self._left == 0 or not self._has_body:
             self._end()
         return bytes(self._waiting)
@@ -168,7 +172,8 @@ async def open_relay(url: str, method: str, path: str, headers: Mapping[str, str
     """Ask an engine. `version`: of HTTP, as who asks speaks it; before 1.1 an answer is not chunked. Raises LostError where
     the engine can't be reached."""
     at = urlsplit(url)
-    fields = {"Host": at.netloc, "Connection": "close", "Content-Length": str(len(body)), **headers}
+    fields = CIMultiDict({"Host": at.netloc, "Connection": "close", "Content-Length": str(len(body))})
+    fields.update(headers)
     lines = [f"{method} {path} HTTP/{version}", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
     request = "\r\n".join(lines).encode("utf-8", "surrogateescape") + body
     loop = asyncio.get_running_loop()

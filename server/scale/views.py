@@ -1,6 +1,8 @@
 """What an ingress says of its engines: whether each takes requests, what each holds. Ray-free."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -9,15 +11,28 @@ from prometheus_client.core import Metric
 from graft.server.operations.families import counter, labelled
 from graft.server.scale.fleet import Fleet, Seen
 
+JSON = "application/json"
+Lists = Mapping[str, Sequence[dict[str, object]]]
+"""What replicas list, by their ids."""
+Merge = Callable[[Lists], list[dict[str, object]]]
 _STATES = ("disk", "host", "device")  # from far to near
 
 
-def readiness(fleet: Fleet) -> web.Response:
-    """For /ready: 200 where at least one replica takes requests; what each other one is missing, in words."""
+def json_answer(value: object, status: int = 200) -> web.Response:
+    """As an engine writes JSON, whatever aiohttp's way is."""
+    return web.Response(
+        body=json.dumps(value, separators=(",", ":")).encode() + b"\n", status=status, content_type=JSON
+    )
+
+
+def readiness(fleet: Fleet, *, keys_outdated: bool) -> web.Response:
+    """For /ready: 200 where at least one replica takes requests; what each other one is missing, in words. `keys_outdated`: other
+    keys hold than their file has now."""
     serving = {one.id for one in fleet.serving()}
     replicas = {one.id: _standing(fleet, one, serves=one.id in serving) for one in fleet.replicas()}
-    body = {"status": "ready" if serving else "not ready", "replicas": replicas}
-    return web.json_response(body, status=200 if serving else 503)
+    outdated = {"keys": "outdated"} if keys_outdated else {}
+    body = {"status": "ready" if serving else "not ready", **outdated, "replicas": replicas}
+    return json_answer(body, 200 if serving else 503)
 
 
 def _standing(fleet: Fleet, one: Seen, *, serves: bool) -> dict[str, object]:
@@ -33,20 +48,31 @@ def _standing(fleet: Fleet, one: Seen, *, serves: bool) -> dict[str, object]:
     }
 
 
-def merged(lists: Mapping[str, Sequence[dict[str, object]]]) -> list[dict[str, object]]:
-    """For /v1/adapters: each adapter once, as the replica shows it that has it nearest, and where it is on which replica."""
+def all_known(lists: Lists) -> list[dict[str, object]]:
+    """For /v1/models: each model once, as the replica shows it that has it nearest."""
     found: dict[str, dict[str, object]] = {}
+    for entry in chain.from_iterable(lists.values()):
+        known = found.setdefault(str(entry["id"]), entry)
+        if _nearness(entry) > _nearness(known):
+            found[str(entry["id"])] = entry
+    return list(found.values())
+
+
+def merged(lists: Lists) -> list[dict[str, object]]:
+    """For /v1/adapters: the same, by name, and where each is on which replica."""
     places: dict[str, dict[str, object]] = {}
     for replica, entries in lists.items():
         for entry in entries:
-            name, state = str(entry["id"]), str(entry["state"])
-            known = found.setdefault(name, entry)
-            if _STATES.index(state) > _STATES.index(str(known["state"])):
-                found[name] = entry
-            there = places.setdefault(name, {})
-            if state != _STATES[0]:
+            there = places.setdefault(str(entry["id"]), {})
+            if _nearness(entry):
                 there[replica] = {what: entry[what] for what in ("state", "pinned", "proof")}
-    return [found[name] | {"replicas": places[name]} for name in sorted(found)]
+    known = sorted(all_known(lists), key=lambda entry: str(entry["id"]))
+    return [entry | {"replicas": places[str(entry["id"])]} for entry in known]
+
+
+def _nearness(entry: Mapping[str, object]) -> int:
+    """The base is nowhere else."""
+    return _STATES.index(str(entry.get("state", _STATES[0])))
 
 
 def metrics(fleet: Fleet, retries: int) -> web.Response:

@@ -16,6 +16,7 @@ from graft.server.commands.http_server import bind, port_of
 from graft.server.engine.client import EngineClient
 from graft.server.keys.access import Access
 from graft.server.scale.callers import Opening, make_visits
+from graft.server.scale.door import listen
 from graft.server.scale.exchange import Engine, Exchange
 from graft.server.scale.fleet import Asked, Declared, Fleet, Seen
 from graft.server.scale.front import Front
@@ -58,12 +59,13 @@ def ingress(
     local: dict[str, Path] | None = None,
     usage: Path | None = None,
     declared: Declared | None = None,
+    cors_origins: tuple[str, ...] = (),
 ) -> Iterator[InProcess]:
     fleet = Fleet(declared)
     fleet.see(replicas)
     opening = Opening(access, shelf, local or {}, usage)
     started: Future[tuple[int, Front, Callable[[], object]]] = Future()
-    thread = threading.Thread(target=lambda: asyncio.run(_serve(fleet, opening, started)), daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(fleet, opening, cors_origins, started)), daemon=True)
     thread.start()
     port, front, end = started.result(20)
     try:
@@ -73,7 +75,7 @@ def ingress(
         thread.join(20)
 
 
-async def _serve(fleet: Fleet, opening: Opening, started: Future) -> None:
+async def _serve(fleet: Fleet, opening: Opening, cors_origins: tuple[str, ...], started: Future) -> None:
     async def pick(asked: Asked) -> Engine:
         while not (order := fleet.choose(asked)):
             await asyncio.sleep(0.01)
@@ -82,10 +84,12 @@ async def _serve(fleet: Fleet, opening: Opening, started: Future) -> None:
     over, loop = asyncio.Event(), asyncio.get_running_loop()
     (sock,) = bind("127.0.0.1", 0)
     port = port_of([sock])
-    front = Front(fleet, Exchange(fleet, pick), make_visits(opening.usage), opening, f"http://127.0.0.1:{port}")
-    runner = web.AppRunner(front.application(), handler_cancellation=True, access_log=None)
-    await runner.setup()
-    await web.SockSite(runner, sock).start()
+    url, visits = f"http://127.0.0.1:{port}", make_visits(opening.usage)
+    front = Front(fleet, Exchange(fleet, pick), visits, opening, url, cors_origins=cors_origins)
+    runner = web.AppRunner(front.application(), handler_cancellation=True)
+    sock.close()
+    listening = await listen(runner, "127.0.0.1", port)
     started.set_result((port, front, lambda: loop.call_soon_threadsafe(over.set)))
     await over.wait()
+    listening.close()
     await runner.cleanup()

@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -18,7 +18,7 @@ from graft.server.keys.access import Access
 from graft.server.keys.key_file import KeyFile
 from graft.server.keys.keyring import Keyring
 from graft.server.replica_state import BaseIdentity
-from graft.server.scale import exchange
+from graft.server.scale import door, exchange
 from graft.server.scale.fleet import Asked, Declared, Fleet, Seen
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
@@ -169,6 +169,22 @@ def test_who_shows_no_key_or_a_wrong_one(locked, keys):
     assert locked.post("/v1/adapters/load", {"model": "mine"}, bearing(keys["admin"])).status == 200
 
 
+def test_a_key_file_that_has_gone_bad_is_told_and_the_keys_before_hold(locked, keys, place):
+    file = place[0] / "keys.toml"
+    good = file.read_text()
+    assert ask(locked, headers=bearing(keys["plain"])).status == 200 and "keys" not in locked.get("/ready").json
+    try:
+        file.write_text("[[[")
+        wait_for(
+            lambda: ask(locked, headers=bearing(keys["plain"])).status == 200 and "keys" in locked.get("/ready").json
+        )
+    finally:
+        file.write_text(good)
+    wait_for(
+        lambda: ask(locked, headers=bearing(keys["plain"])).status == 200 and "keys" not in locked.get("/ready").json
+    )
+
+
 def test_lists_hold_what_a_key_is_for(locked, keys):
     def names(path, key):
         request = http.client.HTTPConnection("127.0.0.1", locked.port)
@@ -313,6 +329,20 @@ def test_unloading_and_letting_go_reach_every_replica(front, engines):
     assert not any(shown["digest"] in seen("x", one).resident for one in engines)
 
 
+def test_models_are_what_any_replica_knows_not_what_one_does(place, engines):
+    """As over a hub, which no replica asks for all it has: here the second has one folder less."""
+    _, base, folders, _ = place
+    with (
+        serving(tiny_like(base), {"mine": folders["mine"]}, access=Access(secret=SECRET)) as less,
+        ingress([seen("a", less), seen("b", engines[0])], local=folders) as running,
+    ):
+        names = [one["id"] for one in running.get("/v1/models").json["data"]]
+        assert names[0] == "test/llama" and set(names) == {"test/llama", "mine", "other", "ann/sql"}
+        prefer(running, running.fleet.replicas(), "b")
+        assert ask(running, "other").status == 200
+        assert {one["id"]: one.get("state") for one in running.get("/v1/models").json["data"]}["other"] == "device"
+
+
 def test_a_name_is_given_to_no_single_replica(front):
     refused = front.post("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "ann/sql"})
     assert (refused.status, refused.error["code"]) == (501, "not_offered")
@@ -330,6 +360,77 @@ def test_what_an_engine_says_of_a_body_is_passed_on(front):
     assert front.post("/v1/completions", b"no json").error["code"] == "invalid_request"
     assert ask(front, prompt=5).status == 400 and front.get("/v1/nothing").status == 404
     assert "aiohttp" not in front.get("/v1/models").headers.get("Server", "")
+
+
+# Strangers, browsers, clients that are slow
+
+
+@pytest.fixture
+def alone(engines):
+    """One engine that takes everything, and pages of one origin that may call."""
+    with ingress([seen("a", engines[0])], cors_origins=("http://page",)) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/adapters", 200), ("GET", "/ready", 200), ("GET", "/health", 200), ("GET", "/v1/models/nobody", 404)],
+)
+def test_a_page_may_read_what_the_ingress_itself_says(alone, method, path, status):
+    for origin, allowed in (("http://page", "http://page"), ("http://other", None)):
+        head, _ = raw(alone, f"{method} {path} HTTP/1.1\r\nHost: x\r\nOrigin: {origin}\r\nConnection: close\r\n\r\n")
+        assert head.status == status and head["Access-Control-Allow-Origin"] == allowed
+        assert head["Vary"] == "Origin" and head["X-Request-Id"] and head["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ("GET /v1/models HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        ("\x16\x03\x01\x02\r\n\r\n", 400),
+        (f"GET / HTTP/1.1\r\nHost: x\r\nX-A: {'a' * 100_000}\r\n\r\n", 431),
+    ],
+)
+def test_bytes_that_are_no_request_get_an_error_like_any_other_and_leave_no_trace(alone, sent, status, caplog):
+    head, body = raw(alone, sent)
+    assert head.status == status and not head["Server"]
+    assert json.loads(body)["error"].keys() == {"message", "type", "code", "param"}
+    assert not any(one.exc_info for one in caplog.records)
+
+
+def test_an_engine_gets_what_the_client_has_sent(alone):
+    """Its body as it is compressed, which engines don't take; a long header; by which name it was called."""
+    call = "POST /v1/completions HTTP/1.1\r\nHost: me\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head, body = raw(alone, call + "Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}")
+    assert head.status == 400 and json.loads(body)["error"]["param"] == "model"
+    long = "GET /v1/models HTTP/1.1\r\nHost: me\r\nConnection: close\r\nX-A: " + "a" * 20_000
+    assert raw(alone, long + "\r\n\r\n")[0].status == 200
+    moved, _ = raw(alone, "GET /v1//models HTTP/1.1\r\nHost: me\r\nConnection: close\r\n\r\n")
+    assert moved["Location"] == "http://me/v1/models"
+
+
+def test_only_looking_is_answered_by_the_ingress_itself(alone):
+    for path in ("/health", "/ready"):
+        assert alone.post(path, {}).error["code"] == "method_not_allowed"
+    assert alone.post("/internal/accounts/guessed/enter", b"garbage").status == 404
+
+
+def test_who_reads_nothing_and_who_sends_nothing_is_hung_up_on(engines, monkeypatch):
+    monkeypatch.setattr(door, "UNREAD_S", 1)
+    monkeypatch.setattr(door, "SILENT_S", 1.0)
+    chunk = "10000\r\n" + "x" * 0x10000 + "\r\n"
+    much = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 200
+    with raw_engine(much) as url, ingress([dead(seen("a", engines[0]), "much", url)]) as running:
+        silent = socket.create_connection(("127.0.0.1", running.port))
+        silent.sendall(b"GET / HTTP/1.1\r\nHost:")
+        deaf = socket.create_connection(("127.0.0.1", running.port))
+        deaf.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+        wait_for(lambda: running.front.under_way)
+        wait_for(lambda: not running.front.under_way, 60)
+        silent.settimeout(60)
+        assert silent.recv(100) == b""
+        silent.close(), deaf.close()
 
 
 # Replicas that are not alike
@@ -367,6 +468,17 @@ def test_what_others_have_under_way_counts_with_what_this_ingress_has():
 # Helpers
 
 
+def raw(running, sent):
+    """The answer's head and body to bytes as they are."""
+    with socket.create_connection(("127.0.0.1", running.port), timeout=30) as connection:
+        connection.sendall(sent.encode("latin-1"))
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        body = response.read()
+    response.headers.status = response.status
+    return response.headers, body
+
+
 @contextmanager
 def under_way(running, model="mine", headers=None):
     """A stream that has begun, and goes on until the context ends."""
@@ -392,7 +504,7 @@ def raw_engine(said):
                 connection, _ = listening.accept()
             except OSError:
                 return
-            with connection:
+            with connection, suppress(ConnectionError):
                 with connection.makefile("rb") as asked:
                     head = http.client.parse_headers(asked) if asked.readline() else {}
                     asked.read(int(head.get("Content-Length", 0)))
