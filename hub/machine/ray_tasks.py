@@ -10,7 +10,6 @@ import os
 import pickle
 import platform
 import signal
-import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -22,11 +21,9 @@ from types import FrameType, ModuleType, TracebackType
 from typing import Generic, TypeVar
 
 from graft.hub.errors import GraftError
+from graft.hub.machine.ray_head import no_cluster, require_head
 
-_ANSWER_S = 10.0  # how long a cluster's head may take to answer
 _LOOK_S = 0.2  # between two looks whether Ctrl-C was pressed
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # gRPC: HTTP/2's preface, no settings
-_SETTINGS = b"\4"  # what kind of frame answers it
 TRIES = 3  # of a piece whose workers die
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # of a cluster that starts here
 
@@ -214,7 +211,7 @@ def _join(address: str | None) -> ModuleType:
     require_ray()
     if address in (None, "auto"):
         address = os.environ.get("RAY_ADDRESS") or address  # as Ray has it
-    _require_answer(address)
+    require_head(address)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -222,35 +219,8 @@ def _join(address: str | None) -> ModuleType:
     try:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise GraftError(_no_cluster(address, " ".join(str(error).split()))) from None
+        raise GraftError(no_cluster(address, " ".join(str(error).split()))) from None
     return ray
-
-
-def _require_answer(address: str | None) -> None:
-    """Raises GraftError for what is no address, and where nobody speaks gRPC: Ray would wait there for ever."""
-    if address in (None, "auto", "local"):
-        return
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdecimal()) or "/" in host:
-        raise GraftError(_no_cluster(address, "it is not of the form HOST:PORT, nor auto or local."))
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S) as head:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-                return
-            head.sendall(_HELLO)
-            answer = head.makefile("rb").read(4)  # a frame's length and kind
-    except (OSError, OverflowError) as error:
-        raise GraftError(_no_cluster(address, f"nobody answers there ({error}).")) from None
-    if not answer.endswith(_SETTINGS):
-        raise GraftError(_no_cluster(address, "what answers there is no head of one."))
-
-
-def _no_cluster(address: str | None, why: str) -> str:
-    where = f" at {address}" if address else ""
-    return (
-        f"No Ray cluster could be joined{where}: {why} Start one with `ray start --head` and give its --ray-address, or leave "
-        "that out to start one on this machine."
-    )
 
 
 def _places(ray: ModuleType, needs: dict[str, float]) -> int:

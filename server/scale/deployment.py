@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from graft.hub.errors import GraftError
+from graft.hub.machine.ray_head import no_cluster, require_head
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -46,40 +47,20 @@ def require_ray() -> None:
 def cluster(address: str | None) -> Iterator[str]:
     """A cluster on this machine for as long as the context lasts, or the one at `address`; yields where its head is.
 
-    Raises RayError where it can't be reached, or is of another version of Ray or Python.
+    Raises GraftError where it can't be reached, or is of another version of Ray or Python.
     """
-    if address is not None:
-        _require_reached(address)
+    require_head(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody was asked
     import ray
 
     try:
         ray.init(address=address or "local", include_dashboard=False if address is None else None, log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RayError(_words(address, error)) from None
+        raise RayError(no_cluster(address, " ".join(str(error).split())[:300])) from None
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
-
-
-def _require_reached(address: str) -> None:
-    """Raises RayError; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():  # auto, local
-        return
-    try:
-        socket.create_connection((host, int(port)), _CONNECT_S).close()
-    except OSError as error:
-        raise RayError(f"There is no Ray cluster at {address} ({error}).") from None
-
-
-def _words(address: str | None, error: Exception) -> str:
-    said = " ".join(str(error).split())
-    if "ersion mismatch" in said:
-        return f"The cluster at {address} runs another version of Ray or Python: {said[:300]}"
-    where = "A cluster can't be started on this machine" if address is None else f"There is no Ray cluster at {address}"
-    return f"{where}: {said[:300]}"
 
 
 def require_room(replicas: int, cpus: float, gpus: float) -> None:

@@ -406,7 +406,7 @@ def free_port():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--ray", "--ray-address", "127.0.0.1:9", "--port", "8123"), "There is no Ray cluster at 127.0.0.1:9"),
+        (("--ray", "--ray-address", "127.0.0.1:9", "--port", "8123"), "No Ray cluster could be joined at 127.0.0.1:9"),
         (("--ray", "--engine-python", "/no/python"), "/no/python"),
         (("--ray", "--replica-gpus", "99"), "take 99 GPUs, and this machine has"),
         (("--ray", "--max-model-len", "100000"), "--max-model-len 100000 is more than"),
