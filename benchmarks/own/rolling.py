@@ -22,6 +22,7 @@ from benchmarks.own.served import LENGTHS, parser_of, server_of
 
 PATIENCE_S = 60.0  # of a client that both refuse
 AGAIN_S = 0.05
+LAST_WORDS = 600  # characters
 BETWEEN_S = 2.0  # two restarts, so that both serve
 RANKS = {"p50": 0.50, "p99": 0.99, "max": 1.0}
 
@@ -68,12 +69,13 @@ def elsewhere(answer: Answer) -> bool:
 
 
 class Restarts(threading.Thread):
-    """Restarts servers one after another until the time is over. Their exits: seconds and status of each."""
+    """Restarts servers one after another until the time is over. `exits`: seconds and status of each, and its last words where that is
+    not 0."""
 
     def __init__(self, server: Server, running: list[ServerProcess], seconds: float):
         super().__init__()
         self._server, self._running, self._end = server, running, time.monotonic() + seconds
-        self.exits: list[tuple[float, int]] = []
+        self.exits: list[tuple[float, int, str]] = []
         self.over = threading.Event()
         self.failure: Exception | None = None
 
@@ -83,7 +85,8 @@ class Restarts(threading.Thread):
             while time.monotonic() < self._end:
                 time.sleep(BETWEEN_S)
                 old = self._running[number % len(self._running)]
-                self.exits.append(old.drain())
+                seconds, code = old.drain()
+                self.exits.append((seconds, code, old.said()[-LAST_WORDS:] if code else ""))
                 old.close()
                 self._running[number % len(self._running)] = ServerProcess(self._server, old.address[1])
                 number += 1
@@ -121,8 +124,9 @@ def figures(balanced: Balanced, restarts: Restarts) -> dict[str, Any]:
         "first_lost": next(iter(balanced.lost), "")[:300],
         "moved": balanced.moved,
         "restarts": len(restarts.exits),
-        "drain_s": round(max(seconds for seconds, _ in restarts.exits), 2),
-        "bad_exits": sum(code != 0 for _, code in restarts.exits),
+        "drain_s": round(max(seconds for seconds, _, _ in restarts.exits), 2),
+        "bad_exits": sum(code != 0 for _, code, _ in restarts.exits),
+        "first_bad_exit": next((f"status {code}: {words}" for _, code, words in restarts.exits if code), ""),
         "latency_ms": percentiles(balanced.latencies, RANKS),
     }
 

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from graft.hub.errors import GraftError, NotFoundError
-from graft.hub.machine import ray_tasks
+from graft.hub.machine import ray_head, ray_tasks
 from graft.hub.machine.ray_tasks import Cluster, Piece, Spread
 from tests.hub.machine.pieces import Doing, do
 from tests.ray_cluster import busy_workers, nodes, wait_for
@@ -143,7 +143,7 @@ def test_an_address_in_the_environment_counts_as_one_that_is_given(monkeypatch):
 )
 def test_who_is_no_cluster_is_not_waited_for(says, why, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed: pip install grafthub[ray]")
-    monkeypatch.setattr(ray_tasks, "_ANSWER_S", 0.3)
+    monkeypatch.setattr(ray_head, "_ANSWER_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
         answering = pool.submit(_answer, server, says)
         with pytest.raises(GraftError, match=why):
