@@ -21,6 +21,15 @@ class _Job:
     failed: Callable[[GraftError], None]
 
 
+class _Thread(threading.Thread):
+    """One of a pool."""
+
+
+def threads_left() -> bool:
+    """Whether a thread of any pool is still there."""
+    return any(isinstance(thread, _Thread) for thread in threading.enumerate())
+
+
 class WorkPool:
     """Up to `threads` threads, each started when there is work for it. Safe for many threads.
 
@@ -64,7 +73,7 @@ class WorkPool:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._live, name=f"{self._name}-{len(self._threads)}", daemon=True)
+        thread = _Thread(target=self._live, name=f"{self._name}-{len(self._threads)}", daemon=True)
         self._threads.append(thread)
         thread.start()
 

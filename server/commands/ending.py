@@ -4,9 +4,11 @@ import faulthandler
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ import click
 
 from graft.server.engine.client import STUCK_S
 from graft.server.errors import EndedError
+from graft.server.work_pool import threads_left
 
 if TYPE_CHECKING:
     from graft.server.engine.engine import Engine
@@ -74,6 +77,18 @@ class Ending:
         if self.engine is not None:
             self.engine.close()
         raise KeyboardInterrupt
+
+
+def leave() -> None:
+    """End the process, status 0, where threads are left that nobody waits for any more: one that is in a library's C++ can't be
+    ended, and where Python unwinds it as it finalizes, the process aborts. Returns where none is left."""
+    if not threads_left():
+        return
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)
 
 
 def _end_myself() -> None:

@@ -20,7 +20,7 @@ from graft.hub.terminal.options import ByteSize, FiniteRange
 from graft.hub.wsgi import is_loopback
 from graft.server.chat.tool_formats import FORMATS
 from graft.server.commands.admission import Admission
-from graft.server.commands.ending import Ending
+from graft.server.commands.ending import Ending, leave
 from graft.server.commands.http_server import bind, draining, http_server, port_of, room_for_connections
 from graft.server.commands.log_lines import begin_logging
 from graft.server.commands.on_ray import RayOptions, ScaleRange, Serving, serve_on_ray
@@ -281,6 +281,7 @@ def serve(
     if ending.engine is not None and ending.engine.failure is not None:
         raise ending.engine.failure
     say("ended")
+    leave()
 
 
 @dataclass(frozen=True)
