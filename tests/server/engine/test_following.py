@@ -4,6 +4,7 @@ With the reference runner, which computes a step at once and tells later; a GPU'
 """
 
 import random
+import threading
 from dataclasses import replace
 
 import pytest
@@ -102,6 +103,15 @@ def requests(count, seed=1):
     return made
 
 
+def all_at_once(engine, asked):
+    """What comes of requests that are all there when the first step is taken: whoever is slow to ask changes nothing."""
+    there, begin = threading.Event(), engine.runner.begin
+    engine.runner.begin = lambda *step: (there.wait(), begin(*step))[1]
+    streams = [engine.submit(one) for one in asked]
+    there.set()
+    return [stream.result() for stream in streams]
+
+
 @pytest.mark.parametrize("room", [None, 24], ids=["roomy", "preempted"])
 def test_steps_begun_early_say_what_steps_in_turn_say(engine_with, llama, room):
     asked = requests(60)
@@ -109,7 +119,7 @@ def test_steps_begun_early_say_what_steps_in_turn_say(engine_with, llama, room):
     told = {}
     for runner in (EagerRunner, EarlyRunner):
         with engine_with(runner, max_running=8, step_rows=64, **sizes) as engine:
-            told[runner] = [(one.ids, one.finish_reason) for one in engine.generate(asked)]
+            told[runner] = [(one.ids, one.finish_reason) for one in all_at_once(engine, asked)]
             if room is not None:
                 assert engine.scheduler.preemptions > 0
             if runner is EarlyRunner:
