@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from graft.hub.base.attention import ATTENTION
-from graft.hub.base.model import DTYPES, Base, default_dtype, usable_device
+from graft.hub.base.model import DTYPES, Base, default_dtype, dtype_text, usable_device
 from graft.hub.machine.cpu_load import Load, usable_cores
 from graft.hub.machine.kept_values import keep, recall
 
@@ -87,7 +87,7 @@ def chosen_dtype(
         return None
     if config.dtype != torch.bfloat16:
         return None
-    default = _name(default_dtype("cpu", config.dtype))
+    default = dtype_text(default_dtype("cpu", config.dtype))
     key = json.dumps([_machine(), work.name, work.sizes, default, config.to_dict()], default=str, sort_keys=True)
     outcome = _recall_outcome(key)
     if outcome is None and not _quiet():
@@ -182,7 +182,3 @@ def _machine() -> list[object]:
         cpu = [platform.processor()]
     abilities = torch.backends.cpu.get_cpu_capability()
     return [cpu, usable_cores(), torch.get_num_threads(), abilities, version("torch"), version("grafthub")]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

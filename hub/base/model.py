@@ -72,8 +72,8 @@ class Base:
 
     @property
     def dtype_name(self) -> str:
-        """As it is written down: float32, bfloat16."""
-        return str(self.dtype).removeprefix("torch.")
+        """As it is written down."""
+        return dtype_text(self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -221,6 +221,11 @@ def usable_device(name: str | None) -> str:
     if kind == "cuda" and (torch.device(name).index or 0) >= (there := torch.cuda.device_count()):
         raise BaseModelError(f"There is no device {name!r}: this machine has {there} GPUs, counted from cuda:0.")
     return name
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """As it is written down: float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def default_dtype(device: str, stored: torch.dtype | None) -> torch.dtype:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graft.hub.base.dtype_choice import TimedWork, chosen_dtype
 from graft.hub.base.manifest import BaseSpec, recorded_spec
-from graft.hub.base.model import Base, default_dtype, load_base, usable_device
+from graft.hub.base.model import Base, default_dtype, dtype_text, load_base, usable_device
 from graft.hub.errors import BaseMismatchError, BaseModelError, GraftError
 
 
@@ -67,7 +67,7 @@ def wanted_base(
         raise GraftError(f"With --ray the cluster chooses the GPU of each task: say --device cuda, not {device}.")
     kind = "cuda" if device == "cuda" else usable_device(device)  # this machine needs no GPU of its own
     if dtype is None and kind == "cuda":
-        dtype = str(default_dtype(kind, None)).removeprefix("torch.")
+        dtype = dtype_text(default_dtype(kind, None))
     elif dtype is None and quantize is None:
         dtype = chosen_dtype(source, kind, work, say)
     spec = recorded_spec(source)
