@@ -38,6 +38,7 @@ class Ending:
     def __init__(self, step_timeout: float) -> None:
         """`step_timeout`: seconds of one step after which the server ends; 0: it goes on waiting."""
         self.engine: Engine | None = None
+        self.ended = False  # by a signal: KeyboardInterrupt has been raised, or is about to be
         self._step_timeout = step_timeout
         self._drain: Callable[[Callable[[], None]], None] | None = None
         for number in self.SIGNALS:
@@ -76,6 +77,7 @@ class Ending:
             signal.signal(each, signal.SIG_IGN)
         if self.engine is not None:
             self.engine.close()
+        self.ended = True
         raise KeyboardInterrupt
 
 

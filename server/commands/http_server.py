@@ -5,12 +5,14 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from waitress import create_server
 from waitress.channel import ClientDisconnected
 from waitress.task import WSGITask
+from waitress.wasyncore import loop
 
 from graft.hub.connections import SPARE, close_door, unsettled
 from graft.hub.errors import GraftError
@@ -28,6 +30,7 @@ SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metri
 CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
 OTHER_FILES = 32  # of a process, beside its connections: weights that are read, a registry, pipes
 BACKLOG = 1024
+_TURN_S = 1.0  # of the loop of sockets, at most
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -105,6 +108,15 @@ def http_server(
     )
     look_after_clients(kept, connections, ending, _Channel)
     return server
+
+
+def answer(server: "BaseWSGIServer | MultiSocketServer", kept: dict[int, object], ended: Callable[[], bool]) -> None:
+    """What `server` is asked, until a KeyboardInterrupt or `ended`, which is looked at once a second: an exception that a signal's
+    handler raises while waitress calls what another thread had it call is swallowed there."""
+    with suppress(KeyboardInterrupt):
+        while not ended():
+            loop(_TURN_S, use_poll=True, map=kept, count=1)
+    server.task_dispatcher.shutdown()
 
 
 def draining(kept: dict[int, object]) -> Draining:

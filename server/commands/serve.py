@@ -21,7 +21,7 @@ from graft.hub.wsgi import is_loopback
 from graft.server.chat.tool_formats import FORMATS
 from graft.server.commands.admission import Admission
 from graft.server.commands.ending import Ending, leave
-from graft.server.commands.http_server import bind, draining, http_server, port_of, room_for_connections
+from graft.server.commands.http_server import answer, bind, draining, http_server, port_of, room_for_connections
 from graft.server.commands.log_lines import begin_logging
 from graft.server.commands.on_ray import RayOptions, ScaleRange, Serving, serve_on_ray
 from graft.server.commands.start import DEFAULT_REGISTRY, open_shelf, prove_folders, summary
@@ -307,7 +307,7 @@ def _answer_here(answering: _Answering) -> None:
     if answering.drain_seconds:
         answering.ending.drain_first(partial(drain.begin, answering.drain_seconds, draining(sockets)))
     answering.ready()
-    server.run()
+    answer(server, sockets, lambda: answering.ending.ended)
 
 
 def _answer_in_processes(answering: _Answering, processes: int, *, log_as_json: bool) -> None:
