@@ -16,6 +16,7 @@ from transformers import CONFIG_NAME
 
 from graft.hub.adapters.artifact import Artifact, load_artifact, save_artifact
 from graft.hub.adapters.methods import get_method
+from graft.hub.adapters.serving_forms import LowRank
 from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
@@ -26,6 +27,7 @@ from graft.trainer.artifact.card import model_card
 from graft.trainer.artifact.probe import Prober
 from graft.trainer.artifact.provenance import identity_of, provenance_of
 from graft.trainer.artifact.words import words_of_training
+from graft.trainer.data.alike_tokens import alike_tokens
 from graft.trainer.data.sequences import TokenSequence, sequences_of, without_overlap
 from graft.trainer.evaluation.scoring import check_scorable, score_examples
 from graft.trainer.learners.adapter import AdapterLearner
@@ -85,6 +87,8 @@ def train(
         _save(base, job, outcome, prober)
 
     jobs = [prepare(base, adapter, load) for adapter in adapters]
+    for job in jobs:
+        _say_what_cant_be_learned(base, job, say)
     return run_jobs(base, jobs, run, watchers, resume, save, overwrite, say)
 
 
@@ -238,6 +242,21 @@ def prepare(base: Base, plan: AdapterPlan, load: Load = load_examples) -> Traini
     return TrainingJob(
         plan, AdapterLearner(plan.label, method, config, plan.recipe, sequences, data.train, base), data, limit
     )
+
+
+def _say_what_cant_be_learned(base: Base, job: TrainingJob, say: Say) -> None:
+    head = base.spec.parts.lm_head
+    with torch.no_grad():
+        changed = {form.adds_to.module for form in job.learner.forms(base) if isinstance(form, LowRank)}
+    if head in changed or base.tokenizer is None:
+        return
+    rows = base.model.get_output_embeddings().weight.detach()
+    for token, others in alike_tokens(base.tokenizer, rows, job.learner.sequences).items():
+        say(
+            f"note: {job.plan.label}: {token} can't be learned as it stands. This base never met it: its row of the output is "
+            f"that of {others} other token{'s'[: others > 1]}, and what parts them is a LoRA of {head} (--set targets=...,{head}). Or "
+            f"write plain words instead."
+        )
 
 
 def _score(base: Base, job: TrainingJob) -> Score | None:
