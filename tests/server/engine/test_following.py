@@ -3,6 +3,7 @@
 With the reference runner, which computes a step at once and tells later; a GPU's is in tests/server/runners/cuda.
 """
 
+import itertools
 import random
 import threading
 from dataclasses import replace
@@ -134,10 +135,19 @@ def test_whoever_comes_or_goes_meanwhile_is_served_and_disturbs_nobody(engine_wi
     with engine_with(EagerRunner) as engine:
         alone = [engine.generate([one])[0].ids for one in long]
     with engine_with(EarlyRunner) as engine:
-        streams = [engine.submit(one) for one in long]
+        streams, there, steps, begin = [], threading.Event(), itertools.count(), engine.runner.begin
+
+        def begin_or_cancel(*step):  # in the midst of its tokens, however slowly others come and go
+            there.wait()
+            if next(steps) == 60:
+                streams[2].cancel()
+            return begin(*step)
+
+        engine.runner.begin = begin_or_cancel
+        streams += [engine.submit(one) for one in long]
+        there.set()
         for i in range(20):
             engine.generate([Request((9, i), KINDS[i % 4], max_tokens=3, ignore_eos=True)])
-        streams[2].cancel()
         results = [stream.result() for stream in streams]
         assert results[2].finish_reason == "cancelled" and len(results[2].ids) < 200
         assert results[2].ids == alone[2][: len(results[2].ids)]
