@@ -2,7 +2,7 @@
 
     python -m benchmarks.own.structured --base DIR --what schemas
 
-free, schemas: tokens a second of 32 requests, without constraints and with 32 different schemas.
+in turns: tokens a second of 32 requests, without constraints and with 32 different schemas, and what part of the first the second is.
 beside free, beside schemas: gaps between tokens of 16 free requests beside 16 others.
 masks: milliseconds for the masks of 32 rows, along the texts that a base has made of 32 schemas; compiling them.
 """
@@ -11,15 +11,17 @@ import argparse
 import itertools
 import json
 import random
+import statistics
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import graft.hub  # noqa: F401  before torch, so that its threads wait as a server's do
 from benchmarks.lib import harness
-from benchmarks.lib.common import Load, Workload, emit, measure, percentiles
+from benchmarks.lib.common import Load, Workload, emit, percentiles, seconds_of
 from graft.hub.base.model import Base, load_base
 from graft.hub.machine.interpreter_turns import hand_on_soon
 from graft.server.engine.engine import Engine
@@ -30,6 +32,7 @@ from graft.server.structured.constraint import Schema
 from graft.server.structured.mask_thread import MaskThread
 
 SOON_S = 10.0
+TURNS = 7
 _LEAVES: list[dict[str, Any]] = [
     {"type": "string"},
     {"type": "string", "maxLength": 40},
@@ -81,10 +84,20 @@ def requests(work: Workload, schemas: Sequence[bool]) -> list[Request]:
     ]
 
 
-def throughput(base: Base, work: Workload, constrained: bool) -> dict[str, Any]:
-    asked = requests(work, [constrained] * work.requests)
+def in_turns(base: Base, work: Workload) -> dict[str, Any]:
+    """Of one engine: from process to process, let alone from minute to minute, speeds differ by more than schemas cost."""
+    asked = {"free": requests(work, [False] * work.requests), "schemas": requests(work, [True] * work.requests)}
+    seconds: dict[str, list[float]] = {what: [] for what in asked}
     with Engine(base) as engine:
-        return measure(lambda: engine.generate(asked), work.output_tokens, repeats=3)
+        for one in asked.values():
+            engine.generate(one)
+        load = Load()
+        for _ in range(TURNS):
+            for what, one in asked.items():
+                seconds[what].append(seconds_of(partial(engine.generate, one)))
+    speeds = {what: round(work.output_tokens / statistics.median(times), 2) for what, times in seconds.items()}
+    shares = [free / schemas for free, schemas in zip(*seconds.values(), strict=True)]
+    return {"tokens_per_s": speeds, "share": round(statistics.median(shares), 4), "seconds": seconds, **load.cores()}
 
 
 def beside(base: Base, work: Workload, constrained: bool) -> dict[str, Any]:
@@ -142,8 +155,7 @@ def masks(base: Base, work: Workload) -> dict[str, Any]:
 
 
 WHAT = {
-    "free": lambda base, work: throughput(base, work, False),
-    "schemas": lambda base, work: throughput(base, work, True),
+    "in turns": in_turns,
     "beside free": lambda base, work: beside(base, work, False),
     "beside schemas": lambda base, work: beside(base, work, True),
     "masks": masks,
