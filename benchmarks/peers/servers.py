@@ -42,10 +42,11 @@ def vllm(told: Serving) -> Server:
 
 
 def llama(told: Serving) -> Server:
-    """Of the bare base; all its sequences share one cache."""
+    """Of the bare base. Each sequence has a cache of its own: in one for all every token attends to all cells, and masks out those
+    of others, which for 64 sequences on a CPU is most of the work."""
     model = llama_cpp.base_as_gguf(Path(told.base), CACHE, told.dtype)
     threads, context = str(told.threads), str(told.running * told.longest)
     command = (str(llama_cpp.server(CACHE)), "--model", str(model), "--host", HOST, "--no-webui", "--no-slots")
-    command += ("--threads", threads, "--threads-batch", threads, "--ctx-size", context, "--kv-unified")
+    command += ("--threads", threads, "--threads-batch", threads, "--ctx-size", context, "--no-kv-unified")
     command += ("--parallel", str(told.running), "--no-cache-prompt", "--cache-ram", "0", "--log-verbosity", "0")
     return Server("llama", command)
