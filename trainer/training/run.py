@@ -16,7 +16,7 @@ from transformers import CONFIG_NAME
 
 from graft.hub.adapters.artifact import Artifact, load_artifact, save_artifact
 from graft.hub.adapters.methods import get_method
-from graft.hub.adapters.serving_forms import LowRank
+from graft.hub.adapters.serving_forms import LowRank, detours
 from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
@@ -247,8 +247,8 @@ def prepare(base: Base, plan: AdapterPlan, load: Load = load_examples) -> Traini
 def _say_what_cant_be_learned(base: Base, job: TrainingJob, say: Say) -> None:
     head = base.spec.parts.lm_head
     with torch.no_grad():
-        changed = {form.adds_to.module for form in job.learner.forms(base) if isinstance(form, LowRank)}
-    if head in changed or base.tokenizer is None:
+        taps = [each.adds_to if isinstance(each, LowRank) else each.tap for each in detours(job.learner.forms(base))]
+    if any(tap.module == head for tap in taps) or base.tokenizer is None:
         return
     rows = base.model.get_output_embeddings().weight.detach()
     for token, others in alike_tokens(base.tokenizer, rows, job.learner.sequences).items():

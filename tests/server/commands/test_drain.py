@@ -46,6 +46,7 @@ processes = pytest.mark.parametrize("processes", ["0", "2"])
 @processes
 def test_streams_end_while_new_requests_are_refused(place, processes):  # noqa: F811
     options = ("--kv-bytes", "4M", "--adapter", "mine=lora", "--log-format", "json", "--http-processes", processes)
+    options += ("--drain-seconds", "300")  # as long as a busy machine takes
     with process(place, "--port", "0", *options) as started:
         said = []
         for line in started.stderr:
@@ -53,7 +54,7 @@ def test_streams_end_while_new_requests_are_refused(place, processes):  # noqa: 
             if found := re.search(r"ready at (http://\S+)/v1", line):
                 url = found[1]
                 break
-        with urllib.request.urlopen(asking(url, LONG), timeout=60) as stream:
+        with urllib.request.urlopen(asking(url, LONG), timeout=300) as stream:
             stream.readline()
             end(started)
             time.sleep(0.2)
