@@ -53,14 +53,18 @@ def test_a_request_is_told_of_when_it_has_ended(live, lines, stream):
 
 def test_other_routes_and_errors_are_told_of_and_probes_are_not(live, lines):
     assert live.get("/health").status == live.get("/metrics").status == 200
-    live.post("/v1/embeddings", {"model": "mine", "input": ["abcd", "ef"]})
-    live.post("/v1/completions", ASKED | {"model": "no\nbody \x1b[31m"})
-    live.post("/v1/completions", ASKED | {"n": 0})
-    live.post(
-        "/v1/chat/completions", {"model": "mine", "messages": [{"role": "user", "content": "a"}], "timeout": 1e-9}
-    )
-    live.get("/nothing%0a200%20OK")
-    embedded, unknown, bad, late, nowhere = lines(5)
+    late = {"model": "mine", "messages": [{"role": "user", "content": "a"}], "timeout": 1e-9}
+    asked = [
+        lambda: live.post("/v1/embeddings", {"model": "mine", "input": ["abcd", "ef"]}),
+        lambda: live.post("/v1/completions", ASKED | {"model": "no\nbody \x1b[31m"}),
+        lambda: live.post("/v1/completions", ASKED | {"n": 0}),
+        lambda: live.post("/v1/chat/completions", late),
+        lambda: live.get("/nothing%0a200%20OK"),
+    ]
+    for count, ask in enumerate(asked, start=1):  # a line is written after its reply, so the next may overtake it
+        ask()
+        told = lines(count)
+    embedded, unknown, bad, late, nowhere = told
     assert embedded["prompt_tokens"] == 6 and embedded["status"] == 200 and embedded["adapter"] == "mine"
     assert (unknown["status"], unknown["error"], unknown["model"]) == (404, "model_not_found", "no?body??[31m")
     assert (bad["status"], bad["error"]) == (400, "invalid_request")
