@@ -64,6 +64,26 @@ def attention(kernels, dtype: torch.dtype) -> Iterator[Pair]:
     )
 
 
+def prompts(kernels, dtype: torch.dtype) -> Iterator[Pair]:
+    """Of a whole prompt, its pages contiguous; torch's fused attention."""
+    heads, kv_heads, dim = 9, 3, 64
+    for rows in (128, 1024):
+        query = torch.randn(rows, heads, dim).to(dtype)
+        cache = [torch.randn(2, rows // 16, 16, kv_heads, dim).to(dtype) for _ in range(COPIES)]
+        pages, slots = [list(range(rows // 16))], list(range(rows))
+
+        def paged(i, query=query, cache=cache, pages=pages, slots=slots):
+            attend = ours_of(kernels, "attention", dtype)
+            return attend(query, *cache[i], pages, [0] * len(slots), slots, dim**-0.5, 0, 0.0)
+
+        def fused(i, query=query, cache=cache):
+            k, v = (x.view(1, -1, kv_heads, dim).transpose(1, 2) for x in cache[i])
+            q = query.view(1, -1, heads, dim).transpose(1, 2)
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+        yield f"prompt attention, {rows} rows vs torch's fused", paged, fused
+
+
 def adapters(kernels, dtype: torch.dtype) -> Iterator[Pair]:
     rank, width, out, count = 16, 576, 1536, 32
     x, y = torch.randn(count, width).to(dtype), torch.zeros(count, out, dtype=dtype)
@@ -132,7 +152,7 @@ def main() -> None:
     if kernels is None:
         raise SystemExit("error: there are no CPU kernels on this machine (the log says why)")
     with harness.held(options.lock):
-        pairs = (pair for group in (linears, attention, adapters, greedy) for pair in group(kernels, dtype))
+        pairs = (pair for group in (linears, attention, prompts, adapters, greedy) for pair in group(kernels, dtype))
         samples = [measured(*pair, repeats=options.repeats) for pair in pairs]
     name = harness.named("kernel_times", options.dtype)
     result = report.envelope(name, options, dtype=options.dtype, samples=samples)

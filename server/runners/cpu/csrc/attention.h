@@ -2,63 +2,9 @@
 // A page is read once for all rows of a tile, but every row is added up as it would be alone: decoding and prefill have
 // the same results, however a prompt was chunked.
 #pragma once
-#include "rows.h"
+#include "attention_products.h"
 
 namespace graft {
-
-constexpr int64_t kPage = GRAFT_BLOCK_ROWS;  // tokens a block of the cache holds: build.py says how many
-static_assert(kPage % kLanes == 0, "a block's tokens must fill whole vectors");
-
-// One layer's keys or values: [blocks, kPage, kv_heads, head_dim].
-template <class S>
-struct Pages {
-  S* data;
-  int64_t kv_heads, head_dim;
-  S* token(const int32_t* table, int64_t slot) const {
-    return data + (table[slot / kPage] * kPage + slot % kPage) * kv_heads * head_dim;
-  }
-};
-
-struct AttentionShape {
-  int64_t heads, kv_heads, head_dim;
-  float scale;
-  int64_t window;  // 0: none
-  float softcap;   // 0: none
-};
-
-// Scores of one query head for kLanes tokens of a page; what lies outside [low, high) is -inf.
-template <class S>
-inline F token_scores(const S* query, const S* keys, int64_t stride, const AttentionShape& shape, int64_t low,
-                      int64_t high) {
-  typedef Packed<S> P;
-  F total[kLanes] = {};
-  for (int64_t d = 0; d < shape.head_dim; d += kLanes * P::per_lane) {
-    const int64_t bytes = (shape.head_dim - d) * (int64_t)sizeof(S);
-    const typename P::V q = load_lanes<S>(query + d, bytes);
-#pragma GCC unroll 16
-    for (int t = 0; t < kLanes; t++) total[t] = P::dp(total[t], q, load_lanes<S>(keys + t * stride + d, bytes));
-  }
-  F score = sums(total) * shape.scale;
-  if (shape.softcap > 0) score = vtanh(score / shape.softcap) * shape.softcap;
-  if (low > 0 || high < kLanes) {
-    const I index = count_up();
-    score = choose((index >= (int32_t)low) & (index < (int32_t)high), score, splat(-INFINITY));
-  }
-  return score;
-}
-
-// Weights of one head from its scores, in place; returns their sum.
-inline float softmax(float* scores, int64_t count) {
-  F most = splat(-INFINITY), total = {};
-  for (int64_t i = 0; i < count; i += kLanes) most = vmax(most, load<F>(scores + i));
-  const F top = splat(largest(most));
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const F weight = vexp(load<F>(scores + i) - top);
-    std::memcpy(scores + i, &weight, sizeof weight);
-    total += weight;
-  }
-  return sum(total);
-}
 
 // The cache slots that one row looks at: [low, high).
 struct Sight {
@@ -68,39 +14,6 @@ struct Sight {
   int64_t pages() const { return (high + kPage - 1) / kPage - first_page(); }
 };
 
-// sums[g] += weights[g] * values over the slots [low, high), for G heads that share their values.
-template <class S, int G>
-void mix(const float* weights, int64_t weight_stride, int64_t origin, const Pages<S>& values, int64_t kv_head,
-         const int32_t* table, int64_t low, int64_t high, float* sums) {
-  constexpr int vectors = kColumnVectors;
-  const int64_t dim = values.head_dim;
-  for (int64_t d = 0; d < dim; d += vectors * kLanes) {
-    int left[vectors];
-    for (int v = 0; v < vectors; v++) left[v] = (int)std::max<int64_t>(0, std::min<int64_t>(kLanes, dim - d - v * kLanes));
-    F total[G][vectors];
-    for (int g = 0; g < G; g++)
-      for (int v = 0; v < vectors; v++) total[g][v] = left[v] ? widen(sums + g * dim + d + v * kLanes, left[v]) : F{};
-    for (int64_t slot = low; slot < high;) {
-      const S* value = values.token(table, slot) + kv_head * dim + d;
-      const int64_t stop = std::min(high, (slot / kPage + 1) * kPage);
-      for (; slot < stop; slot++, value += values.kv_heads * dim) {
-        F x[vectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) x[v] = left[v] ? widen(value + v * kLanes, left[v]) : F{};
-#pragma GCC unroll 4
-        for (int g = 0; g < G; g++) {
-          const F weight = splat(weights[g * weight_stride + slot - origin]);
-#pragma GCC unroll 4
-          for (int v = 0; v < vectors; v++) total[g][v] += weight * x[v];
-        }
-      }
-    }
-    for (int g = 0; g < G; g++)
-      for (int v = 0; v < vectors; v++)
-        if (left[v]) narrow(sums + g * dim + d + v * kLanes, total[g][v], left[v]);
-  }
-}
-
 // All of a page for kv heads that lie side by side.
 template <class S>
 inline void ask_page(const Pages<S>& pages, int64_t kv_head, int64_t kv_heads, const int32_t* table, int64_t slot) {
@@ -109,10 +22,10 @@ inline void ask_page(const Pages<S>& pages, int64_t kv_head, int64_t kv_heads, c
     ask(from, kv_heads * pages.head_dim * sizeof(S));
 }
 
-constexpr int64_t kTogether = 8;       // most rows of a tile
-constexpr int64_t kHeads = 4;          // most query heads whose sums are in registers together
-constexpr int64_t kNear = 64 << 10;    // scores of a piece of work: they stay in a near cache
-constexpr int64_t kPiecesEach = 4;     // of a thread: so many at least, that none waits long for another
+constexpr int64_t kTogether = 16;       // most rows of a tile
+constexpr int64_t kStretch = 8 * kPage;  // slots whose values stay in the nearest cache
+constexpr int64_t kNear = 64 << 10;     // scores of a piece of work: they stay in a near cache
+constexpr int64_t kPiecesEach = 4;      // of a thread: so many at least, that none waits long for another
 
 // Rows [row, row + count) of a step, one sequence's, in consecutive slots of its cache; and a piece of work on them: the
 // query heads of kv heads [kv_head, kv_head + kv_heads). A page is read from end to end where those are all: that is what
@@ -142,80 +55,182 @@ inline std::vector<Piece> attention_pieces(const std::vector<const int32_t*>& ta
   return pieces;
 }
 
+// Numbers of a page's keys for one kv head as `turn_keys` leaves them, and of queries of so many rows and heads that are unpacked.
+template <class S>
+inline int64_t turned_size(int64_t head_dim) {
+  return kPage * divide_up(head_dim, kLanes * Packed<S>::per_lane) * kLanes * Packed<S>::kWords;
+}
+template <class S>
+inline int64_t unpacked_size(int64_t queries, int64_t head_dim) {
+  return Packed<S>::kWords == 1 ? 0 : queries * head_dim;
+}
+
 // What a thread needs for any of these pieces, `group` query heads to a kv head.
-inline ScratchSize attention_scratch(const std::vector<Piece>& pieces, const std::vector<int64_t>& slot, int64_t group,
-                                     int64_t head_dim) {
+template <class S>
+ScratchSize attention_scratch(const std::vector<Piece>& pieces, const std::vector<int64_t>& slot, int64_t group,
+                              int64_t head_dim) {
   ScratchSize size;
-  for (const Piece& one : pieces)
-    size.cover({.wide = one.count * one.kv_heads * group *
-                        (divide_up(slot[one.row] + one.count, kPage) * kPage + head_dim + 1)});
+  for (const Piece& one : pieces) {
+    const int64_t width = divide_up(slot[one.row] + one.count, kPage) * kPage;
+    const int64_t queries = one.count * one.kv_heads * group;
+    size.cover({.wide = turned_size<S>(head_dim) + queries * (width + head_dim + 1) + unpacked_size<S>(queries, head_dim)});
+  }
   return size;
 }
 
-// sums += weights * values over the slots [low, high) for all query heads of one kv head.
+// Attention of one piece. Its memory: a page's keys turned, then [kv heads, rows, group] of scores [width], which become weights, of
+// sums [dim] and of totals, and queries where they have to be unpacked.
 template <class S>
-void mix_group(const float* weights, int64_t weight_stride, int64_t origin, const Pages<S>& values, int64_t kv_head,
-               const int32_t* table, int64_t low, int64_t high, float* sums, int64_t group) {
-  const auto some = [&]<int G>(int64_t g) {
-    mix<S, G>(weights + g * weight_stride, weight_stride, origin, values, kv_head, table, low, high, sums + g * values.head_dim);
-  };
-  int64_t g = 0;
-  for (; g + kHeads <= group; g += kHeads) some.template operator()<kHeads>(g);
-  switch (group - g) {
-    case 3: some.template operator()<3>(g); break;
-    case 2: some.template operator()<2>(g); break;
-    case 1: some.template operator()<1>(g);
+class Attending {
+ public:
+  // `query` points to the first head of row 0; `slot` is the first row's.
+  Attending(const Piece& piece, const S* query, int64_t query_stride, const Pages<S>& keys, const Pages<S>& values,
+            const int32_t* table, int64_t slot, const AttentionShape& shape, Scratch<S>& scratch)
+      : piece_(piece), keys_(keys), values_(values), table_(table), slot_(slot), shape_(shape), query_stride_(query_stride),
+        group_(shape.heads / shape.kv_heads), first_(sight(0).first_page()), origin_(first_ * kPage),
+        width_(divide_up(slot + piece.count, kPage) * kPage - origin_) {
+    const int64_t all = piece.kv_heads * piece.count * group_;
+    query_ = query + piece.row * query_stride + piece.kv_head * group_ * shape.head_dim;
+    turned_ = scratch.wide.data(), scores_ = turned_ + turned_size<S>(shape.head_dim);
+    sums_ = scores_ + all * width_, totals_ = sums_ + all * shape.head_dim, unpacked_ = totals_ + all;
+    std::fill(sums_, totals_, 0.f);
   }
-}
 
-// One piece. `query` and `out` point to the first head of row 0; `slot` is the first row's.
-template <class S>
-void attend(const Piece& piece, const S* query, int64_t query_stride, S* out, int64_t out_stride, const Pages<S>& keys,
-            const Pages<S>& values, const int32_t* table, int64_t slot, const AttentionShape& shape, Scratch<S>& scratch) {
-  const int64_t dim = shape.head_dim, stride = shape.kv_heads * dim, group = shape.heads / shape.kv_heads;
-  const int64_t first = Sight(slot, shape.window).first_page(), origin = first * kPage, count = piece.count;
-  const int64_t width = ((slot + count + kPage - 1) / kPage - first) * kPage, heads = piece.kv_heads * group;
-  query += piece.row * query_stride + piece.kv_head * group * dim, out += piece.row * out_stride + piece.kv_head * group * dim;
-  float* scores = scratch.wide.data();  // [rows, heads, width], then [rows, heads, dim], then [rows, heads]
-  float *sums = scores + count * heads * width, *totals = sums + count * heads * dim;
-  std::fill(sums, totals, 0.f);
-  ask_page(keys, piece.kv_head, piece.kv_heads, table, origin);
-  for (int64_t start = origin; start < origin + width; start += kPage) {
-    if (start + kPage < origin + width) ask_page(keys, piece.kv_head, piece.kv_heads, table, start + kPage);
-    ask_page(values, piece.kv_head, piece.kv_heads, table, start);
-    const S* page = keys.token(table, start) + piece.kv_head * dim;
-    for (int64_t r = 0; r < count; r++) {
-      const Sight sight(slot + r, shape.window);
-      if (start + kPage <= sight.low || start >= sight.high) continue;
-      for (int64_t h = 0; h < heads; h++)
-        for (int64_t t = 0; t < kPage; t += kLanes) {
-          const F score = token_scores(query + r * query_stride + h * dim, page + h / group * dim + t * stride, stride, shape,
-                                       sight.low - start - t, sight.high - start - t);
-          std::memcpy(scores + (r * heads + h) * width + start - origin + t, &score, sizeof score);
-        }
+  // `out` points to the first head of row 0.
+  void run(S* out, int64_t out_stride) {
+    score();
+    weigh();
+    mix_values();
+    write(out + piece_.row * out_stride + piece_.kv_head * group_ * shape_.head_dim, out_stride);
+  }
+
+ private:
+  Sight sight(int64_t row) const { return {slot_ + row, shape_.window}; }
+  int64_t place(int64_t kv_head, int64_t row) const { return (kv_head * piece_.count + row) * group_; }
+  S* weights(int64_t place) const { return (S*)(scores_ + place * width_); }
+  const S* query(int64_t kv_head, int64_t row, int64_t g) const {
+    return query_ + row * query_stride_ + (kv_head * group_ + g) * shape_.head_dim;
+  }
+
+  const Factor<S>* factors(int64_t kv_head, int64_t row, int64_t g) const {
+    if constexpr (Packed<S>::kWords == 1)
+      return query(kv_head, row, g);
+    else
+      return unpacked_ + (place(kv_head, row) + g) * shape_.head_dim;
+  }
+
+  void unpack_queries() {
+    const int64_t dim = shape_.head_dim;
+    for (int64_t h = 0; h < piece_.kv_heads; h++)
+      for (int64_t r = 0; r < piece_.count; r++)
+        for (int64_t g = 0; g < group_; g++)
+          for (int64_t d = 0; d < dim; d += kLanes) {
+            const int left = (int)std::min<int64_t>(kLanes, dim - d);
+            narrow(unpacked_ + (place(h, r) + g) * dim + d, widen(query(h, r, g) + d, left), left);
+          }
+  }
+
+  void score() {
+    if (Packed<S>::kWords > 1 && piece_.count > 1) unpack_queries();
+    ask_page(keys_, piece_.kv_head, piece_.kv_heads, table_, origin_);
+    for (int64_t start = origin_; start < origin_ + width_; start += kPage) {
+      if (start + kPage < origin_ + width_) ask_page(keys_, piece_.kv_head, piece_.kv_heads, table_, start + kPage);
+      ask_page(values_, piece_.kv_head, piece_.kv_heads, table_, start);
+      for (int64_t h = 0; h < piece_.kv_heads; h++)
+        piece_.count == 1 ? score_row(h, start) : score_rows(h, start);
     }
   }
-  for (int64_t r = 0; r < count; r++) {
-    const Sight sight(slot + r, shape.window);
-    const int64_t skipped = (sight.first_page() - first) * kPage;
-    for (int64_t h = 0; h < heads; h++)
-      totals[r * heads + h] = softmax(scores + (r * heads + h) * width + skipped, sight.pages() * kPage);
+
+  // Of query heads of one row and kv head on the kLanes tokens from `start` on.
+  void keep_scores(int64_t place, const Sight& sight, int64_t start, F products) {
+    const F score = scores_of(products, shape_, sight.low - start, sight.high - start);
+    std::memcpy(scores_ + place * width_ + start - origin_, &score, sizeof score);
   }
-  const int64_t at_once = count == 1 && piece.kv_heads == 1 ? width : kPage;  // slots: sums stay in registers meanwhile
-  for (int64_t start = origin; start < origin + width; start += at_once)
-    for (int64_t r = 0; r < count; r++) {
-      const Sight sight(slot + r, shape.window);
-      const int64_t low = std::max(start, sight.low), high = std::min(start + at_once, sight.high);
-      for (int64_t h = 0; h < heads; h += group)
-        mix_group(scores + (r * heads + h) * width, width, origin, values, piece.kv_head + h / group, table, low, high,
-                  sums + (r * heads + h) * dim, group);
-    }
-  for (int64_t r = 0; r < count; r++)
-    for (int64_t h = 0; h < heads; h++)
-      for (int64_t d = 0; d < dim; d += kLanes) {
-        const int left = (int)std::min<int64_t>(kLanes, dim - d);
-        narrow(out + r * out_stride + h * dim + d, widen(sums + (r * heads + h) * dim + d, left) / totals[r * heads + h], left);
+
+  const S* page_keys(int64_t kv_head, int64_t start) const {
+    return keys_.token(table_, start) + (piece_.kv_head + kv_head) * shape_.head_dim;
+  }
+
+  void score_row(int64_t kv_head, int64_t start) {
+    const int64_t dim = shape_.head_dim, stride = shape_.kv_heads * dim;
+    const S* page = page_keys(kv_head, start);
+    for (int64_t g = 0; g < group_; g++)
+      for (int64_t t = 0; t < kPage; t += kLanes)
+        keep_scores(kv_head * group_ + g, sight(0), start + t, times_keys(query(kv_head, 0, g), page + t * stride, stride, dim));
+  }
+
+  void score_rows(int64_t kv_head, int64_t start) {
+    const int64_t dim = shape_.head_dim;
+    turn_keys(page_keys(kv_head, start), shape_.kv_heads * dim, dim, turned_);
+    for (int64_t row = 0; row < piece_.count; row += kQueries) {
+      const int64_t last = std::min<int64_t>(row + kQueries, piece_.count) - 1;
+      if (start >= sight(last).high || start + kPage <= sight(row).low) continue;
+      for (int64_t g = 0; g < group_; g++) {
+        const Factor<S>* queries[kQueries];  // of rows beyond the last: that one's once more
+        for (int q = 0; q < kQueries; q++) queries[q] = factors(kv_head, std::min(row + q, last), g);
+        F products[kQueries][kBlocks];
+        times_turned<S>(queries, turned_, dim / Packed<S>::per_lane, products);
+        for (int64_t r = row; r <= last; r++)
+          for (int b = 0; b < kBlocks; b++)
+            keep_scores(place(kv_head, r) + g, sight(r), start + b * kLanes, products[r - row][b]);
       }
-}
+    }
+  }
+
+  void weigh() {
+    for (int64_t h = 0; h < piece_.kv_heads; h++)
+      for (int64_t r = 0; r < piece_.count; r++)
+        for (int64_t at = place(h, r); at < place(h, r) + group_; at++) {
+          const int64_t skipped = (sight(r).first_page() - first_) * kPage;
+          totals_[at] = softmax(scores_ + at * width_ + skipped, sight(r).pages() * kPage, weights(at) + skipped);
+        }
+  }
+
+  // Sums stay in registers for a stretch of slots, as long as all rows see all of it. It ends with a page, so that slots which share
+  // a lane are never parted.
+  void mix_values() {
+    const int64_t alike = sight(0).high / kPage * kPage, most = piece_.kv_heads == 1 ? kStretch : kPage;
+    for (int64_t start = origin_, stop; start < origin_ + width_; start = stop) {
+      stop = start + (start < alike ? std::min(most, alike - start) : kPage);
+      for (int64_t h = 0; h < piece_.kv_heads; h++) mix_stretch(h, start, stop);
+    }
+  }
+
+  // Rows that see the same of these slots go together.
+  void mix_stretch(int64_t kv_head, int64_t start, int64_t stop) {
+    const auto seen = [&](int64_t row) {
+      return std::pair(std::max(start, sight(row).low), std::min(stop, sight(row).high));
+    };
+    for (int64_t row = 0, next; row < piece_.count; row = next) {
+      for (next = row + 1; next < piece_.count && seen(next) == seen(row);) next++;
+      const auto [low, high] = seen(row);
+      const int64_t at = place(kv_head, row);
+      if (low < high)
+        mix_all<S>(weights(at), weights(1) - weights(0), origin_, values_, piece_.kv_head + kv_head, table_, low, high,
+                   sums_ + at * shape_.head_dim, (next - row) * group_);
+    }
+  }
+
+  void write(S* out, int64_t out_stride) const {
+    const int64_t dim = shape_.head_dim;
+    for (int64_t r = 0; r < piece_.count; r++, out += out_stride)
+      for (int64_t h = 0; h < piece_.kv_heads * group_; h++) {
+        const int64_t at = place(h / group_, r) + h % group_;
+        for (int64_t d = 0; d < dim; d += kLanes) {
+          const int left = (int)std::min<int64_t>(kLanes, dim - d);
+          narrow(out + h * dim + d, widen(sums_ + at * dim + d, left) / totals_[at], left);
+        }
+      }
+  }
+
+  const Piece& piece_;
+  const Pages<S>&keys_, &values_;
+  const int32_t* table_;
+  const int64_t slot_;
+  const AttentionShape& shape_;
+  const int64_t query_stride_, group_, first_, origin_, width_;
+  const S* query_;
+  float *turned_, *scores_, *sums_, *totals_, *unpacked_;
+};
 
 }  // namespace graft

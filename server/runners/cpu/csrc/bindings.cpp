@@ -158,13 +158,14 @@ Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& va
   const AttentionShape shape{heads, kv_heads, dim, (float)scale, window, (float)softcap};
   const Pages<S> k{(S*)keys.data_ptr(), kv_heads, dim}, v{(S*)values.data_ptr(), kv_heads, dim};
   std::vector<Scratch<S>> scratch(at::get_num_threads());
-  for (Scratch<S>& one : scratch) one.grow(attention_scratch(pieces, slots, group, dim));
+  for (Scratch<S>& one : scratch) one.grow(attention_scratch<S>(pieces, slots, group, dim));
   Tensor out = at::empty_like(query);
   run_team([&](Team::Member& team) {
     team.share(pieces.size(), [&](int64_t item) {
       const Piece& piece = pieces[item];
-      attend(piece, (const S*)query.data_ptr(), heads * dim, (S*)out.data_ptr(), heads * dim, k, v, table[piece.row],
-             slots[piece.row], shape, scratch[omp_get_thread_num()]);
+      Attending<S>(piece, (const S*)query.data_ptr(), heads * dim, k, v, table[piece.row], slots[piece.row], shape,
+                   scratch[omp_get_thread_num()])
+          .run((S*)out.data_ptr(), heads * dim);
     });
   });
   return out;

@@ -85,7 +85,7 @@ class Model {
   // All memory that the threads will use.
   void make_room(Plan<S>& plan) {
     plan.pieces = attention_pieces(plan.table, plan.slot, shape_.kv_heads, shape_.group(), at::get_num_threads());
-    plan.scratch.cover(attention_scratch(plan.pieces, plan.slot, shape_.group(), shape_.head_dim));
+    plan.scratch.cover(attention_scratch<S>(plan.pieces, plan.slot, shape_.group(), shape_.head_dim));
     buffers_.lay_out(shape_, plan.rows);
     scratch_.resize(std::max<size_t>(scratch_.size(), at::get_num_threads()));
     for (Scratch<S>& scratch : scratch_) scratch.grow(plan.scratch);
@@ -240,8 +240,9 @@ class Model {
     const Span<S>& out = step.taps[kAttended];
     step.team.share(step.plan.pieces.size(), [&](int64_t item) {
       const Piece& piece = step.plan.pieces[item];
-      attend(piece, buffers_.fused, width, out.data, out.stride, step.keys, step.values, step.plan.table[piece.row],
-             step.plan.slot[piece.row], shape, scratch);
+      Attending<S>(piece, buffers_.fused, width, step.keys, step.values, step.plan.table[piece.row], step.plan.slot[piece.row],
+                   shape, scratch)
+          .run(out.data, out.stride);
     });
   }
 

@@ -2,9 +2,11 @@
 // too, but the compiler keeps those in memory: measured, 50 times slower on AVX2.)
 // A lane of weights holds one float or two bfloat16; `dp` multiplies lane by lane and adds up in float.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <tuple>
 #include <utility>
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 #include <immintrin.h>
@@ -27,6 +29,7 @@ typedef float F __attribute__((vector_size(4 * kLanes)));
 typedef int32_t I __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t H __attribute__((vector_size(2 * kLanes)));
+typedef uint16_t W __attribute__((vector_size(4 * kLanes)));
 
 struct bf16 {
   uint16_t bits;
@@ -134,6 +137,32 @@ inline typename Packed<S>::V splat_lane(const S* from) {
   return Packed<S>::unpack(lane - I{});
 }
 
+// The first `left` columns of as many rows as a lane holds: a column's values together in a lane, in `vectors` vectors. Zeros
+// behind them.
+template <int vectors>
+inline void side_by_side(const float* const (&rows)[1], int64_t left, F (&to)[vectors]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; v++) to[v] = load_part<F>(rows[0] + v * kLanes, std::max<int64_t>(0, left - v * kLanes) * 4);
+}
+
+template <size_t... place>
+inline std::pair<I, I> zipped(W a, W b, std::index_sequence<place...>) {
+  return {(I)__builtin_shufflevector(a, b, (int)(place / 2 + place % 2 * 2 * kLanes)...),
+          (I)__builtin_shufflevector(a, b, (int)(kLanes + place / 2 + place % 2 * 2 * kLanes)...)};
+}
+
+template <int vectors>
+inline void side_by_side(const bf16* const (&rows)[2], int64_t left, Packed<bf16>::V (&to)[vectors]) {
+  static_assert(vectors % 2 == 0);
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; v += 2) {
+    const int64_t bytes = std::max<int64_t>(0, left - v * kLanes) * 2;
+    const auto [low, high] = zipped(load_part<W>(rows[0] + v * kLanes, bytes), load_part<W>(rows[1] + v * kLanes, bytes),
+                                    std::make_index_sequence<2 * kLanes>());
+    to[v] = Packed<bf16>::unpack(low), to[v + 1] = Packed<bf16>::unpack(high);
+  }
+}
+
 inline F widen(const float* from, int n = kLanes) { return load_part<F>(from, n * 4); }
 
 inline F widen(const bf16* from, int n = kLanes) {
@@ -173,20 +202,33 @@ inline float to_float(bf16 x) {
 
 // ---- functions ---------------------------------------------------------------------------------------------
 
-// Neighbours `distance` apart added up: those of a in the places whose bit `distance` is 0, those of b in the others.
+// Of two vectors' lanes: those whose place has bit `distance` 0, a's in their places and b's behind them, and the others, b's in
+// their places and a's before them.
 template <int distance, size_t... place>
-inline F neighbours(F a, F b, std::index_sequence<place...>) {
+inline std::pair<F, F> exchanged(F a, F b, std::index_sequence<place...>) {
   constexpr int d = distance;
-  return __builtin_shufflevector(a, b, (int)(place & d ? place - d + kLanes : place)...) +
-         __builtin_shufflevector(a, b, (int)(place & d ? place + kLanes : place + d)...);
+  return {__builtin_shufflevector(a, b, (int)(place & d ? place - d + kLanes : place)...),
+          __builtin_shufflevector(a, b, (int)(place & d ? place + kLanes : place + d)...)};
+}
+
+// Lane i of v[j] becomes lane j of v[i].
+template <int distance = 1>
+inline void transpose(F (&v)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++)
+    if ((i & distance) == 0)
+      std::tie(v[i], v[i | distance]) = exchanged<distance>(v[i], v[i | distance], std::make_index_sequence<kLanes>());
+  if constexpr (2 * distance < kLanes) transpose<2 * distance>(v);
 }
 
 // Lane i of the result: the sum of all lanes of v[i]. Every v is summed in the same order.
 template <int distance = 1>
 inline F sums(F (&v)[kLanes]) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes / 2 / distance; i++)
-    v[i] = neighbours<distance>(v[2 * i], v[2 * i + 1], std::make_index_sequence<kLanes>());
+  for (int i = 0; i < kLanes / 2 / distance; i++) {
+    const auto [even, odd] = exchanged<distance>(v[2 * i], v[2 * i + 1], std::make_index_sequence<kLanes>());
+    v[i] = even + odd;
+  }
   if constexpr (2 * distance < kLanes) return sums<2 * distance>(v);
   return v[0];
 }
