@@ -75,6 +75,7 @@ class Channel(HTTPChannel):
         self, server: BaseWSGIServer, sock: object, addr: object, adj: object, map: Mapping[int, object] | None = None
     ):
         _make_room(map or {}, self.terms.connections)
+        self._since = time.monotonic()
         self._sent = 0  # bytes
         self._read_from: tuple[float, int] | None = None  # when its reading was last looked at, and what was sent then
         self._receiving: tuple[object, float] | None = None  # a request that comes in, and since when
@@ -102,7 +103,7 @@ class Channel(HTTPChannel):
     def settled(self) -> bool:
         """Whether nothing is under way: no request, whole or in part, and no answer that is not sent. Who has just connected is
         about to ask."""
-        is_new = self.last_activity == self.creation_time and time.time() < self.creation_time + _NEW_S
+        is_new = self.last_activity == self.creation_time and time.monotonic() < self._since + _NEW_S
         return not (self.requests or self.request or self.total_outbufs_len or is_new)
 
     def _reads_too_slowly(self, now: float) -> bool:

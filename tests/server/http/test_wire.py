@@ -94,6 +94,15 @@ def nothing_stays(live: Live):
     assert live.post("/v1/completions", SHORT).status == 200
 
 
+def test_a_clock_that_is_set_back_makes_nobody_new(live, monkeypatch):
+    """Who has only connected is waited for by a drain, but not for an hour."""
+    with connected(live):
+        wait_until(lambda: unsettled(live.sockets))
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now - 3600)
+        wait_until(lambda: not unsettled(live.sockets))
+
+
 def test_a_reader_that_stops_costs_bounded_memory_and_is_hung_up_on(live):
     body = LONG | {"stream": True, "n": 32, "logprobs": 20, "max_tokens": 200}  # some 4 MB
     with nothing_stays(live), connected(live, 4096) as connection:
