@@ -3,9 +3,10 @@
     python -m benchmarks.tables.tools --base QWEN [--rounds 3]
 
 One round is one seed: a LoRA of all linears and the output is trained by `graft train`'s own defaults, served, and asked 200
-held-out requests with all tools offered, `tool_choice` auto, greedy, nothing forced. A call is right where it is the only one, of
-the right function, with the right arguments. p: McNemar's exact test against the bare base on the same requests. Writes
-results/tools.json and results/tools.md. Nothing is timed.
+held-out requests with all tools offered, `tool_choice` auto, greedy, nothing forced. The bare base, which may not know how calls
+are marked, is asked a second time with `tool_choice` required, which holds it to a call. A call is right where it is the only one,
+of the right function, with the right arguments. p: McNemar's exact test against the bare base on the same requests, free and held.
+Writes results/tools.json and results/tools.md. Nothing is timed.
 """
 
 import argparse
@@ -33,7 +34,8 @@ from graft.server.engine.options import Options
 from graft.server.http.app import create_app
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
 
-BARE, LORA = "bare base", "graft LoRA"
+BARE, HELD, LORA = "bare base", "bare base, held to a call", "graft LoRA"
+CHOICES = {BARE: "auto", HELD: "required"}
 RECIPE = ("steps", "batch_size", "examples", "held_out", "dtype")
 AT_ONCE, NEW_TOKENS = 16, 96
 # For bases whose own template has no place for tools: ChatML with calls as Hermes writes them.
@@ -52,18 +54,20 @@ def main() -> None:
     if find_format(BaseTemplate(base.tokenizer).text(with_tools=True)) is not FORMATS["hermes"]:
         base.tokenizer.chat_template = TEMPLATE
     held_out = requests(options.held_out, 0, held_out=True)
-    if BARE not in samples:
+    for bare, choice in CHOICES.items():
+        if bare in samples:
+            continue
         with harness.held(options.lock), served(base, {}) as app:
-            samples[BARE] = [{"round": 0, **asked(app, base.spec.id or "base", held_out, options)}]
-        harness.say(f"{BARE:28} {samples[BARE][0]['score']:.3f}")
-        publish(options, samples)
+            samples[bare] = [{"round": 0, **asked(app, base.spec.id or "base", held_out, choice)}]
+        harness.say(f"{bare:28} {samples[bare][0]['score']:.3f}")
+    publish(options, samples)
     for seed in range(options.rounds):
         if any(sample["round"] == seed for sample in samples.get(LORA, [])):
             continue
         with harness.held(options.lock), tempfile.TemporaryDirectory() as folder:
             out = trained(base, seed, Path(folder), options)
             with served(base, {"tools": out}) as app:
-                sample = {"round": seed, "commit": harness.commit(), **asked(app, "tools", held_out, options)}
+                sample = {"round": seed, "commit": harness.commit(), **asked(app, "tools", held_out, "auto")}
         samples.setdefault(LORA, []).append(sample)
         harness.say(f"seed {seed}  {LORA:28} {sample['score']:.3f}")
         publish(options, samples)
@@ -100,11 +104,16 @@ def row(base: Base, one: Request) -> dict[str, str]:
     return {"prompt": prompt, "completion": f"<tool_call>\n{call}\n</tool_call>"}
 
 
-def asked(app: Flask, model: str, held_out: list[Request], options: argparse.Namespace) -> dict[str, Any]:
+def asked(app: Flask, model: str, held_out: list[Request], choice: str) -> dict[str, Any]:
     """How often the right function was called, and called with the right arguments."""
 
     def ask(one: Request) -> tuple[float, float]:
-        body = {"model": model, "messages": [{"role": "user", "content": one.text}], "tools": TOOLS}
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": one.text}],
+            "tools": TOOLS,
+            "tool_choice": choice,
+        }
         reply = app.test_client().post("/v1/chat/completions", json=body | {"temperature": 0, "max_tokens": NEW_TOKENS})
         if reply.status_code != 200:
             raise SystemExit(f"error: {reply.text}")
@@ -135,11 +144,11 @@ def publish(options: argparse.Namespace, samples: harness.Samples) -> None:
 def markdown(result: dict[str, Any]) -> str:
     """Made from the JSON alone."""
     recipe, samples = result["recipe"], result["samples"]
-    bare = samples[BARE][0]
-    lines = [[BARE, f"{bare['functions']:.3f}", f"{bare['score']:.3f}", ""]]
+    bare = {name: samples[name][0] for name in CHOICES}
+    lines = [[name, f"{one['functions']:.3f}", f"{one['score']:.3f}", "", ""] for name, one in bare.items()]
     for sample in samples.get(LORA, []):
-        p = f"{mcnemar(sample['values'], bare['values']):.2g}"
-        lines.append([f"{LORA}, seed {sample['round']}", f"{sample['functions']:.3f}", f"{sample['score']:.3f}", p])
+        p = [f"{mcnemar(sample['values'], one['values']):.2g}" for one in bare.values()]
+        lines.append([f"{LORA}, seed {sample['round']}", f"{sample['functions']:.3f}", f"{sample['score']:.3f}", *p])
     return "\n".join(
         [
             report.heading(result, "Calls of tools, unforced"),
@@ -147,8 +156,9 @@ def markdown(result: dict[str, Any]) -> str:
             f"{recipe['batch_size']}, {recipe['held_out']} held-out requests whose values no training request holds; all "
             f"{len(TOOLS)} tools offered, `tool_choice` auto, greedy.",
             "",
-            report.table(["", "right function", "right call", "p"], lines),
-            "p: McNemar's exact test against the bare base, on right calls of the same requests.",
+            report.table(["", "right function", "right call", "p, base free", "p, base held"], lines),
+            "p: McNemar's exact test against the bare base, on right calls of the same requests. Held: `tool_choice` required, for a "
+            "base that never learned how calls are marked makes none by itself.",
         ]
     )
 
