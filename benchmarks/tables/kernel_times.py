@@ -66,14 +66,13 @@ def attention(kernels, dtype: torch.dtype) -> Iterator[Pair]:
 
 def prompts(kernels, dtype: torch.dtype) -> Iterator[Pair]:
     """Of a whole prompt, its pages contiguous; torch's fused attention."""
-    heads, kv_heads, dim = 9, 3, 64
+    heads, kv_heads, dim, attend = 9, 3, 64, ours_of(kernels, "attention", dtype)
     for rows in (128, 1024):
         query = torch.randn(rows, heads, dim).to(dtype)
         cache = [torch.randn(2, rows // 16, 16, kv_heads, dim).to(dtype) for _ in range(COPIES)]
         pages, slots = [list(range(rows // 16))], list(range(rows))
 
         def paged(i, query=query, cache=cache, pages=pages, slots=slots):
-            attend = ours_of(kernels, "attention", dtype)
             return attend(query, *cache[i], pages, [0] * len(slots), slots, dim**-0.5, 0, 0.0)
 
         def fused(i, query=query, cache=cache):

@@ -14,18 +14,10 @@ struct Sight {
   int64_t pages() const { return (high + kPage - 1) / kPage - first_page(); }
 };
 
-// All of a page for kv heads that lie side by side.
-template <class S>
-inline void ask_page(const Pages<S>& pages, int64_t kv_head, int64_t kv_heads, const int32_t* table, int64_t slot) {
-  const S* from = pages.token(table, slot) + kv_head * pages.head_dim;
-  for (int64_t t = 0; t < kPage; t++, from += pages.kv_heads * pages.head_dim)
-    ask(from, kv_heads * pages.head_dim * sizeof(S));
-}
-
-constexpr int64_t kTogether = 16;       // most rows of a tile
+constexpr int64_t kTogether = 16;        // most rows of a tile
 constexpr int64_t kStretch = 8 * kPage;  // slots whose values stay in the nearest cache
-constexpr int64_t kNear = 64 << 10;     // scores of a piece of work: they stay in a near cache
-constexpr int64_t kPiecesEach = 4;      // of a thread: so many at least, that none waits long for another
+constexpr int64_t kNear = 64 << 10;      // scores of a piece of work: they stay in a near cache
+constexpr int64_t kPiecesEach = 4;       // of a thread: so many at least, that none waits long for another
 
 // Rows [row, row + count) of a step, one sequence's, in consecutive slots of its cache; and a piece of work on them: the
 // query heads of kv heads [kv_head, kv_head + kv_heads). A page is read from end to end where those are all: that is what
@@ -55,45 +47,27 @@ inline std::vector<Piece> attention_pieces(const std::vector<const int32_t*>& ta
   return pieces;
 }
 
-// Numbers of a page's keys for one kv head as `turn_keys` leaves them, and of queries of so many rows and heads that are unpacked.
-template <class S>
-inline int64_t turned_size(int64_t head_dim) {
-  return kPage * divide_up(head_dim, kLanes * Packed<S>::per_lane) * kLanes * Packed<S>::kWords;
-}
-template <class S>
-inline int64_t unpacked_size(int64_t queries, int64_t head_dim) {
-  return Packed<S>::kWords == 1 ? 0 : queries * head_dim;
-}
-
-// What a thread needs for any of these pieces, `group` query heads to a kv head.
-template <class S>
-ScratchSize attention_scratch(const std::vector<Piece>& pieces, const std::vector<int64_t>& slot, int64_t group,
-                              int64_t head_dim) {
-  ScratchSize size;
-  for (const Piece& one : pieces) {
-    const int64_t width = divide_up(slot[one.row] + one.count, kPage) * kPage;
-    const int64_t queries = one.count * one.kv_heads * group;
-    size.cover({.wide = turned_size<S>(head_dim) + queries * (width + head_dim + 1) + unpacked_size<S>(queries, head_dim)});
-  }
-  return size;
-}
-
-// Attention of one piece. Its memory: a page's keys turned, then [kv heads, rows, group] of scores [width], which become weights, of
-// sums [dim] and of totals, and queries where they have to be unpacked.
+// Attention of one piece. Its memory: a page's keys turned, then [kv heads, rows, group] of scores [width], at the front of whose
+// room their weights come to lie, of sums [head_dim], and of totals.
 template <class S>
 class Attending {
  public:
   // `query` points to the first head of row 0; `slot` is the first row's.
   Attending(const Piece& piece, const S* query, int64_t query_stride, const Pages<S>& keys, const Pages<S>& values,
             const int32_t* table, int64_t slot, const AttentionShape& shape, Scratch<S>& scratch)
-      : piece_(piece), keys_(keys), values_(values), table_(table), slot_(slot), shape_(shape), query_stride_(query_stride),
-        group_(shape.heads / shape.kv_heads), first_(sight(0).first_page()), origin_(first_ * kPage),
-        width_(divide_up(slot + piece.count, kPage) * kPage - origin_) {
-    const int64_t all = piece.kv_heads * piece.count * group_;
-    query_ = query + piece.row * query_stride + piece.kv_head * group_ * shape.head_dim;
-    turned_ = scratch.wide.data(), scores_ = turned_ + turned_size<S>(shape.head_dim);
-    sums_ = scores_ + all * width_, totals_ = sums_ + all * shape.head_dim, unpacked_ = totals_ + all;
+      : piece_(piece), keys_(keys.from_head(piece.kv_head)), values_(values.from_head(piece.kv_head)), table_(table),
+        slot_(slot), shape_(shape), query_stride_(query_stride), group_(shape.heads / shape.kv_heads), dim_(shape.head_dim),
+        first_(sight(0).first_page()), origin_(first_ * kPage), width_(width(slot + piece.count) - origin_),
+        query_(query + piece.row * query_stride + piece.kv_head * group_ * dim_) {
+    const int64_t queries = piece.count * piece.kv_heads * group_;
+    turned_ = scratch.wide.data(), scores_ = turned_ + turned_size<S>(dim_);
+    sums_ = scores_ + queries * width_, totals_ = sums_ + queries * dim_;
     std::fill(sums_, totals_, 0.f);
+  }
+
+  // Numbers of its memory, `queries` of so many slots at most.
+  static int64_t size(int64_t queries, int64_t slots, int64_t head_dim) {
+    return turned_size<S>(head_dim) + queries * (width(slots) + head_dim + 1);
   }
 
   // `out` points to the first head of row 0.
@@ -101,75 +75,60 @@ class Attending {
     score();
     weigh();
     mix_values();
-    write(out + piece_.row * out_stride + piece_.kv_head * group_ * shape_.head_dim, out_stride);
+    write(out + piece_.row * out_stride + piece_.kv_head * group_ * dim_, out_stride);
   }
 
  private:
+  static int64_t width(int64_t slots) { return divide_up(slots, kPage) * kPage; }
   Sight sight(int64_t row) const { return {slot_ + row, shape_.window}; }
+  // Where a row's query heads of a kv head are among all of the piece.
   int64_t place(int64_t kv_head, int64_t row) const { return (kv_head * piece_.count + row) * group_; }
-  S* weights(int64_t place) const { return (S*)(scores_ + place * width_); }
+  float* scores(int64_t at) const { return scores_ + at * width_; }
+  S* weights(int64_t at) const { return (S*)scores(at); }
   const S* query(int64_t kv_head, int64_t row, int64_t g) const {
-    return query_ + row * query_stride_ + (kv_head * group_ + g) * shape_.head_dim;
+    return query_ + row * query_stride_ + (kv_head * group_ + g) * dim_;
   }
 
-  const Factor<S>* factors(int64_t kv_head, int64_t row, int64_t g) const {
-    if constexpr (Packed<S>::kWords == 1)
-      return query(kv_head, row, g);
-    else
-      return unpacked_ + (place(kv_head, row) + g) * shape_.head_dim;
-  }
-
-  void unpack_queries() {
-    const int64_t dim = shape_.head_dim;
-    for (int64_t h = 0; h < piece_.kv_heads; h++)
-      for (int64_t r = 0; r < piece_.count; r++)
-        for (int64_t g = 0; g < group_; g++)
-          for (int64_t d = 0; d < dim; d += kLanes) {
-            const int left = (int)std::min<int64_t>(kLanes, dim - d);
-            narrow(unpacked_ + (place(h, r) + g) * dim + d, widen(query(h, r, g) + d, left), left);
-          }
+  // All of a page's kv heads of the piece, which lie side by side.
+  void ask_page(const Pages<S>& pages, int64_t start) const {
+    const S* from = pages.token(table_, start);
+    for (int64_t t = 0; t < kPage; t++, from += pages.stride()) ask(from, piece_.kv_heads * dim_ * sizeof(S));
   }
 
   void score() {
-    if (Packed<S>::kWords > 1 && piece_.count > 1) unpack_queries();
-    ask_page(keys_, piece_.kv_head, piece_.kv_heads, table_, origin_);
+    ask_page(keys_, origin_);
     for (int64_t start = origin_; start < origin_ + width_; start += kPage) {
-      if (start + kPage < origin_ + width_) ask_page(keys_, piece_.kv_head, piece_.kv_heads, table_, start + kPage);
-      ask_page(values_, piece_.kv_head, piece_.kv_heads, table_, start);
-      for (int64_t h = 0; h < piece_.kv_heads; h++)
-        piece_.count == 1 ? score_row(h, start) : score_rows(h, start);
+      if (start + kPage < origin_ + width_) ask_page(keys_, start + kPage);
+      ask_page(values_, start);
+      for (int64_t h = 0; h < piece_.kv_heads; h++) piece_.count == 1 ? score_row(h, start) : score_rows(h, start);
     }
   }
 
-  // Of query heads of one row and kv head on the kLanes tokens from `start` on.
-  void keep_scores(int64_t place, const Sight& sight, int64_t start, F products) {
+  // Of one query head, which sees `sight`, on the kLanes tokens from `start` on.
+  void keep_scores(int64_t at, const Sight& sight, int64_t start, F products) {
     const F score = scores_of(products, shape_, sight.low - start, sight.high - start);
-    std::memcpy(scores_ + place * width_ + start - origin_, &score, sizeof score);
-  }
-
-  const S* page_keys(int64_t kv_head, int64_t start) const {
-    return keys_.token(table_, start) + (piece_.kv_head + kv_head) * shape_.head_dim;
+    std::memcpy(scores(at) + start - origin_, &score, sizeof score);
   }
 
   void score_row(int64_t kv_head, int64_t start) {
-    const int64_t dim = shape_.head_dim, stride = shape_.kv_heads * dim;
-    const S* page = page_keys(kv_head, start);
+    const S* keys = keys_.from_head(kv_head).token(table_, start);
     for (int64_t g = 0; g < group_; g++)
-      for (int64_t t = 0; t < kPage; t += kLanes)
-        keep_scores(kv_head * group_ + g, sight(0), start + t, times_keys(query(kv_head, 0, g), page + t * stride, stride, dim));
+      for (int64_t t = 0; t < kPage; t += kLanes) {
+        const F products = times_keys(query(kv_head, 0, g), keys + t * keys_.stride(), keys_.stride(), dim_);
+        keep_scores(place(kv_head, 0) + g, sight(0), start + t, products);
+      }
   }
 
   void score_rows(int64_t kv_head, int64_t start) {
-    const int64_t dim = shape_.head_dim;
-    turn_keys(page_keys(kv_head, start), shape_.kv_heads * dim, dim, turned_);
+    turn_keys(keys_.from_head(kv_head).token(table_, start), keys_.stride(), dim_, turned_);
     for (int64_t row = 0; row < piece_.count; row += kQueries) {
       const int64_t last = std::min<int64_t>(row + kQueries, piece_.count) - 1;
       if (start >= sight(last).high || start + kPage <= sight(row).low) continue;
       for (int64_t g = 0; g < group_; g++) {
-        const Factor<S>* queries[kQueries];  // of rows beyond the last: that one's once more
-        for (int q = 0; q < kQueries; q++) queries[q] = factors(kv_head, std::min(row + q, last), g);
+        const S* queries[kQueries];  // of rows beyond the last: that one's once more
+        for (int q = 0; q < kQueries; q++) queries[q] = query(kv_head, std::min(row + q, last), g);
         F products[kQueries][kBlocks];
-        times_turned<S>(queries, turned_, dim / Packed<S>::per_lane, products);
+        times_turned<S>(queries, turned_, dim_ / Packed<S>::per_lane, products);
         for (int64_t r = row; r <= last; r++)
           for (int b = 0; b < kBlocks; b++)
             keep_scores(place(kv_head, r) + g, sight(r), start + b * kLanes, products[r - row][b]);
@@ -182,16 +141,16 @@ class Attending {
       for (int64_t r = 0; r < piece_.count; r++)
         for (int64_t at = place(h, r); at < place(h, r) + group_; at++) {
           const int64_t skipped = (sight(r).first_page() - first_) * kPage;
-          totals_[at] = softmax(scores_ + at * width_ + skipped, sight(r).pages() * kPage, weights(at) + skipped);
+          totals_[at] = softmax(scores(at) + skipped, sight(r).pages() * kPage, weights(at) + skipped);
         }
   }
 
-  // Sums stay in registers for a stretch of slots, as long as all rows see all of it. It ends with a page, so that slots which share
-  // a lane are never parted.
+  // Sums stay in registers for a stretch of slots, as long as all rows see all of it. It ends with a page, so that slots
+  // which share a lane are never parted.
   void mix_values() {
-    const int64_t alike = sight(0).high / kPage * kPage, most = piece_.kv_heads == 1 ? kStretch : kPage;
+    const int64_t shared_end = sight(0).high / kPage * kPage, stretch = piece_.kv_heads == 1 ? kStretch : kPage;
     for (int64_t start = origin_, stop; start < origin_ + width_; start = stop) {
-      stop = start + (start < alike ? std::min(most, alike - start) : kPage);
+      stop = start + (start < shared_end ? std::min(stretch, shared_end - start) : kPage);
       for (int64_t h = 0; h < piece_.kv_heads; h++) mix_stretch(h, start, stop);
     }
   }
@@ -204,33 +163,44 @@ class Attending {
     for (int64_t row = 0, next; row < piece_.count; row = next) {
       for (next = row + 1; next < piece_.count && seen(next) == seen(row);) next++;
       const auto [low, high] = seen(row);
-      const int64_t at = place(kv_head, row);
+      const int64_t at = place(kv_head, row), of_weights = width_ * (int64_t)(sizeof(float) / sizeof(S));
       if (low < high)
-        mix_all<S>(weights(at), weights(1) - weights(0), origin_, values_, piece_.kv_head + kv_head, table_, low, high,
-                   sums_ + at * shape_.head_dim, (next - row) * group_);
+        mix<S>({weights(at), of_weights, origin_, values_.from_head(kv_head), table_, low, high, sums_ + at * dim_},
+               (next - row) * group_);
     }
   }
 
   void write(S* out, int64_t out_stride) const {
-    const int64_t dim = shape_.head_dim;
-    for (int64_t r = 0; r < piece_.count; r++, out += out_stride)
-      for (int64_t h = 0; h < piece_.kv_heads * group_; h++) {
-        const int64_t at = place(h / group_, r) + h % group_;
-        for (int64_t d = 0; d < dim; d += kLanes) {
-          const int left = (int)std::min<int64_t>(kLanes, dim - d);
-          narrow(out + h * dim + d, widen(sums_ + at * dim + d, left) / totals_[at], left);
+    for (int64_t h = 0; h < piece_.kv_heads; h++)
+      for (int64_t r = 0; r < piece_.count; r++)
+        for (int64_t g = 0; g < group_; g++) {
+          const int64_t at = place(h, r) + g;
+          S* to = out + r * out_stride + (h * group_ + g) * dim_;
+          for (int64_t d = 0; d < dim_; d += kLanes) {
+            const int left = (int)std::min<int64_t>(kLanes, dim_ - d);
+            narrow(to + d, widen(sums_ + at * dim_ + d, left) / totals_[at], left);
+          }
         }
-      }
   }
 
   const Piece& piece_;
-  const Pages<S>&keys_, &values_;
+  const Pages<S> keys_, values_;
   const int32_t* table_;
   const int64_t slot_;
   const AttentionShape& shape_;
-  const int64_t query_stride_, group_, first_, origin_, width_;
+  const int64_t query_stride_, group_, dim_, first_, origin_, width_;
   const S* query_;
-  float *turned_, *scores_, *sums_, *totals_, *unpacked_;
+  float *turned_, *scores_, *sums_, *totals_;
 };
+
+// What a thread needs for any of these pieces, `group` query heads to a kv head.
+template <class S>
+ScratchSize attention_scratch(const std::vector<Piece>& pieces, const std::vector<int64_t>& slot, int64_t group,
+                              int64_t head_dim) {
+  ScratchSize size;
+  for (const Piece& one : pieces)
+    size.cover({.wide = Attending<S>::size(one.count * one.kv_heads * group, slot[one.row] + one.count, head_dim)});
+  return size;
+}
 
 }  // namespace graft

@@ -1,9 +1,6 @@
-// The arithmetic of attention on pages of the cache: scores of a page's keys, weights of scores, sums of a page's values. Several rows
-// that share a page are multiplied with it together, each added up as it would be alone.
+// The arithmetic of attention on pages of the cache: scores of a page's keys, weights of scores, sums of a page's values.
+// Several rows that share a page are multiplied with it together, each added up as it would be alone.
 #pragma once
-#include <type_traits>
-#include <utility>
-
 #include "rows.h"
 
 namespace graft {
@@ -16,9 +13,12 @@ template <class S>
 struct Pages {
   S* data;
   int64_t kv_heads, head_dim;
+  int64_t stride() const { return kv_heads * head_dim; }  // from token to token
   S* token(const int32_t* table, int64_t slot) const {
-    return data + (table[slot / kPage] * kPage + slot % kPage) * kv_heads * head_dim;
+    return data + (table[slot / kPage] * kPage + slot % kPage) * stride();
   }
+  // The same, whose first head is that one.
+  Pages from_head(int64_t head) const { return {data + head * head_dim, kv_heads, head_dim}; }
 };
 
 struct AttentionShape {
@@ -53,20 +53,20 @@ inline F times_keys(const S* query, const S* keys, int64_t stride, int64_t dim) 
   return sums(total);
 }
 
-// What products of several rows take: floats where a lane would have to be unpacked for each of them.
-template <class S>
-using Factor = std::conditional_t<Packed<S>::kWords == 1, S, float>;
-template <class S>
-constexpr int kFactors = Packed<S>::per_lane / Packed<S>::kWords;  // that share a lane
+constexpr int kBlocks = kPage / kLanes;                  // vectors of a page's tokens
+constexpr int kQueries = std::max<int>(1, 4 / kBlocks);  // rows multiplied together: their sums stay in registers
 
-constexpr int kBlocks = kPage / kLanes;                     // vectors of a page's tokens
-constexpr int kQueries = std::max<int>(1, 4 / kBlocks);     // rows that are multiplied together: their sums stay in registers
+// Numbers of a page's keys for one kv head as `turn_keys` leaves them.
+template <class S>
+inline int64_t turned_size(int64_t head_dim) {
+  return kPage * divide_up(head_dim, kLanes * Packed<S>::per_lane) * kLanes * Packed<S>::kWords;
+}
 
-// A page's keys, so that queries of several rows need no sums across a vector: to [lanes of depth, words, token].
+// A page's keys, so that queries of several rows need no sums across a vector: to [lanes of depth, token], unpacked.
 template <class S>
 inline void turn_keys(const S* keys, int64_t stride, int64_t dim, float* to) {
-  constexpr int words = Packed<S>::kWords;
-  for (int64_t d = 0; d < dim; d += kLanes * Packed<S>::per_lane, to += kLanes * words * kPage)
+  constexpr int64_t words = Packed<S>::kWords * kLanes;
+  for (int64_t d = 0; d < dim; d += kLanes * Packed<S>::per_lane, to += kPage * words)
     for (int block = 0; block < kBlocks; block++) {
       F lanes[kLanes];
       for (int t = 0; t < kLanes; t++)
@@ -74,8 +74,7 @@ inline void turn_keys(const S* keys, int64_t stride, int64_t dim, float* to) {
       transpose(lanes);
       for (int k = 0; k < kLanes; k++) {
         const typename Packed<S>::V unpacked = Packed<S>::unpack((I)lanes[k]);
-        for (int word = 0; word < words; word++)
-          std::memcpy(to + (k * words + word) * kPage + block * kLanes, (const char*)&unpacked + word * sizeof(F), sizeof(F));
+        std::memcpy(to + (k * kBlocks + block) * words, &unpacked, sizeof unpacked);
       }
     }
 }
@@ -83,25 +82,21 @@ inline void turn_keys(const S* keys, int64_t stride, int64_t dim, float* to) {
 // Queries of kQueries rows times a page's turned keys, each added up in the order of `times_keys`: here of `count` lanes from
 // `first` on.
 template <class S, int first = 0, int count = kLanes>
-inline void times_turned(const Factor<S>* const (&query)[kQueries], const float* keys, int64_t lanes,
+inline void times_turned(const S* const (&query)[kQueries], const float* keys, int64_t lanes,
                          F (&total)[kQueries][kBlocks]) {
   if constexpr (count == 1) {
-    constexpr int words = Packed<S>::kWords;
+    typedef Packed<S> P;
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; q++)
 #pragma GCC unroll 4
       for (int b = 0; b < kBlocks; b++) total[q][b] = F{};
     for (int64_t lane = first; lane < lanes; lane += kLanes)
-#pragma GCC unroll 2
-      for (int word = 0; word < words; word++) {
-        const int64_t k = lane * words + word;
 #pragma GCC unroll 4
-        for (int q = 0; q < kQueries; q++) {
-          const auto x = splat_lane(query[q] + k * kFactors<S>);
+      for (int q = 0; q < kQueries; q++) {
+        const typename P::V x = splat_lane(query[q] + lane * P::per_lane);
 #pragma GCC unroll 4
-          for (int b = 0; b < kBlocks; b++)
-            total[q][b] = Packed<Factor<S>>::dp(total[q][b], x, load_lanes<Factor<S>>(keys + k * kPage + b * kLanes));
-        }
+        for (int b = 0; b < kBlocks; b++)
+          total[q][b] = P::dp(total[q][b], x, load<typename P::V>(keys + (lane * kBlocks + b) * P::kWords * kLanes));
       }
   } else {
     F rest[kQueries][kBlocks];
@@ -129,30 +124,43 @@ inline float softmax(const float* scores, int64_t count, S* to) {
   return sum(total);
 }
 
-// sums[g] += weights[g] * values over the slots [low, high), for G query heads that share their values: columns from `d` on, as many
-// as sums are in registers. `whole`: those are all there. Slots that share a lane are multiplied together, one out of sight as zeros.
+// What weights do to the values of one kv head: sums[g] += weights[g] * values over the slots [low, high), for query heads g.
+template <class S>
+struct Mixing {
+  const S* weights;  // [query heads, stride], from slot `origin` on
+  int64_t stride, origin;
+  Pages<S> values;  // their first head is the one that is mixed
+  const int32_t* table;
+  int64_t low, high;
+  float* sums;  // [query heads, head_dim]
+};
+
+// G query heads from `first` on, columns from `d` on, as many as sums are in registers; `whole`: those are all there. Slots
+// that share a lane are multiplied together, one out of sight as zeros.
 template <class S, int G, bool whole>
-void mix_columns(int64_t d, const S* weights, int64_t weight_stride, int64_t origin, const Pages<S>& values, int64_t kv_head,
-                 const int32_t* table, int64_t low, int64_t high, float* sums) {
+void mix_columns(const Mixing<S>& m, int64_t first, int64_t d) {
   constexpr int vectors = kColumnVectors, per = Packed<S>::per_lane;
   alignas(kLine) static constexpr S zeros[kColumns] = {};
-  const int64_t dim = values.head_dim, stride = values.kv_heads * dim;
+  const int64_t dim = m.values.head_dim, stride = m.values.stride(), low = m.low, high = m.high;
+  const S* weights = m.weights + first * m.stride - m.origin;
+  float* sums = m.sums + first * dim + d;
   const auto left = [&](int v) { return whole ? kLanes : (int)std::clamp<int64_t>(dim - d - v * kLanes, 0, kLanes); };
   F total[G][vectors];
 #pragma GCC unroll 8
   for (int g = 0; g < G; g++)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) total[g][v] = left(v) ? widen(sums + g * dim + d + v * kLanes, left(v)) : F{};
+    for (int v = 0; v < vectors; v++) total[g][v] = left(v) ? widen(sums + g * dim + v * kLanes, left(v)) : F{};
   for (int64_t slot = low / per * per; slot < high;) {
-    const S* value = values.token(table, slot) + kv_head * dim + d;
-    for (const int64_t stop = std::min(high, (slot / kPage + 1) * kPage); slot < stop; slot += per, value += per * stride) {
+    const S* value = m.values.token(m.table, slot) + d;
+    const int64_t stop = std::min(high, (slot / kPage + 1) * kPage);
+    for (; slot < stop; slot += per, value += per * stride) {
       const S* rows[per];
       for (int i = 0; i < per; i++) rows[i] = low <= slot + i && slot + i < high ? value + i * stride : zeros;
       typename Packed<S>::V x[vectors];
       side_by_side(rows, whole ? kColumns : dim - d, x);
 #pragma GCC unroll 8
       for (int g = 0; g < G; g++) {
-        const typename Packed<S>::V weight = splat_lane(weights + g * weight_stride + slot - origin);
+        const typename Packed<S>::V weight = splat_lane(weights + g * m.stride + slot);
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) total[g][v] = Packed<S>::dp(total[g][v], weight, x[v]);
       }
@@ -162,29 +170,19 @@ void mix_columns(int64_t d, const S* weights, int64_t weight_stride, int64_t ori
   for (int g = 0; g < G; g++)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++)
-      if (left(v)) narrow(sums + g * dim + d + v * kLanes, total[g][v], left(v));
+      if (left(v)) narrow(sums + g * dim + v * kLanes, total[g][v], left(v));
 }
 
-// Of all columns.
-template <class S, int G>
-void mix(const S* weights, int64_t weight_stride, int64_t origin, const Pages<S>& values, int64_t kv_head,
-         const int32_t* table, int64_t low, int64_t high, float* sums) {
-  int64_t d = 0;
-  for (; d + kColumns <= values.head_dim; d += kColumns)
-    mix_columns<S, G, true>(d, weights, weight_stride, origin, values, kv_head, table, low, high, sums);
-  if (d < values.head_dim) mix_columns<S, G, false>(d, weights, weight_stride, origin, values, kv_head, table, low, high, sums);
-}
-
-// sums += weights * values over the slots [low, high) for `count` rows' query heads of one kv head: as many at once as have their
-// sums in registers.
+// Query heads from `first` to `count`: as many at once as have their sums in registers.
 template <class S, int most = Packed<S>::kWords == 1 ? 6 : 4>
-void mix_all(const S* weights, int64_t weight_stride, int64_t origin, const Pages<S>& values, int64_t kv_head,
-             const int32_t* table, int64_t low, int64_t high, float* sums, int64_t count) {
-  for (; count >= most; count -= most, weights += most * weight_stride, sums += most * values.head_dim)
-    mix<S, most>(weights, weight_stride, origin, values, kv_head, table, low, high, sums);
+void mix(const Mixing<S>& mixing, int64_t count, int64_t first = 0) {
+  for (; first + most <= count; first += most) {
+    int64_t d = 0;
+    for (; d + kColumns <= mixing.values.head_dim; d += kColumns) mix_columns<S, most, true>(mixing, first, d);
+    if (d < mixing.values.head_dim) mix_columns<S, most, false>(mixing, first, d);
+  }
   if constexpr (most > 1)
-    if (count > 0)
-      mix_all<S, most - 1>(weights, weight_stride, origin, values, kv_head, table, low, high, sums, count);
+    if (first < count) mix<S, most - 1>(mixing, count, first);
 }
 
 }  // namespace graft

@@ -146,6 +146,7 @@ Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& va
   require<S>(values, "values", keys.sizes());
   const int64_t kv_heads = keys.size(2);
   TORCH_CHECK_VALUE(kv_heads > 0 && heads % kv_heads == 0, heads, " heads can't share ", kv_heads);
+  TORCH_CHECK_VALUE(dim % 2 == 0, "a head needs an even number of values, not ", dim);
   TORCH_CHECK_VALUE(sequence.size() == slots.size(), slots.size(), " rows are of ", sequence.size(), " sequences");
   std::vector<const int32_t*> table;
   for (size_t r = 0; r < slots.size(); r++) {

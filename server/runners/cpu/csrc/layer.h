@@ -18,6 +18,7 @@ struct Shape {
     TORCH_CHECK_VALUE(hidden > 0 && intermediate > 0 && heads > 0 && kv_heads > 0 && head_dim > 0,
                       "every size of a model must be above zero");
     TORCH_CHECK_VALUE(heads % kv_heads == 0, heads, " query heads can't share ", kv_heads, " kv heads evenly");
+    TORCH_CHECK_VALUE(head_dim % 2 == 0, "a head needs an even number of values, not ", head_dim);
     TORCH_CHECK_VALUE(0 < rotary && rotary <= head_dim && rotary % 2 == 0, "a head of ", head_dim,
                       " values can't have ", rotary, " of them turned");
   }

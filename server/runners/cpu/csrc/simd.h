@@ -137,14 +137,15 @@ inline typename Packed<S>::V splat_lane(const S* from) {
   return Packed<S>::unpack(lane - I{});
 }
 
-// The first `left` columns of as many rows as a lane holds: a column's values together in a lane, in `vectors` vectors. Zeros
-// behind them.
+// The first `left` columns, which may be more than there is room for, of as many rows as a lane holds: a column's values together
+// in a lane, in `vectors` vectors. Zeros behind them.
 template <int vectors>
 inline void side_by_side(const float* const (&rows)[1], int64_t left, F (&to)[vectors]) {
 #pragma GCC unroll 4
   for (int v = 0; v < vectors; v++) to[v] = load_part<F>(rows[0] + v * kLanes, std::max<int64_t>(0, left - v * kLanes) * 4);
 }
 
+// a0 b0 a1 b1 ...: the first half, then the second.
 template <size_t... place>
 inline std::pair<I, I> zipped(W a, W b, std::index_sequence<place...>) {
   return {(I)__builtin_shufflevector(a, b, (int)(place / 2 + place % 2 * 2 * kLanes)...),
@@ -202,8 +203,7 @@ inline float to_float(bf16 x) {
 
 // ---- functions ---------------------------------------------------------------------------------------------
 
-// Of two vectors' lanes: those whose place has bit `distance` 0, a's in their places and b's behind them, and the others, b's in
-// their places and a's before them.
+// Two by two, `distance` apart: for distance 1 {a0 b0 a2 b2 ...} and {a1 b1 a3 b3 ...}.
 template <int distance, size_t... place>
 inline std::pair<F, F> exchanged(F a, F b, std::index_sequence<place...>) {
   constexpr int d = distance;

@@ -86,14 +86,16 @@ def test_paged_attention(kernels, dtype, heads, kv_heads, dim, window, softcap):
         close(got[row], attention_reference(query[row], k, v, scale, window, softcap), dtype)
 
 
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (20, 0.0), (3, 2.0)])
-def test_a_prompts_rows_attend_as_each_does_alone(kernels, dtype, window, softcap):
-    """Bit for bit, wherever a prompt is cut; what lies behind a row is never looked at."""
-    heads, kv_heads, dim, first, rows = 10, 2, 40, 13, 45
-    keys, values = (rand(dtype, 5, BLOCK, kv_heads, dim, seed=i) for i in (1, 2))
-    table, slots = [3, 1, 4, 2], list(range(first, first + rows))
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (20, 0.0), (3, 2.0), (100, 0.0)])
+@pytest.mark.parametrize("first", [13, 150])
+def test_a_prompts_rows_attend_as_each_does_alone(kernels, dtype, first, window, softcap):
+    """Bit for bit, wherever a prompt is cut and whatever the other rows ask; what lies behind a row is never looked at."""
+    heads, kv_heads, dim, rows = 10, 2, 40, 45
+    table = torch.randperm(20, generator=torch.Generator().manual_seed(3)).tolist()[: -(-(first + rows) // BLOCK)]
+    keys, values = (rand(dtype, 20, BLOCK, kv_heads, dim, seed=i) for i in (1, 2))
+    slots = list(range(first, first + rows))
     for x in (keys, values):
-        x[table[3], first + rows - 3 * BLOCK :] = float("nan")
+        x[table[-1], (first + rows - 1) % BLOCK + 1 :] = float("nan")
     query, attend = rand(dtype, rows, heads, dim), getattr(kernels, f"attention_{dtype}")
     whole = attend(query, keys, values, [table], [0] * rows, slots, 0.2, window, softcap)
     assert whole.isfinite().all()
@@ -102,6 +104,16 @@ def test_a_prompts_rows_attend_as_each_does_alone(kernels, dtype, window, softca
         assert torch.equal(part, whole[cut])
     alone = attend(query, keys, values, [table] * rows, list(range(rows)), slots, 0.2, window, softcap)
     assert torch.equal(alone, whole)
+    broken = torch.full_like(query, float("nan"))
+    broken[17] = query[17]
+    beside = attend(broken, keys, values, [table], [0] * rows, slots, 0.2, window, softcap)
+    assert torch.equal(beside[17], whole[17])
+
+
+def test_a_head_of_odd_width_is_refused(kernels, dtype):
+    query, cache = rand(dtype, 2, 2, 7), rand(dtype, 2, BLOCK, 1, 7)
+    with pytest.raises(ValueError, match="even number of values, not 7"):
+        getattr(kernels, f"attention_{dtype}")(query, cache, cache, [[1]], [0, 0], [3, 4], 0.2, 0, 0.0)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
