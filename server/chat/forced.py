@@ -3,7 +3,8 @@
 import json
 from collections.abc import Collection, Mapping
 
-from graft.server.chat.request import Tool, ToolUse
+from graft.hub.chat.turns import Tool
+from graft.server.chat.request import ToolUse
 from graft.server.chat.tool_formats import PLAIN_JSON, Body, ToolFormat
 from graft.server.structured.constraint import (
     ANY_OBJECT,

@@ -1,12 +1,51 @@
-"""Earlier turns as chat templates take them."""
+"""Turns, calls and tools as people write them, and as chat templates take them; what a template does with tools."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from graft.hub.chat.conversation import ChatTemplate, Conversation, TemplateRefusalError, Turn
 from graft.hub.request_body import is_shallow
-from graft.server.chat.request import ChatTurn, PastCall, Tool
 
+
+@dataclass(frozen=True)
+class PastCall:
+    """A call that an earlier answer made. `arguments`: JSON text, or what it stands for."""
+
+    id: str
+    name: str
+    arguments: str | Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """A message. `call_id`: whose result it is, in a turn of the role "tool"."""
+
+    role: str
+    text: str = ""
+    name: str | None = None
+    reasoning: str | None = None
+    calls: tuple[PastCall, ...] = ()
+    call_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may ask for. `parameters`: a JSON schema of its arguments. `strict`: they must fit it."""
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, object] | None = None
+    strict: bool = False
+
+    def as_sent(self) -> dict[str, object]:
+        """In OpenAI's shape, which templates take."""
+        rest = {"description": self.description, "parameters": self.parameters}
+        given = {key: value for key, value in rest.items() if value is not None}
+        return {"type": "function", "function": {"name": self.name, **given}}
+
+
+NO_VARIABLES: Mapping[str, object] = {}
 _PROBE = ("question", "an answer")
 _PROBE_TURNS = (
     ChatTurn("user", "?"),
@@ -36,6 +75,30 @@ def wants_text_arguments(template: ChatTemplate) -> bool:
         if any(json.dumps(dict([_PROBE]), separators=style) in written for style in ((", ", ": "), (",", ":"))):
             return as_text
     return False
+
+
+def takes_tools(template: ChatTemplate, variables: Mapping[str, object] = NO_VARIABLES) -> bool:
+    """Whether a template writes tools into any prompt. `variables`: its switches.
+
+    Found out by offering it one, with a system turn and without. One that refuses both is taken at its word for others.
+    """
+    refused = 0
+    for turns in (_PROBE_TURNS[:1], (ChatTurn("system", "!"), *_PROBE_TURNS[:1])):
+        try:
+            written = template.render(Conversation(template_turns(turns), (_PROBE_TOOL.as_sent(),), variables))
+        except TemplateRefusalError:
+            refused += 1
+            continue
+        if _PROBE_TOOL.name in written:
+            return True
+    return refused == 2 and "tools" in template.text(with_tools=True)
+
+
+def missing_tool(prompt: str, tools: Iterable[Mapping[str, object]]) -> str | None:
+    """The first of the tools that were offered, in OpenAI's shape, whose name is not in the prompt; None where all are."""
+    functions = (tool["function"] for tool in tools)
+    names = (str(function.get("name")) for function in functions if isinstance(function, dict))
+    return next((name for name in names if name not in prompt), None)
 
 
 def _turn(turn: ChatTurn, text_arguments: bool) -> Turn:
