@@ -13,5 +13,6 @@ def words_of_training(base: Base, examples: Sequence[Example]) -> AdapterWords:
     """The chat template where there were messages, and the token that ended completions."""
     assert base.tokenizer is not None  # it was trained on text
     chats = any(not isinstance(example.prompt, str) for example in examples)
-    template = BaseTemplate(base.tokenizer).text(with_tools=False) if chats else None
+    tools = any(example.tools for example in examples)
+    template = BaseTemplate(base.tokenizer).text(with_tools=tools) if chats else None
     return AdapterWords(template=template, stop_ids=(end_of(base.tokenizer),))
