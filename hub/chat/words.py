@@ -58,6 +58,22 @@ class AdapterWords:
 
 
 NO_WORDS = AdapterWords()
+# Of generation_config.json what would draw other tokens, and is nothing here -> as what it changes nothing, beside null, nothing and 0
+_NOT_HERE: Mapping[str, object] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "max_length": 20,
+    "typical_p": 1,
+    "encoder_repetition_penalty": 1,
+    "guidance_scale": 1,
+} | dict.fromkeys(
+    (
+        "bad_words_ids", "begin_suppress_tokens", "constraints", "diversity_penalty", "dola_layers", "encoder_no_repeat_ngram_size",
+        "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "force_words_ids", "forced_bos_token_id",
+        "forced_eos_token_id", "frequency_penalty", "max_time", "min_length", "min_new_tokens", "no_repeat_ngram_size",
+        "penalty_alpha", "presence_penalty", "sequence_bias", "suppress_tokens", "token_healing", "top_h", "watermarking_config",
+    )
+)  # fmt: skip
 
 
 def read_words(folder: Path) -> AdapterWords:
@@ -131,6 +147,11 @@ class _Reader:
 
     def defaults(self, generation: Mapping[str, object]) -> GenerationDefaults:
         """The numbers that can be used. `do_sample: false`, where it is said, is greedy."""
+        self.left_aside.extend(
+            f"{GENERATION}: {name} is not known here"
+            for name, neutral in _NOT_HERE.items()
+            if (value := generation.get(name)) and value != neutral
+        )
         greedy = generation.get("do_sample") is False
         top_k, most = (self._number(generation, name, low, 1 << 31, (int,)) for name, low in _WHOLE)
         return GenerationDefaults(

@@ -11,7 +11,8 @@ from graft.hub.chat.conversation import (
     Conversation,
     TemplateRefusalError,
 )
-from graft.hub.chat.turns import ChatTurn, missing_tool, template_turns, wants_text_arguments
+from graft.hub.chat.template_tools import missing_tool, wants_text_arguments
+from graft.hub.chat.turns import ChatTurn, template_turns
 from graft.hub.errors import DataError
 from graft.hub.evaluation.task_data import Example
 

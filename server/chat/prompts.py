@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from threading import Lock
 
 from graft.hub.chat.conversation import RESERVED, ChatTemplate, Conversation, TemplateRefusalError
-from graft.hub.chat.turns import missing_tool, takes_tools, template_turns, wants_text_arguments
+from graft.hub.chat.template_tools import missing_tool, takes_tools, wants_text_arguments
+from graft.hub.chat.turns import template_turns
 from graft.server.chat.forced import forced_calls, forced_format, strict_calls
 from graft.server.chat.reasoning import ReasoningMarks, ends_within, find_reasoning
 from graft.server.chat.reply_parser import ReplyRules

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from graft.hub.chat.conversation import BaseTemplate, Conversation, TemplateRefusalError, tool_list, tool_variables
-from graft.hub.chat.turns import ChatTurn, PastCall, Tool, template_turns, wants_text_arguments
+from graft.hub.chat.template_tools import wants_text_arguments
+from graft.hub.chat.turns import ChatTurn, PastCall, Tool, template_turns
 from graft.server.chat.forced import MOST_CALLS, forced_calls, strict_calls
 from graft.server.chat.prompts import ChatPrompts
 from graft.server.chat.request import ChatError, ChatRequest, ToolUse
