@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from graft.hub.errors import DataError
+
 TEMPLATE, GENERATION, TOKENIZER = "chat_template.jinja", "generation_config.json", "tokenizer_config.json"
 MAX_TEMPLATE_BYTES = 1 << 18
 MAX_JSON_BYTES = 4 << 20
@@ -74,6 +76,18 @@ _NOT_HERE: Mapping[str, object] = {
         "penalty_alpha", "presence_penalty", "sequence_bias", "suppress_tokens", "token_healing", "top_h", "watermarking_config",
     )
 )  # fmt: skip
+
+
+def chosen_defaults(values: Mapping[str, object]) -> GenerationDefaults:
+    """What whoever trains an adapter chooses for it, held to what is read. Raises DataError for another name, or a bad value."""
+    known = [one.name for one in fields(GenerationDefaults)]
+    if unknown := sorted(values.keys() - set(known)):
+        raise DataError(f"{unknown[0]!r} is no generation default. Known: {', '.join(known)}.")
+    reader = _Reader(lambda name, most: None)
+    defaults = reader.defaults(values)
+    if reader.left_aside:
+        raise DataError(f"{reader.left_aside[0]}.")
+    return defaults
 
 
 def read_words(folder: Path) -> AdapterWords:
