@@ -35,7 +35,7 @@ def forced_calls(format: ToolFormat, use: ToolUse, special: Collection[str]) -> 
 
 def strict_calls(format: ToolFormat, use: ToolUse, special: Collection[str]) -> Constraint | None:
     """Free text in which calls of strict tools fit their schemas; None where nothing asks for that, or nothing can hold it."""
-    if not any(tool.strict for tool in use.tools) or not format.closers or format.body is not Body.OBJECTS:
+    if not use.strict or not format.closers or format.body is not Body.OBJECTS:
         return None
     opener, closer = format.openers[0], format.closers[0]
     if opener in special or closer in special:

@@ -13,18 +13,20 @@ from graft.server.chat.reasoning import ReasoningMarks, ends_within, find_reason
 from graft.server.chat.reply_parser import ReplyRules
 from graft.server.chat.request import ChatError, ChatRequest
 from graft.server.chat.tool_formats import FORMATS, ToolFormat, find_format
-from graft.server.structured.constraint import Constraint, OneOf, Tagged
+from graft.server.structured.constraint import Constraint, OneOf, Tagged, Thought
 
 _MOST_KNOWN = 64  # templates whose ways are remembered
 
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """`text`: the whole prompt. `rules`: of the answer's parser. `constraint`: what the answer must be, if anything."""
+    """`text`: the whole prompt. `rules`: of the answer's parser. `constraint`: what the answer must be, if anything. `unheld`: what
+    was asked of the answer that it can't be held to, as fields of the request."""
 
     text: str
     rules: ReplyRules
     constraint: Constraint | None
+    unheld: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class ChatPrompts:
                 "tools",
             )
         format = ways.format if with_tools else None
-        constraint, format = self._constrain(request, format, thinks=ways.reasoning is not None)
+        constraint, format = self._constrain(request, format)
+        unheld = () if constraint is not None or format is None or not request.use.strict else ("tools.strict",)
         begun = ways.reasoning is not None and ends_within(prompt, ways.reasoning)
         if begun and ways.reasoning and constraint is not None and not isinstance(constraint, Tagged):
             prompt, begun = (
@@ -82,17 +85,19 @@ class ChatPrompts:
             reasoning=ways.reasoning,
             reasoning_begun=begun,
         )
-        return ChatPrompt(prompt, rules, constraint)
+        if ways.reasoning is not None and request.answer is None and isinstance(constraint, Tagged):
+            constraint = Thought("" if begun else ways.reasoning.begin, ways.reasoning.end, constraint)
+        return ChatPrompt(prompt, rules, constraint, unheld)
 
     def _constrain(
-        self, request: ChatRequest, format: ToolFormat | None, *, thinks: bool
+        self, request: ChatRequest, format: ToolFormat | None
     ) -> tuple[Constraint | None, ToolFormat | None]:
-        """What the answer must be, and how its calls are written then. What a model thinks is not held to anything."""
+        """What the answer must be, behind what a model may think, and how its calls are written then."""
         if format is None:
             return request.answer, None
         special = {mark for mark in format.marks if self._is_special(mark)}
         if not request.use.required and request.answer is None:
-            return None if thinks else strict_calls(format, request.use, special), format
+            return strict_calls(format, request.use, special), format
         calls = forced_calls(format, request.use, special)
         either = calls if request.use.required or request.answer is None else OneOf((calls, request.answer))
         return either, forced_format(format)

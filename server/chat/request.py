@@ -26,6 +26,11 @@ class ToolUse:
     parallel: bool = True
 
     @property
+    def strict(self) -> bool:
+        """Whether arguments of any tool must fit its schema."""
+        return any(tool.strict for tool in self.tools)
+
+    @property
     def callable(self) -> tuple[Tool, ...]:
         """The tools that an answer may call."""
         return tuple(tool for tool in self.tools if self.named in (None, tool.name))

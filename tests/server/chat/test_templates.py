@@ -11,7 +11,17 @@ from graft.server.chat.forced import MOST_CALLS, forced_calls, strict_calls
 from graft.server.chat.prompts import ChatPrompts
 from graft.server.chat.request import ChatError, ChatRequest, ToolUse
 from graft.server.chat.tool_formats import FORMATS, find_format
-from graft.server.structured.constraint import Chain, Constraint, Literal, OneOf, Repeat, Schema, SpecialToken, Tagged
+from graft.server.structured.constraint import (
+    Chain,
+    Constraint,
+    Literal,
+    OneOf,
+    Repeat,
+    Schema,
+    SpecialToken,
+    Tagged,
+    Thought,
+)
 from tests.conftest import tiny_tokenizer
 
 # Of each family's template what decides whether, where and how tools come into a prompt: the gates that the real ones have
@@ -268,3 +278,27 @@ def test_strict_tools_hold_calls_to_their_schemas_and_leave_the_text_free() -> N
     assert json.loads(held.tags[0].body.text)["required"] == ["city"] and held.tags[0].trigger == "<tool_call>"
     assert strict_calls(FORMATS["hermes"], ToolUse((NOW,)), ()) is None  # nothing asks for it
     assert strict_calls(FORMATS["mistral"], ToolUse((WEATHER,)), ()) is None  # nothing can hold it
+
+
+def test_strict_calls_are_held_behind_what_a_model_thinks() -> None:
+    template = "{% for t in tools or [] %}{{ t | tojson }}<tool_call>{% endfor %}{{ messages[0].content }}</think>"
+    asked = ChatRequest((ChatTurn("user", "Hi"),), ToolUse((WEATHER,)))
+
+    def made(template: str, request: ChatRequest = asked):
+        return ChatPrompts(None, lambda mark: False).prompt(request, BaseTemplate(tokenizer_with(template)))
+
+    held = made(template)
+    assert held.constraint == Thought("<think>", "</think>", strict_calls(FORMATS["hermes"], asked.use, ()))
+    begun = made(f"{template}{{% if add_generation_prompt %}}<think>{{% endif %}}")
+    assert begun.constraint == Thought("", "</think>", held.constraint.then) and begun.rules.reasoning_begun
+    assert made(template.replace("</think>", "")).constraint == held.constraint.then
+    assert held.unheld == begun.unheld == made(template, ChatRequest(asked.turns, ToolUse((NOW,)))).unheld == ()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"hermes"}))
+def test_what_no_grammar_holds_is_named(name) -> None:
+    own = BaseTemplate(tokenizer_with(TEMPLATES[name][0]))
+    turns, prompts = (ChatTurn("user", "Hi"),), ChatPrompts(None, lambda mark: False)
+    assert prompts.prompt(ChatRequest(turns, ToolUse((WEATHER,))), own).unheld == ("tools.strict",)
+    for use in (ToolUse((NOW,)), ToolUse((WEATHER,), required=True), ToolUse()):
+        assert prompts.prompt(ChatRequest(turns, use), own).unheld == ()
