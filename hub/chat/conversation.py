@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 
 from graft.hub.errors import DataError
 
@@ -18,6 +19,8 @@ RESERVED = frozenset(
         "return_assistant_tokens_mask", "tokenizer_kwargs",
     )
 )  # fmt: skip
+
+_TOOL_LISTS = ("tools", "xml_tools")  # what templates call the tools: transformers' own name, and SmolLM 3's
 
 Turn = Mapping[str, object]  # a message as templates take it: "role", "content", and what else they look at
 
@@ -86,12 +89,31 @@ class BaseTemplate:
                 add_generation_prompt=conversation.opens_reply,
                 continue_final_message=conversation.continues,
                 tokenize=False,
-                **conversation.variables,
+                **{
+                    **tool_variables(self.text(with_tools=bool(conversation.tools)), conversation.tools),
+                    **conversation.variables,
+                },
             )
         except _TEMPLATE_ERRORS as error:
             raise refusal(self.whose, error) from None
         assert isinstance(text, str)  # token ids only where they are asked for
         return text
+
+
+def tool_variables(template: str, tools: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """Tools under the name by which a template asks for them, where it does not by the usual one; none where there are none."""
+    wanted = tool_list(template) if tools else None
+    return {wanted: [dict(tool) for tool in tools]} if wanted not in (None, _TOOL_LISTS[0]) else {}
+
+
+@lru_cache(maxsize=64)
+def tool_list(template: str) -> str | None:
+    """The variable that a template reads tools from; None for one that reads none, or is none."""
+    try:
+        named = {text for _, kind, text in Environment().lex(template) if kind == "name"}
+    except TemplateError:
+        return None
+    return next((name for name in _TOOL_LISTS if name in named), None)
 
 
 def refusal(whose: str, error: Exception) -> TemplateRefusalError:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from graft.hub.errors import DataError
+
 TEMPLATE, GENERATION, TOKENIZER = "chat_template.jinja", "generation_config.json", "tokenizer_config.json"
 MAX_TEMPLATE_BYTES = 1 << 18
 MAX_JSON_BYTES = 4 << 20
@@ -58,6 +60,34 @@ class AdapterWords:
 
 
 NO_WORDS = AdapterWords()
+# Of generation_config.json what would draw other tokens, and is nothing here -> as what it changes nothing, beside null, nothing and 0
+_NOT_HERE: Mapping[str, object] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "max_length": 20,
+    "typical_p": 1,
+    "encoder_repetition_penalty": 1,
+    "guidance_scale": 1,
+} | dict.fromkeys(
+    (
+        "bad_words_ids", "begin_suppress_tokens", "constraints", "diversity_penalty", "dola_layers", "encoder_no_repeat_ngram_size",
+        "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "force_words_ids", "forced_bos_token_id",
+        "forced_eos_token_id", "frequency_penalty", "max_time", "min_length", "min_new_tokens", "no_repeat_ngram_size",
+        "penalty_alpha", "presence_penalty", "sequence_bias", "suppress_tokens", "token_healing", "top_h", "watermarking_config",
+    )
+)  # fmt: skip
+
+
+def chosen_defaults(values: Mapping[str, object]) -> GenerationDefaults:
+    """What whoever trains an adapter chooses for it, held to what is read. Raises DataError for another name, or a bad value."""
+    known = [one.name for one in fields(GenerationDefaults)]
+    if unknown := sorted(values.keys() - set(known)):
+        raise DataError(f"{unknown[0]!r} is no generation default. Known: {', '.join(known)}.")
+    reader = _Reader(lambda name, most: None)
+    defaults = reader.defaults(values)
+    if reader.left_aside:
+        raise DataError(f"{reader.left_aside[0]}.")
+    return defaults
 
 
 def read_words(folder: Path) -> AdapterWords:
@@ -131,6 +161,11 @@ class _Reader:
 
     def defaults(self, generation: Mapping[str, object]) -> GenerationDefaults:
         """The numbers that can be used. `do_sample: false`, where it is said, is greedy."""
+        self.left_aside.extend(
+            f"{GENERATION}: {name} is not known here"
+            for name, neutral in _NOT_HERE.items()
+            if (value := generation.get(name)) and value != neutral
+        )
         greedy = generation.get("do_sample") is False
         top_k, most = (self._number(generation, name, low, 1 << 31, (int,)) for name, low in _WHOLE)
         return GenerationDefaults(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from graft.hub.chat.conversation import ChatTemplate
 from graft.hub.errors import DataError
 from graft.hub.evaluation.task_data import Example
-from graft.hub.evaluation.tokenization import Tokenizer, cut_left, encode_answer, prompt_of
+from graft.hub.evaluation.tokenization import Tokenizer, answer_of, cut_left, encode_answer, prompt_of
 
 _LONGER = 1.5  # a generation may be so much longer than the longest reference
 
@@ -55,7 +55,9 @@ def text_prompts(
 
     Raises DataError naming an example whose prompt is no token.
     """
-    longest = max(len(encode_answer(example, example.completion, tokenizer)) for example in examples)
+    longest = max(
+        len(encode_answer(example, answer_of(example, tokenizer, template), tokenizer)) for example in examples
+    )
     new_tokens = min(int(longest * _LONGER) + 1, room - 1)
     prompts = [
         _prompt(one, tokenizer, room - new_tokens, one.where or example_name(i), template)
@@ -69,6 +71,12 @@ def text_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     text = tokenizer.decode(list(ids), skip_special_tokens=True)
     assert isinstance(text, str)  # a list for several texts
     return text
+
+
+def reference_of(example: Example, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> str:
+    """What a generation is compared with, read as generations are: of an answer with calls without its special tokens."""
+    answer = answer_of(example, tokenizer, template)
+    return text_of(tokenizer.encode(answer, add_special_tokens=False), tokenizer) if example.calls else answer
 
 
 def example_name(number: int) -> str:

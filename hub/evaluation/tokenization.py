@@ -1,5 +1,6 @@
 """From text to token ids: the one way, in training, in scoring and in serving. Torch-free. Knows no batches."""
 
+import json
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -10,8 +11,10 @@ from graft.hub.chat.conversation import (
     Conversation,
     TemplateRefusalError,
 )
+from graft.hub.chat.template_tools import missing_tool, wants_text_arguments
+from graft.hub.chat.turns import ChatTurn, template_turns
 from graft.hub.errors import DataError
-from graft.hub.evaluation.task_data import Example, Message
+from graft.hub.evaluation.task_data import Example
 
 
 class Tokenizer(ChatTokenizer, Protocol):
@@ -35,7 +38,7 @@ def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]
     The completion has no end: training adds EOS (`end_of`), a label's score has none. Raises DataError naming the
     example's line.
     """
-    return prompt_of(example, tokenizer), encode_answer(example, example.completion, tokenizer)
+    return prompt_of(example, tokenizer), encode_answer(example, answer_of(example, tokenizer), tokenizer)
 
 
 def prompt_of(
@@ -44,16 +47,51 @@ def prompt_of(
     """An example's prompt, without spaces at its end. Raises DataError naming its line, or `where` it stands if the line
     isn't known."""
     try:
-        return encode_prompt(_split_spaces(example)[0], tokenizer, template)
+        return encode_prompt(_split_spaces(example)[0], tokenizer, template, example.tools)
     except TemplateRefusalError as error:
         raise TemplateRefusalError(f"{example.where or where or 'An example'}: {error}") from None
 
 
+def answer_of(example: Example, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> str:
+    """What is learned as an example's answer: its completion, and where it makes calls what the chat template writes of it, up to
+    the EOS. Raises DataError naming the example's line where the template writes it as no answer to the prompt."""
+    if not example.calls or isinstance(example.prompt, str):
+        return example.completion
+    where, own = example.where or "An example", template or BaseTemplate(tokenizer)
+    answer = ChatTurn("assistant", example.completion, calls=example.calls)
+    try:
+        before = own.render(_conversation(example.prompt, own, example.tools))
+        whole = own.render(_conversation((*example.prompt, answer), own, example.tools, opens_reply=False))
+    except TemplateRefusalError as error:
+        raise TemplateRefusalError(f"{where}: {error}") from None
+    end = tokenizer.decode([end_of(tokenizer)], skip_special_tokens=False)
+    assert isinstance(end, str)  # of one sequence
+    written = whole.removeprefix(before)
+    text = written.rpartition(end)[0] if end and written.rstrip().endswith(end) else written
+    missing = [call.name for call in example.calls if call.name not in text]
+    if not whole.startswith(before) or missing:
+        raise DataError(
+            f"{where}: {own.whose[0].lower()}{own.whose[1:]} does not write this answer's calls behind its prompt. Write the answer "
+            f"as text, as the model is to write it, or give another template with --chat-template."
+        )
+    return text
+
+
+def _conversation(
+    turns: Sequence[ChatTurn], template: ChatTemplate, tools: str, *, opens_reply: bool = True
+) -> Conversation:
+    """As a server makes it of a request."""
+    as_text = any(turn.calls for turn in turns) and wants_text_arguments(template)
+    return Conversation(
+        template_turns(turns, text_arguments=as_text), json.loads(tools or "[]"), opens_reply=opens_reply
+    )
+
+
 def encode_prompt(
-    prompt: str | Sequence[Message], tokenizer: Tokenizer, template: ChatTemplate | None = None
+    prompt: str | Sequence[ChatTurn], tokenizer: Tokenizer, template: ChatTemplate | None = None, tools: str = ""
 ) -> list[int]:
     """A string as it stands, with what the tokenizer itself puts before a text (BOS); messages by the chat template (None: the
-    base's own).
+    base's own), with `tools` (hub/evaluation/task_data.py: Example).
 
     A text that begins with BOS already gets no second one. Raises DataError for a base without a chat template,
     TemplateRefusalError with the template's own words.
@@ -70,8 +108,11 @@ def encode_prompt(
             "The data holds messages, but this base's tokenizer has no chat template. Use plain prompt and "
             "completion strings, or a base that was trained to chat."
         )
-    turns = [{"role": message.role, "content": message.content} for message in prompt]
-    return encode_rendered((template or BaseTemplate(tokenizer)).render(Conversation(turns)), tokenizer)
+    own = template or BaseTemplate(tokenizer)
+    text = own.render(_conversation(prompt, own, tools))
+    if left_out := missing_tool(text, json.loads(tools or "[]")):
+        raise TemplateRefusalError(f"{own.whose} leaves the tool {left_out} out of the prompt.")
+    return encode_rendered(text, tokenizer)
 
 
 def encode_rendered(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -93,7 +134,7 @@ def encode_answer(example: Example, text: str, tokenizer: Tokenizer) -> list[int
     return whole[len(before) :] if joined else encode_completion(f"{spaces}{text}", tokenizer)
 
 
-def _split_spaces(example: Example) -> tuple[str | tuple[Message, ...], str]:
+def _split_spaces(example: Example) -> tuple[str | tuple[ChatTurn, ...], str]:
     """The prompt, and the spaces at the end of one that is a text."""
     if not isinstance(example.prompt, str) or not (prompt := example.prompt.rstrip(" ")):
         return example.prompt, ""

@@ -79,13 +79,13 @@ class Duration(click.ParamType):
         return timedelta(seconds=seconds)
 
 
-def parse_settings(settings: Iterable[str]) -> dict[str, str]:
-    """`--set key=value` flags as a table. Raises click.UsageError."""
+def parse_settings(settings: Iterable[str], flag: str = "--set") -> dict[str, str]:
+    """A flag's `key=value`s as a table. Raises click.UsageError."""
     table = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise click.UsageError(f"--set takes KEY=VALUE, not {setting!r}.")
+            raise click.UsageError(f"{flag} takes KEY=VALUE, not {setting!r}.")
         table[key.strip()] = value.strip()
     return table
 

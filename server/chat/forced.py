@@ -3,7 +3,8 @@
 import json
 from collections.abc import Collection, Mapping
 
-from graft.server.chat.request import Tool, ToolUse
+from graft.hub.chat.turns import Tool
+from graft.server.chat.request import ToolUse
 from graft.server.chat.tool_formats import PLAIN_JSON, Body, ToolFormat
 from graft.server.structured.constraint import (
     ANY_OBJECT,
@@ -34,7 +35,7 @@ def forced_calls(format: ToolFormat, use: ToolUse, special: Collection[str]) -> 
 
 def strict_calls(format: ToolFormat, use: ToolUse, special: Collection[str]) -> Constraint | None:
     """Free text in which calls of strict tools fit their schemas; None where nothing asks for that, or nothing can hold it."""
-    if not any(tool.strict for tool in use.tools) or not format.closers or format.body is not Body.OBJECTS:
+    if not use.strict or not format.closers or format.body is not Body.OBJECTS:
         return None
     opener, closer = format.openers[0], format.closers[0]
     if opener in special or closer in special:

@@ -1,8 +1,9 @@
-"""A conversation as clients ask for it, whatever dialect they speak: turns, tools, which of them may be called."""
+"""A conversation as clients ask for it, whatever dialect they speak: its turns, and which of its tools may be called."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from graft.hub.chat.turns import ChatTurn, Tool
 from graft.server.errors import RequestError
 from graft.server.structured.constraint import Constraint
 
@@ -16,43 +17,6 @@ class ChatError(RequestError):
 
 
 @dataclass(frozen=True)
-class PastCall:
-    """A call that an earlier answer made. `arguments`: JSON text, or what it stands for."""
-
-    id: str
-    name: str
-    arguments: str | Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class ChatTurn:
-    """A message. `call_id`: whose result it is, in a turn of the role "tool"."""
-
-    role: str
-    text: str = ""
-    name: str | None = None
-    reasoning: str | None = None
-    calls: tuple[PastCall, ...] = ()
-    call_id: str | None = None
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A function that the model may ask for. `parameters`: a JSON schema of its arguments. `strict`: they must fit it."""
-
-    name: str
-    description: str | None = None
-    parameters: Mapping[str, object] | None = None
-    strict: bool = False
-
-    def as_sent(self) -> dict[str, object]:
-        """In OpenAI's shape, which templates take."""
-        rest = {"description": self.description, "parameters": self.parameters}
-        given = {key: value for key, value in rest.items() if value is not None}
-        return {"type": "function", "function": {"name": self.name, **given}}
-
-
-@dataclass(frozen=True)
 class ToolUse:
     """`required`: an answer must be a call. `named`: of this tool. `parallel`: it may be several."""
 
@@ -60,6 +24,11 @@ class ToolUse:
     required: bool = False
     named: str | None = None
     parallel: bool = True
+
+    @property
+    def strict(self) -> bool:
+        """Whether arguments of any tool must fit its schema."""
+        return any(tool.strict for tool in self.tools)
 
     @property
     def callable(self) -> tuple[Tool, ...]:

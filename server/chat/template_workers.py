@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Condition, Lock
 from typing import IO
 
-from graft.hub.chat.conversation import Conversation, TemplateRefusalError
+from graft.hub.chat.conversation import Conversation, TemplateRefusalError, tool_variables
 from graft.server.errors import BrokenError, BusyError
 from graft.server.operations.children import sheltered
 
@@ -158,6 +158,7 @@ class TemplateWorkers:
         """The prompt's text. Raises TemplateRefusalError, BusyError where too many other templates are being rendered."""
         request = {
             **special_tokens,
+            **tool_variables(template, conversation.tools),
             **conversation.variables,
             "conversations": [[dict(turn) for turn in conversation.turns]],
             "tools": [dict(tool) for tool in conversation.tools] or None,

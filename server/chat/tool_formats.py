@@ -50,7 +50,7 @@ class ToolFormat:
 
 _MISTRAL = ToolFormat(
     "mistral",
-    "Mistral 7B v0.3, Nemo, Small 2409",
+    "Mistral 7B v0.3, Nemo, Large 2, Small up to 3.1",
     Body.LIST,
     known_by=(("[TOOL_CALLS]",),),
     openers=("[TOOL_CALLS]",),
@@ -61,7 +61,7 @@ _TABLE = (
     replace(
         _MISTRAL,
         name="mistral_args",
-        families="Mistral Small 3.1 and later, Devstral, Magistral",
+        families="Mistral Small 3.2, Ministral 3, Devstral, Magistral",
         body=Body.NAMED,
         known_by=(("[TOOL_CALLS]", "[ARGS]"),),
     ),
@@ -108,13 +108,8 @@ def new_id(format: ToolFormat) -> str:
     return "".join(secrets.choice(ascii_letters + digits) for _ in range(format.id_chars))
 
 
-def takes_tools(template: str) -> bool:
-    """Whether a chat template writes tools into the prompt at all."""
-    return "tools" in template
-
-
 def find_format(template: str) -> ToolFormat | None:
-    """How a model with this chat template writes calls; None where it takes no tools, or where its way is not known here."""
-    if not takes_tools(template) or any(mark in template for mark in _OTHERS):
+    """How a model with this chat template writes calls; None where its way is not known here."""
+    if any(mark in template for mark in _OTHERS):
         return None
     return next((one for one in _TABLE if any(all(mark in template for mark in marks) for marks in one.known_by)), None)

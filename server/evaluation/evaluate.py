@@ -14,7 +14,7 @@ from typing import Protocol
 from graft.hub.chat.conversation import ChatTemplate
 from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import GraftError
-from graft.hub.evaluation.eval_prompts import example_name, label_groups, text_of, text_prompts
+from graft.hub.evaluation.eval_prompts import example_name, label_groups, reference_of, text_of, text_prompts
 from graft.hub.evaluation.metrics import Metric, Score, paired_p, score
 from graft.hub.evaluation.task_data import Example
 from graft.server.chat.chat_templates import ChatTemplates
@@ -30,11 +30,12 @@ _AHEAD = 512  # requests submitted and not answered yet
 
 @dataclass(frozen=True)
 class Answers:
-    """What one system says, example by example; `model` None is the bare base."""
+    """What one system says, example by example, and what it should have; `model` None is the bare base."""
 
     model: str | None
     served: Served
     predictions: list[str]
+    references: list[str]
     seconds: float  # since the system before it was done, the first since the run could begin
 
 
@@ -107,7 +108,7 @@ def evaluate(
     began = time.monotonic()
     served, failed = _load_all(engine, models, listener)
     listener.loaded(1 + len(served))
-    judge = Judge(metric, examples)
+    judge = Judge(metric)
     done: list[Evaluated] = []
     virtual = max((one.virtual_tokens for one in engine.adapters().values()), default=0)
     systems: dict[str | None, Served] = {None: Served()}
@@ -134,24 +135,26 @@ def answer(
     at = time.monotonic()
     room = engine.base.max_model_len - virtual
     asks = _asks_of_all(engine, [one.words for one in systems.values()], examples, metric, room)
+    assert engine.base.tokenizer is not None  # examples are text
+    references = [reference_of(example, engine.base.tokenizer) for example in examples]
     read = {"labels": _best_label, "text": lambda answers: _text(engine, answers)}[metric.answers]
     given = _collect_answers(engine, list(systems), asks, progress)
     for (model, served), answers in zip(systems.items(), given, strict=True):
         predictions = [read(own) for own in _by_example(answers, len(examples))]
         now = time.monotonic()
-        yield Answers(model, served, predictions, seconds=now - at)
+        yield Answers(model, served, predictions, references, seconds=now - at)
         at = now
 
 
 class Judge:
     """Scores systems on the same examples; the bare base comes first, for the others are paired with it."""
 
-    def __init__(self, metric: Metric, examples: Sequence[Example]):
-        self._metric, self._references = metric, [example.completion for example in examples]
+    def __init__(self, metric: Metric):
+        self._metric = metric
         self._bare: list[float] | None = None
 
     def score(self, answers: Answers) -> Evaluated:
-        values = self._metric.values(answers.predictions, self._references)
+        values = self._metric.values(answers.predictions, answers.references)
         p = None if self._bare is None else paired_p(self._metric, values, self._bare)
         self._bare = values if self._bare is None else self._bare
         result = score(self._metric, values)

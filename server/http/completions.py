@@ -38,6 +38,7 @@ class AskedCompletions:
     )
     constraint_field: str | None = None  # which field of the body asked for the requests' constraint
     rules: ReplyRules = PLAIN_TEXT
+    unheld: tuple[str, ...] = ()  # fields of the body that the answers can't be held to
 
     def by(self, client: str, weight: float) -> "AskedCompletions":
         """The same, asked by a client."""
@@ -89,7 +90,7 @@ def read_chat(body: ChatBody, speech: Speech) -> AskedCompletions:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     asked = _read_completions(body, speech, [ids], body.limit, logprobs, prompt.constraint)
     field = body.constraint_field or ("tools" if prompt.constraint is not None else None)
-    return replace(asked, constraint_field=field, rules=prompt.rules, lists_end=False)
+    return replace(asked, constraint_field=field, rules=prompt.rules, lists_end=False, unheld=prompt.unheld)
 
 
 def read_conversation(body: ConversationBody, speech: Speech, model: str, answer: Constraint | None) -> ChatPrompt:

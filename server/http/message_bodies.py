@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from graft.hub.chat.turns import ChatTurn, PastCall, Tool
 from graft.hub.request_body import Body
-from graft.server.chat.request import ChatTurn, PastCall, Tool, ToolUse
+from graft.server.chat.request import ToolUse
 from graft.server.http.field_types import BadField, Text
 from graft.server.http.request_fields import MESSAGE_NEUTRAL, find_refused
 

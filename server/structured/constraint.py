@@ -5,7 +5,7 @@ engine has it compiled (compiler.py) and draws only tokens that keep the text a 
 ends with "stop" where the text is complete, with "length" at a legal beginning of one.
 
 Leaves: `Schema`, `Regex`, `Choice`, `Grammar` (what clients send), `Literal` and `SpecialToken` (what surrounds them).
-Nodes: `Chain`, `OneOf`, `Repeat`and `Tagged`, which leaves the text free until a tag begins.
+Nodes: `Chain`, `OneOf`, `Repeat`, `Tagged`, which leaves the text free until a tag begins, and `Thought`, which does until one has ended.
 
 A call of the function `f` in Hermes' format, forced:
 
@@ -104,6 +104,16 @@ class Tagged:
     most: int | None = None
 
 
-Constraint = Schema | Regex | Choice | Grammar | Literal | SpecialToken | Chain | OneOf | Repeat | Tagged
+@dataclass(frozen=True)
+class Thought:
+    """What a model thinks, free up to its mark `end`, and then `then`. `begin`: the mark that begins it, without which there is none;
+    "" where it has begun."""
+
+    begin: str
+    end: str
+    then: "Constraint"
+
+
+Constraint = Schema | Regex | Choice | Grammar | Literal | SpecialToken | Chain | OneOf | Repeat | Tagged | Thought
 
 ANY_OBJECT = Schema('{"type":"object"}')

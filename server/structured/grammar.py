@@ -22,6 +22,7 @@ from graft.server.structured.constraint import (
     Schema,
     SpecialToken,
     Tagged,
+    Thought,
 )
 from graft.server.structured.schema_rules import prepare_schema
 
@@ -102,15 +103,36 @@ class _Writer:
         for tag in constraint.tags:
             name = self._name("tag")
             rest = f"{self._text(tag.begin[len(tag.trigger) :])} {self.expression(tag.body)} {self._text(tag.end)}"
-            if tag.trigger in self.special:
-                self.rules.append(f"{name}: {_FREE} {self._token(tag.trigger)} {rest}")
-            else:
-                self.rules.append(f"{name}_begin[lazy]: {_FREE} {_quoted(tag.trigger)}")
-                self.rules.append(f"{name}: {name}_begin {rest}")
+            self.rules.append(f"{name}: {self._up_to(tag.trigger)} {rest}")
             names.append(name)
-        if f"{_FREE}: /(.|\\n)*/" not in self.rules:
-            self.rules += [f"{_FREE}: /(.|\\n)*/", f"free_end: {_FREE}"]
+        self._add("free_end", _FREE)
         return f"(({' | '.join(names)}){_times(constraint.least, constraint.most)} free_end)"
+
+    @expression.register
+    def _(self, constraint: Thought) -> str:
+        """A mark that begins it is looked for before anything else (lazy): free text would begin with it, too."""
+        thought = self._up_to(constraint.end)
+        if constraint.begin in self.special:
+            thought = f"({self._token(constraint.begin)} {thought})?"
+        elif constraint.begin:
+            name = self._name("thought")
+            self.rules.append(f"{name}[lazy]: {_quoted(constraint.begin)}")
+            thought = f"({name} {thought})?"
+        return f"({thought} {self.expression(constraint.then)})"
+
+    def _up_to(self, mark: str) -> str:
+        """Free text that ends with the first such mark."""
+        self._add(_FREE, "/(.|\\n)*/")
+        if mark in self.special:
+            return f"{_FREE} {self._token(mark)}"
+        name = self._name("up_to")
+        self.rules.append(f"{name}[lazy]: {_FREE} {_quoted(mark)}")
+        return name
+
+    def _add(self, name: str, rule: str) -> None:
+        """Once."""
+        if (text := f"{name}: {rule}") not in self.rules:
+            self.rules.append(text)
 
     def _text(self, text: str) -> str:
         """This text, whose special tokens (as the library takes them: all that were added to the vocabulary) are tokens."""

@@ -21,10 +21,11 @@ from graft.hub.adapters.artifact import save_artifact
 from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.base.importer import import_base
 from graft.hub.base.model import load_base
+from graft.hub.chat.turns import ChatTurn
 from graft.hub.cli.main import main
 from graft.hub.errors import ArtifactError, BaseModelError, DataError
 from graft.hub.evaluation.eval_prompts import label_groups, text_prompts
-from graft.hub.evaluation.task_data import Example, Message, data_hash, load_examples, parse_examples
+from graft.hub.evaluation.task_data import Example, data_hash, load_examples, parse_examples
 from graft.hub.evaluation.tokenization import TemplateRefusalError, encode, encode_prompt, prompt_of, spaces_at_the_join
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
@@ -87,7 +88,7 @@ def test_training_scoring_and_serving_have_the_same_one() -> None:
 
 
 def test_a_template_that_writes_bos_gets_no_second() -> None:
-    turns = (Message("user", "Hi"),)
+    turns = (ChatTurn("user", "Hi"),)
     assert encode_prompt(turns, with_bos(STRICT)).count(0) == 1
 
 
@@ -176,7 +177,7 @@ def test_eval_too(strict_base, tmp_path) -> None:
 @pytest.mark.parametrize("template", BROKEN.values(), ids=BROKEN)
 def test_a_template_that_is_broken_is_an_error_with_words(template: str) -> None:
     tokenizer = with_bos(template)
-    example = Example((Message("user", "Hi"),), "x", where="data.jsonl, line 7")
+    example = Example((ChatTurn("user", "Hi"),), "x", where="data.jsonl, line 7")
     with pytest.raises(TemplateRefusalError, match=r"data\.jsonl, line 7: The base's chat template refuses"):
         encode(example, tokenizer)
     with pytest.raises(TemplateRefusalError, match="Evaluation example 3"):

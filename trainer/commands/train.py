@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from graft.hub.adapters.validation import PROVENANCE
+from graft.hub.chat.words import GenerationDefaults, chosen_defaults
 from graft.hub.errors import GraftError
 from graft.hub.machine.ray_tasks import Spread
 from graft.hub.terminal.base_argument import BASE
@@ -64,6 +65,12 @@ _BESIDE_A_PLAN = (
 @click.option("--eval-data", type=click.Path(path_type=Path), help="Held-out data: scored at the end, never trained.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the artifact.")
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="An option of the method, e.g. r=16.")
+@click.option(
+    "--generation",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A generation default that the artifact brings along, e.g. temperature=0.2.",
+)
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A TOML file with many adapters.")
 @click.option("--name", default="", help="The adapter's name on its card (default: the folder's).")
 @config_options("recipe", TrainConfig)
@@ -85,6 +92,7 @@ def train(
     eval_data: Path | None,
     out: Path | None,
     options: tuple[str, ...],
+    generation: tuple[str, ...],
     plan_file: Path | None,
     name: str,
     recipe: TrainConfig,
@@ -114,7 +122,9 @@ def train(
         _require(base=base, method=method, data=data, out=out)
         assert base and method and data and out
         settings = parse_settings(options)
-        adapter = AdapterPlan(method, data, out, name, task, eval_data, settings, publish, recipe)
+        adapter = AdapterPlan(
+            method, data, out, name, task, eval_data, settings, publish, recipe, _defaults(generation)
+        )
         plan = Plan(base, (adapter,), run)
     check_plan(plan)
     claim_outs(plan, resume, overwrite)
@@ -135,6 +145,17 @@ def train(
         raise
     if failures := _report(plan, outcomes, registry, as_json):
         raise GraftError("; ".join(failures) + ".")
+
+
+def _defaults(flags: tuple[str, ...]) -> GenerationDefaults:
+    """Raises click.UsageError for what is no KEY=VALUE, DataError for what is no generation default."""
+    values: dict[str, object] = {}
+    for name, text in parse_settings(flags, "--generation").items():
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text  # which no default is
+    return chosen_defaults(values)
 
 
 def _require(**flags: object) -> None:

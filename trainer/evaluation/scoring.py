@@ -12,7 +12,14 @@ from torch import Tensor
 
 from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.model import Base
-from graft.hub.evaluation.eval_prompts import LabelGroup, example_name, label_groups, text_of, text_prompts
+from graft.hub.evaluation.eval_prompts import (
+    LabelGroup,
+    example_name,
+    label_groups,
+    reference_of,
+    text_of,
+    text_prompts,
+)
 from graft.hub.evaluation.metrics import Metric, Score, score
 from graft.hub.evaluation.task_data import Example
 from graft.hub.evaluation.tokenization import end_of
@@ -42,7 +49,8 @@ def score_examples(base: Base, forms: tuple[Form, ...], examples: list[Example],
         forms = served_forms(base, forms)
         predict = {"labels": predict_labels, "text": predict_texts}[metric.answers]
         predictions = predict(base, forms, examples, limit)
-    values = metric.values(predictions, [example.completion for example in examples])
+    assert base.tokenizer is not None  # examples are text
+    values = metric.values(predictions, [reference_of(example, base.tokenizer) for example in examples])
     return Scored(score(metric, values), values, predictions)
 
 

@@ -1,7 +1,8 @@
 """What is to be trained: one `AdapterPlan` an adapter, from a command line or a TOML file. Torch-free.
 
 A plan file holds the run's keys (base, dtype, device, rows_per_pass, ...), a table [defaults], and one table
-[[adapter]] each with name, method, task, data, eval_data, out, publish, set = {option = value}, and any key of TrainConfig.
+[[adapter]] each with name, method, task, data, eval_data, out, publish, set = {option = value}, generation = {default = value}, and any
+key of TrainConfig.
 """
 
 import os
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from graft.hub.adapters.methods import METHODS, get_method
 from graft.hub.base.manifest import BaseSpec
 from graft.hub.base.named_bases import base_source
+from graft.hub.chat.words import GenerationDefaults, chosen_defaults
 from graft.hub.errors import DataError, GraftError
 from graft.hub.evaluation.metrics import Metric, default_metric, get_metric
 from graft.hub.evaluation.task_data import Example
@@ -44,6 +46,7 @@ class AdapterPlan:
     options: Mapping[str, str] = field(default_factory=dict)  # of the method, as `--set key=value` gives them
     publish: str = ""  # NS/NAME in the registry or hub, "": not published
     recipe: TrainConfig = field(default_factory=TrainConfig)
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)  # that the artifact brings along
 
     @property
     def label(self) -> str:
@@ -133,6 +136,8 @@ def check_plan(plan: Plan) -> None:
             raise GraftError(
                 f"{adapter.label}: {adapter.method} leaves a base, not an adapter that could be published."
             )
+        if adapter.generation.given() and adapter.method in BASELINES:
+            raise GraftError(f"{adapter.label}: {adapter.method} leaves a base; generation defaults are an adapter's.")
         if plan.run.quantize and adapter.method in BASELINES:
             raise GraftError(
                 f"{adapter.label}: {adapter.method} trains the base's own weights, which can't be quantised."
@@ -210,10 +215,10 @@ def metric_of(adapter: AdapterPlan, held_out: list[Example]) -> Metric | None:
 
 
 def _adapter(path: Path, table: Mapping[str, Any]) -> AdapterPlan:
-    own = {"name", "method", "task", "data", "eval_data", "out", "set", "publish"}
+    own = {"name", "method", "task", "data", "eval_data", "out", "set", "generation", "publish"}
     where = f"the adapter {table.get('name') or table.get('out') or '?'}"
     _refuse_unknown(path, where, table, own | _RECIPE)
-    for key in sorted((own - {"set"}) & table.keys()):
+    for key in sorted((own - {"set", "generation"}) & table.keys()):
         if not isinstance(table[key], str):
             raise GraftError(f"{path}: {where}: {key} must be text, not {table[key]!r}.")
     missing = [key for key in ("method", "data", "out") if not isinstance(table.get(key), str)]
@@ -222,6 +227,13 @@ def _adapter(path: Path, table: Mapping[str, Any]) -> AdapterPlan:
     options = table.get("set", {})
     if not isinstance(options, dict):
         raise GraftError(f"{path}: {where}: set must be a table, such as set = {{ r = 8 }}.")
+    generation = table.get("generation", {})
+    if not isinstance(generation, dict):
+        raise GraftError(f"{path}: {where}: generation must be a table, such as generation = {{ temperature = 0.2 }}.")
+    try:
+        defaults = chosen_defaults(generation)
+    except DataError as error:
+        raise GraftError(f"{path}: {where}: {error}") from None
     return AdapterPlan(
         method=table["method"],
         data=Path(table["data"]),
@@ -232,6 +244,7 @@ def _adapter(path: Path, table: Mapping[str, Any]) -> AdapterPlan:
         publish=table.get("publish", ""),
         options={key: option_text(value) for key, value in options.items()},
         recipe=_make(path, TrainConfig, {key: value for key, value in table.items() if key in _RECIPE}),
+        generation=defaults,
     )
 
 

@@ -325,7 +325,7 @@ def _save(base: Base, job: TrainingJob, outcome: TrainingOutcome, prober: Prober
     unsaved = Artifact(trainee.method, trainee.config, tensors, "", {})
     provenance["probe"] = prober.probe(unsaved).to_json()  # refuses an adapter without effect
     card = model_card(plan.label, trainee.method, trainee.config, plan.task, provenance, base.spec)
-    words = words_of_training(base, job.data.train)
+    words = words_of_training(base, job.data.train, plan.generation)
     save_artifact(
         plan.out, trainee.method, trainee.config, tensors, base.spec, provenance=provenance, card=card, words=words
     )

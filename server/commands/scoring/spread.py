@@ -66,7 +66,7 @@ class ScorerSpread:
             queue.extend(Piece(entrant.model, partial(_ask, lend, entrant)) for entrant in sound)
             listener.loaded(total := len(queue))
             results = cluster.run(_answer, shared, queue, gpu=self.device == "cuda")
-            judge = Judge(contest.metric, contest.examples)
+            judge = Judge(contest.metric)
             for done, answers in enumerate(_bare_first(results, listener), start=1):
                 listener.scored(judge.score(answers))
                 listener.answered(done, total)

@@ -43,6 +43,7 @@ def answer(
         visit = cleanup.enter_context(taking_place())
         speech = find_speech(body.model, chat_template, visit.client)
         asked = read(speech).by(visit.client, visit.weight)
+        g.ignored = [*g.ignored, *asked.unheld]
         visit.reserve(asked.most_tokens(service().engine.base.max_model_len))
         under_way = Answer(service().engine, asked, g.patience, speech.special)
         cleanup.callback(under_way.describe, g.record)  # once all is counted

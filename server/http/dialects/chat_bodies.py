@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from pydantic import ConfigDict
 
+from graft.hub.chat.turns import ChatTurn, PastCall
 from graft.hub.errors import GraftError
 from graft.hub.request_body import Body
-from graft.server.chat.request import ChatTurn, PastCall
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import SamplingBody
 from graft.server.http.schemas import ChatBody, check

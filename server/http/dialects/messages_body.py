@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from graft.server.chat.request import ChatTurn, PastCall
+from graft.hub.chat.turns import ChatTurn, PastCall
 from graft.server.http.dialects.chat_bodies import (
     LooseBody,
     as_named_choice,

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from graft.server.chat.request import ChatTurn, PastCall
+from graft.hub.chat.turns import ChatTurn, PastCall
 from graft.server.http.constraint_fields import NamedSchema, ObjectFormat, TextFormat
 from graft.server.http.dialects.chat_bodies import (
     LooseBody,

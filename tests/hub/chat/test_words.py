@@ -37,7 +37,7 @@ def test_all_that_transformers_writes(tmp_path) -> None:
         "max_new_tokens": 9,
         "transformers_version": "5",
     }
-    (tmp_path / GENERATION).write_text(json.dumps(generation | {"stop_strings": ["END"], "num_beams": 4}))
+    (tmp_path / GENERATION).write_text(json.dumps(generation | {"stop_strings": ["END"], "num_beams": 1}))
     (tmp_path / TOKENIZER).write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}, "chat_template": "old"}))
     found = read_words(tmp_path)
     assert found == AdapterWords(
@@ -83,6 +83,11 @@ def test_templates_of_older_folders() -> None:
         ({"generation": {"max_new_tokens": 1 << 80}}, "max_new_tokens"),
         ({"generation": {"temperature": 10**400}}, "temperature"),
         ({"generation": {"stop_strings": ["x" * 1001]}}, "stop_strings is more than 16 texts"),
+        ({"generation": {"no_repeat_ngram_size": 3}}, "no_repeat_ngram_size is not known here"),
+        ({"generation": {"bad_words_ids": [[5]]}}, "bad_words_ids"),
+        ({"generation": {"suppress_tokens": [7]}}, "suppress_tokens"),
+        ({"generation": {"typical_p": 0.5}}, "typical_p"),
+        ({"generation": {"num_beams": 4, "early_stopping": True}}, "num_beams"),
         ({"tokenizer": {"eos_token": {"content": "x" * 1001}}}, "eos_token is more than 16 texts"),
     ],
 )
@@ -90,6 +95,15 @@ def test_what_can_not_be_used_is_left_aside_and_named(files, said) -> None:
     found = words(**files)
     assert len(found.left_aside) == 1 and said in found.left_aside[0]
     assert found == AdapterWords(left_aside=found.left_aside)
+
+
+def test_what_transformers_writes_of_its_own_is_not_named() -> None:
+    """All fields of its generation defaults: they change nothing."""
+    from transformers import GenerationConfig
+
+    fields = GenerationConfig().to_dict() | {"max_length": 20, "num_beams": 1, "typical_p": 1.0, "min_length": 0}
+    found = words(generation=fields | {"no_repeat_ngram_size": 0, "suppress_tokens": None, "bad_words_ids": []})
+    assert not found.left_aside
 
 
 values = st.recursive(

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from graft.hub.chat.conversation import BaseTemplate
 from graft.hub.errors import DataError
+from graft.hub.evaluation.eval_prompts import reference_of, text_prompts
 from graft.hub.evaluation.task_data import Example, data_hash, labels_of, load_examples, parse_examples, source_name
 from graft.hub.evaluation.tokenization import cut_left, encode, encode_prompt
+from graft.server.chat.prompts import ChatPrompts
+from graft.server.http.schemas import ChatBody
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -204,3 +208,94 @@ def test_what_is_no_text_is_named(row, words):
 def test_a_whole_surrogate_pair_is_text_and_a_line_is_no_part_of_an_example():
     (found,) = parse_examples(rb'{"prompt": "\ud83d\ude00", "completion": "x"}', "d.jsonl")
     assert found == Example("\U0001f600", "x") and found.where == "d.jsonl, line 1"
+
+
+# Tools
+
+ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
+SUM = {"id": "abcdefgh1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+ASKS = [{"role": "user", "content": "sum"}, {"role": "assistant", "content": None, "tool_calls": [SUM]}]
+TOLD = [
+    *ASKS,
+    {"role": "tool", "content": "3", "tool_call_id": "abcdefgh1"},
+    {"role": "assistant", "content": "It is 3."},
+]
+TOOL_CHAT = (
+    "{% for t in xml_tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def with_template(base, template):
+    base.tokenizer.chat_template = template
+    return base.tokenizer
+
+
+def test_tools_and_calls_are_learned_as_a_server_renders_them(llama):
+    """The same rows as a request: the prompt is to the letter what serving makes of it, the answer what follows it."""
+    tokenizer = with_template(llama, TOOL_CHAT)
+    row = load_rows({"messages": TOLD, "tools": [ADD]})
+    prompt, completion = encode(row, tokenizer)
+    body = ChatBody.model_validate({"model": "m", "messages": TOLD[:-1], "tools": [ADD]})
+    served = ChatPrompts(None, bool).prompt(body.as_request(None), BaseTemplate(tokenizer))
+    assert tokenizer.decode(prompt, skip_special_tokens=False) == served.text
+    assert '"arguments": {"a": 1}' in served.text and "Adds." in served.text
+    assert tokenizer.decode(completion) == "It is 3."
+    prompt, completion = encode(load_rows({"messages": ASKS, "tools": json.dumps([ADD])}), tokenizer)
+    assert tokenizer.decode(completion) == '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    assert tokenizer.eos_token_id not in completion  # training adds it
+    words = [{**ASKS[1], "content": "Hm. "}]
+    _, completion = encode(load_rows({"prompt": ASKS[:1], "completion": words, "tools": [ADD]}), tokenizer)
+    assert tokenizer.decode(completion).startswith("Hm. <tool_call>")
+
+
+def test_rows_with_tools_are_written_and_read_back():
+    for turns in (ASKS, TOLD):
+        row = load_rows({"messages": turns, "tools": [ADD | {"strict": True}]})
+        assert load_rows(json.loads(json.dumps(row.to_row()))) == row
+        hash(row.prompt)
+    plain = load_rows({"messages": [ASKS[0], TOLD[-1]], "tools": None})
+    assert set(plain.to_row()) == {"prompt", "completion"} and not plain.tools
+    assert data_hash([plain]) != data_hash([load_rows({"messages": [ASKS[0], TOLD[-1]], "tools": [ADD]})])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": TOLD, "tools": {"add": 1}}, '"tools" must be a list'),
+        ({"messages": TOLD, "tools": "[{"}, '"tools" is a text that is no JSON'),
+        ({"messages": TOLD, "tools": [{"function": {"name": 3}}]}, "a tool is"),
+        ({"messages": TOLD, "tools": [{"name": "add"}]}, "a tool is"),
+        ({"prompt": "a", "completion": "b", "tools": [ADD]}, "this prompt is a text"),
+        ({"messages": [{**ASKS[0], "tool_calls": [SUM]}, TOLD[-1]]}, '"tool_calls" are an assistant\'s'),
+        ({"messages": [ASKS[0], {**ASKS[1], "tool_calls": {"name": "add"}}]}, '"tool_calls" must be a list'),
+        ({"messages": [ASKS[0], {**ASKS[1], "tool_calls": [{"function": {"name": "add"}}]}]}, "a call is"),
+        ({"messages": [ASKS[0], {**ASKS[1], "tool_calls": []}]}, "a message is"),
+        ({"messages": TOLD, "tools": [{"function": {"name": "a", "description": "\ud800"}}]}, '"tools" holds'),
+    ],
+)
+def test_tools_that_can_not_be_used_are_refused_by_name(row, words):
+    with pytest.raises(DataError, match="here: .*" + words):
+        load_rows(row)
+
+
+def test_a_template_that_would_drop_tools_or_calls_is_told(llama):
+    row = load_rows({"messages": TOLD, "tools": [ADD]})
+    with pytest.raises(DataError, match=r"here: .*leaves the tool add out"):
+        encode(row, with_template(llama, CHAT))
+    with pytest.raises(DataError, match=r"here: the base's chat template does not write this answer's calls"):
+        encode(load_rows({"messages": ASKS}), with_template(llama, CHAT))
+    thinks = TOOL_CHAT.replace("{% endif %}", "<think>{% endif %}")
+    with pytest.raises(DataError, match="does not write this answer's calls"):
+        encode(load_rows({"messages": ASKS}), with_template(llama, thinks))
+
+
+def test_an_answer_with_calls_is_scored_by_what_the_template_writes(llama):
+    tokenizer = with_template(llama, TOOL_CHAT)
+    row = load_rows({"messages": ASKS, "tools": [ADD]})
+    written = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    assert reference_of(row, tokenizer) == written
+    (_,), room = text_prompts([row], tokenizer, 10_000)
+    assert room > len(tokenizer.encode(written, add_special_tokens=False))
+    assert reference_of(Example("a", " b "), tokenizer) == " b "

@@ -50,6 +50,13 @@ def test_it_renders_as_the_bases_own_does(workers) -> None:
         assert foreign(PLAIN, workers).render(conversation) == BaseTemplate(tokenizer).render(conversation)
 
 
+def test_tools_come_under_the_name_that_the_template_has_for_them(workers) -> None:
+    text = "{% if xml_tools %}{{ xml_tools | tojson }}{% endif %}"
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = text
+    assert foreign(text, workers).render(TALK) == BaseTemplate(tokenizer).render(TALK) != ""
+
+
 def test_what_ends_the_server_does_not_end_a_rendering(workers) -> None:
     """systemd sends SIGTERM to all processes; the server's requests under way may yet need theirs."""
     template = foreign("{{ messages[0].content }}!", workers)

@@ -4,24 +4,74 @@ import json
 
 import pytest
 
-from graft.hub.chat.conversation import BaseTemplate, Conversation, TemplateRefusalError
+from graft.hub.chat.conversation import BaseTemplate, Conversation, TemplateRefusalError, tool_list, tool_variables
+from graft.hub.chat.template_tools import wants_text_arguments
+from graft.hub.chat.turns import ChatTurn, PastCall, Tool, template_turns
 from graft.server.chat.forced import MOST_CALLS, forced_calls, strict_calls
-from graft.server.chat.history import template_turns, wants_text_arguments
 from graft.server.chat.prompts import ChatPrompts
-from graft.server.chat.request import ChatError, ChatRequest, ChatTurn, PastCall, Tool, ToolUse
+from graft.server.chat.request import ChatError, ChatRequest, ToolUse
 from graft.server.chat.tool_formats import FORMATS, find_format
-from graft.server.structured.constraint import Chain, Constraint, Literal, OneOf, Repeat, Schema, SpecialToken, Tagged
+from graft.server.structured.constraint import (
+    Chain,
+    Constraint,
+    Literal,
+    OneOf,
+    Repeat,
+    Schema,
+    SpecialToken,
+    Tagged,
+    Thought,
+)
 from tests.conftest import tiny_tokenizer
 
-# The least of each family's template that tells how its model writes calls
+# Of each family's template what decides whether, where and how tools come into a prompt: the gates that the real ones have
+_TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+_MISTRAL = (
+    "{% set user = messages | selectattr('role', 'equalto', 'user') | list %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{% if tools is not none and m == user[-1] %}[AVAILABLE_TOOLS]{{ tools | tojson }}"
+    "[/AVAILABLE_TOOLS]{% endif %}[INST]{{ m.content }}[/INST]{% elif m.tool_calls %}CALLS{% else %}{{ m.content }}"
+    "{% endif %}{% endfor %}"
+)
+_MISTRAL_IDS = (
+    "{% for c in m.tool_calls %}{% if c.id | length != 9 %}{{ raise_exception('ids have 9 characters') }}{% endif %}"
+    "{{ c.function | tojson }}{% endfor %}"
+)
 TEMPLATES = {
-    "hermes": "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}",
-    "llama3_json": "<|start_header_id|>{% if tools %}{{ tools }}{\"name\": f, \"parameters\": {} }{% endif %}",
-    "mistral": "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}{% endif %}[TOOL_CALLS] [",
-    "mistral_args": "{% if tools %}{{ tools | tojson }}{% endif %}[TOOL_CALLS]{{ name }}[ARGS]",
-    "granite": "{% if tools %}{{ tools | tojson }} respond with <|tool_call|>{% endif %}",
-    "pythonic": "{% if tools %}{{ tools }} write ```tool_code{% endif %}",
+    "hermes": [
+        # Qwen 2.5 and 3, Hermes, Granite 4
+        "{% if tools %}Within <tools></tools>:{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+        f"Answer within <tool_call></tool_call>{{% endif %}}{_TURNS}",
+        # SmolLM 3: under a name of its own, and with the usual one in its texts
+        "{% if xml_tools or python_tools %}{% if xml_tools %}Within <tools></tools> XML tags:{% for tool in xml_tools[:] %}"
+        "{{ tool | string }}{% endfor %}<tool_call></tool_call>{% endif %}{% if python_tools %}<code>{{ python_tools }}"
+        f"</code>{{% endif %}}{{% endif %}}{_TURNS}",
+    ],
+    "llama3_json": [
+        "{% if not tools is defined %}{% set tools = none %}{% endif %}<|start_header_id|>system"
+        "{% if tools is not none and not tools_in_user_message | default(true) %}{{ tools }}{% endif %}"
+        '{% if tools is not none %}Respond with {"name": f, "parameters": {}}: {% for t in tools %}{{ t | tojson(indent=4) }}'
+        f"{{% endfor %}}{{% endif %}}{_TURNS}",
+    ],
+    "mistral": [_MISTRAL.replace("CALLS", f"[TOOL_CALLS] [{_MISTRAL_IDS}]")],
+    "mistral_args": [
+        _MISTRAL.replace(
+            "CALLS",
+            "{% for c in m.tool_calls %}[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"
+            "{% endfor %}",
+        )
+    ],
+    "granite": [
+        "{% if tools %}<|start_of_role|>tools<|end_of_role|>{{ tools | tojson(indent=4) }}Respond with <|tool_call|>"
+        f"{{% endif %}}{_TURNS}"
+    ],
+    "pythonic": [
+        f"{{% if tools %}}{{{{ tools | tojson }}}} write ```tool_code{{% endif %}}{_TURNS}",  # Gemma 3, of those who add it
+        f"{{% if tools is not none %}}[func_name1(p=v), func_name2()]{{{{ tools | tojson }}}}{{% endif %}}{_TURNS}",  # Llama 4
+        "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% if tools %}<functions>{{ tools | tojson }}"
+        "</functions>{% endif %}{% else %}{{ m.content }}{% endif %}{% if m.tool_calls %}<function_calls>{% endif %}{% endfor %}",
+    ],  # OLMo 3, with a system message alone
 }  # fmt: skip
+EACH = [(name, template) for name, templates in TEMPLATES.items() for template in templates]
 WEATHER = Tool(
     "get_weather", "Tells it.", {"properties": {"city": {"type": "string"}}, "required": ["city"]}, strict=True
 )
@@ -34,14 +84,37 @@ def tokenizer_with(template: str | None):
     return tokenizer
 
 
-@pytest.mark.parametrize(("name", "template"), TEMPLATES.items())
+@pytest.mark.parametrize(("name", "template"), EACH)
 def test_a_format_is_found_in_the_template(name, template) -> None:
     found = find_format(template)
     assert found is not None and found.name == name
 
 
+@pytest.mark.parametrize(("name", "template"), EACH)
+def test_offered_tools_come_into_the_prompt(name, template) -> None:
+    turns = (ChatTurn("system", "Be kind."), *PAST, ChatTurn("user", "And?"))
+    own = BaseTemplate(tokenizer_with(template))
+    prompt = ChatPrompts(None, bool).prompt(ChatRequest(turns, ToolUse((WEATHER, NOW))), own)
+    assert all(prompt.text.count(name) for name in ("get_weather", "now", "Tells it.")), prompt.text
+    assert prompt.rules.format is FORMATS[name]
+    assert "get_weather" not in ChatPrompts(None, bool).prompt(ChatRequest(turns[:2]), own).text
+
+
+SMOLLM = TEMPLATES["hermes"][1]
+
+
+def test_a_request_may_name_the_list_itself() -> None:
+    """As SmolLM 3's users do; what they give stands."""
+    own = BaseTemplate(tokenizer_with(SMOLLM))
+    request = ChatRequest((ChatTurn("user", "Hi"),), variables={"xml_tools": ["now and then"]})
+    assert "now and then" in ChatPrompts(None, bool).prompt(request, own).text
+    assert tool_variables(SMOLLM, [NOW.as_sent()]) == {"xml_tools": [NOW.as_sent()]}
+    assert tool_variables("{{ xml_tools or tools }}", [NOW.as_sent()]) == {} == tool_variables(SMOLLM, [])
+    assert tool_list("{{ 'xml_tools' }}xml_tools") is None is tool_list("{{ '")
+
+
 def test_no_format_is_made_up() -> None:
-    assert find_format("{{ messages }}<tool_call>") is None  # takes no tools
+    assert find_format("{{ messages }}") is None
     assert find_format("{% if tools %}{{ tools }}{% endif %}") is None
     assert find_format("{% if tools %}<tool_call><function=f><parameter name=x>{% endif %}") is None  # of another kind
 
@@ -55,8 +128,8 @@ WRITES_TEXT = (
 BOTH = WRITES_JSON.replace("{{", "{{ c.function.arguments if c.function.arguments is string else", 1)
 PAST = (
     ChatTurn("user", "Rome?"),
-    ChatTurn("assistant", reasoning="Hm.", calls=(PastCall("c1", "get_weather", '{"city": "Rome"}'),)),
-    ChatTurn("tool", "sunny", call_id="c1"),
+    ChatTurn("assistant", reasoning="Hm.", calls=(PastCall("abcdefgh1", "get_weather", '{"city": "Rome"}'),)),
+    ChatTurn("tool", "sunny", call_id="abcdefgh1"),
 )
 
 
@@ -74,10 +147,10 @@ def test_turns_as_templates_take_them() -> None:
         {
             "role": "assistant", "content": "", "reasoning_content": "Hm.",
             "tool_calls": [
-                {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rome"}}}
+                {"id": "abcdefgh1", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rome"}}}
             ],
         },
-        {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
+        {"role": "tool", "content": "sunny", "tool_call_id": "abcdefgh1"},
     ]  # fmt: skip
     assert template_turns([ChatTurn("developer", "Be kind.")]) == [{"role": "system", "content": "Be kind."}]
     cut = template_turns([ChatTurn("assistant", calls=(PastCall("c", "f", '{"a'), PastCall("d", "f", "")))])
@@ -97,6 +170,14 @@ def test_what_can_not_be_is_told_with_the_field() -> None:
     turns, use = (ChatTurn("user", "Hi"),), ToolUse((NOW,))
     error = refused("{{ messages[0].content }}", ChatRequest(turns, use))
     assert error.param == "tools" and "no place for tools" in str(error)
+    said = "{{ messages[0].content }}{# tools #}<tools><tool_call>"  # a word of its own is no place
+    assert "no place for tools" in str(refused(said, ChatRequest((ChatTurn("user", "now"),), use)))
+    error = refused(TEMPLATES["pythonic"][2], ChatRequest(turns, use))  # which writes them into a system message
+    assert error.param == "tools" and "leaves the tool now out of this prompt" in str(error)
+    switched = "{{ messages[0].content }}{% if call %}{{ tools }}<tool_call>{% endif %}"
+    assert "no place" in str(refused(switched, ChatRequest(turns, use)))
+    own = BaseTemplate(tokenizer_with(switched))
+    assert "now" in ChatPrompts(None, bool).prompt(ChatRequest(turns, use, {"call": True}), own).text
     unknown = "{{ messages[0].content }}{{ tools }}"
     error = refused(unknown, ChatRequest(turns, use))
     assert error.param == "tools" and "--tool-format" in str(error)
@@ -197,3 +278,27 @@ def test_strict_tools_hold_calls_to_their_schemas_and_leave_the_text_free() -> N
     assert json.loads(held.tags[0].body.text)["required"] == ["city"] and held.tags[0].trigger == "<tool_call>"
     assert strict_calls(FORMATS["hermes"], ToolUse((NOW,)), ()) is None  # nothing asks for it
     assert strict_calls(FORMATS["mistral"], ToolUse((WEATHER,)), ()) is None  # nothing can hold it
+
+
+def test_strict_calls_are_held_behind_what_a_model_thinks() -> None:
+    template = "{% for t in tools or [] %}{{ t | tojson }}<tool_call>{% endfor %}{{ messages[0].content }}</think>"
+    asked = ChatRequest((ChatTurn("user", "Hi"),), ToolUse((WEATHER,)))
+
+    def made(template: str, request: ChatRequest = asked):
+        return ChatPrompts(None, lambda mark: False).prompt(request, BaseTemplate(tokenizer_with(template)))
+
+    held = made(template)
+    assert held.constraint == Thought("<think>", "</think>", strict_calls(FORMATS["hermes"], asked.use, ()))
+    begun = made(f"{template}{{% if add_generation_prompt %}}<think>{{% endif %}}")
+    assert begun.constraint == Thought("", "</think>", held.constraint.then) and begun.rules.reasoning_begun
+    assert made(template.replace("</think>", "")).constraint == held.constraint.then
+    assert held.unheld == begun.unheld == made(template, ChatRequest(asked.turns, ToolUse((NOW,)))).unheld == ()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"hermes"}))
+def test_what_no_grammar_holds_is_named(name) -> None:
+    own = BaseTemplate(tokenizer_with(TEMPLATES[name][0]))
+    turns, prompts = (ChatTurn("user", "Hi"),), ChatPrompts(None, lambda mark: False)
+    assert prompts.prompt(ChatRequest(turns, ToolUse((WEATHER,))), own).unheld == ("tools.strict",)
+    for use in (ToolUse((NOW,)), ToolUse((WEATHER,), required=True), ToolUse()):
+        assert prompts.prompt(ChatRequest(turns, use), own).unheld == ()

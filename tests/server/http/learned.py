@@ -8,7 +8,7 @@ from tests.conftest import tiny_model, tiny_tokenizer
 
 BASE = "test/llama"
 TEMPLATE = (
-    "{% if tools %}T<tool_call>{% endif %}{% for m in messages %}[{{ m.role[0] }}]{% if m.reasoning_content %}"
+    "{% if tools %}{% for t in tools %}{{ t.function.name }}{% endfor %}<tool_call>{% endif %}{% for m in messages %}[{{ m.role[0] }}]{% if m.reasoning_content %}"
     "<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
     "{% for c in m.tool_calls or [] %}<{{ c.function.name }}{{ c.function.arguments | tojson }}>{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}[a]{% endif %}"

@@ -32,7 +32,9 @@ SERVED = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messa
 @pytest.fixture(scope="module")
 def described(tmp_path_factory):
     base = tiny_base("llama")
-    base.tokenizer.chat_template = CHAT_TEMPLATE + "{% if tools %}<tool_call>{% endif %}"
+    base.tokenizer.chat_template = (
+        CHAT_TEMPLATE + "{% for t in tools or [] %}<tool_call>{{ t.function.name }}{% endfor %}"
+    )
     folder = write_folder(tmp_path_factory.mktemp("adapters") / "lora", "lora", base)
     with Engine(base, {"lora": folder}, None, OPTIONS) as engine:
         yield schemathesis.openapi.from_wsgi("/openapi.json", create_app(EngineClient(engine)))

@@ -16,7 +16,9 @@ from tests.server.live import CHAT_TEMPLATE, OPTIONS
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     base = tiny_base("llama")
-    base.tokenizer.chat_template = CHAT_TEMPLATE + "{% if tools %}<tool_call>{% endif %}"
+    base.tokenizer.chat_template = (
+        CHAT_TEMPLATE + "{% for t in tools or [] %}<tool_call>{{ t.function.name }}{% endfor %}"
+    )
     folder = write_folder(tmp_path_factory.mktemp("adapters") / "lora", "lora", base)
     with Engine(base, {"lora": folder}, None, OPTIONS) as engine:
         yield create_app(EngineClient(engine))

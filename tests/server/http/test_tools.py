@@ -251,6 +251,19 @@ def test_strict_arguments_fit_and_the_text_stays_free(client) -> None:
     assert ask(client, ANSWERED, tools=strict).choices[0].message.content == "It is 3."
 
 
+def test_strict_arguments_fit_behind_thought_and_the_rest_is_named(live) -> None:
+    other = {**WEATHER, "function": {**WEATHER["function"], "name": "add", "strict": True}}
+    body = {"model": BASE, "messages": ASK, "temperature": 0, "tools": [other], "max_tokens": 200}
+    held = live.post("/v1/chat/completions", body)  # what was learned doesn't fit, and this model may think
+    [call] = held.json["choices"][0]["message"]["tool_calls"]
+    assert is_weather(call["function"]["arguments"]) and "X-Ignored-Fields" not in held.headers
+    mistral = {"chat_template": "{{ messages[0].content }}{{ tools[0].function.name }}[TOOL_CALLS]", "max_tokens": 3}
+    free = live.post("/v1/chat/completions", body | mistral)
+    assert free.status == 200 and free.headers["X-Ignored-Fields"] == "tools.strict"
+    forced = live.post("/v1/chat/completions", body | mistral | {"tool_choice": "required"})
+    assert forced.status == 200 and "X-Ignored-Fields" not in forced.headers
+
+
 def test_an_answer_that_is_no_call_fits_its_format(client) -> None:
     format = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "yes"}}}
     for _ in range(3):
