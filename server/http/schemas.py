@@ -16,7 +16,7 @@ from graft.server.chat.request import ChatRequest
 from graft.server.http.constraint_fields import ConstrainedBody
 from graft.server.http.field_types import BadField, Text, check_encodable
 from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, MessageBody, ToolBody, ToolChoice, tool_use
-from graft.server.http.request_fields import IGNORED, NEUTRAL, find_refused, guess_field
+from graft.server.http.request_fields import IGNORED, NEUTRAL, find_refused, guess_field, name_here
 from graft.server.http.sampling_fields import INT64, SamplingBody
 from graft.server.structured.constraint import Constraint
 
@@ -90,11 +90,11 @@ class OpenBody(Body):
             return given
         neutral = {key: value for key, value in cls.not_honoured.items() if key not in cls.model_fields}
         if key := find_refused(given, neutral):
-            raise BadField(f"{key} is not supported here: leave it out.", key)
+            name = name_here(key, cls.model_fields)
+            raise BadField(f"{key} is not supported here: {f'use {name}' if name else 'leave it out'}.", key)
         rest = {key: value for key, value in given.items() if key not in neutral}
-        open_fields = cls.model_fields.keys() - rest.keys()
         for key in rest.keys() - cls.model_fields.keys() - IGNORED:
-            if rest[key] is not None and (name := guess_field(key, open_fields)):
+            if rest[key] is not None and (name := guess_field(key, cls.model_fields, rest)):
                 raise BadField(f"Unknown field {key!r}: did you mean {name!r}?", key)
         return rest
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from graft.server.http.field_types import BadField, Text
+from graft.server.http.request_fields import ADAPTERS
 from graft.server.http.sampling_fields import INT64
 from graft.server.http.schemas import OpenBody, Prompts
 
@@ -17,6 +18,7 @@ class EmbeddingsBody(OpenBody):
 
     model_config = ConfigDict(extra="allow")
     not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = {  # other servers', and what is done here
+        **ADAPTERS,
         "add_special_tokens": (True,),
         "truncate_prompt_tokens": (),
         "truncate": (False, "NONE"),
