@@ -88,6 +88,7 @@ MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = {
 # What other servers, and the other dialects, call a field of ours.
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "model": tuple(ADAPTERS),
+    "messages": ("input",),
     "max_tokens": (
         "max_completion_tokens",
         "max_output_tokens",

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, mod
 
 from graft.server.chat.request import ChatTurn, PastCall
 from graft.server.http.dialects.chat_bodies import (
+    CHAT_FIELDS,
     LooseBody,
     as_named_choice,
     as_schema_format,
@@ -216,10 +217,6 @@ class CountTokensBody(OpenBody):
         **NEUTRAL,
         "container": (),
         "mcp_servers": ([],),
-        "max_completion_tokens": (),
-        "n": (1,),
-        "stop": ([],),
-        "response_format": (),
         "output_format": (),
     }
 
@@ -233,6 +230,9 @@ class CountTokensBody(OpenBody):
     tool_choice: ToolChoiceBody | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    chat_template_kwargs: dict[str, object] = Field(
+        default_factory=dict, description="The chat template's own switches."
+    )
 
     @property
     def ignored(self) -> list[str]:
@@ -254,8 +254,8 @@ class CountTokensBody(OpenBody):
         if self.tool_choice is not None:
             fields["tool_choice"] = self.tool_choice.as_chat()
             fields["parallel_tool_calls"] = not self.tool_choice.disable_parallel_tool_use
-        if self.thinking is not None:
-            fields["chat_template_kwargs"] = {"enable_thinking": self.thinking.type != "disabled"}
+        thinks = {} if self.thinking is None else {"enable_thinking": self.thinking.type != "disabled"}
+        fields["chat_template_kwargs"] = thinks | self.chat_template_kwargs
         if self.output_config is not None and (format := self.output_config.format) is not None:
             fields["response_format"] = as_schema_format("output", format.schema_)
         if last.role == "assistant":  # the answer goes on with it
@@ -269,6 +269,7 @@ class MessagesBody(CountTokensBody, SamplingBody):
     """POST /v1/messages"""
 
     model_config = ConfigDict(extra="allow")
+    not_honoured: ClassVar = {**CHAT_FIELDS, **CountTokensBody.not_honoured}
 
     max_tokens: int = Field(ge=1, lt=INT64)
     stop_sequences: Stops = Field(default_factory=list)

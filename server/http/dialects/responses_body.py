@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Wit
 from graft.server.chat.request import ChatTurn, PastCall
 from graft.server.http.constraint_fields import NamedSchema, ObjectFormat, TextFormat
 from graft.server.http.dialects.chat_bodies import (
+    CHAT_FIELDS,
     LooseBody,
     as_named_choice,
     as_schema_format,
@@ -18,7 +19,6 @@ from graft.server.http.dialects.chat_bodies import (
 )
 from graft.server.http.field_types import BadField, Text
 from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
-from graft.server.http.request_fields import NEUTRAL
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import INT64, SamplingBody
 from graft.server.http.schemas import ChatBody, OpenBody
@@ -165,18 +165,12 @@ class ResponsesBody(OpenBody, SamplingBody):
 
     model_config = ConfigDict(extra="allow")
     not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **NEUTRAL,
+        **CHAT_FIELDS,
         "previous_response_id": (),
         "conversation": (),
         "background": (False,),
         "prompt": (),
         "truncation": ("disabled",),
-        "top_logprobs": (0,),
-        "n": (1,),
-        "stop": ([],),
-        "max_tokens": (),
-        "max_completion_tokens": (),
-        "response_format": (),
     }
 
     model: Text
