@@ -5,10 +5,10 @@ A mistake becomes a BadField that names the field. `null` means "not given", as 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from graft.hub.chat.words import MAX_TEMPLATE_BYTES
 from graft.hub.request_body import MAX_DEPTH, AnyBody, Body, BodyError, check_body, is_shallow
@@ -63,23 +63,10 @@ Stops = Annotated[
 ]
 
 
-class StreamOptions(Body):
-    """What a stream carries besides the text."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    include_usage: bool = False
-    continuous_usage_stats: bool = False  # the usage so far in every event
-    include_obfuscation: bool = False  # accepted; nothing is padded here
-
-
 class OpenBody(Body):
     """A body in which fields that nobody here knows are left aside, and kept apart as `ignored`."""
 
     model_config = ConfigDict(extra="allow")
-    timeout: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Seconds within which the answer is complete, or given up."
-    )
     not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL  # unless it is one of the body's own
 
     @model_validator(mode="before")
@@ -100,11 +87,36 @@ class OpenBody(Body):
 
     @property
     def ignored(self) -> list[str]:
-        """Fields that were given and are of no effect here."""
-        return sorted(self.model_extra or ())
+        """Fields that were given and are of no effect here, those of objects in it too: text.verbosity. Not those in lists."""
+        return sorted(_left_aside(self))
 
 
-class GenerationBody(OpenBody, ConstrainedBody, SamplingBody):
+def _left_aside(body: BaseModel) -> Iterator[str]:
+    yield from body.model_extra or ()
+    for name in type(body).model_fields:
+        if isinstance(part := getattr(body, name), BaseModel):
+            yield from (f"{name}.{left}" for left in _left_aside(part))
+
+
+class TimedBody(OpenBody):
+    """A body whose answer may be given up."""
+
+    timeout: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Seconds within which the answer is complete, or given up."
+    )
+
+
+class StreamOptions(Body):
+    """What a stream carries besides the text."""
+
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False  # the usage so far in every event
+    include_obfuscation: bool = False  # accepted; nothing is padded here
+
+
+class GenerationBody(TimedBody, ConstrainedBody, SamplingBody):
     """What completions and chat have in common."""
 
     model_config = ConfigDict(extra="allow")

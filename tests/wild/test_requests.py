@@ -104,6 +104,7 @@ def test_unknown_fields_of_messages_parts_and_stream_options(client) -> None:
     options = {"include_usage": True, "continuous_usage_stats": False, "mine": 1}
     stream = answered(client, "/v1/completions", stream=True, stream_options=options)
     assert stream.status_code == 200 and b'"total_tokens": 5' in stream.data
+    assert stream.headers["X-Ignored-Fields"] == "stream_options.mine"
 
 
 CHANGING = [
@@ -242,6 +243,19 @@ def test_a_prompt_that_is_too_long_has_the_code_that_clients_shorten_on(client, 
     reply = answered(client, path, **change)
     assert reply.status_code == 400 and reply.json["error"]["code"] == "context_length_exceeded"
     assert "maximum context length is 256 tokens" in reply.json["error"]["message"] and reply.json["error"]["param"]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "words"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 300}], "max_tokens": None}, None),
+        ("/v1/completions", {"prompt": "x" * 250, "max_tokens": None}, "and max_tokens=16 (the default) is beside it"),
+        ("/v1/completions", {"prompt": "x" * 250, "max_tokens": 9}, "and max_tokens=9 is beside it"),
+    ],
+)
+def test_what_is_beside_a_long_prompt_is_told_as_it_was_given(client, path, change, words) -> None:
+    message = answered(client, path, **change).json["error"]["message"]
+    assert words in message if words else "max_tokens" not in message
 
 
 @pytest.mark.parametrize("path", ["/v1/assistants", "/v1/threads", "/api/chat"])

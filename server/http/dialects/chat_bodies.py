@@ -40,6 +40,12 @@ class LooseBody(Body):
     model_config = ConfigDict(extra="ignore")
 
 
+class OptionsBody(Body):
+    """The same, named in the answer's header."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 def chat_body(turns: Iterable[ChatTurn], fields: Json) -> ChatBody:
     """Raises BadField, which names the field as chats do."""
     return check(ChatBody, {"messages": [_message(turn) for turn in turns], **fields})

@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from graft.server.http.field_types import BadField, Text
 from graft.server.http.request_fields import ADAPTERS
 from graft.server.http.sampling_fields import INT64
-from graft.server.http.schemas import OpenBody, Prompts
+from graft.server.http.schemas import Prompts, TimedBody
 
 MAX_INPUTS = 2048
 
 
-class EmbeddingsBody(OpenBody):
+class EmbeddingsBody(TimedBody):
     """POST /v1/embeddings"""
 
     model_config = ConfigDict(extra="allow")

@@ -9,6 +9,7 @@ from graft.server.chat.request import ChatTurn, PastCall
 from graft.server.http.dialects.chat_bodies import (
     CHAT_FIELDS,
     LooseBody,
+    OptionsBody,
     as_named_choice,
     as_schema_format,
     as_tool,
@@ -20,7 +21,7 @@ from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
 from graft.server.http.request_fields import NEUTRAL
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import INT64, SamplingBody
-from graft.server.http.schemas import ChatBody, OpenBody, Stops
+from graft.server.http.schemas import ChatBody, Stops, TimedBody
 
 _BLOCKS = {
     "user": ("text", "tool_result"),
@@ -170,7 +171,7 @@ class CustomTool(LooseBody):
     strict: bool = Field(False, description="Calls fit the schema, where the model's way of calling can be held to it.")
 
 
-class ToolChoiceBody(LooseBody):
+class ToolChoiceBody(OptionsBody):
     """Whether there has to be a call, and of which tool."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -189,27 +190,26 @@ class ToolChoiceBody(LooseBody):
         return {"any": "required"}.get(self.type, self.type)
 
 
-class ThinkingConfig(LooseBody):
+class ThinkingConfig(OptionsBody):
     """Whether the model is to think first, if its chat template leaves that open (`enable_thinking`)."""
 
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: object = Field(None, description="Accepted, and of no effect.")
 
 
-class OutputFormat(LooseBody):
+class OutputFormat(OptionsBody):
     """JSON that a schema holds valid."""
 
     type: Literal["json_schema"]
     schema_: dict[str, object] = Field(alias="schema")
 
 
-class OutputConfig(LooseBody):
+class OutputConfig(OptionsBody):
     """What the text has to be."""
 
     format: OutputFormat | None = None
 
 
-class CountTokensBody(OpenBody):
+class CountTokensBody(TimedBody):
     """POST /v1/messages/count_tokens"""
 
     model_config = ConfigDict(extra="allow")
@@ -233,11 +233,6 @@ class CountTokensBody(OpenBody):
     chat_template_kwargs: dict[str, object] = Field(
         default_factory=dict, description="The chat template's own switches."
     )
-
-    @property
-    def ignored(self) -> list[str]:
-        budget = self.thinking is not None and self.thinking.budget_tokens is not None
-        return [*super().ignored, *(["thinking.budget_tokens"] if budget else [])]
 
     def as_chat(self) -> ChatBody:
         """Raises BadField."""

@@ -11,6 +11,7 @@ from graft.server.http.constraint_fields import NamedSchema, ObjectFormat, TextF
 from graft.server.http.dialects.chat_bodies import (
     CHAT_FIELDS,
     LooseBody,
+    OptionsBody,
     as_named_choice,
     as_schema_format,
     as_tool,
@@ -21,7 +22,7 @@ from graft.server.http.field_types import BadField, Text
 from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import INT64, SamplingBody
-from graft.server.http.schemas import ChatBody, OpenBody
+from graft.server.http.schemas import ChatBody, TimedBody
 
 MAX_INCLUDED = 100
 _LOGPROBS = "message.output_text.logprobs"
@@ -141,7 +142,7 @@ class FlatSchema(NamedSchema):
     type: Literal["json_schema"]
 
 
-class TextConfig(LooseBody):
+class TextConfig(OptionsBody):
     """What the text has to be."""
 
     format: Annotated[
@@ -160,7 +161,7 @@ def _as_items(given: object) -> object:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
-class ResponsesBody(OpenBody, SamplingBody):
+class ResponsesBody(TimedBody, SamplingBody):
     """POST /v1/responses"""
 
     model_config = ConfigDict(extra="allow")
