@@ -162,6 +162,7 @@ def _read_completions(
             score_from=0 if i == 0 and (shows_prompt or body.prompt_logprobs is not None) else None,
             score_top=max(logprobs or 0, body.prompt_logprobs or 0),
             constraint=constraint,
+            priority=body.priority,
         )
         for prompt in prompts
         for i in range(body.made)

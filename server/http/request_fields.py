@@ -50,7 +50,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "no_repeat_ngram_size": (0,),
     "use_beam_search": (False,),
     "num_beams": (1,),
-    "priority": (0,),
     "suppress_tokens": ([],),
     "bad_words_ids": ([],),
     "eos_token_id": (),

@@ -98,11 +98,14 @@ def _left_aside(body: BaseModel) -> Iterator[str]:
             yield from (f"{name}.{left}" for left in _left_aside(part))
 
 
-class TimedBody(OpenBody):
-    """A body whose answer may be given up."""
+class WaitingBody(OpenBody):
+    """A body whose answer is waited for: how long, and before what else of the same client's."""
 
     timeout: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Seconds within which the answer is complete, or given up."
+    )
+    priority: int = Field(
+        0, ge=-INT64, lt=INT64, description="Of a client's own requests that wait, lower ones start first."
     )
 
 
@@ -116,7 +119,7 @@ class StreamOptions(Body):
     include_obfuscation: bool = False  # accepted; nothing is padded here
 
 
-class GenerationBody(TimedBody, ConstrainedBody, SamplingBody):
+class GenerationBody(WaitingBody, ConstrainedBody, SamplingBody):
     """What completions and chat have in common."""
 
     model_config = ConfigDict(extra="allow")

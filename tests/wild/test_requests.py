@@ -109,7 +109,7 @@ def test_unknown_fields_of_messages_parts_and_stream_options(client) -> None:
 
 CHANGING = [
     ("tools", [{"type": "function", "function": {"name": "f"}}]), ("tool_choice", "required"), ("functions", [{"name": "f"}]),
-    ("suffix", "end"), ("priority", 3), ("skip_special_tokens", False), ("mirostat", 2), ("xtc_probability", 0.5),
+    ("suffix", "end"), ("skip_special_tokens", False), ("mirostat", 2), ("xtc_probability", 0.5),
     ("grammar", "root ::= x"), ("ebnf", "root ::= x"), ("regex", "a+"), ("use_beam_search", True), ("length_penalty", 0.5),
     ("continue_final_message", True), ("add_generation_prompt", False), ("chat_template", "{{ x }}"),
     ("truncate_prompt_tokens", 5), ("documents", [{"text": "a"}]), ("modalities", ["audio"]),

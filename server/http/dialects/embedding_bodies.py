@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from graft.server.http.field_types import BadField, Text
 from graft.server.http.request_fields import ADAPTERS
 from graft.server.http.sampling_fields import INT64
-from graft.server.http.schemas import Prompts, TimedBody
+from graft.server.http.schemas import Prompts, WaitingBody
 
 MAX_INPUTS = 2048
 
 
-class EmbeddingsBody(TimedBody):
+class EmbeddingsBody(WaitingBody):
     """POST /v1/embeddings"""
 
     model_config = ConfigDict(extra="allow")
@@ -29,7 +29,6 @@ class EmbeddingsBody(TimedBody):
         "embed_dtype": ("float32",),
         "endianness": ("native", "little"),
         "use_activation": (True,),
-        "priority": (0,),
     }
 
     model: Text

@@ -21,7 +21,7 @@ from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
 from graft.server.http.request_fields import NEUTRAL
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import INT64, SamplingBody
-from graft.server.http.schemas import ChatBody, Stops, TimedBody
+from graft.server.http.schemas import ChatBody, Stops, WaitingBody
 
 _BLOCKS = {
     "user": ("text", "tool_result"),
@@ -209,7 +209,7 @@ class OutputConfig(OptionsBody):
     format: OutputFormat | None = None
 
 
-class CountTokensBody(TimedBody):
+class CountTokensBody(WaitingBody):
     """POST /v1/messages/count_tokens"""
 
     model_config = ConfigDict(extra="allow")
@@ -241,7 +241,7 @@ class CountTokensBody(TimedBody):
         return chat_body(turns, self._chat_fields(turns[-1]))
 
     def _chat_fields(self, last: ChatTurn) -> Json:
-        fields: Json = {"model": self.model}
+        fields: Json = {"model": self.model, "priority": self.priority}
         if self.tools:
             fields["tools"] = [
                 as_tool(one.name, one.description, one.input_schema, strict=one.strict) for one in self.tools

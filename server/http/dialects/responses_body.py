@@ -22,7 +22,7 @@ from graft.server.http.field_types import BadField, Text
 from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import INT64, SamplingBody
-from graft.server.http.schemas import ChatBody, TimedBody
+from graft.server.http.schemas import ChatBody, WaitingBody
 
 MAX_INCLUDED = 100
 _LOGPROBS = "message.output_text.logprobs"
@@ -161,7 +161,7 @@ def _as_items(given: object) -> object:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
-class ResponsesBody(TimedBody, SamplingBody):
+class ResponsesBody(WaitingBody, SamplingBody):
     """POST /v1/responses"""
 
     model_config = ConfigDict(extra="allow")
@@ -225,6 +225,7 @@ class ResponsesBody(TimedBody, SamplingBody):
                 "response_format": self._response_format(),
                 "chat_template_kwargs": self.chat_template_kwargs,
                 "stream": self.stream,
+                "priority": self.priority,
                 **sampling_of(self),
             },
         )
