@@ -1,7 +1,8 @@
-"""What is next, fairly: over clients by their weights, then within a client over its lines. Pure.
+"""What is next, fairly: over clients by their weights, then within a client by priority, then over its lines. Pure.
 
-A line is what of one client's may not overtake each other: its requests for one adapter. An item whose line can't start yet
-is passed over, and its line is promised to be first of its equals when it can: nobody waits for what somebody else needs.
+A line is what of one client's waits for the same thing: its requests for one adapter, which of one priority may not overtake
+each other. An item whose line can't start yet is passed over, and its line is promised to be first of its equals when it can:
+nobody waits for what somebody else needs. A priority is among a client's own items, and moves no other client's.
 """
 
 from collections import OrderedDict
@@ -9,19 +10,19 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from graft.server.fair_turns import Turns
+from graft.server.fair_turns import RankedTurns, Turns
 
 Item = TypeVar("Item", bound=Hashable)
 
 
 @dataclass(eq=False)
 class _Client(Generic[Item]):
-    """`holds`: how many of its items have been popped and not been released."""
+    """`holds`: how many of its items have been popped and not been released. `lanes`: of one priority and line each."""
 
     weight: float = 1.0
     holds: int = 0
-    lines: dict[Hashable, OrderedDict[Item, float]] = field(default_factory=dict)  # items with their costs
-    turns: Turns[Hashable] = field(default_factory=Turns)  # lines that may start, as far as is known
+    lanes: dict[tuple[int, Hashable], OrderedDict[Item, float]] = field(default_factory=dict)  # items with their costs
+    turns: RankedTurns[Hashable] = field(default_factory=RankedTurns)  # lines that may start, as far as is known
 
 
 class FairQueue(Generic[Item]):
@@ -31,26 +32,33 @@ class FairQueue(Generic[Item]):
         self._clients: dict[Hashable, _Client[Item]] = {}
         self._turns: Turns[Hashable] = Turns()  # clients with a line that may start
         self._newcomers: dict[Hashable, None] = {}  # those of them that hold nothing
-        self._parked: dict[
-            Hashable, dict[Hashable, None]
-        ] = {}  # line -> clients whose line of that name can't start yet
-        self._shown: tuple[Hashable, Hashable] | None = None
+        # Line -> client and priority of every lane of that line that can't start yet.
+        self._parked: dict[Hashable, dict[tuple[Hashable, int], None]] = {}
+        self._shown: tuple[Hashable, int, Hashable] | None = None
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Item]:
-        return (item for client in self._clients.values() for line in client.lines.values() for item in line)
+        return (item for client in self._clients.values() for lane in client.lanes.values() for item in lane)
 
-    def push(self, client: Hashable, line: Hashable, item: Item, cost: float = 1.0, weight: float = 1.0) -> None:
-        """Last in its line. `weight`: the client's, from now on."""
+    def push(
+        self,
+        client: Hashable,
+        line: Hashable,
+        item: Item,
+        cost: float = 1.0,
+        weight: float = 1.0,
+        priority: int = 0,
+    ) -> None:
+        """Last of its priority in its line. `weight`: the client's, from now on. `priority`: lower ones go first."""
         own = self._clients.setdefault(client, _Client())
         own.weight = weight
-        if line not in own.lines:
-            own.lines[line] = OrderedDict()
-            self._join(client, line)
-        own.lines[line][item] = cost
+        if (priority, line) not in own.lanes:
+            own.lanes[priority, line] = OrderedDict()
+            self._join(client, priority, line)
+        own.lanes[priority, line][item] = cost
         self._length += 1
 
     def peek(
@@ -69,13 +77,13 @@ class FairQueue(Generic[Item]):
             client = min(self._newcomers, key=self._turns.order) if newcomers else self._turns.first()
             own = self._clients[client]
             while own.turns:
-                line = own.turns.first()
-                item = next(iter(own.lines[line]))
+                priority, line = own.turns.first()
+                item = next(iter(own.lanes[priority, line]))
                 if ready(item):
-                    self._shown = client, line
+                    self._shown = client, priority, line
                     return item
-                own.turns.leave(line)
-                self._parked.setdefault(line, {})[client] = None
+                own.turns.leave(priority, line)
+                self._parked.setdefault(line, {})[client, priority] = None
                 self._ask_for(line, item, want)  # last, for it may wake the line
             if client in self._turns:
                 self._leave(client)
@@ -91,27 +99,27 @@ class FairQueue(Generic[Item]):
     def pop(self) -> Item:
         """Take what `peek` has just shown."""
         assert self._shown is not None
-        (client, line), self._shown = self._shown, None
+        (client, priority, line), self._shown = self._shown, None
         own = self._clients[client]
-        item, cost = own.lines[line].popitem(last=False)
-        own.turns.pay(line, cost)
+        item, cost = own.lanes[priority, line].popitem(last=False)
+        own.turns.pay(priority, line, cost)
         self._turns.pay(client, cost / own.weight)
         self._length -= 1
         self.hold(client)
-        self._close_empty(client, line)
+        self._close_empty(client, priority, line)
         return item
 
-    def remove(self, client: Hashable, line: Hashable, item: Item) -> None:
+    def remove(self, client: Hashable, line: Hashable, item: Item, priority: int = 0) -> None:
         """Take an item out, wherever in its line it is."""
-        del self._clients[client].lines[line][item]
+        del self._clients[client].lanes[priority, line][item]
         self._length -= 1
-        self._close_empty(client, line)
+        self._close_empty(client, priority, line)
         self._forget_idle(client)
 
     def wake(self, line: Hashable) -> None:
         """Lines of that name may start, as far as is known."""
-        for client in self._parked.pop(line, ()):
-            self._join(client, line, promised=True)
+        for client, priority in self._parked.pop(line, ()):
+            self._join(client, priority, line, promised=True)
 
     def hold(self, client: Hashable) -> None:
         """A client holds one thing more than it has popped."""
@@ -130,9 +138,9 @@ class FairQueue(Generic[Item]):
         """How much a client holds of what was popped."""
         return self._clients[client].holds if client in self._clients else 0
 
-    def _join(self, client: Hashable, line: Hashable, *, promised: bool = False) -> None:
+    def _join(self, client: Hashable, priority: int, line: Hashable, *, promised: bool = False) -> None:
         own = self._clients[client]
-        own.turns.join(line, promised=promised)
+        own.turns.join(priority, line, promised=promised)
         self._turns.join(client, promised=promised)
         if not own.holds:
             self._newcomers[client] = None
@@ -141,25 +149,25 @@ class FairQueue(Generic[Item]):
         self._turns.leave(client)
         self._newcomers.pop(client, None)
 
-    def _close_empty(self, client: Hashable, line: Hashable) -> None:
-        """Forget a line that has run dry."""
+    def _close_empty(self, client: Hashable, priority: int, line: Hashable) -> None:
+        """Forget a lane that has run dry."""
         own = self._clients[client]
-        if own.lines[line]:
+        if own.lanes[priority, line]:
             return
-        del own.lines[line]
-        if line in own.turns:
-            own.turns.leave(line)
+        del own.lanes[priority, line]
+        if (priority, line) in own.turns:
+            own.turns.leave(priority, line)
         else:
-            self._unpark(client, line)
+            self._unpark(client, priority, line)
         if not own.turns and client in self._turns:
             self._leave(client)
 
-    def _unpark(self, client: Hashable, line: Hashable) -> None:
-        del self._parked[line][client]
+    def _unpark(self, client: Hashable, priority: int, line: Hashable) -> None:
+        del self._parked[line][client, priority]
         if not self._parked[line]:
             del self._parked[line]
 
     def _forget_idle(self, client: Hashable) -> None:
         own = self._clients[client]
-        if not own.holds and not own.lines:
+        if not own.holds and not own.lanes:
             del self._clients[client]

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 _PROMISED = -(1 << 62)  # before every other tick
+_SPARE_RANKS = 64  # kept beside those that somebody has, before they are sorted out
 _SPARE_DEBTS = 64  # kept beside those who are in, before settled ones are looked for
 
 
@@ -70,3 +71,42 @@ class Turns(Generic[Key]):
             self._debts[key] = start
         if len(self._debts) > _SPARE_DEBTS + 2 * len(self._tags):
             self._debts = {key: start for key, start in self._debts.items() if start > self._now}
+
+
+class RankedTurns(Generic[Key]):
+    """The same of keys of several ranks: those of the lowest rank have their turns, and those of the others wait."""
+
+    def __init__(self) -> None:
+        self._turns: dict[int, Turns[Key]] = {}  # of ranks that somebody has who is in
+        self._ranks: list[int] = []  # a heap, with ranks that nobody has any more
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
+
+    def __contains__(self, ranked: tuple[int, Key]) -> bool:
+        rank, key = ranked
+        return rank in self._turns and key in self._turns[rank]
+
+    def join(self, rank: int, key: Key, *, promised: bool = False) -> None:
+        if rank not in self._turns:
+            self._turns[rank] = Turns()
+            heappush(self._ranks, rank)
+            if len(self._ranks) > _SPARE_RANKS + 2 * len(self._turns):
+                self._ranks = sorted(self._turns)
+        self._turns[rank].join(key, promised=promised)
+
+    def leave(self, rank: int, key: Key) -> None:
+        """The last one of a rank takes its time along: whoever has the rank next begins anew."""
+        self._turns[rank].leave(key)
+        if not self._turns[rank]:
+            del self._turns[rank]
+
+    def first(self) -> tuple[int, Key]:
+        """Whose turn it is, behind its rank. Somebody is in."""
+        while self._ranks[0] not in self._turns:
+            heappop(self._ranks)
+        rank = self._ranks[0]
+        return rank, self._turns[rank].first()
+
+    def pay(self, rank: int, key: Key, cost: float) -> None:
+        self._turns[rank].pay(key, cost)

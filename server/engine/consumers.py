@@ -121,6 +121,7 @@ class RunningRequest(Consumer):
             logits_from=first,
             client=self._request.client,
             weight=self._request.weight,
+            priority=self._request.priority,
             runs_last=bool(self._request.score_next) or self._request.pooling is not None,
             hidden=self._request.pooling is not None,
         )

@@ -30,7 +30,8 @@ class Request:
     `max_tokens`: None for as many as there is room for. `score_from`: report the log-probability of every prompt
     token from this index on (the first has none), with `score_top` alternatives (None: as many as `sampling` reports).
     `pooling`: report the prompt's hidden states, averaged so; with no new tokens and no scores. `constraint`: what the new
-    text has to be. `client`: who asks; clients are served in turn, by `weight`.
+    text has to be. `client`: who asks; clients are served in turn, by `weight`. `priority`: which of a client's own
+    requests start first, the lower ones.
     """
 
     prompt: tuple[int, ...]
@@ -47,6 +48,7 @@ class Request:
     constraint: Constraint | None = None
     client: str = ""
     weight: float = 1.0
+    priority: int = 0
 
 
 def stop_ids(request: Request, ends: frozenset[int]) -> frozenset[int]:

@@ -3,8 +3,8 @@
 Pure bookkeeping over sequences and cache blocks: no torch, no clock, no requests' text. Each step, running
 sequences come first, in the order of admission; those with one row to go (decoding) before those with a prompt to
 work through, whose share of the step's rows is split fairly over clients. What is left of the budget admits waiting
-sequences by start-time fair queueing over clients and their adapters; a client that runs nothing comes first, and there are
-places beside the others' for it. When blocks run out, what was admitted last of the client that runs most gives up its
+sequences by start-time fair queueing over clients, then by a client's own priorities, then over its adapters; a client that
+runs nothing comes first, and there are places beside the others' for it. When blocks run out, what was admitted last of the client that runs most gives up its
 blocks and waits to recompute them, losing nothing.
 """
 
@@ -67,7 +67,7 @@ class Scheduler:
         return len(self._waiting) + len(self._returning)
 
     def add(self, sequence: SequenceState) -> None:
-        self._waiting.push(sequence.client, sequence.owner, sequence, sequence.cost, sequence.weight)
+        self._waiting.push(sequence.client, sequence.owner, sequence, sequence.cost, sequence.weight, sequence.priority)
         self._count(sequence, waiting=1)
 
     def remove(self, sequence: SequenceState) -> None:
@@ -80,7 +80,7 @@ class Scheduler:
             del self._returning[sequence]
             self._count(sequence, waiting=-1)
         else:
-            self._waiting.remove(sequence.client, sequence.owner, sequence)
+            self._waiting.remove(sequence.client, sequence.owner, sequence, sequence.priority)
             self._count(sequence, waiting=-1)
         self._release(sequence)
 

@@ -23,6 +23,7 @@ class SequenceState:
     virtual: VirtualRows = NO_ROWS
     client: Hashable = ""  # for whom: who is served in turn
     weight: float = 1.0  # the client's
+    priority: int = 0  # among the client's own: lower ones start first
     awaits: str | None = None  # the digest of an adapter that has to be in place before it starts
     steps_aside: bool = False  # nobody's own: while others decode it takes no more rows of a step than they do
     runs_last: bool = False  # the last token too where no new one is wanted: what follows it is asked about

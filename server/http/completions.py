@@ -138,14 +138,15 @@ def _read_completions(
     vocabulary, longest = engine.base.spec.vocab_size, engine.base.max_model_len
     if not all(0 <= id < vocabulary for id in body.stop_token_ids):
         raise BadField(f"A stop token lies outside the base's vocabulary of {vocabulary}.", "stop_token_ids")
-    most = max(len(prompt) for prompt in prompts)
+    most, asked_for = max(len(prompt) for prompt in prompts), max_tokens
     if max_tokens is None and words.defaults.max_new_tokens is not None:
         max_tokens = max(1, min(words.defaults.max_new_tokens, longest - most))
     if most + (max_tokens or 0) > longest:
         param = "max_tokens" if most < longest else "messages" if isinstance(body, ChatBody) else "prompt"
         # LangChain goes by "prompt is too long", LiteLLM and others by the beginning.
-        beside = f"and max_tokens={max_tokens or 0} is beside it"
-        why = f"the prompt {'is too long: it ' if most >= longest else ''}has {most}, {beside}"
+        default = "" if body.model_fields_set & {"max_tokens", "max_completion_tokens"} else " (the default)"
+        beside = f", and max_tokens={asked_for}{default} is beside it" if asked_for else ""
+        why = f"the prompt {'is too long: it ' if most >= longest else ''}has {most}{beside}"
         raise TooLongError(f"This model's maximum context length is {longest} tokens; {why}.", param)
     drawn_logprobs = 0 if logprobs is None and body.made > body.n else logprobs  # by which the best ones are known
     drawing = read_drawing(body, words.defaults, tokenizer, vocabulary, drawn_logprobs)
@@ -162,6 +163,7 @@ def _read_completions(
             score_from=0 if i == 0 and (shows_prompt or body.prompt_logprobs is not None) else None,
             score_top=max(logprobs or 0, body.prompt_logprobs or 0),
             constraint=constraint,
+            priority=body.priority,
         )
         for prompt in prompts
         for i in range(body.made)

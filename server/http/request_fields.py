@@ -11,12 +11,32 @@ from collections.abc import Collection, Mapping
 IGNORED = frozenset(
     ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 )
+# Would choose the adapter, which is for `model` to say.
+ADAPTERS: Mapping[str, tuple[object, ...]] = {
+    "adapter_id": ("",),
+    "lora_path": ("", []),
+    "lora_name": ("",),
+    "lora": ([],),
+    "adapters": ("", []),
+}
 # Would change the answer: accepted only with the values that leave it as it is.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    **ADAPTERS,
     "suffix": ("",),  # of completions a field of its own
     "length_penalty": (1,),
+    "repeat_penalty": (1,),
+    "rep_pen": (1,),
+    "encoder_repetition_penalty": (1,),
+    "repeat_last_n": (-1,),  # all that went before, as it is here
+    "repetition_detection": (),
+    "penalty_alpha": (0,),
+    "diversity_penalty": (0,),
+    "guidance_scale": (1,),
+    "negative_prompt": ("",),
+    "do_sample": (True,),
     "typical_p": (1,),
     "typical": (1,),
+    "typ_p": (1,),
     "top_a": (0,),
     "top_n_sigma": (0, -1),
     "tfs_z": (1,),
@@ -30,11 +50,16 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "no_repeat_ngram_size": (0,),
     "use_beam_search": (False,),
     "num_beams": (1,),
-    "priority": (0,),
+    "suppress_tokens": ([],),
+    "bad_words_ids": ([],),
+    "eos_token_id": (),
+    "stop_regex": ("", []),
+    "no_stop_trim": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "prompt_embeds": (),
     "logits_processors": ([],),
+    "custom_logit_processor": ("",),
     "thinking_token_budget": (),
     "guided_whitespace_pattern": ("",),
     "grammar": ("",),
@@ -59,18 +84,27 @@ MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "prefix": (False,),
     "partial": (False,),
 }
-# What other servers call a field of ours.
-ELSEWHERE_CALLED = {
-    "max_new_tokens": "max_tokens",
-    "max_output_tokens": "max_tokens",
-    "max_length": "max_tokens",
-    "max_gen_len": "max_tokens",
-    "n_predict": "max_tokens",
-    "num_predict": "max_tokens",
-    "stop_sequences": "stop",
-    "stop_strings": "stop",
-    "random_seed": "seed",
-    "num_return_sequences": "n",
+# What other servers, and the other dialects, call a field of ours.
+OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "model": tuple(ADAPTERS),
+    "messages": ("input",),
+    "max_tokens": (
+        "max_completion_tokens",
+        "max_output_tokens",
+        "max_new_tokens",
+        "max_length",
+        "max_gen_len",
+        "n_predict",
+        "num_predict",
+    ),
+    "stop": ("stop_sequences", "stop_strings"),
+    "stop_token_ids": ("eos_token_id",),
+    "include_stop_str_in_output": ("no_stop_trim",),
+    "seed": ("random_seed", "sampling_seed"),
+    "n": ("num_return_sequences",),
+    "temperature": ("do_sample",),
+    "repetition_penalty": ("repeat_penalty", "rep_pen"),
+    "logit_bias": ("suppress_tokens", "bad_words_ids"),
 }
 _SLIP_CHARS = 6  # shorter names are one letter apart without being meant for each other
 
@@ -80,11 +114,18 @@ def find_refused(given: Mapping[str, object], neutral: Mapping[str, tuple[object
     return next((key for key in neutral if given.get(key) is not None and given[key] not in neutral[key]), None)
 
 
-def guess_field(key: str, known: Collection[str]) -> str | None:
-    """The one of `known` (fields that are not given) which an unknown key is meant for, None where it is for none."""
-    if ELSEWHERE_CALLED.get(key) in known:
-        return ELSEWHERE_CALLED[key]
-    return next((name for name in sorted(known) if _normalize(key) == _normalize(name) or _one_slip(key, name)), None)
+def name_here(key: str, own: Collection[str]) -> str | None:
+    """What a field is called in a body whose fields are `own`, as far as it is known by another name."""
+    names = next(([name, *others] for name, others in OTHER_NAMES.items() if key in (name, *others)), [])
+    return next((name for name in names if name in own), None)
+
+
+def guess_field(key: str, own: Collection[str], given: Collection[str] = ()) -> str | None:
+    """The one of a body's `own` fields that is not `given` and that an unknown key is meant for, None where it is for none."""
+    if (name := name_here(key, own)) is not None and name not in given:
+        return name
+    near = (name for name in sorted(own) if _normalize(key) == _normalize(name) or _one_slip(key, name))
+    return next((name for name in near if name not in given), None)
 
 
 def _normalize(name: str) -> str:

@@ -5,10 +5,10 @@ A mistake becomes a BadField that names the field. `null` means "not given", as 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from graft.hub.chat.words import MAX_TEMPLATE_BYTES
 from graft.hub.request_body import MAX_DEPTH, AnyBody, Body, BodyError, check_body, is_shallow
@@ -16,7 +16,7 @@ from graft.server.chat.request import ChatRequest
 from graft.server.http.constraint_fields import ConstrainedBody
 from graft.server.http.field_types import BadField, Text, check_encodable
 from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, MessageBody, ToolBody, ToolChoice, tool_use
-from graft.server.http.request_fields import IGNORED, NEUTRAL, find_refused, guess_field
+from graft.server.http.request_fields import IGNORED, NEUTRAL, find_refused, guess_field, name_here
 from graft.server.http.sampling_fields import INT64, SamplingBody
 from graft.server.structured.constraint import Constraint
 
@@ -63,23 +63,10 @@ Stops = Annotated[
 ]
 
 
-class StreamOptions(Body):
-    """What a stream carries besides the text."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    include_usage: bool = False
-    continuous_usage_stats: bool = False  # the usage so far in every event
-    include_obfuscation: bool = False  # accepted; nothing is padded here
-
-
 class OpenBody(Body):
     """A body in which fields that nobody here knows are left aside, and kept apart as `ignored`."""
 
     model_config = ConfigDict(extra="allow")
-    timeout: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Seconds within which the answer is complete, or given up."
-    )
     not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL  # unless it is one of the body's own
 
     @model_validator(mode="before")
@@ -90,21 +77,49 @@ class OpenBody(Body):
             return given
         neutral = {key: value for key, value in cls.not_honoured.items() if key not in cls.model_fields}
         if key := find_refused(given, neutral):
-            raise BadField(f"{key} is not supported here: leave it out.", key)
+            name = name_here(key, cls.model_fields)
+            raise BadField(f"{key} is not supported here: {f'use {name}' if name else 'leave it out'}.", key)
         rest = {key: value for key, value in given.items() if key not in neutral}
-        open_fields = cls.model_fields.keys() - rest.keys()
         for key in rest.keys() - cls.model_fields.keys() - IGNORED:
-            if rest[key] is not None and (name := guess_field(key, open_fields)):
+            if rest[key] is not None and (name := guess_field(key, cls.model_fields, rest)):
                 raise BadField(f"Unknown field {key!r}: did you mean {name!r}?", key)
         return rest
 
     @property
     def ignored(self) -> list[str]:
-        """Fields that were given and are of no effect here."""
-        return sorted(self.model_extra or ())
+        """Fields that were given and are of no effect here, those of objects in it too: text.verbosity. Not those in lists."""
+        return sorted(_left_aside(self))
 
 
-class GenerationBody(OpenBody, ConstrainedBody, SamplingBody):
+def _left_aside(body: BaseModel) -> Iterator[str]:
+    yield from body.model_extra or ()
+    for name in type(body).model_fields:
+        if isinstance(part := getattr(body, name), BaseModel):
+            yield from (f"{name}.{left}" for left in _left_aside(part))
+
+
+class WaitingBody(OpenBody):
+    """A body whose answer is waited for: how long, and before what else of the same client's."""
+
+    timeout: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Seconds within which the answer is complete, or given up."
+    )
+    priority: int = Field(
+        0, ge=-INT64, lt=INT64, description="Of a client's own requests that wait, lower ones start first."
+    )
+
+
+class StreamOptions(Body):
+    """What a stream carries besides the text."""
+
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False  # the usage so far in every event
+    include_obfuscation: bool = False  # accepted; nothing is padded here
+
+
+class GenerationBody(WaitingBody, ConstrainedBody, SamplingBody):
     """What completions and chat have in common."""
 
     model_config = ConfigDict(extra="allow")

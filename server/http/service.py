@@ -15,7 +15,7 @@ from graft.server.chat.speech import Speech, Speeches
 from graft.server.engine.client import EngineClient
 from graft.server.errors import BusyError
 from graft.server.http.clients import Network, Places, client_of
-from graft.server.http.schemas import BadField, OpenBody, parse
+from graft.server.http.schemas import BadField, OpenBody, WaitingBody, parse
 from graft.server.http.streaming.pump import Pump
 from graft.server.keys.access import Access
 from graft.server.keys.holders import Holder
@@ -83,6 +83,7 @@ def read_body(schema: type[AnyBody]) -> AnyBody:
     body = parse(schema, request.get_data())
     if isinstance(body, OpenBody):
         g.ignored = body.ignored
+    if isinstance(body, WaitingBody):
         g.patience = g.patience.within(body.timeout)
     return body
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft.server.fair_queue import FairQueue
-from graft.server.fair_turns import Turns
+from graft.server.fair_turns import RankedTurns, Turns
 
 
 class Gates:
@@ -24,9 +24,9 @@ class Gates:
         self.wanted.append(item)
 
 
-def pushed(queue, client, line="base", count=1, cost=1.0, weight=1.0):
+def pushed(queue, client, line="base", count=1, cost=1.0, weight=1.0, priority=0):
     for number in range(count):
-        queue.push(client, line, (client, line, number), cost, weight)
+        queue.push(client, line, (client, line, number), cost, weight, priority)
 
 
 def taken(queue, gates=None):
@@ -97,6 +97,59 @@ def test_within_a_client_adapters_share():
     assert [taken(queue)[1] for _ in range(4)].count("few") == 2
 
 
+def test_what_is_urgent_overtakes_the_same_clients_whatever_it_waits_for():
+    queue = FairQueue()
+    pushed(queue, "one", "a", 10)
+    queue.push("one", "a", "urgent", priority=-1)
+    queue.push("one", "b", "most urgent", priority=-2)
+    queue.push("one", "b", "whenever", priority=7)
+    assert [taken(queue) for _ in range(2)] == ["most urgent", "urgent"]
+    assert [taken(queue) for _ in range(11)] == [*(("one", "a", number) for number in range(10)), "whenever"]
+
+
+def test_nothing_of_one_client_is_urgent_to_another():
+    """The order of clients is the same whatever priorities they give, and so are their shares."""
+    orders = []
+    for priority in (0, -9, 9):
+        queue = FairQueue()
+        pushed(queue, "plain", "a", 30, cost=3)
+        pushed(queue, "heavy", "a", 30, cost=3, weight=2)
+        pushed(queue, "eager", "a", 30, cost=3, priority=priority)
+        orders.append([taken(queue)[0] for _ in range(90)])
+    assert orders[0] == orders[1] == orders[2]
+
+
+def test_an_urgent_line_that_can_not_start_holds_nothing_up_and_is_first_when_it_can():
+    queue, gates = FairQueue(), Gates("cold")
+    pushed(queue, "one", "warm", 3)
+    pushed(queue, "one", "cold", priority=-1)
+    queue.push("one", "cold", ("one", "cold", "later"))
+    assert taken(queue, gates) == ("one", "warm", 0)
+    gates.closed.clear()
+    queue.wake("cold")
+    assert [taken(queue, gates) for _ in range(3)] == [("one", "cold", 0), ("one", "cold", "later"), ("one", "warm", 1)]
+
+
+def test_adapters_of_one_priority_share_whatever_was_urgent_before():
+    """What was urgent is on nobody's account: a line that is new has its turn beside one that has waited."""
+    queue = FairQueue()
+    pushed(queue, "one", "waiting", 20)
+    pushed(queue, "one", "urgent", 500, priority=-1)
+    for _ in range(500):
+        assert taken(queue)[1] == "urgent"
+    pushed(queue, "one", "new", 2)
+    assert [taken(queue)[1] for _ in range(4)].count("new") == 2
+
+
+def test_many_priorities_leave_nothing_behind():
+    turns = RankedTurns()
+    turns.join(-1, "urgent")
+    for rank in range(5000):
+        turns.join(rank, "cancelled")
+        turns.leave(rank, "cancelled")
+    assert len(turns._ranks) < 200 and len(turns._turns) == 1 and turns.first() == (-1, "urgent")
+
+
 def test_an_empty_queue_does_not_forgive_what_was_had_ahead_of_time():
     """Who sends one large request after another is not new each time."""
     queue = FairQueue()
@@ -134,26 +187,27 @@ operations = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(operations)
 def test_against_a_plain_list(script):
-    """Whatever is done in whatever order: everything that may start comes out, once, and lines keep their order."""
+    """Whatever is done in whatever order: everything that may start comes out, once, by priority, and lines keep their order."""
     queue, gates = FairQueue(), Gates()
     waiting, held = [], []
     for number, (what, client, line) in enumerate(script):
         match what:
             case "push":
-                item = (client, line, number)
-                queue.push(client, line, item, cost=1 + number % 3)
+                item = (client, line, number, number % 3 - 1)
+                queue.push(client, line, item, cost=1 + number % 3, priority=item[3])
                 waiting.append(item)
             case "take":
                 item = taken(queue, gates)
                 able = [one for one in waiting if gates.ready(one)]
                 assert (item is None) == (not able)
                 if item:
-                    assert item == next(one for one in waiting if one[:2] == item[:2])
+                    assert item[3] == min(one[3] for one in able if one[0] == item[0])
+                    assert item == next(one for one in waiting if (*one[:2], one[3]) == (*item[:2], item[3]))
                     waiting.remove(item)
                     held.append(item)
             case "remove" if waiting:
                 item = waiting.pop(number % len(waiting))
-                queue.remove(*item[:2], item)
+                queue.remove(*item[:2], item, item[3])
             case "release" if held:
                 queue.release(held.pop()[0])
             case "close":
@@ -172,7 +226,7 @@ def test_against_a_plain_list(script):
         waiting.remove(item)
         held.append(item)
     assert not waiting
-    for client, _, _ in held:
+    for client, *_ in held:
         queue.release(client)
     assert not queue._clients and not queue._newcomers and not queue._parked
 

@@ -8,6 +8,8 @@ https://github.com/vllm-project/vllm/issues/6862 (a server with a key). What is 
 OpenAI-compatible servers do; what would change the answer and isn't honoured is refused by name.
 """
 
+from itertools import chain
+
 import pytest
 from click.testing import CliRunner
 
@@ -15,7 +17,7 @@ from graft.hub.cli.main import main
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.http.app import create_app
-from graft.server.http.request_fields import IGNORED, NEUTRAL, guess_field
+from graft.server.http.request_fields import IGNORED, NEUTRAL, OTHER_NAMES, guess_field
 from graft.server.http.schemas import ChatBody, CompletionBody
 from graft.server.keys.access import Access
 from graft.server.keys.key_file import KeyFile
@@ -102,14 +104,20 @@ def test_unknown_fields_of_messages_parts_and_stream_options(client) -> None:
     options = {"include_usage": True, "continuous_usage_stats": False, "mine": 1}
     stream = answered(client, "/v1/completions", stream=True, stream_options=options)
     assert stream.status_code == 200 and b'"total_tokens": 5' in stream.data
+    assert stream.headers["X-Ignored-Fields"] == "stream_options.mine"
 
 
 CHANGING = [
     ("tools", [{"type": "function", "function": {"name": "f"}}]), ("tool_choice", "required"), ("functions", [{"name": "f"}]),
-    ("suffix", "end"), ("priority", 3), ("skip_special_tokens", False), ("mirostat", 2), ("xtc_probability", 0.5),
+    ("suffix", "end"), ("skip_special_tokens", False), ("mirostat", 2), ("xtc_probability", 0.5),
     ("grammar", "root ::= x"), ("ebnf", "root ::= x"), ("regex", "a+"), ("use_beam_search", True), ("length_penalty", 0.5),
     ("continue_final_message", True), ("add_generation_prompt", False), ("chat_template", "{{ x }}"),
     ("truncate_prompt_tokens", 5), ("documents", [{"text": "a"}]), ("modalities", ["audio"]),
+    ("repeat_penalty", 1.5), ("rep_pen", 1.5), ("encoder_repetition_penalty", 2), ("repeat_last_n", 5), ("typ_p", 0.5),
+    ("repetition_detection", {"max_pattern_size": 3}), ("penalty_alpha", 0.6), ("diversity_penalty", 1), ("do_sample", False),
+    ("guidance_scale", 2), ("negative_prompt", "x"), ("stop_regex", "a+"), ("no_stop_trim", True), ("eos_token_id", 70),
+    ("suppress_tokens", [5]), ("bad_words_ids", [[5]]), ("custom_logit_processor", "x"),
+    ("adapter_id", "lora"), ("lora_path", "lora"), ("lora_name", "lora"), ("lora", [{"id": 0, "scale": 1}]), ("adapters", "lora"),
 ]  # fmt: skip
 
 
@@ -125,6 +133,26 @@ def test_what_would_change_the_answer_is_refused_by_name(client, path, field, va
     assert answered(client, path, **{field: None}).status_code == 200
     for neutral in NEUTRAL[field]:
         assert answered(client, path, **{field: neutral}).status_code == 200
+
+
+@both
+@pytest.mark.parametrize(
+    ("field", "value", "name"),
+    [
+        ("repeat_penalty", 1.5, "repetition_penalty"),
+        ("rep_pen", 1.5, "repetition_penalty"),
+        ("do_sample", False, "temperature"),
+        ("eos_token_id", 70, "stop_token_ids"),
+        ("no_stop_trim", True, "include_stop_str_in_output"),
+        ("suppress_tokens", [5], "logit_bias"),
+        ("adapter_id", "lora", "model"),
+        ("lora_path", "lora", "model"),
+        ("sampling_seed", 3, "seed"),
+    ],
+)
+def test_what_others_call_a_field_of_ours_is_told(client, path, field, value, name) -> None:
+    error = answered(client, path, **{field: value}).json["error"]
+    assert error["param"] == field and error["message"].rstrip("?.").endswith((f" {name}", f" {name!r}"))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +198,7 @@ SLIPS = {
     "temprature": "temperature", "tempereature": "temperature", "temperatur": "temperature", "temperatrue": "temperature",
     "maxTokens": "max_tokens", "max-tokens": "max_tokens", "topP": "top_p", "Stream": "stream", "stop_token_id": "stop_token_ids",
     "max_new_tokens": "max_tokens", "stop_sequences": "stop", "n_predict": "max_tokens", "streams": "stream",
+    "max_completion_tokens": "max_tokens",
 }  # fmt: skip
 
 
@@ -191,9 +220,10 @@ def test_fields_that_others_really_send_are_no_slips() -> None:
         | NEUTRAL.keys()
         | {"top_n", "tool", "mode", "prompt_id"}
     )
+    renamed = set(chain.from_iterable(OTHER_NAMES.values()))
     for body in (CompletionBody, ChatBody):
         known = body.model_fields.keys() - {"model", "messages", "prompt"}
-        guessed = [(field, guess_field(field, known)) for field in real - body.model_fields.keys()]
+        guessed = [(field, guess_field(field, known)) for field in real - body.model_fields.keys() - renamed]
         assert [(field, guess) for field, guess in guessed if guess] == []
 
 
@@ -213,6 +243,19 @@ def test_a_prompt_that_is_too_long_has_the_code_that_clients_shorten_on(client, 
     reply = answered(client, path, **change)
     assert reply.status_code == 400 and reply.json["error"]["code"] == "context_length_exceeded"
     assert "maximum context length is 256 tokens" in reply.json["error"]["message"] and reply.json["error"]["param"]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "words"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 300}], "max_tokens": None}, None),
+        ("/v1/completions", {"prompt": "x" * 250, "max_tokens": None}, "and max_tokens=16 (the default) is beside it"),
+        ("/v1/completions", {"prompt": "x" * 250, "max_tokens": 9}, "and max_tokens=9 is beside it"),
+    ],
+)
+def test_what_is_beside_a_long_prompt_is_told_as_it_was_given(client, path, change, words) -> None:
+    message = answered(client, path, **change).json["error"]["message"]
+    assert words in message if words else "max_tokens" not in message
 
 
 @pytest.mark.parametrize("path", ["/v1/assistants", "/v1/threads", "/api/chat"])

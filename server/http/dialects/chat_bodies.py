@@ -8,15 +8,42 @@ from pydantic import ConfigDict
 from graft.hub.chat.turns import ChatTurn, PastCall
 from graft.hub.errors import GraftError
 from graft.hub.request_body import Body
+from graft.server.http.request_fields import NEUTRAL, OTHER_NAMES
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import SamplingBody
-from graft.server.http.schemas import ChatBody, check
+from graft.server.http.schemas import ChatBody, CompletionBody, check
+
+_HOW_IT_IS_SENT = ("stream_options",)  # of no effect on what is made
+
+
+def _refused_fields() -> Iterator[tuple[str, tuple[object, ...]]]:
+    """Fields of chats and completions by all their names, with their defaults: such values leave everything as it is."""
+    for name, field in {**CompletionBody.model_fields, **ChatBody.model_fields}.items():
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if name not in _HOW_IT_IS_SENT:
+            neutral = () if default is None else (default,)
+            yield from ((one, neutral) for one in (name, *OTHER_NAMES.get(name, ())))
+
+
+# What chats and completions know: a dialect has the field too, or takes no value of it that would change the text.
+CHAT_FIELDS: Mapping[str, tuple[object, ...]] = {
+    **dict(_refused_fields()),
+    "best_of": (1,),
+    "top_logprobs": (0,),
+    **NEUTRAL,
+}
 
 
 class LooseBody(Body):
     """A part of a body in which fields that nobody here knows are left aside."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+class OptionsBody(Body):
+    """The same, named in the answer's header."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 def chat_body(turns: Iterable[ChatTurn], fields: Json) -> ChatBody:

@@ -6,17 +6,19 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from graft.server.http.field_types import BadField, Text
+from graft.server.http.request_fields import ADAPTERS
 from graft.server.http.sampling_fields import INT64
-from graft.server.http.schemas import OpenBody, Prompts
+from graft.server.http.schemas import Prompts, WaitingBody
 
 MAX_INPUTS = 2048
 
 
-class EmbeddingsBody(OpenBody):
+class EmbeddingsBody(WaitingBody):
     """POST /v1/embeddings"""
 
     model_config = ConfigDict(extra="allow")
     not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = {  # other servers', and what is done here
+        **ADAPTERS,
         "add_special_tokens": (True,),
         "truncate_prompt_tokens": (),
         "truncate": (False, "NONE"),
@@ -27,7 +29,6 @@ class EmbeddingsBody(OpenBody):
         "embed_dtype": ("float32",),
         "endianness": ("native", "little"),
         "use_activation": (True,),
-        "priority": (0,),
     }
 
     model: Text

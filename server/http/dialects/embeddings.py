@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import replace
 from queue import SimpleQueue
 
 import numpy as np
@@ -47,8 +48,16 @@ def embeddings() -> Response:
         count = sum(map(len, prompts))
         visit.reserve(count)
         g.record.prompt_tokens = count
-        pooling, client, weight = Pooling(body.pooling), visit.client, visit.weight
-        asked = [Request(ids, model, max_tokens=0, pooling=pooling, client=client, weight=weight) for ids in prompts]
+        alike = Request(
+            (),
+            model,
+            max_tokens=0,
+            pooling=Pooling(body.pooling),
+            client=visit.client,
+            weight=visit.weight,
+            priority=body.priority,
+        )
+        asked = [replace(alike, prompt=ids) for ids in prompts]
         begun: list[int] = []
         try:
             vectors = [_finish(vector, body) for vector in _pool(asked, engine, g.patience, begun)]

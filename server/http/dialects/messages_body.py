@@ -7,7 +7,9 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, mod
 
 from graft.hub.chat.turns import ChatTurn, PastCall
 from graft.server.http.dialects.chat_bodies import (
+    CHAT_FIELDS,
     LooseBody,
+    OptionsBody,
     as_named_choice,
     as_schema_format,
     as_tool,
@@ -19,7 +21,7 @@ from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
 from graft.server.http.request_fields import NEUTRAL
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import INT64, SamplingBody
-from graft.server.http.schemas import ChatBody, OpenBody, Stops
+from graft.server.http.schemas import ChatBody, Stops, WaitingBody
 
 _BLOCKS = {
     "user": ("text", "tool_result"),
@@ -169,7 +171,7 @@ class CustomTool(LooseBody):
     strict: bool = Field(False, description="Calls fit the schema, where the model's way of calling can be held to it.")
 
 
-class ToolChoiceBody(LooseBody):
+class ToolChoiceBody(OptionsBody):
     """Whether there has to be a call, and of which tool."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -188,27 +190,26 @@ class ToolChoiceBody(LooseBody):
         return {"any": "required"}.get(self.type, self.type)
 
 
-class ThinkingConfig(LooseBody):
+class ThinkingConfig(OptionsBody):
     """Whether the model is to think first, if its chat template leaves that open (`enable_thinking`)."""
 
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: object = Field(None, description="Accepted, and of no effect.")
 
 
-class OutputFormat(LooseBody):
+class OutputFormat(OptionsBody):
     """JSON that a schema holds valid."""
 
     type: Literal["json_schema"]
     schema_: dict[str, object] = Field(alias="schema")
 
 
-class OutputConfig(LooseBody):
+class OutputConfig(OptionsBody):
     """What the text has to be."""
 
     format: OutputFormat | None = None
 
 
-class CountTokensBody(OpenBody):
+class CountTokensBody(WaitingBody):
     """POST /v1/messages/count_tokens"""
 
     model_config = ConfigDict(extra="allow")
@@ -216,10 +217,6 @@ class CountTokensBody(OpenBody):
         **NEUTRAL,
         "container": (),
         "mcp_servers": ([],),
-        "max_completion_tokens": (),
-        "n": (1,),
-        "stop": ([],),
-        "response_format": (),
         "output_format": (),
     }
 
@@ -233,11 +230,9 @@ class CountTokensBody(OpenBody):
     tool_choice: ToolChoiceBody | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
-
-    @property
-    def ignored(self) -> list[str]:
-        budget = self.thinking is not None and self.thinking.budget_tokens is not None
-        return [*super().ignored, *(["thinking.budget_tokens"] if budget else [])]
+    chat_template_kwargs: dict[str, object] = Field(
+        default_factory=dict, description="The chat template's own switches."
+    )
 
     def as_chat(self) -> ChatBody:
         """Raises BadField."""
@@ -246,7 +241,7 @@ class CountTokensBody(OpenBody):
         return chat_body(turns, self._chat_fields(turns[-1]))
 
     def _chat_fields(self, last: ChatTurn) -> Json:
-        fields: Json = {"model": self.model}
+        fields: Json = {"model": self.model, "priority": self.priority}
         if self.tools:
             fields["tools"] = [
                 as_tool(one.name, one.description, one.input_schema, strict=one.strict) for one in self.tools
@@ -254,8 +249,8 @@ class CountTokensBody(OpenBody):
         if self.tool_choice is not None:
             fields["tool_choice"] = self.tool_choice.as_chat()
             fields["parallel_tool_calls"] = not self.tool_choice.disable_parallel_tool_use
-        if self.thinking is not None:
-            fields["chat_template_kwargs"] = {"enable_thinking": self.thinking.type != "disabled"}
+        thinks = {} if self.thinking is None else {"enable_thinking": self.thinking.type != "disabled"}
+        fields["chat_template_kwargs"] = thinks | self.chat_template_kwargs
         if self.output_config is not None and (format := self.output_config.format) is not None:
             fields["response_format"] = as_schema_format("output", format.schema_)
         if last.role == "assistant":  # the answer goes on with it
@@ -269,6 +264,7 @@ class MessagesBody(CountTokensBody, SamplingBody):
     """POST /v1/messages"""
 
     model_config = ConfigDict(extra="allow")
+    not_honoured: ClassVar = {**CHAT_FIELDS, **CountTokensBody.not_honoured}
 
     max_tokens: int = Field(ge=1, lt=INT64)
     stop_sequences: Stops = Field(default_factory=list)

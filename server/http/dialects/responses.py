@@ -146,7 +146,7 @@ class ResponseWriter:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": drawn.temperature,
-            "text": body.text.model_dump(by_alias=True),
+            "text": body.text.model_dump(by_alias=True, include={"format"}),
             "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
             "tools": [tool.model_dump() for tool in body.tools],
             "top_p": drawn.top_p,

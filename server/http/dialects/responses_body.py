@@ -9,7 +9,9 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Wit
 from graft.hub.chat.turns import ChatTurn, PastCall
 from graft.server.http.constraint_fields import NamedSchema, ObjectFormat, TextFormat
 from graft.server.http.dialects.chat_bodies import (
+    CHAT_FIELDS,
     LooseBody,
+    OptionsBody,
     as_named_choice,
     as_schema_format,
     as_tool,
@@ -18,10 +20,9 @@ from graft.server.http.dialects.chat_bodies import (
 )
 from graft.server.http.field_types import BadField, Text
 from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
-from graft.server.http.request_fields import NEUTRAL
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import INT64, SamplingBody
-from graft.server.http.schemas import ChatBody, OpenBody
+from graft.server.http.schemas import ChatBody, WaitingBody
 
 MAX_INCLUDED = 100
 _LOGPROBS = "message.output_text.logprobs"
@@ -141,7 +142,7 @@ class FlatSchema(NamedSchema):
     type: Literal["json_schema"]
 
 
-class TextConfig(LooseBody):
+class TextConfig(OptionsBody):
     """What the text has to be."""
 
     format: Annotated[
@@ -160,23 +161,17 @@ def _as_items(given: object) -> object:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
-class ResponsesBody(OpenBody, SamplingBody):
+class ResponsesBody(WaitingBody, SamplingBody):
     """POST /v1/responses"""
 
     model_config = ConfigDict(extra="allow")
     not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **NEUTRAL,
+        **CHAT_FIELDS,
         "previous_response_id": (),
         "conversation": (),
         "background": (False,),
         "prompt": (),
         "truncation": ("disabled",),
-        "top_logprobs": (0,),
-        "n": (1,),
-        "stop": ([],),
-        "max_tokens": (),
-        "max_completion_tokens": (),
-        "response_format": (),
     }
 
     model: Text
@@ -230,6 +225,7 @@ class ResponsesBody(OpenBody, SamplingBody):
                 "response_format": self._response_format(),
                 "chat_template_kwargs": self.chat_template_kwargs,
                 "stream": self.stream,
+                "priority": self.priority,
                 **sampling_of(self),
             },
         )

@@ -1,12 +1,12 @@
 """Bodies and answers of the routes that vLLM has beside OpenAI's. Knows no engine."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from graft.hub.request_body import Body
 from graft.server.http.field_types import Text
-from graft.server.http.schemas import ConversationBody
+from graft.server.http.schemas import ConversationBody, OpenBody
 
 MAX_IDS = 1 << 20
 MAX_NAME_CHARS = 200
@@ -15,10 +15,8 @@ _PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 Name = Annotated[Text, Field(min_length=1, max_length=MAX_NAME_CHARS, pattern=_PRINTABLE)]
 
 
-class TokenizeTextBody(Body):
+class TokenizeTextBody(OpenBody):
     """POST /tokenize, of a text"""
-
-    model_config = ConfigDict(extra="ignore")
 
     model: Text | None = Field(None, description="The base where nothing is said.")
     prompt: Text
@@ -26,29 +24,29 @@ class TokenizeTextBody(Body):
     return_token_strs: bool = False
 
 
-class TokenizeChatBody(ConversationBody):
+class TokenizeChatBody(OpenBody, ConversationBody):
     """POST /tokenize, of a conversation"""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
     model: Text | None = Field(None, description="The base where nothing is said.")
     add_special_tokens: bool = Field(False, description="In front of what the chat template makes.")
     return_token_strs: bool = False
 
 
-class DetokenizeBody(Body):
+class DetokenizeBody(OpenBody):
     """POST /detokenize"""
 
-    model_config = ConfigDict(extra="ignore")
+    not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = {"skip_special_tokens": (False,)}
 
     model: Text | None = Field(None, description="All have the base's tokens.")
     tokens: list[int] = Field(max_length=MAX_IDS)
 
 
-class LoadBody(Body):
+class LoadBody(OpenBody):
     """POST /v1/load_lora_adapter"""
 
-    model_config = ConfigDict(extra="ignore")
+    not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = {}
 
     lora_name: Name = Field(description="What it is called from now on.")
     lora_path: Annotated[Text, Field(min_length=1, max_length=MAX_PATH_CHARS, pattern=_PRINTABLE)] = Field(
@@ -58,10 +56,10 @@ class LoadBody(Body):
     base_model_name: Text | None = None
 
 
-class UnloadBody(Body):
+class UnloadBody(OpenBody):
     """POST /v1/unload_lora_adapter"""
 
-    model_config = ConfigDict(extra="ignore")
+    not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = {}
 
     lora_name: Name
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from queue import SimpleQueue
 
 import pytest
 
@@ -13,7 +15,7 @@ from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.inventory import NotLoadedError
 from graft.server.engine.options import Options
-from graft.server.engine.request import Request
+from graft.server.engine.request import Finished, Request
 from graft.server.errors import ClosedError, StuckError
 from graft.server.sampling.params import Sampling
 
@@ -48,6 +50,24 @@ def test_requests_and_what_is_said_of_the_base(llama):
     assert isinstance(client.health(), ClosedError)
     with pytest.raises(ClosedError):
         client.stats()
+
+
+def test_an_urgent_request_overtakes_ten_of_its_own_client(llama):
+    with Engine(llama, options=Options(runner="eager", max_running=1)) as engine:
+        client, sink = EngineClient(engine), SimpleQueue()
+        running = client.submit(Request((5, 6, 7), max_tokens=240, ignore_eos=True, client="one"))
+        next(iter(running))
+        asked = Request((5, 6, 7), max_tokens=2, ignore_eos=True, client="one")
+        waiting = [client.submit(asked, sink) for _ in range(10)]
+        urgent = client.submit(replace(asked, priority=-1), sink)
+        last = client.submit(replace(asked, priority=1 << 40), sink)
+        assert client.stats().waiting == 12
+        client.cancel(running)
+        ended = []
+        while len(ended) < 12:
+            stream, event = sink.get(timeout=60)
+            ended += [stream] if isinstance(event, Finished) else []
+        assert ended == [urgent, *waiting, last]
 
 
 def test_a_step_that_takes_too_long_is_told_for_as_long_as_it_does(llama, monkeypatch):

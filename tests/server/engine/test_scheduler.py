@@ -87,6 +87,27 @@ def test_a_small_tenant_does_not_wait_behind_a_large_one():
     assert max(order.index(one) for one in small) < 15
 
 
+def test_an_urgent_sequence_overtakes_its_own_clients_and_no_other_ones():
+    scheduler = Scheduler(BlockPool(2000), step_rows=64, max_running=1)
+    waiting = [sequence(10, 3, "one") for _ in range(11)]
+    urgent, others = sequence(10, 3, "one"), [sequence(10, 3, "two") for _ in range(2)]
+    urgent.priority, others[1].priority = -1, 1
+    for one in (*waiting, *others):
+        scheduler.add(one)
+    scheduler.plan()  # the first one of either client runs, the other as a guest
+    scheduler.add(urgent)
+    gone = sequence(10, 3, "one")
+    gone.priority = -2
+    scheduler.add(gone)
+    scheduler.remove(gone)
+    for first in (waiting[0], others[0]):
+        scheduler.remove(first)
+    left = [*waiting[1:], urgent, others[1]]
+    order = run(scheduler, {s: s.max_new for s in left})
+    own = [one for one in order if one.client == "one"]
+    assert own == [urgent, *waiting[1:]] and order.index(others[1]) <= 1
+
+
 def test_decoding_goes_on_while_a_long_prompt_is_worked_through():
     scheduler = Scheduler(BlockPool(2000), step_rows=32, max_running=8)
     talker, reader = sequence(4, 50, "talker"), sequence(400, 1, "reader")

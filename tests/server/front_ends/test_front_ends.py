@@ -71,6 +71,18 @@ def live(folders):
         yield running
 
 
+def test_a_priority_goes_along_to_the_engine(live, monkeypatch):
+    seen, submit = [], live.engine.submit
+
+    def look(request, *rest):
+        seen.append(request.priority)
+        return submit(request, *rest)
+
+    monkeypatch.setattr(live.engine, "submit", look)
+    asked = {"model": "mine", "prompt": "a", "max_tokens": 1, "priority": -7}
+    assert live.post("/v1/completions", asked).status == 200 and seen == [-7]
+
+
 @pytest.mark.parametrize(("sent", "status"), NO_REQUESTS)
 def test_what_is_no_request_is_refused_as_all_is(live, sent, status):
     for _ in range(3):  # by each of them, soon

@@ -204,8 +204,10 @@ def test_a_stream_is_the_same_answer_in_events(live, more, kinds) -> None:
 def test_a_text_fits_its_schema(live) -> None:
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
     asked = {"output_config": {"effort": "low", "format": {"type": "json_schema", "schema": schema}}}
-    [block] = post(live, **asked).json["content"]
+    reply = post(live, **asked)
+    [block] = reply.json["content"]
     assert json.loads(block["text"])["a"] in (1, 2)
+    assert reply.headers["X-Ignored-Fields"] == "output_config.effort"
 
 
 @pytest.mark.parametrize(

@@ -200,12 +200,20 @@ def test_an_answer_that_is_cut_off_is_incomplete(live) -> None:
 
 def test_what_an_answer_says_of_itself(live) -> None:
     reply = post(
-        live, instructions="Be brief.", metadata={"a": "b"}, store=True, reasoning={"effort": "low"}, user="me", seed=4
+        live,
+        instructions="Be brief.",
+        metadata={"a": "b"},
+        store=True,
+        reasoning={"effort": "low"},
+        user="me",
+        seed=4,
+        text={"verbosity": "low"},
     )
     answer = reply.json
     assert (answer["store"], answer["previous_response_id"], answer["metadata"]) == (False, None, {"a": "b"})
     assert (answer["instructions"], answer["temperature"], answer["object"]) == ("Be brief.", 0.0, "response")
-    assert reply.headers["X-Ignored-Fields"] == "reasoning, store, user"
+    assert reply.headers["X-Ignored-Fields"] == "reasoning, store, text.verbosity, user"
+    assert answer["text"] == {"format": {"type": "text"}}
     plain = live.post(
         "/v1/chat/completions",
         {"model": BASE, "temperature": 0, "messages": [{"role": "system", "content": "Be brief."}, *ASK]},

@@ -81,6 +81,35 @@ def test_token_ids_are_those_of_the_prompt(live, base):
     assert live.post("/detokenize", {"tokens": []}).json == {"prompt": ""}
 
 
+def test_fields_that_nobody_knows_are_named(live, root):
+    messages = [{"role": "user", "content": "Hello"}]
+    for path, body in (
+        ("/tokenize", {"prompt": "Hi"}),
+        ("/tokenize", {"messages": messages}),
+        ("/detokenize", {"tokens": [5]}),
+        ("/v1/load_lora_adapter", {"lora_name": "named", "lora_path": str(root / "lora")}),
+        ("/v1/unload_lora_adapter", {"lora_name": "named"}),
+    ):
+        reply = live.post(path, body | {"lora_int_id": 1, "colour": "red", "x": None})
+        assert reply.status == 200 and reply.headers["X-Ignored-Fields"] == "colour, lora_int_id", reply.data
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/tokenize", {"prompt": "Hi", "truncate_prompt_tokens": 1}, "truncate_prompt_tokens"),
+        ("/tokenize", {"prompt": "Hi", "suffix": "x"}, "suffix"),
+        ("/tokenize", {"prompt": "Hi", "add_special_token": False}, "add_special_token"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a"}], "documents": [{"text": "a"}]}, "documents"),
+        ("/detokenize", {"tokens": [5], "skip_special_tokens": True}, "skip_special_tokens"),
+        ("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "b", "load_in_place": True}, "load_in_place"),
+    ],
+)
+def test_fields_that_would_change_the_answer_are_refused_by_name(live, path, body, field):
+    reply = live.post(path, body)
+    assert reply.status == 400 and reply.error["param"] == field and field in reply.error["message"]
+
+
 @pytest.mark.parametrize("model", [BASE, "own"])
 def test_ids_of_a_chat_go_through_the_models_own_template(live, base, model):
     messages = [{"role": "user", "content": "Hello"}]
