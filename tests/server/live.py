@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from waitress.wasyncore import close_all
 
@@ -23,6 +23,7 @@ from graft.server.http.app import create_app
 from graft.server.keys.access import Access
 from graft.server.keys.usage import UsageFile
 from graft.server.operations.drain import Drain
+from tests.server.described import require_described
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
@@ -46,8 +47,9 @@ def ask(engine: Engine, question: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Live:
-    """A running server and what it runs on."""
+    """A running server and what it runs on. `described`: whether every answer is one that /openapi.json describes."""
 
+    described: ClassVar[bool] = True
     url: str
     port: int
     engine: Engine
@@ -64,9 +66,12 @@ class Live:
     def send(self, request: urllib.request.Request) -> "Reply":
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
-                return Reply(response.status, dict(response.headers), response.read())
+                reply = Reply(response.status, dict(response.headers), response.read())
         except urllib.error.HTTPError as error:
-            return Reply(error.code, dict(error.headers), error.read())
+            reply = Reply(error.code, dict(error.headers), error.read())
+        if self.described:
+            require_described(request.get_method(), request.selector, reply.status, reply.headers, reply.data)
+        return reply
 
     def idle(self) -> bool:
         """Whether nothing is under way and no cache block is in use but those of soft prompts in memory."""

@@ -23,6 +23,10 @@ def moment_text(seconds: float) -> str:
     return f"{datetime.fromtimestamp(math.ceil(then.timestamp()), UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
+KINDS = ("requests", "tokens")
+TOLD = ("limit", "remaining", "reset")
+
+
 @dataclass(frozen=True)
 class Wording:
     """Of a dialect. `name`: of a header, by `what` it tells (limit, remaining, reset) and of which `kind` (requests, tokens).
@@ -31,15 +35,15 @@ class Wording:
     name: str
     reset: Callable[[float], str]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all headers that it may have."""
+        return tuple(self.name.format(what=what, kind=kind) for kind in KINDS for what in TOLD)
+
 
 OPENAI = Wording("x-ratelimit-{what}-{kind}", span_text)
 ANTHROPIC = Wording("anthropic-ratelimit-{kind}-{what}", moment_text)
-NAMES = tuple(
-    wording.name.format(what=what, kind=kind)
-    for wording in (OPENAI, ANTHROPIC)
-    for kind in ("requests", "tokens")
-    for what in ("limit", "remaining", "reset")
-)
+NAMES = (*OPENAI.names, *ANTHROPIC.names)
 
 
 def limit_headers(standing: Standing, wording: Wording) -> dict[str, str]:

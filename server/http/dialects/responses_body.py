@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from graft.hub.chat.turns import ChatTurn, PastCall
 from graft.server.http.constraint_fields import NamedSchema, ObjectFormat, TextFormat
@@ -117,6 +117,7 @@ Item = Annotated[
         custom_error_message=f"an item's type is one of {', '.join(_ITEMS)} here, where nothing is kept and no tools are run",
     ),
 ]
+Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
 class FunctionTool(LooseBody):
@@ -175,19 +176,7 @@ class ResponsesBody(WaitingBody, SamplingBody):
     }
 
     model: Text
-    input: Annotated[
-        list[Item],
-        Field(min_length=1, max_length=MAX_MESSAGES),
-        BeforeValidator(_as_items),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "string"},
-                    {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": MAX_MESSAGES},
-                ]
-            }
-        ),
-    ]
+    input: Annotated[Items, BeforeValidator(_as_items, json_schema_input_type=str | Items)]
     instructions: Text = ""
     max_output_tokens: int | None = Field(None, ge=1, lt=INT64)
     text: TextConfig = TextConfig()

@@ -5,7 +5,8 @@ from typing import Literal
 from graft.server.http.openapi.answers import Shown
 from graft.server.http.response_shapes import Json
 
-Status = Literal["completed", "incomplete"]
+Status = Literal["in_progress", "completed", "incomplete"]  # the first in streams alone
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
 class OutputText(Shown):
@@ -84,16 +85,13 @@ class ResponseUsage(Shown):
     total_tokens: int
 
 
-class ResponseAnswer(Shown):
-    """An answer to a conversation."""
+class Response(Shown):
+    """What is the same of an answer under way, at its end, and of one that failed."""
 
     id: str
     object: Literal["response"]
     created_at: int
-    status: Status
     background: bool
-    error: None
-    incomplete_details: Incomplete | None
     instructions: str | None
     max_output_tokens: int | None
     metadata: dict[str, str]
@@ -109,6 +107,14 @@ class ResponseAnswer(Shown):
     tools: list[Json]
     top_p: float
     truncation: Literal["disabled"]
+
+
+class ResponseAnswer(Response):
+    """An answer to a conversation."""
+
+    status: Literal["completed", "incomplete"]
+    error: None
+    incomplete_details: Incomplete | None
     usage: ResponseUsage
 
 
@@ -145,17 +151,22 @@ class MessageUsage(Shown):
     output_tokens: int
 
 
-class MessageAnswer(Shown):
-    """An answer to a conversation."""
+class MessageHead(Shown):
+    """What is the same of an answer at its begin and at its end."""
 
     id: str
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
     content: list[TextShown | ThinkingShown | CallShown]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
-    stop_sequence: str | None
     usage: MessageUsage
+
+
+class MessageAnswer(MessageHead):
+    """An answer to a conversation."""
+
+    stop_reason: StopReason
+    stop_sequence: str | None
 
 
 class TokenCount(Shown):

@@ -21,6 +21,7 @@ ENVIRONMENTS = Path(__file__).parents[3] / "build" / "clients"
 # Script -> what pip is asked for
 CLIENTS = {
     "openai_python": ["openai==3.57.0"],
+    "anthropic_messages": ["anthropic==2.14.0"],
     "litellm_sdk": ["litellm==1.108.7"],
     "litellm_proxy": ["litellm[proxy]==1.108.7"],
     "langchain_agents": ["langchain-openai==1.7.4", "langchain"],

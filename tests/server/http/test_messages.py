@@ -1,10 +1,7 @@
 """Anthropic's Messages: a tiny base that has learned its answers by heart thinks, calls a tool, and is answered."""
 
 import json
-import subprocess
-import sys
 import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -32,8 +29,6 @@ WEATHER = {
     },
 }
 ARGUMENTS = {"a": 1, "é": [2]}
-CALLS = Path(__file__).with_name("anthropic_calls.py")
-CLIENT = Path(__file__).parents[3] / "build" / "clients" / "anthropic-2.14.0"
 PREFILLED = [*ANSWERED, {"role": "assistant", "content": "It i"}]
 
 
@@ -262,14 +257,3 @@ def test_a_stream_that_fails_ends_with_an_event(live, breaking_soon) -> None:
     error = json.loads(data.removeprefix("data: "))
     assert (name, error["type"], error["error"]["type"]) == ("event: error", "error", "api_error")
     assert b"secret" not in reply.data and post(live).json["stop_reason"] == "end_turn" and live.idle()
-
-
-@pytest.mark.slow
-def test_the_unmodified_client(live) -> None:
-    """Installed once, into an environment of its own."""
-    python = CLIENT / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", CLIENT], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "anthropic==2.14.0"], check=True)
-    done = subprocess.run([python, CALLS, live.url, BASE], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]

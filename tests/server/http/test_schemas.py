@@ -1,13 +1,18 @@
-"""/openapi.json is a valid description, and the server keeps to it."""
+"""/openapi.json is a valid description of all there is, and the server keeps to it."""
 
 import pytest
+import schemathesis
 from flask import Flask
 from jsonschema_rs import validator_for
 
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
+from graft.server.http.access import header_names
+from graft.server.http.access.limit_headers import NAMES
+from graft.server.http.access.routes import NEEDS, Need
 from graft.server.http.app import create_app
 from graft.server.http.openapi import document as openapi
+from graft.server.http.openapi.routes import ROUTES
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.live import CHAT_TEMPLATE, OPTIONS
@@ -24,9 +29,43 @@ def app(tmp_path_factory):
         yield create_app(EngineClient(engine))
 
 
-def test_every_route_is_described(app: Flask):
-    routes = {rule.rule.replace("<path:name>", "{model}") for rule in app.url_map.iter_rules()}
-    assert routes == openapi.document("base")["paths"].keys()
+def test_it_is_valid(app: Flask):
+    schemathesis.openapi.from_wsgi("/openapi.json", app).validate()
+
+
+def test_every_route_is_described_with_what_it_takes(app: Flask):
+    routes = {rule.rule.replace("<path:name>", "{model}"): NEEDS[rule.endpoint] for rule in app.url_map.iter_rules()}
+    assert routes == {path: route.need for path, route in ROUTES.items()}
+    document = openapi.document("base")
+    schemes = document["components"]["securitySchemes"]
+    assert schemes["bearer"]["scheme"] == "bearer" and schemes["key"]["name"] == "x-api-key"
+    for path, methods in document["paths"].items():
+        [operation] = methods.values()
+        keyed = [{"bearer": []}, {"key": []}, {}] if routes[path] is not Need.NOTHING else None
+        assert operation.get("security") == keyed, path
+        assert {"200", "4XX", "503", "5XX"} <= operation["responses"].keys(), path
+        assert ({"401", "403"} <= operation["responses"].keys()) == (keyed is not None), path
+        assert ("429" in operation["responses"]) == ("requestBody" in operation), path
+
+
+def test_every_header_of_our_own_is_described():
+    """But Allow, which no route's own answers have."""
+    headers = openapi.document("base")["components"]["headers"]
+    assert headers.keys() == {*header_names.OWN, *NAMES} - {header_names.ALLOW}
+
+
+def test_an_item_of_a_conversation_is_one_of_those_that_are_read():
+    document = openapi.document("base")
+    body = {"$ref": "#/components/schemas/ResponsesBody", "components": document["components"]}
+    check = validator_for(body)
+    message = {"role": "user", "content": [{"type": "input_text", "text": "a"}]}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c", "output": "3"}
+    thought = {"type": "reasoning", "summary": []}
+    assert check.is_valid({"model": "a", "input": [message, thought, call, result]})
+    image = {"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}
+    for wrong in ({}, {"type": "item_reference", "id": "a"}, {"type": "function_call"}, image):
+        assert not check.is_valid({"model": "a", "input": [wrong]}), wrong
 
 
 def test_the_bodies_are_valid_json_schema():

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -27,8 +28,10 @@ SECRET = "between the ingress and its engines"
 
 @dataclass(frozen=True)
 class InProcess(Live):
-    """A running ingress, asked as any live server is; it has no engine of its own."""
+    """A running ingress, asked as any live server is; it has no engine of its own. What it says of replicas, and for
+    them, the engines' /openapi.json does not tell."""
 
+    described: ClassVar[bool] = False
     fleet: Fleet
     front: Front
 

@@ -54,6 +54,12 @@ def post(path, body):
         return json.load(error)
 
 
+def listed(model):
+    """What /v1/models/{model} says of it."""
+    with urllib.request.urlopen(f"{V1}/models/{model}", timeout=120) as response:
+        return json.load(response)
+
+
 def said(model, messages=SUM, **more):
     """What a chat answers."""
     body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 12} | more

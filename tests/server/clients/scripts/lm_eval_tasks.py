@@ -1,4 +1,5 @@
-"""lm-eval: log-likelihoods and generation over completions, generation over chats; the numbers are those of plain requests."""
+"""lm-eval: log-likelihoods, rolling ones and generation over completions, of token ids and of text, and generation over chats; the
+numbers are those of plain requests."""
 
 import json
 from pathlib import Path
@@ -22,26 +23,42 @@ TEXTS = {
 
 
 def local(model, **more):
-    return LocalCompletionsAPI(
-        base_url=f"{V1}/completions",
-        model=model,
-        tokenizer_backend="remote",
-        tokenized_requests=True,
-        max_length=512,
-        **more,
-    )
+    how = {"tokenizer_backend": "remote", "tokenized_requests": True} | more
+    return LocalCompletionsAPI(base_url=f"{V1}/completions", model=model, max_length=512, **how)
+
+
+def scored(model, prompt):
+    """Log-probabilities of a prompt's tokens from the second on."""
+    asked = {"model": model, "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 1}
+    return post("/v1/completions", asked)["choices"][0]["logprobs"]["token_logprobs"][1:]
 
 
 def likelihoods():
     for model in (BASE, *ADAPTERS):
         asked = [Instance("loglikelihood", {}, (one["question"], " yes"), i) for i, one in enumerate(QUESTIONS)]
         for (told, _), one in zip(local(model).loglikelihood(asked), QUESTIONS, strict=True):
-            plain = post(
-                "/v1/completions",
-                {"model": model, "prompt": one["question"] + " yes", "max_tokens": 0, "echo": True, "logprobs": 1},
-            )
-            expected = sum(plain["choices"][0]["logprobs"]["token_logprobs"][-4:])
+            expected = sum(scored(model, one["question"] + " yes")[-4:])
             assert abs(told - expected) < 1e-3, (told, expected)
+
+
+def rolling():
+    for model in (BASE, *ADAPTERS):
+        client = local(model)
+        texts = [one["question"] * 3 for one in QUESTIONS]
+        asked = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
+        for told, text in zip(client.loglikelihood_rolling(asked), texts, strict=True):
+            expected = sum(scored(model, [client.prefix_token_id, *client.tok_encode(text)]))
+            assert abs(told - expected) < 1e-3, (told, expected)
+
+
+def texts():
+    for model in (BASE, *ADAPTERS):
+        client = local(model, tokenizer_backend=None, tokenized_requests=False)
+        settings = TEXTS["generation_kwargs"]
+        asked = [Instance("generate_until", {}, (one["question"], settings), i) for i, one in enumerate(QUESTIONS)]
+        for made, one in zip(client.generate_until(asked), QUESTIONS, strict=True):
+            plain = {"model": model, "prompt": one["question"], "max_tokens": 8, "temperature": 0, "stop": ["zz"]}
+            assert made == post("/v1/completions", plain)["choices"][0]["text"]
 
 
 def tasks():
@@ -57,4 +74,4 @@ def chats():
 
 
 assert URL
-run(likelihoods, tasks, chats)
+run(likelihoods, rolling, texts, tasks, chats)

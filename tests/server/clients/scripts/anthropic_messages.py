@@ -1,29 +1,24 @@
-"""What the unmodified `anthropic` package makes of a server whose base has learned its answers by heart (learned.py).
-
-Run by test_messages.py in an environment of the package's own: python anthropic_calls.py URL MODEL
-"""
+"""anthropic: messages, streams, tools, counts, schemas, errors, of the base and of adapters of each kind."""
 
 import asyncio
 import json
-import sys
 from typing import Literal
 
 import anthropic
+from common import ADAPTERS, ARGUMENTS, BASE, LEARNED_TOOL, MODELS, PARAMETERS, SUM, URL, listed, post, run
 from pydantic import BaseModel
 
-URL, MODEL = sys.argv[1:]
-SUM = [{"role": "user", "content": "sum"}]
 ADD = {
     "name": "add",
     "description": "Adds.",
-    "input_schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+    "input_schema": LEARNED_TOOL["function"]["parameters"],
 }
-ARGUMENTS = {"a": 1, "é": [2]}
+BOUND = {"name": "add", "input_schema": PARAMETERS}
 client = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
-asked = {"model": MODEL, "max_tokens": 100, "extra_body": {"temperature": 0}}
+asked = {"model": BASE, "max_tokens": 100, "extra_body": {"temperature": 0}}
 
 
-def whole() -> None:
+def whole():
     message = client.messages.create(messages=SUM, **asked)
     assert [block.type for block in message.content] == ["thinking", "text"]
     assert (message.content[0].thinking, message.content[1].text) == ("Hm.", "No tool.")
@@ -32,7 +27,7 @@ def whole() -> None:
     assert client.messages.create(messages=again, **asked).role == "assistant"
 
 
-def tools() -> None:
+def tools():
     [call] = client.messages.create(messages=SUM, tools=[ADD], **asked).content
     assert (call.type, call.name, call.input) == ("tool_use", "add", ARGUMENTS)
     past = {"type": "tool_use", "id": call.id, "name": "add", "input": {"a": 1}}
@@ -43,7 +38,7 @@ def tools() -> None:
     assert forced.stop_reason == "tool_use" and isinstance(forced.content[0].input["a"], int)
 
 
-def streams() -> None:
+def streams():
     with client.messages.stream(messages=SUM, **asked) as stream:
         text = "".join(stream.text_stream)
         message = stream.get_final_message()
@@ -58,10 +53,38 @@ def streams() -> None:
     assert raw[0] == "message_start" and "content_block_delta" in raw and raw[-1] == "message_stop"
 
 
-def counts() -> None:
-    counted = client.messages.count_tokens(model=MODEL, messages=SUM, tools=[ADD]).input_tokens
+def counts():
+    counted = client.messages.count_tokens(model=BASE, messages=SUM, tools=[ADD]).input_tokens
     usage = client.messages.create(messages=SUM, tools=[ADD], **asked).usage
     assert counted == usage.input_tokens + usage.cache_read_input_tokens
+
+
+def shown(message):
+    return [block.model_dump(exclude_none=True) for block in message.content]
+
+
+def adapters():
+    """Of a random model no more can be known than what a plain request gets, and what a tool or a schema says."""
+    short = asked | {"max_tokens": 12}
+    for model in ADAPTERS:
+        here = short | {"model": model}
+        plain = post("/v1/messages", {"model": model, "max_tokens": 12, "messages": SUM, "temperature": 0})
+        message = client.messages.create(messages=SUM, **here)
+        assert shown(message) == plain["content"]
+        assert message.stop_reason == plain["stop_reason"] and message.model == model
+        with client.messages.stream(messages=SUM, **here) as stream:
+            assert shown(stream.get_final_message()) == plain["content"]
+        with client.messages.stream(
+            messages=SUM, tools=[BOUND], tool_choice={"type": "any", "disable_parallel_tool_use": True},
+            **here | {"max_tokens": 600},
+        ) as stream:  # fmt: skip
+            [call] = stream.get_final_message().content
+        assert call.name == "add" and 0 <= call.input["a"] <= 9
+        past = {"type": "tool_use", "id": call.id, "name": "add", "input": call.input}
+        result = {"type": "tool_result", "tool_use_id": call.id, "content": "3"}
+        turns = [*SUM, {"role": "assistant", "content": [past]}, {"role": "user", "content": [result]}]
+        assert client.messages.create(messages=turns, tools=[BOUND], **here).usage.output_tokens > 0
+    assert len({str(client.messages.create(messages=SUM, **short | {"model": name}).content) for name in MODELS}) > 1
 
 
 class Answer(BaseModel):
@@ -70,16 +93,20 @@ class Answer(BaseModel):
     verdict: Literal["yes", "no"]
 
 
-def schemas() -> None:
-    parsed = client.messages.parse(messages=SUM, output_format=Answer, **asked)
-    assert parsed.parsed_output.verdict in ("yes", "no")
+def schemas():
+    for model in MODELS:
+        parsed = client.messages.parse(
+            messages=SUM, output_format=Answer, **asked | {"model": model, "max_tokens": 600}
+        )
+        assert parsed.parsed_output.verdict in ("yes", "no")
 
 
-def errors() -> None:
+def errors():
+    too_long = "x" * (listed(BASE)["max_model_len"] + 1)  # each letter is a token
     expected = [
         (anthropic.BadRequestError, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'image'"),
         (anthropic.BadRequestError, {"messages": SUM, "extra_body": {"container": "x"}}, "container"),
-        (anthropic.BadRequestError, {"messages": [{"role": "user", "content": "x" * 900}]}, "prompt is too long"),
+        (anthropic.BadRequestError, {"messages": [{"role": "user", "content": too_long}]}, "prompt is too long"),
         (anthropic.NotFoundError, {"messages": SUM, "model": "nobody"}, "nobody"),
         (anthropic.RequestTooLargeError, {"messages": [{"role": "user", "content": "x" * (33 << 20)}]}, "larger than"),
     ]
@@ -92,14 +119,19 @@ def errors() -> None:
             raise AssertionError(f"{json.dumps(change)} was taken")
 
 
-async def asynchronous() -> None:
-    async with anthropic.AsyncAnthropic(base_url=URL, api_key="none", max_retries=0) as other:
-        made = await asyncio.gather(*(other.messages.create(messages=SUM, **asked) for _ in range(4)))
-        assert {message.content[1].text for message in made} == {"No tool."}
-        async with other.messages.stream(messages=SUM, **asked) as stream:
-            assert "".join([text async for text in stream.text_stream]) == "No tool."
+def asynchronous():
+    async def both():
+        async with anthropic.AsyncAnthropic(base_url=URL, api_key="none", max_retries=0) as other:
+            made = await asyncio.gather(
+                *(other.messages.create(messages=SUM, **asked | {"model": name}) for name in MODELS * 2)
+            )
+            assert made[0].content[1].text == "No tool."
+            for one, again in zip(made[: len(MODELS)], made[len(MODELS) :], strict=True):
+                assert one.content == again.content, one.model
+            async with other.messages.stream(messages=SUM, **asked) as stream:
+                assert "".join([text async for text in stream.text_stream]) == "No tool."
+
+    asyncio.run(both())
 
 
-for check in (whole, tools, streams, counts, schemas, errors):
-    check()
-asyncio.run(asynchronous())
+run(whole, tools, streams, counts, adapters, schemas, errors, asynchronous)
