@@ -1,4 +1,4 @@
-"""openai-agents: runs, streams, tools, output types, over chats and over Responses."""
+"""openai-agents: runs, streams, tools, handoffs, output types, over chats and over Responses."""
 
 import asyncio
 
@@ -22,7 +22,12 @@ KINDS = (OpenAIChatCompletionsModel, OpenAIResponsesModel)
 
 def agent(kind, model, **more):
     given = {"temperature": 0, "max_tokens": 900} | more.pop("settings", {})
-    return Agent(name="a", model=kind(model=model, openai_client=client), model_settings=ModelSettings(**given), **more)
+    return Agent(
+        name=more.pop("name", "a"),
+        model=kind(model=model, openai_client=client),
+        model_settings=ModelSettings(**given),
+        **more,
+    )
 
 
 @function_tool(strict_mode=False)
@@ -53,10 +58,19 @@ def tools():
         assert any(item.type == "tool_call_output_item" for item in made.new_items), made.new_items
 
 
+def handoffs():
+    for kind in KINDS:
+        for model in ADAPTERS:
+            other = agent(kind, model, name="b", output_type=Animal)
+            first = agent(kind, BASE, handoffs=[other], settings={"tool_choice": "transfer_to_b"})
+            made = wait(Runner.run(first, "x", max_turns=3))
+            assert made.last_agent is other and isinstance(made.final_output, Animal)
+
+
 def outputs():
     for kind in KINDS:
         for model in ADAPTERS:
             assert isinstance(wait(Runner.run(agent(kind, model, output_type=Animal), "x")).final_output, Animal)
 
 
-run(runs, streams, tools, outputs)
+run(runs, streams, tools, handoffs, outputs)

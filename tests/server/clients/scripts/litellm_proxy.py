@@ -1,4 +1,5 @@
-"""litellm's proxy between the client and the server: it lists the models, and passes chats, streams, tools, schemas and errors on."""
+"""litellm's proxy between the client and the server: it lists the models, and passes chats, streams, tools, schemas, completions,
+Responses, Messages and errors on."""
 
 import json
 import os
@@ -11,7 +12,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from common import ADAPTERS, ARGUMENTS, BASE, LEARNED_TOOL, MODELS, SUM, TOOL, V1, Animal, run, said
+from common import ADAPTERS, ARGUMENTS, BASE, LEARNED_TOOL, MODELS, SUM, TOOL, V1, Animal, post, run, said
 from openai import BadRequestError, OpenAI
 
 START_S = 120
@@ -90,6 +91,32 @@ with proxy() as url:
             made = client.beta.chat.completions.parse(model=model, messages=SUM, response_format=Animal, max_tokens=600)
             assert made.choices[0].message.parsed.kind in ("cat", "dog")
 
+    def completions():
+        for model in MODELS:
+            asked = {"model": model, "prompt": "One", "temperature": 0, "max_tokens": 8}
+            text = post("/v1/completions", asked)["choices"][0]["text"]
+            assert client.completions.create(**asked).choices[0].text == text
+            chunks = client.completions.create(**asked, stream=True)
+            assert "".join(one.choices[0].text or "" for one in chunks) == text  # it has null at the end
+
+    def responses():
+        for model in MODELS:
+            asked = {"model": model, "input": "sum", "temperature": 0, "max_output_tokens": 40}
+            plain = post("/v1/responses", asked)["output"]
+            [text] = [item["content"][0]["text"] for item in plain if item["type"] == "message"]
+            assert client.responses.create(**asked).output_text == text
+            with client.responses.create(**asked, stream=True) as events:
+                assert "".join(one.delta for one in events if one.type == "response.output_text.delta") == text
+
+    def messages():
+        for model in MODELS:
+            asked = {"model": model, "messages": SUM, "temperature": 0, "max_tokens": 40}
+            body, headers = json.dumps(asked).encode(), {"x-api-key": KEY, "Content-Type": "application/json"}
+            with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/messages", body, headers)) as response:
+                made = json.load(response)
+            expected = [block["text"] for block in post("/v1/messages", asked)["content"] if block["type"] == "text"]
+            assert [block["text"] for block in made["content"] if block["type"] == "text"] == expected, made
+
     def refusals():
         try:
             client.chat.completions.create(model=BASE, messages=[{"role": "user", "content": "a" * 20_000}])
@@ -98,4 +125,4 @@ with proxy() as url:
         else:
             raise AssertionError("a text of 20,000 tokens was taken")
 
-    run(models, chats, tools, schemas, refusals)
+    run(models, chats, tools, schemas, completions, responses, messages, refusals)

@@ -1,7 +1,9 @@
 """pydantic-ai: runs, streams, history, tools, and its three kinds of structured output."""
 
+import json
+
 from common import ADAPTERS, BASE, MODELS, V1, Animal, run
-from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
+from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput, UnexpectedModelBehavior, capture_run_messages
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -36,7 +38,18 @@ def structured():
     for model in ADAPTERS:
         for kind in (ToolOutput, NativeOutput):
             assert isinstance(agent(model, output_type=kind(Animal)).run_sync("An animal.").output, Animal), kind
-    agent(ADAPTERS[0], output_type=PromptedOutput(Animal))
+
+
+def prompted():
+    """It asks for any JSON object and tells the schema in words, which a random model does not heed."""
+    for model in ADAPTERS:
+        with capture_run_messages() as messages:
+            try:
+                agent(model, output_type=PromptedOutput(Animal), retries=0).run_sync("An animal.")
+            except UnexpectedModelBehavior as error:
+                assert "output" in str(error) or "token limit" in str(error), error
+        answer = messages[1]
+        assert answer.finish_reason == "length" or isinstance(json.loads(answer.text), dict), answer
 
 
 def responses():
@@ -47,4 +60,4 @@ def responses():
         )
 
 
-run(runs, tools, structured, responses)
+run(runs, tools, structured, prompted, responses)
