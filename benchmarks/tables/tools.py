@@ -4,7 +4,7 @@
 
 One round is one seed: a LoRA of all linears and the output is trained by `graft train`'s own defaults, served, and asked 200
 held-out requests with all tools offered, `tool_choice` auto, greedy, nothing forced. The bare base, which may not know how calls
-are marked, is asked a second time with `tool_choice` required, which holds it to a call. A call is right where it is the only one,
+are marked, is asked a second time with `tool_choice` required and no parallel calls, which holds it to one. A call is right where it is the only one,
 of the right function, with the right arguments. p: McNemar's exact test against the bare base on the same requests, free and held.
 Writes results/tools.json and results/tools.md. Nothing is timed.
 """
@@ -34,8 +34,9 @@ from graft.server.engine.options import Options
 from graft.server.http.app import create_app
 from graft.trainer import AdapterPlan, RunConfig, TrainConfig, train
 
-BARE, HELD, LORA = "bare base", "bare base, held to a call", "graft LoRA"
-CHOICES = {BARE: "auto", HELD: "required"}
+BARE, HELD, LORA = "bare base", "bare base, held to one call", "graft LoRA"
+FREE: dict[str, Any] = {"tool_choice": "auto"}
+CHOICES = {BARE: FREE, HELD: {"tool_choice": "required", "parallel_tool_calls": False}}
 RECIPE = ("steps", "batch_size", "examples", "held_out", "dtype")
 AT_ONCE, NEW_TOKENS = 16, 96
 # For bases whose own template has no place for tools: ChatML with calls as Hermes writes them.
@@ -67,7 +68,7 @@ def main() -> None:
         with harness.held(options.lock), tempfile.TemporaryDirectory() as folder:
             out = trained(base, seed, Path(folder), options)
             with served(base, {"tools": out}) as app:
-                sample = {"round": seed, "commit": harness.commit(), **asked(app, "tools", held_out, "auto")}
+                sample = {"round": seed, "commit": harness.commit(), **asked(app, "tools", held_out, FREE)}
         samples.setdefault(LORA, []).append(sample)
         harness.say(f"seed {seed}  {LORA:28} {sample['score']:.3f}")
         publish(options, samples)
@@ -104,7 +105,7 @@ def row(base: Base, one: Request) -> dict[str, str]:
     return {"prompt": prompt, "completion": f"<tool_call>\n{call}\n</tool_call>"}
 
 
-def asked(app: Flask, model: str, held_out: list[Request], choice: str) -> dict[str, Any]:
+def asked(app: Flask, model: str, held_out: list[Request], choice: dict[str, Any]) -> dict[str, Any]:
     """How often the right function was called, and called with the right arguments."""
 
     def ask(one: Request) -> tuple[float, float]:
@@ -112,8 +113,7 @@ def asked(app: Flask, model: str, held_out: list[Request], choice: str) -> dict[
             "model": model,
             "messages": [{"role": "user", "content": one.text}],
             "tools": TOOLS,
-            "tool_choice": choice,
-        }
+        } | choice
         reply = app.test_client().post("/v1/chat/completions", json=body | {"temperature": 0, "max_tokens": NEW_TOKENS})
         if reply.status_code != 200:
             raise SystemExit(f"error: {reply.text}")
@@ -157,7 +157,7 @@ def markdown(result: dict[str, Any]) -> str:
             f"{len(TOOLS)} tools offered, `tool_choice` auto, greedy.",
             "",
             report.table(["", "right function", "right call", "p, base free", "p, base held"], lines),
-            "p: McNemar's exact test against the bare base, on right calls of the same requests. Held: `tool_choice` required, for a "
+            "p: McNemar's exact test against the bare base, on right calls of the same requests. Held: `tool_choice` required, one call, for a "
             "base that never learned how calls are marked makes none by itself.",
         ]
     )
