@@ -4,9 +4,9 @@
 
 One round is one seed: a LoRA of all linears and the output is trained by `graft train`'s own defaults, served, and asked 200
 held-out requests with all tools offered, `tool_choice` auto, greedy, nothing forced. The bare base, which may not know how calls
-are marked, is asked a second time with `tool_choice` required and no parallel calls, which holds it to one. A call is right where it is the only one,
-of the right function, with the right arguments. p: McNemar's exact test against the bare base on the same requests, free and held.
-Writes results/tools.json and results/tools.md. Nothing is timed.
+are marked, is asked a second time with `tool_choice` required and no parallel calls, which holds it to one. A call is right where
+it is the only one, of the right function, with the right arguments. p: McNemar's exact test against the bare base on the same
+requests, free and held. Writes results/tools.json and results/tools.md. Nothing is timed.
 """
 
 import argparse
