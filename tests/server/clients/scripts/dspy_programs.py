@@ -1,4 +1,6 @@
-"""dspy: its LM over chats, completions and Responses, a schema, a program, embeddings."""
+"""dspy: its LM over chats, completions and Responses, a schema, programs with each of its adapters of answers, embeddings."""
+
+from typing import Literal
 
 import dspy
 from common import ADAPTERS, BASE, MODELS, V1, Animal, run, said
@@ -30,9 +32,27 @@ def predictions():
             assert "LM Response" in str(error)
 
 
+def thoughts():
+    """A chain of thought whose fields come as JSON: dspy sends the signature's schema, which any model keeps to."""
+
+    class Look(dspy.Signature):
+        """Which animal is it?"""
+
+        question: str = dspy.InputField()
+        kind: Literal["cat", "dog"] = dspy.OutputField()
+
+    for model in ADAPTERS:
+        with dspy.context(lm=lm(model, max_tokens=3000, temperature=1.0), adapter=dspy.JSONAdapter()):
+            try:
+                assert dspy.ChainOfThought(Look)(question="sum").kind in ("cat", "dog")
+            except dspy.utils.exceptions.AdapterParseError as error:
+                # Reasons are a text without limit, which a random model may not have ended.
+                assert "LM Response" in str(error)
+
+
 def vectors():
     made = dspy.Embedder(f"openai/{ADAPTERS[0]}", api_base=V1, api_key="none", caching=False)(["a", "b"])
     assert made.shape == (2, 32)
 
 
-run(texts, predictions, vectors)
+run(texts, predictions, thoughts, vectors)

@@ -1,4 +1,4 @@
-"""inspect-ai: evaluations by its openai-api and vllm providers, multiple choice, tools, response schemas, a context that is too short."""
+"""inspect-ai: evaluations by its openai-api and vllm providers, multiple choice, log-probabilities, tools, response schemas, a context that is too short."""
 
 import os
 from typing import Literal
@@ -64,6 +64,17 @@ def choices():
         score(Task(dataset=samples, solver=multiple_choice(), scorer=choice()), served(model))
 
 
+def log_probabilities():
+    """16 samples at once, each token with its five likeliest."""
+    samples = [Sample(input=f"Question {i}", target="A") for i in range(16)]
+    for model in ADAPTERS:
+        task = Task(dataset=samples, solver=generate(), scorer=includes())
+        log = score(task, served(model, logprobs=True, top_logprobs=5, max_tokens=8, max_connections=16))
+        for sample in log.samples:
+            tokens = sample.output.choices[0].logprobs.content
+            assert tokens and all(len(token.top_logprobs) == 5 and token.logprob <= 0 for token in tokens), tokens
+
+
 def tools():
     log = score(
         Task(
@@ -89,4 +100,4 @@ def refusals():
     assert score(task, served(BASE)).samples[0].output.stop_reason == "model_length"
 
 
-run(texts, choices, tools, schemas, refusals)
+run(texts, choices, log_probabilities, tools, schemas, refusals)
