@@ -25,6 +25,7 @@ from graft.server.commands.http_server import answer, bind, draining, http_serve
 from graft.server.commands.log_lines import begin_logging
 from graft.server.commands.on_ray import RayOptions, ScaleRange, Serving, serve_on_ray
 from graft.server.commands.start import DEFAULT_REGISTRY, open_shelf, prove_folders, summary
+from graft.server.engine.step_pace import HELD_S
 from graft.server.keys.usage import UsageFile
 from graft.server.operations.children import die_with
 from graft.server.operations.drain import Drain
@@ -83,7 +84,7 @@ class _Network(click.ParamType):
     help="Processes beside the engine's for HTTP, JSON and text; 0: all in one.",
 )
 @click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
-@click.option("--max-batch-rows", type=click.IntRange(1), help="Rows in a step.")
+@click.option("--max-batch-rows", type=click.IntRange(1), help=f"Most rows in a step. Default: as many as hold others' tokens up for {HELD_S} s.")
 @click.option("--max-model-len", type=click.IntRange(1), help="Tokens of one sequence, virtual ones included.")
 @click.option("--kv-bytes", type=ByteSize(), help="Memory of the KV cache.")
 @click.option("--adapter-host-bytes", type=ByteSize(), help="Host memory of all adapters.")
