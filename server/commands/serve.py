@@ -84,7 +84,11 @@ class _Network(click.ParamType):
     help="Processes beside the engine's for HTTP, JSON and text; 0: all in one.",
 )
 @click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
-@click.option("--max-batch-rows", type=click.IntRange(1), help=f"Most rows in a step. Default: as many as hold others' tokens up for {HELD_S} s.")
+@click.option(
+    "--max-batch-rows",
+    type=click.IntRange(1),
+    help=f"Most rows in a step. Default: as many as hold others' tokens up for {HELD_S} s.",
+)
 @click.option("--max-model-len", type=click.IntRange(1), help="Tokens of one sequence, virtual ones included.")
 @click.option("--kv-bytes", type=ByteSize(), help="Memory of the KV cache.")
 @click.option("--adapter-host-bytes", type=ByteSize(), help="Host memory of all adapters.")
