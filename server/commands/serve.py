@@ -15,6 +15,7 @@ import click
 from graft.hub.adapters.validation import CONFIG
 from graft.hub.base.manifest import recorded_spec
 from graft.hub.machine.interpreter_turns import hand_on_soon
+from graft.hub.machine.stepping_back import aside
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize, FiniteRange
 from graft.hub.wsgi import is_loopback
@@ -274,6 +275,7 @@ def serve(
             shelf_name = hub_url or (str(registry_path) if registry_path is not None else None)
             for line in summary(engine, local, shelf_name, max_requests):
                 say(line)
+            aside(engine.runner.cache.take_memory, "graft-cache-memory")
             with_keys = keys is not None or ingress_secret is not None
             ready = partial(_say_ready, listening, base, name, host, say, with_keys=with_keys)
             answering = _Answering(listening, client, make_app, max_requests, drain_seconds, ending, ready)
