@@ -26,11 +26,11 @@ from graft.server.commands.http_server import answer, bind, draining, http_serve
 from graft.server.commands.log_lines import begin_logging
 from graft.server.commands.on_ray import RayOptions, ScaleRange, Serving, serve_on_ray
 from graft.server.commands.start import DEFAULT_REGISTRY, open_shelf, prove_folders, summary
-from graft.server.engine.step_pace import HELD_S
 from graft.server.keys.usage import UsageFile
 from graft.server.operations.children import die_with
 from graft.server.operations.drain import Drain
 from graft.server.operations.spans import begin_spans
+from graft.server.operations.step_pace import HELD_S
 from graft.server.operations.throughput import report
 from graft.server.scale.engine_process import PARENT_VARIABLE, SECRET_VARIABLE
 

@@ -47,9 +47,9 @@ from graft.server.engine.options import Options, sizes
 from graft.server.engine.request import Outlet, Request, Result, Sink, Stream, generate
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import StepPlan
-from graft.server.engine.step_pace import StepPace
 from graft.server.engine.steps import Stepper
 from graft.server.errors import BrokenError, ClosedError, ConstraintError, EndedError
+from graft.server.operations.step_pace import StepPace
 from graft.server.runners.factory import make_runner
 from graft.server.served_version import Served
 from graft.server.structured.compiler import Compiler

@@ -13,7 +13,7 @@ from graft.server.engine.scheduler import guest_places
 from graft.server.runners.factory import runner_bytes
 
 GIB = 1 << 30
-_MOST_ROWS = {"cpu": 2048, "cuda": 4096}  # of a step, where it is quick enough (step_pace.py)
+_MOST_ROWS = {"cpu": 2048, "cuda": 4096}  # of a step, where it is quick enough (operations/step_pace.py)
 _PROMPT_ROWS = 64  # of a step, however slow: a prompt gets on beside as many as run
 _CACHE_SHARE = {"cpu": 0.15, "cuda": 0.6}  # of free memory
 _CACHE_MOST = {"cpu": 4 * GIB, "cuda": 512 * GIB}
@@ -24,7 +24,7 @@ class Options:
     """None: chosen by the machine (see `Sizes`)."""
 
     max_running: int = 64  # sequences in a step; beyond them one in eight for clients that run nothing (scheduler.py)
-    step_rows: int | None = None  # most rows in a step. None: as many as hold others' tokens up for step_pace.HELD_S
+    step_rows: int | None = None  # most rows in a step. None: by their time (operations/step_pace.py)
     cache_bytes: int | None = None
     host_bytes: int | None = None  # adapters in host memory
     device_bytes: int | None = None  # adapters in the runner

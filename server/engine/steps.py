@@ -18,7 +18,7 @@ from graft.server.engine.ledger import Ledger
 from graft.server.engine.messages import Inbox, Masked
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import Chunk, StepPlan
-from graft.server.engine.step_pace import StepPace
+from graft.server.operations.step_pace import StepPace
 from graft.server.runners.protocol import Runner
 from graft.server.sampling.params import Draw, HiddenSum, Score, StepResult, Token
 from graft.server.structured.mask_thread import MaskThread

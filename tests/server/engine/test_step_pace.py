@@ -5,7 +5,7 @@ import pytest
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
-from graft.server.engine.step_pace import HELD_S, StepPace
+from graft.server.operations.step_pace import HELD_S, StepPace
 from graft.server.sampling.params import Sampling
 
 LEAST, MOST = 136, 2048
