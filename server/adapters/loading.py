@@ -4,9 +4,6 @@ What waits for a network, for a disk, and what computes never wait for each othe
 threads, and local adapters and what the device needs go on. On every pool clients are served in turn.
 """
 
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
@@ -22,6 +19,7 @@ from graft.hub.base.model import Base
 from graft.hub.chat.words import read_words
 from graft.hub.errors import ArtifactError, GraftError
 from graft.hub.machine.compute_threads import compute_alone
+from graft.hub.machine.stepping_back import step_back
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Prover
@@ -31,7 +29,6 @@ from graft.server.work_pool import WorkPool
 HUB_THREADS = 4  # look-ups that a hub answers at once; and as many downloads beside them
 _DISK_THREADS = 4
 _TRIES = 3  # at a folder that is written to while it is read
-_NICE, _NICEST = 10, 19  # steps further back than the engine; the last there is
 _LEAVE_S = 5.0  # how long a closing engine waits for what computes; what waits for a network is left
 
 Read = Loaded | GraftError
@@ -60,9 +57,9 @@ class Loading:
         self._prover = prover
         self._most_bytes = most_bytes
         self._allow_base_mismatch = allow_base_mismatch
-        self._look_ups = WorkPool("graft-look-up", HUB_THREADS, _step_back)
-        self._downloads = WorkPool("graft-download", HUB_THREADS, _step_back)
-        self._disk = WorkPool("graft-disk", _DISK_THREADS, _step_back)
+        self._look_ups = WorkPool("graft-look-up", HUB_THREADS, step_back)
+        self._downloads = WorkPool("graft-download", HUB_THREADS, step_back)
+        self._disk = WorkPool("graft-disk", _DISK_THREADS, step_back)
         # One of each, on one core each: more of them take the cores from steps at once, and no load comes sooner.
         self._reading = WorkPool("graft-loader", 1, _compute_behind)
         self._folding = WorkPool("graft-fold", 1, _compute_behind)  # what takes seconds, with the base's weights
@@ -191,14 +188,6 @@ def _copy_to_host(form: Form, dtype: torch.dtype) -> Form:
     return at(form, dtype, "cpu", copy=True)
 
 
-def _step_back() -> None:
-    """Let the engine go first: a loader's thread takes what its steps spare of the cores."""
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        this = threading.get_native_id()
-        own = os.getpriority(os.PRIO_PROCESS, this)  # a server that is nicer itself may not take that back
-        os.setpriority(os.PRIO_PROCESS, this, min(_NICEST, own + _NICE))
-
-
 def _compute_behind() -> None:
     compute_alone()
-    _step_back()
+    step_back()

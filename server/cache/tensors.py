@@ -12,6 +12,7 @@ import torch
 
 from graft.hub.adapters.serving_forms import CacheRows
 from graft.hub.base.manifest import BaseSpec
+from graft.hub.machine.page_memory import take_pages
 from graft.server.cache.step import BLOCK_ROWS
 
 _LINE = 64  # bytes that a CPU fetches together
@@ -34,6 +35,12 @@ class KVCache:
     def bytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    def take_memory(self) -> None:
+        """On a CPU: have all of it zeroed now, beside whoever uses it, instead of in the steps that write it first."""
+        if self.keys.device.type == "cpu":
+            for tensor in (self.keys, self.values):
+                take_pages(tensor.data_ptr(), tensor.nbytes)
+
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (from, to), in every layer."""
         if pairs:
@@ -51,7 +58,7 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; on a CPU in memory that is not touched, and so not taken, before it is written, and that begins at a line:
+    """Zeros; on a CPU in memory that is not touched, and so not taken, before it is written or `take_memory`, and that begins at a line:
     a vector that the kernels load then lies in one."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -15,6 +15,7 @@ import click
 from graft.hub.adapters.validation import CONFIG
 from graft.hub.base.manifest import recorded_spec
 from graft.hub.machine.interpreter_turns import hand_on_soon
+from graft.hub.machine.stepping_back import aside
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize, FiniteRange
 from graft.hub.wsgi import is_loopback
@@ -29,6 +30,7 @@ from graft.server.keys.usage import UsageFile
 from graft.server.operations.children import die_with
 from graft.server.operations.drain import Drain
 from graft.server.operations.spans import begin_spans
+from graft.server.operations.step_pace import HELD_S
 from graft.server.operations.throughput import report
 from graft.server.scale.engine_process import PARENT_VARIABLE, SECRET_VARIABLE
 
@@ -83,7 +85,11 @@ class _Network(click.ParamType):
     help="Processes beside the engine's for HTTP, JSON and text; 0: all in one.",
 )
 @click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
-@click.option("--max-batch-rows", type=click.IntRange(1), help="Rows in a step.")
+@click.option(
+    "--max-batch-rows",
+    type=click.IntRange(1),
+    help=f"Most rows in a step. Default: as many as hold others' tokens up for {HELD_S} s.",
+)
 @click.option("--max-model-len", type=click.IntRange(1), help="Tokens of one sequence, virtual ones included.")
 @click.option("--kv-bytes", type=ByteSize(), help="Memory of the KV cache.")
 @click.option("--adapter-host-bytes", type=ByteSize(), help="Host memory of all adapters.")
@@ -269,6 +275,7 @@ def serve(
             shelf_name = hub_url or (str(registry_path) if registry_path is not None else None)
             for line in summary(engine, local, shelf_name, max_requests):
                 say(line)
+            aside(engine.runner.cache.take_memory, "graft-cache-memory")
             with_keys = keys is not None or ingress_secret is not None
             ready = partial(_say_ready, listening, base, name, host, say, with_keys=with_keys)
             answering = _Answering(listening, client, make_app, max_requests, drain_seconds, ending, ready)

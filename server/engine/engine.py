@@ -49,6 +49,7 @@ from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import StepPlan
 from graft.server.engine.steps import Stepper
 from graft.server.errors import BrokenError, ClosedError, ConstraintError, EndedError
+from graft.server.operations.step_pace import StepPace
 from graft.server.runners.factory import make_runner
 from graft.server.served_version import Served
 from graft.server.structured.compiler import Compiler
@@ -119,7 +120,8 @@ class Engine:
         self.failure: EndedError | None = None  # what ended the engine, beside `close`
         self.ended = threading.Event()  # everybody has been told
         self._carriers: tuple[Callable[[], None], ...] = ()
-        self._stepper = Stepper(self.runner, self.scheduler, self.ledger, self.masks, self._inbox, self._carry)
+        pace = StepPace(self.sizes.least_rows, self.sizes.step_rows)
+        self._stepper = Stepper(self.runner, self.scheduler, pace, self.ledger, self.masks, self._inbox, self._carry)
         self._thread = threading.Thread(target=self._live, name="graft-engine", daemon=True)
         self._thread.start()
 

@@ -13,7 +13,8 @@ from graft.server.engine.scheduler import guest_places
 from graft.server.runners.factory import runner_bytes
 
 GIB = 1 << 30
-_STEP_ROWS = {"cpu": 512, "cuda": 4096}
+_MOST_ROWS = {"cpu": 2048, "cuda": 4096}  # of a step, where it is quick enough (operations/step_pace.py)
+_PROMPT_ROWS = 64  # of a step, however slow: a prompt gets on beside as many as run
 _CACHE_SHARE = {"cpu": 0.15, "cuda": 0.6}  # of free memory
 _CACHE_MOST = {"cpu": 4 * GIB, "cuda": 512 * GIB}
 
@@ -23,7 +24,7 @@ class Options:
     """None: chosen by the machine (see `Sizes`)."""
 
     max_running: int = 64  # sequences in a step; beyond them one in eight for clients that run nothing (scheduler.py)
-    step_rows: int | None = None  # rows in a step, which bounds how long a prompt can hold up others' tokens
+    step_rows: int | None = None  # most rows in a step. None: by their time (operations/step_pace.py)
     cache_bytes: int | None = None
     host_bytes: int | None = None  # adapters in host memory
     device_bytes: int | None = None  # adapters in the runner
@@ -37,7 +38,8 @@ class Options:
 class Sizes:
     """Options with every figure decided."""
 
-    step_rows: int
+    step_rows: int  # most in a step
+    least_rows: int  # that a step may have: no fewer, where it is slow
     blocks: int
     host_bytes: int
     device_bytes: int
@@ -59,7 +61,7 @@ def sizes(options: Options, base: Base) -> Sizes:
         raise GraftError(
             f"--max-model-len {longest} is more than the {base.spec.max_positions} positions this base was made for."
         )
-    step_rows = options.step_rows or _STEP_ROWS[kind]
+    step_rows = options.step_rows or max(_MOST_ROWS[kind], options.max_running + _PROMPT_ROWS)
     if step_rows < options.max_running:
         raise GraftError(f"A step of {step_rows} rows is too small for {options.max_running} running requests.")
     device, host = _free(options, base.device, runner_bytes(options.runner, base))
@@ -71,6 +73,7 @@ def sizes(options: Options, base: Base) -> Sizes:
         raise GraftError(f"The KV cache needs at least {8 * per_block} bytes for 8 blocks (--kv-bytes).")
     return Sizes(
         step_rows=step_rows,
+        least_rows=options.step_rows or min(step_rows, places + _PROMPT_ROWS),
         blocks=blocks,
         host_bytes=options.host_bytes or host // 4,
         device_bytes=options.device_bytes or device // 8,

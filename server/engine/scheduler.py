@@ -32,8 +32,8 @@ class PlanError(Exception):
 class Scheduler:
     """Used by the engine's thread alone.
 
-    `step_rows`: most rows in a step. `max_running`: most sequences in a step; a client that has none may have one beyond
-    (`guests`). `adapters`: what sequences need, and whether it is in place.
+    `step_rows`: most rows in a step, which may change between two. `max_running`: most sequences in a step; a client that
+    has none may have one beyond (`guests`). `adapters`: what sequences need, and whether it is in place.
     """
 
     def __init__(

@@ -113,3 +113,8 @@ class StepPlan:
     copies: list[tuple[int, int]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
     rows: int = 0
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether anybody has more rows in it than the one of a next token."""
+        return self.rows > len(self.chunks)

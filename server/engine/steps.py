@@ -5,6 +5,7 @@ next, the following step is begun first: a device is never left waiting for Pyth
 ended are computed for nobody. A failing step costs its own requests an error, and nobody else anything.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from graft.server.engine.ledger import Ledger
 from graft.server.engine.messages import Inbox, Masked
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import Chunk, StepPlan
+from graft.server.operations.step_pace import StepPace
 from graft.server.runners.protocol import Runner
 from graft.server.sampling.params import Draw, HiddenSum, Score, StepResult, Token
 from graft.server.structured.mask_thread import MaskThread
@@ -83,6 +85,7 @@ class StepUnderWay:
     plan: StepPlan
     asked: StepAsked
     result: Callable[[], StepResult]
+    began: float
 
 
 class Stepper:
@@ -92,6 +95,7 @@ class Stepper:
         self,
         runner: Runner,
         scheduler: Scheduler,
+        pace: StepPace,
         ledger: Ledger,
         masks: MaskThread,
         inbox: Inbox,
@@ -99,7 +103,8 @@ class Stepper:
     ):
         """`carry`: called when all has been handed out that a step brings."""
         self.count = 0  # of steps begun
-        self._runner, self._scheduler, self._ledger = runner, scheduler, ledger
+        self._runner, self._scheduler, self._pace, self._ledger = runner, scheduler, pace, ledger
+        scheduler.step_rows = pace.rows
         self._masks, self._inbox, self._carry = masks, inbox, carry
 
     def run(self, plan: StepPlan, undisturbed: Callable[[], bool]) -> None:
@@ -112,7 +117,7 @@ class Stepper:
 
     def _begin(self, plan: StepPlan) -> StepUnderWay | None:
         self.count += 1
-        chunks = plan.chunks
+        began, chunks = time.perf_counter(), plan.chunks
         try:
             batch, order = make_batch([(chunk.sequence.owner, chunk.run()) for chunk in chunks], plan.copies)
             consumers = [self._ledger.scheduled[chunks[i].sequence] for i in order]
@@ -120,7 +125,7 @@ class Stepper:
             matchers = asked.matchers
             self._masks.begin(matchers)
             ready = partial(self._masks.wait, matchers, MASKS_S)
-            return StepUnderWay(plan, asked, self._runner.begin(batch, asked.draws, asked.scores, ready))
+            return StepUnderWay(plan, asked, self._runner.begin(batch, asked.draws, asked.scores, ready), began)
         except Exception as error:
             self._fail(plan, error)
             return None
@@ -140,7 +145,11 @@ class Stepper:
 
     def _end(self, step: StepUnderWay) -> None:
         try:
-            self._deliver(step.asked, step.result())
+            result = step.result()
+            if step.plan.has_prompts:
+                self._pace.took(step.plan.rows, time.perf_counter() - step.began)
+                self._scheduler.step_rows = self._pace.rows
+            self._deliver(step.asked, result)
         except Exception as error:
             self._fail(step.plan, error)
         self._carry()

@@ -1,9 +1,12 @@
 """Where the cache's memory lies, and when it is taken."""
 
+import sys
+
 import psutil
 import pytest
 import torch
 
+from graft.hub.machine.stepping_back import aside
 from graft.server.cache.tensors import KVCache, block_bytes
 from tests.conftest import tiny_base
 
@@ -25,3 +28,16 @@ def test_memory_is_taken_when_it_is_written(llama):
     assert psutil.Process().memory_info().rss - before < 32 << 20
     cache.keys[:, 5] = 1.0
     assert cache.keys[:, 5].all() and not cache.keys[:, 6].any()
+
+
+def test_all_of_it_is_taken_beside_who_writes(llama):
+    """On a thread of its own, behind all others; what has been written meanwhile stays."""
+    cache = KVCache(llama.spec, (128 << 20) // block_bytes(llama.spec, torch.float32), torch.float32, "cpu")
+    before = psutil.Process().memory_info().rss
+    thread = aside(cache.take_memory, "memory")
+    for block in range(1, 9):
+        cache.keys[:, -block] = block
+    thread.join(60)
+    assert all((cache.keys[:, -block] == block).all() for block in range(1, 9)) and not cache.values.any()
+    if sys.platform == "linux":
+        assert psutil.Process().memory_info().rss - before > 0.8 * cache.bytes

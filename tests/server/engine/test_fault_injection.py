@@ -78,7 +78,7 @@ CASES.append((Runner, "step"))  # while its result is waited for
 UNCALLED = {
     *("Scheduler.sequences", "Scheduler.withdraw", "BlockPool.discrepancy", "BlockPool.withdraw", "BlockPool.share"),
     *("HostTier.drop", "HostTier.refuse", "DeviceTier.drop", "DeviceTier.refuse", "Prover.abandon", "KVCache.bytes"),
-    "Scheduler.tokens_left",
+    *("Scheduler.tokens_left", "KVCache.take_memory"),
     # of runners that begin steps early: test_following.py
     *("Scheduler.follow", "DeviceTier.sought"),
     *(f"{part}.foreseeable" for part in ("RunningRequest", "RowsJob", "Question")),

@@ -87,46 +87,57 @@ void shrink(const LowRank<S>& form, const Span<S>& x, const Block& block, S* h, 
   }
 }
 
-// y = y + sum of h B + b over all channels, for M rows and kColumns columns at a time.
-template <class S, int M>
-void expand(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>& y, int64_t row) {
+// y = y + sum of h B + b over all channels, for M rows and the columns from `column` on: kColumns where they are `whole`, else
+// what is left of them.
+template <class S, int M, bool whole>
+inline void expand_columns(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>& y, int64_t row,
+                           int64_t column) {
   typedef typename Packed<S>::V V;
   constexpr int per = Packed<S>::per_lane, vectors = kColumnVectors;
-  for (int64_t column = 0; column < y.width; column += kColumns) {
-    int left[vectors];
-    F total[M][vectors];
-    for (int v = 0; v < vectors; v++) {
-      left[v] = (int)std::max<int64_t>(0, std::min<int64_t>(kLanes, y.width - column - v * kLanes));
-      for (int m = 0; m < M; m++) total[m][v] = left[v] ? widen(y.row(row + m) + column + v * kLanes, left[v]) : F{};
-    }
-    const S* from = h;
-    for (const LowRank<S>& form : detour.channels) {
-      const int32_t* B = form.B + column * form.lanes;
-      const int64_t count = std::min(kColumns, divide_up(y.width - column, kLanes) * kLanes);
-      for (int64_t lane = 0; lane < form.lanes; lane++, B += count) {
-        V w[vectors];
+  const int64_t count = whole ? kColumns : divide_up(y.width - column, kLanes) * kLanes;
+  const auto left = [&](int v) { return whole ? kLanes : (int)std::clamp<int64_t>(y.width - column - v * kLanes, 0, kLanes); };
+  F total[M][vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) {
-          fetch(B + v * kLanes, kAhead);
-          w[v] = left[v] ? load_lanes<S>(B + v * kLanes) : V{};
-        }
+  for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
-        for (int m = 0; m < M; m++) {
-          const V x = splat_lane(from + m * h_stride + lane * per);
+    for (int v = 0; v < vectors; v++) total[m][v] = left(v) ? widen(y.row(row + m) + column + v * kLanes, left(v)) : F{};
+  const S* from = h;
+  for (const LowRank<S>& form : detour.channels) {
+    const int32_t* B = form.B + column * form.lanes;
+    for (int64_t lane = 0; lane < form.lanes; lane++, B += count) {
+      V w[vectors];
 #pragma GCC unroll 4
-          for (int v = 0; v < vectors; v++) total[m][v] = Packed<S>::dp(total[m][v], x, w[v]);
-        }
+      for (int v = 0; v < vectors; v++) {
+        fetch(B + v * kLanes, kAhead);
+        w[v] = left(v) ? load_lanes<S>(B + v * kLanes) : V{};
       }
-      if (!form.b.empty())
-        for (int v = 0; v < vectors; v++)
-          if (left[v])
-            for (int m = 0; m < M; m++) total[m][v] += widen(form.b.data() + column + v * kLanes, left[v]);
-      from += form.lanes * per;
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++) {
+        const V x = splat_lane(from + m * h_stride + lane * per);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) total[m][v] = Packed<S>::dp(total[m][v], x, w[v]);
+      }
     }
-    for (int v = 0; v < vectors; v++)
-      if (left[v])
-        for (int m = 0; m < M; m++) narrow(y.row(row + m) + column + v * kLanes, total[m][v], left[v]);
+    if (!form.b.empty())
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++)
+        if (left(v))
+          for (int m = 0; m < M; m++) total[m][v] += widen(form.b.data() + column + v * kLanes, left(v));
+    from += form.lanes * per;
   }
+#pragma GCC unroll 4
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++)
+      if (left(v)) narrow(y.row(row + m) + column + v * kLanes, total[m][v], left(v));
+}
+
+// The same for all columns.
+template <class S, int M>
+void expand(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>& y, int64_t row) {
+  int64_t column = 0;
+  for (; column + kColumns <= y.width; column += kColumns) expand_columns<S, M, true>(detour, h, h_stride, y, row, column);
+  if (column < y.width) expand_columns<S, M, false>(detour, h, h_stride, y, row, column);
 }
 
 template <class S>

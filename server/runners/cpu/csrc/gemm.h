@@ -105,12 +105,18 @@ struct Inputs<S, M, 2> {
   typename Packed<S>::V lane(int m, int64_t k) const { return {splat(low[m][k]), splat(high[m][k])}; }
 };
 
-// `Ahead` lines of memory from `next` on are asked for in every step: weights that this thread will need soon.
+// Adds to the sums of earlier lanes, null where there are none. `Ahead` lines of memory from `next` on are asked for in every
+// step: weights that this thread will need soon.
 template <class S, int M, int Ahead>
-inline void tile(const Inputs<S, M>& in, const int32_t* panel, int64_t lanes, uintptr_t next,
-                 F (&total)[M][Tile<S>::kVectors]) {
+inline void tile(const Inputs<S, M>& in, const int32_t* panel, int64_t lanes, uintptr_t next, const F* earlier,
+                 F (&sums)[M][Tile<S>::kVectors]) {
   typedef Packed<S> P;
   constexpr int vectors = Tile<S>::kVectors;
+  F total[M][vectors];  // each for itself: what begins or ends as a whole array begins and ends in memory
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) total[m][v] = earlier ? earlier[m * vectors + v] : F{};
   for (int64_t k = 0; k < lanes; k++, panel += Tile<S>::kPanel) {
     for (int line = 0; line < Ahead; line++, next += kLine) fetch((const void*)next, 0);
     typename P::V w[vectors];
@@ -123,6 +129,10 @@ inline void tile(const Inputs<S, M>& in, const int32_t* panel, int64_t lanes, ui
       for (int v = 0; v < vectors; v++) total[m][v] = P::dp(total[m][v], x, w[v]);
     }
   }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) sums[m][v] = total[m][v];
 }
 
 // One row's sums over a panel's columns, where they go.
@@ -150,10 +160,9 @@ template <class S, int M, int Ahead>
 void tile_rows(const Product<S>& job, int64_t p, int64_t row, int64_t k0, int64_t k1, uintptr_t next, F* waiting) {
   constexpr int vectors = Tile<S>::kVectors, width = Tile<S>::kPanel;
   const Linear<S>& w = *job.weight;
-  F total[M][vectors] = {};
-  if (k0 > 0) std::memcpy(total, waiting, sizeof total);
+  F total[M][vectors];
   const Inputs<S, M> in(job.in + row * job.in_stride + k0 * Packed<S>::per_lane, job.in_stride, k1 - k0);
-  tile<S, M, Ahead>(in, w.panel(p) + k0 * width, k1 - k0, next, total);
+  tile<S, M, Ahead>(in, w.panel(p) + k0 * width, k1 - k0, next, k0 > 0 ? waiting : nullptr, total);
   if (k1 < w.lanes) {
     std::memcpy(waiting, total, sizeof total);
     return;

@@ -67,7 +67,7 @@ inline I count_up() {
 }
 
 inline F splat(float x) { return x - F{}; }
-inline F choose(I mask, F yes, F no) { return (F)((mask & (I)yes) | (~mask & (I)no)); }
+inline F choose(I mask, F yes, F no) { return mask ? yes : no; }
 // Where b is a NaN so is the result; one in a may be lost. (It is one instruction, and who compares with a bound has it in a.)
 inline F vmax(F a, F b) { return choose(a > b, a, b); }
 inline F vmin(F a, F b) { return choose(a < b, a, b); }
@@ -236,10 +236,11 @@ inline F sums(F (&v)[kLanes]) {
 // e^x to about two units in the last place: 2^n * e^r, |r| <= ln(2)/2, by the Taylor series of e^r. Zero below -87.3,
 // infinite above 88.37, where 2^n is; a NaN stays one.
 inline F vexp(F x) {
+  constexpr float whole_numbers = 0x1.8p23f;  // added to a number, it leaves the nearest whole one in the last bits
   const F clipped = vmin(splat(89.f), vmax(splat(-87.3f), x));
-  const I n = __builtin_convertvector(clipped * 1.44269504f + choose(clipped > 0, splat(0.5f), splat(-0.5f)), I);
-  const F whole = __builtin_convertvector(n, F);
-  const F r = (clipped - whole * 0.693359375f) - whole * -2.12194440e-4f;
+  const F biased = clipped * 1.44269504f + (whole_numbers + 127);
+  const F n = biased - (whole_numbers + 127);
+  const F r = (clipped - n * 0.693359375f) - n * -2.12194440e-4f;
   F power = r * (1.f / 5040) + 1.f / 720;
   power = power * r + 1.f / 120;
   power = power * r + 1.f / 24;
@@ -247,7 +248,7 @@ inline F vexp(F x) {
   power = power * r + 0.5f;
   power = power * r + 1.f;
   power = power * r + 1.f;
-  return choose(x < -87.3f, F{}, power * (F)((n + 127) << 23));
+  return choose(x < -87.3f, F{}, power * (F)((I)biased << 23));
 }
 
 inline F vsigmoid(F x) { return 1.f / (1.f + vexp(-x)); }

@@ -1,4 +1,4 @@
-"""inspect-ai: evaluations by its openai-api and vllm providers, multiple choice, log-probabilities, tools, response schemas, a context that is too short."""
+"""inspect-ai: evaluations by its openai-api and vllm providers, multiple choice, log-probabilities, tools, schemas, a full context."""
 
 import os
 from typing import Literal
