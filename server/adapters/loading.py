@@ -19,11 +19,11 @@ from graft.hub.base.model import Base
 from graft.hub.chat.words import read_words
 from graft.hub.errors import ArtifactError, GraftError
 from graft.hub.machine.compute_threads import compute_alone
-from graft.hub.machine.stepping_back import step_back
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Prover
 from graft.server.errors import CapacityError
+from graft.server.stepping_back import step_back
 from graft.server.work_pool import WorkPool
 
 HUB_THREADS = 4  # look-ups that a hub answers at once; and as many downloads beside them

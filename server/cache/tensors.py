@@ -12,7 +12,7 @@ import torch
 
 from graft.hub.adapters.serving_forms import CacheRows
 from graft.hub.base.manifest import BaseSpec
-from graft.hub.machine.page_memory import take_pages
+from graft.server.cache.page_memory import take_pages
 from graft.server.cache.step import BLOCK_ROWS
 
 _LINE = 64  # bytes that a CPU fetches together

@@ -15,7 +15,6 @@ import click
 from graft.hub.adapters.validation import CONFIG
 from graft.hub.base.manifest import recorded_spec
 from graft.hub.machine.interpreter_turns import hand_on_soon
-from graft.hub.machine.stepping_back import aside
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize, FiniteRange
 from graft.hub.wsgi import is_loopback
@@ -33,6 +32,7 @@ from graft.server.operations.spans import begin_spans
 from graft.server.operations.step_pace import HELD_S
 from graft.server.operations.throughput import report
 from graft.server.scale.engine_process import PARENT_VARIABLE, SECRET_VARIABLE
+from graft.server.stepping_back import aside
 
 if TYPE_CHECKING:
     from flask import Flask

@@ -6,8 +6,8 @@ import psutil
 import pytest
 import torch
 
-from graft.hub.machine.stepping_back import aside
 from graft.server.cache.tensors import KVCache, block_bytes
+from graft.server.stepping_back import aside
 from tests.conftest import tiny_base
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 
-from graft.hub.machine.page_memory import take_pages
+from graft.server.cache.page_memory import take_pages
 
 SIZE = 64 << 20
 
