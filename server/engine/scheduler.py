@@ -277,9 +277,9 @@ class Scheduler:
 
     def _growth(self) -> int:
         """At most so many blocks will those who run take in a step."""
-        rows = self.step_rows // BLOCK_ROWS
-        return sum(s.blocks_for(s.computed + 1) > len(s.blocks) for s in self._running) + (
-            rows if any(s.remaining > 1 for s in self._running) else 0
+        prompts = sum(s.blocks_for(s.needed) - len(s.blocks) for s in self._running if s.remaining > 1)
+        return sum(s.blocks_for(s.computed + 1) > len(s.blocks) for s in self._running) + min(
+            self.step_rows // BLOCK_ROWS, prompts
         )
 
     def _ready(self, sequence: SequenceState) -> bool:

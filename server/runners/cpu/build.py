@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 NAME = "graft_kernels"
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = (
+    "-fno-fast-math",  # whoever has it in $CXXFLAGS: e^x rounds by adding and taking away, and a NaN has to stay one
     "-O3",
     "-march=native",
     "-std=c++20",

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -240,6 +241,22 @@ def test_nor_when_the_first_clients_sequences_fill_the_cache():
     assert steps_until(scheduler, other) <= 2
     while other.max_new:
         assert other in advance(scheduler)  # and it keeps its blocks
+
+
+@pytest.mark.parametrize("rows", [64, 512, 4096])
+def test_a_newcomer_takes_no_blocks_where_those_who_run_will_not_need_all(rows):
+    """However many rows a step may have: a prompt under way takes as many blocks as it lacks, and no more."""
+    scheduler = Scheduler(BlockPool(120), step_rows=rows, max_running=16, prefix_sharing=False)
+    talkers = [sequence(20, 50, "talker") for _ in range(3)]
+    proof = sequence(60, 1, "proof")
+    proof.steps_aside = True
+    for one in (*talkers, proof):
+        scheduler.add(one)
+        advance(scheduler)
+    assert proof.remaining > 1
+    scheduler.add(sequence(20, 5, "newcomer"))
+    scheduler.plan()
+    assert (scheduler.running, scheduler.preemptions) == (5, 0)
 
 
 def test_nor_when_prompts_of_the_first_client_are_worked_through():
