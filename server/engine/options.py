@@ -13,8 +13,9 @@ from graft.server.engine.scheduler import guest_places
 from graft.server.runners.factory import runner_bytes
 
 GIB = 1 << 30
-_MOST_ROWS = {"cpu": 2048, "cuda": 4096}  # of a step, where it is quick enough (operations/step_pace.py)
-_PROMPT_ROWS = 64  # of a step, however slow: a prompt gets on beside as many as run
+# Beside as many as run, so many rows for prompts has a step of the device where it is quick (operations/step_pace.py), and where it is slow.
+_MOST_ROWS = {"cpu": 1024, "cuda": 4096}
+_LEAST_ROWS = 64
 _CACHE_SHARE = {"cpu": 0.15, "cuda": 0.6}  # of free memory
 _CACHE_MOST = {"cpu": 4 * GIB, "cuda": 512 * GIB}
 
@@ -61,19 +62,19 @@ def sizes(options: Options, base: Base) -> Sizes:
         raise GraftError(
             f"--max-model-len {longest} is more than the {base.spec.max_positions} positions this base was made for."
         )
-    step_rows = options.step_rows or max(_MOST_ROWS[kind], options.max_running + _PROMPT_ROWS)
+    places = options.max_running + guest_places(options.max_running, options.step_rows or 2 * options.max_running)
+    step_rows = options.step_rows or places + _MOST_ROWS[kind]
     if step_rows < options.max_running:
         raise GraftError(f"A step of {step_rows} rows is too small for {options.max_running} running requests.")
     device, host = _free(options, base.device, runner_bytes(options.runner, base))
     wanted = options.cache_bytes or min(int(device * _CACHE_SHARE[kind]), _CACHE_MOST[kind])
-    places = options.max_running + guest_places(options.max_running, step_rows)
     enough = places * -(-longest // BLOCK_ROWS) * 4 // 3 + 2  # all requests at full length
     blocks = min(wanted // per_block, enough)
     if blocks < 8:
         raise GraftError(f"The KV cache needs at least {8 * per_block} bytes for 8 blocks (--kv-bytes).")
     return Sizes(
         step_rows=step_rows,
-        least_rows=options.step_rows or min(step_rows, places + _PROMPT_ROWS),
+        least_rows=options.step_rows or places + _LEAST_ROWS,
         blocks=blocks,
         host_bytes=options.host_bytes or host // 4,
         device_bytes=options.device_bytes or device // 8,

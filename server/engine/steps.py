@@ -103,6 +103,7 @@ class Stepper:
     ):
         """`carry`: called when all has been handed out that a step brings."""
         self.count = 0  # of steps begun
+        self._ended = 0.0  # when the last one did
         self._runner, self._scheduler, self._pace, self._ledger = runner, scheduler, pace, ledger
         scheduler.step_rows = pace.rows
         self._masks, self._inbox, self._carry = masks, inbox, carry
@@ -145,10 +146,10 @@ class Stepper:
 
     def _end(self, step: StepUnderWay) -> None:
         try:
-            result = step.result()
-            if step.plan.has_prompts:
-                self._pace.took(step.plan.rows, time.perf_counter() - step.began)
-                self._scheduler.step_rows = self._pace.rows
+            result, since = step.result(), max(step.began, self._ended)
+            self._ended = time.perf_counter()
+            self._pace.took(step.plan.rows, self._ended - since, prompts=step.plan.has_prompts)
+            self._scheduler.step_rows = self._pace.rows
             self._deliver(step.asked, result)
         except Exception as error:
             self._fail(step.plan, error)

@@ -120,7 +120,7 @@ def test_steps_begun_early_say_what_steps_in_turn_say(engine_with, llama, room):
     told = {}
     for runner in (EagerRunner, EarlyRunner):
         with engine_with(runner, max_running=8, step_rows=64, **sizes) as engine:
-            for kind in KINDS:  # proven, for no step is begun early beside proofs, and on a busy machine those take long
+            for kind in KINDS:  # proven: beside proofs, which take long on a busy machine, no step is begun early
                 engine.generate([Request((5,), kind, max_tokens=1)])
             told[runner] = [(one.ids, one.finish_reason) for one in all_at_once(engine, asked)]
             if room is not None:
