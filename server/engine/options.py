@@ -13,7 +13,7 @@ from graft.server.engine.scheduler import guest_places
 from graft.server.runners.factory import runner_bytes
 
 GIB = 1 << 30
-# Beside as many as run, so many rows for prompts has a step of the device where it is quick (operations/step_pace.py), and where it is slow.
+# Rows for prompts in a step, beside as many as run: where the machine is quick (operations/step_pace.py), and where it is slow.
 _MOST_ROWS = {"cpu": 1024, "cuda": 4096}
 _LEAST_ROWS = 64
 _CACHE_SHARE = {"cpu": 0.15, "cuda": 0.6}  # of free memory

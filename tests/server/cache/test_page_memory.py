@@ -1,13 +1,13 @@
 """Memory taken before it is used."""
 
 import mmap
-import sys
 
 import numpy as np
 import psutil
 import pytest
 
 from graft.server.cache.page_memory import take_pages
+from tests.server.cache.conftest import populates
 
 SIZE = 64 << 20
 
@@ -16,14 +16,13 @@ def taken() -> int:
     return psutil.Process().memory_info().rss
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do it")
+@populates
 @pytest.mark.parametrize("offset", [0, 1, 64, mmap.PAGESIZE + 3])
 def test_pages_are_taken_and_what_is_in_them_stays(offset):
     memory = np.zeros(SIZE, dtype=np.uint8)
     memory[-3:] = memory[offset : offset + 3] = 7
     before = taken()
-    if not take_pages(memory.ctypes.data + offset, SIZE - offset):
-        pytest.skip("madvise(MADV_POPULATE_WRITE) needs Linux 5.14")
+    assert take_pages(memory.ctypes.data + offset, SIZE - offset)
     assert taken() - before > SIZE * 0.8
     assert memory.sum() == 42
 

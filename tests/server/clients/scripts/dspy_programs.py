@@ -1,4 +1,4 @@
-"""dspy: its LM over chats, completions and Responses, a schema, programs with each of its adapters of answers, embeddings."""
+"""dspy: its LM over chats, completions and Responses, a schema, programs with its chat and JSON adapters, embeddings."""
 
 from typing import Literal
 
