@@ -104,34 +104,38 @@ class Attending {
     }
   }
 
-  // Of one query head, which sees `sight`, on the kLanes tokens from `start` on.
-  void keep_scores(int64_t at, const Sight& sight, int64_t start, F products) {
-    const F score = scores_of(products, shape_, sight.low - start, sight.high - start);
-    std::memcpy(scores(at) + start - origin_, &score, sizeof score);
-  }
-
   void score_row(int64_t kv_head, int64_t start) {
     const S* keys = keys_.from_head(kv_head).token(table_, start);
-    for (int64_t g = 0; g < group_; g++)
-      for (int64_t t = 0; t < kPage; t += kLanes) {
-        const F products = times_keys(query(kv_head, 0, g), keys + t * keys_.stride(), keys_.stride(), dim_);
-        keep_scores(place(kv_head, 0) + g, sight(0), start + t, products);
-      }
+    const int64_t low = sight(0).low - start, high = sight(0).high - start;
+    for (int64_t g = 0; g < group_; g++) {
+      float* to = scores(place(kv_head, 0) + g) + start - origin_;
+      for (int64_t t = 0; t < kPage; t += kLanes)
+        narrow(to + t, scores_of(times_keys(query(kv_head, 0, g), keys + t * keys_.stride(), keys_.stride(), dim_), shape_,
+                                 low - t, high - t));
+    }
   }
 
   void score_rows(int64_t kv_head, int64_t start) {
     turn_keys(keys_.from_head(kv_head).token(table_, start), keys_.stride(), dim_, turned_);
+    const AttentionShape shape = shape_;  // of its own, or what is stored could be this, for all that the compiler knows
+    const int64_t dim = dim_, width = width_, group = group_;
     for (int64_t row = 0; row < piece_.count; row += kQueries) {
       const int64_t last = std::min<int64_t>(row + kQueries, piece_.count) - 1;
       if (start >= sight(last).high || start + kPage <= sight(row).low) continue;
-      for (int64_t g = 0; g < group_; g++) {
-        const S* queries[kQueries];  // of rows beyond the last: that one's once more
-        for (int q = 0; q < kQueries; q++) queries[q] = query(kv_head, std::min(row + q, last), g);
+      const S* queries[kQueries];  // of rows beyond the last: that one's once more
+      float* to[kQueries];
+      int64_t low[kQueries], high[kQueries];
+      for (int q = 0; q < kQueries; q++) {
+        const int64_t r = std::min(row + q, last);
+        queries[q] = query(kv_head, r, 0), to[q] = scores(place(kv_head, r)) + start - origin_;
+        low[q] = sight(r).low - start, high[q] = sight(r).high - start;
+      }
+      for (int64_t g = 0; g < group; g++) {
         F products[kQueries][kBlocks];
-        times_turned<S>(queries, turned_, dim_ / Packed<S>::per_lane, products);
-        for (int64_t r = row; r <= last; r++)
-          for (int b = 0; b < kBlocks; b++)
-            keep_scores(place(kv_head, r) + g, sight(r), start + b * kLanes, products[r - row][b]);
+        times_turned<S>(queries, turned_, dim / Packed<S>::per_lane, products);
+        for (int q = 0; q < kQueries; queries[q] += dim, to[q] += width, q++)
+          for (int b = 0, t = 0; b < kBlocks; b++, t += kLanes)
+            narrow(to[q] + t, scores_of(products[q][b], shape, low[q] - t, high[q] - t));
       }
     }
   }
@@ -148,7 +152,7 @@ class Attending {
   // Sums stay in registers for a stretch of slots, as long as all rows see all of it. It ends with a page, so that slots
   // which share a lane are never parted.
   void mix_values() {
-    const int64_t shared_end = sight(0).high / kPage * kPage, stretch = piece_.kv_heads == 1 ? kStretch : kPage;
+    const int64_t shared_end = sight(0).high / kPage * kPage, stretch = piece_.count > 1 || piece_.kv_heads == 1 ? kStretch : kPage;
     for (int64_t start = origin_, stop; start < origin_ + width_; start = stop) {
       stop = start + (start < shared_end ? std::min(stretch, shared_end - start) : kPage);
       for (int64_t h = 0; h < piece_.kv_heads; h++) mix_stretch(h, start, stop);
