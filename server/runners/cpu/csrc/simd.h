@@ -8,9 +8,11 @@
 #include <cstring>
 #include <tuple>
 #include <utility>
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#ifdef __AVX512F__
 #include <immintrin.h>
+#ifdef __AVX512BF16__
 #define GRAFT_NATIVE_BF16 1
+#endif
 #endif
 
 namespace graft {
@@ -167,7 +169,12 @@ inline void side_by_side(const bf16* const (&rows)[2], int64_t left, Packed<bf16
 inline F widen(const float* from, int n = kLanes) { return load_part<F>(from, n * 4); }
 
 inline F widen(const bf16* from, int n = kLanes) {
-  return (F)(__builtin_convertvector(load_part<H>(from, n * 2), U) << 16);
+  const H half = load_part<H>(from, n * 2);
+#ifdef __AVX512F__
+  return (F)((I)_mm512_cvtepu16_epi32((__m256i)half) << 16);  // of one conversion GCC 12 makes two, and puts them together
+#else
+  return (F)(__builtin_convertvector(half, U) << 16);
+#endif
 }
 
 // The first `bytes` of a vector. Whole ones are one store: a copy of a length unknown to the compiler is slow.
