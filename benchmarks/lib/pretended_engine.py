@@ -15,6 +15,7 @@ from graft.server.adapters.prover import Case
 from graft.server.cache.blocks import BlockPool
 from graft.server.engine.scheduler import Scheduler
 from graft.server.engine.sequence import SequenceState
+from graft.server.operations.step_pace import StepPace
 
 
 class Pretended:
@@ -27,7 +28,11 @@ class Pretended:
         self.blocks = BlockPool(blocks)
         self.tier = DeviceTier(self, self.blocks, self, budget_bytes=room, clock=lambda: self.now)
         self.scheduler = Scheduler(
-            self.blocks, step_rows=4 * max_running, max_running=max_running, adapters=self.tier, prefix_sharing=False
+            self.blocks,
+            pace=StepPace(4 * max_running, 4 * max_running),
+            max_running=max_running,
+            adapters=self.tier,
+            prefix_sharing=False,
         )
         self.loaded = {}
 

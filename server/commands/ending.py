@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from graft.hub.errors import GraftError
 from graft.server.engine.client import STUCK_S
 from graft.server.errors import EndedError
 from graft.server.work_pool import threads_left
@@ -81,16 +82,21 @@ class Ending:
         raise KeyboardInterrupt
 
 
-def leave() -> None:
-    """End the process, status 0, where threads are left that nobody waits for any more: one that is in a library's C++ can't be
-    ended, and where Python unwinds it as it finalizes, the process aborts. Returns where none is left."""
+def leave(failure: GraftError | None = None) -> None:
+    """End the process, status 0, or 1 and what the failure says, where threads are left that nobody waits for any more: one that
+    is in a library's C++ can't be ended, and where Python unwinds it as it finalizes, the process aborts. Where none is left:
+    returns, or raises the failure."""
     if not threads_left():
+        if failure is not None:
+            raise failure
         return
+    if failure is not None:
+        click.echo(f"error: {failure}", err=True)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(0)
+    os._exit(0 if failure is None else 1)
 
 
 def _end_myself() -> None:

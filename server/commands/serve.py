@@ -285,10 +285,10 @@ def serve(
                 _answer_here(answering)
     except KeyboardInterrupt:
         pass
-    if ending.engine is not None and ending.engine.failure is not None:
-        raise ending.engine.failure
-    say("ended")
-    leave()
+    failure = ending.engine.failure if ending.engine is not None else None
+    if failure is None:
+        say("ended")
+    leave(failure)
 
 
 @dataclass(frozen=True)

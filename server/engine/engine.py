@@ -97,9 +97,10 @@ class Engine:
         self.compiler = Compiler(base.tokenizer, base.spec.vocab_size, self.ends)
         self.masks = MaskThread()
         self.residency = DeviceTier(self.runner, self.blocks, self, budget_bytes=self.sizes.device_bytes)
+        pace = StepPace(self.sizes.least_rows, self.sizes.step_rows)
         self.scheduler = Scheduler(
             self.blocks,
-            step_rows=self.sizes.step_rows,
+            pace=pace,
             max_running=self.options.max_running,
             prefix_sharing=self.options.prefix_sharing,
             adapters=self.residency,
@@ -120,7 +121,6 @@ class Engine:
         self.failure: EndedError | None = None  # what ended the engine, beside `close`
         self.ended = threading.Event()  # everybody has been told
         self._carriers: tuple[Callable[[], None], ...] = ()
-        pace = StepPace(self.sizes.least_rows, self.sizes.step_rows)
         self._stepper = Stepper(self.runner, self.scheduler, pace, self.ledger, self.masks, self._inbox, self._carry)
         self._thread = threading.Thread(target=self._live, name="graft-engine", daemon=True)
         self._thread.start()

@@ -62,7 +62,7 @@ def sizes(options: Options, base: Base) -> Sizes:
         raise GraftError(
             f"--max-model-len {longest} is more than the {base.spec.max_positions} positions this base was made for."
         )
-    places = options.max_running + guest_places(options.max_running, options.step_rows or 2 * options.max_running)
+    places = options.max_running + guest_places(options.max_running, options.step_rows)
     step_rows = options.step_rows or places + _MOST_ROWS[kind]
     if step_rows < options.max_running:
         raise GraftError(f"A step of {step_rows} rows is too small for {options.max_running} running requests.")

@@ -17,6 +17,7 @@ from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.engine.sequence import Chunk, SequenceState, StepPlan
 from graft.server.fair_queue import FairQueue
+from graft.server.operations.step_pace import StepPace
 
 _GUEST_SHARE = 8  # of all places one more, for guests
 
@@ -32,24 +33,24 @@ class PlanError(Exception):
 class Scheduler:
     """Used by the engine's thread alone.
 
-    `step_rows`: most rows in a step, which may change between two. `max_running`: most sequences in a step; a client that
-    has none may have one beyond (`guests`). `adapters`: what sequences need, and whether it is in place.
+    `pace`: how many rows a step has at most. `max_running`: most sequences in a step; a client that has none may have one
+    beyond (`guests`). `adapters`: what sequences need, and whether it is in place.
     """
 
     def __init__(
         self,
         blocks: BlockPool,
         *,
-        step_rows: int,
+        pace: StepPace,
         max_running: int,
         prefix_sharing: bool = True,
         adapters: Adapters | None = None,
     ):
         self.blocks = blocks
-        self.step_rows = step_rows
         self.max_running = max_running
-        self.guests = guest_places(max_running, step_rows)
+        self.guests = guest_places(max_running, pace.least)
         self.preemptions = 0
+        self._pace = pace
         self._sharing = prefix_sharing
         self._adapters: Adapters = adapters or NoAdapters()
         self._running: dict[SequenceState, None] = {}  # by admission
@@ -57,6 +58,11 @@ class Scheduler:
         self._waiting: FairQueue[SequenceState] = FairQueue()
         self._at: SequenceState | None = None  # which one `plan` decides about
         self._aside = 0  # rows of the present step left for sequences that step aside
+
+    @property
+    def step_rows(self) -> int:
+        """Most in the next step."""
+        return self._pace.rows
 
     @property
     def running(self) -> int:
@@ -379,6 +385,10 @@ class Scheduler:
         sequence.computed = sequence._published = 0
 
 
-def guest_places(max_running: int, step_rows: int) -> int:
-    """Places beyond `max_running`, for clients that run nothing: whoever has all of those can't keep others from starting."""
-    return min(max(1, max_running // _GUEST_SHARE), step_rows - max_running)
+def guest_places(max_running: int, step_rows: int | None) -> int:
+    """Places beyond `max_running`, for clients that run nothing: whoever has all of those can't keep others from starting.
+
+    `step_rows`: that a step has at least, where that is not to follow from the places.
+    """
+    wanted = max(1, max_running // _GUEST_SHARE)
+    return wanted if step_rows is None else min(wanted, step_rows - max_running)

@@ -105,7 +105,6 @@ class Stepper:
         self.count = 0  # of steps begun
         self._ended = 0.0  # when the last one did
         self._runner, self._scheduler, self._pace, self._ledger = runner, scheduler, pace, ledger
-        scheduler.step_rows = pace.rows
         self._masks, self._inbox, self._carry = masks, inbox, carry
 
     def run(self, plan: StepPlan, undisturbed: Callable[[], bool]) -> None:
@@ -149,7 +148,6 @@ class Stepper:
             result, since = step.result(), max(step.began, self._ended)
             self._ended = time.perf_counter()
             self._pace.took(step.plan.rows, self._ended - since, prompts=step.plan.has_prompts)
-            self._scheduler.step_rows = self._pace.rows
             self._deliver(step.asked, result)
         except Exception as error:
             self._fail(step.plan, error)

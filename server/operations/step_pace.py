@@ -12,11 +12,11 @@ _LEAST_SHARE = 0.25  # of a step with prompts is theirs, whatever the steps with
 
 
 class StepPace:
-    """`rows`: of the next step, between `least` and `most`. It begins with the least."""
+    """`rows`: of the next step, between `least` and `most`. It begins with the least. For one thread."""
 
     def __init__(self, least: int, most: int):
-        self.rows = least
-        self._least, self._most = least, most
+        self.rows = self.least = least
+        self._most = most
         self._others_s = 0.0  # what a step takes without prompts
         self._rows = self._prompts_s = 0.0  # of steps with prompts: all rows, and what they took beyond that
 
@@ -27,8 +27,8 @@ class StepPace:
         """
         if not prompts:
             self._others_s += (1 - _KEPT) * (seconds - self._others_s)
-        elif rows >= min(_FROM_ROWS, self._least):
+        elif rows >= min(_FROM_ROWS, self.least):
             self._rows = rows + _KEPT * self._rows
             self._prompts_s = max(seconds - self._others_s, _LEAST_SHARE * seconds) + _KEPT * self._prompts_s
             held = max(HELD_S - self._others_s, self._others_s) * self._rows / max(self._prompts_s, 1e-9)
-            self.rows = int(min(max(held, self._least), self._most))
+            self.rows = int(min(max(held, self.least), self._most))

@@ -21,6 +21,7 @@ from graft.server.engine.request import Request
 from graft.server.engine.scheduler import Scheduler
 from graft.server.engine.sequence import SequenceState
 from graft.server.errors import BrokenError
+from graft.server.operations.step_pace import StepPace
 from graft.server.runners.eager.runner import EagerRunner
 from graft.server.runners.protocol import no_wait
 from graft.server.sampling.params import Sampling
@@ -219,7 +220,7 @@ def decoding(scheduler, prompt, new):
 
 
 def test_a_step_that_follows_is_the_one_that_would_be_planned():
-    scheduler = Scheduler(BlockPool(20), step_rows=64, max_running=4)
+    scheduler = Scheduler(BlockPool(20), pace=StepPace(64, 64), max_running=4)
     a, b = decoding(scheduler, BLOCK_ROWS - 1, 9), decoding(scheduler, 5, 1)
     a.take(3), b.take(4)
     scheduler.plan()
@@ -244,7 +245,7 @@ def test_a_step_that_follows_is_the_one_that_would_be_planned():
 
 
 def test_nothing_follows_while_a_plan_could_do_more():
-    scheduler = Scheduler(BlockPool(4), step_rows=8, max_running=2)
+    scheduler = Scheduler(BlockPool(4), pace=StepPace(8, 8), max_running=2)
     a = decoding(scheduler, 4, 50)
     assert scheduler.follow({}) is None  # it draws nothing
     b = SequenceState(None, list(range(12)), 5, 11)

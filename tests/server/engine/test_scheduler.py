@@ -11,6 +11,7 @@ from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.engine.scheduler import Scheduler
 from graft.server.engine.sequence import SequenceState
+from graft.server.operations.step_pace import StepPace
 
 
 def run(scheduler, lengths, limit=3000, cancel=lambda step: ()):
@@ -68,7 +69,7 @@ asked = st.tuples(
     st.lists(asked, min_size=1, max_size=25), st.integers(8, 40), st.integers(2, 12), st.integers(16, 64), st.randoms()
 )
 def test_everything_ends_and_no_block_is_lost(requests, count, running, rows, rng):
-    scheduler = Scheduler(BlockPool(count), step_rows=rows, max_running=running)
+    scheduler = Scheduler(BlockPool(count), pace=StepPace(rows, rows), max_running=running)
     lengths = {sequence(*one): one[1] for one in requests}
     lengths = {s: new for s, new in lengths.items() if s.blocks_for(s.cost) <= count - 1}
     doomed = [s for s in lengths if rng.random() < 0.2]
@@ -79,7 +80,7 @@ def test_everything_ends_and_no_block_is_lost(requests, count, running, rows, rn
 
 
 def test_a_small_tenant_does_not_wait_behind_a_large_one():
-    scheduler = Scheduler(BlockPool(2000), step_rows=64, max_running=4)
+    scheduler = Scheduler(BlockPool(2000), pace=StepPace(64, 64), max_running=4)
     flood = [sequence(40, 10, "flood") for _ in range(100)]
     small = [sequence(10, 5, "small") for _ in range(3)]
     for one in (*flood, *small):
@@ -89,7 +90,7 @@ def test_a_small_tenant_does_not_wait_behind_a_large_one():
 
 
 def test_an_urgent_sequence_overtakes_its_own_clients_and_no_other_ones():
-    scheduler = Scheduler(BlockPool(2000), step_rows=64, max_running=1)
+    scheduler = Scheduler(BlockPool(2000), pace=StepPace(64, 64), max_running=1)
     waiting = [sequence(10, 3, "one") for _ in range(11)]
     urgent, others = sequence(10, 3, "one"), [sequence(10, 3, "two") for _ in range(2)]
     urgent.priority, others[1].priority = -1, 1
@@ -110,7 +111,7 @@ def test_an_urgent_sequence_overtakes_its_own_clients_and_no_other_ones():
 
 
 def test_decoding_goes_on_while_a_long_prompt_is_worked_through():
-    scheduler = Scheduler(BlockPool(2000), step_rows=32, max_running=8)
+    scheduler = Scheduler(BlockPool(2000), pace=StepPace(32, 32), max_running=8)
     talker, reader = sequence(4, 50, "talker"), sequence(400, 1, "reader")
     scheduler.add(talker)
     scheduler.plan()
@@ -123,7 +124,7 @@ def test_decoding_goes_on_while_a_long_prompt_is_worked_through():
 
 
 def test_what_steps_aside_takes_no_more_of_a_step_than_those_that_decode():
-    scheduler = Scheduler(BlockPool(2000), step_rows=64, max_running=8, prefix_sharing=False)
+    scheduler = Scheduler(BlockPool(2000), pace=StepPace(64, 64), max_running=8, prefix_sharing=False)
     talkers = [sequence(4, 50, name) for name in ("a", "b", "c")]
     proofs = [sequence(30, 1, "proof") for _ in range(2)]
     for one in proofs:
@@ -150,7 +151,7 @@ def test_what_steps_aside_takes_no_more_of_a_step_than_those_that_decode():
 
 def test_two_prompts_of_two_tenants_share_the_step():
     """A long prompt under way does not keep another tenant's from starting."""
-    scheduler = Scheduler(BlockPool(2000), step_rows=32, max_running=8, prefix_sharing=False)
+    scheduler = Scheduler(BlockPool(2000), pace=StepPace(32, 32), max_running=8, prefix_sharing=False)
     first, second = sequence(400, 1, "a"), sequence(400, 1, "b")
     scheduler.add(first)
     assert {c.sequence: c.count for c in scheduler.plan().chunks} == {first: 32}
@@ -163,7 +164,7 @@ def test_two_prompts_of_two_tenants_share_the_step():
 
 def test_a_long_prompt_whose_prefix_is_found_does_not_take_its_own_blocks_for_free():
     """A neighbour holds what it lacks: it waits, and is admitted once; it does not start and give way at every step."""
-    scheduler = Scheduler(BlockPool(20), step_rows=512, max_running=4)
+    scheduler = Scheduler(BlockPool(20), pace=StepPace(512, 512), max_running=4)
     before = sequence(12 * BLOCK_ROWS + 1, 1)
     neighbour = sequence(5 * BLOCK_ROWS - 20, 20)
     neighbour.owner = neighbour.client = "neighbour"
@@ -185,7 +186,7 @@ def test_a_long_prompt_whose_prefix_is_found_does_not_take_its_own_blocks_for_fr
 
 def flooded(blocks=20_000, max_running=64, prompt=10, new=1000):
     """One client's 1,024 choices, as many as there is place for running."""
-    scheduler = Scheduler(BlockPool(blocks), step_rows=512, max_running=max_running, prefix_sharing=False)
+    scheduler = Scheduler(BlockPool(blocks), pace=StepPace(512, 512), max_running=max_running, prefix_sharing=False)
     for number in range(1024):
         choice = sequence(prompt, new, f"adapter {number % 7}")
         choice.client = "flood"
@@ -246,7 +247,7 @@ def test_nor_when_the_first_clients_sequences_fill_the_cache():
 @pytest.mark.parametrize("rows", [64, 512, 4096])
 def test_a_newcomer_takes_no_blocks_where_those_who_run_will_not_need_all(rows):
     """However many rows a step may have: a prompt under way takes as many blocks as it lacks, and no more."""
-    scheduler = Scheduler(BlockPool(120), step_rows=rows, max_running=16, prefix_sharing=False)
+    scheduler = Scheduler(BlockPool(120), pace=StepPace(rows, rows), max_running=16, prefix_sharing=False)
     talkers = [sequence(20, 50, "talker") for _ in range(3)]
     proof = sequence(60, 1, "proof")
     proof.steps_aside = True
@@ -273,7 +274,7 @@ def test_a_client_alone_may_have_all_places_and_no_more():
 
 def test_one_long_sequence_each_leaves_nobody_with_nothing():
     """A newcomer takes blocks only from who runs several: two that can't both fit take turns, and both end."""
-    scheduler = Scheduler(BlockPool(12), step_rows=64, max_running=4, prefix_sharing=False)
+    scheduler = Scheduler(BlockPool(12), pace=StepPace(64, 64), max_running=4, prefix_sharing=False)
     both = [sequence(100, 60, name) for name in ("a", "b")]
     for one in both:
         scheduler.add(one)

@@ -150,9 +150,10 @@ class Attending {
   }
 
   // Sums stay in registers for a stretch of slots, as long as all rows see all of it. It ends with a page, so that slots
-  // which share a lane are never parted.
+  // which share a lane are never parted. One row reads a page from end to end (see Piece); a prompt's lie in a near cache.
   void mix_values() {
-    const int64_t shared_end = sight(0).high / kPage * kPage, stretch = piece_.count > 1 || piece_.kv_heads == 1 ? kStretch : kPage;
+    const int64_t shared_end = sight(0).high / kPage * kPage;
+    const int64_t stretch = piece_.count > 1 || piece_.kv_heads == 1 ? kStretch : kPage;
     for (int64_t start = origin_, stop; start < origin_ + width_; start = stop) {
       stop = start + (start < shared_end ? std::min(stretch, shared_end - start) : kPage);
       for (int64_t h = 0; h < piece_.kv_heads; h++) mix_stretch(h, start, stop);
