@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from graft.hub.errors import GraftError
+from graft.hub.terminal.strangers_words import visible_text
 from graft.server.engine.client import STUCK_S
 from graft.server.errors import EndedError
 from graft.server.work_pool import threads_left
@@ -63,7 +64,7 @@ class Ending:
                     EndedError(f"The engine has not come back from a step in {age:.0f} s: restart the server.")
                 )
                 time.sleep(LAST_WORDS_S)
-                click.echo(f"error: {engine.failure}", err=True)
+                click.echo(f"error: {visible_text(str(engine.failure))}", err=True)
                 os._exit(1)
         if engine.failure is not None:
             time.sleep(LAST_WORDS_S)
@@ -91,7 +92,7 @@ def leave(failure: GraftError | None = None) -> None:
             raise failure
         return
     if failure is not None:
-        click.echo(f"error: {failure}", err=True)
+        click.echo(f"error: {visible_text(str(failure))}", err=True)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
