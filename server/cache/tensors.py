@@ -5,6 +5,7 @@ whom is blocks.py's business.
 """
 
 import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,11 +36,12 @@ class KVCache:
     def bytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
-    def take_memory(self) -> None:
-        """On a CPU: have all of it zeroed now, beside whoever uses it, instead of in the steps that write it first."""
+    def take_memory(self, seconds: float) -> None:
+        """On a CPU: have it zeroed now instead of in the steps that write it first, as much as there is time for."""
         if self.keys.device.type == "cpu":
+            until = time.monotonic() + seconds
             for tensor in (self.keys, self.values):
-                take_pages(tensor.data_ptr(), tensor.nbytes)
+                take_pages(tensor.data_ptr(), tensor.nbytes, until)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (from, to), in every layer."""

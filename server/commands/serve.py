@@ -32,7 +32,6 @@ from graft.server.operations.spans import begin_spans
 from graft.server.operations.step_pace import HELD_S
 from graft.server.operations.throughput import report
 from graft.server.scale.engine_process import PARENT_VARIABLE, SECRET_VARIABLE
-from graft.server.stepping_back import aside
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -40,6 +39,8 @@ if TYPE_CHECKING:
     from graft.hub.base.model import Base
     from graft.server.engine.client import EngineClient
     from graft.server.http.clients import Network, Places
+
+_MEMORY_S = 2.0  # of a start, for taking the cache's memory
 
 
 class _Network(click.ParamType):
@@ -275,7 +276,7 @@ def serve(
             shelf_name = hub_url or (str(registry_path) if registry_path is not None else None)
             for line in summary(engine, local, shelf_name, max_requests):
                 say(line)
-            aside(engine.runner.cache.take_memory, "graft-cache-memory")
+            engine.runner.cache.take_memory(_MEMORY_S)
             with_keys = keys is not None or ingress_secret is not None
             ready = partial(_say_ready, listening, base, name, host, say, with_keys=with_keys)
             answering = _Answering(listening, client, make_app, max_requests, drain_seconds, ending, ready)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from graft.server.cache.tensors import KVCache, block_bytes
-from graft.server.stepping_back import aside
 from tests.conftest import tiny_base
 from tests.server.cache.conftest import populates
 
@@ -30,13 +29,13 @@ def test_memory_is_taken_when_it_is_written(llama):
 
 
 @populates
-def test_all_of_it_is_taken_beside_who_writes(llama):
-    """On a thread of its own, behind all others; what has been written meanwhile stays."""
+@pytest.mark.parametrize(("seconds", "least", "most"), [(60, 0.8, 1.1), (0, 0, 0.1)])
+def test_memory_is_taken_as_long_as_there_is_time(llama, seconds, least, most):
+    """What has been written stays."""
     cache = KVCache(llama.spec, (128 << 20) // block_bytes(llama.spec, torch.float32), torch.float32, "cpu")
-    before = psutil.Process().memory_info().rss
-    thread = aside(cache.take_memory, "memory")
     for block in range(1, 9):
         cache.keys[:, -block] = block
-    thread.join(60)
-    assert all((cache.keys[:, -block] == block).all() for block in range(1, 9)) and not cache.values.any()
-    assert psutil.Process().memory_info().rss - before > 0.8 * cache.bytes
+    before = psutil.Process().memory_info().rss
+    cache.take_memory(seconds)
+    assert all((cache.keys[:, -block] == block).all() for block in range(1, 9)) and not cache.values[:, -9:].any()
+    assert least * cache.bytes <= psutil.Process().memory_info().rss - before <= most * cache.bytes
