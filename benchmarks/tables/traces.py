@@ -1,6 +1,6 @@
 """The traces' table: times to first tokens and between tokens over HTTP, of one recorded trace, beside the peers' servers.
 
-    python -m benchmarks.tables.traces                                      three traces, two hours
+    python -m benchmarks.tables.traces                                      three traces, two and a half hours
     python -m benchmarks.tables.traces --requests 40 --rounds 1             to try it
 
 Each round is a trace of its own. First every server's throughput is measured, then the trace is replayed at 70 % of the slowest

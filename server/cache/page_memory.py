@@ -6,13 +6,13 @@ import sys
 import time
 
 _POPULATE_WRITE = 23  # madvise(2), Linux 5.14
-# Bytes of a call: a huge page. Who wants a mapping of this process waits for the end of one, which a busy machine puts off.
+# Bytes of a call, a huge page: between two it is looked at the time. Who wants a mapping of this process waits for the end of one.
 _PIECE = 2 << 20
 
 
 def take_pages(address: int, size: int, until: float) -> bool:
     """Take the whole pages of this memory, whatever is in them, until a time of `time.monotonic`; whether that could be done, as far
-    as there was time. May run beside who uses them."""
+    as there was time."""
     if sys.platform != "linux":
         return False
     madvise = ctypes.CDLL(None, use_errno=True).madvise

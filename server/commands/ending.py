@@ -60,11 +60,10 @@ class Ending:
             age = engine.turn_s
             said_s = _say_if_stuck(age, said_s)
             if self._step_timeout and age > self._step_timeout:
-                engine.end_all(
-                    EndedError(f"The engine has not come back from a step in {age:.0f} s: restart the server.")
-                )
+                stuck = EndedError(f"The engine has not come back from a step in {age:.0f} s: restart the server.")
+                engine.end_all(stuck)
                 time.sleep(LAST_WORDS_S)
-                click.echo(f"error: {visible_text(str(engine.failure))}", err=True)
+                _say_failure(stuck)
                 os._exit(1)
         if engine.failure is not None:
             time.sleep(LAST_WORDS_S)
@@ -92,12 +91,16 @@ def leave(failure: GraftError | None = None) -> None:
             raise failure
         return
     if failure is not None:
-        click.echo(f"error: {visible_text(str(failure))}", err=True)
+        _say_failure(failure)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(0 if failure is None else 1)
+
+
+def _say_failure(failure: GraftError) -> None:
+    click.echo(f"error: {visible_text(str(failure))}", err=True)
 
 
 def _end_myself() -> None:
