@@ -27,6 +27,7 @@ STEP_S = 0.125  # between two steps: no token waits for the one before it
 SECONDS = 12.0
 MOST_TOKENS = 16_000  # of a stream, which none reaches: an engine may run far ahead of who writes
 _TICK = os.sysconf("SC_CLK_TCK")
+_TEXT = b'"text":"'  # in every event
 TEXT = Path(__file__).parents[2] / "docs" / "serving.md"  # whose tokens are drawn, in order
 
 
@@ -172,7 +173,7 @@ class Client:
                 data = one.recv(1 << 16)
                 if not data:
                     raise RuntimeError("a stream has ended")
-                found = (reading.left + data).count(b'"text": "') - reading.left.count(b'"text": "')
+                found = (reading.left + data).count(_TEXT) - reading.left.count(_TEXT)
                 reading.left = data[-16:]
                 if found:
                     self.events += found

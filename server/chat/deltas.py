@@ -72,8 +72,10 @@ class Reply:
         return self
 
 
-def merge(deltas: Iterable[Delta]) -> list[Delta]:
+def merge(deltas: list[Delta]) -> list[Delta]:
     """The same with neighbours of one kind put together."""
+    if len(deltas) < 2:
+        return deltas
     merged: list[Delta] = []
     for delta in deltas:
         match merged[-1] if merged else None, delta:

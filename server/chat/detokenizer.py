@@ -187,6 +187,8 @@ class StopStrings:
         """The text that may be given out. Once `matched`, nothing more is."""
         if self.matched:
             return ""
+        if not self._stops:
+            return text
         text = self._held + text
         matches = [(at, len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:

@@ -90,14 +90,14 @@ class Choice:
             self._early.append(event)
             return
         match event:
+            case Token():
+                self._generate(event)
             case Started():
                 self.begun, self.served, self.cached = True, event.served, event.cached_tokens
             case PromptScored():
                 self.scored.extend(event.tokens)
                 if self._shows_prompt:
                     self._show_prompt(event.tokens)
-            case Token():
-                self._generate(event)
             case Finished():
                 self._end(event.reason)
 

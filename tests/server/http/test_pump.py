@@ -81,7 +81,7 @@ def test_who_does_not_read_holds_up_nobody_and_loses_nothing(live):
         while part := slow.recv(1 << 16):
             data += part
     assert data.endswith(b"0\r\n\r\n") and data.count(b"[DONE]") == 1
-    assert data.count(b'"finish_reason": "length"') == 12
+    assert data.count(b'"finish_reason":"length"') == 12
 
 
 def test_a_client_that_hangs_up_leaves_no_stream_and_no_thread(live):
