@@ -11,6 +11,7 @@ from graft.server.cache.step import BLOCK_ROWS
 from graft.server.cache.tensors import block_bytes
 from graft.server.engine.scheduler import guest_places
 from graft.server.runners.factory import runner_bytes
+from graft.server.runners.step_memory import step_bytes
 
 GIB = 1 << 30
 # Rows for prompts in a step, beside as many as run: where the machine is quick (operations/step_pace.py), and where it is slow.
@@ -66,7 +67,11 @@ def sizes(options: Options, base: Base) -> Sizes:
     step_rows = options.step_rows or places + _MOST_ROWS[kind]
     if step_rows < options.max_running:
         raise GraftError(f"A step of {step_rows} rows is too small for {options.max_running} running requests.")
-    device, host = _free(options, base.device, runner_bytes(options.runner, base))
+    taken = {
+        "the base's packed weights": runner_bytes(options.runner, base),
+        f"a step of {step_rows} rows": step_bytes(base.spec, base.dtype.itemsize, step_rows),
+    }
+    device, host = _free(options, base.device, taken)
     wanted = options.cache_bytes or min(int(device * _CACHE_SHARE[kind]), _CACHE_MOST[kind])
     enough = places * -(-longest // BLOCK_ROWS) * 4 // 3 + 2  # all requests at full length
     blocks = min(wanted // per_block, enough)
@@ -85,35 +90,36 @@ def sizes(options: Options, base: Base) -> Sizes:
 
 def require_budgets(options: Options, device: str) -> None:
     """Before a base is loaded: raises GraftError where the budgets that are set are more than is free now."""
-    _free(options, torch.device(device), 0)
+    _free(options, torch.device(device), {})
 
 
-def _free(options: Options, device: torch.device, packed: int) -> tuple[int, int]:
-    """What is free on the device and in host memory (on a CPU: both the same) beside what the runner will pack and the
-    budgets that are set. Raises GraftError where those don't fit."""
+def _free(options: Options, device: torch.device, taken: dict[str, int]) -> tuple[int, int]:
+    """What is free on the device and in host memory (on a CPU: both the same) beside the budgets that are set and what is `taken` on
+    the device, by its name. Raises GraftError where those don't fit."""
     host = free_memory()
     on_device = {"--kv-bytes": options.cache_bytes, "--adapter-device-bytes": options.device_bytes}
     on_host = {"--adapter-host-bytes": options.host_bytes}
     if device.type == "cuda":
-        left = _left(torch.cuda.mem_get_info(device)[0], on_device, 0, str(device))
-        return left, _left(host, on_host, 0, "this machine")
-    left = _left(host, on_device | on_host, packed, "this machine")
+        left = _left(torch.cuda.mem_get_info(device)[0], on_device, taken, str(device))
+        return left, _left(host, on_host, {}, "this machine")
+    left = _left(host, on_device | on_host, taken, "this machine")
     return left, left
 
 
-def _left(free: int, budgets: dict[str, int | None], packed: int, where: str) -> int:
-    """Raises GraftError, with all figures, where the budgets and the packed weights are more than is free."""
+def _left(free: int, budgets: dict[str, int | None], taken: dict[str, int], where: str) -> int:
+    """Raises GraftError, with all figures, where the budgets and what is taken are more than is free."""
     given = {flag: size for flag, size in budgets.items() if size}
-    left = free - packed - sum(given.values())
+    parts = {name: size for name, size in (given | taken).items() if size}
+    left = free - sum(parts.values())
     if left >= 0:
         return left
-    parts = [f"{flag} {_gib(size)}" for flag, size in given.items()]
-    if packed:
-        parts.append(f"the base's packed weights {_gib(packed)}")
-    advice = "Give less." if given else "Take a smaller base or dtype, or --runner eager, which packs nothing."
-    raise GraftError(
-        f"{' and '.join(parts)} don't fit into the {_gib(free)} of memory that are free on {where}. {advice}"
+    advice = (
+        "Give less."
+        if given
+        else "Take a smaller base or dtype, a lower --max-batch-rows, or --runner eager, which packs nothing."
     )
+    figures = " and ".join(f"{name} {_gib(size)}" for name, size in parts.items())
+    raise GraftError(f"{figures} don't fit into the {_gib(free)} of memory that are free on {where}. {advice}")
 
 
 def _gib(size: int) -> str:

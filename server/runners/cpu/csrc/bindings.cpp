@@ -228,6 +228,7 @@ void bind(py::module_ m, const std::string& dtype) {
         model.set_rotations(std::move(rotations));
       })
       .def("require_fits", &Model<S>::require_fits)
+      .def_property_readonly("step_bytes", &Model<S>::step_bytes)
       .def("step", &Model<S>::step, free);
   m.def(("argmax_" + dtype).c_str(), &argmax_rows<S>, free);
   m.def(("sample_" + dtype).c_str(), &sample<S>, free);

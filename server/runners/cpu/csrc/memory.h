@@ -60,6 +60,7 @@ class Room {
     size_ = size;
   }
   T* data() const { return data_.get(); }
+  int64_t bytes() const { return size_ * sizeof(T); }
 
  private:
   static constexpr int64_t kAlignment = 64;

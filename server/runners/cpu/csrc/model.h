@@ -38,6 +38,9 @@ class Model {
   // Called by loaders while the engine's thread steps with other adapters.
   void require_fits(const Adapter<S>& adapter) const { adapter.require_fits(taps_); }
 
+  // What the largest step so far has taken.
+  int64_t step_bytes() const { return buffers_.memory.bytes(); }
+
   // rows [T, hidden]; keys and values as server/cache/tensors.py lays them out. Returns the logits [n, vocabulary] and the
   // hidden states [m, hidden], as the final norm leaves them.
   // Raises ValueError for what does not fit together, MemoryError; either before anything has been written.

@@ -20,6 +20,7 @@ from graft.server.runners.cpu.base_memory import extra_bytes, linears
 from graft.server.runners.cpu.build import load
 from graft.server.runners.cpu.runner import fast_runner
 from graft.server.runners.eager.runner import EagerRunner
+from graft.server.runners.step_memory import step_bytes
 from graft.server.sampling.params import Sampling
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.server.conftest import KINDS
@@ -175,13 +176,22 @@ def test_budgets_fit_together_or_not_at_all(llama, monkeypatch):
         sizes(Options(cache_bytes=third, host_bytes=third, device_bytes=third, runner="eager"), llama)
 
 
-def test_packed_weights_are_counted_before_the_cache(llama, monkeypatch):
-    packed = extra_bytes(llama)
-    with_free(monkeypatch, packed - 1)
-    with pytest.raises(GraftError, match=r"the base's packed weights .* --runner eager"):
-        sizes(Options(), llama)
-    with_free(monkeypatch, packed + (1 << 20))
-    assert sizes(Options(), llama).host_bytes == (1 << 20) // 4
-    assert sizes(Options(runner="eager"), llama).host_bytes == (packed + (1 << 20)) // 4
-    with pytest.raises(GraftError, match=r"--kv-bytes .* and the base's packed weights"):
-        sizes(Options(cache_bytes=2 << 20), llama)
+def test_packed_weights_and_a_step_are_counted_before_the_cache(llama, monkeypatch):
+    packed, rows = extra_bytes(llama), 512
+    step = step_bytes(llama.spec, 4, rows)
+    with_free(monkeypatch, packed + step - 1)
+    with pytest.raises(GraftError, match=r"the base's packed weights .* and a step of 512 rows .* --runner eager"):
+        sizes(Options(step_rows=rows), llama)
+    with_free(monkeypatch, packed + step + (1 << 20))
+    assert sizes(Options(step_rows=rows), llama).host_bytes == (1 << 20) // 4
+    assert sizes(Options(step_rows=rows, runner="eager"), llama).host_bytes == (packed + (1 << 20)) // 4
+    with pytest.raises(GraftError, match=r"--kv-bytes .* and the base's packed weights .* and a step"):
+        sizes(Options(step_rows=rows, cache_bytes=2 << 20), llama)
+
+
+def test_what_a_step_takes_is_what_it_took(loaded):
+    base, _ = loaded
+    runner, rows = fast_runner(base, cache_for(base)), len(TEXT)
+    scored = logits(runner)  # of all its rows
+    took = runner._model.step_bytes + scored.nbytes
+    assert took <= step_bytes(base.spec, base.dtype.itemsize, rows) <= 1.1 * took
