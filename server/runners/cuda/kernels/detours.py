@@ -230,8 +230,8 @@ def _pointer(address: tl.tensor, like: tl.tensor) -> tl.tensor:
 @triton.jit
 def _activate(h: tl.tensor, number: tl.tensor) -> tl.tensor:
     """The activation with that number in ACTIVATIONS; tanh by way of the sigmoid, which every backend has."""
-    if number == 1:  # relu
-        h = tl.maximum(h, 0.0)
+    if number == 1:  # relu; tl.maximum makes a number of NaN
+        h = tl.where(h < 0.0, 0.0, h)
     elif number == 2 or number == 3:  # silu, swish
         h = h * tl.sigmoid(h)
     elif number == 4:  # gelu

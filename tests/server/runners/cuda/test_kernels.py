@@ -131,6 +131,15 @@ def test_each_activation(activation, draw):
     torch.testing.assert_close(grouped(owned, rows, x, whose), expected(owned, rows, x, whose), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("activation", batched_apply.ACTIVATIONS)
+def test_each_activation_keeps_what_is_no_number(activation, draw):
+    owned, whose = [(0, form(draw, 9, 32, 40, activation))], RowOwners(0, (3,))
+    x = torch.randn(3, 32, generator=draw)
+    x[1, 5] = torch.nan
+    made = grouped(owned, torch.zeros(3, 40), x, whose)
+    assert made[1].isnan().all() and made[[0, 2]].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("owners", [(1,), (1, 2)], ids=str)
 def test_rows_of_others_keep_their_bits(owners, dtype, draw):
