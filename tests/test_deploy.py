@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,22 @@ def test_the_image_is_made_of_what_there_is():
     }
     begun = [line.split()[0] for line in lines if line and line[0].isalpha()]
     assert set(begun) <= known and begun[0] == "FROM"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("hadolint", "Dockerfile"),
+        ("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"),
+    ],
+    ids=lambda words: words[-1],
+)
+def test_a_linter_has_nothing_to_say(words):
+    program = Path(sys.executable).parent / words[0]
+    if not program.exists():
+        pytest.skip(f"{words[0]} is in the extra `check`, for Linux on x86-64")
+    done = subprocess.run([program, *words[1:]], cwd=DEPLOY, capture_output=True, text=True)
+    assert not done.returncode, done.stdout + done.stderr
 
 
 def test_compose_mounts_what_there_is():
