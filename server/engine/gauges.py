@@ -15,7 +15,7 @@ from graft.server.operations.families import Read, gauges
 from graft.server.operations.throughput import Load
 from graft.server.telemetry import Metrics
 
-MOST_LISTED = 1000  # adapters that are told of, those on the device first
+MOST_LISTED = 100  # adapters that are told of, those on the device first
 
 
 class EngineGauges:

@@ -49,6 +49,16 @@ def _own_fields(schema: dict) -> list[str]:
     ]
 
 
+def headers() -> list[str]:
+    """Of answers. An Allow is only of what is no route's answer."""
+    described = document("BASE")["components"]["headers"]
+    return [
+        "| header | what |",
+        "| --- | --- |",
+        *(f"| `{name}` | {one['description']} |" for name, one in described.items()),
+    ]
+
+
 def options() -> list[str]:
     lines = ["| option | default | what |", "| --- | --- | --- |"]
     for one in serve.params:
@@ -76,7 +86,7 @@ def errors() -> list[str]:
     ]
 
 
-TABLES = {"routes": routes, "fields": fields, "options": options, "errors": errors}
+TABLES = {"routes": routes, "headers": headers, "fields": fields, "options": options, "errors": errors}
 
 
 def written(text: str) -> str:
