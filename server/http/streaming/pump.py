@@ -1,4 +1,5 @@
-"""The thread that writes all streams of a process: what a step brings, it turns into text and events and sends, stream by stream.
+"""The thread that writes all streams of a process: what a step brings, it turns into text and
+events, stream by stream, then sends.
 
 A thread for each stream would be woken for each token, and all of them would ask for Python's interpreter at once: five times what
 the work itself takes (benchmarks/tables/front_ends.py). The threads that began the requests wait meanwhile; each accounts for its
@@ -97,8 +98,12 @@ class Pump:
             while self._goes_on():
                 self._woken.wait(GONE_S)
                 self._woken.clear()
-                while self._marked:
-                    self._marked.popleft().advance()
+                while due := [self._marked.popleft() for _ in range(len(self._marked))]:
+                    # All first, then all: a reader on this machine that is woken by each takes the core, and what it had in its caches.
+                    for stream in due:
+                        stream.make()
+                    for stream in due:
+                        stream.send()
                 if time.monotonic() - looked >= GONE_S:
                     looked = time.monotonic()
                     for stream in self._streams:
@@ -140,6 +145,7 @@ class PumpedStream:
         self._pump, self._streamed, self._body = pump, streamed, body
         self._answer, self._writer = streamed.answer, streamed.writer
         self._first: Sequence[Piece] | None = streamed.first  # None: they are written
+        self._made = b""  # what is to be written next
         self._end = b""  # what is still to be written once it is over
         self._over = threading.Event()
 
@@ -174,20 +180,27 @@ class PumpedStream:
             self.end(self._writer.error(error))
         else:
             if self._late:
-                self.advance()
+                self.make()
+                self.send()
 
-    def advance(self) -> None:
-        """Write what has come. On the pump's thread."""
+    def make(self) -> None:
+        """Make events of what has come. On the pump's thread."""
         self.marked = False
         self._late = self._body.unsent > MOST_UNSENT_BYTES
-        if self._over.is_set() or self._late:
+        if not (self._over.is_set() or self._late):
+            over, events = self._events()
+            if over:
+                self.end(events)
+            else:
+                self._made = events
+
+    def send(self) -> None:
+        """Write what was made. On the pump's thread."""
+        data, self._made = self._made, b""
+        if not data or self._over.is_set():
             return
         try:
-            over, data = self._events()
-            if over:
-                self.end(data)
-            elif data:
-                self._body.write(data)
+            self._body.write(data)
         except Exception as error:
             self.end()
             if not isinstance(error, Disconnected):
