@@ -14,6 +14,7 @@ from functools import partial
 
 import pytest
 
+from graft.hub.errors import GraftError
 from graft.server.commands.http_server import bind, port_of
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
@@ -27,6 +28,7 @@ from tests.server.conftest import write_folder
 from tests.server.front_ends.looking import make_looking
 from tests.server.http.test_wire import NO_REQUESTS, ORIGIN, PAGE, sent_raw
 from tests.server.live import CHAT_TEMPLATE, OPTIONS, Live
+from tests.server.scarce import files_left
 
 AT_ONCE = 32
 
@@ -268,6 +270,40 @@ def test_of_a_front_end_that_is_killed_nothing_is_left_and_another_is_started(li
 
     wait_for(look)
     assert killed not in found
+
+
+def test_one_that_cant_be_had_is_tried_again_until_it_can(folders, caplog):
+    with several(tiny_base("llama"), folders, number=1) as live:
+        [first] = live.fronts.processes.values()
+        with files_left(0):
+            first.kill()
+            wait_for(lambda: "can't be started" in caplog.text)
+        wait_for(lambda: live.fronts.processes[0] is not first)
+        assert live.get("/health").status == 200
+
+
+@pytest.mark.parametrize("files", [0, 2])  # none for the pair of sockets; none beyond
+def test_one_that_cant_be_had_at_the_start_ends_it_and_leaves_nothing_open(live, files):
+    sockets = bind("127.0.0.1", 0)
+    client = EngineClient(live.engine)
+    fronts = FrontEnds(1, sockets, client, live.places, Start(client.base, make_looking, AT_ONCE))
+    told = []
+
+    def start():
+        try:
+            fronts.__enter__()
+        except GraftError as error:
+            told.append(str(error))
+
+    starting = threading.Thread(target=start, daemon=True)  # which would wait for ever
+    before = len(os.listdir("/proc/self/fd"))
+    with files_left(files):
+        starting.start()
+        starting.join(20)
+    assert told and "did not become ready" in told[0] and not fronts.processes
+    assert len(os.listdir("/proc/self/fd")) == before
+    for each in sockets:
+        each.close()
 
 
 def test_who_dies_while_all_drain_is_not_waited_for_and_not_started_again(folders, monkeypatch):
