@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_network
 
 import pytest
 
@@ -18,11 +19,12 @@ from graft.hub.errors import GraftError
 from graft.server.commands.http_server import bind, port_of
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
+from graft.server.engine.inventory import Inventory
 from graft.server.front_ends import session
 from graft.server.front_ends.frames import Start
 from graft.server.front_ends.supervisor import FrontEnds
 from graft.server.http.app import create_app
-from graft.server.http.clients import AnswerPlaces
+from graft.server.http.clients import GUESTS, AnswerPlaces
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.front_ends.looking import make_looking
@@ -42,11 +44,11 @@ class Several(Live):
 
 
 @contextmanager
-def several(base, adapters, number=2, **options):
+def several(base, adapters, number=2, at_once=AT_ONCE, **options):
     sockets = bind("127.0.0.1", 0)
     with Engine(base, adapters, None, OPTIONS) as engine:
-        client, places = EngineClient(engine), AnswerPlaces(AT_ONCE)
-        start = Start(client.base, partial(make_looking, **options), AT_ONCE)
+        client, places = EngineClient(engine), AnswerPlaces(at_once)
+        start = Start(client.base, partial(make_looking, **options), at_once)
         with FrontEnds(number, sockets, client, places, start) as fronts:
             yield Several(f"http://127.0.0.1:{port_of(sockets)}", port_of(sockets), engine, {}, fronts, places)
     for each in sockets:
@@ -218,6 +220,33 @@ def test_places_are_counted_for_all_front_ends_together(live):
             live.places.leave("127.0.0.1")
     assert {answer.status for answer in answers} == {429}
     assert live.post("/v1/completions", {"model": "mine", "prompt": "a"}).status == 200
+
+
+def test_what_hangs_holds_up_nobody_else_however_few_are_answered_at_once(folders, monkeypatch):
+    inside, go = threading.Semaphore(0), threading.Event()
+    unload = Inventory.unload
+
+    def slowly(self, name):
+        inside.release()
+        assert go.wait(60)
+        return unload(self, name)
+
+    monkeypatch.setattr(Inventory, "unload", slowly)
+    base, trusted = tiny_base("llama"), [ip_network("127.0.0.0/8")]
+    with several(base, folders, 1, at_once=1, trusted_proxies=trusted) as live, ThreadPoolExecutor(1 + GUESTS) as pool:
+        try:
+            asked = [
+                pool.submit(
+                    live.post, "/v1/adapters/unload", {"model": "mine"}, {"X-Forwarded-For": f"10.0.0.{number}"}
+                )
+                for number in range(1 + GUESTS)
+            ]
+            assert all(inside.acquire(timeout=20) for _ in asked)  # as many as have a place
+            refused = live.post("/v1/adapters/unload", {"model": "mine"}, {"X-Forwarded-For": "10.0.1.1"})
+            assert (refused.status, live.get("/health").status) == (429, 200)
+        finally:
+            go.set()
+        assert {each.result().status for each in asked} == {404}  # it is in no memory
 
 
 def test_a_client_that_hangs_up_is_noticed(live):
