@@ -297,6 +297,38 @@ def test_clients_that_vanish_leave_nothing(live):
                 connection.sendall(sent)
 
 
+TCP_REPAIR = 19  # linux/tcp.h: such a connection is closed without a word
+
+
+def test_a_side_that_says_nothing_is_asked_after_and_hung_up_on_in_half_a_minute(live):
+    with connected(live) as connection:
+        place = connection.getsockname()
+        wait_until(lambda: any(each.addr == place for each in channels_of(live)))
+        [served] = [each.socket for each in channels_of(live) if each.addr == place]
+        names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        idle_s, every_s, probes, given_up_ms = (
+            served.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names
+        )
+        assert served.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert idle_s + every_s * probes == 30 and given_up_ms == 30_000
+
+
+def test_who_goes_without_a_word_is_noticed_while_nothing_is_written(monkeypatch):
+    """As where a machine or a network fails: no end and no reset comes."""
+    monkeypatch.setattr("graft.hub.connections._VANISHED_S", 6)
+    with serving(tiny_base("llama"), {}) as alone, connected(alone) as connection:
+        outputs = alone.engine.runner.outputs
+        alone.engine.runner.outputs = lambda batch: (time.sleep(0.2), outputs(batch))[1]  # 48 s in all
+        connection.sendall(request_bytes(LONG))
+        wait_until(lambda: alone.engine.scheduler.running)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        except PermissionError:
+            pytest.skip("closing without a word takes root's rights")
+        connection.close()
+        wait_until(alone.idle)
+
+
 def test_who_is_hung_up_on_while_a_token_is_written_is_no_fault(live):
     """The thread that writes has seen a connection, and waits for the lock under which it is closed."""
     told = []
