@@ -41,6 +41,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "admin": {"admin": True},
     "limited": {"adapters": ["other", "acme/*"], "base": False},
+    "warden": {"admin": True, "adapters": ["other", "acme/*"]},
     "expired": {"admin": True, "expires": datetime(2026, 1, 1, tzinfo=UTC)},
     "slow": {"requests_per_minute": 3},
     "small": {"tokens_per_minute": 100},
@@ -147,6 +148,19 @@ def test_every_route_with_every_kind_of_key(place):
                     assert reply.json["error"].get("code") == code and reply.headers["WWW-Authenticate"] == "Bearer"
             for other in rules[endpoint].methods - {method}:  # HEAD, OPTIONS
                 assert asked.open(path, method=other).status_code == expected("none", need, names)
+
+
+def test_an_admin_gives_and_takes_the_names_alone_that_the_key_is_for(live, keys, place):
+    def move(what: str, key: str, name: str):
+        given = {"lora_name": name, "lora_path": str(place[0] / "other")}
+        return live.post(f"/v1/{what}_lora_adapter", given, bearing(keys[key]))
+
+    assert move("load", "admin", "given").status == move("load", "warden", "acme/given").status == 200
+    for what, name in (("load", "new"), ("load", BASE), ("unload", "given"), ("unload", "absent")):
+        error = move(what, "warden", name).error
+        assert (error["code"], error["param"]) == ("permission_denied", "lora_name")
+    assert ask(live, keys["plain"], "given").status == 200 and ask(live, keys["plain"], "new").status == 404
+    assert move("unload", "admin", "given").status == move("unload", "warden", "acme/given").status == 200
 
 
 def test_a_route_without_a_rule_is_not_served():
