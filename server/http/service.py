@@ -113,6 +113,7 @@ def taking_place() -> Iterator[Visit]:
     visit = g.visit = Visit(g.accounts, g.holder, client)
     places = service().places  # a stream ends when the request is none of the application's any more
     if not places.enter(visit.client):
+        visit.look()
         raise BusyError("The server is answering as many requests as it can: try again in a moment.")
     try:
         with visit.under_way():
