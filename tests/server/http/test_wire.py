@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 from waitress.channel import ClientDisconnected
 
 from graft.hub.connections import Terms, unsettled
+from graft.server.http import schemas
 from graft.server.http.message_bodies import MAX_MESSAGES
 from graft.server.http.wire import connections
 from tests.conftest import tiny_base
@@ -190,6 +192,32 @@ def test_what_is_too_much_is_said(live, change, status, code, param):
         reply = live.post("/v1/completions", SHORT | change)
         assert reply.status == status and time.monotonic() - began < 10
         assert reply.json["error"]["code"] == code and reply.json["error"]["param"] == param
+
+
+def test_large_bodies_are_read_a_few_at_once_and_small_ones_beside_them(monkeypatch):
+    monkeypatch.setattr("graft.server.http.service.MOST_BODIES_BYTES", 5 << 20)
+    large, inside, go = SHORT | {"prompt": "x" * (2 << 20)}, threading.Semaphore(0), threading.Event()
+    read = schemas.parse_json
+
+    def slowly(data: bytes) -> object:
+        if len(data) > 1 << 20:
+            inside.release()
+            assert go.wait(60)
+        return read(data)
+
+    monkeypatch.setattr(schemas, "parse_json", slowly)
+    with serving(tiny_base("llama"), {}) as alone, ThreadPoolExecutor(2) as pool:
+        try:
+            first = [pool.submit(alone.post, "/v1/completions", large) for _ in range(2)]
+            assert all(inside.acquire(timeout=20) for _ in first)
+            refused = alone.post("/v1/completions", large)
+            assert (refused.status, refused.error["code"], refused.headers["Retry-After"]) == (429, "overloaded", "1")
+            assert alone.post("/v1/completions", SHORT).status == 200
+        finally:
+            go.set()
+        assert {each.result().error["code"] for each in first} == {"context_length_exceeded"}
+        for _ in range(3):  # their room has come back
+            assert alone.post("/v1/completions", large).status == 400
 
 
 @pytest.mark.parametrize(
