@@ -20,6 +20,7 @@ from waitress.wasyncore import dispatcher
 SPARE = 20  # connections that are kept free by hanging up on the most silent
 _NEW_S = 2.0  # that a client has to ask, where its server is about to end
 _VANISHED_S = 30  # without an answer of the other side's kernel
+_PROBES = 3  # that the kernel sends in the second half of that to who is silent
 
 
 class _AmbiguousLength(Error):
@@ -179,7 +180,13 @@ def unsettled(sockets: Mapping[int, object]) -> int:
 def _socket_options(terms: Terms) -> list[tuple[int, int, int]]:
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if sys.platform == "linux":
-        options.append((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _VANISHED_S * 1000))
+        tcp = {
+            socket.TCP_USER_TIMEOUT: _VANISHED_S * 1000,
+            socket.TCP_KEEPIDLE: _VANISHED_S // 2,  # two hours, where nothing is said
+            socket.TCP_KEEPINTVL: _VANISHED_S // 2 // _PROBES,
+            socket.TCP_KEEPCNT: _PROBES,
+        }
+        options += [(socket.IPPROTO_TCP, option, value) for option, value in tcp.items()]
     if terms.kernel_bytes:
         options.append((socket.SOL_SOCKET, socket.SO_SNDBUF, terms.kernel_bytes))
     return options

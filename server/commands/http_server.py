@@ -16,6 +16,7 @@ from waitress.wasyncore import loop
 
 from graft.hub.connections import SPARE, close_door, unsettled
 from graft.hub.errors import GraftError
+from graft.server.http.clients import SPARE_THREADS
 from graft.server.http.streaming.response import BODY
 from graft.server.http.wire.connections import MAX_BODY_BYTES, MOST_UNREAD_BYTES, Connection, look_after_clients
 from graft.server.operations.drain import Draining
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from waitress.server import BaseWSGIServer, MultiSocketServer
 
-SPARE_THREADS = 16  # beyond those that answer completions: lists, health, metrics, refusals
 CONNECTIONS_PER_THREAD = 4  # kept-alive ones wait without a thread
 OTHER_FILES = 32  # of a process, beside its connections: weights that are read, a registry, pipes
 BACKLOG = 1024

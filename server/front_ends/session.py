@@ -36,7 +36,7 @@ from graft.server.front_ends.frames import (
 )
 from graft.server.front_ends.outbox import Outbox
 from graft.server.front_ends.places import PlacesTaken
-from graft.server.http.clients import Places
+from graft.server.http.clients import SPARE_THREADS, Places
 from graft.server.keys.held_accounts import AccountsHeld
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ class Session:
         self._coding: Coding = []  # of events that are not on their way yet
         self._streams: dict[int, Stream] = {}
         self._carry_lock = threading.Lock()
-        self._workers = ThreadPoolExecutor(2 * start.max_requests, "graft-front-end-call")  # as many as may ask at once
+        # More than the front end has threads, each of which waits for one answer at most: none waits for another's.
+        self._workers = ThreadPoolExecutor(2 * start.max_requests + SPARE_THREADS, "graft-front-end-call")
         self._calls: dict[str, Callable[..., object]] = {
             "models": engine.models,
             "model": engine.model,

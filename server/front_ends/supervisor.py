@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from graft.hub.errors import GraftError
 from graft.server.engine.client import EngineClient
@@ -38,7 +39,7 @@ class FrontEnds:
         self._places = places
         self._start = start
         self._ending = threading.Event()  # no more are started
-        self._failed = threading.Event()  # one ended before it was ready, at the first try
+        self._failed = threading.Event()  # one was not to be had, or ended before it was ready, at the first try
         self._ready = [threading.Event() for _ in range(number)]
         self._sessions: dict[int, Session] = {}
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -56,7 +57,9 @@ class FrontEnds:
             while not ready.wait(0.05):
                 if self._failed.is_set():
                     self.close()
-                    raise GraftError("A process for HTTP ended before it was ready. What it said is above.")
+                    raise GraftError(
+                        "A process for HTTP did not become ready. What it said, or why there is none, is above."
+                    )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,9 +104,7 @@ class FrontEnds:
         while not self._ending.is_set():
             began = time.monotonic()
             session = self._begin(place)
-            if session is None:
-                return
-            code = self._attend(place, session)
+            code = self._attend(place, session) if session is not None else None
             if self._ending.is_set():
                 if code:
                     log.error("a process for HTTP has ended (%s) before its requests had", code)
@@ -113,18 +114,26 @@ class FrontEnds:
                 return
             if time.monotonic() - began > SOON_S:
                 pause_s = FIRST_PAUSE_S
-            log.error("a process for HTTP has ended (%s); its requests are cancelled, another is started", code)
+            if session is not None:
+                log.error("a process for HTTP has ended (%s); its requests are cancelled, another is started", code)
             self._ending.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _begin(self, place: int) -> Session | None:
-        """Start a process; None where the server ends."""
+        """Start a process; None where the server ends, or where the system has no process, file or thread for it."""
+        try:
+            return self._try_to_begin(place)
+        except (OSError, RuntimeError) as error:  # the latter: of a thread that can't be started
+            log.error("a process for HTTP can't be started (%s)", error)
+            return None
+
+    def _try_to_begin(self, place: int) -> Session | None:
         ours, theirs = socket.socketpair()
-        passed = [one.fileno() for one in (theirs, *self._listening)]
-        with self._lock, theirs, sheltered():
+        with self._lock, theirs, sheltered(), ExitStack() as unless_begun:
+            unless_begun.enter_context(ours)
             if self._ending.is_set():
-                ours.close()
                 return None
+            passed = [one.fileno() for one in (theirs, *self._listening)]
             self.processes[place] = subprocess.Popen(
                 [sys.executable, "-m", MODULE, *map(str, passed)],
                 stdin=subprocess.DEVNULL,
@@ -132,6 +141,7 @@ class FrontEnds:
                 start_new_session=True,  # it outlives a terminal that is closed by as long as its last words take
             )
             session = self._sessions[place] = Session(ours, self._engine, self._places, self._start, self._ready[place])
+            unless_begun.pop_all()
         return session
 
     def _attend(self, place: int, session: Session) -> int:

@@ -55,10 +55,10 @@ from graft.server.http.service import (
     EXTENSION,
     Service,
     begin_record,
-    patience,
     read_body,
     service,
     shown_model,
+    take_in,
     taking_place,
     unknown_model,
 )
@@ -316,10 +316,10 @@ def _refuse() -> None:
 
 
 def _take() -> None:
-    """Raises DrainingError, or BadField for a deadline that is none: who has shown no key where one is needed learns neither."""
+    """Raises DrainingError, or as `take_in`: who has shown no key where one is needed learns nothing of it."""
     if request.blueprint != status.blueprint.name:
         status.require_open()
-    g.patience = patience()
+    take_in()
 
 
 def _stamp(response: Response) -> Response:

@@ -9,6 +9,7 @@ from typing import Protocol
 Network = IPv4Network | IPv6Network
 
 GUESTS = 8  # answers beyond the most at once, for clients that have none under way
+SPARE_THREADS = 16  # of each process, beyond those that answer completions: lists, health, metrics, refusals
 _MAX_CHARS = 64
 
 

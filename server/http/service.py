@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from flask import current_app, g, request
+from flask import Response, after_this_request, current_app, g, request
 
 from graft.hub.errors import GraftError, NotFoundError
 from graft.hub.request_body import AnyBody
@@ -21,6 +21,7 @@ from graft.server.keys.access import Access
 from graft.server.keys.holders import Holder
 from graft.server.keys.rights import UnknownModelError, unknown_to
 from graft.server.keys.visits import Visit
+from graft.server.operations.body_room import MOST_BODIES_BYTES, BodyRoom
 from graft.server.operations.drain import Drain
 from graft.server.operations.patience import Patience
 from graft.server.operations.request_log import RequestRecord, plain
@@ -61,6 +62,7 @@ class Service:
         self.names = Names(self.tokenizer)
         self.speeches = Speeches(engine, base_name, tool_format)
         self.places = places
+        self.bodies = BodyRoom(MOST_BODIES_BYTES)
         self.pump = Pump(engine)
         self.trusted_proxies = trusted_proxies
         self.adapter_root = adapter_root
@@ -113,6 +115,7 @@ def taking_place() -> Iterator[Visit]:
     visit = g.visit = Visit(g.accounts, g.holder, client)
     places = service().places  # a stream ends when the request is none of the application's any more
     if not places.enter(visit.client):
+        visit.look()
         raise BusyError("The server is answering as many requests as it can: try again in a moment.")
     try:
         with visit.under_way():
@@ -128,8 +131,21 @@ def begin_record() -> RequestRecord:
     return RequestRecord(g.request_id, request.method, route, client, request.headers.get("Traceparent", ""))
 
 
-def patience() -> Patience:
-    """Of the request that is at hand, as its header says."""
+def take_in() -> None:
+    """Of the request that is at hand its patience, as its header says, and room for its body until it is answered, or its stream
+    begins. Raises BadField, or BusyError."""
+    g.patience = _patience()
+    size, bodies = request.content_length or 0, service().bodies
+    if not bodies.enter(size):
+        raise BusyError("The server is reading as many large bodies as it can: try again in a moment.")
+
+    @after_this_request
+    def leave(response: Response) -> Response:
+        bodies.leave(size)
+        return response
+
+
+def _patience() -> Patience:
     given = request.headers.get(TIMEOUT_HEADER, "")
     gone = request.environ.get("waitress.client_disconnected", lambda: False)
     whole = Patience(gone, lambda: service().drain.begun, service().most_s, time.monotonic())

@@ -42,6 +42,10 @@ class KeyFileError(GraftError):
     code = "bad_key_file"
 
 
+class UnreadKeyFileError(KeyFileError):
+    """One that could not be read this time, whatever it holds."""
+
+
 def new_key() -> str:
     """256 random bits."""
     return KEY_PREFIX + secrets.token_urlsafe(32)
@@ -158,7 +162,7 @@ def read_text(path: Path) -> str:
             raise KeyFileError(f"The key file {path} is larger than {MAX_FILE_BYTES} bytes.")
         return path.read_text("utf-8")
     except OSError as error:
-        raise KeyFileError(f"The key file {path} can't be read: {error.strerror}.") from None
+        raise UnreadKeyFileError(f"The key file {path} can't be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise KeyFileError(f"The key file {path} is no text: {error}.") from None
 
@@ -209,13 +213,13 @@ class KeyFile:
         self._has_hub = has_hub
         self._lock = threading.Lock()
         self._looked = time.monotonic()
-        self._state = _state_of(path)
+        self._state: tuple[int, ...] | None = _state_of(path)  # of the file that was read last
         self._problem: str | None = None
         self._book = make_book(KeyTables())
         if is_sound:
             self._book = self._read()
-        else:
-            self._reload()
+        elif not self._reload():
+            self._state = None
 
     @property
     def problem(self) -> str | None:
@@ -235,20 +239,23 @@ class KeyFile:
             self._looked = time.monotonic()
             state = _state_of(self.path)
             if state != self._state:
-                self._reload()
-                self._state = state  # of before it was read: what was written meanwhile is another state
+                # Of before it was read: what was written meanwhile is another state.
+                self._state = state if self._reload() else None
         finally:
             self._lock.release()
 
-    def _reload(self) -> None:
+    def _reload(self) -> bool:
+        """Whether it was read, be it sound or not: else it is tried again, though it does not change."""
         try:
             self._book = self._read()
         except KeyFileError as error:
+            if str(error) != self._problem:
+                log.error("%s The keys of before go on to hold.", error)
             self._problem = str(error)
-            log.error("%s The keys of before go on to hold.", error)
-            return
+            return not isinstance(error, UnreadKeyFileError)
         self._problem = None
         log.info("the key file %s: %d keys", self.path, len(self._book.entries))
+        return True
 
     def _read(self) -> KeyBook:
         tables = read_tables(read_text(self.path), self.path)

@@ -1,8 +1,9 @@
 """A request that is being answered, in the eyes of its key's limits: it enters, sets tokens aside, and leaves with what it used. Torch-free."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from graft.hub.errors import GraftError
 from graft.server.keys.accounts import AnyAccounts
 from graft.server.keys.holders import Holder
 from graft.server.keys.standing import RateLimitError, Standing
@@ -43,6 +44,11 @@ class Visit:
             self.standing = error.standing
             raise
         self._reserved += tokens
+
+    def look(self) -> None:
+        """See how the key stands where nothing begins, as far as that can be told: a refusal's headers have it, too."""
+        with suppress(GraftError):
+            self.reserve(0)
 
     def use(self, usage: Usage) -> None:
         """What it has used in all; the rest of what it has reserved is given back when it leaves."""

@@ -60,11 +60,17 @@ def name_model(name: str) -> None:
     g.served = find_served(name)
 
 
-def require_source(name: str) -> None:
-    """As `require_model`, of a name on the registry or hub that is to be given another here."""
+def require_name(name: str, param: str) -> None:
+    """Raises NotAllowedError for a name of an adapter that the key is not for, whatever it stands for or is to stand for."""
     holder: Holder = g.holder
     if not holder.profile.allows(name):
-        raise NotAllowedError(f"The key {holder.name} is not for {name!r}.", "lora_path")
+        raise NotAllowedError(f"The key {holder.name} is not for {name!r}.", param)
+
+
+def require_source(name: str) -> None:
+    """As `require_model`, of a name on the registry or hub that is to be given another here."""
+    require_name(name, "lora_path")
+    holder: Holder = g.holder
     if holder.reader is not None and not holder.reader.may_read(name):
         raise UnknownModelError(f"There is no adapter {name!r}, or you may not read it on the hub.")
 

@@ -7,7 +7,7 @@ from flask import Blueprint, Response, g, jsonify, request
 
 from graft.hub.errors import ConflictError, NotFoundError
 from graft.hub.evaluation.tokenization import encode_completion, encode_prompt, encode_rendered
-from graft.server.http.access.gate import name_model, require_source
+from graft.server.http.access.gate import name_model, require_name, require_source
 from graft.server.http.completions import read_conversation
 from graft.server.http.dialects.vllm_bodies import (
     DetokenizeBody,
@@ -119,6 +119,7 @@ def server_version() -> Response:
 @blueprint.post("/v1/load_lora_adapter")
 def load_lora_adapter() -> Response:
     body, engine = read_body(LoadBody), service().engine
+    require_name(body.lora_name, "lora_name")
     if body.lora_name == service().base_name:
         raise BadField(f"{body.lora_name} is the base's name: give the adapter another.", "lora_name")
     target = _folder(body) if Path(body.lora_path).is_absolute() else body.lora_path
@@ -162,6 +163,7 @@ def _no_adapter(body: LoadBody, why: str) -> NoAdapterError:
 @blueprint.post("/v1/unload_lora_adapter")
 def unload_lora_adapter() -> Response:
     body = read_body(UnloadBody)
+    require_name(body.lora_name, "lora_name")
     if not service().engine.detach(body.lora_name):
         raise NoAdapterError(f"The lora adapter '{body.lora_name}' cannot be found.", "lora_name")
     return _done(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

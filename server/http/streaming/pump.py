@@ -113,7 +113,7 @@ class Pump:
             with self._lock:
                 self._running = False
                 for stream in self._streams:
-                    stream.end()
+                    stream.fail()
         finally:
             stop()
 
@@ -169,6 +169,15 @@ class PumpedStream:
             self._end = last
             self._over.set()
 
+    def fail(self) -> None:
+        """Let its thread go, to say that it broke on our own account; a client would else take it for whole."""
+        try:
+            last = self._writer.failure()
+        except Exception:
+            log.exception("request %s: its failure could not be told", self._streamed.request_id)
+            last = b""
+        self.end(last)
+
     def look_after(self) -> None:
         """End it where its client has gone; see whether a slow reader has caught up. On the pump's thread."""
         try:
@@ -201,10 +210,11 @@ class PumpedStream:
             return
         try:
             self._body.write(data)
-        except Exception as error:
+        except Disconnected:
             self.end()
-            if not isinstance(error, Disconnected):
-                log.exception("request %s could not be written", self._streamed.request_id)
+        except Exception:
+            log.exception("request %s could not be written", self._streamed.request_id)
+            self.fail()
 
     def _mark(self) -> None:
         self._pump.mark(self)

@@ -11,22 +11,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_network
 
 import pytest
 
+from graft.hub.errors import GraftError
 from graft.server.commands.http_server import bind, port_of
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
+from graft.server.engine.inventory import Inventory
 from graft.server.front_ends import session
 from graft.server.front_ends.frames import Start
 from graft.server.front_ends.supervisor import FrontEnds
 from graft.server.http.app import create_app
-from graft.server.http.clients import AnswerPlaces
+from graft.server.http.clients import GUESTS, AnswerPlaces
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.front_ends.looking import make_looking
 from tests.server.http.test_wire import NO_REQUESTS, ORIGIN, PAGE, sent_raw
 from tests.server.live import CHAT_TEMPLATE, OPTIONS, Live
+from tests.server.scarce import files_left
 
 AT_ONCE = 32
 
@@ -40,11 +44,11 @@ class Several(Live):
 
 
 @contextmanager
-def several(base, adapters, number=2, **options):
+def several(base, adapters, number=2, at_once=AT_ONCE, **options):
     sockets = bind("127.0.0.1", 0)
     with Engine(base, adapters, None, OPTIONS) as engine:
-        client, places = EngineClient(engine), AnswerPlaces(AT_ONCE)
-        start = Start(client.base, partial(make_looking, **options), AT_ONCE)
+        client, places = EngineClient(engine), AnswerPlaces(at_once)
+        start = Start(client.base, partial(make_looking, **options), at_once)
         with FrontEnds(number, sockets, client, places, start) as fronts:
             yield Several(f"http://127.0.0.1:{port_of(sockets)}", port_of(sockets), engine, {}, fronts, places)
     for each in sockets:
@@ -218,6 +222,33 @@ def test_places_are_counted_for_all_front_ends_together(live):
     assert live.post("/v1/completions", {"model": "mine", "prompt": "a"}).status == 200
 
 
+def test_what_hangs_holds_up_nobody_else_however_few_are_answered_at_once(folders, monkeypatch):
+    inside, go = threading.Semaphore(0), threading.Event()
+    unload = Inventory.unload
+
+    def slowly(self, name):
+        inside.release()
+        assert go.wait(60)
+        return unload(self, name)
+
+    monkeypatch.setattr(Inventory, "unload", slowly)
+    base, trusted = tiny_base("llama"), [ip_network("127.0.0.0/8")]
+    with several(base, folders, 1, at_once=1, trusted_proxies=trusted) as live, ThreadPoolExecutor(1 + GUESTS) as pool:
+        try:
+            asked = [
+                pool.submit(
+                    live.post, "/v1/adapters/unload", {"model": "mine"}, {"X-Forwarded-For": f"10.0.0.{number}"}
+                )
+                for number in range(1 + GUESTS)
+            ]
+            assert all(inside.acquire(timeout=20) for _ in asked)  # as many as have a place
+            refused = live.post("/v1/adapters/unload", {"model": "mine"}, {"X-Forwarded-For": "10.0.1.1"})
+            assert (refused.status, live.get("/health").status) == (429, 200)
+        finally:
+            go.set()
+        assert {each.result().status for each in asked} == {404}  # it is in no memory
+
+
 def test_a_client_that_hangs_up_is_noticed(live):
     body = {"model": "mine", "prompt": "a", "max_tokens": 250, "ignore_eos": True, "stream": True, "n": 4}
     with opened(live, body) as stream:
@@ -268,6 +299,40 @@ def test_of_a_front_end_that_is_killed_nothing_is_left_and_another_is_started(li
 
     wait_for(look)
     assert killed not in found
+
+
+def test_one_that_cant_be_had_is_tried_again_until_it_can(folders, caplog):
+    with several(tiny_base("llama"), folders, number=1) as live:
+        [first] = live.fronts.processes.values()
+        with files_left(0):
+            first.kill()
+            wait_for(lambda: "can't be started" in caplog.text)
+        wait_for(lambda: live.fronts.processes[0] is not first)
+        assert live.get("/health").status == 200
+
+
+@pytest.mark.parametrize("files", [0, 2])  # none for the pair of sockets; none beyond
+def test_one_that_cant_be_had_at_the_start_ends_it_and_leaves_nothing_open(live, files):
+    sockets = bind("127.0.0.1", 0)
+    client = EngineClient(live.engine)
+    fronts = FrontEnds(1, sockets, client, live.places, Start(client.base, make_looking, AT_ONCE))
+    told = []
+
+    def start():
+        try:
+            fronts.__enter__()
+        except GraftError as error:
+            told.append(str(error))
+
+    starting = threading.Thread(target=start, daemon=True)  # which would wait for ever
+    before = len(os.listdir("/proc/self/fd"))
+    with files_left(files):
+        starting.start()
+        starting.join(20)
+    assert told and "did not become ready" in told[0] and not fronts.processes
+    assert len(os.listdir("/proc/self/fd")) == before
+    for each in sockets:
+        each.close()
 
 
 def test_who_dies_while_all_drain_is_not_waited_for_and_not_started_again(folders, monkeypatch):

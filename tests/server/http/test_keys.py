@@ -25,6 +25,7 @@ from graft.server.engine.engine import Engine
 from graft.server.http.access.gate import guard
 from graft.server.http.access.limit_headers import NAMES, moment_text, span_text
 from graft.server.http.app import create_app
+from graft.server.http.clients import GUESTS, AnswerPlaces
 from graft.server.keys import key_file
 from graft.server.keys.access import Access
 from graft.server.keys.key_changes import remove_keys
@@ -41,6 +42,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "admin": {"admin": True},
     "limited": {"adapters": ["other", "acme/*"], "base": False},
+    "warden": {"admin": True, "adapters": ["other", "acme/*"]},
     "expired": {"admin": True, "expires": datetime(2026, 1, 1, tzinfo=UTC)},
     "slow": {"requests_per_minute": 3},
     "small": {"tokens_per_minute": 100},
@@ -147,6 +149,19 @@ def test_every_route_with_every_kind_of_key(place):
                     assert reply.json["error"].get("code") == code and reply.headers["WWW-Authenticate"] == "Bearer"
             for other in rules[endpoint].methods - {method}:  # HEAD, OPTIONS
                 assert asked.open(path, method=other).status_code == expected("none", need, names)
+
+
+def test_an_admin_gives_and_takes_the_names_alone_that_the_key_is_for(live, keys, place):
+    def move(what: str, key: str, name: str):
+        given = {"lora_name": name, "lora_path": str(place[0] / "other")}
+        return live.post(f"/v1/{what}_lora_adapter", given, bearing(keys[key]))
+
+    assert move("load", "admin", "given").status == move("load", "warden", "acme/given").status == 200
+    for what, name in (("load", "new"), ("load", BASE), ("unload", "given"), ("unload", "absent")):
+        error = move(what, "warden", name).error
+        assert (error["code"], error["param"]) == ("permission_denied", "lora_name")
+    assert ask(live, keys["plain"], "given").status == 200 and ask(live, keys["plain"], "new").status == 404
+    assert move("unload", "admin", "given").status == move("unload", "warden", "acme/given").status == 200
 
 
 def test_a_route_without_a_rule_is_not_served():
@@ -301,6 +316,26 @@ def test_anthropics_routes_tell_of_the_same_limits_by_anthropics_headers(live, k
     assert [reply.status for reply in (counting, whole, stream, openai_s, over)] == [200, 200, 200, 200, 429]
     assert over.json["type"] == "error" and over.json["error"]["type"] == "rate_limit_error"
     assert 1 <= int(limit(over, "retry-after")) <= 61 and over.json["request_id"] == limit(over, "request-id")
+
+
+def test_who_finds_no_place_is_told_how_the_key_stands_and_counts_nothing(place):
+    top, base, folders, made = place
+    places, others = AnswerPlaces(0), [f"other {number}" for number in range(GUESTS)]
+    with Engine(base, folders, None, OPTIONS) as engine:
+        access = Access(Keyring(KeyFile(top / "keys.toml", has_hub=False), None))
+        asked = create_app(EngineClient(engine), places, open_access=lambda: access).test_client()
+
+        def told(key: str, path: str, name: str) -> tuple[int, str | None]:
+            reply = asked.post(path, json=CHAT, headers=bearing(made[key]))
+            return reply.status_code, reply.headers.get(name)
+
+        assert all(map(places.enter, others))
+        for _ in range(5):
+            assert told("slow", "/v1/chat/completions", "x-ratelimit-remaining-requests") == (429, "3")
+            assert told("claude", "/v1/messages", "anthropic-ratelimit-tokens-remaining") == (429, "500")
+            assert told("plain", "/v1/chat/completions", "x-ratelimit-limit-requests") == (429, None)
+        places.leave(others[0])
+        assert told("slow", "/v1/chat/completions", "x-ratelimit-remaining-requests") == (200, "2")
 
 
 def limit(reply, name: str) -> str | None:

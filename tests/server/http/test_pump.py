@@ -4,12 +4,15 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from graft.server.commands.http_server import _TaskBody
 from graft.server.engine.client import EngineClient
 from graft.server.http.app import create_app
 from graft.server.http.response_shapes import Writer
+from graft.server.http.streaming.pump import PumpedStream
 from tests.conftest import tiny_base
 from tests.server.live import CHAT_TEMPLATE, serving
 
@@ -119,3 +122,56 @@ def test_a_bug_in_writing_one_stream_ends_that_one_alone(live, monkeypatch):
         asker.join(30)
     assert answers[1][-1] == answers[2][-1] == "[DONE]"
     assert answers[3][-1]["error"]["code"] == "internal_error" and "secret" not in str(answers[3])
+
+
+def fails(*_):
+    raise RuntimeError("secret detail")
+
+
+@pytest.fixture
+def slow(live, monkeypatch):
+    outputs = live.engine.runner.outputs
+    monkeypatch.setattr(live.engine.runner, "outputs", lambda batch: (time.sleep(0.02), outputs(batch))[1])
+    return live
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "last"),
+    [
+        (*ASKED[0], '"code": "internal_error"'),
+        (*ASKED[1], '"code": "internal_error"'),
+        (*ASKED[2], "event: error\n"),
+        (*ASKED[3], "event: response.failed\n"),
+    ],
+)
+def test_a_stream_that_can_not_be_written_does_not_end_like_a_whole_one(slow, monkeypatch, path, body, last):
+    write = _TaskBody.write
+
+    def written(*given):
+        return (fails if threading.current_thread().name == "graft-pump" else write)(*given)
+
+    monkeypatch.setattr(_TaskBody, "write", written)
+    data = slow.post(path, body).data.decode()
+    assert last in data.split("\n\n")[-2] and "secret" not in data
+
+
+def test_where_not_even_that_can_be_told_nobody_waits(slow, monkeypatch):
+    monkeypatch.setattr(PumpedStream, "_events", fails)
+    monkeypatch.setattr(Writer, "failure", fails)
+    with opened(slow, ASKED[0][1]) as one:
+        data = b""
+        while not data.endswith(b"0\r\n\r\n"):
+            part = one.recv(1 << 16)
+            assert part
+            data += part
+    assert b"data:" not in data
+
+
+def test_where_the_thread_fails_all_its_streams_say_so_and_the_next_have_another(slow, monkeypatch):
+    body = {"model": "test/llama", "prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    with monkeypatch.context() as patched, ThreadPoolExecutor(3) as pool:
+        patched.setattr(PumpedStream, "look_after", fails)
+        for answer in [pool.submit(slow.post, "/v1/completions", body) for _ in range(3)]:
+            last = answer.result().events[-1]
+            assert last["error"]["code"] == "internal_error" and "secret" not in str(last)
+    assert slow.post("/v1/completions", body | {"max_tokens": 60}).events[-1] == "[DONE]"

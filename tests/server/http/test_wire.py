@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 from waitress.channel import ClientDisconnected
 
 from graft.hub.connections import Terms, unsettled
+from graft.server.http import schemas
 from graft.server.http.message_bodies import MAX_MESSAGES
 from graft.server.http.wire import connections
 from tests.conftest import tiny_base
@@ -192,6 +194,32 @@ def test_what_is_too_much_is_said(live, change, status, code, param):
         assert reply.json["error"]["code"] == code and reply.json["error"]["param"] == param
 
 
+def test_large_bodies_are_read_a_few_at_once_and_small_ones_beside_them(monkeypatch):
+    monkeypatch.setattr("graft.server.http.service.MOST_BODIES_BYTES", 5 << 20)
+    large, inside, go = SHORT | {"prompt": "x" * (2 << 20)}, threading.Semaphore(0), threading.Event()
+    read = schemas.parse_json
+
+    def slowly(data: bytes) -> object:
+        if len(data) > 1 << 20:
+            inside.release()
+            assert go.wait(60)
+        return read(data)
+
+    monkeypatch.setattr(schemas, "parse_json", slowly)
+    with serving(tiny_base("llama"), {}) as alone, ThreadPoolExecutor(2) as pool:
+        try:
+            first = [pool.submit(alone.post, "/v1/completions", large) for _ in range(2)]
+            assert all(inside.acquire(timeout=20) for _ in first)
+            refused = alone.post("/v1/completions", large)
+            assert (refused.status, refused.error["code"], refused.headers["Retry-After"]) == (429, "overloaded", "1")
+            assert alone.post("/v1/completions", SHORT).status == 200
+        finally:
+            go.set()
+        assert {each.result().error["code"] for each in first} == {"context_length_exceeded"}
+        for _ in range(3):  # their room has come back
+            assert alone.post("/v1/completions", large).status == 400
+
+
 @pytest.mark.parametrize(
     ("path", "field"), [("/v1/chat/completions", "messages"), ("/v1/messages", "messages"), ("/v1/responses", "input")]
 )
@@ -295,6 +323,38 @@ def test_clients_that_vanish_leave_nothing(live):
             with socket.create_connection(("127.0.0.1", live.port)) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
                 connection.sendall(sent)
+
+
+TCP_REPAIR = 19  # linux/tcp.h: such a connection is closed without a word
+
+
+def test_a_side_that_says_nothing_is_asked_after_and_hung_up_on_in_half_a_minute(live):
+    with connected(live) as connection:
+        place = connection.getsockname()
+        wait_until(lambda: any(each.addr == place for each in channels_of(live)))
+        [served] = [each.socket for each in channels_of(live) if each.addr == place]
+        names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        idle_s, every_s, probes, given_up_ms = (
+            served.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names
+        )
+        assert served.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert idle_s + every_s * probes == 30 and given_up_ms == 30_000
+
+
+def test_who_goes_without_a_word_is_noticed_while_nothing_is_written(monkeypatch):
+    """As where a machine or a network fails: no end and no reset comes."""
+    monkeypatch.setattr("graft.hub.connections._VANISHED_S", 6)
+    with serving(tiny_base("llama"), {}) as alone, connected(alone) as connection:
+        outputs = alone.engine.runner.outputs
+        alone.engine.runner.outputs = lambda batch: (time.sleep(0.2), outputs(batch))[1]  # 48 s in all
+        connection.sendall(request_bytes(LONG))
+        wait_until(lambda: alone.engine.scheduler.running)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        except PermissionError:
+            pytest.skip("closing without a word takes root's rights")
+        connection.close()
+        wait_until(alone.idle)
 
 
 def test_who_is_hung_up_on_while_a_token_is_written_is_no_fault(live):

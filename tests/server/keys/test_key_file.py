@@ -13,9 +13,10 @@ from graft.server.errors import InvalidKeyError
 from graft.server.keys import key_file
 from graft.server.keys.holders import Holder, Limits, Profile
 from graft.server.keys.key_changes import table_text
-from graft.server.keys.key_file import KeyFile, KeyTable, hash_of, new_key, read_tables
+from graft.server.keys.key_file import KeyFile, KeyTable, hash_of, new_key, read_tables, read_text
 from graft.server.keys.keyring import MAX_KEY_CHARS, Keyring
 from tests.server.keys.made import write_keys
+from tests.server.scarce import files_left
 
 HASH = "sha256:" + "0" * 64
 ONE = f'[[key]]\nname = "a"\nhash = "{HASH}"\n'
@@ -166,6 +167,37 @@ def test_the_file_is_read_again_and_a_broken_one_leaves_the_keys(path: Path, cap
     assert not any(new in record.message for record in caplog.records)
     newer = write_keys(path, {"c": {}})["c"]
     assert file.book().find(newer) is not None and file.book().find(new) is None and file.problem is None
+
+
+def test_a_file_that_could_not_be_read_once_is_tried_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever was taken back in it would else stay good until it changes once more."""
+    old = write_keys(path, {"a": {}})["a"]
+    file = KeyFile(path, has_hub=False)
+    new = write_keys(path, {"b": {}})["b"]
+    with files_left(0):
+        for _ in range(3):
+            assert "Too many open files" in (file.problem or "") and file.book().find(old) is not None
+    assert file.book().find(old) is None and file.book().find(new) is not None and file.problem is None
+    assert caplog.text.count("of before go on to hold") == 1
+
+
+def test_a_process_that_could_not_read_the_file_at_its_start_reads_it_soon(path: Path) -> None:
+    key = write_keys(path, {"a": {}})["a"]
+    with files_left(0):
+        file = KeyFile(path, has_hub=False, is_sound=False)
+        assert file.problem is not None and file.book().find(key) is None
+    assert file.book().find(key) is not None and file.problem is None
+
+
+def test_a_file_that_was_read_and_wont_do_is_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one takes long."""
+    write_keys(path, {"a": {}})
+    file, read = KeyFile(path, has_hub=False), []
+    path.write_text("[[key]")
+    monkeypatch.setattr(key_file, "read_text", lambda path: read.append(path) or read_text(path))
+    for _ in range(3):
+        assert "not valid TOML" in (file.problem or "")
+    assert len(read) == 1
 
 
 def test_a_file_that_may_be_read_again_is(path: Path, caplog: pytest.LogCaptureFixture) -> None:
