@@ -344,10 +344,13 @@ def test_who_dies_while_all_drain_is_not_waited_for_and_not_started_again(folder
             stream.readline()
             live.fronts.drain(60, done.set)
             assert not done.wait(1)
-            for process in live.fronts.processes.values():
+            killed = list(live.fronts.processes.values())
+            for process in killed:
                 process.kill()
             assert done.wait(2)
         wait_for(live.idle)
+        for process in killed:  # whose channels may be closed while they listen still
+            process.wait(10)
         with pytest.raises(urllib.error.URLError) as refused:
             live.get("/health")
         assert isinstance(refused.value.reason, ConnectionRefusedError)
