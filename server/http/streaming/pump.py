@@ -187,6 +187,8 @@ class PumpedStream:
         except GraftError as error:  # the time for it is over
             self._answer.error = error
             self.end(self._writer.error(error))
+        except Exception:
+            self._break("request %s: whether its client is there could not be seen")
         else:
             if self._late:
                 self.make()
@@ -196,12 +198,17 @@ class PumpedStream:
         """Make events of what has come. On the pump's thread."""
         self.marked = False
         self._late = self._body.unsent > MOST_UNSENT_BYTES
-        if not (self._over.is_set() or self._late):
+        if self._over.is_set() or self._late:
+            return
+        try:
             over, events = self._events()
-            if over:
-                self.end(events)
-            else:
-                self._made = events
+        except Exception:  # not even its end could be made
+            self._break("request %s could not be answered")
+            return
+        if over:
+            self.end(events)
+        else:
+            self._made = events
 
     def send(self) -> None:
         """Write what was made. On the pump's thread."""
@@ -213,8 +220,12 @@ class PumpedStream:
         except Disconnected:
             self.end()
         except Exception:
-            log.exception("request %s could not be written", self._streamed.request_id)
-            self.fail()
+            self._break("request %s could not be written")
+
+    def _break(self, what: str) -> None:
+        """While an error is handled that should not have been: it costs this stream alone."""
+        log.exception(what, self._streamed.request_id)
+        self.fail()
 
     def _mark(self) -> None:
         self._pump.mark(self)

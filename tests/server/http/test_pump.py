@@ -13,6 +13,7 @@ from graft.server.engine.client import EngineClient
 from graft.server.http.app import create_app
 from graft.server.http.response_shapes import Writer
 from graft.server.http.streaming.pump import PumpedStream
+from graft.server.operations.patience import Patience
 from tests.conftest import tiny_base
 from tests.server.live import CHAT_TEMPLATE, serving
 
@@ -138,8 +139,8 @@ def slow(live, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "body", "last"),
     [
-        (*ASKED[0], '"code": "internal_error"'),
-        (*ASKED[1], '"code": "internal_error"'),
+        (*ASKED[0], '"code":"internal_error"'),
+        (*ASKED[1], '"code":"internal_error"'),
         (*ASKED[2], "event: error\n"),
         (*ASKED[3], "event: response.failed\n"),
     ],
@@ -165,6 +166,23 @@ def test_where_not_even_that_can_be_told_nobody_waits(slow, monkeypatch):
             assert part
             data += part
     assert b"data:" not in data
+
+
+def test_who_can_not_be_looked_after_is_told_and_nobody_else(slow, monkeypatch):
+    body = {"model": "test/llama", "prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    look, first = Patience.look, []
+
+    def seen(patience, **how):
+        if threading.current_thread().name == "graft-pump" and (not first or patience is first[0]):
+            first[:] = [patience]
+            fails()
+        return look(patience, **how)
+
+    monkeypatch.setattr(Patience, "look", seen)
+    with ThreadPoolExecutor(3) as pool:
+        ends = [one.result().events[-1] for one in [pool.submit(slow.post, "/v1/completions", body) for _ in range(3)]]
+    assert ends.count("[DONE]") == 2
+    assert next(end for end in ends if end != "[DONE]")["error"]["code"] == "internal_error"
 
 
 def test_where_the_thread_fails_all_its_streams_say_so_and_the_next_have_another(slow, monkeypatch):
