@@ -2,6 +2,7 @@
 
 import threading
 import time
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from graft.server.structured.constraint import Regex
 from graft.server.structured.mask_thread import MaskThread
 from graft.server.structured.matcher import Matcher
 from tests.conftest import VOCAB, tiny_tokenizer
+from tests.server.conftest import no_threads
 
 END = frozenset({1})
 A, B = 66, 67  # the tokens of "a" and "b"
@@ -156,3 +158,30 @@ def test_who_is_late_is_told_when_it_is_ready_and_holds_nobody_up_again(masks, m
     go.set()
     masks.wait([slow], 20)
     assert allowed(slow) == [1, B]
+
+
+def test_masks_for_which_no_thread_can_be_started_fail_and_the_next_ones_are_made(masks, matcher):
+    one, other = matcher("ab+"), matcher("a[ab]")
+    with no_threads("graft-masks"):
+        step(masks, [one], A)
+    assert isinstance(one.error, BrokenError) and one.ready and not one.late
+    step(masks, [other], A)
+    assert other.error is None and allowed(other) == [A, B]
+
+
+@pytest.mark.parametrize("name", ["graft-constraints", "Thread-"])  # the pool's, and a timer's
+def test_a_constraint_for_which_no_thread_can_be_started_is_told_so_and_the_next_one_is_compiled(monkeypatch, name):
+    compiler = Compiler(tiny_tokenizer(), VOCAB, END)
+    compiler._read()
+    compiled, go, answers = compiler._compiled, threading.Event(), SimpleQueue()
+    monkeypatch.setattr(compiler, "_compiled", lambda constraint: (go.wait(20), compiled(constraint))[1])
+    with no_threads(name):
+        for _ in range(2):
+            compiler.request(Regex("a{8}"), END, "", answers.put)
+            told = answers.get(timeout=20)
+            assert isinstance(told, BrokenError) and "can't start new thread" in str(told)
+    go.set()
+    compiler.request(Regex("a{8}"), END, "", answers.put)
+    assert isinstance(answers.get(timeout=20), Matcher)
+    compiler.close()
+    assert answers.empty() and not compiler._waiting
