@@ -80,11 +80,12 @@ class Compiler:
             raise ConstraintError(f"The constraint has {chars} characters; this server takes up to {MAX_CHARS}.")
 
         def give(made: Compiled | GraftError) -> None:
-            if isinstance(made, Compiled):
-                assert self._vocabulary is not None  # by which it was compiled
-                done(Matcher(made.state.deep_copy(), made.first, self._vocabulary, ends, holds_end))
-            else:  # one each: who gets it may write the field's name into it
-                done(ConstraintError(str(made)) if isinstance(made, ConstraintError) else made)
+            answer: Matcher | GraftError
+            try:
+                answer = self._answer(made, ends, holds_end)
+            except BaseException as error:  # the library's panics are no Exceptions
+                answer = _broken(error)
+            done(answer)
 
         with self._lock:
             made = self._find(constraint)
@@ -125,7 +126,18 @@ class Compiler:
         with self._lock:
             waiting = self._waiting.pop((client, constraint), [])
         for give in waiting:
-            give(made)
+            try:
+                give(made)
+            except BaseException:  # the others wait still
+                log.exception("nobody could be told that a constraint is compiled")
+
+    def _answer(self, made: Compiled | GraftError, ends: frozenset[int], holds_end: bool) -> Matcher | GraftError:
+        """One's own, of what was made for all who wait for it."""
+        if isinstance(made, Compiled):
+            assert self._vocabulary is not None  # by which it was compiled
+            return Matcher(made.state.deep_copy(), made.first, self._vocabulary, ends, holds_end)
+        # Who gets it may write the field's name into it.
+        return ConstraintError(str(made)) if isinstance(made, ConstraintError) else made
 
     def _find(self, constraint: Constraint) -> Compiled | ConstraintError | None:
         """With the lock."""

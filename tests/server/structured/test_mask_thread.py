@@ -2,12 +2,14 @@
 
 import threading
 import time
+from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
 import pytest
 
 from graft.server.errors import BrokenError, ConstraintFailedError
+from graft.server.structured import compiler as compiler_module
 from graft.server.structured import mask_thread
 from graft.server.structured.compiler import Compiler
 from graft.server.structured.constraint import Regex
@@ -185,3 +187,39 @@ def test_a_constraint_for_which_no_thread_can_be_started_is_told_so_and_the_next
     assert isinstance(answers.get(timeout=20), Matcher)
     compiler.close()
     assert answers.empty() and not compiler._waiting
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])  # a panic in the library is no Exception either
+def test_a_matcher_that_can_not_be_made_costs_who_waits_for_it_alone(compiler, monkeypatch, error):
+    """Whether it waits for what is compiled, or finds it."""
+    make, compiled, go, answers = compiler_module.Matcher, compiler._compiled, threading.Event(), SimpleQueue()
+    unborn = []
+
+    def broken(state, first, vocabulary, ends, holds_end):
+        if holds_end:
+            unborn.append(state)
+            raise error("as a fault would")
+        return make(state, first, vocabulary, ends, holds_end)
+
+    monkeypatch.setattr(compiler_module, "Matcher", broken)
+    monkeypatch.setattr(compiler, "_compiled", lambda constraint: (go.wait(20), compiled(constraint))[1])
+    for number in range(3):
+        compiler.request(Regex(error.__name__), END, "", partial(put, answers, number), holds_end=number == 1)
+    go.set()
+    told = dict(answers.get(timeout=20) for _ in range(3))
+    assert isinstance(told[1], BrokenError) and isinstance(told[0], make) and isinstance(told[2], make)
+    compiler.request(Regex(error.__name__), END, "", answers.put, holds_end=True)
+    assert isinstance(answers.get(timeout=20), BrokenError) and len(unborn) == 2
+
+
+def put(answers, number, answer):
+    answers.put((number, answer))
+
+
+def test_who_can_not_be_told_keeps_no_other_from_being_told(compiler, monkeypatch):
+    compiled, go, answers = compiler._compiled, threading.Event(), SimpleQueue()
+    monkeypatch.setattr(compiler, "_compiled", lambda constraint: (go.wait(20), compiled(constraint))[1])
+    compiler.request(Regex("a{10}"), END, "", lambda answer: 1 // 0)
+    compiler.request(Regex("a{10}"), END, "", answers.put)
+    go.set()
+    assert isinstance(answers.get(timeout=20), Matcher)
