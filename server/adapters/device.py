@@ -150,10 +150,11 @@ class DeviceTier:
             if not self._bring(demand.loaded, sparing=False):
                 self._hold_back(seeker, demand.loaded)
                 return
-            self._seekers.pop()  # its client has had a turn; other clients that seek the same adapter had none
-            self._seekers.release(seeker.client)
-            demand.seekers.remove(seeker)
-            self._forget_seekers(demand)
+            if seeker in demand.seekers:  # not refused on its way in, with all who seek the same adapter
+                self._seekers.pop()  # its client has had a turn; other clients that seek it had none
+                self._seekers.release(seeker.client)
+                demand.seekers.remove(seeker)
+                self._forget_seekers(demand)
         self._let_go_on()
 
     def pin(self, digest: str, pinned: bool) -> None:

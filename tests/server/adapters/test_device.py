@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.lib.pretended_engine import Pretended, crowded
 from graft.server.adapters.device import HOLD_BACK_S
-from graft.server.errors import CapacityError
+from graft.server.errors import BrokenError, CapacityError
 
 
 @pytest.fixture
@@ -87,6 +87,26 @@ def test_room_goes_round_by_clients():
     while other not in order:
         order += [one for one in world.step() if one not in order]
     assert len(order) <= 4
+
+
+def test_one_that_can_not_be_prepared_when_there_is_room_costs_its_own_requests_alone(full, monkeypatch):
+    prepare = full.prepare
+
+    def broken(resident):
+        if resident.digest == "c":
+            raise RuntimeError("as a fault would")
+        prepare(resident)
+
+    monkeypatch.setattr(full, "prepare", broken)
+    full.adapter("d")
+    behind = full.ask("d")
+    full.step()
+    full.scheduler.remove(full.running[0])
+    full.step()
+    assert isinstance(full.failed["c"], BrokenError) and list(full.failed) == ["c"]
+    full.scheduler.remove(full.third)
+    assert behind in [*full.step(), *full.step()]
+    assert_counts(full)
 
 
 def test_pinned_adapters_that_leave_too_little_are_said_at_once(full):
