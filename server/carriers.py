@@ -1,4 +1,4 @@
-"""Those who carry the events of many streams at once: each is called when events have been put and no more are at hand."""
+"""Who carries the events of many streams at once: each is called when events have been put and no more are at hand."""
 
 import logging
 import threading

@@ -26,6 +26,7 @@ from graft.server.cache.step import BLOCK_ROWS
 from graft.server.errors import BrokenError, CapacityError, StateLostError
 from graft.server.fair_queue import FairQueue
 from graft.server.runners.protocol import Prepared, Runner
+from graft.server.used_last import UsedLast
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -35,6 +36,7 @@ VIRTUAL_SHARE = 4  # at most 1/4 of the cache's blocks holds virtual rows, so th
 # Shorter, and adapters that share too little room would be brought in more than they serve; bringing in takes some 0.1 s.
 HOLD_BACK_S = 2.0
 _ASK_AGAIN_S = 0.05  # where nothing could be held back
+MOST_PROVEN = 10_000  # adapters whose verdicts are at hand: others are proven again
 
 
 class DeviceTier:
@@ -58,7 +60,7 @@ class DeviceTier:
         self._work = work
         self._pinned: set[str] = set()  # digests
         self._clock = clock
-        self._proven: dict[str, Verdict] = {}
+        self._proven: UsedLast[str, Verdict] = UsedLast(MOST_PROVEN)  # by digest
         self._residents: dict[str, Resident] = {}
         self._idle: IdleAdapters[Resident] = IdleAdapters()
         self._busy: dict[str, Resident] = {}  # the residents that are not idle

@@ -15,19 +15,18 @@ from queue import SimpleQueue
 
 from torch import Tensor
 
-from graft.hub.adapters.probe import ProbeQuestion, Table
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.hub.machine.compute_threads import ComputeThreads
 from graft.server.adapters.device import VIRTUAL_SHARE, DeviceTier
 from graft.server.adapters.host import HostTier, LoadResult
 from graft.server.adapters.names import AdapterNames, Shelf
-from graft.server.adapters.prover import Prover
+from graft.server.adapters.prover import MOST_SAID, Prover
 from graft.server.adapters.resident import Resident
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.tensors import KVCache
 from graft.server.carriers import Carriers
-from graft.server.engine.adapter_proof import Proof
+from graft.server.engine.adapter_proof import BaseSaid, Proof
 from graft.server.engine.consumers import RowsJob, RunningRequest, ends_of
 from graft.server.engine.gauges import EngineGauges
 from graft.server.engine.ledger import Ledger
@@ -57,6 +56,7 @@ from graft.server.structured.compiler import Compiler
 from graft.server.structured.mask_thread import MaskThread
 from graft.server.structured.matcher import Matcher
 from graft.server.telemetry import Metrics
+from graft.server.used_last import UsedLast
 
 log = logging.getLogger(__name__)
 
@@ -115,14 +115,16 @@ class Engine:
         watched = (self.blocks, self.scheduler, self.ledger, self.loader, self.residency)
         self.gauges = EngineGauges(base.spec.id or "base", self.options.max_running, *watched)
         self.metrics.source(self.gauges.read)
-        self._base_said: dict[tuple[ProbeQuestion, ...], Sequence[Table]] = {}  # to probes' questions, on this runner
+        self._base_said: BaseSaid = UsedLast(MOST_SAID)  # on this runner
         self._inbox = Inbox()
         self._at_hand: Message | None = None  # taken out of the inbox, and not done
         self._closing = False
         self.failure: EndedError | None = None  # what ended the engine, beside `close`
         self.ended = threading.Event()  # everybody has been told
         self._carriers = Carriers()
-        self._stepper = Stepper(self.runner, self.scheduler, pace, self.ledger, self.masks, self._inbox, self._carriers.call)
+        self._stepper = Stepper(
+            self.runner, self.scheduler, pace, self.ledger, self.masks, self._inbox, self._carriers.call
+        )
         self._thread = threading.Thread(target=self._live, name="graft-engine", daemon=True)
         self._thread.start()
 
