@@ -2,6 +2,7 @@
 
 import random
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,6 +125,33 @@ def test_an_adapter_on_its_way_delays_nobody_and_its_requests_start_first():
     assert world.step() == [base]
     world.finish("slow")
     assert slow in world.step()
+
+
+def test_what_is_packed_into_more_than_was_reckoned_with_takes_the_room_of_idle_ones():
+    world = Pretended(room=4, instant=False)
+    for digest, size in (("a", 1), ("b", 1), ("c", 2)):
+        world.adapter(digest, size=size)
+    for digest in "ab":
+        one = world.ask(digest)
+        world.finish(digest)
+        world.step()
+        world.scheduler.remove(one)
+    third = world.ask("c")
+    world.tier.add_to_runner(world.preparing.pop("c"), SimpleNamespace(bytes=3))
+    assert third in world.step() and world.added == {"b", "c"}
+    assert_counts(world)
+
+
+def test_an_adapter_that_could_not_be_expected_is_in_nobodys_use(monkeypatch):
+    world = Pretended(room=1)
+    world.adapter("a")
+    one = world.ask("a")
+    world.step()
+    world.scheduler.remove(one)
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(world, "ready", lambda digest: (_ for _ in ()).throw(RuntimeError("as a fault would")))
+        world.tier.expect(world.loaded["a"])
+    assert world.tier.drop("a") and not world.added
 
 
 def test_who_asks_after_a_refusal_is_not_left_behind_those_who_were_refused():
