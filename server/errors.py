@@ -1,6 +1,10 @@
 """What can go wrong in serving, each with its HTTP status and code."""
 
+from typing import TypeVar
+
 from graft.hub.errors import GraftError
+
+Value = TypeVar("Value")
 
 
 class RequestError(GraftError):
@@ -129,3 +133,10 @@ class ClosedError(GraftError):
 
     status = 503
     code = "closed"
+
+
+def unless_error(value: Value | GraftError) -> Value:
+    """The value; raises the error that came in its place."""
+    if isinstance(value, GraftError):
+        raise value
+    return value

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from graft.server.fair_turns import RankedTurns, Turns
+from graft.server.fair_turns import Order, RankedTurns, Turns
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -31,7 +31,7 @@ class FairQueue(Generic[Item]):
     def __init__(self) -> None:
         self._clients: dict[Hashable, _Client[Item]] = {}
         self._turns: Turns[Hashable] = Turns()  # clients with a line that may start
-        self._newcomers: dict[Hashable, None] = {}  # those of them that hold nothing
+        self._newcomers: Order[Hashable] = Order()  # those of them that hold nothing, by the same tags
         # Line -> client and priority of every lane of that line that can't start yet.
         self._parked: dict[Hashable, dict[tuple[Hashable, int], None]] = {}
         self._shown: tuple[Hashable, int, Hashable] | None = None
@@ -74,7 +74,7 @@ class FairQueue(Generic[Item]):
         `wake` is called for it.
         """
         while self._newcomers if newcomers else self._turns:
-            client = min(self._newcomers, key=self._turns.order) if newcomers else self._turns.first()
+            client = self._newcomers.first() if newcomers else self._turns.first()
             own = self._clients[client]
             while own.turns:
                 priority, line = own.turns.first()
@@ -124,14 +124,14 @@ class FairQueue(Generic[Item]):
     def hold(self, client: Hashable) -> None:
         """A client holds one thing more than it has popped."""
         self._clients.setdefault(client, _Client()).holds += 1
-        self._newcomers.pop(client, None)
+        self._newcomers.discard(client)
 
     def release(self, client: Hashable) -> None:
         """One of the things that a client holds has come back."""
         own = self._clients[client]
         own.holds -= 1
         if not own.holds and client in self._turns:
-            self._newcomers[client] = None
+            self._newcomers.put(client, self._turns.tag(client))
         self._forget_idle(client)
 
     def holds(self, client: Hashable) -> int:
@@ -142,12 +142,12 @@ class FairQueue(Generic[Item]):
         own = self._clients[client]
         own.turns.join(priority, line, promised=promised)
         self._turns.join(client, promised=promised)
-        if not own.holds:
-            self._newcomers[client] = None
+        if not own.holds and client not in self._newcomers:
+            self._newcomers.put(client, self._turns.tag(client))
 
     def _leave(self, client: Hashable) -> None:
         self._turns.leave(client)
-        self._newcomers.pop(client, None)
+        self._newcomers.discard(client)
 
     def _close_empty(self, client: Hashable, priority: int, line: Hashable) -> None:
         """Forget a lane that has run dry."""

@@ -6,25 +6,26 @@ is not saved up, and what was used ahead of time stays owed. Every operation tak
 """
 
 from collections.abc import Hashable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 _PROMISED = -(1 << 62)  # before every other tick
 _SPARE_RANKS = 64  # kept beside those that somebody has, before they are sorted out
+_SPARE_ENTRIES = 64  # of a heap beside those that hold, before it is made anew
 _SPARE_DEBTS = 64  # kept beside those who are in, before settled ones are looked for
 
 
-class Turns(Generic[Key]):
-    """Keys that have something to do, by whose turn it is. Of equal tags the one that came first."""
+Tag = tuple[float, int]
+
+
+class Order(Generic[Key]):
+    """Keys by their tags, no two of which are equal: which is first takes O(log n), whatever comes and goes."""
 
     def __init__(self) -> None:
-        self._now = 0.0
-        self._tags: dict[Key, tuple[float, int]] = {}  # of those who are in
-        self._heap: list[tuple[float, int, Key]] = []  # with entries of tags that hold no more
-        self._debts: dict[Key, float] = {}  # start tags of those who are out, as long as they are ahead of time
-        self._ticks = count()
+        self._tags: dict[Key, Tag] = {}
+        self._heap: list[tuple[Tag, Key]] = []  # with entries of tags that hold no more
 
     def __len__(self) -> int:
         return len(self._tags)
@@ -32,44 +33,75 @@ class Turns(Generic[Key]):
     def __contains__(self, key: Key) -> bool:
         return key in self._tags
 
+    def __getitem__(self, key: Key) -> Tag:
+        return self._tags[key]
+
+    def put(self, key: Key, tag: Tag) -> None:
+        """It is in, with this tag from now on."""
+        self._tags[key] = tag
+        heappush(self._heap, (tag, key))
+        if len(self._heap) > _SPARE_ENTRIES + 2 * len(self._tags):
+            self._heap = [(tag, key) for key, tag in self._tags.items()]
+            heapify(self._heap)
+
+    def discard(self, key: Key) -> None:
+        self._tags.pop(key, None)
+
+    def first(self) -> Key:
+        """Of the smallest tag. Somebody is in."""
+        while True:
+            tag, key = self._heap[0]
+            if self._tags.get(key) == tag:
+                return key
+            heappop(self._heap)
+
+
+class Turns(Generic[Key]):
+    """Keys that have something to do, by whose turn it is. Of equal tags the one that came first."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._in: Order[Key] = Order()  # by start tags
+        self._debts: dict[Key, float] = {}  # start tags of those who are out, as long as they are ahead of time
+        self._ticks = count()
+
+    def __len__(self) -> int:
+        return len(self._in)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._in
+
     def join(self, key: Key, *, promised: bool = False) -> None:
         """A key has something to do. `promised`: it was out of turn through no fault of its own: first of its equals."""
-        if key not in self._tags:
+        if key not in self._in:
             tick = next(self._ticks)
-            self._put(key, max(self._now, self._debts.pop(key, 0.0)), tick + _PROMISED if promised else tick)
+            self._in.put(key, (max(self._now, self._debts.pop(key, 0.0)), tick + _PROMISED if promised else tick))
 
     def leave(self, key: Key) -> None:
         """A key has nothing to do, or can't do it now."""
-        start, _ = self._tags.pop(key)
+        start, _ = self._in[key]
+        self._in.discard(key)
         self._owe(key, start)
 
     def first(self) -> Key:
         """Whose turn it is. Somebody is in."""
-        while True:
-            start, tick, key = self._heap[0]
-            if self._tags.get(key) == (start, tick):
-                return key
-            heappop(self._heap)
+        return self._in.first()
 
-    def order(self, key: Key) -> tuple[float, int]:
-        """By which keys that are in can be compared: the smallest is first."""
-        return self._tags[key]
+    def tag(self, key: Key) -> Tag:
+        """By which keys that are in can be compared: the smallest is first. It stays until the key's turn, or until it leaves."""
+        return self._in[key]
 
     def pay(self, key: Key, cost: float) -> None:
         """A key that is in has had a turn. cost: over its weight."""
-        start, _ = self._tags[key]
+        start, _ = self._in[key]
         # Somewhat slower than everybody's tag: who comes anew is soon first, and a stream of new ones holds nobody up.
-        self._now = max(self._now, start) + cost / (len(self._tags) + 1)
-        self._put(key, start + cost, next(self._ticks))
-
-    def _put(self, key: Key, start: float, tick: int) -> None:
-        self._tags[key] = start, tick
-        heappush(self._heap, (start, tick, key))
+        self._now = max(self._now, start) + cost / (len(self._in) + 1)
+        self._in.put(key, (start + cost, next(self._ticks)))
 
     def _owe(self, key: Key, start: float) -> None:
         if start > self._now:
             self._debts[key] = start
-        if len(self._debts) > _SPARE_DEBTS + 2 * len(self._tags):
+        if len(self._debts) > _SPARE_DEBTS + 2 * len(self._in):
             self._debts = {key: start for key, start in self._debts.items() if start > self._now}
 
 

@@ -49,14 +49,15 @@ class WorkPool:
     def submit(self, client: Hashable, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
         """Do something for a client, in its turn.
 
-        `failed` is told whatever it raises, and of `close` where that comes before it begins. Raises ClosedError afterwards.
+        `failed` is told whatever it raises, and of `close` where that comes before it begins. Raises ClosedError afterwards, and
+        BrokenError where there is no thread and none can be started: then `failed` is not told.
         """
         with self._changed:
             if self._closed:
                 raise ClosedError("The server is shutting down.")
-            self._waiting.push(client, "", _Job(client, work, failed))
-            if len(self._waiting) > self._idle and len(self._threads) < self._most:
+            if len(self._waiting) >= self._idle and len(self._threads) < self._most:
                 self._start_thread()
+            self._waiting.push(client, "", _Job(client, work, failed))
             self._changed.notify()
 
     def close(self, wait_s: float) -> None:
@@ -73,9 +74,16 @@ class WorkPool:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start_thread(self) -> None:
+        """One more. Where the system allows none (a limit on processes), those that are there do the work."""
         thread = _Thread(target=self._live, name=f"{self._name}-{len(self._threads)}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.warning("a thread of %s could not be started: %s", self._name, error)
+            if not self._threads:
+                raise BrokenError(f"A thread of {self._name} could not be started: {error}") from error
+        else:
+            self._threads.append(thread)
 
     def _live(self) -> None:
         self._try(self._begin)

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 from graft.hub.adapters.probe import Verdict
 from graft.hub.adapters.serving_forms import CacheRows
@@ -23,18 +22,19 @@ from graft.server.adapters.readiness import VirtualRows
 from graft.server.adapters.resident import AdapterWork, Resident, State
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
-from graft.server.errors import BrokenError, CapacityError, StateLostError
+from graft.server.errors import BrokenError, CapacityError, StateLostError, unless_error
 from graft.server.fair_queue import FairQueue
 from graft.server.runners.protocol import Prepared, Runner
+from graft.server.used_last import UsedLast
 
 log = logging.getLogger(__name__)
-Value = TypeVar("Value")
 
 VIRTUAL_SHARE = 4  # at most 1/4 of the cache's blocks holds virtual rows, so that requests always find room
 # After so many seconds of waiting for room an adapter gets that of others; and so long an adapter has its room for itself.
 # Shorter, and adapters that share too little room would be brought in more than they serve; bringing in takes some 0.1 s.
 HOLD_BACK_S = 2.0
 _ASK_AGAIN_S = 0.05  # where nothing could be held back
+MOST_PROVEN = 10_000  # adapters whose verdicts are at hand: others are proven again
 
 
 class DeviceTier:
@@ -58,7 +58,7 @@ class DeviceTier:
         self._work = work
         self._pinned: set[str] = set()  # digests
         self._clock = clock
-        self._proven: dict[str, Verdict] = {}
+        self._proven: UsedLast[str, Verdict] = UsedLast(MOST_PROVEN)  # by digest
         self._residents: dict[str, Resident] = {}
         self._idle: IdleAdapters[Resident] = IdleAdapters()
         self._busy: dict[str, Resident] = {}  # the residents that are not idle
@@ -111,10 +111,14 @@ class DeviceTier:
         """A request is about to be queued: bring its adapter in, at the cost only of adapters that nobody waits for."""
         demand = self._demands.setdefault(loaded.digest, Demand(loaded))
         demand.loaded = loaded
-        if not demand.turns:  # those before it may have been refused, after their turn
-            self._work.ready(loaded.digest)
-        if loaded.digest not in self._residents and not self._seekers:
-            self._bring(loaded, sparing=True)
+        try:
+            if not demand.turns:  # those before it may have been refused, after their turn
+                self._work.ready(loaded.digest)
+            if loaded.digest not in self._residents and not self._seekers:
+                self._bring(loaded, sparing=True)
+        except Exception:
+            self.count(loaded.digest)  # none: it is not expected
+            raise
 
     def want(self, digest: str, client: Hashable) -> None:
         """A request's turn has come: bring its adapter in as soon as there is room, and keep it until the request starts."""
@@ -150,10 +154,11 @@ class DeviceTier:
             if not self._bring(demand.loaded, sparing=False):
                 self._hold_back(seeker, demand.loaded)
                 return
-            self._seekers.pop()  # its client has had a turn; other clients that seek the same adapter had none
-            self._seekers.release(seeker.client)
-            demand.seekers.remove(seeker)
-            self._forget_seekers(demand)
+            if seeker in demand.seekers:  # not refused on its way in, with all who seek the same adapter
+                self._seekers.pop()  # its client has had a turn; other clients that seek it had none
+                self._seekers.release(seeker.client)
+                demand.seekers.remove(seeker)
+                self._forget_seekers(demand)
         self._let_go_on()
 
     def pin(self, digest: str, pinned: bool) -> None:
@@ -309,10 +314,12 @@ class DeviceTier:
     def add_to_runner(self, resident: Resident, made: Prepared | GraftError) -> None:
         """`prepare` is done."""
         with self._way_in(resident):
-            prepared = _unless_error(made)
+            prepared = unless_error(made)
             self._runner.add(resident.digest, prepared)
             self.bytes += prepared.bytes - resident.bytes
             resident.bytes = prepared.bytes
+            while self.bytes > self.budget_bytes and self._idle.room(sparing=True)[0]:  # more than was reckoned with
+                self._evict(self._idle.first(sparing=True))
             resident.state = State.ROWS
             rows = resident.loaded.rows
             if rows is None:
@@ -350,7 +357,7 @@ class DeviceTier:
     def _take_rows(self, resident: Resident, blocks: list[int] | GraftError) -> None:
         """A soft prompt has been run through the base: its blocks are the adapter's from now on."""
         with self._way_in(resident):
-            self._start_proof(resident, _unless_error(blocks), resident.loaded.virtual_rows)
+            self._start_proof(resident, unless_error(blocks), resident.loaded.virtual_rows)
 
     def _start_proof(self, resident: Resident, blocks: Sequence[int], text_start: int) -> None:
         resident.virtual = VirtualRows(resident.loaded.virtual_rows, text_start, tuple(blocks))
@@ -363,7 +370,7 @@ class DeviceTier:
 
     def _end_proof(self, resident: Resident, wrong: GraftError | None) -> None:
         with self._way_in(resident):
-            _unless_error(wrong)
+            unless_error(wrong)
             verdict = resident.loaded.case.verdict
             assert verdict is not None  # the proof has closed the case
             self._proven[resident.digest] = verdict
@@ -389,10 +396,3 @@ class DeviceTier:
         if demand is not None:
             for client in demand.turns:
                 self._seek(demand, client)
-
-
-def _unless_error(value: Value | GraftError) -> Value:
-    """The value; raises the error that came in its place."""
-    if isinstance(value, GraftError):
-        raise value
-    return value

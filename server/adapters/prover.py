@@ -37,12 +37,14 @@ from graft.hub.machine.compute_threads import compute_alone
 from graft.hub.machine.kept_values import keep, recall
 from graft.server.adapters.time_slices import TimeSlices
 from graft.server.errors import BrokenError
+from graft.server.used_last import UsedLast
 
 log = logging.getLogger(__name__)
 _TOGETHER = 4  # adapters of a pass: beyond, what cannot be cut (the attention of all) grows longer than a turn
 _ROWS = 320  # that they ask about, each a row of logits: a stranger's probe may ask about many
 _TURN_S = 0.01  # of a turn at most: what a request may have to wait for
 _SHARE = 1 / 16  # of the steps' time, while there are steps
+MOST_SAID = 32  # probes whose answers by the bare base are at hand: a stranger's may take a megabyte each
 _PROOFS, _BASES = "proofs", "proof-bases"  # kinds of what is kept
 
 Questions = tuple[ProbeQuestion, ...]
@@ -91,7 +93,7 @@ class Prover:
         self._opened: tuple[StoredWeights, Base] | None = None
         self._waiting: deque[OpenCase] = deque()
         self._under_way: list[OpenCase] = []
-        self._said: dict[Questions, list[Table]] = {}  # by the bare base
+        self._said: UsedLast[Questions, list[Table]] = UsedLast(MOST_SAID)  # by the bare base
         self._finished: deque[tuple[OpenCase, Verdict | GraftError]] = deque()
         self._owed = 0.0  # seconds
 
@@ -204,8 +206,8 @@ class Prover:
     def _verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
         weights, stored = self._open()
         content = weights.content
-        new = {case.probe.questions for case in cases if isinstance(case.probe, Probe)} - self._said.keys()
-        unknown = [questions for questions in new if not self._recall_answers(questions, content)]
+        put = {case.probe.questions for case in cases if isinstance(case.probe, Probe)}
+        unknown = [questions for questions in put if not self._knows_base(questions, content)]
         asked = [(replay_of(()), questions) for questions in unknown]
         asked += [case.question for case in cases]
         told = answers(stored, asked, self._pause)
@@ -226,8 +228,11 @@ class Prover:
             keep(_PROOFS, _key(case.digest, probe, content), asdict(verdict) | {"outcome": verdict.outcome.value})
         return verdict
 
-    def _recall_answers(self, questions: Questions, content: str) -> bool:
-        """Whether the bare base's answers are known from an earlier run."""
+    def _knows_base(self, questions: Questions, content: str) -> bool:
+        """Whether the bare base's answers are at hand, or known from an earlier run."""
+        if questions in self._said:
+            self._said.move_to_end(questions)  # this pass needs them: what it adds takes the place of others
+            return True
         known = recall(_BASES, _base_key(questions, content))
         if known is None:
             return False

@@ -13,9 +13,11 @@ from graft.hub.errors import ArtifactError, GraftError
 from graft.server.adapters.prover import Prover
 from graft.server.adapters.resident import Resident
 from graft.server.engine.consumers import Question
+from graft.server.used_last import UsedLast
 
 log = logging.getLogger(__name__)
 Told = Sequence[Table] | GraftError
+BaseSaid = UsedLast[tuple[ProbeQuestion, ...], Sequence[Table]]  # to probes' questions
 Ask = Callable[[Question], None]  # puts a question to the path that serves
 
 
@@ -27,7 +29,7 @@ class Proof:
         resident: Resident,
         ask: Ask,
         prover: Prover,
-        base_said: dict[tuple[ProbeQuestion, ...], Sequence[Table]],
+        base_said: BaseSaid,
         done: Callable[[GraftError | None], None],
     ):
         self._resident, self._ask, self._prover = resident, ask, prover
@@ -48,13 +50,13 @@ class Proof:
             self._done(told)
             return
         self._base_said[probe.questions] = told
-        self._put(probe.questions, self._resident, partial(self._judge_adapter, probe))
+        self._put(probe.questions, self._resident, partial(self._judge_adapter, probe, told))
 
-    def _judge_adapter(self, probe: Probe, told: Told) -> None:
+    def _judge_adapter(self, probe: Probe, base: Sequence[Table], told: Told) -> None:
         if isinstance(told, GraftError):
             self._done(told)
             return
-        verdict = judge_serving(probe, self._base_said[probe.questions], told)
+        verdict = judge_serving(probe, base, told)
         if verdict.outcome is ProofOutcome.REFUSED:
             self._close(verdict)
         else:

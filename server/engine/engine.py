@@ -15,18 +15,18 @@ from queue import SimpleQueue
 
 from torch import Tensor
 
-from graft.hub.adapters.probe import ProbeQuestion, Table
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.hub.machine.compute_threads import ComputeThreads
 from graft.server.adapters.device import VIRTUAL_SHARE, DeviceTier
 from graft.server.adapters.host import HostTier, LoadResult
 from graft.server.adapters.names import AdapterNames, Shelf
-from graft.server.adapters.prover import Prover
+from graft.server.adapters.prover import MOST_SAID, Prover
 from graft.server.adapters.resident import Resident
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.tensors import KVCache
-from graft.server.engine.adapter_proof import Proof
+from graft.server.carriers import Carriers
+from graft.server.engine.adapter_proof import BaseSaid, Proof
 from graft.server.engine.consumers import RowsJob, RunningRequest, ends_of
 from graft.server.engine.gauges import EngineGauges
 from graft.server.engine.ledger import Ledger
@@ -56,6 +56,7 @@ from graft.server.structured.compiler import Compiler
 from graft.server.structured.mask_thread import MaskThread
 from graft.server.structured.matcher import Matcher
 from graft.server.telemetry import Metrics
+from graft.server.used_last import UsedLast
 
 log = logging.getLogger(__name__)
 
@@ -114,14 +115,16 @@ class Engine:
         watched = (self.blocks, self.scheduler, self.ledger, self.loader, self.residency)
         self.gauges = EngineGauges(base.spec.id or "base", self.options.max_running, *watched)
         self.metrics.source(self.gauges.read)
-        self._base_said: dict[tuple[ProbeQuestion, ...], Sequence[Table]] = {}  # to probes' questions, on this runner
+        self._base_said: BaseSaid = UsedLast(MOST_SAID)  # on this runner
         self._inbox = Inbox()
         self._at_hand: Message | None = None  # taken out of the inbox, and not done
         self._closing = False
         self.failure: EndedError | None = None  # what ended the engine, beside `close`
         self.ended = threading.Event()  # everybody has been told
-        self._carriers: tuple[Callable[[], None], ...] = ()
-        self._stepper = Stepper(self.runner, self.scheduler, pace, self.ledger, self.masks, self._inbox, self._carry)
+        self._carriers = Carriers()
+        self._stepper = Stepper(
+            self.runner, self.scheduler, pace, self.ledger, self.masks, self._inbox, self._carriers.call
+        )
         self._thread = threading.Thread(target=self._live, name="graft-engine", daemon=True)
         self._thread.start()
 
@@ -192,19 +195,7 @@ class Engine:
     def after_steps(self, carry: Callable[[], None]) -> Callable[[], None]:
         """Have `carry` called whenever events have been put and no more are at hand: at each step's end, mostly. On the engine's
         thread, which it holds up. Returns what ends it. For outlets that carry the events of many streams at once."""
-        self._carriers += (carry,)
-
-        def end() -> None:
-            self._carriers = tuple(one for one in self._carriers if one is not carry)
-
-        return end
-
-    def _carry(self) -> None:
-        for carry in self._carriers:
-            try:
-                carry()
-            except Exception:
-                log.exception("events could not be carried")
+        return self._carriers.add(carry)
 
     @property
     def steps(self) -> int:
@@ -322,7 +313,7 @@ class Engine:
             self.failure = reason
         self._inbox.end(self, reason, self._at_hand)
         self.ledger.fail_all(reason)
-        self._carry()
+        self._carriers.call()
         self.ended.set()
 
     def _turn(self) -> None:
@@ -332,7 +323,7 @@ class Engine:
             self._handle(message)
         self.residency.attend()
         plan = self._plan()
-        self._carry()
+        self._carriers.call()
         if plan.chunks:
             began = time.monotonic()
             self._stepper.run(plan, self._undisturbed)
@@ -343,7 +334,7 @@ class Engine:
         elif busy:  # an adapter is on its way in
             for message in self._inbox.take(wait=True, timeout=0.05):
                 self._handle(message)
-        self._carry()
+        self._carriers.call()
         self.ledger.compare()
 
     def _undisturbed(self) -> bool:

@@ -22,6 +22,8 @@ class Limits:
             raise RequestError("The prompt is empty: the first token needs something to follow.")
         if not all(0 <= id < self.vocab_size for id in (*request.prompt, *request.score_next)):
             raise RequestError(f"A prompt token lies outside the base's vocabulary of {self.vocab_size}.")
+        if not all(0 <= id < self.vocab_size for id in request.stop_ids):
+            raise RequestError(f"A token that ends the text lies outside the base's vocabulary of {self.vocab_size}.")
         edited, allowed = request.sampling.edited_ids, request.sampling.allowed_ids
         if not (all(0 <= id < self.vocab_size for id in edited) and are_tokens(allowed, self.vocab_size)):
             raise RequestError(f"A token to be drawn or not lies outside the base's vocabulary of {self.vocab_size}.")

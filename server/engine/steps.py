@@ -112,7 +112,7 @@ class Stepper:
         step = self._begin(plan)
         while step is not None:
             following = self._follow(step) if self._runner.begins_early and undisturbed() else None
-            self._end(step)
+            self._end(step, following)
             step = following
 
     def _begin(self, plan: StepPlan) -> StepUnderWay | None:
@@ -143,7 +143,7 @@ class Stepper:
             return None
         return None if plan is None else self._begin(plan)
 
-    def _end(self, step: StepUnderWay) -> None:
+    def _end(self, step: StepUnderWay, following: StepUnderWay | None) -> None:
         try:
             result, since = step.result(), max(step.began, self._ended)
             self._ended = time.perf_counter()
@@ -151,6 +151,8 @@ class Stepper:
             self._deliver(step.asked, result)
         except Exception as error:
             self._fail(step.plan, error)
+            if following is not None:  # its plan made the blocks findable that this step was to fill
+                self._scheduler.withdraw(following.plan)
         self._carry()
 
     def _fail(self, plan: StepPlan, error: BaseException | None) -> None:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import GraftError
+from graft.server.carriers import Carriers
 from graft.server.engine.client import EngineClient, EngineStats
 from graft.server.engine.inventory import AdapterEntry, Placed
 from graft.server.engine.request import Outlet, Request, Result, Sink, Stream, generate
@@ -64,7 +65,7 @@ class RemoteClient(EngineClient):
         self._numbers = count()
         self._streams: dict[int, Stream] = {}
         self._calls: dict[int, Callable[[object], None]] = {}
-        self._carriers: tuple[Callable[[], None], ...] = ()
+        self._carriers = Carriers()
 
     # Requests
 
@@ -88,12 +89,7 @@ class RemoteClient(EngineClient):
         return generate(requests, self.submit)
 
     def after_steps(self, carry: Callable[[], None]) -> Callable[[], None]:
-        self._carriers += (carry,)
-
-        def end() -> None:
-            self._carriers = tuple(one for one in self._carriers if one is not carry)
-
-        return end
+        return self._carriers.add(carry)
 
     # Adapters
 
@@ -217,11 +213,7 @@ class RemoteClient(EngineClient):
             stream = self._streams.pop(number, None) if is_last(event) else self._streams.get(number)
             if stream is not None:
                 stream.put(event)
-        self._carry()
-
-    def _carry(self) -> None:
-        for carry in self._carriers:
-            carry()
+        self._carriers.call()
 
     def _end(self, reason: GraftError) -> None:
         self.reason = reason
@@ -231,7 +223,7 @@ class RemoteClient(EngineClient):
         for number in list(self._calls):
             if (answered := self._calls.pop(number, None)) is not None:
                 answered(reason)
-        self._carry()
+        self._carriers.call()
         self.ended.set()
 
     def _ask(self, kind: type[Value], name: str, *given: object, **named: object) -> Value:

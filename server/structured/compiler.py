@@ -1,5 +1,6 @@
 """From a constraint to a matcher, on threads of its own: what takes long to compile holds up who asked for it alone."""
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -13,7 +14,8 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits
 from packaging.version import Version
 
-from graft.server.errors import ClosedError, ConstraintError
+from graft.hub.errors import GraftError
+from graft.server.errors import BrokenError, ConstraintError
 from graft.server.structured.constraint import Constraint
 from graft.server.structured.grammar import write_grammar
 from graft.server.structured.matcher import Matcher
@@ -23,8 +25,7 @@ from graft.server.work_pool import WorkPool
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from graft.hub.errors import GraftError
-
+log = logging.getLogger(__name__)
 MAX_CHARS = 256 * 1024  # of a constraint's texts
 MAX_FIRST_S = 0.5  # of a core, in which the tokens that may come first are found; later steps are as hard
 MAX_S = 5.0  # until the client is told that it takes too long; what was begun goes on
@@ -62,7 +63,7 @@ class Compiler:
         constraint: Constraint,
         ends: frozenset[int],
         client: str,
-        done: "Callable[[Matcher | GraftError], None]",
+        done: Callable[[Matcher | GraftError], None],
         *,
         holds_end: bool = False,
     ) -> None:
@@ -78,12 +79,13 @@ class Compiler:
         if chars > MAX_CHARS:
             raise ConstraintError(f"The constraint has {chars} characters; this server takes up to {MAX_CHARS}.")
 
-        def give(made: "Compiled | GraftError") -> None:
-            if isinstance(made, Compiled):
-                assert self._vocabulary is not None  # by which it was compiled
-                done(Matcher(made.state.deep_copy(), made.first, self._vocabulary, ends, holds_end))
-            else:  # one each: who gets it may write the field's name into it
-                done(ConstraintError(str(made)) if isinstance(made, ConstraintError) else made)
+        def give(made: Compiled | GraftError) -> None:
+            answer: Matcher | GraftError
+            try:
+                answer = self._answer(made, ends, holds_end)
+            except BaseException as error:  # the library's panics are no Exceptions
+                answer = _broken(error)
+            done(answer)
 
         with self._lock:
             made = self._find(constraint)
@@ -110,20 +112,32 @@ class Compiler:
 
         try:
             self._pool.submit(client, work, once)
-        except ClosedError as error:
+            if not unread:
+                once.after(MAX_S, too_long)
+        except GraftError as error:
             once(error)
-            return
-        if not unread:
-            once.after(MAX_S, too_long)
+        except Exception as error:  # a timer is a thread too, and the system may allow no more
+            once(_broken(error))
 
     def close(self) -> None:
         self._pool.close(_CLOSE_WAIT_S)
 
-    def _tell(self, client: str, constraint: Constraint, made: "Compiled | GraftError") -> None:
+    def _tell(self, client: str, constraint: Constraint, made: Compiled | GraftError) -> None:
         with self._lock:
             waiting = self._waiting.pop((client, constraint), [])
         for give in waiting:
-            give(made)
+            try:
+                give(made)
+            except BaseException:  # the others wait still
+                log.exception("nobody could be told that a constraint is compiled")
+
+    def _answer(self, made: Compiled | GraftError, ends: frozenset[int], holds_end: bool) -> Matcher | GraftError:
+        """One's own, of what was made for all who wait for it."""
+        if isinstance(made, Compiled):
+            assert self._vocabulary is not None  # by which it was compiled
+            return Matcher(made.state.deep_copy(), made.first, self._vocabulary, ends, holds_end)
+        # Who gets it may write the field's name into it.
+        return ConstraintError(str(made)) if isinstance(made, ConstraintError) else made
 
     def _find(self, constraint: Constraint) -> Compiled | ConstraintError | None:
         """With the lock."""
@@ -169,24 +183,30 @@ class Compiler:
 class _Once:
     """Tells the first answer and no other."""
 
-    def __init__(self, tell: "Callable[[Compiled | GraftError], None]"):
+    def __init__(self, tell: Callable[[Compiled | GraftError], None]):
         self._tell = tell
         self._told = threading.Lock()
         self._timer: threading.Timer | None = None
 
-    def __call__(self, answer: "Compiled | GraftError") -> None:
+    def __call__(self, answer: Compiled | GraftError) -> None:
         if self._told.acquire(blocking=False):
             if self._timer is not None:
                 self._timer.cancel()
             self._tell(answer)
 
-    def after(self, seconds: float, answer: "GraftError") -> None:
+    def after(self, seconds: float, answer: GraftError) -> None:
         """Tell this if there is no other until then."""
         self._timer = threading.Timer(seconds, self, (answer,))
         self._timer.daemon = True
         self._timer.start()
         if self._told.locked():
             self._timer.cancel()
+
+
+def _broken(error: BaseException) -> BrokenError:
+    """While a failure is handled that should not have been: what who waits is told, and the log."""
+    log.exception("a constraint could not be compiled")
+    return BrokenError(f"The constraint could not be compiled: {type(error).__name__}: {error}")
 
 
 def _limits() -> LLParserLimits:

@@ -35,10 +35,12 @@ class MaskThread:
             return
         for matcher in batch:
             matcher.begun = True
+        try:
+            self._start()
+        except RuntimeError as error:  # the system allows no more threads
+            self._fail(batch, error)
+            return
         with self._changed:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._live, name="graft-masks", daemon=True)
-                self._thread.start()
             self._batches.append(batch)
             self._changed.notify_all()
 
@@ -66,6 +68,13 @@ class MaskThread:
         if self._thread is not None:
             self._thread.join()
 
+    def _start(self) -> None:
+        """With the first batch, and again where that could not be."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._live, name="graft-masks", daemon=True)
+            thread.start()
+            self._thread = thread
+
     def _live(self) -> None:
         while True:
             with self._changed:
@@ -91,11 +100,17 @@ class MaskThread:
                 for matcher in matchers:
                     self._make([matcher])
                 return
-            log.exception("a mask could not be made")
-            matchers[0].error = BrokenError(f"A mask could not be made: {type(error).__name__}: {error}")
+            self._fail(matchers, error)
+            return
         long = time.monotonic() - began > (LONG_S if len(matchers) > 1 else SHORT_S)
         for matcher in matchers:
             matcher.alone = long
+        self._tell(matchers)
+
+    def _fail(self, matchers: Sequence[Matcher], error: BaseException) -> None:
+        log.error("a mask could not be made", exc_info=error)
+        for matcher in matchers:
+            matcher.error = BrokenError(f"A mask could not be made: {type(error).__name__}: {error}")
         self._tell(matchers)
 
     def _compute(self, matchers: list[Matcher]) -> None:
@@ -107,7 +122,7 @@ class MaskThread:
         for matcher, mask in zip(matchers, masks, strict=True):
             matcher.show(mask)
 
-    def _tell(self, matchers: list[Matcher]) -> None:
+    def _tell(self, matchers: Sequence[Matcher]) -> None:
         with self._changed:
             for matcher in matchers:
                 matcher.ready, matcher.begun = True, False

@@ -1,5 +1,8 @@
 """Random adapters of every kind for the server's tests, as forms and as folders."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,21 @@ def write_folder(folder: Path, kind: str, base: Base, seed: int = 0) -> Path:
     provenance = {"format": 1, "base": {"id": base.spec.id, "fingerprint": base.spec.fingerprint}}
     save_artifact(folder, method, config, tensors, base.spec, provenance=provenance)
     return folder
+
+
+@contextmanager
+def no_threads(beginning: str) -> Iterator[None]:
+    """No thread can be started whose name begins so, as where the system allows no more of them."""
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith(beginning):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        yield
 
 
 @pytest.fixture

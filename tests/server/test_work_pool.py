@@ -6,8 +6,9 @@ from queue import SimpleQueue
 
 import pytest
 
-from graft.server.errors import ClosedError
+from graft.server.errors import BrokenError, ClosedError
 from graft.server.work_pool import WorkPool
+from tests.server.conftest import no_threads
 
 
 def ignored(error):
@@ -74,3 +75,24 @@ def test_closing_leaves_what_hangs_and_fails_what_has_not_begun(pool):
     for thread in pool._threads:
         thread.join(5)
     assert all(isinstance(told.get(timeout=1), ClosedError) for _ in range(2)) and told.empty()
+
+
+def test_a_job_for_which_no_thread_can_be_started_is_refused_once_and_the_next_one_is_done(pool):
+    told = SimpleQueue()
+    with no_threads("test-pool"), pytest.raises(BrokenError, match="test-pool could not be started: can't start new"):
+        pool.submit("", lambda: told.put("refused"), told.put)
+    pool.submit("", lambda: told.put("next"), told.put)
+    assert told.get(timeout=20) == "next"
+    pool.close(5.0)
+    assert told.empty() and len(pool._threads) == 1
+
+
+def test_threads_that_are_there_do_the_work_of_those_that_can_not_be_started():
+    pool, go, told = WorkPool("test-pool", 3), threading.Event(), SimpleQueue()
+    pool.submit("", lambda: go.wait(20), told.put)
+    with no_threads("test-pool"):
+        pool.submit("", lambda: told.put("second"), told.put)
+    go.set()
+    assert told.get(timeout=20) == "second"
+    pool.close(5.0)
+    assert told.empty() and len(pool._threads) == 1

@@ -68,12 +68,12 @@ class Pump:
         self._running = False
 
     def add(self, stream: "PumpedStream") -> None:
-        """It begins."""
+        """It begins. Raises RuntimeError, and nothing has changed, where the system allows no more threads."""
         with self._lock:
-            self._streams = self._streams | {stream}  # the pump goes through them meanwhile
             if not self._running:
-                self._running = True
                 threading.Thread(target=self._run, name="graft-pump", daemon=True).start()
+                self._running = True
+            self._streams = self._streams | {stream}  # the pump goes through them meanwhile
 
     def remove(self, stream: "PumpedStream") -> None:
         """It has ended."""

@@ -2,12 +2,13 @@
 
 import random
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.lib.pretended_engine import Pretended, crowded
 from graft.server.adapters.device import HOLD_BACK_S
-from graft.server.errors import CapacityError
+from graft.server.errors import BrokenError, CapacityError
 
 
 @pytest.fixture
@@ -89,6 +90,26 @@ def test_room_goes_round_by_clients():
     assert len(order) <= 4
 
 
+def test_one_that_can_not_be_prepared_when_there_is_room_costs_its_own_requests_alone(full, monkeypatch):
+    prepare = full.prepare
+
+    def broken(resident):
+        if resident.digest == "c":
+            raise RuntimeError("as a fault would")
+        prepare(resident)
+
+    monkeypatch.setattr(full, "prepare", broken)
+    full.adapter("d")
+    behind = full.ask("d")
+    full.step()
+    full.scheduler.remove(full.running[0])
+    full.step()
+    assert isinstance(full.failed["c"], BrokenError) and list(full.failed) == ["c"]
+    full.scheduler.remove(full.third)
+    assert behind in [*full.step(), *full.step()]
+    assert_counts(full)
+
+
 def test_pinned_adapters_that_leave_too_little_are_said_at_once(full):
     full.tier.pin("a", True)
     full.tier.pin("b", True)
@@ -104,6 +125,33 @@ def test_an_adapter_on_its_way_delays_nobody_and_its_requests_start_first():
     assert world.step() == [base]
     world.finish("slow")
     assert slow in world.step()
+
+
+def test_what_is_packed_into_more_than_was_reckoned_with_takes_the_room_of_idle_ones():
+    world = Pretended(room=4, instant=False)
+    for digest, size in (("a", 1), ("b", 1), ("c", 2)):
+        world.adapter(digest, size=size)
+    for digest in "ab":
+        one = world.ask(digest)
+        world.finish(digest)
+        world.step()
+        world.scheduler.remove(one)
+    third = world.ask("c")
+    world.tier.add_to_runner(world.preparing.pop("c"), SimpleNamespace(bytes=3))
+    assert third in world.step() and world.added == {"b", "c"}
+    assert_counts(world)
+
+
+def test_an_adapter_that_could_not_be_expected_is_in_nobodys_use(monkeypatch):
+    world = Pretended(room=1)
+    world.adapter("a")
+    one = world.ask("a")
+    world.step()
+    world.scheduler.remove(one)
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(world, "ready", lambda digest: (_ for _ in ()).throw(RuntimeError("as a fault would")))
+        world.tier.expect(world.loaded["a"])
+    assert world.tier.drop("a") and not world.added
 
 
 def test_who_asks_after_a_refusal_is_not_left_behind_those_who_were_refused():

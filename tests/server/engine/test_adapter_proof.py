@@ -15,14 +15,17 @@ from graft.hub.adapters.probe import ProofOutcome
 from graft.hub.adapters.validation import inspect_artifact
 from graft.hub.base.model import load_base
 from graft.hub.errors import ArtifactError
+from graft.server.adapters import device as device_module
 from graft.server.adapters import prover as prover_module
 from graft.server.adapters.time_slices import TimeSlices
+from graft.server.engine import engine as engine_module
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request
 from graft.server.errors import BrokenError
 from graft.trainer.artifact.probe import Prober
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.server.conftest import KINDS, write_folder
+from tests.server.live import ask
 
 ASK = Request((5, 6, 7), "a", max_tokens=2, ignore_eos=True)
 
@@ -135,6 +138,27 @@ def test_a_proof_is_made_once_and_many_share_a_pass(base_folder, tmp_path, monke
         with Engine(base, folders) as engine:
             engine.generate(requests)
     assert sum(passes) == len(folders) + 1 and len(passes) < len(folders)  # and the bare base, once
+
+
+def test_what_is_remembered_of_proofs_is_bounded_and_what_was_forgotten_is_proven_again(
+    base_folder, tmp_path, monkeypatch
+):
+    """Each of these brings questions of its own, as strangers' may, and comes in twice."""
+    base = load_base(base_folder(seed=9), dtype="float32", device="cpu")
+    folders = {}
+    for number in range(3):
+        folder = folders[str(number)] = proven_folder(tmp_path / str(number), "lora", base, number)
+        probe = json.loads((folder / "graft.json").read_text())["probe"]
+        rewritten(folder, probe | {"texts": probe["texts"][: 1 + number]})
+    monkeypatch.setattr(prover_module, "MOST_SAID", 1)
+    monkeypatch.setattr(engine_module, "MOST_SAID", 1)
+    monkeypatch.setattr(device_module, "MOST_PROVEN", 1)
+    with Engine(base, folders) as engine:
+        for name in [*folders] * 2:
+            engine.generate([replace(ASK, model=name)])
+            ask(engine, lambda: [engine.residency.drop(one.digest) for one in engine.residency.snapshot()])
+        held = engine._base_said, engine.prover._said, engine.residency._proven
+        assert [len(one) for one in held] == [1, 1, 1]
 
 
 def test_an_adapter_is_not_refused_for_what_the_bare_base_says(base_folder, tmp_path, monkeypatch):

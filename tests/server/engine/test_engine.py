@@ -328,6 +328,8 @@ def test_requests_that_can_not_be_served_are_refused_at_once(llama):
         for request, match in (
             (Request(()), "empty"),
             (Request((5, 300)), "vocabulary"),
+            (Request((5, 6), stop_ids=(7, 300)), "ends the text lies outside the base's vocabulary"),
+            (Request((5, 6), stop_ids=(-1,)), "vocabulary"),
             (Request((5,) * 250, max_tokens=20), "maximum context length is 256"),
         ):
             with pytest.raises(RequestError, match=match):

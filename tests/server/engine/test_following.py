@@ -169,6 +169,22 @@ def test_an_answer_repeats_an_earlier_one_from_blocks_that_early_steps_filled(en
         assert again.ids == first.ids[2 * BLOCK_ROWS : 2 * BLOCK_ROWS + 8]
 
 
+def test_a_block_that_a_failed_step_was_to_fill_is_not_found_though_the_step_after_it_succeeds(engine_with):
+    asked = Request((5, 6, 7), max_tokens=2 * BLOCK_ROWS, ignore_eos=True, sampling=Sampling(temperature=0))
+    with engine_with(EagerRunner) as engine:
+        first = engine.generate([asked])[0]
+    again = replace(asked, prompt=(*asked.prompt, *first.ids[:BLOCK_ROWS]), max_tokens=4)
+    filling = BLOCK_ROWS - len(asked.prompt) + 1  # the step that computes a block's last row
+    with engine_with(EarlyRunner) as engine:
+        engine.runner.fails["result", filling] = MemoryError()
+        with pytest.raises(BrokenError):
+            engine.generate([asked])
+        assert engine.runner.begun == filling + 1  # the one after it, which ended well
+        [second] = engine.generate([again])
+        assert second.cached_tokens == 0 and second.ids == first.ids[BLOCK_ROWS : BLOCK_ROWS + 4]
+        assert_idle(engine)
+
+
 @pytest.mark.parametrize("what", ["begin", "result"])
 @pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError()], ids=["RuntimeError", "MemoryError"])
 def test_a_step_that_fails_costs_its_own_requests_an_error_and_the_next_ones_are_served(engine_with, what, error):

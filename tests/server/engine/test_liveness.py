@@ -16,6 +16,8 @@ from graft.server.engine.options import Options
 from graft.server.engine.request import Request
 from graft.server.errors import BrokenError, EndedError, EngineError
 from graft.server.sampling.params import Sampling
+from graft.server.structured.constraint import Regex
+from tests.server.conftest import no_threads
 from tests.server.live import ask
 
 GREEDY = Sampling(temperature=0)
@@ -194,6 +196,21 @@ def test_an_adapter_whose_way_in_fails_is_refused_and_comes_in_when_the_fault_is
             with at_once(), pytest.raises(BrokenError, match="as a fault would"):
                 engine.generate([adapter("a")])
         assert [len(result.ids) for result in engine.generate([adapter("a"), adapter("b")])] == [3, 3]
+        assert len(good.result().ids) == 200
+        assert ask(engine, lambda: engine.ledger.discrepancy()) is None
+        assert all(loaded.users == 0 for loaded in engine.loader.snapshot())
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["graft-disk", "graft-loader", "graft-prepare", "graft-constraints", "graft-masks"])
+def test_who_needs_a_thread_that_can_not_be_started_is_told_and_served_once_it_can(llama, make_folder, name):
+    asked = adapter("a", constraint=Regex("[a-z]{9}"))
+    with Engine(llama, {"a": make_folder("lora", llama)}) as engine:
+        good = engine.submit(LONG)
+        next(iter(good))
+        with no_threads(name), pytest.raises(BrokenError, match="can't start new thread"):
+            engine.generate([asked])
+        assert len(engine.generate([asked])[0].ids) == 3
         assert len(good.result().ids) == 200
         assert ask(engine, lambda: engine.ledger.discrepancy()) is None
         assert all(loaded.users == 0 for loaded in engine.loader.snapshot())

@@ -15,6 +15,7 @@ from graft.server.http.response_shapes import Writer
 from graft.server.http.streaming.pump import PumpedStream
 from graft.server.operations.patience import Patience
 from tests.conftest import tiny_base
+from tests.server.conftest import no_threads
 from tests.server.live import CHAT_TEMPLATE, serving
 
 
@@ -91,6 +92,23 @@ def test_who_does_not_read_holds_up_nobody_and_loses_nothing(live):
 def test_a_client_that_hangs_up_leaves_no_stream_and_no_thread(live):
     with opened(live, {**LARGE, "max_tokens": 250}) as gone:
         gone.recv(100)
+    assert_all_ended(live)
+
+
+def test_a_stream_for_which_no_thread_can_be_started_ends_and_the_next_one_is_written(live):
+    body = {**LARGE, "n": 1, "max_tokens": 250}
+    assert_all_ended(live)
+    with no_threads("graft-pump"), opened(live, body) as refused:
+        assert refused.recv(100).startswith(b"HTTP/1.1 500 ")
+    assert_all_ended(live)
+    with opened(live, body) as written:
+        data = b""
+        while b"[DONE]" not in data and (part := written.recv(1 << 16)):
+            data += part
+    assert data.count(b"[DONE]") == 1
+
+
+def assert_all_ended(live):
     until = time.monotonic() + 20
     while not (live.idle() and not pumps()) and time.monotonic() < until:
         time.sleep(0.05)

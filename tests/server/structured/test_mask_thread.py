@@ -2,17 +2,21 @@
 
 import threading
 import time
+from functools import partial
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 
 from graft.server.errors import BrokenError, ConstraintFailedError
+from graft.server.structured import compiler as compiler_module
 from graft.server.structured import mask_thread
 from graft.server.structured.compiler import Compiler
 from graft.server.structured.constraint import Regex
 from graft.server.structured.mask_thread import MaskThread
 from graft.server.structured.matcher import Matcher
 from tests.conftest import VOCAB, tiny_tokenizer
+from tests.server.conftest import no_threads
 
 END = frozenset({1})
 A, B = 66, 67  # the tokens of "a" and "b"
@@ -156,3 +160,66 @@ def test_who_is_late_is_told_when_it_is_ready_and_holds_nobody_up_again(masks, m
     go.set()
     masks.wait([slow], 20)
     assert allowed(slow) == [1, B]
+
+
+def test_masks_for_which_no_thread_can_be_started_fail_and_the_next_ones_are_made(masks, matcher):
+    one, other = matcher("ab+"), matcher("a[ab]")
+    with no_threads("graft-masks"):
+        step(masks, [one], A)
+    assert isinstance(one.error, BrokenError) and one.ready and not one.late
+    step(masks, [other], A)
+    assert other.error is None and allowed(other) == [A, B]
+
+
+@pytest.mark.parametrize("name", ["graft-constraints", "Thread-"])  # the pool's, and a timer's
+def test_a_constraint_for_which_no_thread_can_be_started_is_told_so_and_the_next_one_is_compiled(monkeypatch, name):
+    compiler = Compiler(tiny_tokenizer(), VOCAB, END)
+    compiler._read()
+    compiled, go, answers = compiler._compiled, threading.Event(), SimpleQueue()
+    monkeypatch.setattr(compiler, "_compiled", lambda constraint: (go.wait(20), compiled(constraint))[1])
+    with no_threads(name):
+        for _ in range(2):
+            compiler.request(Regex("a{8}"), END, "", answers.put)
+            told = answers.get(timeout=20)
+            assert isinstance(told, BrokenError) and "can't start new thread" in str(told)
+    go.set()
+    compiler.request(Regex("a{8}"), END, "", answers.put)
+    assert isinstance(answers.get(timeout=20), Matcher)
+    compiler.close()
+    assert answers.empty() and not compiler._waiting
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])  # a panic in the library is no Exception either
+def test_a_matcher_that_can_not_be_made_costs_who_waits_for_it_alone(compiler, monkeypatch, error):
+    """Whether it waits for what is compiled, or finds it."""
+    make, compiled, go, answers = compiler_module.Matcher, compiler._compiled, threading.Event(), SimpleQueue()
+    unborn = []
+
+    def broken(state, first, vocabulary, ends, holds_end):
+        if holds_end:
+            unborn.append(state)
+            raise error("as a fault would")
+        return make(state, first, vocabulary, ends, holds_end)
+
+    monkeypatch.setattr(compiler_module, "Matcher", broken)
+    monkeypatch.setattr(compiler, "_compiled", lambda constraint: (go.wait(20), compiled(constraint))[1])
+    for number in range(3):
+        compiler.request(Regex(error.__name__), END, "", partial(put, answers, number), holds_end=number == 1)
+    go.set()
+    told = dict(answers.get(timeout=20) for _ in range(3))
+    assert isinstance(told[1], BrokenError) and isinstance(told[0], make) and isinstance(told[2], make)
+    compiler.request(Regex(error.__name__), END, "", answers.put, holds_end=True)
+    assert isinstance(answers.get(timeout=20), BrokenError) and len(unborn) == 2
+
+
+def put(answers, number, answer):
+    answers.put((number, answer))
+
+
+def test_who_can_not_be_told_keeps_no_other_from_being_told(compiler, monkeypatch):
+    compiled, go, answers = compiler._compiled, threading.Event(), SimpleQueue()
+    monkeypatch.setattr(compiler, "_compiled", lambda constraint: (go.wait(20), compiled(constraint))[1])
+    compiler.request(Regex("a{10}"), END, "", lambda answer: 1 // 0)
+    compiler.request(Regex("a{10}"), END, "", answers.put)
+    go.set()
+    assert isinstance(answers.get(timeout=20), Matcher)
