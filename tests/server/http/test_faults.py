@@ -85,6 +85,7 @@ def live(base, tmp_path_factory):
         ({"prompt": "\ud800"}, "prompt"),
         ({"prompt": ["x"] * 1025}, "prompt"),
         ({"model": 5}, "model"),
+        ({"model": "/" * 301}, "model"),
     ],
 )
 def test_a_bad_field_is_named(live, change, param):
