@@ -15,7 +15,7 @@ from graft.hub.adapters.validation import Inspection, inspect_artifact
 from graft.hub.chat.words import NO_WORDS, AdapterWords, read_words
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.server.adapters.names import Location
-from graft.server.engine.questions import DevicePlace, OnDevice, Pin, Unload
+from graft.server.engine.questions import Pin, Unload
 from graft.server.engine.request import Finished, Request, Sink, Started
 from graft.server.interest import Interest
 from graft.server.operations.patience import Patience
@@ -138,12 +138,14 @@ class Inventory:
         self._engine.loader.request(name, client, answer, interest)
 
     def placements(self) -> dict[str, Placed]:
-        """Digest -> where it is, of all in memory."""
-        device, nowhere = self._engine.ask(OnDevice()), DevicePlace(0, False)
+        """Digest -> where it is, of all in memory. Waits for no step."""
+        residency = self._engine.residency
+        device, pinned = {one.digest: one.bytes for one in residency.snapshot()}, residency.pinned
         return {
-            one.digest: Placed(one.bytes, there.bytes, there.pinned, one.virtual_rows, one.case.verdict)
+            one.digest: Placed(
+                one.bytes, device.get(one.digest, 0), one.digest in pinned, one.virtual_rows, one.case.verdict
+            )
             for one in self._engine.loader.snapshot()
-            if (there := device.get(one.digest, nowhere))
         }
 
     def replica_state(self) -> ReplicaState:
