@@ -4,12 +4,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from graft.hub.errors import GraftError
 from graft.server.errors import BrokenError, ClosedError
 from graft.server.fair_queue import FairQueue
+from graft.server.interest import Interest
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +48,33 @@ class WorkPool:
         self._idle = 0
         self._closed = False
 
-    def submit(self, client: Hashable, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
-        """Do something for a client, in its turn.
+    def submit(
+        self,
+        client: Hashable,
+        work: Callable[[], None],
+        failed: Callable[[GraftError], None],
+        interest: Interest | None = None,
+    ) -> None:
+        """Do something for a client, in its turn; where `interest` is over before it begins it is forgotten.
 
         `failed` is told whatever it raises, and of `close` where that comes before it begins. Raises ClosedError afterwards, and
         BrokenError where there is no thread and none can be started: then `failed` is not told.
         """
+        job = _Job(client, work, failed)
         with self._changed:
             if self._closed:
                 raise ClosedError("The server is shutting down.")
             if len(self._waiting) >= self._idle and len(self._threads) < self._most:
                 self._start_thread()
-            self._waiting.push(client, "", _Job(client, work, failed))
+            self._waiting.push(client, "", job)
             self._changed.notify()
+        if interest is not None:
+            interest.then(partial(self._forget, job))
+
+    def _forget(self, job: _Job) -> None:
+        """Take it back, unless it has begun."""
+        with self._changed, suppress(KeyError):
+            self._waiting.remove(job.client, "", job)
 
     def close(self, wait_s: float) -> None:
         """Begin nothing more; wait so long at most for what is under way."""

@@ -20,6 +20,7 @@ from graft.server.adapters.loading import Loading
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Prover
 from graft.server.errors import BrokenError, ClosedError
+from graft.server.interest import Interest
 from graft.server.served_version import Served
 
 log = logging.getLogger(__name__)
@@ -92,15 +93,17 @@ class HostTier:
             served = self._served.get((location.name, location.version))
             return served.words if served else None
 
-    def request(self, name: str, client: Hashable, done: Callable[[LoadResult], None]) -> None:
-        """Call `done` with the adapter, held for one user, or with why there is none: now or from a loader's thread.
+    def request(self, name: str, client: Hashable, done: Callable[[LoadResult], None], interest: Interest) -> None:
+        """Call `done` with the adapter, held for one user, or with why there is none: now or from a loader's thread; or not at
+        all where `interest` is over by then.
 
         Clients are served in turn where several wait for loads.
         """
+        begin = partial(self._begin, name, client, done, interest)
         if self.library.is_quick(name):
-            self._begin(name, client, done)
+            begin()
         else:
-            self._loading.look_up(client, lambda: self._begin(name, client, done), done)
+            self._loading.look_up(client, begin, done, interest)
 
     def release(self, loaded: Loaded) -> None:
         """One user less."""
@@ -141,10 +144,10 @@ class HostTier:
     def close(self) -> None:
         self._loading.close()
 
-    def _begin(self, name: str, client: Hashable, done: Callable[[LoadResult], None]) -> None:
+    def _begin(self, name: str, client: Hashable, done: Callable[[LoadResult], None], interest: Interest) -> None:
         try:
             location = self.library.locate(name)
-            answer = self._find_or_load(location, client, done)
+            answer = self._find_or_load(location, client, done, interest)
         except GraftError as error:
             answer = error
         except Exception as error:
@@ -154,7 +157,7 @@ class HostTier:
             done(answer)
 
     def _find_or_load(
-        self, location: Location, client: Hashable, done: Callable[[LoadResult], None]
+        self, location: Location, client: Hashable, done: Callable[[LoadResult], None], interest: Interest
     ) -> LoadResult | None:
         """The answer; None where `done` gets it later, when the load is through."""
         key = (location.name, location.version)
@@ -166,7 +169,16 @@ class HostTier:
                 self._loading.load(location, client, partial(self._end_load, key, location))
                 self._waiting[key] = [done]  # the load can't end before the lock is free
                 self.stats.misses += 1
-            return answer
+        if answer is None:
+            interest.then(partial(self._forget, key, done))
+        return answer
+
+    def _forget(self, key: tuple[str, str], done: Callable[[LoadResult], None]) -> None:
+        """One less waits for a version. The last one is told all the same: its load goes on, for who asks next."""
+        with self._lock:
+            waiting = self._waiting.get(key, [])
+            if done in waiting and len(waiting) > 1:
+                waiting.remove(done)
 
     def _find_answer(self, key: tuple[str, str], location: Location) -> LoadResult | None:
         """The answer where there is one already, held for its user. Called with the lock."""

@@ -23,6 +23,7 @@ from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Prover
 from graft.server.errors import CapacityError
+from graft.server.interest import Interest
 from graft.server.stepping_back import step_back
 from graft.server.work_pool import WorkPool
 
@@ -65,9 +66,11 @@ class Loading:
         self._folding = WorkPool("graft-fold", 1, _compute_behind)  # what takes seconds, with the base's weights
         self._preparing = WorkPool("graft-prepare", 1, _compute_behind)
 
-    def look_up(self, client: Hashable, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
-        """Ask a hub something; `failed` is told what `work` raises."""
-        self._look_ups.submit(client, work, failed)
+    def look_up(
+        self, client: Hashable, work: Callable[[], None], failed: Callable[[GraftError], None], interest: Interest
+    ) -> None:
+        """Ask a hub something, unless `interest` is over before its turn comes; `failed` is told what `work` raises."""
+        self._look_ups.submit(client, work, failed, interest)
 
     def prepare(self, work: Callable[[], None], failed: Callable[[GraftError], None]) -> None:
         """Compute something for an adapter that is loaded already: waits for no load. `failed` is told what `work` raises."""

@@ -9,6 +9,7 @@ import logging
 import stat
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -30,9 +31,9 @@ log = logging.getLogger(__name__)
 WRITING_S = 2.0  # how long a folder may be under way from one version to the next; one that was killed stays
 PINNED_S = 10.0  # how long the answer about a commit is trusted, which can't move, only be taken away
 ASK_AGAIN_S = 10.0  # how long after a hub could not be asked
-TIDY_S = 60.0  # how often those are forgotten that were kept long enough
 MOST_ATTACHED = 10_000
-REMEMBERED_S = 3600.0  # how long the answer about a name that nobody asks for is kept
+MOST_KEPT = 10_000  # names whose last answers a hub gave are kept
+MAX_NAME_CHARS = 300  # of a name on a shelf, which is a namespace, a name and a branch, or a task
 
 _MOST_SHOWN = 20  # names in an error's message
 _TRIAL = "\0"  # before a name: what it is to be given to; no name that can be given begins so
@@ -71,8 +72,7 @@ class AdapterNames:
         self._attached: dict[str, Path | str] = {}  # names given since: folders, or names on the shelf
         self._being_given: dict[str, Path | str] = {}  # what is to get a name, and is not proven yet
         self.shelf = shelf
-        self._answers: dict[str, _Answer] = {}
-        self._tidied = 0.0  # when old ones were forgotten
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()  # a hub's, the least recently used first
         self._away_since: float | None = None  # when the shelf could not be asked
         self._lock = threading.Lock()
 
@@ -84,7 +84,9 @@ class AdapterNames:
     def is_quick(self, name: str) -> bool:
         """Whether `locate` answers without a network."""
         target = self._target(name)
-        return isinstance(target, Path) or not self._is_far or self._standing(target) is not None
+        if isinstance(target, Path) or not (self._is_far and _may_be_shelved(target)):
+            return True
+        return self._standing(target) is not None
 
     def shelf_name(self, name: str) -> str | None:
         """What the shelf is asked for where this name is used; None where it is not asked."""
@@ -100,9 +102,11 @@ class AdapterNames:
         target = self._target(name)
         if isinstance(target, Path):
             return Location(name.removeprefix(_TRIAL), _state_of(target), folder=target)
-        answer = self._standing(target) or self._ask(target)
+        if self.shelf is None or not _may_be_shelved(target):
+            raise self._unknown(target)
+        answer = self._standing(target) or self._ask(target, self.shelf)
         if isinstance(answer.said, GraftError):
-            raise answer.said
+            raise type(answer.said)(str(answer.said))  # one of its own: each raise adds to what an error holds
         return answer.said
 
     @contextmanager
@@ -203,17 +207,19 @@ class AdapterNames:
         now = time.monotonic()
         with self._lock:
             answer = self._answers.get(name)
+            if answer is not None:
+                self._answers.move_to_end(name)
             away = self._away_since is not None and now < self._away_since + ASK_AGAIN_S
         if answer is None or not (answer.until > now or (away and isinstance(answer.said, Location))):
             return None
         return answer
 
-    def _ask(self, name: str) -> _Answer:
+    def _ask(self, name: str, shelf: Shelf) -> _Answer:
         """A new answer, kept for as long as it is trusted; the one before where nobody can be asked."""
         with self._lock:
             before = self._answers.get(name)
         try:
-            said, trusted_s = self._ask_shelf(name), self.shelf.trusted_s if self.shelf else 0.0
+            said, trusted_s = self._ask_shelf(name, shelf), shelf.trusted_s
             self._away_since = None
         except UnreachableError as error:
             self._away_since = time.monotonic()  # other names needn't find that out anew, each for as long
@@ -229,29 +235,30 @@ class AdapterNames:
         return answer
 
     def _keep(self, name: str, answer: _Answer) -> None:
-        now = time.monotonic()
         with self._lock:
             self._answers[name] = answer
-            if now > self._tidied + TIDY_S:
-                self._tidied = now
-                self._answers = {key: old for key, old in self._answers.items() if old.until > now - REMEMBERED_S}
+            self._answers.move_to_end(name)
+            if len(self._answers) > MOST_KEPT:
+                self._answers.popitem(last=False)
 
-    def _ask_shelf(self, name: str) -> Location | GraftError:
-        if self.shelf is None or not _may_be_shelved(name):
-            named = self.names
-            shown = ", ".join(named[:_MOST_SHOWN]) + (" ..." if len(named) > _MOST_SHOWN else "")
-            places = f"Served here are {shown or 'no adapters'} besides the base"
-            hint = "" if self.shelf else "; start the server with --registry or --hub for more"
-            return NotFoundError(f"There is no model {name!r}. {places}{hint}.")
+    def _ask_shelf(self, name: str, shelf: Shelf) -> Location | GraftError:
         try:
-            revision = self.shelf.resolve(name, base=self._fingerprint)
+            revision = shelf.resolve(name, base=self._fingerprint)
         except NotFoundError as error:
-            return error
+            return type(error)(str(error))  # without the frames that it was raised in
         return Location(revision.repo, revision.id, revision=revision.id, digest=revision.digest)
+
+    def _unknown(self, name: str) -> NotFoundError:
+        """Of what no shelf is asked for."""
+        named = self.names
+        shown = ", ".join(named[:_MOST_SHOWN]) + (" ..." if len(named) > _MOST_SHOWN else "")
+        places = f"Served here are {shown or 'no adapters'} besides the base"
+        hint = "" if self.shelf else "; start the server with --registry or --hub for more"
+        return NotFoundError(f"There is no model {name[:MAX_NAME_CHARS]!r}. {places}{hint}.")
 
 
 def _may_be_shelved(name: str) -> bool:
-    return "/" in name or name.startswith(TASK_PREFIX)
+    return len(name) <= MAX_NAME_CHARS and ("/" in name or name.startswith(TASK_PREFIX))
 
 
 def _holds_adapter(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from graft.server.chat.detokenizer import SpecialTokens
 from graft.server.chat.prompts import ChatPrompts
 from graft.server.engine.client import EngineClient
 from graft.server.errors import TooLongError
+from graft.server.interest import Interest
 from graft.server.operations.patience import Patience
 
 if TYPE_CHECKING:
@@ -92,19 +93,29 @@ def _await_words(engine: EngineClient, model: str, client: str, patience: Patien
     """An adapter's own words, once it is in host memory. Raises the GraftError that a request for it would get, or what `patience`
     ends with."""
     answers: SimpleQueue[AdapterWords | GraftError] = SimpleQueue()
-    engine.ask_words(model, client, answers.put)
+    interest = Interest()
+    engine.ask_words(model, client, answers.put, interest)
+    try:
+        answer = _take(answers, engine, patience)
+    finally:
+        interest.end()
+    if isinstance(answer, GraftError):
+        raise answer
+    return answer
+
+
+def _take(
+    answers: SimpleQueue[AdapterWords | GraftError], engine: EngineClient, patience: Patience
+) -> AdapterWords | GraftError:
+    """The answer, once it is there. Raises what `patience` ends with, or why the engine serves nobody any more."""
     wait_s = 0.0
     while True:
         try:
-            answer = answers.get(timeout=wait_s)
+            return answers.get(timeout=wait_s)
         except Empty:
             wait_s = patience.look(elsewhere=True)
             if (reason := engine.health()) is not None:  # a load that waits for a network is left to itself then
                 raise reason from None
-            continue
-        if isinstance(answer, GraftError):
-            raise answer
-        return answer
 
 
 def own_ends(words: AdapterWords, tokens: SpecialTokens, vocabulary: int) -> tuple[int, ...]:

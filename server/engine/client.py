@@ -16,8 +16,10 @@ from graft.server.engine.inventory import AdapterEntry, Inventory, Placed
 from graft.server.engine.questions import EngineStats, Stats
 from graft.server.engine.request import Outlet, Request, Result, Sink, Stream
 from graft.server.errors import ClosedError, StuckError
+from graft.server.interest import Interest
 from graft.server.keys.accounts import Accounts, AnyAccounts
 from graft.server.keys.usage import UsageFile
+from graft.server.operations.patience import ENDLESS, Patience
 from graft.server.operations.throughput import Load
 from graft.server.replica_state import ReplicaState
 from graft.server.served_version import Served
@@ -86,10 +88,12 @@ class EngineClient:
 
     # Adapters
 
-    def ask_words(self, name: str, client: str, done: Callable[[AdapterWords | GraftError], None]) -> None:
+    def ask_words(
+        self, name: str, client: str, done: Callable[[AdapterWords | GraftError], None], interest: Interest
+    ) -> None:
         """Have an adapter brought to host memory, as a request would; `done` gets its own words, or the error that the
-        request would get: now, or on another thread."""
-        self._inventory.ask_words(name, client, done)
+        request would get: now, or on another thread. Once `interest` is over it may be told nothing."""
+        self._inventory.ask_words(name, client, done, interest)
 
     def models(self) -> list[AdapterEntry]:
         """Every adapter that can be named: local ones, those on the shelf (a remote hub's as far as they were asked for)."""
@@ -112,9 +116,10 @@ class EngineClient:
         server's own folders, and what no registry is asked about."""
         return self._inventory.shelf_names(names)
 
-    def load(self, name: str, client: str = "", weight: float = 1.0) -> Served:
-        """Bring an adapter to the device and prove it, in the client's turn. Raises the GraftError that a request for it would get."""
-        return self._inventory.load(name, client, weight)
+    def load(self, name: str, client: str = "", weight: float = 1.0, patience: Patience = ENDLESS) -> Served:
+        """Bring an adapter to the device and prove it, in the client's turn. Raises the GraftError that a request for it would get,
+        or what `patience` ends with: where the server is about to end another one may as well have it."""
+        return self._inventory.load(name, client, weight, patience)
 
     def unload(self, name: str) -> Served:
         """Take an adapter out of memory, unpinned; it stays known, and comes back when asked for.
@@ -123,22 +128,31 @@ class EngineClient:
         """
         return self._inventory.unload(name)
 
-    def pin(self, name: str, pinned: bool, client: str = "", weight: float = 1.0) -> Served:
+    def pin(
+        self, name: str, pinned: bool, client: str = "", weight: float = 1.0, patience: Patience = ENDLESS
+    ) -> Served:
         """Keep the version that the name stands for now in memory, or let it go again.
 
-        Raises ConflictError where pins would take more than their share of memory.
+        Raises ConflictError where pins would take more than their share of memory, and as `load`.
         """
-        return self._inventory.pin(name, pinned, client, weight)
+        return self._inventory.pin(name, pinned, client, weight, patience)
 
     def attach(
-        self, name: str, target: Path | str, client: str = "", weight: float = 1.0, *, replace: bool = False
+        self,
+        name: str,
+        target: Path | str,
+        client: str = "",
+        weight: float = 1.0,
+        patience: Patience = ENDLESS,
+        *,
+        replace: bool = False,
     ) -> Served:
         """Bring an adapter (a folder, or a name on the shelf) to the device, prove it, and give it a name of its own.
 
         `replace`: in place of what was attached by that name. Raises ConflictError for a name that stands for something,
-        NotFoundError where there is no adapter, and what a request for it would get; then the name is what it was.
+        NotFoundError where there is no adapter, and as `load`; then the name is what it was.
         """
-        return self._inventory.attach(name, target, client, weight, replace=replace)
+        return self._inventory.attach(name, target, client, weight, patience, replace=replace)
 
     def detach(self, name: str) -> bool:
         """Take an attached name back; False where it is none. Who uses the adapter keeps it until done."""

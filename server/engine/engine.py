@@ -49,6 +49,7 @@ from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import StepPlan
 from graft.server.engine.steps import Stepper
 from graft.server.errors import BrokenError, ClosedError, ConstraintError, EndedError
+from graft.server.interest import Interest
 from graft.server.operations.step_pace import StepPace
 from graft.server.runners.factory import make_runner
 from graft.server.served_version import Served
@@ -139,9 +140,11 @@ class Engine:
         self.limits.check(request)
         if self._closing:
             raise ClosedError("The server is shutting down.")
+        interest = Interest()
 
         def cancel() -> None:
             self._inbox.post(Cancelled(running))
+            interest.end()
 
         def place(answer: LoadResult | None) -> None:
             self._inbox.post(Placed(running, answer))
@@ -166,7 +169,7 @@ class Engine:
                 if request.model is None:
                     place(None)
                 else:
-                    self.loader.request(request.model, request.client, place)
+                    self.loader.request(request.model, request.client, place, interest)
 
         stream = Stream(request, cancel, sink or SimpleQueue())
         running = RunningRequest(stream, self.ends, self.metrics, self.base.spec.vocab_size)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from graft.hub.adapters.probe import Verdict
@@ -14,8 +15,10 @@ from graft.hub.adapters.validation import Inspection, inspect_artifact
 from graft.hub.chat.words import NO_WORDS, AdapterWords, read_words
 from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.server.adapters.names import Location
-from graft.server.engine.questions import DevicePlace, OnDevice, Pin, Unload
-from graft.server.engine.request import Request
+from graft.server.engine.questions import Pin, Unload
+from graft.server.engine.request import Finished, Request, Sink, Started
+from graft.server.interest import Interest
+from graft.server.operations.patience import Patience
 from graft.server.replica_state import BaseIdentity, ReplicaState
 from graft.server.served_version import UNPLACED, Served
 
@@ -117,9 +120,11 @@ class Inventory:
         called = {name: self._engine.library.shelf_name(name) for name in names}
         return {name: shelved for name, shelved in called.items() if shelved is not None}
 
-    def ask_words(self, name: str, client: str, done: Callable[[AdapterWords | GraftError], None]) -> None:
+    def ask_words(
+        self, name: str, client: str, done: Callable[[AdapterWords | GraftError], None], interest: Interest
+    ) -> None:
         """Bring an adapter to host memory, and call `done` with its words, or with why it can't be had: now, or from a
-        loader's thread."""
+        loader's thread; or not at all once `interest` is over."""
 
         def answer(result: "LoadResult") -> None:
             if isinstance(result, GraftError):
@@ -130,15 +135,17 @@ class Inventory:
             self._engine.loader.release(loaded)
             done(served.words)
 
-        self._engine.loader.request(name, client, answer)
+        self._engine.loader.request(name, client, answer, interest)
 
     def placements(self) -> dict[str, Placed]:
-        """Digest -> where it is, of all in memory."""
-        device, nowhere = self._engine.ask(OnDevice()), DevicePlace(0, False)
+        """Digest -> where it is, of all in memory. Waits for no step."""
+        residency = self._engine.residency
+        device, pinned = {one.digest: one.bytes for one in residency.snapshot()}, residency.pinned
         return {
-            one.digest: Placed(one.bytes, there.bytes, there.pinned, one.virtual_rows, one.case.verdict)
+            one.digest: Placed(
+                one.bytes, device.get(one.digest, 0), one.digest in pinned, one.virtual_rows, one.case.verdict
+            )
             for one in self._engine.loader.snapshot()
-            if (there := device.get(one.digest, nowhere))
         }
 
     def replica_state(self) -> ReplicaState:
@@ -153,11 +160,26 @@ class Inventory:
             tuple(sorted(engine.residency.pinned)),
         )
 
-    def load(self, name: str, client: str, weight: float) -> Served:
-        """Bring an adapter to the device and prove it, in the client's turn. Raises the GraftError that a request for it would get."""
+    def load(self, name: str, client: str, weight: float, patience: Patience) -> Served:
+        """Bring an adapter to the device and prove it, in the client's turn. Raises the GraftError that a request for it would get,
+        or what `patience` ends with: where the server is about to end another one may as well have it."""
         start = next(iter(self._engine.ends), 0)
         asked = Request((start, start), name, max_tokens=0, score_from=0, client=client, weight=weight)
-        return self._engine.submit(asked).result().served
+        sink: Sink = SimpleQueue()
+        stream, served = self._engine.submit(asked, sink), Served()
+        try:
+            while True:
+                _, event = patience.take(sink, elsewhere=True)
+                match event:
+                    case Started():
+                        served = event.served
+                    case Finished():
+                        return served
+                    case GraftError():
+                        raise event
+        except BaseException:
+            stream.cancel()
+            raise
 
     def unload(self, name: str) -> Served:
         """Take an adapter out of memory, unpinned; it stays known, and comes back when asked for.
@@ -169,16 +191,16 @@ class Inventory:
             raise ConflictError(f"{name} is in use: unload it when its requests are done.")
         return served
 
-    def pin(self, name: str, pinned: bool, client: str, weight: float) -> Served:
+    def pin(self, name: str, pinned: bool, client: str, weight: float, patience: Patience) -> Served:
         """Keep the version that the name stands for now in memory, or let it go again.
 
-        Raises ConflictError where pins would take more than their share of memory.
+        Raises ConflictError where pins would take more than their share of memory, and as `load`.
         """
         if not pinned:
             loaded, served = self._find_loaded(name)
             self._engine.ask(Pin(loaded, False))
             return served
-        self.load(name, client, weight)
+        self.load(name, client, weight, patience)
         loaded, served = self._find_loaded(name)
         if not self._engine.ask(Pin(loaded, True)):
             raise ConflictError(
@@ -187,14 +209,16 @@ class Inventory:
             )
         return served
 
-    def attach(self, name: str, target: Path | str, client: str, weight: float, *, replace: bool) -> Served:
+    def attach(
+        self, name: str, target: Path | str, client: str, weight: float, patience: Patience, *, replace: bool
+    ) -> Served:
         """Bring an adapter (a folder, or a name on the shelf) to the device, prove it, and give it a name of its own.
 
-        Raises ConflictError for a name that stands for something, NotFoundError where there is no adapter, and what a request
-        for it would get; then the name is what it was.
+        Raises ConflictError for a name that stands for something, NotFoundError where there is no adapter, and as `load`;
+        then the name is what it was.
         """
         with self._engine.library.attaching(name, target, replace=replace) as trial:
-            return self.load(trial, client, weight)
+            return self.load(trial, client, weight, patience)
 
     def detach(self, name: str) -> bool:
         """Take an attached name back, and its adapter out of memory if it is neither pinned nor in use. False where it is none."""

@@ -12,23 +12,6 @@ PINNED_SHARE = 2  # pins may take half of a budget, so that the other adapters c
 
 
 @dataclass(frozen=True)
-class DevicePlace:
-    """An adapter on the device, or on its way there."""
-
-    bytes: int
-    pinned: bool
-
-
-@dataclass(frozen=True, eq=False)
-class OnDevice(Ask[dict[str, DevicePlace]]):
-    """Which adapters are on the device, by digest?"""
-
-    def find(self, engine: EngineSide) -> dict[str, DevicePlace]:
-        pinned = engine.residency.pinned
-        return {one.digest: DevicePlace(one.bytes, one.digest in pinned) for one in engine.residency.snapshot()}
-
-
-@dataclass(frozen=True)
 class EngineStats:
     """Between two steps. `virtual_blocks`: of `blocks_used`, those that hold adapters' virtual rows."""
 

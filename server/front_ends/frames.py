@@ -106,7 +106,14 @@ class Call:
     named: dict[str, object] = field(default_factory=dict)
 
 
-Message = Start | Answered | BeginDrain | Close | Ready | Drained | Submit | Cancel | Call
+@dataclass(frozen=True)
+class GiveUp:
+    """Nobody waits for a call's answer any more. There may be one."""
+
+    call: int
+
+
+Message = Start | Answered | BeginDrain | Close | Ready | Drained | Submit | Cancel | Call | GiveUp
 # An event on its way: a token's number; a token with its log-probability; anything else, pickled.
 Coded = int | tuple[int, float | None, tuple[tuple[int, float], ...]] | bytes
 Coding = list[int | Coded]  # a stream's number and its event, in turn

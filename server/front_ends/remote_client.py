@@ -8,7 +8,6 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from io import BufferedReader
 from itertools import count
 from pathlib import Path
@@ -30,6 +29,7 @@ from graft.server.front_ends.frames import (
     Close,
     Coded,
     Drained,
+    GiveUp,
     Message,
     Ready,
     Start,
@@ -39,10 +39,12 @@ from graft.server.front_ends.frames import (
     message_frame,
     read_frames,
 )
+from graft.server.interest import Interest
 from graft.server.keys.accounts import AnyAccounts
 from graft.server.keys.holders import UNLIMITED, Limits
 from graft.server.keys.standing import Standing
 from graft.server.keys.usage import Usage
+from graft.server.operations.patience import ENDLESS, Patience
 from graft.server.replica_state import ReplicaState
 from graft.server.served_version import Served
 
@@ -93,12 +95,15 @@ class RemoteClient(EngineClient):
 
     # Adapters
 
-    def ask_words(self, name: str, client: str, done: Callable[[AdapterWords | GraftError], None]) -> None:
+    def ask_words(
+        self, name: str, client: str, done: Callable[[AdapterWords | GraftError], None], interest: Interest
+    ) -> None:
         def answered(value: object) -> None:
             assert isinstance(value, AdapterWords | GraftError)
             done(value)
 
-        self._call("ask_words", answered, name, client)
+        number = self._call("ask_words", answered, name, client)
+        interest.then(lambda: self._give_up(number))
 
     def models(self) -> list[AdapterEntry]:
         return self._ask(list, "models")
@@ -115,19 +120,28 @@ class RemoteClient(EngineClient):
     def shelf_names(self, names: Sequence[str]) -> dict[str, str]:
         return self._ask(dict, "shelf_names", names)
 
-    def load(self, name: str, client: str = "", weight: float = 1.0) -> Served:
-        return self._ask(Served, "load", name, client, weight)
+    def load(self, name: str, client: str = "", weight: float = 1.0, patience: Patience = ENDLESS) -> Served:
+        return self._ask(Served, "load", name, client, weight, patience=patience)
 
     def unload(self, name: str) -> Served:
         return self._ask(Served, "unload", name)
 
-    def pin(self, name: str, pinned: bool, client: str = "", weight: float = 1.0) -> Served:
-        return self._ask(Served, "pin", name, pinned, client, weight)
+    def pin(
+        self, name: str, pinned: bool, client: str = "", weight: float = 1.0, patience: Patience = ENDLESS
+    ) -> Served:
+        return self._ask(Served, "pin", name, pinned, client, weight, patience=patience)
 
     def attach(
-        self, name: str, target: Path | str, client: str = "", weight: float = 1.0, *, replace: bool = False
+        self,
+        name: str,
+        target: Path | str,
+        client: str = "",
+        weight: float = 1.0,
+        patience: Patience = ENDLESS,
+        *,
+        replace: bool = False,
     ) -> Served:
-        return self._ask(Served, "attach", name, target, client, weight, replace=replace)
+        return self._ask(Served, "attach", name, target, client, weight, patience=patience, replace=replace)
 
     def detach(self, name: str) -> bool:
         return self._ask(bool, "detach", name)
@@ -190,7 +204,8 @@ class RemoteClient(EngineClient):
             for frame in read_frames(self._file):
                 match frame:
                     case Answered():
-                        self._calls.pop(frame.call)(frame.value)  # there is one answer to each
+                        if (answered := self._calls.pop(frame.call, None)) is not None:  # it has not been given up
+                            answered(frame.value)
                     case BeginDrain():
                         begin_drain(frame.seconds)
                     case Close():
@@ -226,17 +241,24 @@ class RemoteClient(EngineClient):
         self._carriers.call()
         self.ended.set()
 
-    def _ask(self, kind: type[Value], name: str, *given: object, **named: object) -> Value:
-        """Have something done there, and wait for what comes of it."""
-        answer: Future[object] = Future()
-        self._call(name, answer.set_result, *given, **named)
-        value = answer.result()
+    def _ask(
+        self, kind: type[Value], name: str, *given: object, patience: Patience = ENDLESS, **named: object
+    ) -> Value:
+        """Have something done there, and wait for what comes of it. Raises what `patience` ends with."""
+        answers: SimpleQueue[object] = SimpleQueue()
+        number = self._call(name, answers.put, *given, **named)
+        try:
+            value = patience.take(answers, elsewhere=True)
+        except BaseException:
+            self._give_up(number)
+            raise
         if isinstance(value, GraftError):
             raise value
         assert isinstance(value, kind)
         return value
 
-    def _call(self, name: str, answered: Callable[[object], None], *given: object, **named: object) -> None:
+    def _call(self, name: str, answered: Callable[[object], None], *given: object, **named: object) -> int:
+        """The call's number, for `_give_up`."""
         number = next(self._numbers)
         self._calls[number] = answered
         try:
@@ -244,6 +266,12 @@ class RemoteClient(EngineClient):
         except GraftError:
             self._calls.pop(number, None)
             raise
+        return number
+
+    def _give_up(self, number: int) -> None:
+        """Nobody waits for a call's answer."""
+        if self._calls.pop(number, None) is not None:
+            self._tell(GiveUp(number))
 
     def _tell(self, message: Message) -> None:
         """Send what nobody needs once the engine's process has gone."""

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BufferedReader
 
 from graft.hub.chat.words import AdapterWords
@@ -25,6 +26,7 @@ from graft.server.front_ends.frames import (
     Close,
     Coding,
     Drained,
+    GiveUp,
     Ready,
     Start,
     Submit,
@@ -37,7 +39,9 @@ from graft.server.front_ends.frames import (
 from graft.server.front_ends.outbox import Outbox
 from graft.server.front_ends.places import PlacesTaken
 from graft.server.http.clients import SPARE_THREADS, Places
+from graft.server.interest import Interest
 from graft.server.keys.held_accounts import AccountsHeld
+from graft.server.operations.patience import ENDLESS, Disconnected
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +69,7 @@ class Session:
             "model": engine.model,
             "adapters": engine.adapters,
             "served": engine.served,
-            "load": engine.load,
             "unload": engine.unload,
-            "pin": engine.pin,
-            "attach": engine.attach,
             "detach": engine.detach,
             "stats": engine.stats,
             "health": engine.health,
@@ -82,6 +83,12 @@ class Session:
             "reserve": self._accounts.reserve,
             "leave_account": self._accounts.leave,
         }
+        self._long_calls: dict[str, Callable[..., object]] = {  # which wait for an adapter, with patience
+            "load": engine.load,
+            "pin": engine.pin,
+            "attach": engine.attach,
+        }
+        self._interests: dict[int, Interest] = {}  # in calls under way, by their numbers
         self._outbox.send(message_frame(start))
 
     def run(self) -> None:
@@ -95,6 +102,8 @@ class Session:
             stop_carrying()
             for stream in list(self._streams.values()):
                 stream.cancel()
+            for interest in list(self._interests.values()):
+                interest.end()
             self._workers.shutdown(wait=False, cancel_futures=True)
             self._places.leave_all()
             self._accounts.leave_all()
@@ -117,16 +126,24 @@ class Session:
                 case Cancel():
                     if (stream := self._streams.get(message.stream)) is not None:
                         stream.cancel()
-                case Call(name="ask_words"):
-                    self._workers.submit(self._ask_words, message)
                 case Call():
-                    self._workers.submit(self._do, message)
+                    self._begin(message)
+                case GiveUp():
+                    if (given_up := self._interests.pop(message.call, None)) is not None:
+                        given_up.end()
                 case Ready():
                     self._ready.set()
                 case Drained():
                     self.drained.set()
                 case _:
                     raise AssertionError(f"a front end sends no {type(message).__name__}")
+
+    def _begin(self, asked: Call) -> None:
+        """Have it done on a thread of the session's."""
+        interest = Interest()
+        if asked.call is not None:
+            self._interests[asked.call] = interest
+        self._workers.submit(self._ask_words if asked.name == "ask_words" else self._do, asked, interest)
 
     def _submit(self, asked: Submit) -> None:
         """What can't be served is told by the stream's events, like all that goes wrong later."""
@@ -152,15 +169,20 @@ class Session:
             self._outbox.send(events_frame(coding))
         self._outbox.let_catch_up()
 
-    def _do(self, asked: Call) -> None:
+    def _do(self, asked: Call, interest: Interest) -> None:
         value: object
         try:
-            value = self._calls[asked.name](*asked.given, **asked.named)
+            if (do := self._long_calls.get(asked.name)) is not None:
+                value = do(*asked.given, **asked.named, patience=replace(ENDLESS, gone=lambda: interest.over))
+            else:
+                value = self._calls[asked.name](*asked.given, **asked.named)
+        except Disconnected:
+            return
         except Exception as error:
             value = _told(error, f"{asked.name} failed")
         self._answer(asked, value)
 
-    def _ask_words(self, asked: Call) -> None:
+    def _ask_words(self, asked: Call, interest: Interest) -> None:
         name, client = asked.given
         assert isinstance(name, str) and isinstance(client, str)  # RemoteClient.ask_words
 
@@ -168,13 +190,14 @@ class Session:
             self._answer(asked, answer)
 
         try:
-            self._engine.ask_words(name, client, done)
+            self._engine.ask_words(name, client, done, interest)
         except Exception as error:
             self._answer(asked, _told(error, "Asking for an adapter failed"))
 
     def _answer(self, asked: Call, value: object) -> None:
         if asked.call is None:
             return
+        self._interests.pop(asked.call, None)
         try:
             frame = message_frame(Answered(asked.call, value))
         except Exception as error:  # what can't be sent: whoever waits for it is told so

@@ -9,8 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from queue import Empty, SimpleQueue
-from typing import Protocol
+from queue import SimpleQueue
 
 from graft.hub.errors import GraftError
 from graft.server.chat.deltas import Delta, merge
@@ -293,7 +292,7 @@ class Answer:
     def _news(self) -> list[Piece]:
         """Wait for an event, take all there are, and return what has become certain by them."""
         try:
-            pending = [await_event(self._sink, self.patience)]
+            pending = [self.patience.take(self._sink)]
         except DeadlineError as error:
             self.error = error
             raise
@@ -329,19 +328,3 @@ class Answer:
             return [stream]
         first = self.choices[stream].index
         return [each for each, choice in self.choices.items() if first <= choice.index < first + self.asked.n]
-
-
-class EventSource(Protocol):
-    """Where events are waited for."""
-
-    @property
-    def get(self) -> Callable[..., tuple[Stream, Event | GraftError]]: ...
-
-
-def await_event(sink: EventSource, patience: Patience) -> tuple[Stream, Event | GraftError]:
-    """The next event of a sink's streams. Raises what `patience` ends with."""
-    while True:
-        try:
-            return sink.get(timeout=patience.look())
-        except Empty:
-            continue

@@ -220,18 +220,19 @@ def adapters() -> Response:
 
 @blueprint.post("/v1/adapters/load")
 def load() -> Response:
-    return _move_adapter(AdapterBody, lambda body, visit: service().engine.load(body.model, visit.client, visit.weight))
+    engine = service().engine
+    return _move_adapter(AdapterBody, lambda body, who: engine.load(body.model, who.client, who.weight, g.patience))
 
 
 @blueprint.post("/v1/adapters/unload")
 def unload() -> Response:
-    return _move_adapter(AdapterBody, lambda body, visit: service().engine.unload(body.model))
+    return _move_adapter(AdapterBody, lambda body, who: service().engine.unload(body.model))
 
 
 @blueprint.post("/v1/adapters/pin")
 def pin() -> Response:
     return _move_adapter(
-        PinBody, lambda body, visit: service().engine.pin(body.model, body.pinned, visit.client, visit.weight)
+        PinBody, lambda body, who: service().engine.pin(body.model, body.pinned, who.client, who.weight, g.patience)
     )
 
 

@@ -2,9 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from graft.server.errors import RequestError
+
+MAX_MODEL_CHARS = 300
 
 
 class BadField(RequestError):
@@ -24,3 +26,4 @@ def check_encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(check_encodable)]
+ModelName = Annotated[Text, Field(max_length=MAX_MODEL_CHARS)]

@@ -14,7 +14,7 @@ from graft.hub.chat.words import MAX_TEMPLATE_BYTES
 from graft.hub.request_body import MAX_DEPTH, AnyBody, Body, BodyError, check_body, is_shallow
 from graft.server.chat.request import ChatRequest
 from graft.server.http.constraint_fields import ConstrainedBody
-from graft.server.http.field_types import BadField, Text, check_encodable
+from graft.server.http.field_types import BadField, ModelName, Text, check_encodable
 from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, MessageBody, ToolBody, ToolChoice, tool_use
 from graft.server.http.request_fields import IGNORED, NEUTRAL, find_refused, guess_field, name_here
 from graft.server.http.sampling_fields import INT64, SamplingBody
@@ -124,7 +124,7 @@ class GenerationBody(WaitingBody, ConstrainedBody, SamplingBody):
 
     model_config = ConfigDict(extra="allow")
 
-    model: Text
+    model: ModelName
     n: int = Field(1, ge=1, le=MAX_N)
     best_of: int | None = Field(
         None, ge=1, le=MAX_N, description="So many are made, and the n of the highest mean log-probability given."
@@ -242,7 +242,7 @@ class ChatBody(GenerationBody, ConversationBody):
 class AdapterBody(Body):
     """POST /v1/adapters/load and /v1/adapters/unload"""
 
-    model: Text
+    model: ModelName
 
 
 class PinBody(AdapterBody):

@@ -4,11 +4,16 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from queue import Empty
+from typing import Protocol, TypeVar
 
 from graft.hub.errors import GraftError
 from graft.server.operations.drain import DrainingError
 
 LOOK_S = 0.5  # how often a silent client is looked after while nothing comes
+
+Item = TypeVar("Item")
+Item_co = TypeVar("Item_co", covariant=True)
 
 
 class Disconnected(Exception):
@@ -26,6 +31,13 @@ class DeadlineError(GraftError):
             f"The answer was not complete within {seconds:g} s: ask for fewer tokens, give it a longer timeout, or ask when "
             "less is going on."
         )
+
+
+class Source(Protocol[Item_co]):
+    """Where something is waited for: a queue."""
+
+    @property
+    def get(self) -> Callable[..., Item_co]: ...
 
 
 @dataclass(frozen=True)
@@ -55,3 +67,14 @@ class Patience:
         if elsewhere and self.draining():
             raise DrainingError
         return min(LOOK_S, left)
+
+    def take(self, source: Source[Item], *, elsewhere: bool = False) -> Item:
+        """The next thing that comes. Raises as `look`."""
+        while True:
+            try:
+                return source.get(timeout=self.look(elsewhere=elsewhere))
+            except Empty:
+                continue
+
+
+ENDLESS = Patience(gone=lambda: False, draining=lambda: False)

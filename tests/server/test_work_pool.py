@@ -7,6 +7,7 @@ from queue import SimpleQueue
 import pytest
 
 from graft.server.errors import BrokenError, ClosedError
+from graft.server.interest import Interest
 from graft.server.work_pool import WorkPool
 from tests.server.conftest import no_threads
 
@@ -33,6 +34,26 @@ def test_clients_take_turns(pool):
         time.sleep(0.001)
     assert ("other", 0) in done[:2]
     assert [number for client, number in done if client == "flood"] == list(range(20))
+
+
+def test_what_nobody_waits_for_any_more_is_not_begun(pool):
+    begin, done = threading.Event(), []
+    pool.submit("", lambda: begin.wait(10), ignored)
+    interests = [Interest() for _ in range(5)]
+    for number, interest in enumerate(interests):
+        pool.submit(number % 2, lambda number=number: done.append(number), ignored, interest)
+    for number in (3, 0):
+        interests[number].end()
+    assert len(pool._waiting) <= 3 + 1  # the thread may not have come for the first yet
+    over = Interest()
+    over.end()
+    pool.submit("", lambda: done.append("over"), ignored, over)
+    begin.set()
+    while len(done) < 3:
+        time.sleep(0.001)
+    interests[1].end()  # it has been done
+    pool.close(1.0)
+    assert sorted(done) == [1, 2, 4]
 
 
 def test_a_failure_is_told_to_who_waits_and_costs_no_thread(caplog):

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from graft.server.http.field_types import BadField, Text
+from graft.server.http.field_types import BadField, ModelName
 from graft.server.http.request_fields import ADAPTERS
 from graft.server.http.sampling_fields import INT64
 from graft.server.http.schemas import Prompts, WaitingBody
@@ -31,7 +31,7 @@ class EmbeddingsBody(WaitingBody):
         "use_activation": (True,),
     }
 
-    model: Text
+    model: ModelName
     input: Prompts
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
     dimensions: int | None = Field(None, ge=1, lt=INT64, description="So many of the vector's first numbers are kept.")

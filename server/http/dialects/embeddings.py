@@ -14,7 +14,6 @@ from graft.server.engine.client import EngineClient
 from graft.server.engine.request import Embedded, Finished, Pooling, Request, Sink, Started
 from graft.server.errors import TooLongError
 from graft.server.http.access.gate import name_model
-from graft.server.http.answer import await_event
 from graft.server.http.completions import prompt_ids
 from graft.server.http.dialects.embedding_bodies import (
     EmbeddingsAnswer,
@@ -23,7 +22,7 @@ from graft.server.http.dialects.embedding_bodies import (
     EmbeddingUsage,
 )
 from graft.server.http.field_types import BadField
-from graft.server.http.service import read_body, service, shown_model, taking_place, unknown_model
+from graft.server.http.service import find_speech, read_body, service, shown_model, taking_place, unknown_model
 from graft.server.keys.usage import Usage
 from graft.server.operations.patience import Patience
 from graft.server.sampling.params import HiddenSum
@@ -45,6 +44,7 @@ def embeddings() -> Response:
     model = None if body.model == service().base_name else body.model
     with taking_place() as visit:
         prompts = _prompts(body, engine)
+        find_speech(body.model, "", visit.client)  # for its adapter: until it is there a server that drains refuses
         count = sum(map(len, prompts))
         visit.reserve(count)
         g.record.prompt_tokens = count
@@ -106,7 +106,7 @@ def _pool(requests: Sequence[Request], engine: EngineClient, patience: Patience,
         for place, one in enumerate(requests):
             waiting[engine.submit(one, sink)] = place
         while waiting:
-            stream, event = await_event(sink, patience)
+            stream, event = patience.take(sink)
             match event:
                 case Started():
                     begun.append(len(stream.request.prompt))

@@ -16,7 +16,7 @@ from graft.server.http.dialects.chat_bodies import (
     chat_body,
     sampling_of,
 )
-from graft.server.http.field_types import BadField, Text
+from graft.server.http.field_types import BadField, ModelName, Text
 from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
 from graft.server.http.request_fields import NEUTRAL
 from graft.server.http.response_shapes import Json
@@ -220,7 +220,7 @@ class CountTokensBody(WaitingBody):
         "output_format": (),
     }
 
-    model: Text
+    model: ModelName
     messages: list[TurnBody] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: TextBlocks = ""
     tools: Annotated[

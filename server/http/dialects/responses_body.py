@@ -18,7 +18,7 @@ from graft.server.http.dialects.chat_bodies import (
     chat_body,
     sampling_of,
 )
-from graft.server.http.field_types import BadField, Text
+from graft.server.http.field_types import BadField, ModelName, Text
 from graft.server.http.message_bodies import MAX_MESSAGES, MAX_TOOLS, ToolName
 from graft.server.http.response_shapes import Json
 from graft.server.http.sampling_fields import INT64, SamplingBody
@@ -175,7 +175,7 @@ class ResponsesBody(WaitingBody, SamplingBody):
         "truncation": ("disabled",),
     }
 
-    model: Text
+    model: ModelName
     input: Annotated[Items, BeforeValidator(_as_items, json_schema_input_type=str | Items)]
     instructions: Text = ""
     max_output_tokens: int | None = Field(None, ge=1, lt=INT64)

@@ -127,7 +127,9 @@ def load_lora_adapter() -> Response:
         require_source(target)
     try:
         with taking_place() as visit:
-            g.served = engine.attach(body.lora_name, target, visit.client, visit.weight, replace=body.load_inplace)
+            g.served = engine.attach(
+                body.lora_name, target, visit.client, visit.weight, g.patience, replace=body.load_inplace
+            )
     except ConflictError as error:
         raise BadField(str(error), "lora_name") from None  # 400, as vLLM has it
     except NotFoundError as error:

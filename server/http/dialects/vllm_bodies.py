@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from graft.server.http.field_types import Text
+from graft.server.http.field_types import ModelName, Text
 from graft.server.http.schemas import ConversationBody, OpenBody
 
 MAX_IDS = 1 << 20
@@ -18,7 +18,7 @@ Name = Annotated[Text, Field(min_length=1, max_length=MAX_NAME_CHARS, pattern=_P
 class TokenizeTextBody(OpenBody):
     """POST /tokenize, of a text"""
 
-    model: Text | None = Field(None, description="The base where nothing is said.")
+    model: ModelName | None = Field(None, description="The base where nothing is said.")
     prompt: Text
     add_special_tokens: bool = Field(True, description="What the tokenizer puts before a text, as completions have it.")
     return_token_strs: bool = False
@@ -29,7 +29,7 @@ class TokenizeChatBody(OpenBody, ConversationBody):
 
     model_config = ConfigDict(extra="allow")
 
-    model: Text | None = Field(None, description="The base where nothing is said.")
+    model: ModelName | None = Field(None, description="The base where nothing is said.")
     add_special_tokens: bool = Field(False, description="In front of what the chat template makes.")
     return_token_strs: bool = False
 
@@ -39,7 +39,7 @@ class DetokenizeBody(OpenBody):
 
     not_honoured: ClassVar[Mapping[str, tuple[object, ...]]] = {"skip_special_tokens": (False,)}
 
-    model: Text | None = Field(None, description="All have the base's tokens.")
+    model: ModelName | None = Field(None, description="All have the base's tokens.")
     tokens: list[int] = Field(max_length=MAX_IDS)
 
 

@@ -1,6 +1,7 @@
 """What a name stands for, for a server whose adapters lie in a hub: how soon it follows, and what it does without one."""
 
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,28 @@ def test_a_refusal_is_no_outage(hub: str, registry: Registry, second: str, monke
     revoke_tokens(registry.db, "bob")
     with pytest.raises(UnauthorizedError):
         names.locate(ALIAS)
+
+
+def test_names_that_nobody_has_cost_a_hub_and_memory_little(hub: str, second: str, monkeypatch) -> None:
+    shelf, asked = RemoteRegistry(hub), []
+    resolve = shelf.resolve
+    monkeypatch.setattr(shelf, "resolve", lambda name, **more: asked.append(name) or resolve(name, **more))
+    monkeypatch.setattr(library, "MOST_KEPT", 5)
+    names = AdapterNames("f" * 64, shelf=shelf)
+    for wrong in ("news", "/" * 1_000_000, "ann/" + "n" * library.MAX_NAME_CHARS, "task:" + "t" * 1_000_000):
+        assert names.is_quick(wrong)
+        with pytest.raises(NotFoundError, match="no model") as refused:
+            names.locate(wrong)
+        assert len(str(refused.value)) < 500
+    assert not asked and not names._answers
+    names.locate(ALIAS)
+    for number in range(20):
+        for _ in range(3):  # what is trusted is not asked for again, and keeps no more of who asked
+            with pytest.raises(NotFoundError) as refused:
+                names.locate(f"ann/none{number}")
+        assert len(traceback.extract_tb(refused.tb)) < 5 and refused.value.__context__ is None
+        names.locate(ALIAS)
+    assert len(names._answers) == 5 and ALIAS in names._answers  # which was used all the time
 
 
 def test_a_registry_on_this_machine_is_asked_every_time(registry: Registry, second: str) -> None:

@@ -14,11 +14,13 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
+from tests.server.http.test_hanging_hub import WAITING
 
 GRAFT = [sys.executable, "-m", "graft.hub.cli.main", "serve"]
 
@@ -202,42 +204,61 @@ def test_a_step_that_never_ends_is_told_and_ends_the_server(place):
 
 
 class HangingHub(BaseHTTPRequestHandler):
-    """Greets, and then never answers."""
+    """Greets, says that it is none of graft's own, and then never answers."""
 
-    asked = threading.Event()
+    asked: list[str]
+    greetings: ClassVar = {"/api/models?limit=1": b"[]", "/openapi.json": b"{}"}
 
     def do_GET(self):
-        if self.path.startswith("/api/models?limit=1"):
+        if (said := self.greetings.get(self.path)) is not None:
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()
-            self.wfile.write(b"[]")
+            self.wfile.write(said)
         else:
-            self.asked.set()
+            self.asked.append(self.path)
             time.sleep(20)
 
     def log_message(self, *args):
         pass
 
 
-def test_a_hub_that_hangs_does_not_hold_up_the_end(place):
-    hub = ThreadingHTTPServer(("127.0.0.1", 0), HangingHub)
+@contextmanager
+def hanging_hub():
+    handler = type("Handler", (HangingHub,), {"asked": []})
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     hub.daemon_threads = True
     threading.Thread(target=hub.serve_forever, daemon=True).start()
-    with process(place, "--port", "0", "--hub", f"http://127.0.0.1:{hub.server_port}") as started:
-        body = json.dumps({"model": "ann/news", "prompt": "a"}).encode()
-        asked = urllib.request.Request(f"{url_of(started)}/v1/completions", body, {"Content-Type": "application/json"})
-        with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(urllib.request.urlopen, asked, timeout=30)
-            assert HangingHub.asked.wait(20)
-            began = time.monotonic()
-            started.send_signal(signal.SIGTERM)
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                answer.result(timeout=10)
-            assert refused.value.code == 503 and json.load(refused.value)["error"]["code"] == "draining"
-            assert refused.value.headers["Retry-After"]
-            assert started.wait(10) == 0 and time.monotonic() - began < 5
+    yield f"http://127.0.0.1:{hub.server_port}", handler.asked
+    hub.shutdown()
     hub.server_close()
+
+
+@pytest.mark.parametrize(
+    ("processes", "waiting"), [("0", WAITING[:1]), ("0", WAITING[1:]), ("1", WAITING[:2]), ("1", WAITING[2:])]
+)
+def test_a_hub_that_hangs_does_not_hold_up_the_end(place, processes, waiting):
+    def ask(path, body):
+        asked = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked, timeout=30)
+        return refused.value.code, json.load(refused.value)["error"]["code"], refused.value.headers["Retry-After"]
+
+    with (
+        hanging_hub() as (hub, looked_up),
+        process(place, "--port", "0", "--hub", hub, "--http-processes", processes) as started,
+        ThreadPoolExecutor(len(waiting)) as pool,
+    ):
+        url = url_of(started)
+        answers = [pool.submit(ask, *each) for each in waiting]
+        until = time.monotonic() + 20
+        while len(looked_up) < len(waiting):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        began = time.monotonic()
+        started.send_signal(signal.SIGTERM)
+        assert [answer.result(timeout=10) for answer in answers] == [(503, "draining", "1")] * len(waiting)
+        assert started.wait(15) == 0 and time.monotonic() - began < 15  # twenty seconds may be taken otherwise
 
 
 BREAKING = """

@@ -31,7 +31,7 @@ from graft.server.engine.adapter_proof import Proof
 from graft.server.engine.consumers import Question, RowsJob, RunningRequest
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
-from graft.server.engine.questions import OnDevice, Pin, Unload
+from graft.server.engine.questions import Pin, Stats, Unload
 from graft.server.engine.request import Embedded, Finished, Pooling, Request
 from graft.server.engine.scheduler import Scheduler
 from graft.server.errors import EndedError
@@ -205,7 +205,7 @@ def run(engine, asked, wait_s=20.0):
 def manage(engine):
     """What a list of adapters, a pin and an unload ask for."""
     loaded = engine.loader.find(engine.library.locate("bitfit"))
-    engine.ask(OnDevice())
+    engine.ask(Stats())
     engine.loader.served()
     if loaded is not None:
         engine.ask(Pin(loaded, True))

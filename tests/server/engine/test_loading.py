@@ -13,8 +13,10 @@ from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote.client import TRUSTED_S, RemoteRegistry
 from graft.hub.web.app import create_app
 from graft.server.adapters.loading import HUB_THREADS
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request
+from graft.server.interest import Interest
 
 SOON_S = 5.0  # generous: what hangs here hangs for longer
 
@@ -107,6 +109,44 @@ def test_look_ups_that_hang_delay_neither_local_loads_nor_names_that_stand(llama
         hub.go.set()
         for stream in hanging:
             stream.result()
+
+
+def test_look_ups_that_nobody_waits_for_are_not_made(llama, hub):
+    with Engine(llama, shelf=RemoteRegistry(hub.url)) as engine:
+        within(one(engine, "ann/a0"))
+        hub.holds = ("/",)
+        hanging = [one(engine, f"ann/a{i}") for i in range(1, HUB_THREADS + 1)]
+        wait_for(lambda: hub.held >= HUB_THREADS)
+        gone = [one(engine, f"ann/none{i}", client=f"{i % 3}") for i in range(50)]
+        wanted = one(engine, "ann/a5")
+        for stream in gone:
+            stream.cancel()
+        assert len(engine.loader._loading._look_ups._waiting) == 1
+        hub.go.set()
+        for stream in (*hanging, wanted):
+            assert len(stream.result().ids) == 2
+        assert {stream.result().finish_reason for stream in gone} == {"cancelled"}
+
+
+def test_of_those_who_give_a_load_up_nothing_is_kept_and_it_goes_on(llama, hub):
+    told = []
+    with Engine(llama, shelf=RemoteRegistry(hub.url)) as engine:
+        client = EngineClient(engine)
+        within(one(engine, "ann/a0"))
+        hub.holds = ("/resolve/",)
+        for number in range(20):
+            interest = Interest()
+            client.ask_words("ann/a1", "", told.append, interest)
+            wait_for(lambda: hub.held)
+            if number % 2:
+                one(engine, "ann/a1").cancel()
+            interest.end()
+        wait_for(lambda: [len(waiting) for waiting in engine.loader._waiting.values()] == [1])
+        hub.go.set()
+        wait_for(lambda: len(engine.loader.snapshot()) == 2 and not any(a.users for a in engine.loader.snapshot()))
+        misses = engine.loader.stats.misses
+        within(one(engine, "ann/a1"))
+        assert engine.loader.stats.misses == misses and len(told) <= 1
 
 
 def test_closing_waits_for_no_hub(llama, hub):

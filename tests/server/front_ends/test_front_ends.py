@@ -16,6 +16,7 @@ from ipaddress import ip_network
 import pytest
 
 from graft.hub.errors import GraftError
+from graft.hub.registry.remote.client import RemoteRegistry
 from graft.server.commands.http_server import bind, port_of
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
@@ -28,9 +29,11 @@ from graft.server.http.clients import GUESTS, AnswerPlaces
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.front_ends.looking import make_looking
+from tests.server.http.test_hanging_hub import WAITING
 from tests.server.http.test_wire import NO_REQUESTS, ORIGIN, PAGE, sent_raw
 from tests.server.live import CHAT_TEMPLATE, OPTIONS, Live
 from tests.server.scarce import files_left
+from tests.server.silent_hub import silent_hub
 
 AT_ONCE = 32
 
@@ -44,9 +47,9 @@ class Several(Live):
 
 
 @contextmanager
-def several(base, adapters, number=2, at_once=AT_ONCE, **options):
+def several(base, adapters, number=2, at_once=AT_ONCE, shelf=None, **options):
     sockets = bind("127.0.0.1", 0)
-    with Engine(base, adapters, None, OPTIONS) as engine:
+    with Engine(base, adapters, shelf, OPTIONS) as engine:
         client, places = EngineClient(engine), AnswerPlaces(at_once)
         start = Start(client.base, partial(make_looking, **options), at_once)
         with FrontEnds(number, sockets, client, places, start) as fronts:
@@ -257,6 +260,19 @@ def test_a_client_that_hangs_up_is_noticed(live):
     while not live.idle() and time.monotonic() < until:
         time.sleep(0.05)
     assert live.idle()
+
+
+def test_who_waits_for_a_hub_that_hangs_is_given_up_in_the_engines_process_too(folders):
+    with silent_hub() as hub, several(tiny_base("llama"), folders, 1, RemoteRegistry(hub.url)) as live:
+        (session,) = live.fronts._sessions.values()
+        for path, body in WAITING * 2:  # more than may be looked up at once
+            reply = live.post(path, body, {"X-Request-Timeout": "0.2"})
+            assert reply.status == 408 and reply.error["code"] == "deadline_exceeded"
+        wait_for(lambda: not session._interests)
+        wait_for(lambda: not len(live.engine.loader._loading._look_ups._waiting))
+        wait_for(lambda: not live.places._taken)
+        wait_for(lambda: not live.engine.ledger._open)  # who carried the call out knows
+        assert live.post("/v1/completions", {"model": "mine", "prompt": "a"}).status == 200
 
 
 def opened(live, body):

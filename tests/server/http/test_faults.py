@@ -85,6 +85,7 @@ def live(base, tmp_path_factory):
         ({"prompt": "\ud800"}, "prompt"),
         ({"prompt": ["x"] * 1025}, "prompt"),
         ({"model": 5}, "model"),
+        ({"model": "/" * 301}, "model"),
     ],
 )
 def test_a_bad_field_is_named(live, change, param):
@@ -291,6 +292,31 @@ def test_a_bug_in_a_route_tells_nothing(live, monkeypatch, caplog):
     reply = live.post("/v1/completions", GOOD)
     assert reply.status == 500 and b"secret" not in reply.data
     assert reply.headers["X-Request-Id"] in caplog.text
+
+
+def test_lists_wait_for_no_step(live, monkeypatch):
+    """Nor does whoever looks, while one hangs, take the threads of those who ask how the server is."""
+    inside, go = threading.Event(), threading.Event()
+    run = live.engine.runner.outputs
+
+    def hang(batch):
+        inside.set()
+        assert go.wait(60)
+        return run(batch)
+
+    assert live.post("/v1/adapters/load", {"model": "lora"}).json["state"] == "device"
+    with monkeypatch.context() as patched, ThreadPoolExecutor(1) as pool:
+        patched.setattr(live.engine.runner, "outputs", hang)
+        asked = pool.submit(live.post, "/v1/completions", GOOD)
+        assert inside.wait(20)
+        try:
+            with ThreadPoolExecutor(3) as looking:
+                paths = ("/v1/models", "/v1/adapters", "/v1/models/lora")
+                replies = [one.result(timeout=20) for one in [looking.submit(live.get, path) for path in paths]]
+        finally:
+            go.set()
+        assert [reply.status for reply in replies] == [200, 200, 200]
+        assert replies[2].json["state"] == "device" and asked.result().status == 200
 
 
 def test_an_adapter_in_use_is_not_unloaded(slow):

@@ -234,10 +234,10 @@ def test_a_name_is_given_by_one_at_a_time(live, root, monkeypatch):
     inside, go = threading.Event(), threading.Event()
     load_it = Inventory.load
 
-    def slowly(self, name, client, weight):
+    def slowly(self, name, client, weight, patience):
         inside.set()
         assert go.wait(20)
-        return load_it(self, name, client, weight)
+        return load_it(self, name, client, weight, patience)
 
     assert load(live, "shared", root / "lora").status == 200
     text = text_of(live, "shared")

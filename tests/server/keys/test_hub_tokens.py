@@ -8,7 +8,7 @@ from urllib.request import Request
 
 import pytest
 
-from graft.hub.errors import GraftError, NotFoundError, UnauthorizedError, UnreachableError
+from graft.hub.errors import GraftError, NotFoundError, UnauthorizedError, UnavailableError, UnreachableError
 from graft.hub.registry.access.callers import Caller
 from graft.hub.registry.access.tokens import create_token, revoke_tokens
 from graft.hub.registry.interface import AnyRegistry
@@ -27,6 +27,7 @@ from tests.hub.registry.test_contract import without_grafts_own
 from tests.server.conftest import write_folder
 from tests.server.keys.made import bearing
 from tests.server.live import serving
+from tests.server.silent_hub import silent_hub
 
 BASE = "test/llama"
 
@@ -140,6 +141,49 @@ def test_a_hub_that_is_away_lets_nobody_in(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5  # asked once
 
 
+def test_a_hub_that_hangs_takes_a_few_threads_and_is_found_away_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graft.hub.registry.remote.client.GREETING_S", 4.0)
+    monkeypatch.setattr(hub_tokens, "WAIT_S", 0.3)
+    monkeypatch.setattr(hub_tokens, "AWAY_S", 60.0)
+
+    def refusal(token: str) -> tuple[type[GraftError], float]:
+        began = time.monotonic()
+        with pytest.raises(GraftError) as refused:
+            held.holder(token, Profile())
+        return refused.type, time.monotonic() - began
+
+    with silent_hub() as hub, ThreadPoolExecutor(60) as pool:
+        held = HubTokens(RemoteRegistry(hub.url), "f" * 64)
+        told = list(pool.map(refusal, [f"hf_{number}" for number in range(50)] + ["hf_0"] * 10))
+        assert len(hub.asked) == hub_tokens.MOST_AT_ONCE
+        assert {kind for kind, _ in told} == {UnreachableError, UnavailableError}
+        assert all(waited < 4 for kind, waited in told if kind is UnavailableError)  # a hub's time
+        assert [kind for kind, _ in pool.map(refusal, [f"hf_new{number}" for number in range(50)])] == [
+            UnreachableError
+        ] * 50
+        assert len(hub.asked) == hub_tokens.MOST_AT_ONCE
+
+
+def test_a_server_whose_hub_hangs_still_says_how_it_is() -> None:
+    """Many with tokens that nobody has asked about: more than there are threads."""
+    with silent_hub() as hub:
+        access = Access(Keyring(None, HubTokens(RemoteRegistry(hub.url), "f" * 64)))
+        with serving(tiny_base("llama"), {}, access=access, max_requests=1) as live, ThreadPoolExecutor(40) as pool:
+
+            def ask(number: int) -> int:
+                return live.post("/v1/completions", {"model": BASE, "prompt": "a"}, bearing(f"hf_{number}")).status
+
+            asked = [pool.submit(ask, number) for number in range(40)]
+            until = time.monotonic() + 20
+            while len(hub.asked) < hub_tokens.MOST_AT_ONCE and time.monotonic() < until:
+                time.sleep(0.02)
+            began = time.monotonic()
+            assert live.get("/health").status == 200
+            assert time.monotonic() - began < 6  # a hub has ten seconds to answer
+            hub.close()
+            assert {one.result() for one in asked} <= {502, 503}
+
+
 def test_answers_are_asked_for_once_kept_for_a_time_and_bounded() -> None:
     now, asked = [0.0], []
     kept: Remembered[str, str] = Remembered(10.0, most=3, clock=lambda: now[0])
@@ -169,7 +213,7 @@ def test_answers_are_asked_for_once_kept_for_a_time_and_bounded() -> None:
 
     for error, kept_s in (
         (UnauthorizedError("no"), 10.0),
-        (UnreachableError("away"), hub_tokens.AWAY_S),
+        (UnreachableError("away"), 0.0),
         (ValueError(), 0.0),
     ):
         key, before = type(error).__name__, len(asked)

@@ -1,0 +1,91 @@
+"""A hub that never answers holds nobody who does not want to wait, on whatever route: neither thread nor place nor memory."""
+
+import json
+import socket
+from http.client import HTTPResponse
+
+import pytest
+
+from graft.hub.registry.remote.client import RemoteRegistry
+from graft.server.adapters.loading import HUB_THREADS
+from graft.server.operations.drain import Drain
+from tests.conftest import tiny_base
+from tests.server.http.test_faults import wait_until
+from tests.server.live import serving
+from tests.server.silent_hub import silent_hub
+
+GOOD = {"model": "test/llama", "prompt": "abc", "max_tokens": 2}
+WAITING = [
+    ("/v1/completions", {"model": "ann/news", "prompt": "a"}),
+    ("/v1/embeddings", {"model": "ann/news", "input": "a"}),
+    ("/v1/adapters/load", {"model": "ann/news"}),
+    ("/v1/adapters/pin", {"model": "ann/news"}),
+    ("/v1/load_lora_adapter", {"lora_name": "news", "lora_path": "ann/news"}),
+]
+
+
+@pytest.fixture
+def hub():
+    with silent_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def drain():
+    return Drain()
+
+
+@pytest.fixture
+def live(hub, drain):
+    """With a place for one."""
+    with serving(tiny_base("llama"), {}, shelf=RemoteRegistry(hub.url), max_requests=1, drain=drain) as running:
+        yield running
+
+
+def look_ups(live):
+    return len(live.engine.loader._loading._look_ups._waiting)
+
+
+@pytest.mark.parametrize(("path", "body"), WAITING)
+def test_a_deadline_ends_the_wait(live, path, body):
+    reply = live.post(path, body, {"X-Request-Timeout": "0.3"})
+    assert reply.status == 408 and reply.error["code"] == "deadline_exceeded"
+    assert live.post("/v1/completions", GOOD).status == 200 and live.idle()
+
+
+@pytest.mark.parametrize(("path", "body"), WAITING)
+def test_who_goes_away_leaves_no_place_taken(live, hub, path, body):
+    with sent(live, path, body):
+        wait_until(lambda: hub.asked)
+        assert live.post("/v1/completions", GOOD).status == 429
+    wait_until(lambda: live.post("/v1/completions", GOOD).status == 200)
+    assert live.idle()
+
+
+@pytest.mark.parametrize(("path", "body"), WAITING)
+def test_a_drain_refuses_who_waits(live, hub, drain, path, body):
+    with sent(live, path, body) as connection:
+        wait_until(lambda: hub.asked)
+        drain._begun.set()
+        connection.settimeout(20)
+        reply = HTTPResponse(connection)
+        reply.begin()
+        assert reply.status == 503 and json.load(reply)["error"]["code"] == "draining"
+
+
+@pytest.mark.parametrize(("path", "body"), WAITING)
+def test_who_asks_and_goes_away_leaves_nothing_queued(live, hub, path, body):
+    for number in range(HUB_THREADS + 3):
+        named = json.loads(json.dumps(body).replace("ann/news", f"ann/news{number}"))
+        assert live.post(path, named, {"X-Request-Timeout": "0.2"}).status == 408
+    assert 1 <= len(hub.asked) <= HUB_THREADS  # those hang; the others waited behind them
+    wait_until(lambda: not look_ups(live))
+
+
+def sent(live, path, body):
+    """A connection by which that has been asked."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", live.port))
+    connection.sendall(head.encode() + data)
+    return connection
