@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="whose tokenizer it is")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--way", choices=("pump", "threads", "gevent"), default="pump")
+    parser.add_argument("--way", choices=("pump", "threads", "gevent", "asyncio"), default="pump")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument(
         "--encodings", action="store_true", help="what a step's events cost to write and read, by encoding"
@@ -66,7 +66,7 @@ def serve(options: argparse.Namespace) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     import graft.hub.machine.openmp_wait  # before torch  # noqa: F401
-    from benchmarks.own.streams import threads_app
+    from benchmarks.own.streams import asyncio_streams, threads_app
     from graft.hub.base.model import Base
     from graft.hub.machine.interpreter_turns import hand_on_soon
     from graft.server.commands.http_server import bind, http_server, port_of
@@ -109,7 +109,7 @@ def serve(options: argparse.Namespace) -> None:
         engine.runner.begin = begin
         client, places = EngineClient(engine), AnswerPlaces(STREAMS)
         sockets = bind("127.0.0.1", 0)
-        make_app = create_app if options.way == "pump" else threads_app
+        make_app = {"pump": create_app, "asyncio": asyncio_streams}.get(options.way, threads_app)
         told = {"port": port_of(sockets), "engine": os.getpid()}
         if options.way == "gevent":
             supervisor.MODULE = "benchmarks.lib.gevent_front_end"
@@ -134,6 +134,14 @@ def threads_app(engine: Any, places: Any, drain: Any) -> Any:
         return app({key: value for key, value in environ.items() if key != BODY}, start_response)
 
     return without_body
+
+
+def asyncio_streams(engine: Any, places: Any, drain: Any) -> Any:
+    """The application with streams that an event loop writes."""
+    from benchmarks.lib.asyncio_pump import asyncio_app
+    from graft.server.http.app import create_app
+
+    return asyncio_app(create_app, engine, places, drain)
 
 
 # The client

@@ -19,6 +19,7 @@ ROWS = {
     "one, pump": ("all in one process, one thread writes all streams", 0, "pump"),
     "apart, threads": ("a front end, a thread writes each stream", 1, "threads"),
     "apart, gevent": ("a front end by gunicorn and gevent", 1, "gevent"),
+    "apart, asyncio": ("a front end, an event loop's tasks write the streams", 1, "asyncio"),
     "apart, pump": ("a front end, one thread writes all streams", 1, "pump"),
 }
 ENCODINGS = "encodings"

@@ -85,7 +85,7 @@ def test_what_is_not_done_in_time_is_cut_off(place, processes):  # noqa: F811
             stream.readline()
             began = time.monotonic()
             started.send_signal(signal.SIGTERM)
-            assert b'"code": "closed"' in stream.read()
+            assert b'"code":"closed"' in stream.read()
         assert started.wait(20) == 0 and 1 < time.monotonic() - began < 15
 
 
@@ -107,7 +107,7 @@ def test_a_signal_is_not_lost_where_its_exception_is(place):  # noqa: F811
         with urllib.request.urlopen(asking(url_of(started), LONG), timeout=60) as stream:
             stream.readline()
             started.send_signal(signal.SIGTERM)
-            assert b'"code": "closed"' in stream.read()
+            assert b'"code":"closed"' in stream.read()
         assert started.wait(20) == 0
 
 

@@ -108,7 +108,7 @@ def test_it_serves_and_ends_on_a_signal_with_a_stream_under_way(place, number, p
             assert len(others) == int(processes)
             started.send_signal(number)
             rest = stream.read()
-        assert b'"code": "closed"' in rest or rest.endswith(b"data: [DONE]\n\n")
+        assert b'"code":"closed"' in rest or rest.endswith(b"data: [DONE]\n\n")
         assert started.wait(20) == 0
         left = started.stderr.read()
         assert "ended" in left and "Traceback" not in left
@@ -130,7 +130,7 @@ def test_with_the_engines_process_its_front_ends_end_and_every_client_is_told(pl
             started.kill()
             began = time.monotonic()
             rest = stream.read()
-        assert b'"code": "engine_ended"' in rest and time.monotonic() - began < 1
+        assert b'"code":"engine_ended"' in rest and time.monotonic() - began < 1
         assert len(others) == 2
         wait_for_end(others, 5)
 

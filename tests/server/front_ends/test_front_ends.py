@@ -263,7 +263,7 @@ def test_a_client_that_hangs_up_is_noticed(live):
 
 
 def test_who_waits_for_a_hub_that_hangs_is_given_up_in_the_engines_process_too(folders):
-    with silent_hub() as hub, several(tiny_base("llama"), folders, 1, RemoteRegistry(hub.url)) as live:
+    with silent_hub() as hub, several(tiny_base("llama"), folders, 1, shelf=RemoteRegistry(hub.url)) as live:
         (session,) = live.fronts._sessions.values()
         for path, body in WAITING * 2:  # more than may be looked up at once
             reply = live.post(path, body, {"X-Request-Timeout": "0.2"})

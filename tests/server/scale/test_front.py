@@ -272,7 +272,7 @@ def test_a_refusal_that_others_would_repeat_is_the_answer(front):
 
 @pytest.mark.parametrize(
     ("path", "event"),
-    [("/v1/completions", b'data: {"error": {'), ("/v1/responses", b"event: error\ndata: {"), ("/v1/messages", b"event: error\n")],
+    [("/v1/completions", b'data: {"error":{'), ("/v1/responses", b"event: error\ndata: {"), ("/v1/messages", b"event: error\n")],
 )  # fmt: skip
 def test_a_stream_that_breaks_off_says_so_in_its_dialect(front, path, event):
     replicas = front.fleet.replicas()
