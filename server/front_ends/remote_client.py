@@ -12,6 +12,7 @@ from io import BufferedReader
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
+from types import NoneType
 from typing import TypeVar
 
 from graft.hub.chat.words import AdapterWords
@@ -184,7 +185,10 @@ class RemoteClient(EngineClient):
         return self._ask(Standing, "reserve", who, limits, tokens)
 
     def leave_account(self, who: str, limits: Limits, reserved: int, used: Usage | None) -> None:
-        self._tell(Call(None, "leave_account", (who, limits, reserved, used)))
+        if used is None:
+            self._tell(Call(None, "leave_account", (who, limits, reserved, used)))
+        else:  # there when it is written down: who gets an answer's last bytes is in the usage file, whoever is killed
+            self._ask(NoneType, "leave_account", who, limits, reserved, used)
 
     # The connection
 

@@ -158,7 +158,10 @@ class PumpedStream:
             self._over.wait()
         finally:
             self._pump.remove(self)
-        self._streamed.settle()  # may wait for a disk or a network, and so is nothing for the pump
+        try:
+            self._streamed.settle()  # may wait for a disk or a network, and so is nothing for the pump
+        except GraftError as error:  # who could not be accounted for is not told that all is there
+            self._end = self._writer.error(error)
         if self._end:
             with suppress(Disconnected):
                 self._body.write(self._end)

@@ -26,6 +26,7 @@ from graft.server.front_ends.frames import Start
 from graft.server.front_ends.supervisor import FrontEnds
 from graft.server.http.app import create_app
 from graft.server.http.clients import GUESTS, AnswerPlaces
+from graft.server.keys.accounts import Accounts
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.front_ends.looking import make_looking
@@ -273,6 +274,25 @@ def test_who_waits_for_a_hub_that_hangs_is_given_up_in_the_engines_process_too(f
         wait_for(lambda: not live.places._taken)
         wait_for(lambda: not live.engine.ledger._open)  # who carried the call out knows
         assert live.post("/v1/completions", {"model": "mine", "prompt": "a"}).status == 200
+
+
+def test_the_last_bytes_wait_until_what_was_used_is_written_down(live, monkeypatch):
+    written, leave = threading.Event(), Accounts.leave
+
+    def late(*given):
+        written.wait(30)
+        return leave(*given)
+
+    monkeypatch.setattr(Accounts, "leave", late)
+    body = {"model": "mine", "prompt": "a", "max_tokens": 3, "ignore_eos": True, "stream": True}
+    with opened(live, body) as stream, ThreadPoolExecutor(1) as pool:
+        assert stream.readline()
+        rest = pool.submit(stream.read)
+        wait_for(live.idle)
+        with pytest.raises(TimeoutError):
+            rest.result(0.5)
+        written.set()
+        assert rest.result(30).endswith(b"data: [DONE]\n\n")
 
 
 def opened(live, body):
