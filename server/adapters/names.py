@@ -9,7 +9,6 @@ import logging
 import stat
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from graft.hub.registry.interface import AnyRegistry
 from graft.hub.registry.naming import COMMIT_ID
 from graft.hub.registry.search import SearchHit, on_base
 from graft.server.errors import StorageError
+from graft.server.used_last import UsedLast
 
 Shelf = AnyRegistry  # by which the engine, which knows no registry, names what it passes on
 
@@ -72,7 +72,7 @@ class AdapterNames:
         self._attached: dict[str, Path | str] = {}  # names given since: folders, or names on the shelf
         self._being_given: dict[str, Path | str] = {}  # what is to get a name, and is not proven yet
         self.shelf = shelf
-        self._answers: OrderedDict[str, _Answer] = OrderedDict()  # a hub's, the least recently used first
+        self._answers: UsedLast[str, _Answer] = UsedLast(MOST_KEPT)  # a hub's
         self._away_since: float | None = None  # when the shelf could not be asked
         self._lock = threading.Lock()
 
@@ -237,9 +237,6 @@ class AdapterNames:
     def _keep(self, name: str, answer: _Answer) -> None:
         with self._lock:
             self._answers[name] = answer
-            self._answers.move_to_end(name)
-            if len(self._answers) > MOST_KEPT:
-                self._answers.popitem(last=False)
 
     def _ask_shelf(self, name: str, shelf: Shelf) -> Location | GraftError:
         try:
