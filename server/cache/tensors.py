@@ -8,15 +8,12 @@ import math
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from graft.hub.adapters.serving_forms import CacheRows
 from graft.hub.base.manifest import BaseSpec
-from graft.server.cache.page_memory import take_pages
+from graft.server.cache.page_memory import promised, take_pages
 from graft.server.cache.step import BLOCK_ROWS
-
-_LINE = 64  # bytes that a CPU fetches together
 
 
 def block_bytes(spec: BaseSpec, dtype: torch.dtype) -> int:
@@ -60,11 +57,8 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; on a CPU in memory that is not touched, and so not taken, before it is written or `take_memory`, and that begins at a line:
-    a vector that the kernels load then lies in one."""
+    """Zeros; on a CPU in memory that is not taken before it is written or `take_memory`, and that begins at a page: a vector that the
+    kernels load then lies in one line."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.zeros(size + _LINE, dtype=np.uint8)
-    first = -raw.ctypes.data % _LINE
-    return torch.from_numpy(raw[first : first + size]).view(dtype).view(shape)
+    return torch.frombuffer(promised(math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)

@@ -284,7 +284,8 @@ def test_the_last_bytes_wait_until_what_was_used_is_written_down(live, monkeypat
         return leave(*given)
 
     monkeypatch.setattr(Accounts, "leave", late)
-    body = {"model": "mine", "prompt": "a", "max_tokens": 3, "ignore_eos": True, "stream": True}
+    slow_down(live, monkeypatch)  # the first bytes go out before the last token is there
+    body = {"model": "mine", "prompt": "a", "max_tokens": 50, "ignore_eos": True, "stream": True}
     with opened(live, body) as stream, ThreadPoolExecutor(1) as pool:
         assert stream.readline()
         rest = pool.submit(stream.read)
