@@ -47,6 +47,46 @@ inline F activate(F x, Activation kind) {
 constexpr int kColumnVectors = kRegisters / 8;
 constexpr int64_t kColumns = kColumnVectors * kLanes;  // columns of B that lie together
 
+// Values as they lie in memory and are multiplied by S: as S itself, or, `halved`, floats as the bfloat16 that each of them is.
+template <class S, bool halved>
+struct Stored {
+  typedef S T;
+  static constexpr int64_t lane = sizeof(int32_t), vector = kLanes * lane;  // bytes
+  static S put(S value) { return value; }
+  static typename Packed<S>::V load(const char* from) { return load_lanes<S>(from); }
+};
+
+template <>
+struct Stored<float, true> {
+  typedef bf16 T;
+  static constexpr int64_t lane = sizeof(bf16), vector = kLanes * lane;
+  static bf16 put(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return {(uint16_t)(bits >> 16)};
+  }
+  static F load(const char* from) { return widen((const bf16*)from); }
+};
+
+// Whether nothing is lost where [rows, columns] are stored halved. `down`, `across`: from one element to the next.
+inline bool fit_halved(const float* values, int64_t rows, int64_t columns, int64_t down, int64_t across) {
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t column = 0; column < columns; column++) {
+      uint32_t bits;
+      std::memcpy(&bits, values + row * down + column * across, sizeof bits);
+      if (bits & 0xffffu) return false;
+    }
+  return true;
+}
+inline bool fit_halved(const bf16*, int64_t, int64_t, int64_t, int64_t) { return false; }
+
+template <class S>
+bool fit_halved(const at::Tensor& matrix) {
+  const bool turned = matrix.stride(0) < matrix.stride(1);  // walk along memory
+  const int outer = turned, inner = !turned;
+  return fit_halved((const S*)matrix.data_ptr(), matrix.size(outer), matrix.size(inner), matrix.stride(outer), matrix.stride(inner));
+}
+
 // delta = act(x A^T + a) B + b, x the sum of the taps `reads`; the scale is folded into B and b.
 // A and B lie in the order in which they are read, one after the other, in the adapter's one piece of memory.
 template <class S>
@@ -56,8 +96,8 @@ struct LowRank {
   int64_t rank, depth, lanes;  // vectors of the input; lanes of the rank: pairs of ranks in bfloat16
   int64_t in, out;
   std::vector<float> a, b;     // empty: none
-  const int32_t* A = nullptr;  // by groups of up to kLanes ranks: [depth, ranks of the group, vector]
-  const int32_t* B = nullptr;  // by groups of up to kColumns columns: [lanes, columns of the group]
+  const char* A = nullptr;     // Stored, by groups of up to kLanes ranks: [depth, ranks of the group, vector]
+  const char* B = nullptr;     // Stored, by groups of up to kColumns columns: [lanes, columns of the group]
 };
 
 template <class S>
@@ -65,6 +105,7 @@ struct Detour {
   std::vector<float> scale, bias;  // y = y * scale + bias; empty: none
   std::vector<LowRank<S>> channels;
   int64_t lanes = 0;  // of all channels
+  bool halved_A = false, halved_B = false;  // how they are stored
 };
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -112,30 +153,32 @@ struct PackedSize {
 };
 
 // A [rank, in] as LowRank holds it; vectors are filled up with zeros. Returns the end.
-template <class S>
-S* pack_A(const S* A, const PackedSize<S>& size, S* to) {
+template <class S, bool halved>
+char* pack_A(const S* A, const PackedSize<S>& size, char* start) {
+  auto* to = (typename Stored<S, halved>::T*)start;
   for (int64_t first = 0; first < size.rank; first += kLanes)
     for (int64_t at = 0; at < size.in; at += size.step)
       for (int64_t r = first; r < std::min<int64_t>(first + kLanes, size.rank); r++, to += size.step) {
         const int64_t count = std::min(size.step, size.in - at);
-        std::copy_n(A + r * size.in + at, count, to);
-        std::fill(to + count, to + size.step, S{});
+        std::transform(A + r * size.in + at, A + r * size.in + at + count, to, Stored<S, halved>::put);
+        std::fill(to + count, to + size.step, typename Stored<S, halved>::T{});
       }
-  return to;
+  return (char*)to;
 }
 
 // B [rank, out] as LowRank holds it; ranks and columns are filled up with zeros. `down`, `across`: from one element to the next of
 // a column, of a row. As it is saved, and so as it comes, a column's elements lie side by side. Returns the end.
-template <class S>
-S* pack_B(const S* B, int64_t down, int64_t across, const PackedSize<S>& size, S* to) {
+template <class S, bool halved>
+char* pack_B(const S* B, int64_t down, int64_t across, const PackedSize<S>& size, char* start) {
+  auto* to = (typename Stored<S, halved>::T*)start;
   for (int64_t first = 0; first < size.columns; first += kColumns)
     for (int64_t lane = 0; lane < size.lanes; lane++)
       for (int64_t column = first; column < std::min(first + kColumns, size.columns); column++) {
         const S* from = B + lane * size.per * down + column * across;
         const int64_t count = column < size.out ? std::min(size.per, size.rank - lane * size.per) : 0;
-        for (int64_t r = 0; r < size.per; r++) *to++ = r < count ? from[r * down] : S{};
+        for (int64_t r = 0; r < size.per; r++) *to++ = Stored<S, halved>::put(r < count ? from[r * down] : S{});
       }
-  return to;
+  return (char*)to;
 }
 
 template <class S>
@@ -209,18 +252,27 @@ class Adapter {
 
   // Packs A and B of every LowRank into one piece of memory, in the order in which a step visits them.
   void place(const std::vector<GivenLowRank>& low_ranks) {
+    const auto halved = [&](at::Tensor GivenLowRank::*matrix) {
+      return std::all_of(low_ranks.begin(), low_ranks.end(), [&](const auto& given) { return fit_halved<S>(given.*matrix); });
+    };
+    const bool halved_A = halved(&GivenLowRank::A), halved_B = halved(&GivenLowRank::B);
     int64_t total = 0;
-    for (const GivenLowRank& given : low_ranks) total += PackedSize<S>(given).of_A() + PackedSize<S>(given).of_B();
-    memory_ = Memory(total * sizeof(S));
-    bytes_ += total * sizeof(S);
-    S* next = (S*)memory_.data();
+    for (const GivenLowRank& given : low_ranks)
+      total += PackedSize<S>(given).of_A() * (halved_A ? sizeof(bf16) : sizeof(S)) +
+               PackedSize<S>(given).of_B() * (halved_B ? sizeof(bf16) : sizeof(S));
+    memory_ = Memory(total);
+    bytes_ += total;
+    char* next = memory_.data();
     std::vector<size_t> placed(taps_.size());
     for (const GivenLowRank& given : low_ranks) {
-      LowRank<S>& form = taps_[given.tap]->channels[placed[given.tap]++];
-      form.A = (const int32_t*)next;
-      next = pack_A((const S*)given.A.data_ptr(), PackedSize<S>(given), next);
-      form.B = (const int32_t*)next;
-      next = pack_B((const S*)given.B.data_ptr(), given.B.stride(0), given.B.stride(1), PackedSize<S>(given), next);
+      const PackedSize<S> size(given);
+      Detour<S>& detour = *taps_[given.tap];
+      LowRank<S>& form = detour.channels[placed[given.tap]++];
+      detour.halved_A = halved_A, detour.halved_B = halved_B;
+      form.A = next;
+      next = (halved_A ? pack_A<S, true> : pack_A<S, false>)((const S*)given.A.data_ptr(), size, next);
+      form.B = next;
+      next = (halved_B ? pack_B<S, true> : pack_B<S, false>)((const S*)given.B.data_ptr(), given.B.stride(0), given.B.stride(1), size, next);
     }
   }
 

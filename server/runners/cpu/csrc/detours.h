@@ -34,7 +34,7 @@ struct Scratch {
 };
 
 // R ranks times M rows of x A^T (R * M = kLanes, all sums in registers); rows and ranks beyond the end repeat the last.
-template <class S, int R, int M>
+template <class S, bool halved, int R, int M>
 void dots(const LowRank<S>& form, const Span<S>& x, int64_t row, int64_t rows, float* to, int64_t to_stride) {
   typedef typename Packed<S>::V V;
   constexpr int64_t step = kLanes * Packed<S>::per_lane;
@@ -43,18 +43,18 @@ void dots(const LowRank<S>& form, const Span<S>& x, int64_t row, int64_t rows, f
   for (int m = 0; m < M; m++) inputs[m] = x.row(row + std::min<int64_t>(m, rows - 1));
   for (int64_t first = 0; first < form.rank; first += R) {
     const int64_t group = first / kLanes * kLanes, count = std::min<int64_t>(kLanes, form.rank - group);
-    const int32_t* weights = form.A + (group * form.depth + first - group) * kLanes;
+    const char* weights = form.A + (group * form.depth + first - group) * Stored<S, halved>::vector;
     int64_t at[R];
-    for (int r = 0; r < R; r++) at[r] = std::min<int64_t>(r, form.rank - first - 1) * kLanes;
+    for (int r = 0; r < R; r++) at[r] = std::min<int64_t>(r, form.rank - first - 1) * Stored<S, halved>::vector;
     F total[kLanes] = {};
-    for (int64_t k = 0; k < form.depth; k++, weights += count * kLanes) {
+    for (int64_t k = 0; k < form.depth; k++, weights += count * Stored<S, halved>::vector) {
       V in[M];
 #pragma GCC unroll 4
       for (int m = 0; m < M; m++) in[m] = load_lanes<S>(inputs[m] + k * step, (x.width - k * step) * (int64_t)sizeof(S));
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
         fetch(weights + at[r], kAhead);
-        const V w = load_lanes<S>(weights + at[r]);
+        const V w = Stored<S, halved>::load(weights + at[r]);
 #pragma GCC unroll 4
         for (int m = 0; m < M; m++) total[m * R + r] = Packed<S>::dp(total[m * R + r], in[m], w);
       }
@@ -66,15 +66,15 @@ void dots(const LowRank<S>& form, const Span<S>& x, int64_t row, int64_t rows, f
 }
 
 // h = act(x A^T + a) of one channel for a block's rows, rounded to S as the matrix product's input.
-template <class S>
+template <class S, bool halved>
 void shrink(const LowRank<S>& form, const Span<S>& x, const Block& block, S* h, int64_t h_stride, Scratch<S>& scratch) {
   const int64_t padded = form.lanes * Packed<S>::per_lane;
   const int64_t rows = block.stop - block.row, stride = (padded + kLanes - 1) / kLanes * kLanes;
   float* wide = scratch.wide.data();
   int64_t done = 0;
   for (; rows - done > kDotRows / 2; done += std::min<int64_t>(kDotRows, rows - done))
-    dots<S, kLanes / kDotRows, kDotRows>(form, x, block.row + done, rows - done, wide + done * stride, stride);
-  for (; done < rows; done++) dots<S, kLanes, 1>(form, x, block.row + done, 1, wide + done * stride, stride);
+    dots<S, halved, kLanes / kDotRows, kDotRows>(form, x, block.row + done, rows - done, wide + done * stride, stride);
+  for (; done < rows; done++) dots<S, halved, kLanes, 1>(form, x, block.row + done, 1, wide + done * stride, stride);
   for (int64_t row = 0; row < rows; row++) {
     float* line = wide + row * stride;
     for (int64_t r = 0; r < form.rank; r += kLanes) {
@@ -89,7 +89,7 @@ void shrink(const LowRank<S>& form, const Span<S>& x, const Block& block, S* h, 
 
 // y = y + sum of h B + b over all channels, for M rows and the columns from `column` on: kColumns where they are `whole`, else
 // what is left of them.
-template <class S, int M, bool whole>
+template <class S, bool halved, int M, bool whole>
 inline void expand_columns(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>& y, int64_t row,
                            int64_t column) {
   typedef typename Packed<S>::V V;
@@ -103,13 +103,13 @@ inline void expand_columns(const Detour<S>& detour, const S* h, int64_t h_stride
     for (int v = 0; v < vectors; v++) total[m][v] = left(v) ? widen(y.row(row + m) + column + v * kLanes, left(v)) : F{};
   const S* from = h;
   for (const LowRank<S>& form : detour.channels) {
-    const int32_t* B = form.B + column * form.lanes;
-    for (int64_t lane = 0; lane < form.lanes; lane++, B += count) {
+    const char* B = form.B + column * form.lanes * Stored<S, halved>::lane;
+    for (int64_t lane = 0; lane < form.lanes; lane++, B += count * Stored<S, halved>::lane) {
       V w[vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; v++) {
-        fetch(B + v * kLanes, kAhead);
-        w[v] = left(v) ? load_lanes<S>(B + v * kLanes) : V{};
+        fetch(B + v * Stored<S, halved>::vector, kAhead);
+        w[v] = left(v) ? Stored<S, halved>::load(B + v * Stored<S, halved>::vector) : V{};
       }
 #pragma GCC unroll 4
       for (int m = 0; m < M; m++) {
@@ -133,11 +133,11 @@ inline void expand_columns(const Detour<S>& detour, const S* h, int64_t h_stride
 }
 
 // The same for all columns.
-template <class S, int M>
+template <class S, bool halved, int M>
 void expand(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>& y, int64_t row) {
   int64_t column = 0;
-  for (; column + kColumns <= y.width; column += kColumns) expand_columns<S, M, true>(detour, h, h_stride, y, row, column);
-  if (column < y.width) expand_columns<S, M, false>(detour, h, h_stride, y, row, column);
+  for (; column + kColumns <= y.width; column += kColumns) expand_columns<S, halved, M, true>(detour, h, h_stride, y, row, column);
+  if (column < y.width) expand_columns<S, halved, M, false>(detour, h, h_stride, y, row, column);
 }
 
 template <class S>
@@ -168,6 +168,14 @@ Span<S> add_up(const std::vector<int>& reads, const Span<S>* taps, const Block& 
   return {to - block.row * width, width, width};
 }
 
+// The same for all rows of a block.
+template <class S, bool halved>
+void expand_all(const Detour<S>& detour, const S* h, int64_t h_stride, const Span<S>& y, const Block& block) {
+  int64_t row = block.row;
+  for (; row + 4 <= block.stop; row += 4) expand<S, halved, 4>(detour, h + (row - block.row) * h_stride, h_stride, y, row);
+  for (; row < block.stop; row++) expand<S, halved, 1>(detour, h + (row - block.row) * h_stride, h_stride, y, row);
+}
+
 // The value of one tap as the block's adapter leaves it: first Vector, then every LowRank.
 template <class S>
 void visit(const Detour<S>& detour, const Span<S>* taps, int tap, const Block& block, Scratch<S>& scratch) {
@@ -178,12 +186,10 @@ void visit(const Detour<S>& detour, const Span<S>* taps, int tap, const Block& b
   S* h = scratch.ranks.data();
   S* to = h;
   for (const LowRank<S>& form : detour.channels) {
-    shrink(form, add_up(form.reads, taps, block, scratch), block, to, stride, scratch);
+    (detour.halved_A ? shrink<S, true> : shrink<S, false>)(form, add_up(form.reads, taps, block, scratch), block, to, stride, scratch);
     to += form.lanes * Packed<S>::per_lane;
   }
-  int64_t row = block.row;
-  for (; row + 4 <= block.stop; row += 4) expand<S, 4>(detour, h + (row - block.row) * stride, stride, y, row);
-  for (; row < block.stop; row++) expand<S, 1>(detour, h + (row - block.row) * stride, stride, y, row);
+  (detour.halved_B ? expand_all<S, true> : expand_all<S, false>)(detour, h, stride, y, block);
 }
 
 }  // namespace graft
