@@ -30,6 +30,11 @@ class KVCache:
         self.values = _zeros(shape, dtype, torch.device(device))
 
     @property
+    def blocks(self) -> int:
+        """The trash block included."""
+        return self.keys.shape[1]
+
+    @property
     def bytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 

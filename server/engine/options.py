@@ -10,7 +10,7 @@ from graft.hub.machine.free_memory import free_memory
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.cache.tensors import block_bytes
 from graft.server.engine.scheduler import guest_places
-from graft.server.runners.factory import runner_bytes
+from graft.server.runners.factory import runner_bytes, static_step_bytes
 from graft.server.runners.step_memory import step_bytes
 
 GIB = 1 << 30
@@ -67,9 +67,13 @@ def sizes(options: Options, base: Base) -> Sizes:
     step_rows = options.step_rows or places + _MOST_ROWS[kind]
     if step_rows < options.max_running:
         raise GraftError(f"A step of {step_rows} rows is too small for {options.max_running} running requests.")
+    most_blocks = -(-base.spec.max_positions // BLOCK_ROWS)  # of one sequence
+    if options.cache_bytes:
+        most_blocks = min(most_blocks, options.cache_bytes // per_block)
     taken = {
         "the base's packed weights": runner_bytes(options.runner, base),
         f"a step of {step_rows} rows": step_bytes(base.spec, base.dtype.itemsize, step_rows),
+        "recorded steps": static_step_bytes(options.runner, base, places, most_blocks),
     }
     device, host = _free(options, base.device, taken)
     wanted = options.cache_bytes or min(int(device * _CACHE_SHARE[kind]), _CACHE_MOST[kind])

@@ -39,6 +39,15 @@ def runner_bytes(name: str, base: Base) -> int:
     return 0 if obstacle(base) else extra_bytes(base)
 
 
+def static_step_bytes(name: str, base: Base, rows: int, blocks: int) -> int:
+    """What the runner of that name will keep for recorded steps of up to so many rows, each with so many blocks at most."""
+    if name == "eager" or base.device.type != "cuda":
+        return 0
+    from graft.server.runners.cuda.static_sizes import static_bytes
+
+    return static_bytes(rows, blocks, base.spec.vocab_size, base.dtype.itemsize)
+
+
 def _fast_runner(base: Base, cache: KVCache) -> Runner:
     """The fast runner for the base's device. May compile, the first time. Raises FastPathError."""
     if base.device.type != "cuda":

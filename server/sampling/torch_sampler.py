@@ -1,11 +1,12 @@
 """Draws tokens and reports log-probabilities with torch's operators: any device, all rows of a step at once.
 
-In float32 whatever the logits' dtype. A row's token depends on that row and its own `Draw` alone. What is asked is brought to the
-device before the step's logits are computed, and the device is waited for once, for the result.
+In float32 whatever the logits' dtype. A row's token depends on that row and its own `Draw` alone. The device is waited for once, for
+the result. Draws whose logits nothing edits or masks are plain: of fixed shapes, so that they can be recorded with a step.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import torch
@@ -29,11 +30,33 @@ class Rules:
     top_k: Tensor
     top_p: Tensor  # float64
 
+    @classmethod
+    def of(cls, columns: Tensor) -> "Rules":
+        """From float64 [6, n], as `_rule` has a draw's."""
+        temperature, chance, greedy, min_p, top_k, top_p = columns
+        return cls(temperature.float(), chance, greedy > 0, min_p.float(), top_k, top_p)
+
+
+class Way(Enum):
+    """What drawing takes, by the draw that takes most."""
+
+    GREEDY = 0
+    DRAWN = 1
+    FILTERED = 2  # by top-k, top-p or min-p
+
+
+@dataclass(frozen=True)
+class PlainDraws:
+    """Draws of the first n rows of logits, in order, as they are. `columns`: float64 [6, n], a draw's rules each (`_rule`)."""
+
+    way: Way
+    columns: NDArray[np.float64]
+
 
 class TorchSampler:
     """What one step is asked. Call it with the step's logits, when the draws' masks are there.
 
-    `draws` and `scores`: (row of the logits, what is asked of it).
+    `plain`: the draws, where they are; whoever draws them elsewhere gives `begin` the result. `draws` and `scores`: (row of the logits, what is asked of it).
     """
 
     def __init__(self, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]], device: torch.device):
@@ -43,7 +66,8 @@ class TorchSampler:
         self._tops = [score.top for _, score in scores] + [
             self._asked[i].sampling.logprobs or 0 for i in self._reported
         ]
-        self._rows = self._index([row for row, _ in draws])
+        self.plain = plain_draws(draws)
+        self._rows = None if self.plain else self._index([row for row, _ in draws])
         self._reported_draws = self._index(self._reported)
         rows = [row for row, _ in scores] + [draws[i][0] for i in self._reported]
         self._scored_rows = self._index(rows)
@@ -52,23 +76,32 @@ class TorchSampler:
         self.drawn = self._ids[:0]  # [draws] on the device, once the step has begun
         self._edits = self._edits_on_device()
         self._masks = [(row, draw.allowed) for row, draw in enumerate(self._asked) if draw.allowed is not None]
-        self._rules = None if all(draw.sampling.greedy for draw in self._asked) else self._rules_on_device()
-        self._filtered = any(_is_filtered(draw) for draw in self._asked)
+        self._way = _way_of(self._asked)
+        self._columns = None if self.plain or self._way is Way.GREEDY else self._upload(_columns(self._asked))
 
     def __call__(self, logits: Tensor) -> StepResult:
         """logits [N, V], in any floating dtype."""
         return self.begin(logits)()
 
-    def begin(self, logits: Tensor) -> Callable[[], StepResult]:
-        """As a call, without waiting for the device: what waits for the result. `drawn` has the tokens by then."""
+    def begin(self, logits: Tensor, drawn: tuple[Tensor, Tensor] | None = None) -> Callable[[], StepResult]:
+        """As a call, without waiting for the device: what waits for the result. The attribute `drawn` has the tokens by then.
+
+        `drawn`: ids [draws] and whether their rows are finite, where they have been drawn already.
+        """
         results = []
         if self._draws:
-            self.drawn, finite = draw_tokens(self._edited(logits[self._rows]), self._rules, self._filtered)
+            self.drawn, finite = drawn or self._draw(logits)
             results += [self.drawn, finite]
         scored = self._score(logits, self.drawn)
         values = torch.cat([part.double().flatten() for part in (*results, *scored)] or [logits.new_zeros(0)])
         read, vocabulary = _on_its_way(values), logits.shape[1]
         return lambda: self._result(read(), vocabulary)
+
+    def _draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        if self.plain is None:
+            return draw_tokens(self._edited(logits[self._rows]), self._columns, self._way)
+        columns = None if self._way is Way.GREEDY else self._upload(self.plain.columns)
+        return draw_tokens(logits[: len(self._draws)], columns, self._way)
 
     def _score(self, logits: Tensor, drawn: Tensor) -> list[Tensor]:
         """Per asked id its log-probability; per row whether it is finite, its most probable tokens and theirs."""
@@ -151,11 +184,6 @@ class TorchSampler:
         bits = (1 << torch.arange(8, device=self._device)).to(torch.uint8)
         return (packed[:, :, None] & bits == 0).flatten(1)
 
-    def _rules_on_device(self) -> Rules:
-        columns = np.array([_rule(draw) for draw in self._asked], np.float64).T
-        temperature, chance, greedy, min_p, top_k, top_p = self._upload(np.ascontiguousarray(columns))
-        return Rules(temperature.float(), chance, greedy > 0, min_p.float(), top_k, top_p)
-
     def _index(self, numbers: Sequence[int]) -> Tensor:
         return self._upload(np.array(numbers, np.int64))
 
@@ -194,10 +222,34 @@ def _most_probable(rows: Tensor, most: int) -> Tensor:
     return (ordered << 32 | (rows.shape[1] - ids)).topk(most).indices
 
 
+def plain_draws(draws: Sequence[tuple[int, Draw]]) -> PlainDraws | None:
+    """None for draws of other rows than the first, in order, and for those that edit logits or mask them."""
+    if not draws or any(
+        row != i or draw.edits is not None or draw.allowed is not None for i, (row, draw) in enumerate(draws)
+    ):
+        return None
+    asked = [draw for _, draw in draws]
+    return PlainDraws(_way_of(asked), _columns(asked))
+
+
+def _way_of(draws: Sequence[Draw]) -> Way:
+    if all(draw.sampling.greedy for draw in draws):
+        return Way.GREEDY
+    return Way.FILTERED if any(_is_filtered(draw) for draw in draws) else Way.DRAWN
+
+
+def _columns(draws: Sequence[Draw]) -> NDArray[np.float64]:
+    """[6, n]"""
+    return np.ascontiguousarray(np.array([_rule(draw) for draw in draws], np.float64).T)
+
+
+IDLE_RULE = (1.0, 0.0, 1.0, 0.0, _EVERYTHING, 1.0)  # of a greedy row, and of one that nothing is drawn from
+
+
 def _rule(draw: Draw) -> tuple[float, ...]:
     rules = draw.sampling
     if rules.greedy:
-        return 1.0, 0.0, 1.0, 0.0, _EVERYTHING, 1.0
+        return IDLE_RULE
     chance = uniform(draw.seed, draw.position)
     return rules.temperature, chance, 0.0, rules.min_p, rules.top_k or _EVERYTHING, rules.top_p
 
@@ -207,20 +259,22 @@ def _is_filtered(draw: Draw) -> bool:
     return not rules.greedy and (rules.top_k > 0 or rules.top_p < 1 or rules.min_p > 0)
 
 
-def draw_tokens(logits: Tensor, rules: Rules | None, filtered: bool) -> tuple[Tensor, Tensor]:
-    """A token a row of logits [n, V] and whether the row is finite: [n], [n]. `rules`: None where all rows are greedy.
+def draw_tokens(logits: Tensor, columns: Tensor | None, way: Way) -> tuple[Tensor, Tensor]:
+    """A token a row of logits [n, V] and whether the row is finite: [n], [n]. `columns`: of `Rules`; not asked where `way` is greedy.
 
-    `filtered`: whether any row has a top-k, top-p or min-p. The token is where the cumulated probability, in the order of
-    the ids, passes the row's random number.
+    The token is where the cumulated probability, in the order of the ids, passes the row's random number. Nothing here waits for the
+    device, and no shape depends on what the logits or rules are.
     """
     best = logits.argmax(dim=-1)  # a NaN's place, where there is one
     peak = logits.gather(1, best[:, None])
     finite = peak[:, 0].isfinite()
-    if rules is None:
+    if way is Way.GREEDY:
         return best, finite
+    assert columns is not None
+    rules = Rules.of(columns)
     x = (logits.float() - peak.float()) / rules.temperature[:, None]
     mass = x.exp()
-    if filtered:
+    if way is Way.FILTERED:
         mass = torch.where(_kept(x, mass, rules), mass, 0.0)
     cumulated = mass.cumsum(dim=-1, dtype=torch.float64)
     target = rules.uniform[:, None] * cumulated[:, -1:]
@@ -236,5 +290,5 @@ def _kept(x: Tensor, mass: Tensor, rules: Rules) -> Tensor:
     mass = torch.where(kept, mass, 0.0).double()
     cumulated = mass.cumsum(dim=-1)
     kept &= cumulated - mass < rules.top_p[:, None] * cumulated[:, -1:]
-    kept[:, 0] = True  # top_p = 0 leaves the most probable token
+    kept[:, :1].fill_(True)  # top_p = 0 leaves the most probable token
     return torch.zeros_like(kept).scatter_(1, order, kept)

@@ -21,11 +21,8 @@ from graft.server.runners.cuda.detours import GroupedStep
 from graft.server.runners.cuda.kernels.attention import attend_rows
 from graft.server.runners.cuda.kernels.detours import FEW_ROWS, Tiles, cut
 from graft.server.runners.cuda.launches import LaunchPlan, Layouts
-
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # rows that a step is padded to
-
-Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""From a function without arguments to one that does the same on what then lies at the same addresses."""
+from graft.server.runners.cuda.recordings import Record, Recordings
+from graft.server.runners.cuda.static_sizes import SIZES, input_numbers, padded
 
 
 class Inputs:
@@ -34,7 +31,7 @@ class Inputs:
     def __init__(self, rows: int, blocks: int, device: torch.device):
         """`blocks`: the most that a row's table has."""
         self.rows = rows
-        self._buffer = torch.zeros(8 * rows + 1 + rows * blocks, dtype=torch.int64, device=device)
+        self._buffer = torch.zeros(input_numbers(rows, blocks), dtype=torch.int64, device=device)
         self.ids, self.positions, self.slots, self.firsts, self.lengths = self._buffer[: 5 * rows].view(5, rows)
         self.tiles = Tiles(self._buffer[5 * rows : 8 * rows].view(rows, 3), FEW_ROWS)
         self.tables = self._buffer[8 * rows :]  # [S]: a padding row's one block, then row after row
@@ -67,7 +64,10 @@ class StaticStep:
     """One size of step, and its forward. `layout`: None where no adapter has a detour."""
 
     def __init__(self, base: Base, cache: KVCache, layout: LaunchPlan | None, rows: int):
-        self.inputs = Inputs(rows, -(-base.spec.max_positions // BLOCK_ROWS), base.device)
+        longest = -(
+            -base.spec.max_positions // BLOCK_ROWS
+        )  # blocks, where the cache has as many beside the trash block
+        self.inputs = Inputs(rows, min(longest, cache.blocks - 1), base.device)
         self._base, self._cache, self._layout = base, cache, layout
 
     def forward(self) -> Tensor:
@@ -104,7 +104,13 @@ class Decoder:
 
     def __init__(self, base: Base, cache: KVCache, bank: AdapterTable, layouts: Layouts, record: Record):
         self._base, self._cache, self._bank, self._layouts, self._record = base, cache, bank, layouts, record
-        self._steps: dict[tuple[int, LaunchPlan | None], tuple[StaticStep, Callable[[], Tensor]]] = {}
+        self._steps = Recordings[tuple[int, LaunchPlan | None], tuple[StaticStep, Callable[[], Tensor]]]("Decoding")
+        self._layout: LaunchPlan | None = None  # the latest of a step with adapters
+
+    @property
+    def working(self) -> bool:
+        """Whether steps are recorded, or none has been asked for."""
+        return self._steps.working
 
     def takes(self, batch: Batch) -> bool:
         """Whether a step can be carried out here: one row and one row of logits a sequence, and nothing else."""
@@ -113,23 +119,26 @@ class Decoder:
         )
         return singles and len(batch.runs) <= SIZES[-1]
 
-    def run(self, batch: Batch, drawn: Tensor) -> Tensor:
-        """Logits [n, V]. `drawn`: the tokens that ids below 0 stand for. Raises what `record` does where a step can't be recorded."""
+    def run(self, batch: Batch, drawn: Tensor) -> Tensor | None:
+        """Logits [rows, V], padded, where the next run writes too. None where such a step can't be recorded at present.
+
+        `drawn`: the tokens that ids below 0 stand for.
+        """
         layout = self._layouts.roomy_plan(batch.adapters)
-        rows = next(size for size in SIZES if size >= len(batch.runs))
+        rows = padded(len(batch.runs))
         slots = (0, *(self._bank.slot(digest) for digest in batch.adapters))
-        known = self._steps.get((rows, layout))
-        if known is None:
+
+        def make() -> tuple[StaticStep, Callable[[], Tensor]]:
             step = StaticStep(self._base, self._cache, layout, rows)
             step.inputs.fill(batch, slots, drawn)
-            replay = self._record(step.forward)
-            self._keep(step, replay, rows, layout)
-        else:
-            step, replay = known
-        step.inputs.fill(batch, slots, drawn)
-        return replay()[: len(batch.runs)].clone()  # the next replay writes to the same memory
+            return step, self._record(step.forward)
 
-    def _keep(self, step: StaticStep, replay: Callable[[], Tensor], rows: int, layout: LaunchPlan | None) -> None:
-        if layout is not None:  # those of an earlier layout won't be asked for again
-            self._steps = {key: kept for key, kept in self._steps.items() if key[1] in (None, layout)}
-        self._steps[rows, layout] = step, replay
+        found = self._steps.get((rows, layout), make)
+        if layout is not None and layout is not self._layout:
+            self._layout = layout
+            self._steps.forget(lambda shape: shape[1] not in (None, layout))  # won't be asked for again
+        if found is None:
+            return None
+        step, replay = found
+        step.inputs.fill(batch, slots, drawn)
+        return replay()

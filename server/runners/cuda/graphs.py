@@ -1,6 +1,7 @@
 """CUDA graphs: a function's launches recorded once, and replayed in a single call.
 
-Every graph is compared with the plain call when it is recorded. Knows nothing of what it records.
+Every graph is compared with the plain call when it is recorded. One that can't be recorded leaves nothing behind that the
+next one would fail at. Knows nothing of what it records.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ class Graphs:
         self._latest: torch.cuda.CUDAGraph | None = (
             None  # kept: a pool that no graph uses any more can't be recorded into
         )
+        self._spoilt: list[torch.cuda.CUDAGraph] = []  # kept: torch's allocator of pinned memory goes on asking them
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """A replay of `function`, which must be the same on the same inputs. Its result lies where the next one will.
@@ -44,17 +46,28 @@ class Graphs:
         """A plain call on another stream, as a recording needs before it: kernels are compiled and libraries set up."""
         stream, present = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
         stream.wait_stream(present)
-        with torch.cuda.stream(stream):
-            result = function()
-        present.wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                result = function()
+        finally:  # what it has begun reads and writes memory that others have next
+            present.wait_stream(stream)
         result.record_stream(present)
         return result
 
     def _record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: the loader's threads may take memory and copy adapters while the engine's records
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
-            result = function()
+        graph, present = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        with torch.cuda.device(self._device):
+            try:
+                # present: a recording that is spoilt leaves its own stream in place
+                # thread_local: the loader's threads may take memory and copy adapters while the engine's records
+                with (
+                    torch.cuda.stream(present),
+                    torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"),
+                ):
+                    result = function()
+            except BaseException:
+                self._clear_away(graph)
+                raise
         self._latest = graph
 
         def replay() -> Tensor:
@@ -62,6 +75,18 @@ class Graphs:
             return result
 
         return replay
+
+    def _clear_away(self, graph: torch.cuda.CUDAGraph) -> None:
+        """What torch leaves undone where a launch that can't be recorded spoils a recording, as ending it fails then: the allocator
+        would never again give back memory that another stream has used, nor record into the pool, nor empty its cache."""
+        device = torch.cuda.current_device()
+        try:
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+        except RuntimeError:
+            return  # it was ended: the function failed otherwise
+        torch._C._cuda_releasePool(device, self._pool)
+        self._spoilt.append(graph)
+        self._pool = torch.cuda.graph_pool_handle()  # the allocator of pinned memory doesn't take the old one any more
 
 
 def call_directly(function: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -1,7 +1,7 @@
 """The GPU's runner: transformers' own modules, with Triton's kernels for adapters and decode attention, and CUDA graphs.
 
-Adapters lie in a bank (bank.py) and are visited tap by tap (visits.py). Steps that only decode are static (decode.py)
-and replayed as graphs; the others are launched piece by piece. Each stage is checked when an engine starts, against the
+Adapters lie in a table (adapter_table.py) and are visited tap by tap (detours.py). Steps that only decode are static
+(decode_step.py), as is drawing behind them (draw_step.py), and replayed as graphs; the others are launched piece by piece. Each stage is checked when an engine starts, against the
 one before it on the same device, and where it fails the log says why and the one before it serves.
 """
 
@@ -21,19 +21,21 @@ from graft.hub.base.model import Base
 from graft.server.cache.step import TRASH_BLOCK, Batch, Run
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.cuda.adapter_table import AdapterTable, PackedAdapter
-from graft.server.runners.cuda.decode_step import Decoder, Record
+from graft.server.runners.cuda.decode_step import Decoder
 from graft.server.runners.cuda.detours import GroupedStep
+from graft.server.runners.cuda.draw_step import Drawer
 from graft.server.runners.cuda.fused_norms import fuse_norms
-from graft.server.runners.cuda.graphs import GraphError, Graphs, call_directly, relative_error
+from graft.server.runners.cuda.graphs import Graphs, call_directly, relative_error
 from graft.server.runners.cuda.kernels.attention import attend_rows
 from graft.server.runners.cuda.kernels.detours import make_tiles
 from graft.server.runners.cuda.launches import Layouts
+from graft.server.runners.cuda.recordings import Record
 from graft.server.runners.eager.attention import PagedAttention
 from graft.server.runners.eager.hidden import Outputs, run_forward, with_sums
 from graft.server.runners.eager.runner import EagerRunner, pack_rows
 from graft.server.runners.protocol import FastPathError, Prepared, no_wait
-from graft.server.sampling.params import Draw, Score, StepResult
-from graft.server.sampling.torch_sampler import TorchSampler
+from graft.server.sampling.params import GREEDY, Draw, Sampling, Score, StepResult
+from graft.server.sampling.torch_sampler import PlainDraws, TorchSampler, plain_draws
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +46,24 @@ _FAILURES = (TritonError, RuntimeError, OSError, SubprocessError)  # Triton call
 
 
 class GroupedRunner:
-    """A `Runner` (server/runners/eager/runner.py) for every family on a GPU. `record`: how static steps are made; None: there are none."""
+    """A `Runner` (server/runners/eager/runner.py) for every family on a GPU. `record`: how static steps are made; None: there are none.
+    `drawer`: draws behind them; None: nothing is drawn but launch by launch."""
 
     meets_often = False
 
-    def __init__(self, base: Base, cache: KVCache, record: Record | None):
+    def __init__(self, base: Base, cache: KVCache, record: Record | None, drawer: Drawer | None = None):
         self.cache = cache
         self._base = base
         self._bank = AdapterTable(base.dtype, base.device)
         self._layouts = Layouts(self._bank, base.spec)
         self._decoder = Decoder(base, cache, self._bank, self._layouts, record) if record else None
+        self._drawer = drawer
         self._drawn = torch.zeros(0, dtype=torch.int64, device=base.device)  # by the latest step
 
     @property
     def static(self) -> bool:
-        """Whether steps that only decode are static ones; no longer once one could not be recorded."""
-        return self._decoder is not None
+        """Whether steps that only decode are static ones, but for shapes that can't be recorded at present; not where none can."""
+        return self._decoder is not None and self._decoder.working
 
     @property
     def begins_early(self) -> bool:
@@ -86,15 +90,22 @@ class GroupedRunner:
         return self.outputs(batch).logits
 
     @torch.inference_mode()
-    def outputs(self, batch: Batch) -> Outputs:
+    def outputs(self, batch: Batch, plain: PlainDraws | None = None) -> Outputs:
+        """`plain`: what is drawn at once where the step is static; the outputs' logits then hold until the next step."""
         self.cache.copy(batch.copies)
-        if self._decoder is not None and self._decoder.takes(batch):
-            try:
-                return Outputs(self._decoder.run(batch, self._drawn))
-            except GraphError as reason:
-                log.warning("Decoding goes on without CUDA graphs. %s", reason)
-                self._decoder = None
-        batch = self._awaited(batch)
+        return self._static_outputs(batch, plain) or self._piecewise_outputs(self._awaited(batch))
+
+    def _static_outputs(self, batch: Batch, plain: PlainDraws | None) -> Outputs | None:
+        """None for a step that is not static."""
+        if self._decoder is None or not self._decoder.takes(batch):
+            return None
+        padded = self._decoder.run(batch, self._drawn)
+        if padded is None:
+            return None
+        outputs = self._drawer.run(padded, plain) if self._drawer and plain else None
+        return outputs or Outputs(padded[: len(batch.runs)].clone())  # the next replay writes to the same memory
+
+    def _piecewise_outputs(self, batch: Batch) -> Outputs:
         rows, positions, wanted = pack_rows(batch, self._base)
         attention = PagedAttention(batch, self.cache, GroupedSingles)
         return run_forward(self._base, batch, rows, positions, attention, self._step(batch), wanted)
@@ -108,9 +119,9 @@ class GroupedRunner:
         ready: Callable[[], None] = no_wait,
     ) -> Callable[[], StepResult]:
         sampler = TorchSampler(draws, scores, self._base.device)  # before the step: its data travel while that runs
-        outputs = self.outputs(batch)
+        outputs = self.outputs(batch, sampler.plain)
         ready()
-        drawn_and_scored = sampler.begin(outputs.logits)
+        drawn_and_scored = sampler.begin(outputs.logits, outputs.drawn)
         self._drawn = sampler.drawn
         return lambda: with_sums(drawn_and_scored(), batch, outputs)
 
@@ -178,7 +189,8 @@ def grouped_runner(base: Base, cache: KVCache) -> GroupedRunner:
         _refuse(relative_error(piecewise, plain), _LOGITS_TOLERANCE[base.dtype], base)
     except _FAILURES as failure:
         raise FastPathError(f"Triton's kernels don't run on {base.device}: {failure}") from failure
-    return GroupedRunner(base, cache, _recording(base, cache, piecewise))
+    record = _recording(base, cache, piecewise)
+    return GroupedRunner(base, cache, record, _drawer(base, record) if record else None)
 
 
 def _refuse(error: float, tolerance: float, base: Base) -> None:
@@ -199,7 +211,23 @@ def _recording(base: Base, cache: KVCache, piecewise: Tensor) -> Record | None:
     if not error <= tolerance:
         log.warning("Decoding without CUDA graphs: static steps disagree with others (relative error %.1g).", error)
         return None
-    return record if runner.static else None
+    if not runner.static:
+        log.warning("Decoding without CUDA graphs: none can be recorded on %s.", base.device)
+        return None
+    return record
+
+
+@torch.inference_mode()
+def _drawer(base: Base, record: Record) -> Drawer | None:
+    """Recorded draws; None where one of every way can't be recorded."""
+    drawer, draw = Drawer(record), torch.Generator().manual_seed(0)
+    logits = torch.randn(2, base.spec.vocab_size, generator=draw).to(base.device, base.dtype)
+    for sampling in (GREEDY, Sampling(), Sampling(top_p=0.9)):
+        plain = plain_draws([(0, Draw(sampling, seed=1)), (1, Draw(sampling, seed=2))])
+        if plain is None or drawer.run(logits, plain) is None:
+            log.warning("Drawing without CUDA graphs: draws can't be recorded on %s.", base.device)
+            return None
+    return drawer
 
 
 def _trial(runner: GroupedRunner | EagerRunner, base: Base) -> Tensor:

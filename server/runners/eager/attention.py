@@ -126,12 +126,7 @@ class _Longer:
     ) -> Tensor:
         q, k, v = (x.transpose(0, 1)[None] for x in (query, keys[self._slots], values[self._slots]))
         if softcap is None:
-            mask = self._mask(window)
-            shared = q.shape[1] != k.shape[1]
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
-            )
-            return out[0].transpose(0, 1)
+            return attend_fused(q, k, v, self._mask(window), scaling, apart=q.is_cuda)[0].transpose(0, 1)
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         scores = softcap * torch.tanh((q @ k.transpose(2, 3)).float() * scaling / softcap)
         mask = self._mask(window)
@@ -149,6 +144,23 @@ class _Longer:
             plain = len(steps) == len(self._here) and (window is None or window >= len(steps))
             self._masks[window] = None if plain else allowed[None, None]
         return self._masks[window]
+
+
+def attend_fused(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, *, apart: bool
+) -> Tensor:
+    """torch's attention: query [1, heads, T, D], keys and values [1, kv_heads, S, D] -> [1, heads, T, D]. `mask`: None for causality.
+
+    `apart`: the device's fused kernels take heads that share keys, or a mask, but not both: without keys of its own for each head
+    there, torch holds the scores of all heads [heads, T, S].
+    """
+    shared = query.shape[1] != keys.shape[1]
+    if shared and apart and mask is not None:
+        keys, values = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (keys, values))
+        shared = False
+    return F.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
+    )
 
 
 def _pad(tables: Sequence[Sequence[int]]) -> Tensor:

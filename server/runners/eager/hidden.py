@@ -16,10 +16,14 @@ from graft.server.sampling.params import HiddenSum, StepResult
 
 @dataclass(frozen=True)
 class Outputs:
-    """`logits` [n, V] and `hidden` [m, H] of the rows that want them. `hidden`: None where none do."""
+    """`logits` [n, V] and `hidden` [m, H] of the rows that want them. `hidden`: None where none do.
+
+    `drawn`: ids and whether their rows are finite, where the step has drawn them itself.
+    """
 
     logits: Tensor
     hidden: Tensor | None = None
+    drawn: tuple[Tensor, Tensor] | None = None
 
 
 class HiddenRows:

@@ -18,11 +18,15 @@ if torch.cuda.is_available():
 from graft.server.runners.cuda import adapter_table as bank_module
 from graft.server.runners.cuda import detours as visits
 from graft.server.runners.cuda.adapter_table import AdapterTable
+from graft.server.runners.cuda.decode_step import StaticStep
 from graft.server.runners.cuda.detours import GroupedStep
+from graft.server.runners.cuda.draw_step import Drawer
 from graft.server.runners.cuda.graphs import GraphError, call_directly
 from graft.server.runners.cuda.kernels.detours import make_tiles
 from graft.server.runners.cuda.launches import Layouts
 from graft.server.runners.cuda.runner import GroupedRunner
+from graft.server.sampling.history import TokenHistory
+from graft.server.sampling.params import GREEDY, Draw, Sampling, Score
 
 KINDS = ("lora", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix")
 TOLERANCE = dict(atol=1e-4, rtol=1e-4)  # float32, as test_runner.py: the orders of additions differ
@@ -191,6 +195,90 @@ def test_a_step_that_cannot_be_recorded_is_launched_piece_by_piece(llama, make_f
     assert_equal(pair, {0: "a"})
     assert not pair.runners[0].static
     assert "Not today." in caplog.text
+
+
+def test_one_size_that_cannot_be_recorded_leaves_the_others_recorded(llama, make_forms, caplog):
+    recorded = []
+
+    def refuse_pairs(function):
+        rows = function.__self__.inputs.rows
+        if rows == 2:
+            raise torch.OutOfMemoryError("Not for two.")
+        recorded.append(rows)
+        return function
+
+    pair = Pair(llama, refuse_pairs)
+    pair.add("a", make_forms("lora", llama))
+    for name in range(3):
+        pair.start(name, "a" if name else None)
+    for owners in ({0: None}, {0: None, 1: "a"}, {0: None, 1: "a", 2: "a"}, {0: None, 1: "a"}, {0: None}):
+        assert_equal(pair, owners)
+        assert pair.runners[0].static and pair.runners[0].begins_early
+    assert recorded == [1, 4]
+    assert caplog.text.count("Not for two.") == 1  # it was not tried again at once
+
+
+@pytest.mark.parametrize("blocks", [8, 100_000])
+def test_tables_are_no_longer_than_the_cache_and_the_base_have_blocks(llama, blocks):
+    cache = KVCache(llama.spec, blocks, llama.dtype, llama.device)
+    tables = StaticStep(llama, cache, None, 4).inputs.tables
+    assert len(tables) == 1 + 4 * min(blocks - 1, llama.spec.max_positions // BLOCK_ROWS)
+
+
+def test_the_longest_context_that_a_cache_has_room_for_fits_into_its_tables(llama):
+    """All blocks but the trash block for one sequence, up to its last row."""
+    blocks, text = (1, 2, 3), [7 * i % 290 + 2 for i in range(3 * BLOCK_ROWS)]
+    runners = [
+        GroupedRunner(llama, KVCache(llama.spec, 4, llama.dtype, llama.device), how) for how in (call_directly, None)
+    ]
+    last = len(text) - 1
+    logits = []
+    for runner in runners:
+        runner.run(make_batch([(None, Run(0, text[:last], 0, 0, blocks, 1))])[0])
+        logits.append(runner.run(make_batch([(None, Run(0, text[last:], last, last, blocks, 1))])[0]))
+    torch.testing.assert_close(*logits, **TOLERANCE)
+
+
+def test_what_is_drawn_behind_static_steps_is_what_is_drawn_behind_others(llama):
+    """Plain draws are recorded, of every way; edits are not, nor a draw of some rows only; tokens may not be known yet."""
+    recorded = []
+
+    def record(function):
+        recorded.append(type(function.__self__).__name__)
+        return function
+
+    def runner(how):
+        return GroupedRunner(
+            llama, KVCache(llama.spec, 64, llama.dtype, llama.device), how, Drawer(how) if how else None
+        )
+
+    runners = static, _ = runner(record), runner(None)
+    edits = TokenHistory(Sampling(logit_bias=((11, 60.0),)), ()).edits
+    names, asked = range(3), {
+        "plain": [(i, Draw(Sampling(logprobs=2), seed=i, position=1)) for i in range(3)],
+        "filtered": [(0, Draw(GREEDY)), (1, Draw(Sampling(top_p=0.5), seed=4)), (2, Draw(Sampling(), seed=5))],
+        "greedy": [(i, Draw(GREEDY)) for i in range(3)],
+        "edited": [(0, Draw(Sampling(), seed=1, edits=edits)), (1, Draw(GREEDY)), (2, Draw(GREEDY))],
+        "some": [(1, Draw(Sampling(), seed=9)), (2, Draw(GREEDY))],
+        "first": [(0, Draw(Sampling(), seed=9))],
+    }  # fmt: skip
+    prompt = make_batch([(None, Run(0, [5 + name, 6, 7], 0, 0, (2 * name + 1, 2 * name + 2), 1)) for name in names])[0]
+    for each in runners:
+        each.step(prompt, asked["plain"], [])
+    for at, (name, draws) in enumerate(asked.items(), start=3):
+        known = name in ("edited", "first")  # those before drew fewer tokens, or the test says so
+        tokens = [9, 10, 11] if known or name == "some" else [-1, -2, -3]
+        batch = make_batch([(None, Run(0, [tokens[i]], at, at, (2 * i + 1, 2 * i + 2), 1)) for i in names])[0]
+        got, expected = (each.step(batch, draws, [(0, Score((3,), 2))]) for each in runners)
+        assert [token.id for token in got.tokens] == [token.id for token in expected.tokens], name
+        for one, other in zip((*got.tokens, *got.scores[0]), (*expected.tokens, *expected.scores[0]), strict=True):
+            assert [id for id, _ in one.top] == [id for id, _ in other.top]
+            assert (one.logprob is None) == (other.logprob is None)
+            assert one.logprob is None or one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        if name == "edited":
+            assert got.tokens[0].id == 11
+    assert recorded == ["StaticStep", "StaticDraw", "StaticDraw", "StaticDraw"]  # "first" is drawn as "plain" was
+    assert static.static
 
 
 def test_prompts_and_prefixes_alone_need_no_detours(llama, make_forms):

@@ -9,6 +9,7 @@ from graft.hub.base.model import Base
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Pooling, Request
+from graft.server.sampling.params import Draw, Sampling
 from tests.server.engine.test_embeddings import assert_pooled
 from tests.server.engine.test_engine import GREEDY, KINDS, assert_greedy, assert_idle, prompts
 
@@ -94,3 +95,62 @@ def test_a_step_can_be_recorded_when_no_recorded_one_is_left(llama, on_gpu):
         replay = graphs.record(lambda factor=factor: x * factor)
         assert torch.equal(replay(), x * factor)
         del replay
+
+
+def test_recorded_draws_are_those_of_the_sampler(llama):
+    """Bit for bit, at sizes where torch sorts and cumulates in other ways: few rows and many, a small vocabulary and a large one."""
+    from graft.server.runners.cuda.draw_step import Drawer
+    from graft.server.runners.cuda.graphs import Graphs
+    from graft.server.runners.cuda.static_sizes import padded
+    from graft.server.sampling.torch_sampler import TorchSampler, plain_draws
+
+    device = torch.device("cuda")
+    drawer = Drawer(Graphs(device, 1e-3).record)
+    for rows, vocabulary in ((1, 300), (3, 131_072), (24, 300), (24, 131_072), (130, 131_072)):
+        for turn, sampling in enumerate((GREEDY, Sampling(temperature=0.7), Sampling(top_p=0.9), Sampling(top_k=5))):
+            logits = torch.randn(padded(rows), vocabulary, device=device, dtype=torch.bfloat16) * 3
+            for position in range(2):  # recorded, then replayed with other numbers
+                draws = [(i, Draw(sampling, seed=i, position=position + turn)) for i in range(rows)]
+                outputs = drawer.run(logits, plain_draws(draws))
+                assert outputs is not None
+                sampler = TorchSampler(draws, [], device)
+                sampler.begin(logits)()
+                assert torch.equal(outputs.drawn[0], sampler.drawn)
+        drawer = Drawer(Graphs(device, 1e-3).record)
+
+
+def test_sampled_requests_are_drawn_in_recorded_steps(llama, on_gpu, monkeypatch):
+    """Two engines: one draws behind its graphs launch by launch."""
+    from graft.server.runners.cuda import draw_step
+    from graft.server.runners.cuda import runner as runner_module
+
+    samplings = [Sampling(seed=i, top_p=(1.0, 0.9)[i % 2], temperature=0.8) for i in range(8)]
+    asked = [
+        Request(prompt, max_tokens=16, ignore_eos=True, sampling=sampling)
+        for prompt, sampling in zip(prompts(8), samplings, strict=True)
+    ]
+    drawn, plain = [], draw_step.Drawer.run
+    monkeypatch.setattr(draw_step.Drawer, "run", lambda *args: drawn.append(plain(*args)) or drawn[-1])
+    ids = []
+    for drawer in (runner_module._drawer, lambda base, record: None):
+        monkeypatch.setattr(runner_module, "_drawer", drawer)
+        with Engine(on_gpu(llama), {}, options=Options(max_running=8, runner="fast")) as engine:
+            ids.append([result.ids for result in engine.generate(asked)])
+            assert engine.runner.static
+    assert drawn and None not in drawn
+    assert ids[0] == ids[1]
+
+
+def test_a_spoilt_recording_spoils_no_other():
+    """A function that waits for the device can't be recorded; what is recorded before and after it works, and memory comes back."""
+    from graft.server.runners.cuda.graphs import GraphError, Graphs
+
+    graphs, x = Graphs(torch.device("cuda"), 1e-3), torch.ones(4, 4, device="cuda")
+    before, present = graphs.record(lambda: x * 2), torch.cuda.current_stream()
+    for _ in range(3):
+        with pytest.raises(GraphError):
+            graphs.record(lambda: x * float(x.sum()))
+        assert torch.cuda.current_stream() == present
+        torch.cuda.empty_cache()  # asserts that nothing is being recorded
+        assert torch.equal(graphs.record(lambda: x * 3)(), x * 3)
+    assert torch.equal(before(), x * 2)
