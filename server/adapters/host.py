@@ -16,7 +16,7 @@ from graft.hub.base.model import Base
 from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import ArtifactError, GraftError
 from graft.server.adapters.loaded import Loaded
-from graft.server.adapters.loading import Loading
+from graft.server.adapters.loading import Load, Loading
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Prover
 from graft.server.errors import BrokenError, ClosedError
@@ -36,6 +36,15 @@ class HostStats:
 
 
 LoadResult = tuple[Loaded, Served] | GraftError
+Done = Callable[[LoadResult], None]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Who waits for a load."""
+
+    load: Load
+    done: list[Done]
 
 
 class HostTier:
@@ -63,7 +72,7 @@ class HostTier:
             OrderedDict()
         )  # (name, version) -> what it turned out to be
         self._failed: dict[tuple[str, str], tuple[float, GraftError]] = {}
-        self._waiting: dict[tuple[str, str], list[Callable[[LoadResult], None]]] = {}
+        self._waiting: dict[tuple[str, str], _Waiting] = {}
         self._loading = Loading(base, library, prover, most_bytes=budget_bytes, allow_base_mismatch=allow_base_mismatch)
 
     @property
@@ -93,7 +102,7 @@ class HostTier:
             served = self._served.get((location.name, location.version))
             return served.words if served else None
 
-    def request(self, name: str, client: Hashable, done: Callable[[LoadResult], None], interest: Interest) -> None:
+    def request(self, name: str, client: Hashable, done: Done, interest: Interest) -> None:
         """Call `done` with the adapter, held for one user, or with why there is none: now or from a loader's thread; or not at
         all where `interest` is over by then.
 
@@ -144,7 +153,7 @@ class HostTier:
     def close(self) -> None:
         self._loading.close()
 
-    def _begin(self, name: str, client: Hashable, done: Callable[[LoadResult], None], interest: Interest) -> None:
+    def _begin(self, name: str, client: Hashable, done: Done, interest: Interest) -> None:
         try:
             location = self.library.locate(name)
             answer = self._find_or_load(location, client, done, interest)
@@ -156,27 +165,26 @@ class HostTier:
         if answer is not None:
             done(answer)
 
-    def _find_or_load(
-        self, location: Location, client: Hashable, done: Callable[[LoadResult], None], interest: Interest
-    ) -> LoadResult | None:
+    def _find_or_load(self, location: Location, client: Hashable, done: Done, interest: Interest) -> LoadResult | None:
         """The answer; None where `done` gets it later, when the load is through."""
         key = (location.name, location.version)
         with self._lock:
             answer = self._find_answer(key, location)
             if answer is None and key in self._waiting:
-                self._waiting[key].append(done)
+                self._loading.join(self._waiting[key].load, client)
+                self._waiting[key].done.append(done)
             elif answer is None:
-                self._loading.load(location, client, partial(self._end_load, key, location))
-                self._waiting[key] = [done]  # the load can't end before the lock is free
+                load = self._loading.load(location, client, partial(self._end_load, key, location))
+                self._waiting[key] = _Waiting(load, [done])  # the load can't end before the lock is free
                 self.stats.misses += 1
         if answer is None:
             interest.then(partial(self._forget, key, done))
         return answer
 
-    def _forget(self, key: tuple[str, str], done: Callable[[LoadResult], None]) -> None:
+    def _forget(self, key: tuple[str, str], done: Done) -> None:
         """One less waits for a version. The last one is told all the same: its load goes on, for who asks next."""
         with self._lock:
-            waiting = self._waiting.get(key, [])
+            waiting = self._waiting[key].done if key in self._waiting else []
             if done in waiting and len(waiting) > 1:
                 waiting.remove(done)
 
@@ -215,7 +223,7 @@ class HostTier:
     def _end_load(self, key: tuple[str, str], location: Location, read: Loaded | GraftError) -> None:
         """Tell all who wait for a version. Where that fails on the way it is called again, with the error."""
         with self._lock:
-            waiting = self._waiting.get(key, [])
+            waiting = self._waiting[key].done if key in self._waiting else []
             answers: list[LoadResult] = []
             if isinstance(read, GraftError):
                 self.stats.failures += 1
@@ -245,7 +253,7 @@ class HostTier:
                 excess -= loaded.bytes
 
 
-def _answer_all(answers: Iterable[tuple[Callable[[LoadResult], None], LoadResult]]) -> None:
+def _answer_all(answers: Iterable[tuple[Done, LoadResult]]) -> None:
     """Each gets its own answer, whatever becomes of the others'."""
     for done, answer in answers:
         try:
