@@ -36,14 +36,24 @@ class WorkPool:
     """Up to `threads` threads, each started when there is work for it. Safe for many threads.
 
     They are daemons: one that hangs on a network neither outlives the process nor keeps it. `begin` is called once on each.
-    `each`: how many of them one client has at once at most; all of them where nothing is said.
+    `each`: how many of them one client has at once at most; all of them where nothing is said. `may_begin`: whether anything may;
+    it takes no lock, and `look_again` says that it may have changed.
     """
 
-    def __init__(self, name: str, threads: int, begin: Callable[[], None] = lambda: None, *, each: int | None = None):
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        begin: Callable[[], None] = lambda: None,
+        *,
+        each: int | None = None,
+        may_begin: Callable[[], bool] = lambda: True,
+    ):
         self._name = name
         self._most = threads
         self._each = threads if each is None else each
         self._begin = begin
+        self._may_begin = may_begin
         self._changed = threading.Condition()
         self._waiting: FairQueue[_Job] = FairQueue()
         self._threads: list[threading.Thread] = []
@@ -77,6 +87,11 @@ class WorkPool:
         """Take it back, unless it has begun."""
         with self._changed, suppress(KeyError):
             self._waiting.remove(job.client, job.client, job)
+
+    def look_again(self) -> None:
+        """Something may begin that might not before."""
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self, wait_s: float) -> None:
         """Begin nothing more; wait so long at most for what is under way."""
@@ -128,12 +143,13 @@ class WorkPool:
         """The next piece of work; waits for one. None at the end."""
         with self._changed:
             self._idle += 1
-            while not self._closed and self._waiting.peek(self._may_begin) is None:
+            while not self._closed and not (self._may_begin() and self._waiting.peek(self._has_threads)):
                 self._changed.wait()
             self._idle -= 1
             return None if self._closed else self._waiting.pop()
 
-    def _may_begin(self, job: _Job) -> bool:
+    def _has_threads(self, job: _Job) -> bool:
+        """Whether its client may have one more."""
         return self._waiting.holds(job.client) < self._each
 
     def _release(self, client: Hashable) -> None:

@@ -7,7 +7,7 @@ a hub's threads.
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -62,26 +62,40 @@ class Load:
     lock: threading.Lock = field(default_factory=threading.Lock)  # of `clients` and `step`
     tries: int = _TRIES
     read_at: float = 0.0  # a time.monotonic()
+    bytes: int = 0  # of what has been made of it
     files: ExitStack = field(default_factory=ExitStack)  # what was fetched, until it is read
 
 
 class Loading:
-    """Safe for many threads. `most_bytes`: of one adapter."""
+    """Safe for many threads. `most_bytes`: of one adapter. `device_size`: what the runner will make of its detours. `has_room`: whether one more may be made, which takes no lock; `takes`
+    is told how many bytes more, or fewer, are on their way."""
 
     def __init__(
-        self, base: Base, library: AdapterNames, prover: Prover, *, most_bytes: int, allow_base_mismatch: bool
+        self,
+        base: Base,
+        library: AdapterNames,
+        prover: Prover,
+        *,
+        most_bytes: int,
+        allow_base_mismatch: bool,
+        device_size: Callable[[Sequence[Form]], int],
+        has_room: Callable[[], bool],
+        takes: Callable[[int], None],
     ):
         self._base = base
         self._library = library
         self._prover = prover
         self._most_bytes = most_bytes
         self._allow_base_mismatch = allow_base_mismatch
+        self._device_size = device_size
+        self._takes = takes
         self._look_ups = WorkPool("graft-look-up", HUB_THREADS, step_back, each=HUB_THREADS_EACH)
         self._downloads = WorkPool("graft-download", HUB_THREADS, step_back, each=HUB_THREADS_EACH)
         self._disk = WorkPool("graft-disk", _DISK_THREADS, step_back)
         # One of each, on one core each: more of them take the cores from steps at once, and no load comes sooner.
-        self._reading = WorkPool("graft-loader", 1, _compute_behind)
-        self._folding = WorkPool("graft-fold", 1, _compute_behind)  # what takes seconds, with the base's weights
+        self._reading = WorkPool("graft-loader", 1, _compute_behind, may_begin=has_room)
+        # What takes seconds, with the base's weights.
+        self._folding = WorkPool("graft-fold", 1, _compute_behind, may_begin=has_room)
         self._preparing = WorkPool("graft-prepare", 1, _compute_behind)
 
     def look_up(
@@ -108,6 +122,11 @@ class Loading:
             load.clients.append(client)
             step = load.step
         step.pool.submit(client, step, partial(self._end, load))
+
+    def look_for_room(self) -> None:
+        """Another adapter may be made."""
+        self._reading.look_again()
+        self._folding.look_again()
 
     def close(self) -> None:
         """What waits for an answer from elsewhere is left to itself; nobody waits for it."""
@@ -157,10 +176,13 @@ class Loading:
 
     def _fold(self, load: Load, artifact: Artifact, folder: Path) -> None:
         """On a thread that computes."""
+        read: Read
         try:
-            self._end_read(load, self._adapter(load, artifact, folder))
+            read = self._adapter(load, artifact, folder)
+            self._count(load, read.host_bytes)
         except GraftError as error:
-            self._end_read(load, error)
+            read = error
+        self._end_read(load, read)
 
     def _end_read(self, load: Load, read: Read) -> None:
         if load.location.folder is None:
@@ -175,6 +197,7 @@ class Loading:
         if written.version == load.location.version or not load.tries:
             self._end(load, read)
         else:
+            self._count(load, 0)
             load.files.close()
             load.location = written
             self._fetch_later(load)
@@ -183,7 +206,13 @@ class Loading:
         with load.lock:
             load.step = None  # nothing of it is kept for a turn that is still to come
         load.files.close()
+        self._count(load, 0)
         load.done(read)
+
+    def _count(self, load: Load, size: int) -> None:
+        """So many bytes of it are on their way."""
+        more, load.bytes = size - load.bytes, size
+        self._takes(more)
 
     def _load_artifact(self, location: Location, folder: Path) -> Artifact:
         artifact = load_artifact(folder, self._base.spec, allow_base_mismatch=self._allow_base_mismatch)
@@ -200,6 +229,7 @@ class Loading:
             forms = [_copy_to_host(form, dtype) for form in artifact.fold(self._base)]
             case = self._prover.case(artifact)
         rows = [form for form in forms if isinstance(form, (InputRows, CacheRows))]
+        ready = detours(forms)
         size = sum(form_bytes(form) for form in forms)
         if size > self._most_bytes:
             raise CapacityError(
@@ -210,10 +240,11 @@ class Loading:
             digest=artifact.digest,
             method=artifact.method.name,
             variant=artifact.method.variant(artifact.config),
-            detours=detours(forms),
+            detours=ready,
             rows=rows[0] if rows else None,
             case=case,
             bytes=size,
+            device_bytes=self._device_size(ready),
             seconds=time.monotonic() - load.read_at,
             words=read_words(folder),
         )

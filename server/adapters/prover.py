@@ -61,6 +61,10 @@ class Case:
     verdict: Verdict | None = None  # None: still to be proven
 
     @property
+    def bytes(self) -> int:
+        return 0 if self.adapter is None else self.adapter.bytes
+
+    @property
     def question(self) -> "tuple[Replayed, Questions]":
         """What there is to prove, as long as the case is open."""
         assert self.adapter is not None and self.probe is not None
