@@ -36,12 +36,24 @@ class WorkPool:
     """Up to `threads` threads, each started when there is work for it. Safe for many threads.
 
     They are daemons: one that hangs on a network neither outlives the process nor keeps it. `begin` is called once on each.
+    `each`: how many of them one client has at once at most; all of them where nothing is said. `may_begin`: whether anything may;
+    it takes no lock, and `look_again` says that it may have changed.
     """
 
-    def __init__(self, name: str, threads: int, begin: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        begin: Callable[[], None] = lambda: None,
+        *,
+        each: int | None = None,
+        may_begin: Callable[[], bool] = lambda: True,
+    ):
         self._name = name
         self._most = threads
+        self._each = threads if each is None else each
         self._begin = begin
+        self._may_begin = may_begin
         self._changed = threading.Condition()
         self._waiting: FairQueue[_Job] = FairQueue()
         self._threads: list[threading.Thread] = []
@@ -66,7 +78,7 @@ class WorkPool:
                 raise ClosedError("The server is shutting down.")
             if len(self._waiting) >= self._idle and len(self._threads) < self._most:
                 self._start_thread()
-            self._waiting.push(client, "", job)
+            self._waiting.push(client, client, job)  # a client's one line, so that it can be woken
             self._changed.notify()
         if interest is not None:
             interest.then(partial(self._forget, job))
@@ -74,14 +86,20 @@ class WorkPool:
     def _forget(self, job: _Job) -> None:
         """Take it back, unless it has begun."""
         with self._changed, suppress(KeyError):
-            self._waiting.remove(job.client, "", job)
+            self._waiting.remove(job.client, job.client, job)
+
+    def look_again(self) -> None:
+        """Something may begin that might not before."""
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self, wait_s: float) -> None:
         """Begin nothing more; wait so long at most for what is under way."""
         with self._changed:
             self._closed = True
             left = [*self._waiting]
-            self._waiting = FairQueue()
+            for job in left:
+                self._waiting.remove(job.client, job.client, job)
             self._changed.notify_all()
         for job in left:
             self._try(partial(job.failed, ClosedError("The server is shutting down.")))
@@ -111,6 +129,7 @@ class WorkPool:
             except BaseException as error:  # the thread is everybody's, the failure this job's alone
                 log.exception("work on a thread of %s failed", self._name)
                 self._try(partial(job.failed, BrokenError(f"{type(error).__name__}: {error}")))
+            self._release(job.client)
             del job  # its memory is free while the thread waits for the next
 
     def _try(self, work: Callable[[], None]) -> None:
@@ -124,12 +143,17 @@ class WorkPool:
         """The next piece of work; waits for one. None at the end."""
         with self._changed:
             self._idle += 1
-            while not (self._closed or len(self._waiting)):
+            while not self._closed and not (self._may_begin() and self._waiting.peek(self._has_threads)):
                 self._changed.wait()
             self._idle -= 1
-            if self._closed:
-                return None
-            self._waiting.peek()
-            job = self._waiting.pop()
-            self._waiting.release(job.client)  # who is served in turn does not depend on what is under way
-            return job
+            return None if self._closed else self._waiting.pop()
+
+    def _has_threads(self, job: _Job) -> bool:
+        """Whether its client may have one more."""
+        return self._waiting.holds(job.client) < self._each
+
+    def _release(self, client: Hashable) -> None:
+        """A client has a thread less; this one goes on to what is next."""
+        with self._changed:
+            self._waiting.release(client)
+            self._waiting.wake(client)

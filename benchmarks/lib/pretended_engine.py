@@ -1,8 +1,9 @@
-"""A runner, an engine and a clock that only keep count: the device tier and the scheduler alone, as real as they are.
+"""A runner, an engine and a clock that only keep count: the tiers and the scheduler alone, as real as they are.
 
 For tests, and for what their decisions cost.
 """
 
+from collections import Counter
 from types import SimpleNamespace
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from graft.hub.adapters.probe import ProofOutcome, Verdict
 from graft.hub.adapters.serving_forms import InputRows
 from graft.server.adapters.device import DeviceTier
+from graft.server.adapters.host import HostTier
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.prover import Case
 from graft.server.cache.blocks import BlockPool
@@ -34,12 +36,10 @@ class Pretended:
             adapters=self.tier,
             prefix_sharing=False,
         )
-        self.loaded = {}
+        self.loaded, self.held = {}, Counter()
 
     def adapter(self, digest, size=1, virtual=0):
-        rows = InputRows(torch.zeros(virtual, 2)) if virtual else None
-        case = Case(digest).with_verdict(Verdict(ProofOutcome.UNPROVEN, "a test"))
-        self.loaded[digest] = Loaded(digest, "lora", "lora", (), rows, case, size, 0.0)
+        self.loaded[digest] = adapter(digest, size, virtual)
 
     def ask(self, digest=None, new=1000, client="one"):
         """Queue a request."""
@@ -74,6 +74,12 @@ class Pretended:
         if self.instant:
             self.finish(resident.digest)
 
+    def hold(self, loaded):
+        self.held[loaded.digest] += 1
+
+    def release(self, loaded):
+        self.held[loaded.digest] -= 1
+
     def take_blocks(self, n, digest):
         return self.scheduler.take(n, digest)
 
@@ -104,6 +110,24 @@ class Pretended:
 
     def remove(self, digest):
         self.added.remove(digest)
+
+
+def adapter(digest, size=1, virtual=0):
+    """In host memory, of so many bytes; it has no more than that."""
+    rows = InputRows(torch.zeros(virtual, 2)) if virtual else None
+    case = Case(digest).with_verdict(Verdict(ProofOutcome.UNPROVEN, "a test"))
+    return Loaded(digest, "lora", "lora", (), rows, case, size, size, 0.0)
+
+
+def crowded_host(adapters, used):
+    """A host tier that so many adapters fill, of which so many are in use; and these."""
+    tier = HostTier(None, None, None, budget_bytes=adapters, device_size=len)
+    for number in range(adapters):
+        tier._memory.put(adapter(str(number)))
+    kept = tier.snapshot()[:used]
+    for loaded in kept:
+        tier.hold(loaded)
+    return tier, kept
 
 
 def crowded(residents, running):

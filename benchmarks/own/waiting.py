@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from waitress.server import BaseWSGIServer
 import graft.hub  # noqa: F401  before torch, so that its threads wait as a server's do
 from benchmarks.lib import adapters, harness
 from benchmarks.lib.common import Load, emit, percentiles
-from benchmarks.lib.pretended_engine import crowded
+from benchmarks.lib.pretended_engine import crowded, crowded_host
 from graft.hub.base.model import load_base
 from graft.hub.cli.hub_server import http_server
 from graft.hub.machine.interpreter_turns import hand_on_soon
@@ -157,7 +158,8 @@ def hanging_hub(registry: Registry, go: threading.Event) -> BaseWSGIServer:
 def decisions(options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of what the engine's thread decides at 1,000 residents and 256 running requests, batches apart."""
     world, load = crowded(residents=1000, running=256), Load()
-    seconds: dict[str, list[float]] = {"arrive": [], "attend": [], "admit": []}
+    host, kept = crowded_host(adapters=1000, used=256)
+    seconds: dict[str, list[float]] = {"arrive": [], "attend": [], "admit": [], "keep": []}
 
     def timed(what: str, act: Callable[[], object]) -> None:
         began = time.perf_counter()
@@ -171,6 +173,7 @@ def decisions(options: argparse.Namespace) -> dict[str, Any]:
         world.now += 0.05
         timed("attend", world.tier.attend)
         timed("admit", world.scheduler._next)
+        timed("keep", partial(host.release, kept[number]))
     return {f"{what}_ms": _fine_percentiles(values) for what, values in seconds.items()} | load.cores()
 
 

@@ -23,6 +23,7 @@ DECISIONS = {
     "arrive": "a request comes in, its adapter is brought in or not",
     "attend": "who waits for room is looked after",
     "admit": "what starts next",
+    "keep": "a request lets go of an adapter in host memory",
 }
 MOST_MS = 0.2  # of a decision, at the 99th percentile
 

@@ -92,6 +92,10 @@ class Channel:
             [owner for owner, start, stop, _ in spans for _ in range(stop - start)], device=device
         )
 
+    @property
+    def bytes(self) -> int:
+        return _bytes(self.A, self.B, self.a, self._column_owner)
+
     def reach(self, whose: RowOwners) -> tuple[int, int]:
         """The stretch of a step's rows that holds all rows of this channel's adapters."""
         return whose.span(self.owners[0]) if len(self.owners) == 1 else (whose.bare, whose.total)
@@ -150,6 +154,10 @@ class Vectors:
         self.scale = _stack_vectors(scales, torch.ones_like, dtype, device)
         self.bias = _stack_vectors(biases, torch.zeros_like, dtype, device)
 
+    @property
+    def bytes(self) -> int:
+        return _bytes(self.scale, self.bias)
+
     def apply(self, value: Tensor, index: Tensor | int) -> Tensor:
         """value [T, d], index [T] into the stacked rows (or one index for all of them) -> [T, d]."""
         if self.scale is not None:
@@ -157,6 +165,10 @@ class Vectors:
         if self.bias is not None:
             value = value + self.bias[index]
         return value
+
+
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _stack_vectors(
@@ -167,6 +179,18 @@ def _stack_vectors(
         return None
     neutral = identity(given[0])
     return torch.stack([neutral, *(neutral if v is None else v for v in vectors)]).to(device, dtype)
+
+
+def stacked_bytes(form: Form, itemsize: int) -> int:
+    """At most, of a form's part of a `Stack`, whoever is beside it."""
+    match form:
+        case LowRank():
+            columns = form.A.shape[0] + (form.b is not None)
+            return columns * ((form.A.shape[1] + form.B.shape[1] + 1) * itemsize + torch.long.itemsize)
+        case Vector():
+            given = form.scale if form.scale is not None else form.bias
+            return 0 if given is None else 2 * 2 * given.numel() * itemsize  # a scale and a bias, and those of row 0
+    return 0
 
 
 class Stack:
@@ -189,6 +213,12 @@ class Stack:
         read = {tap for adds_to, reads in channels for tap in reads if tap != adds_to}
         self.kept = frozenset(read)  # taps whose final value a later tap reads
         self.taps = frozenset(self.vectors) | frozenset(self.channels) | self.kept
+
+    @property
+    def bytes(self) -> int:
+        """Of its tensors."""
+        channels = (channel for together in self.channels.values() for channel in together)
+        return sum(channel.bytes for channel in channels) + sum(vectors.bytes for vectors in self.vectors.values())
 
 
 class Step:

@@ -5,6 +5,7 @@ No adapter's arithmetic sees another's rows (hub/adapters/segments.py), so what 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.packed_attention import PackedAttention
 from graft.hub.adapters.probe import ProbeQuestion, Table
 from graft.hub.adapters.segments import Segments
-from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows
+from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, form_bytes
 from graft.hub.base.model import Base
 from graft.hub.base.stored_weights import no_pause
 
@@ -24,6 +25,10 @@ class Replayed:
 
     rows: InputRows | CacheRows | None
     stack: Stack
+
+    @cached_property
+    def bytes(self) -> int:
+        return self.stack.bytes + (0 if self.rows is None else form_bytes(self.rows))
 
 
 def replay_of(forms: Sequence[Form], dtype: torch.dtype = torch.float32) -> Replayed:

@@ -1,10 +1,9 @@
 """The device tier: which adapters are in the runner and have their virtual rows in the cache.
 
-Bringing one in: its detours are prepared on a loader's thread, added to the runner between steps, its virtual rows
-written or run once through the base, its proof made; then its requests may start. The least recently used idle
-adapter makes room. Where none is idle, those who need room queue for it, and nobody else waits for them; whoever has
-waited for HOLD_BACK_S gets the room of adapters whose requests, but those that run, are held back for it. All but `prepare`
-happens on the engine's thread.
+Bringing one in: its detours are prepared on a loader's thread, added to the runner between steps, its virtual rows written or run
+once through the base, its proof made; then its requests may start. The least recently used idle adapter makes room. Where none is
+idle, those who need room queue for it, and nobody else waits for them; whoever has waited for HOLD_BACK_S gets the room of adapters
+whose requests, but those that run, are held back for it. All but `prepare` happens on the engine's thread.
 """
 
 import logging
@@ -78,9 +77,9 @@ class DeviceTier:
 
     def check(self, loaded: Loaded) -> None:
         """Raises CapacityError for an adapter that could never come in."""
-        if loaded.bytes > self.budget_bytes:
+        if loaded.device_bytes > self.budget_bytes:
             raise CapacityError(
-                f"This adapter takes {loaded.bytes} bytes, all adapters on the device together may take "
+                f"This adapter takes {loaded.device_bytes} bytes, all adapters on the device together may take "
                 f"{self.budget_bytes} (--adapter-device-bytes)."
             )
         if loaded.virtual_blocks > self.virtual_limit:
@@ -203,7 +202,7 @@ class DeviceTier:
     def _lacking(self, loaded: Loaded) -> tuple[int, int]:
         """Bytes and cache blocks that must be freed for an adapter; none where the figures are not above 0."""
         return (
-            self.bytes + loaded.bytes - self.budget_bytes,
+            self.bytes + loaded.device_bytes - self.budget_bytes,
             self.virtual_blocks + loaded.virtual_blocks - self.virtual_limit,
         )
 
@@ -218,10 +217,11 @@ class DeviceTier:
             victim = with_rows or self._idle.first(sparing=sparing)
             self._evict(victim)
             size, blocks = self._lacking(loaded)
-        resident = self._residents[loaded.digest] = self._busy[loaded.digest] = Resident(loaded, loaded.bytes)
+        resident = self._residents[loaded.digest] = self._busy[loaded.digest] = Resident.of(loaded)
         self.bytes += resident.bytes
         self.virtual_blocks += resident.blocks
         with self._way_in(resident):
+            resident.hold(self._work)
             self._work.prepare(resident)
         return True
 
@@ -240,7 +240,7 @@ class DeviceTier:
     def _refuse_hopeless(self, demand: Demand) -> None:
         """Where pinned adapters leave too little room, waiting would never end."""
         pinned = [self._residents[digest] for digest in self._pinned if digest in self._residents]
-        size = sum(one.bytes for one in pinned) + demand.loaded.bytes
+        size = sum(one.bytes for one in pinned) + demand.loaded.device_bytes
         blocks = sum(one.blocks for one in pinned) + demand.loaded.virtual_blocks
         if size > self.budget_bytes or blocks > self.virtual_limit:
             self._forget_seekers(demand)
@@ -295,6 +295,7 @@ class DeviceTier:
     def _become_ready(self, resident: Resident) -> None:
         resident.state = State.READY
         resident.since = self._clock()
+        resident.let_go(self._work)
         self._file(resident)
         self._work.ready(resident.digest)
 
@@ -389,6 +390,7 @@ class DeviceTier:
             if digest in self._runner.adapters:
                 self._runner.remove(digest)
             self._blocks.release(resident.virtual.blocks)
+            resident.let_go(self._work)
         except Exception as error:
             raise StateLostError(f"adapter {digest[:12]} could not be taken out") from error
         self.evictions += 1

@@ -1,22 +1,26 @@
 """The host tier: adapters kept in memory by real bytes, and brought there once for all who ask.
 
 A load (loading.py) never runs the base and never touches the engine's thread; a broken adapter costs its own requests a clear
-error, remembered for a while. Adapters in use are counted and never dropped; the others go least recently used first.
+error, remembered for a while. Adapters in use are never dropped; the others go least recently used first. Where those in use
+fill the budget, the next one is made when there is room again.
 """
 
 import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.model import Base
 from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import ArtifactError, GraftError
+from graft.server.adapters.host_memory import HostMemory
 from graft.server.adapters.loaded import Loaded
-from graft.server.adapters.loading import Loading
+from graft.server.adapters.loading import Load, Loading
 from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Prover
 from graft.server.errors import BrokenError, ClosedError
@@ -36,6 +40,15 @@ class HostStats:
 
 
 LoadResult = tuple[Loaded, Served] | GraftError
+Done = Callable[[LoadResult], None]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Who waits for a load."""
+
+    load: Load
+    done: list[Done]
 
 
 class HostTier:
@@ -48,32 +61,40 @@ class HostTier:
         prover: Prover,
         *,
         budget_bytes: int,
+        device_size: Callable[[Sequence[Form]], int],
         allow_base_mismatch: bool = False,
         on_load: Callable[[str, float], None] = lambda name, seconds: None,
     ):
-        """`on_load(name, seconds)` is told of each load."""
+        """`device_size`: bytes that the runner takes for detours. `on_load(name, seconds)` is told of each load."""
         self.library = library
         self.stats = HostStats()
         self.budget_bytes = budget_bytes
-        self._pinned: frozenset[str] = frozenset()  # digests
         self._on_load = on_load
         self._lock = threading.Lock()
-        self._loaded: OrderedDict[str, Loaded] = OrderedDict()  # by digest, least recently used first
+        self._memory = HostMemory()
         self._served: OrderedDict[tuple[str, str], Served] = (
             OrderedDict()
         )  # (name, version) -> what it turned out to be
         self._failed: dict[tuple[str, str], tuple[float, GraftError]] = {}
-        self._waiting: dict[tuple[str, str], list[Callable[[LoadResult], None]]] = {}
-        self._loading = Loading(base, library, prover, most_bytes=budget_bytes, allow_base_mismatch=allow_base_mismatch)
+        self._waiting: dict[tuple[str, str], _Waiting] = {}
+        self._loading = Loading(
+            base,
+            library,
+            prover,
+            most_bytes=budget_bytes,
+            allow_base_mismatch=allow_base_mismatch,
+            device_size=device_size,
+            has_room=self._has_room,
+            takes=self._expect,
+        )
 
     @property
     def bytes(self) -> int:
-        with self._lock:
-            return sum(loaded.bytes for loaded in self._loaded.values())
+        return self._memory.bytes
 
     def snapshot(self) -> list[Loaded]:
         with self._lock:
-            return list(self._loaded.values())
+            return list(self._memory)
 
     def served(self) -> dict[str, Served]:
         """What each name stood for when it was last loaded, by name."""
@@ -85,7 +106,7 @@ class HostTier:
         with self._lock:
             served = self._served.get((location.name, location.version))
             digest = served.digest if served else location.digest
-            return self._loaded.get(digest) if digest else None
+            return self._memory.get(digest) if digest else None
 
     def words(self, location: Location) -> AdapterWords | None:
         """A version's own words, None where it has not been loaded."""
@@ -93,7 +114,7 @@ class HostTier:
             served = self._served.get((location.name, location.version))
             return served.words if served else None
 
-    def request(self, name: str, client: Hashable, done: Callable[[LoadResult], None], interest: Interest) -> None:
+    def request(self, name: str, client: Hashable, done: Done, interest: Interest) -> None:
         """Call `done` with the adapter, held for one user, or with why there is none: now or from a loader's thread; or not at
         all where `interest` is over by then.
 
@@ -105,29 +126,39 @@ class HostTier:
         else:
             self._loading.look_up(client, begin, done, interest)
 
+    def hold(self, loaded: Loaded) -> None:
+        """One user more, of an adapter that has some."""
+        with self._lock:
+            self._memory.hold(loaded)
+
     def release(self, loaded: Loaded) -> None:
         """One user less."""
-        with self._lock:
-            loaded.users -= 1
-            self._shrink()
+        with self._making_room():
+            self._memory.release(loaded)
 
     def keep(self, digests: frozenset[str]) -> None:
         """These adapters stay in memory, whoever uses them."""
-        with self._lock:
-            self._pinned = digests
-            self._shrink()
+        with self._making_room():
+            self._memory.pin(digests)
+
+    def settle(self, loaded: Loaded) -> None:
+        """Its proof has ended: what was kept for that is gone, where it is served."""
+        with self._making_room():
+            if loaded.case.verdict is not None and not loaded.refused:
+                loaded.cases.clear()
+            self._memory.recount(loaded)
 
     def drop(self, digest: str) -> None:
         """Forget an adapter; who holds it keeps it until done, the next request loads it anew."""
-        with self._lock:
-            self._loaded.pop(digest, None)
+        with self._making_room():
+            self._memory.forget(digest)
             for key in [key for key, served in self._served.items() if served.digest == digest]:
                 del self._served[key]
 
     def refuse(self, digest: str, error: GraftError) -> None:
         """The adapter loaded but failed its proof: remember it as a failed load."""
         with self._lock:
-            present = self._loaded.get(digest)
+            present = self._memory.get(digest)
             if isinstance(error, ArtifactError) and present is not None and not present.refused:
                 return  # another copy has taken its place, and is still to be proven
             for key in [key for key, served in self._served.items() if served.digest == digest]:
@@ -144,7 +175,7 @@ class HostTier:
     def close(self) -> None:
         self._loading.close()
 
-    def _begin(self, name: str, client: Hashable, done: Callable[[LoadResult], None], interest: Interest) -> None:
+    def _begin(self, name: str, client: Hashable, done: Done, interest: Interest) -> None:
         try:
             location = self.library.locate(name)
             answer = self._find_or_load(location, client, done, interest)
@@ -156,27 +187,26 @@ class HostTier:
         if answer is not None:
             done(answer)
 
-    def _find_or_load(
-        self, location: Location, client: Hashable, done: Callable[[LoadResult], None], interest: Interest
-    ) -> LoadResult | None:
+    def _find_or_load(self, location: Location, client: Hashable, done: Done, interest: Interest) -> LoadResult | None:
         """The answer; None where `done` gets it later, when the load is through."""
         key = (location.name, location.version)
         with self._lock:
             answer = self._find_answer(key, location)
             if answer is None and key in self._waiting:
-                self._waiting[key].append(done)
+                self._loading.join(self._waiting[key].load, client)
+                self._waiting[key].done.append(done)
             elif answer is None:
-                self._loading.load(location, client, partial(self._end_load, key, location))
-                self._waiting[key] = [done]  # the load can't end before the lock is free
+                load = self._loading.load(location, client, partial(self._end_load, key, location))
+                self._waiting[key] = _Waiting(load, [done])  # the load can't end before the lock is free
                 self.stats.misses += 1
         if answer is None:
             interest.then(partial(self._forget, key, done))
         return answer
 
-    def _forget(self, key: tuple[str, str], done: Callable[[LoadResult], None]) -> None:
+    def _forget(self, key: tuple[str, str], done: Done) -> None:
         """One less waits for a version. The last one is told all the same: its load goes on, for who asks next."""
         with self._lock:
-            waiting = self._waiting.get(key, [])
+            waiting = self._waiting[key].done if key in self._waiting else []
             if done in waiting and len(waiting) > 1:
                 waiting.remove(done)
 
@@ -187,7 +217,7 @@ class HostTier:
         if key not in self._served:
             return None  # its own folder's words are wanted, and of one that is not proven yet its probe, whoever has its digest
         digest = self._served[key].digest
-        loaded = self._loaded.get(digest) if digest else None
+        loaded = self._memory.get(digest) if digest else None
         if loaded is None or loaded.refused:
             return None
         self.stats.hits += 1
@@ -196,8 +226,7 @@ class HostTier:
     def _hold(
         self, key: tuple[str, str], loaded: Loaded, location: Location, words: AdapterWords
     ) -> tuple[Loaded, Served]:
-        loaded.users += 1
-        self._loaded.move_to_end(loaded.digest)
+        self._memory.hold(loaded)
         served = self._served.setdefault(key, Served(location.name, loaded.digest, location.revision, words))
         self._served.move_to_end(key)
         while len(self._served) > MOST_KNOWN:
@@ -214,38 +243,53 @@ class HostTier:
 
     def _end_load(self, key: tuple[str, str], location: Location, read: Loaded | GraftError) -> None:
         """Tell all who wait for a version. Where that fails on the way it is called again, with the error."""
-        with self._lock:
-            waiting = self._waiting.get(key, [])
+        with self._making_room():
+            waiting = self._waiting[key].done if key in self._waiting else []
             answers: list[LoadResult] = []
             if isinstance(read, GraftError):
                 self.stats.failures += 1
                 self._remember(key, read)
                 answers = [read] * len(waiting)
             else:
-                kept = self._loaded.setdefault(read.digest, read)
-                if kept.refused:  # just now: this one brings another probe
-                    kept = self._loaded[read.digest] = read
-                if kept.case.verdict is None and read.case.probe != kept.case.probe:
-                    kept.cases.append(read.case)
+                kept = self._keep(read)
                 answers = [self._hold(key, kept, location, read.words) for _ in waiting]
-                self._shrink()
             self._waiting.pop(key, None)
         _answer_all(zip(waiting, answers, strict=True))
         if isinstance(read, Loaded):
             self._on_load(location.name, read.seconds)
 
-    def _shrink(self) -> None:
-        """Drop what nobody uses, least recently used first, until the budget holds. Called with the lock."""
-        excess = sum(loaded.bytes for loaded in self._loaded.values()) - self.budget_bytes
-        for digest, loaded in list(self._loaded.items()):
-            if excess <= 0:
-                return
-            if not loaded.users and digest not in self._pinned:
-                del self._loaded[digest]
-                excess -= loaded.bytes
+    def _keep(self, read: Loaded) -> Loaded:
+        """What has been read, or the same that is there already, with one probe more. Called with the lock."""
+        kept = self._memory.get(read.digest)
+        if kept is None or kept.refused:  # just now: this one brings another probe
+            self._memory.put(read)
+            return read
+        if kept.case.verdict is None and read.case.probe not in [case.probe for case in (kept.case, *kept.cases)]:
+            kept.cases.append(read.case)
+            self._memory.recount(kept)
+        return kept
+
+    def _has_room(self) -> bool:
+        """Whether one more adapter may be made: not all that is in memory is in use, or it is less than the budget."""
+        return self._memory.bytes <= self.budget_bytes
+
+    def _expect(self, size: int) -> None:
+        with self._making_room():
+            self._memory.expect(size)
+
+    @contextmanager
+    def _making_room(self) -> Iterator[None]:
+        """With the lock: what is done in it may leave too much in memory, or make room for those who wait for it."""
+        with self._lock:
+            full = not self._has_room()
+            yield
+            self._memory.shrink(self.budget_bytes)
+            opened = full and self._has_room()
+        if opened:
+            self._loading.look_for_room()
 
 
-def _answer_all(answers: Iterable[tuple[Callable[[LoadResult], None], LoadResult]]) -> None:
+def _answer_all(answers: Iterable[tuple[Done, LoadResult]]) -> None:
     """Each gets its own answer, whatever becomes of the others'."""
     for done, answer in answers:
         try:

@@ -12,9 +12,9 @@ from graft.server.cache.step import BLOCK_ROWS
 
 @dataclass(eq=False)
 class Loaded:
-    """An adapter in host memory, in the base's dtype. `users`: requests that hold it.
+    """An adapter in host memory, in the base's dtype. `users`: requests that hold it, and its way to the device.
 
-    `cases`: of copies of it that bring other probes. Whoever copies an adapter can bring a wrong one, and must not get the
+    `bytes`: of its forms; `device_bytes`: of what the runner makes of them. `cases`: of copies of it that bring other probes. Whoever copies an adapter can bring a wrong one, and must not get the
     original refused: it is refused only where no probe holds.
     """
 
@@ -25,10 +25,16 @@ class Loaded:
     rows: InputRows | CacheRows | None
     case: Case  # its proof
     bytes: int
+    device_bytes: int
     seconds: float  # what the load took
     words: AdapterWords = NO_WORDS  # of the folder that it was read from
     cases: list[Case] = field(default_factory=list)
     users: int = 0
+
+    @property
+    def host_bytes(self) -> int:
+        """All that it takes in host memory: its forms, and what is kept in float32 until it is proven."""
+        return self.bytes + self.case.bytes + sum(case.bytes for case in self.cases)
 
     @property
     def refused(self) -> bool:

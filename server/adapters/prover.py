@@ -61,6 +61,10 @@ class Case:
     verdict: Verdict | None = None  # None: still to be proven
 
     @property
+    def bytes(self) -> int:
+        return 0 if self.adapter is None else self.adapter.bytes
+
+    @property
     def question(self) -> "tuple[Replayed, Questions]":
         """What there is to prove, as long as the case is open."""
         assert self.adapter is not None and self.probe is not None
@@ -143,8 +147,10 @@ class Prover:
             self._owed = 0.0
 
     def turn(self, seconds: float = _TURN_S) -> None:
-        """Go on for about so long."""
+        """Go on for about so long. Raises RuntimeError where a thread is needed and the system allows none."""
         if self._waiting and not self._turns.busy:
+            if not self._turns.alive:
+                self._turns = _turns()
             self._under_way = self._next_cases()
             self._turns.start(partial(self._pass, self._under_way))
         self._turns.go(seconds)
@@ -154,13 +160,13 @@ class Prover:
             self.abandon(BrokenError("The thread of the proofs has ended."))
 
     def abandon(self, error: GraftError) -> None:
-        """Nobody computes what is open: every case is closed with an error. The next ones begin afresh."""
+        """Nobody computes what is open: every case is closed with an error. The next ones begin afresh, on a thread that is
+        started for them: who is told now needs none."""
         left = [*(one for one, _ in self._finished), *self._under_way, *self._waiting]
         self._finished.clear()
         self._under_way = []
         self._waiting.clear()
         self._turns.close()
-        self._turns = _turns()
         for one in left:
             self._close_case(one, error)
 

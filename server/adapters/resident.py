@@ -21,23 +21,41 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Resident:
-    """An adapter on the device, or on its way there."""
+    """An adapter on the device, or on its way there. `blocks`: of the cache, that its virtual rows take, or will take.
 
-    loaded: Loaded
+    `arriving`: its copy in host memory, until it is in: then the device needs no other than its own. `held`: it stays there for that.
+    """
+
+    digest: str
     bytes: int
+    blocks: int
+    arriving: Loaded | None
     state: State = State.PREPARING
     virtual: VirtualRows = NO_ROWS
     since: float = 0.0  # when it became ready
     yielding: bool = False  # no request of it may start, so that it goes
+    held: bool = False
+
+    @classmethod
+    def of(cls, loaded: Loaded) -> "Resident":
+        """Of what is about to come in."""
+        return cls(loaded.digest, loaded.device_bytes, loaded.virtual_blocks, loaded)
 
     @property
-    def digest(self) -> str:
-        return self.loaded.digest
+    def loaded(self) -> Loaded:
+        """Of one that is on its way."""
+        assert self.arriving is not None
+        return self.arriving
 
-    @property
-    def blocks(self) -> int:
-        """Cache blocks that its virtual rows take, or will take."""
-        return self.loaded.virtual_blocks
+    def hold(self, work: "AdapterWork") -> None:
+        work.hold(self.loaded)
+        self.held = True
+
+    def let_go(self, work: "AdapterWork") -> None:
+        """Of the copy in host memory: it is in, or will not come."""
+        if self.arriving is not None and self.held:
+            work.release(self.arriving)
+        self.arriving = None
 
 
 class AdapterWork(Protocol):
@@ -46,6 +64,12 @@ class AdapterWork(Protocol):
     def prepare(self, resident: Resident) -> None:
         """Prepare its detours elsewhere; `add_to_runner` gets them, or a GraftError, on the engine's thread."""
         ...
+
+    def hold(self, loaded: Loaded) -> None:
+        """Its copy in host memory stays until `release`."""
+        ...
+
+    def release(self, loaded: Loaded) -> None: ...
 
     def take_blocks(self, n: int, digest: str) -> list[int]:
         """Cache blocks for an adapter's given rows, if need be from those who run."""

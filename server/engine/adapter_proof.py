@@ -73,7 +73,7 @@ class Proof:
             self._done(verdict)
             return
         if verdict.outcome is ProofOutcome.REFUSED and self._resident.loaded.cases:
-            self._case = self._resident.loaded.cases.pop()
+            self._resident.loaded.case = self._case = self._resident.loaded.cases.pop()
             self.begin()
             return
         self._resident.loaded.case = self._case.with_verdict(verdict)

@@ -20,6 +20,7 @@ from graft.hub.errors import GraftError
 from graft.hub.machine.compute_threads import ComputeThreads
 from graft.server.adapters.device import VIRTUAL_SHARE, DeviceTier
 from graft.server.adapters.host import HostTier, LoadResult
+from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.names import AdapterNames, Shelf
 from graft.server.adapters.prover import MOST_SAID, Prover
 from graft.server.adapters.resident import Resident
@@ -93,6 +94,7 @@ class Engine:
             self.library,
             self.prover,
             budget_bytes=self.sizes.host_bytes,
+            device_size=lambda detours: self.runner.size(detours),
             allow_base_mismatch=self.options.allow_base_mismatch,
             on_load=self.metrics.loaded,
         )
@@ -243,6 +245,12 @@ class Engine:
 
         self.loader.prepare(work, failed)
 
+    def hold(self, loaded: Loaded) -> None:
+        self.loader.hold(loaded)
+
+    def release(self, loaded: Loaded) -> None:
+        self.loader.release(loaded)
+
     def take_blocks(self, n: int, digest: str) -> list[int]:
         return self.scheduler.take(n, digest)
 
@@ -250,7 +258,13 @@ class Engine:
         self.ledger.start(RowsJob(resident, rows, done, self.ledger.detach))
 
     def prove(self, resident: Resident, done: Callable[[GraftError | None], None]) -> None:
-        Proof(resident, self.ledger.start, self.prover, self._base_said, done).begin()
+        loaded = resident.loaded
+
+        def proven(wrong: GraftError | None) -> None:
+            self.loader.settle(loaded)
+            done(wrong)
+
+        Proof(resident, self.ledger.start, self.prover, self._base_said, proven).begin()
 
     def ready(self, digest: str) -> None:
         self.scheduler.wake(digest)

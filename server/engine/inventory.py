@@ -143,7 +143,7 @@ class Inventory:
         device, pinned = {one.digest: one.bytes for one in residency.snapshot()}, residency.pinned
         return {
             one.digest: Placed(
-                one.bytes, device.get(one.digest, 0), one.digest in pinned, one.virtual_rows, one.case.verdict
+                one.host_bytes, device.get(one.digest, 0), one.digest in pinned, one.virtual_rows, one.case.verdict
             )
             for one in self._engine.loader.snapshot()
         }

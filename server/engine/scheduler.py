@@ -139,9 +139,10 @@ class Scheduler:
         try:
             self._fill(plan)
         except Exception as error:
-            about = self._at
+            about, self._at = self._at, None
             self._undo(plan)
             raise PlanError(about) from error
+        self._at = None
         return plan
 
     def follow(self, draws: Mapping[SequenceState, int]) -> StepPlan | None:
@@ -170,9 +171,11 @@ class Scheduler:
 
     def _fill(self, plan: StepPlan) -> None:
         self._make_way()
+        self._at = None
         for sequence in [s for s in self._running if s.remaining == 1]:
             if sequence in self._running:  # not preempted meanwhile
                 self._schedule(plan, sequence, 1)
+        self._at = None  # what the others may have is decided about no one of them
         self._aside = plan.rows or self.step_rows
         shares = self._shares(plan)
         rows = sum(shares.values())

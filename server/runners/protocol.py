@@ -19,7 +19,7 @@ class FastPathError(GraftError):
 
 
 class Prepared(Protocol):
-    """An adapter's detours in the shape a runner wants them, on its device."""
+    """An adapter's detours in the shape a runner wants them, on its device. `bytes`: all that it takes there because of them."""
 
     @property
     def bytes(self) -> int: ...
@@ -39,6 +39,10 @@ class Runner(Protocol):
     @property
     def adapters(self) -> frozenset[str]:
         """Digests of the resident adapters."""
+        ...
+
+    def size(self, forms: Sequence[Form]) -> int:
+        """The `bytes` of what `prepare` will make of them, as far as can be said before."""
         ...
 
     def prepare(self, forms: Sequence[Form]) -> Prepared:

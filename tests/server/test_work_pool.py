@@ -36,6 +36,45 @@ def test_clients_take_turns(pool):
     assert [number for client, number in done if client == "flood"] == list(range(20))
 
 
+@pytest.mark.parametrize("flood", [3, 10])
+def test_one_client_never_has_all_threads(flood):
+    """Three of four, and each that ends lets the next of it begin; what else comes takes the fourth, in turn."""
+    pool, go, told = WorkPool("test-pool", 4, each=3), threading.Semaphore(0), SimpleQueue()
+    for number in range(flood):
+        pool.submit("flood", lambda number=number: (told.put(number), go.acquire(timeout=20)), ignored)
+    assert [told.get(timeout=5) for _ in range(3)] == [0, 1, 2]
+    for number in range(4):
+        for client in ("one", "two"):
+            pool.submit(client, lambda said=(client, number): told.put(said), ignored)
+    others = [told.get(timeout=5) for _ in range(8)]
+    assert sorted(others) == sorted((client, number) for client in ("one", "two") for number in range(4))
+    assert all(len({client for client, _ in others[i : i + 2]}) == 2 for i in range(2, 8, 2))
+    for number in range(3, flood):
+        go.release()
+        assert told.get(timeout=5) == number
+    go.release(3)
+    pool.close(5.0)
+    assert told.empty() and not pool._waiting._clients
+
+
+def test_what_waits_for_its_clients_own_is_forgotten_and_failed_like_the_rest():
+    pool, go, told = WorkPool("test-pool", 2, each=1), threading.Event(), SimpleQueue()
+    pool.submit("one", lambda: (told.put("begun"), go.wait(20)), told.put)
+    assert told.get(timeout=5) == "begun"
+    interest = Interest()
+    pool.submit("one", lambda: told.put("never"), told.put, interest)
+    pool.submit("one", lambda: told.put("never"), told.put)
+    pool.submit("two", lambda: told.put("other"), told.put)
+    assert told.get(timeout=5) == "other"
+    interest.end()
+    assert len(pool._waiting) == 1
+    pool.close(0.0)
+    assert isinstance(told.get(timeout=1), ClosedError)
+    go.set()
+    pool.close(5.0)
+    assert told.empty() and not any(thread.is_alive() for thread in pool._threads)
+
+
 def test_what_nobody_waits_for_any_more_is_not_begun(pool):
     begin, done = threading.Event(), []
     pool.submit("", lambda: begin.wait(10), ignored)

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from graft.hub.adapters.serving_forms import Form, LowRank, Vector
+from graft.hub.adapters.serving_forms import Form, LowRank, Vector, form_bytes
 from graft.hub.base.hook_points import Tap
 from graft.hub.base.model import Base
 from graft.server.cache.step import BLOCK_ROWS, TRASH_BLOCK, Batch, Run
@@ -104,8 +104,14 @@ class FastRunner:
     def adapters(self) -> frozenset[str]:
         return frozenset(self._adapters)
 
+    def size(self, forms: Sequence[Form]) -> int:
+        return sum(form_bytes(form) for form in forms) if self._takes(forms) else self._eager.size(forms)
+
+    def _takes(self, forms: Sequence[Form]) -> bool:
+        return all(_fits(form, self._places) for form in forms)
+
     def prepare(self, forms: Sequence[Form]) -> PackedDetours:
-        if not all(_fits(form, self._places) for form in forms):
+        if not self._takes(forms):
             self._base.restore()  # here, where no step waits for it
             eager = self._eager.prepare(forms)
             return PackedDetours(None, eager, eager.bytes)

@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
-from graft.hub.adapters.serving_forms import Form, LowRank, Vector
+from graft.hub.adapters.serving_forms import Form, LowRank, Vector, form_bytes
 from graft.hub.base.hook_points import Tap
 from graft.hub.base.model import Base
 from graft.server.cache.step import TRASH_BLOCK, Batch, Run
@@ -73,6 +73,9 @@ class GroupedRunner:
     @property
     def adapters(self) -> frozenset[str]:
         return self._bank.digests
+
+    def size(self, forms: Sequence[Form]) -> int:
+        return sum(form_bytes(form) for form in forms)
 
     def prepare(self, forms: Sequence[Form]) -> PackedAdapter:
         return self._bank.prepare(forms)

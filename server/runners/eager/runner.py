@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
+from graft.hub.adapters.batched_apply import RowOwners, Stack, Step, stacked_bytes
 from graft.hub.adapters.serving_forms import Form, at, form_bytes
 from graft.hub.base.model import Base
 from graft.server.cache.step import Batch
@@ -28,9 +28,10 @@ _KEPT_STACKS = 4
 
 @dataclass(frozen=True)
 class EagerDetours:
-    """As `prepare` leaves them."""
+    """As `prepare` leaves them. `stacked`: bytes of their place in a stack; `bytes`: of themselves and that."""
 
     forms: tuple[Form, ...]
+    stacked: int
     bytes: int
 
 
@@ -50,9 +51,15 @@ class EagerRunner:
     def adapters(self) -> frozenset[str]:
         return frozenset(self._adapters)
 
+    def size(self, forms: Sequence[Form]) -> int:
+        return sum(form_bytes(form) for form in forms) + self._stacked(forms)
+
     def prepare(self, forms: Sequence[Form]) -> EagerDetours:
         ready = tuple(at(form, self._base.dtype, self._base.device) for form in forms)
-        return EagerDetours(ready, sum(form_bytes(form) for form in ready))
+        return EagerDetours(ready, self._stacked(ready), self.size(ready))
+
+    def _stacked(self, forms: Sequence[Form]) -> int:
+        return sum(stacked_bytes(form, self._base.dtype.itemsize) for form in forms)
 
     def add(self, digest: str, prepared: Prepared) -> None:
         assert isinstance(prepared, EagerDetours)
@@ -119,7 +126,8 @@ class EagerRunner:
                 return active, self._stacks[active]
         stack = Stack([self._adapters[d].forms for d in wanted], self._base.dtype, self._base.device)
         self._stacks[wanted] = stack
-        if len(self._stacks) > _KEPT_STACKS:
+        room = sum(adapter.stacked for adapter in self._adapters.values())  # which counts each adapter once
+        while len(self._stacks) > _KEPT_STACKS or sum(one.bytes for one in self._stacks.values()) > room:
             self._stacks.popitem(last=False)
         return wanted, stack
 

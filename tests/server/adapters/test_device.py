@@ -3,12 +3,14 @@
 import gc
 import random
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.lib.pretended_engine import Pretended, crowded
 from graft.server.adapters.device import HOLD_BACK_S
+from graft.server.adapters.resident import State
 from graft.server.errors import BrokenError, CapacityError
 
 
@@ -221,6 +223,7 @@ def assert_counts(world):
     assert not {one.digest for one in idle} & {*running, *tier._pinned}
     assert tier._idle.room(sparing=False) == (sum(one.bytes for one in idle), sum(one.blocks for one in idle))
     assert {one.digest for one in residents} == world.added
+    assert +world.held == Counter(one.digest for one in residents if one.state is not State.READY)
 
 
 def calls_of(act):

@@ -24,7 +24,7 @@ from graft.server.engine.request import Request
 from graft.server.errors import BrokenError
 from graft.trainer.artifact.probe import Prober
 from tests.conftest import tiny_model, tiny_tokenizer
-from tests.server.conftest import KINDS, write_folder
+from tests.server.conftest import KINDS, no_threads, write_folder
 from tests.server.live import ask
 
 ASK = Request((5, 6, 7), "a", max_tokens=2, ignore_eos=True)
@@ -224,6 +224,27 @@ def test_who_fails_to_hear_a_verdict_keeps_nobody_from_his(llama, tmp_path):
     prover.turn(1.0)
     assert len(heard) == 1 and not prover.busy
     prover.close()
+
+
+def test_where_no_thread_can_be_started_for_proofs_those_who_wait_are_told_and_the_engine_goes_on(
+    llama, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
+    folders = {name: proven_folder(tmp_path / name, "lora", llama, 60 + seed) for seed, name in enumerate("abc")}
+
+    def deadly(self, together):
+        raise SystemExit
+
+    with Engine(llama, folders) as engine:
+        with no_threads("graft-prover"):
+            with monkeypatch.context() as patched:
+                patched.setattr(prover_module.Prover, "_pass", deadly)
+                with pytest.raises(BrokenError, match="thread of the proofs has ended"):
+                    engine.generate([replace(ASK, model="a")])
+            with pytest.raises(BrokenError, match="A proof failed: RuntimeError: can't start new thread"):
+                engine.generate([replace(ASK, model="b")])
+            assert engine.generate([replace(ASK, model=None)])
+        assert engine.generate([replace(ASK, model=name) for name in folders]) and engine.alive
 
 
 def test_work_that_raises_ends_its_turn_and_the_next_work_runs():

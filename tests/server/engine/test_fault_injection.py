@@ -49,7 +49,7 @@ from tests.server.live import ask
 
 AT_ONCE_S = 1.0
 CANCELLED = Request((5, 6, 7), "lora", max_tokens=200, ignore_eos=True)
-DEVICE_BYTES = 30_000  # not all at once
+DEVICE_BYTES = 60_000  # not all at once, with each one's place beside others
 STREAMS = 32
 WARM, COLD, SLOW = ("lora", "bitfit"), ("prompt", "prefix", "probed"), "slow"
 CONSTRAINTS = {2: Regex("[a-z]+"), 5: Schema('{"type":"array","items":{"type":"integer"}}'), 8: Regex("[0-9]+")}

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from urllib.parse import unquote
 
 import pytest
 
@@ -12,7 +13,7 @@ from graft.hub.registry.access.tokens import create_token
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote.client import TRUSTED_S, RemoteRegistry
 from graft.hub.web.app import create_app
-from graft.server.adapters.loading import HUB_THREADS
+from graft.server.adapters.loading import HUB_THREADS, HUB_THREADS_EACH
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request
@@ -35,7 +36,8 @@ class Hub:
         self.close = server.close
 
     def _answer(self, environ, start):
-        if any(part in environ["PATH_INFO"] for part in self.holds):
+        asked = f"{environ['PATH_INFO']}?{unquote(environ['QUERY_STRING'])}"
+        if any(part in asked for part in self.holds):
             self.held += 1
             self.go.wait(30)
         return self.app(environ, start)
@@ -83,7 +85,7 @@ def test_downloads_that_hang_delay_neither_local_loads_nor_look_ups(llama, make_
     with Engine(llama, local, RemoteRegistry(hub.url)) as engine:
         within(one(engine, "ann/a0"))
         hub.holds = ("/resolve/",)
-        hanging = [one(engine, f"ann/a{i}") for i in range(1, HUB_THREADS + 2)]
+        hanging = [one(engine, f"ann/a{i}", client=f"{i}") for i in range(1, HUB_THREADS + 2)]
         wait_for(lambda: hub.held >= HUB_THREADS)
         for name in local:
             within(one(engine, name))
@@ -101,7 +103,7 @@ def test_look_ups_that_hang_delay_neither_local_loads_nor_names_that_stand(llama
         pinned = f"ann/a1@{engine.library.shelf.resolve('ann/a1').id}"
         within(one(engine, pinned))
         hub.holds = ("/",)
-        hanging = [one(engine, f"ann/a{i}") for i in range(2, HUB_THREADS + 2)]
+        hanging = [one(engine, f"ann/a{i}", client=f"{i}") for i in range(2, HUB_THREADS + 2)]
         wait_for(lambda: hub.held >= HUB_THREADS)
         within(one(engine, "local"))
         within(one(engine, pinned))
@@ -115,7 +117,7 @@ def test_look_ups_that_nobody_waits_for_are_not_made(llama, hub):
     with Engine(llama, shelf=RemoteRegistry(hub.url)) as engine:
         within(one(engine, "ann/a0"))
         hub.holds = ("/",)
-        hanging = [one(engine, f"ann/a{i}") for i in range(1, HUB_THREADS + 1)]
+        hanging = [one(engine, f"ann/a{i}", client=f"{i}") for i in range(1, HUB_THREADS + 1)]
         wait_for(lambda: hub.held >= HUB_THREADS)
         gone = [one(engine, f"ann/none{i}", client=f"{i % 3}") for i in range(50)]
         wanted = one(engine, "ann/a5")
@@ -126,6 +128,31 @@ def test_look_ups_that_nobody_waits_for_are_not_made(llama, hub):
         for stream in (*hanging, wanted):
             assert len(stream.result().ids) == 2
         assert {stream.result().finish_reason for stream in gone} == {"cancelled"}
+
+
+@pytest.mark.parametrize("step", ["look-ups", "downloads"])
+@pytest.mark.parametrize("wanted", ["ann/a5", "ann/a4"])
+def test_what_one_client_waits_for_at_a_hub_holds_no_other_client_up(llama, hub, step, wanted):
+    """a4 is the fourth that the first client asks for: queued behind its own three, and not so for who asks too."""
+    slow = [f"ann/a{i}" for i in range(1, HUB_THREADS)]
+    with Engine(llama, shelf=RemoteRegistry(hub.url)) as engine:
+        within(one(engine, "ann/a0"))
+        commits = [engine.library.shelf.resolve(name).id for name in slow]
+        hub.holds = tuple(f"resolve?name={name}" for name in slow) if step == "look-ups" else tuple(commits)
+        hanging = [one(engine, name, client="slow") for name in slow]
+        wait_for(lambda: hub.held >= HUB_THREADS_EACH)
+        own = one(engine, "ann/a4", client="slow")
+        wait_for(lambda: waits_behind_its_own(engine, step))
+        within(one(engine, wanted, client="other"))
+        assert hub.held == HUB_THREADS_EACH
+        hub.go.set()
+        for stream in (*hanging, own):
+            assert len(stream.result().ids) == 2
+
+
+def waits_behind_its_own(engine, step):
+    loading = engine.loader._loading
+    return len((loading._look_ups if step == "look-ups" else loading._downloads)._waiting) == 1
 
 
 def test_of_those_who_give_a_load_up_nothing_is_kept_and_it_goes_on(llama, hub):
@@ -141,7 +168,7 @@ def test_of_those_who_give_a_load_up_nothing_is_kept_and_it_goes_on(llama, hub):
             if number % 2:
                 one(engine, "ann/a1").cancel()
             interest.end()
-        wait_for(lambda: [len(waiting) for waiting in engine.loader._waiting.values()] == [1])
+        wait_for(lambda: [len(waiting.done) for waiting in engine.loader._waiting.values()] == [1])
         hub.go.set()
         wait_for(lambda: len(engine.loader.snapshot()) == 2 and not any(a.users for a in engine.loader.snapshot()))
         misses = engine.loader.stats.misses

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from graft.server.adapters.readiness import VirtualRows
 from graft.server.cache.blocks import BlockPool
 from graft.server.cache.step import BLOCK_ROWS
-from graft.server.engine.scheduler import Scheduler
+from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import SequenceState
 from graft.server.operations.step_pace import StepPace
 
@@ -182,6 +182,27 @@ def test_a_long_prompt_whose_prefix_is_found_does_not_take_its_own_blocks_for_fr
     scheduler.remove(neighbour)
     assert [(chunk.sequence, chunk.start) for chunk in scheduler.plan().chunks] == [(long, 12 * BLOCK_ROWS)]
     assert (scheduler.preemptions, scheduler.blocks.hits) == (0, 12)
+
+
+@pytest.mark.parametrize("method", ["_shares", "_newcomer"])
+def test_a_failure_that_is_about_no_one_names_nobody(monkeypatch, method):
+    """Not who was decided about before, in this plan or in an earlier one."""
+    scheduler = Scheduler(BlockPool(100), pace=StepPace(64, 64), max_running=4)
+    for number in range(3):
+        scheduler.add(sequence(5, 20, f"adapter {number}"))
+    for _ in range(2):
+        advance(scheduler)
+    assert scheduler._at is None  # nor is one kept that may be gone
+
+    def out_of_memory(*given):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scheduler, method, out_of_memory)
+        with pytest.raises(PlanError) as told:
+            scheduler.plan()
+    assert told.value.sequence is None
+    assert len(advance(scheduler)) == 3
 
 
 def flooded(blocks=20_000, max_running=64, prompt=10, new=1000):
