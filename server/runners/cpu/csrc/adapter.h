@@ -95,14 +95,14 @@ struct LowRank {
   Activation activation;
   int64_t rank, depth, lanes;  // vectors of the input; lanes of the rank: pairs of ranks in bfloat16
   int64_t in, out;
-  std::vector<float> a, b;     // empty: none
+  Floats a, b;                 // empty: none
   const char* A = nullptr;     // Stored, by groups of up to kLanes ranks: [depth, ranks of the group, vector]
   const char* B = nullptr;     // Stored, by groups of up to kColumns columns: [lanes, columns of the group]
 };
 
 template <class S>
 struct Detour {
-  std::vector<float> scale, bias;  // y = y * scale + bias; empty: none
+  Floats scale, bias;  // y = y * scale + bias; empty: none
   std::vector<LowRank<S>> channels;
   int64_t lanes = 0;  // of all channels
   bool halved_A = false, halved_B = false;  // how they are stored

@@ -174,7 +174,7 @@ Tensor paged_attention(const Tensor& query, const Tensor& keys, const Tensor& va
 
 template <class S>
 Tensor norm_rows(const Tensor& x, const Tensor& weight, double epsilon) {
-  const std::vector<float> wide = floats(weight);
+  const Floats wide = floats(weight);
   require<S>(x, "x", {-1, (int64_t)wide.size()});
   Tensor y = at::empty_like(x);
   for (int64_t r = 0; r < x.size(0); r++)

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "memory.h"
 #include "simd.h"
 
 namespace graft {
@@ -28,7 +29,7 @@ void require(const at::Tensor& given, const char* name, at::IntArrayRef shape) {
 }
 
 // The numbers of a vector in float; empty: none was given.
-inline std::vector<float> floats(const std::optional<at::Tensor>& given) {
+inline Floats floats(const std::optional<at::Tensor>& given) {
   if (!given) return {};
   const at::Tensor wide = given->to(at::kCPU, at::kFloat).contiguous();
   TORCH_CHECK_VALUE(wide.dim() == 1, "a vector must have one dimension, not the shape ", wide.sizes());
@@ -36,7 +37,7 @@ inline std::vector<float> floats(const std::optional<at::Tensor>& given) {
 }
 
 // A vector of so many numbers, or none.
-inline void require_size(const std::vector<float>& given, const char* name, int64_t size) {
+inline void require_size(const Floats& given, const char* name, int64_t size) {
   TORCH_CHECK_VALUE(given.empty() || (int64_t)given.size() == size, name, " must have ", size, " numbers, not ",
                     given.size());
 }

@@ -38,7 +38,7 @@ struct Linear {
   static constexpr int kPanel = Tile<S>::kPanel;
   int64_t in = 0, out = 0, panels = 0, lanes = 0;
   std::shared_ptr<Memory> packed;  // int32 [panels, lanes, kPanel]
-  std::vector<float> bias;   // empty: none
+  Floats bias;  // empty: none
 
   Linear() = default;
   Linear(const at::Tensor& weight, const std::optional<at::Tensor>& offset);  // raises ValueError

@@ -36,7 +36,7 @@ template <class S>
 struct Layer {
   std::vector<Linear<S>> queries, mlp_in;  // q, k, v and gate, up; or one linear for all
   Linear<S> attn_out, mlp_out;
-  std::vector<float> attn_norm, attn_post, mlp_norm, mlp_post, query_norm, key_norm;  // empty: none
+  Floats attn_norm, attn_post, mlp_norm, mlp_post, query_norm, key_norm;  // empty: none
   int64_t window;    // 0: none
   int64_t rotation;  // which of the model's tables
 

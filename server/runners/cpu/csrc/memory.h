@@ -1,4 +1,5 @@
-// Memory that begins at a line of 64 bytes, so that no vector that is read or written lies across two of them.
+// Memory that begins at a line of 64 bytes, so that no vector that is read or written lies across two of them: numbers lie in no
+// other.
 #pragma once
 #include <sys/mman.h>
 #ifdef __GLIBC__
@@ -9,8 +10,11 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <vector>
 
 namespace graft {
+
+constexpr int64_t kAlignment = 64;
 
 struct Free {
   void operator()(void* start) const { std::free(start); }
@@ -63,9 +67,23 @@ class Room {
   int64_t bytes() const { return size_ * sizeof(T); }
 
  private:
-  static constexpr int64_t kAlignment = 64;
   std::unique_ptr<T, Free> data_;
   int64_t size_ = 0;
 };
+
+template <class T>
+struct AlignedAllocator {
+  typedef T value_type;
+  AlignedAllocator() = default;
+  template <class Other>
+  AlignedAllocator(const AlignedAllocator<Other>&) {}
+  T* allocate(size_t count) { return (T*)aligned(kAlignment, count * sizeof(T)); }
+  void deallocate(T* start, size_t) { std::free(start); }
+  bool operator==(const AlignedAllocator&) const { return true; }
+  bool operator!=(const AlignedAllocator&) const { return false; }
+};
+
+// Numbers that kernels read as vectors: of norms, biases and scales, and what the sampler has of a row.
+typedef std::vector<float, AlignedAllocator<float>> Floats;
 
 }  // namespace graft

@@ -21,7 +21,7 @@ class Model {
     number_taps();
   }
 
-  void set_head(std::vector<float> norm, Linear<S> head) {
+  void set_head(Floats norm, Linear<S> head) {
     TORCH_CHECK_VALUE((int64_t)norm.size() == shape_.hidden, "the final norm must have ", shape_.hidden, " numbers, not ",
                       norm.size());
     TORCH_CHECK_VALUE(head.in == shape_.hidden, "the output projection must read ", shape_.hidden, " values, not ", head.in);
@@ -197,7 +197,7 @@ class Model {
     multiply(step.team, &job, 1, step.plan.rows);
   }
 
-  void norm(const Step<S>& step, int from, int to, const std::vector<float>& weight, const Block& block) {
+  void norm(const Step<S>& step, int from, int to, const Floats& weight, const Block& block) {
     for (int64_t r = block.row; r < block.stop; r++)
       rms_norm(step.taps[from].row(r), step.taps[to].row(r), weight.data(), shape_.hidden, shape_.epsilon);
   }
@@ -227,7 +227,7 @@ class Model {
       const float* cosine = rotation.cosine.data_ptr<float>() + step.plan.position[r] * shape_.rotary;
       const float* sine = rotation.sine.data_ptr<float>() + step.plan.position[r] * shape_.rotary;
       for (int64_t head = 0; head < shape_.heads + shape_.kv_heads; head++) {
-        const std::vector<float>& weight = head < shape_.heads ? layer.query_norm : layer.key_norm;
+        const Floats& weight = head < shape_.heads ? layer.query_norm : layer.key_norm;
         if (!weight.empty()) rms_norm(row + head * dim, row + head * dim, weight.data(), dim, shape_.epsilon);
         rotate(row + head * dim, cosine, sine, shape_.rotary / 2);
       }
@@ -308,7 +308,7 @@ class Model {
   Activation activation_;
   std::vector<Layer<S>> layers_;
   std::vector<Rotation> rotations_;
-  std::vector<float> final_norm_;
+  Floats final_norm_;
   Linear<S> head_;
   std::shared_ptr<const TapTable> taps_;
   Buffers<S> buffers_;

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "memory.h"
 #include "rows.h"
 #include "simd.h"
 
@@ -313,7 +314,7 @@ class Sampler {
     return some;
   }
 
-  std::vector<float> x_, weights_, peaks_, sums_, highest_;
+  Floats x_, weights_, peaks_, sums_, highest_;
   std::vector<Token> first_;
   int64_t best_ = -1;
   bool has_row_ = false;    // x_ is the row as it came, and peaks_ and best_ are its
