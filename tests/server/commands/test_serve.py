@@ -235,7 +235,7 @@ def hanging_hub():
 
 
 @pytest.mark.parametrize(
-    ("processes", "waiting"), [("0", WAITING[:1]), ("0", WAITING[1:]), ("1", WAITING[:2]), ("1", WAITING[2:])]
+    ("processes", "waiting"), [("0", WAITING[:2]), ("0", WAITING[2:]), ("1", WAITING[:2]), ("1", WAITING[2:])]
 )
 def test_a_hub_that_hangs_does_not_hold_up_the_end(place, processes, waiting):
     def ask(path, body):
