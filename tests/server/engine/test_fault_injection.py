@@ -79,6 +79,7 @@ UNCALLED = {
     *("Scheduler.sequences", "Scheduler.withdraw", "BlockPool.discrepancy", "BlockPool.withdraw", "BlockPool.share"),
     *("HostTier.drop", "HostTier.refuse", "DeviceTier.drop", "DeviceTier.refuse", "Prover.abandon", "KVCache.bytes"),
     *("Scheduler.tokens_left", "KVCache.take_memory"),
+    "KVCache.blocks",  # asked for where steps are recorded: on a GPU
     # of runners that begin steps early: test_following.py
     *("Scheduler.follow", "DeviceTier.sought"),
     *(f"{part}.foreseeable" for part in ("RunningRequest", "RowsJob", "Question")),
