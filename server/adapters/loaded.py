@@ -7,15 +7,16 @@ from graft.hub.adapters.probe import ProofOutcome
 from graft.hub.adapters.serving_forms import CacheRows, Form, InputRows, LowRank
 from graft.hub.chat.words import NO_WORDS, AdapterWords
 from graft.server.adapters.prover import Case
-from graft.server.cache.step import BLOCK_ROWS
+from graft.server.cache.step import blocks_for
 
 
 @dataclass(eq=False)
 class Loaded:
     """An adapter in host memory, in the base's dtype. `users`: requests that hold it, and its way to the device.
 
-    `bytes`: of its forms; `device_bytes`: of what the runner makes of them. `cases`: of copies of it that bring other probes. Whoever copies an adapter can bring a wrong one, and must not get the
-    original refused: it is refused only where no probe holds.
+    `bytes`: of its forms; `device_bytes`: of what the runner makes of them. `cases`: of copies of it that bring other
+    probes. Whoever copies an adapter can bring a wrong one, and must not get the original refused: it is refused only
+    where no probe holds.
     """
 
     digest: str
@@ -55,4 +56,4 @@ class Loaded:
     @property
     def virtual_blocks(self) -> int:
         """Cache blocks that its virtual rows take."""
-        return -(-self.virtual_rows // BLOCK_ROWS)
+        return blocks_for(self.virtual_rows)

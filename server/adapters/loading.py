@@ -67,8 +67,9 @@ class Load:
 
 
 class Loading:
-    """Safe for many threads. `most_bytes`: of one adapter. `device_size`: what the runner will make of its detours. `has_room`: whether one more may be made, which takes no lock; `takes`
-    is told how many bytes more, or fewer, are on their way."""
+    """Safe for many threads. `most_bytes`: of one adapter. `device_size`: what the runner will make of its detours.
+    `has_room`: whether one more may be made, which takes no lock; `takes` is told how many bytes more, or fewer, are on
+    their way."""
 
     def __init__(
         self,

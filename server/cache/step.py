@@ -26,6 +26,11 @@ BLOCK_ROWS = 16  # cache rows in a block
 TRASH_BLOCK = 0  # never handed out: padding writes go there
 
 
+def blocks_for(rows: int) -> int:
+    """How many blocks so many rows take."""
+    return -(-rows // BLOCK_ROWS)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Consecutive rows of one sequence.

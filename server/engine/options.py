@@ -7,7 +7,7 @@ import torch
 from graft.hub.base.model import Base
 from graft.hub.errors import GraftError
 from graft.hub.machine.free_memory import free_memory
-from graft.server.cache.step import BLOCK_ROWS
+from graft.server.cache.step import BLOCK_ROWS, blocks_for
 from graft.server.cache.tensors import block_bytes
 from graft.server.engine.scheduler import guest_places
 from graft.server.runners.factory import runner_bytes, static_step_bytes
@@ -67,7 +67,7 @@ def sizes(options: Options, base: Base) -> Sizes:
     step_rows = options.step_rows or places + _MOST_ROWS[kind]
     if step_rows < options.max_running:
         raise GraftError(f"A step of {step_rows} rows is too small for {options.max_running} running requests.")
-    most_blocks = -(-base.spec.max_positions // BLOCK_ROWS)  # of one sequence
+    most_blocks = blocks_for(base.spec.max_positions)  # of one sequence
     if options.cache_bytes:
         most_blocks = min(most_blocks, options.cache_bytes // per_block)
     taken = {
@@ -77,7 +77,7 @@ def sizes(options: Options, base: Base) -> Sizes:
     }
     device, host = _free(options, base.device, taken)
     wanted = options.cache_bytes or min(int(device * _CACHE_SHARE[kind]), _CACHE_MOST[kind])
-    enough = places * -(-longest // BLOCK_ROWS) * 4 // 3 + 2  # all requests at full length
+    enough = places * blocks_for(longest) * 4 // 3 + 2  # all requests at full length
     blocks = min(wanted // per_block, enough)
     if blocks < 8:
         raise GraftError(f"The KV cache needs at least {8 * per_block} bytes for 8 blocks (--kv-bytes).")

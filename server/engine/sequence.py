@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from graft.server.adapters.readiness import NO_ROWS, VirtualRows
 from graft.server.cache.blocks import chain_hash, root_hash
-from graft.server.cache.step import BLOCK_ROWS, Run
+from graft.server.cache.step import BLOCK_ROWS, Run, blocks_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,8 +69,7 @@ class SequenceState:
 
     def blocks_for(self, tokens: int) -> int:
         """How many own blocks the first `tokens` tokens need."""
-        own_rows = self.virtual.count % BLOCK_ROWS + tokens
-        return -(-own_rows // BLOCK_ROWS)
+        return blocks_for(self.virtual.count % BLOCK_ROWS + tokens)
 
     def hashes(self, tokens: int) -> Sequence[bytes]:
         """Chain hashes of the own blocks that the first `tokens` tokens fill."""

@@ -56,7 +56,8 @@ class PlainDraws:
 class TorchSampler:
     """What one step is asked. Call it with the step's logits, when the draws' masks are there.
 
-    `plain`: the draws, where they are; whoever draws them elsewhere gives `begin` the result. `draws` and `scores`: (row of the logits, what is asked of it).
+    `plain`: the draws, where they are; whoever draws them elsewhere gives `begin` the result. `draws` and `scores`: (row of
+    the logits, what is asked of it).
     """
 
     def __init__(self, draws: Sequence[tuple[int, Draw]], scores: Sequence[tuple[int, Score]], device: torch.device):

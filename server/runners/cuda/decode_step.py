@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from graft.hub.base.model import Base
-from graft.server.cache.step import BLOCK_ROWS, TRASH_BLOCK, Batch
+from graft.server.cache.step import BLOCK_ROWS, TRASH_BLOCK, Batch, blocks_for
 from graft.server.cache.tensors import KVCache
 from graft.server.runners.cuda.adapter_table import AdapterTable
 from graft.server.runners.cuda.detours import GroupedStep
@@ -64,10 +64,8 @@ class StaticStep:
     """One size of step, and its forward. `layout`: None where no adapter has a detour."""
 
     def __init__(self, base: Base, cache: KVCache, layout: LaunchPlan | None, rows: int):
-        longest = -(
-            -base.spec.max_positions // BLOCK_ROWS
-        )  # blocks, where the cache has as many beside the trash block
-        self.inputs = Inputs(rows, min(longest, cache.blocks - 1), base.device)
+        most_blocks = min(blocks_for(base.spec.max_positions), cache.blocks - 1)  # all but the trash block
+        self.inputs = Inputs(rows, most_blocks, base.device)
         self._base, self._cache, self._layout = base, cache, layout
 
     def forward(self) -> Tensor:

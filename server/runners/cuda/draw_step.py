@@ -69,7 +69,6 @@ class Drawer:
             return None
         static, replay = found
         static.fill(logits, plain)
-        drawn = replay()[
-            :, :count
-        ].clone()  # the next replay writes to the same memory, and the next step reads what this one drew
-        return Outputs(self._logits[rows], drawn=(drawn[0], drawn[1]))
+        # The next replay writes to the same memory, and the next step reads what this one drew.
+        ids, finite = replay()[:, :count].clone()
+        return Outputs(self._logits[rows], drawn=(ids, finite))

@@ -1,8 +1,9 @@
 """The GPU's runner: transformers' own modules, with Triton's kernels for adapters and decode attention, and CUDA graphs.
 
 Adapters lie in a table (adapter_table.py) and are visited tap by tap (detours.py). Steps that only decode are static
-(decode_step.py), as is drawing behind them (draw_step.py), and replayed as graphs; the others are launched piece by piece. Each stage is checked when an engine starts, against the
-one before it on the same device, and where it fails the log says why and the one before it serves.
+(decode_step.py), as is drawing behind them (draw_step.py), and replayed as graphs; the others are launched piece by
+piece. Each stage is checked when an engine starts, against the one before it on the same device, and where it fails
+the log says why and the one before it serves.
 """
 
 import logging

@@ -1,9 +1,12 @@
 """The C++ kernels under one, two and three threads, in both dtypes."""
 
+import subprocess
+
 import pytest
 import torch
 
 from graft.server.cache.step import BLOCK_ROWS
+from graft.server.runners.cpu import build
 from graft.server.runners.cpu.build import load
 
 DTYPES = {"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2**-8)}  # and the tolerance
@@ -23,6 +26,20 @@ def kernels(request):
 @pytest.fixture(params=DTYPES)
 def dtype(request):
     return request.param
+
+
+def run_program(source, tmp_path):
+    """A C++ program on the kernels' headers, built with their flags, which ends with 0 where all it looks at is right."""
+    try:
+        compiler = build._compiler()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    made = tmp_path / source.stem
+    command = [compiler, *build._flags(), "-I", str(build.SOURCES), str(source), "-o", str(made)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([made], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def rand(dtype, *shape, seed=0, scale=1.0):

@@ -1,7 +1,6 @@
 """What the kernels read and write begins at a line of 64 bytes, whoever has made it."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,21 +14,13 @@ from graft.server.runners.cpu import build
 from graft.server.runners.cpu.runner import FastRunner
 from graft.server.sampling.params import Sampling
 from tests.conftest import tiny_model, tiny_tokenizer
+from tests.server.runners.cpu.conftest import run_program
 
 PROGRAM = Path(__file__).parent / "memory_test.cpp"
 
 
 def test_vectors_of_floats_begin_at_a_line(tmp_path):
-    try:
-        compiler = build._compiler()
-    except build.BuildError as error:
-        pytest.skip(str(error))
-    made = tmp_path / "memory_test"
-    command = [compiler, *build._flags(), "-I", str(build.SOURCES), str(PROGRAM), "-o", str(made)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    done = subprocess.run([made], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_program(PROGRAM, tmp_path)
 
 
 def test_no_numbers_lie_in_memory_of_another_kind():
