@@ -30,6 +30,7 @@ from graft.hub.base.hooks import Attachment, Visitor
 from graft.hub.base.manifest import BaseSpec, ModuleSpec, recorded_spec, require_no_adapter
 from graft.hub.base.named_bases import base_source
 from graft.hub.base.quantization import keep_differentiable, loading_options
+from graft.hub.base.widened_products import widen_products
 from graft.hub.errors import BaseModelError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,6 +58,7 @@ class Base:
         model.set_attn_implementation(ATTENTION)
         # torch may prefer cuDNN's attention, which compiles anew for every length that it meets: 0.6 to 1.6 s on an H100.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        widen_products(model)
         self.model = model
         self.tokenizer = tokenizer
         self.source = source
