@@ -77,13 +77,6 @@ class BlockPool:
             elif self._users[block] < 0:
                 raise ValueError(f"block {block} was released more often than taken")
 
-    def share(self, blocks: Sequence[int]) -> None:
-        """One more user for each block that is in use already."""
-        for block in blocks:
-            if not self._users[block]:
-                raise ValueError(f"block {block} is in nobody's use")
-            self._users[block] += 1
-
     def find(self, hashes: Sequence[bytes]) -> list[int]:
         """The longest run of blocks from the first hash on that are still there; each gets one more user."""
         blocks = []
