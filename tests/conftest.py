@@ -94,7 +94,7 @@ FAST = {"family": ("llama", "gpt2", "gpt_neox"), "kind": ("eager", "fast-2"), "k
 SLOWER = (
     "tests/field", "tests/interop", "tests/server/commands", "tests/server/runners/cuda", "tests/test_benchmarks.py",
     "tests/test_tutorial.py", "tests/hub/base/test_dtype_choice.py", "tests/hub/registry/test_properties.py",
-    "tests/trainer/commands", "tests/hub/web/test_clients.py", "tests/server/engine/test_engine.py::test_ten_thousand",
+    "tests/trainer/commands", "tests/hub/web/test_clients.py", "tests/server/engine/test_random_requests.py",
     "tests/hub/base/test_named_bases.py", "tests/server/http/test_faults.py",
     "tests/server/engine/test_fault_injection.py",
 )  # fmt: skip

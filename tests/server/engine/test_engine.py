@@ -1,13 +1,10 @@
 """The engine from outside: requests in, tokens out, equal to each request alone; nothing leaks, nobody else is harmed."""
 
-import gc
 import os
 import random
 import sys
 import threading
 import time
-from collections import Counter
-from itertools import count
 from queue import SimpleQueue
 
 import pytest
@@ -16,7 +13,7 @@ import torch
 from graft.hub.adapters.batched_apply import RowOwners, Stack, Step
 from graft.hub.adapters.packed_attention import PackedAttention, cache_rows
 from graft.hub.adapters.serving_forms import CacheRows, InputRows, detours
-from graft.hub.errors import ArtifactError, GraftError, NotFoundError
+from graft.hub.errors import ArtifactError, NotFoundError
 from graft.hub.machine.atomic_files import STAGING
 from graft.hub.registry.registry import Registry
 from graft.server.adapters.resident import State
@@ -28,7 +25,6 @@ from graft.server.errors import BrokenError, ClosedError, EngineError, RequestEr
 from graft.server.runners.eager.hidden import Outputs
 from graft.server.sampling.params import Sampling, Token
 from graft.server.served_version import Served
-from tests.server.conftest import write_folder
 from tests.server.live import ask
 
 KINDS = ("lora", "lora-wide", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "prompt", "prefix", "ptuning")
@@ -416,97 +412,3 @@ def test_a_folder_that_is_written_while_it_is_read_is_read_again(llama, make_fol
     with Engine(llama, {"a": folder}) as engine:
         threading.Timer(0.2, end).start()
         assert engine.generate([Request((5, 6, 7), "a", max_tokens=2, ignore_eos=True)])[0].ids
-
-
-def count_threads_and_files():
-    gc.collect()
-    return threading.active_count(), len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
-
-
-def put_faults(engine, monkeypatch):
-    """Each so many calls of these raise. Returns how often it has come to that."""
-    struck = Counter()
-    often, seldom = 1499, 97  # are they called
-    parts = {
-        engine.runner: {"step": 199, "prepare": seldom, "add": seldom},
-        engine.runner.cache: {"write": 29},
-        engine.scheduler: {"add": often, "take": 29},
-        engine.blocks: {"take": often, "find": often},
-        engine.residency: {"expect": often, "check": often, "ready": often},
-        engine.loader: {"request": often},
-        engine.library: {"locate": often, "fetch": 29},
-        engine.prover: {"case": 29},
-    }
-
-    def failing(true, name, every):
-        calls = count(1)
-
-        def call(*args, **options):
-            if next(calls) % every == 0:
-                struck[name] += 1
-                raise (RuntimeError, MemoryError)[struck[name] % 2]("as a fault would")
-            return true(*args, **options)
-
-        return call
-
-    for part, names in parts.items():
-        for name, every in names.items():
-            monkeypatch.setattr(part, name, failing(getattr(part, name), f"{type(part).__name__}.{name}", every))
-    return struck
-
-
-def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, monkeypatch):
-    """Random kinds, lengths, cancellations, reloads, faults and readers that come late, on a device that holds a few
-    adapters at a time."""
-    draw = random.Random(7)
-    folders = {kind: make_folder(kind, llama, seed) for seed, kind in enumerate(KINDS)}
-    largest = max(path.stat().st_size for folder in folders.values() for path in folder.glob("*.safetensors"))
-    options = Options(step_rows=128, max_running=24, device_bytes=2 * largest, host_bytes=8 * largest)
-    under_way: list = []
-    late: list = []
-    ends = Counter()
-
-    def read(streams):
-        for stream in streams:
-            try:
-                ends[stream.result().finish_reason] += 1
-            except GraftError as error:
-                ends[error.code] += 1
-        streams.clear()
-
-    before = count_threads_and_files()
-    with Engine(llama, folders, options=options) as engine:
-        with monkeypatch.context() as patched:
-            struck = put_faults(engine, patched)
-            for i in range(10_000):
-                kind = draw.choice([None, *KINDS])
-                prompt = tuple(draw.randrange(2, 300) for _ in range(draw.randint(1, 40)))
-                request = Request(prompt, kind, max_tokens=draw.choice([0, 1, 3, 12]), sampling=GREEDY)
-                stream = engine.submit(request)
-                (late if draw.random() < 0.02 else under_way).append(stream)
-                if draw.random() < 0.1:
-                    draw.choice(under_way or late).cancel()
-                if draw.random() < 0.01:
-                    kind = draw.choice(KINDS)
-                    write_folder(folders[kind], kind, llama, seed=i)  # the same name, another content
-                if len(under_way) > 200:
-                    read(under_way)
-            for stream in under_way:
-                stream.cancel()
-            read(under_way)
-            read(late)
-        assert engine.failure is None and ends.total() == 10_000
-        assert ends["stop"] + ends["length"] > 7_000, ends
-        assert len(struck) > 8 and ends["internal_error"] >= 50, (struck, ends)
-        assert_idle(engine)
-        assert engine.residency.evictions > 100
-        assert engine.residency.bytes <= options.device_bytes and engine.loader.bytes <= options.host_bytes
-        assert len(engine.generate([Request((5, 6), kind, max_tokens=2, ignore_eos=True) for kind in KINDS])) == len(
-            KINDS
-        )
-    del engine
-    deadline = time.monotonic() + 5
-    while count_threads_and_files() > before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    after = count_threads_and_files()
-    assert after[0] <= before[0] and after[1] <= before[1], (before, after)
