@@ -15,6 +15,8 @@ from graft.server.interest import Interest
 
 log = logging.getLogger(__name__)
 
+_LOOK_AGAIN_S = 1.0  # while nothing may begin, should nobody have been able to say that it may
+
 
 @dataclass(frozen=True, eq=False)
 class _Job:
@@ -144,7 +146,7 @@ class WorkPool:
         with self._changed:
             self._idle += 1
             while not self._closed and not (self._may_begin() and self._waiting.peek(self._has_threads)):
-                self._changed.wait()
+                self._changed.wait(None if self._may_begin() else _LOOK_AGAIN_S)
             self._idle -= 1
             return None if self._closed else self._waiting.pop()
 

@@ -8,8 +8,8 @@ its own requests an error, and nobody else anything.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -28,6 +28,7 @@ from graft.server.cache.blocks import BlockPool
 from graft.server.cache.tensors import KVCache
 from graft.server.carriers import Carriers
 from graft.server.engine.adapter_proof import BaseSaid, Proof
+from graft.server.engine.arrival import Arrival
 from graft.server.engine.consumers import RowsJob, RunningRequest, ends_of
 from graft.server.engine.gauges import EngineGauges
 from graft.server.engine.ledger import Ledger
@@ -39,7 +40,6 @@ from graft.server.engine.messages import (
     Inbox,
     Message,
     Opened,
-    Placed,
     Refused,
     Value,
     Wake,
@@ -49,14 +49,13 @@ from graft.server.engine.request import Outlet, Request, Result, Sink, Stream, g
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import StepPlan
 from graft.server.engine.steps import Stepper
-from graft.server.errors import BrokenError, ClosedError, ConstraintError, EndedError
+from graft.server.errors import BrokenError, ClosedError, EndedError, StateLostError
 from graft.server.interest import Interest
 from graft.server.operations.step_pace import StepPace
 from graft.server.runners.factory import make_runner
 from graft.server.served_version import Served
 from graft.server.structured.compiler import Compiler
 from graft.server.structured.mask_thread import MaskThread
-from graft.server.structured.matcher import Matcher
 from graft.server.telemetry import Metrics
 from graft.server.used_last import UsedLast
 
@@ -148,41 +147,10 @@ class Engine:
             self._inbox.post(Cancelled(running))
             interest.end()
 
-        def place(answer: LoadResult | None) -> None:
-            self._inbox.post(Placed(running, answer))
-
-        @contextmanager
-        def telling() -> Iterator[None]:
-            """What fails in asking for what it needs, on whatever thread, is told to the request."""
-            try:
-                yield
-            except ConstraintError as error:
-                place(error)
-            except Exception as error:
-                log.exception("asking for %s failed", request.model)
-                place(BrokenError(f"Asking for {request.model} failed: {type(error).__name__}: {error}"))
-
-        def load(matcher: Matcher | GraftError | None) -> None:
-            with telling():
-                if isinstance(matcher, GraftError):
-                    place(matcher)
-                    return
-                running.matcher = matcher
-                if request.model is None:
-                    place(None)
-                else:
-                    self.loader.request(request.model, request.client, place, interest)
-
         stream = Stream(request, cancel, sink or SimpleQueue())
         running = RunningRequest(stream, self.ends, self.metrics, self.base.spec.vocab_size)
         self._inbox.put(Opened(running))
-        with telling():
-            if request.constraint is None:
-                load(None)
-            else:
-                self.compiler.request(
-                    request.constraint, running.ends, request.client, load, holds_end=running.holds_end
-                )
+        Arrival(running, interest, self.compiler, self.loader, self._inbox).begin()
         return stream
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
@@ -273,9 +241,14 @@ class Engine:
         return self.scheduler.tokens_left()
 
     def refused(self, digest: str, error: GraftError) -> None:
-        if isinstance(error, BrokenError):
-            self.ledger.suspect()
-        self._inbox.put(Refused(self.ledger.owned_by(digest), error))
+        try:
+            if isinstance(error, BrokenError):
+                self.ledger.suspect()
+            self._inbox.put(Refused(self.ledger.owned_by(digest), error))
+        except Exception as failure:
+            raise StateLostError(
+                f"who waits for adapter {digest[:12]} could not be told that it is refused"
+            ) from failure
         self.loader.refuse(digest, error)
 
     # What messages do, on the engine's thread
@@ -328,9 +301,15 @@ class Engine:
         does so, by an EndedError, where the engine's own hangs: nobody may wait for that one any more."""
         if isinstance(reason, EndedError):
             self.failure = reason
-        self._inbox.end(self, reason, self._at_hand)
-        self.ledger.fail_all(reason)
-        self._carriers.call()
+        for tell in (
+            partial(self._inbox.end, self, reason, self._at_hand),
+            partial(self.ledger.fail_all, reason),
+            self._carriers.call,
+        ):
+            try:
+                tell()
+            except BaseException:
+                log.exception("somebody could not be told that the engine has ended")
         self.ended.set()
 
     def _turn(self) -> None:

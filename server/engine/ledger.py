@@ -69,10 +69,14 @@ class Ledger:
             self._close(request)
 
     def fail(self, consumer: Consumer, error: GraftError) -> None:
-        """End it by an error, if it has not ended."""
+        """End it by an error, if it has not ended. Where telling it fails it is told that: what waits for an errand of the engine's
+        own would wait for ever."""
         if consumer in self._open:
             self._release(consumer)
-            consumer.fail(error)
+            try:
+                consumer.fail(error)
+            except Exception as failure:
+                consumer.fail(self.unexpected("Telling a request why it failed failed", failure))
             self._close(consumer)
 
     def adapters(self) -> tuple[set[str], set[str]]:

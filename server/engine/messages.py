@@ -84,6 +84,8 @@ class Placed(Message):
         engine.place(self.request, self.answer)
 
     def fail(self, engine: EngineSide, error: GraftError) -> None:
+        if isinstance(self.answer, tuple) and self.request in engine.ledger:
+            self.request.loaded = self.answer[0]  # it is held, whether `handle` has come to that or not
         engine.ledger.fail(self.request, error)
 
 

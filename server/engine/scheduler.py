@@ -139,10 +139,10 @@ class Scheduler:
         try:
             self._fill(plan)
         except Exception as error:
-            about, self._at = self._at, None
             self._undo(plan)
-            raise PlanError(about) from error
-        self._at = None
+            raise PlanError(self._at) from error
+        finally:
+            self._at = None
         return plan
 
     def follow(self, draws: Mapping[SequenceState, int]) -> StepPlan | None:
@@ -199,6 +199,10 @@ class Scheduler:
     def withdraw(self, plan: StepPlan) -> None:
         """The step failed: what it promised to compute can't be found any more."""
         self.blocks.withdraw(plan.published)
+
+    def distrust(self, sequence: SequenceState) -> None:
+        """What came of it are no numbers: nobody is to find its blocks, those among them that it found itself included."""
+        self.blocks.withdraw(sequence.blocks)
 
     def _shares(self, plan: StepPlan) -> dict[SequenceState, int]:
         """Rows for each prompt under way: what decoding left, split over their clients and those who wait to start, and

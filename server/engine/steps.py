@@ -176,6 +176,7 @@ class Stepper:
                 self._masks.when_ready(matcher, partial(self._inbox.post, Masked(consumer)))
                 continue
             if not answer.finite:
+                self._scheduler.distrust(consumer.sequence)
                 self._ledger.fail(consumer, consumer.no_token())
                 continue
             try:

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from llguidance import LLExecutor
@@ -133,3 +134,5 @@ class MaskThread:
                 tell()
             except BaseException:
                 log.exception("nobody could be told that a mask is ready")
+                with suppress(BaseException):  # the others wait still
+                    tell()  # once more, for who is told by nobody else

@@ -3,18 +3,21 @@
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from queue import SimpleQueue
 
 import pytest
+import torch
 
 from graft.hub.errors import GraftError
 from graft.server.adapters.time_slices import TimeSlices
 from graft.server.cache.blocks import BlockPool
 from graft.server.engine.consumers import RunningRequest
 from graft.server.engine.engine import Engine
+from graft.server.engine.messages import Placed
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
-from graft.server.errors import BrokenError, EndedError, EngineError
+from graft.server.errors import BrokenError, EndedError, EngineError, NotFiniteError
 from graft.server.sampling.params import Sampling
 from graft.server.structured.constraint import Regex
 from tests.server.conftest import no_threads
@@ -225,6 +228,63 @@ def test_a_consumer_that_can_not_be_told_its_end_ends_the_engine_and_is_told_the
     with at_once():
         assert isinstance(outcome(other), EndedError)
     engine.close()
+
+
+@pytest.mark.parametrize("part, name", [("_inbox", "end"), ("ledger", "fail_all")])
+def test_whatever_fails_when_the_engine_ends_it_says_that_it_has_ended(llama, monkeypatch, part, name):
+    engine = Engine(llama)
+    stream = engine.submit(LONG)
+    next(iter(stream))
+    Fault(monkeypatch, getattr(engine, part), name)
+    Fault(monkeypatch, engine.scheduler, "plan")
+    assert engine.ended.wait(AT_ONCE_S)
+    if name == "end":  # what was in the inbox is not told; who had begun is
+        with at_once():
+            assert isinstance(outcome(stream), EndedError)
+    monkeypatch.undo()
+    engine.close()
+
+
+def test_an_answer_that_can_not_be_handed_on_is_told_and_holds_no_adapter(llama, make_folder, monkeypatch):
+    """Nobody but the loader's thread knows of it."""
+    with Engine(llama, {"a": make_folder("lora", llama)}) as engine:
+        post, lost = engine._inbox.post, []
+
+        def losing(message):
+            if isinstance(message, Placed) and not lost:
+                lost.append(message)
+                raise MemoryError("as a fault would")
+            post(message)
+
+        monkeypatch.setattr(engine._inbox, "post", losing)
+        with at_once(), pytest.raises(BrokenError, match="as a fault would"):
+            engine.generate([adapter("a")])
+        assert isinstance(lost[0].answer, tuple)
+        assert all(loaded.users == 0 for loaded in engine.loader.snapshot())
+        assert len(engine.generate([adapter("a")])[0].ids) == 3
+
+
+def test_what_was_computed_for_answers_that_are_no_numbers_is_not_found_again(llama):
+    """A step that went wrong on the device leaves keys and values that are none: only whoever shared them pays for that."""
+    asked = Request(tuple(range(5, 45)), max_tokens=2, ignore_eos=True, sampling=GREEDY)
+    with Engine(llama, options=Options(runner="eager")) as engine:
+        good = engine.generate([replace(asked, prompt=(9, *asked.prompt))])[0]
+        outputs = engine.runner.outputs
+
+        def spoilt(batch):
+            made = outputs(batch)
+            for run in batch.runs:
+                engine.runner.cache.values[:, list(run.blocks)] = float("nan")
+            return replace(made, logits=torch.full_like(made.logits, float("nan")))
+
+        engine.runner.outputs = spoilt
+        with pytest.raises(NotFiniteError):
+            engine.generate([asked])
+        engine.runner.outputs = outputs
+        again = engine.generate([asked])[0]
+        assert again.cached_tokens == 0 and len(again.ids) == 2
+        found = engine.generate([replace(asked, prompt=(9, *asked.prompt))])[0]
+        assert found.cached_tokens == 32 and found.ids == good.ids  # what others computed is there still
 
 
 def test_an_adapter_that_can_not_be_taken_out_ends_the_engine(llama, make_folder, monkeypatch):

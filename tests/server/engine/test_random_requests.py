@@ -147,12 +147,18 @@ def unload_all(engine):
         assert engine.ask(Unload(one))
 
 
+@pytest.fixture
+def without_log():
+    """What captures a test's log keeps each error with all that was at hand where it was raised."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
 @pytest.mark.timeout(900)
-def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, monkeypatch):
+def test_ten_thousand_random_requests_leak_nothing(llama, make_folder, monkeypatch, without_log):
     """Random kinds, lengths, ways to draw, cancellations, reloads, faults and readers that come late or read slowly, on a device that
     holds a few adapters at a time."""
-    # What captures a test's log keeps each error with all that was at hand where it was raised.
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
     draw = random.Random(7)
     folders = {kind: make_folder(kind, llama, seed) for seed, kind in enumerate(KINDS)}
     largest = max(path.stat().st_size for folder in folders.values() for path in folder.glob("*.safetensors"))

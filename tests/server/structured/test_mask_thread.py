@@ -162,6 +162,25 @@ def test_who_is_late_is_told_when_it_is_ready_and_holds_nobody_up_again(masks, m
     assert allowed(slow) == [1, B]
 
 
+def test_who_can_not_be_told_that_a_mask_is_ready_is_told_once_more(masks, matcher, monkeypatch):
+    one, go, told, consume = matcher("ab+"), threading.Event(), threading.Event(), Matcher.consume
+    monkeypatch.setattr(Matcher, "consume", lambda self: (go.wait(20), consume(self)))
+    one.take(A)
+    masks.begin([one])
+    masks.wait([one], 0.0)
+    calls = []
+
+    def tell():
+        calls.append(True)
+        if len(calls) == 1:
+            raise MemoryError("as a fault would")
+        told.set()
+
+    masks.when_ready(one, tell)
+    go.set()
+    assert told.wait(20) and len(calls) == 2
+
+
 def test_masks_for_which_no_thread_can_be_started_fail_and_the_next_ones_are_made(masks, matcher):
     one, other = matcher("ab+"), matcher("a[ab]")
     with no_threads("graft-masks"):
