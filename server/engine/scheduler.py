@@ -171,7 +171,6 @@ class Scheduler:
 
     def _fill(self, plan: StepPlan) -> None:
         self._make_way()
-        self._at = None
         for sequence in [s for s in self._running if s.remaining == 1]:
             if sequence in self._running:  # not preempted meanwhile
                 self._schedule(plan, sequence, 1)
