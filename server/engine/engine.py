@@ -32,7 +32,6 @@ from graft.server.engine.arrival import Arrival
 from graft.server.engine.consumers import RowsJob, RunningRequest, ends_of
 from graft.server.engine.gauges import EngineGauges
 from graft.server.engine.ledger import Ledger
-from graft.server.engine.limits import Limits
 from graft.server.engine.messages import (
     Ask,
     Cancelled,
@@ -45,7 +44,7 @@ from graft.server.engine.messages import (
     Wake,
 )
 from graft.server.engine.options import Options, sizes
-from graft.server.engine.request import Outlet, Request, Result, Sink, Stream, generate
+from graft.server.engine.request import Limits, Outlet, Request, Result, Sink, Stream, generate
 from graft.server.engine.scheduler import PlanError, Scheduler
 from graft.server.engine.sequence import StepPlan
 from graft.server.engine.steps import Stepper

@@ -21,7 +21,7 @@ from graft.server.sampling.params import Sampling
 
 OUTSIDE = (
     *("graft.server.http.app", "graft.server.evaluation.evaluate", "graft.server.benchmark.targets"),
-    *("graft.server.engine.client", "graft.server.engine.limits", "graft.server.engine.request"),
+    *("graft.server.engine.client", "graft.server.engine.request"),
 )
 
 
