@@ -1,12 +1,13 @@
 """The churn table: many more adapters than fit, and cold adapters arriving while others' tokens flow.
 
-    python -m benchmarks.tables.churn
+    python -m benchmarks.tables.churn [--dtype float32]
 
-Makes 1,000 adapters (10 GB) in the cache folder. Writes results/churn.json, results/churn.md and results/churn.svg.
+Makes 1,000 adapters (10 GB) in the cache folder. Writes results/churn.json, results/churn.md and results/churn.svg
+(churn-float32 there).
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from benchmarks.lib.harness import CACHE, Ratio, System
 from benchmarks.peers import systems
 
 REGISTERED, BUDGET, IN_FLIGHT, RATE, COLD = 1000, 32, 32, 5, 40
-W = Workload()
-ZIPF = replace(W, requests=256)
+ZIPF_REQUESTS = 256
 SPEED = (
     Ratio(f"{REGISTERED} registered, Zipf s=1.0, room for {BUDGET}, vs {BUDGET} resident: tokens/s",
           f"zipf, {REGISTERED} registered", f"zipf, {BUDGET} resident", 0.9, 0.95),
@@ -31,28 +31,30 @@ LATENCY = (Ratio("p99 inter-token latency, none loading over 5 cold adapters a s
 
 def main() -> None:
     options = arguments()
-    rows = harness.chosen(all_rows(options.base), options.only)
-    before = harness.earlier(options, "churn")
+    name, work = harness.named("churn", options.dtype), Workload(dtype=options.dtype)
+    rows = harness.chosen(all_rows(options.base, work), options.only)
+    before = harness.earlier(options, name)
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
-        result = report.envelope("churn", options, samples=samples)
+        result = report.envelope(name, options, workload=asdict(work), samples=samples)
         report.write(options.out, result, markdown(result))
         report.into_docs(options.out, result["name"], summary(result))
-        plots.bars(result, options.out / "churn.svg", "itl_ms.p99", "p99 inter-token latency, ms")
-    print((options.out / "churn.md").read_text())
+        plots.bars(result, options.out / f"{name}.svg", "itl_ms.p99", "p99 inter-token latency, ms")
+    print((options.out / f"{name}.md").read_text())
 
 
-def all_rows(base: str) -> list[System]:
+def all_rows(base: str, work: Workload) -> list[System]:
     every = adapters.make(["lora-r16"], REGISTERED, Path(base), CACHE)
     resident, cold = every[:BUDGET], ",".join(map(str, every[-COLD:]))
     room = str(int((BUDGET + 0.5) * adapters.largest_bytes(every[:1])))
     even = ("--zipf", "0", "--concurrency", str(IN_FLIGHT), "--adapter-device-bytes", room)
     zipf = ("--zipf", "1.0", *even[2:])
+    many = replace(work, requests=ZIPF_REQUESTS)
     return [
-        systems.graft(f"zipf, {BUDGET} resident", base, ZIPF, resident, *zipf),
-        systems.graft(f"zipf, {REGISTERED} registered", base, ZIPF, every, *zipf),
-        systems.graft(f"even, {REGISTERED} registered", base, ZIPF, every, *even),
-        systems.graft("none loading", base, W, resident),
-        systems.graft("5 cold a second", base, W, resident, "--cold-rate", str(RATE), "--cold", cold),
+        systems.graft(f"zipf, {BUDGET} resident", base, many, resident, *zipf),
+        systems.graft(f"zipf, {REGISTERED} registered", base, many, every, *zipf),
+        systems.graft(f"even, {REGISTERED} registered", base, many, every, *even),
+        systems.graft("none loading", base, work, resident),
+        systems.graft("5 cold a second", base, work, resident, "--cold-rate", str(RATE), "--cold", cold),
     ]
 
 
@@ -63,11 +65,12 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
+    work = Workload(**result["workload"])
     return "\n".join(
         [
             report.heading(result, "Churn: more adapters than fit, and cold ones arriving"),
-            f"{W.prompt_tokens} prompt and {W.new_tokens} new tokens a request, LoRA r=16 on all projections, bf16. "
-            f"zipf: {ZIPF.requests} requests, {IN_FLIGHT} of them under way, adapters drawn by Zipf's law (s=1.0), even: "
+            f"{work.prompt_tokens} prompt and {work.new_tokens} new tokens a request, LoRA r=16 on all projections, {work.dtype}. "
+            f"zipf: {ZIPF_REQUESTS} requests, {IN_FLIGHT} of them under way, adapters drawn by Zipf's law (s=1.0), even: "
             f"each as likely as any; the device's budget holds {BUDGET} adapters. The other two: the workload of serving.md on {BUDGET} resident "
             f"LoRAs, alone and while {RATE} others a second are loaded from disk and unloaded.",
             "",
@@ -83,6 +86,7 @@ def markdown(result: dict[str, Any]) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
+    harness.add_dtype(parser)
     return harness.parsed(parser)
 
 

@@ -1,9 +1,10 @@
 """The waiting table: what requests wait for that need nothing of what is under way beside them.
 
-    python -m benchmarks.tables.waiting          a quarter of an hour; wants a quiet machine
+    python -m benchmarks.tables.waiting [--dtype float32]          a quarter of an hour; wants a quiet machine
 
 Gaps between tokens while adapters load, first tokens of the base while an adapter finds no room, of local adapters while a hub
-hangs, each beside the same undisturbed; and what the decisions cost. Writes results/waiting.json and results/waiting.md.
+hangs, each beside the same undisturbed; and what the decisions cost. Writes results/waiting.json and results/waiting.md
+(waiting-float32 there).
 """
 
 import argparse
@@ -30,14 +31,15 @@ MOST_MS = 0.2  # of a decision, at the 99th percentile
 
 def main() -> None:
     options = arguments()
+    name = harness.named("waiting", options.dtype)
     rows = [row(options, what) for what in (*COMPARED, "decisions")]
-    before = harness.earlier(options, "waiting")
+    before = harness.earlier(options, name)
     for samples in harness.in_turns(
         harness.chosen(rows, options.only), harness.conditions(options), options.threads, before
     ):
-        result = report.envelope("waiting", options, samples=samples)
+        result = report.envelope(name, options, samples=samples)
         report.write(options.out, result, markdown(result))
-    print((options.out / "waiting.md").read_text())
+    print((options.out / f"{name}.md").read_text())
     if short := missed(result["samples"]):
         raise SystemExit(f"error: not reached: {'; '.join(short)}")
 
@@ -102,7 +104,7 @@ def decisions_table(samples: harness.Samples) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_arguments(parser)
-    parser.add_argument("--dtype", choices=harness.DTYPES, default=harness.DTYPES[0])
+    harness.add_dtype(parser)
     return harness.parsed(parser)
 
 
