@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 
 # Files of tests side by side, in as many processes as there are cores, four at most: each computes with one thread or two.
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --durations 15 $(ARGS)
 
 # A minute and a half, before a commit: three families, no processes, no other libraries.
 test-fast: $(VENV)/.tested
