@@ -99,7 +99,7 @@ def room(options: argparse.Namespace) -> dict[str, Any]:
     base = load_base(options.base, dtype=options.dtype, device="cpu")
     folders = adapters.make(["lora-r16"], 3, Path(options.base), harness.CACHE)
     names = {folder.name: folder for folder in folders}
-    size = adapters.largest_bytes(folders) * (2 if options.dtype == "float32" else 1)
+    size = adapters.largest_bytes(folders)  # in bfloat16, as a server of either dtype holds them
     with Engine(base, names, options=Options(max_running=8, device_bytes=int(2.5 * size))) as engine:
         for folder in folders[:2]:
             engine.generate([request(folder.name, 2)])
