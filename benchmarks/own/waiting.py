@@ -9,7 +9,6 @@ decisions: what residency and admission cost the engine's thread.
 """
 
 import argparse
-import gc
 import itertools
 import os
 import tempfile
@@ -157,8 +156,7 @@ def hanging_hub(registry: Registry, go: threading.Event) -> BaseWSGIServer:
 
 
 def decisions(options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of what the engine's thread decides at 1,000 residents and 256 running requests, batches apart; without Python's
-    garbage collector, as `timeit` measures: a collection takes 1.5 ms here, and comes in whatever runs just then."""
+    """Milliseconds of what the engine's thread decides at 1,000 residents and 256 running requests, batches apart."""
     world, load = crowded(residents=1000, running=256), Load()
     host, kept = crowded_host(adapters=1000, used=256)
     seconds: dict[str, list[float]] = {"arrive": [], "attend": [], "admit": [], "keep": []}
@@ -168,7 +166,6 @@ def decisions(options: argparse.Namespace) -> dict[str, Any]:
         act()
         seconds[what].append(time.perf_counter() - began)
 
-    gc.disable()
     for number in range(200):
         digest = f"{'small' if number % 2 else 'large'} {number}"
         world.adapter(digest, size=1 if number % 2 else 1000)  # there is room for one, and never for the other

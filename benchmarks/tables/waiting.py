@@ -65,7 +65,7 @@ def markdown(result: dict[str, Any]) -> str:
             "",
             compared_table(result["samples"]),
             "",
-            "## Decisions, at 1,000 adapters on the device and 256 running requests (without Python's garbage collector)",
+            "## Decisions, at 1,000 adapters on the device and 256 running requests",
             "",
             decisions_table(result["samples"]),
         ]
