@@ -19,7 +19,7 @@ from benchmarks.lib import adapters, harness
 from benchmarks.lib.common import Load, emit, percentiles
 from graft.hub.base.model import load_base
 from graft.hub.errors import GraftError
-from graft.hub.machine.interpreter_turns import hand_on_soon
+from graft.hub.machine.interpreter import hand_on_soon, keep_what_is_there
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
@@ -77,6 +77,7 @@ def main() -> None:
     with Engine(base, names, options=Options(max_running=STREAMS)) as engine:
         for rows in (engine.runner.cache.keys, engine.runner.cache.values):
             rows.zero_()  # the system hands out pages as they are first written, which is no growth
+        keep_what_is_there()
         crowd = Crowd(EngineClient(engine), list(names), base.spec.vocab_size)
         for _ in range(STREAMS):
             crowd.start_one()

@@ -27,7 +27,7 @@ from graft.hub.adapters.validation import PROVENANCE
 from graft.hub.base.model import Base, load_base
 from graft.hub.base.stored_weights import stored_weights
 from graft.hub.errors import ArtifactError, GraftError
-from graft.hub.machine.interpreter_turns import hand_on_soon
+from graft.hub.machine.interpreter import hand_on_soon
 from graft.server.adapters.prover import Prover
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine

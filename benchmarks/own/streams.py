@@ -68,7 +68,7 @@ def serve(options: argparse.Namespace) -> None:
     import graft.hub.machine.openmp_wait  # before torch  # noqa: F401
     from benchmarks.own.streams import asyncio_streams, threads_app
     from graft.hub.base.model import Base
-    from graft.hub.machine.interpreter_turns import hand_on_soon
+    from graft.hub.machine.interpreter import hand_on_soon, keep_what_is_there
     from graft.server.commands.http_server import bind, http_server, port_of
     from graft.server.engine.client import EngineClient
     from graft.server.engine.engine import Engine
@@ -114,6 +114,7 @@ def serve(options: argparse.Namespace) -> None:
         if options.way == "gevent":
             supervisor.MODULE = "benchmarks.lib.gevent_front_end"
             sockets[0].listen(1024)
+        keep_what_is_there()
         if not options.processes:
             server = http_server(make_app(client, places, Drain()), sockets, STREAMS)
             print(json.dumps(told | {"fronts": []}), flush=True)

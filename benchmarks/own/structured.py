@@ -23,7 +23,7 @@ import graft.hub  # noqa: F401  before torch, so that its threads wait as a serv
 from benchmarks.lib import harness
 from benchmarks.lib.common import Load, Workload, emit, percentiles, seconds_of
 from graft.hub.base.model import Base, load_base
-from graft.hub.machine.interpreter_turns import hand_on_soon
+from graft.hub.machine.interpreter import hand_on_soon
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request, Stream
 from graft.server.sampling.params import Sampling, Token

@@ -27,7 +27,7 @@ from benchmarks.lib.common import Load, emit, percentiles
 from benchmarks.lib.pretended_engine import crowded, crowded_host
 from graft.hub.base.model import load_base
 from graft.hub.cli.hub_server import http_server
-from graft.hub.machine.interpreter_turns import hand_on_soon
+from graft.hub.machine.interpreter import hand_on_soon, keep_what_is_there
 from graft.hub.registry.registry import Registry
 from graft.hub.registry.remote.client import RemoteRegistry
 from graft.hub.web.app import create_app
@@ -159,6 +159,7 @@ def decisions(options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of what the engine's thread decides at 1,000 residents and 256 running requests, batches apart."""
     world, load = crowded(residents=1000, running=256), Load()
     host, kept = crowded_host(adapters=1000, used=256)
+    keep_what_is_there()  # as a server that is ready
     seconds: dict[str, list[float]] = {"arrive": [], "attend": [], "admit": [], "keep": []}
 
     def timed(what: str, act: Callable[[], object]) -> None:

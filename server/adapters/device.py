@@ -63,7 +63,7 @@ class DeviceTier:
         self._busy: dict[str, Resident] = {}  # the residents that are not idle
         self._demands: dict[str, Demand] = {}
         self._seekers: FairQueue[Seeker] = FairQueue()
-        self._yielding: dict[str, Resident] = {}
+        self._yielding: dict[str, Resident] = {}  # no request of them may start, so that they go
         self._served_next: Seeker | None = None  # for whom they yield
         self._ask_again = 0.0
 
@@ -93,7 +93,7 @@ class DeviceTier:
     def ready(self, digest: str) -> bool:
         """Whether a request of the adapter may start now."""
         resident = self._residents.get(digest)
-        return resident is not None and resident.state is State.READY and not resident.yielding
+        return resident is not None and resident.state is State.READY and digest not in self._yielding
 
     def virtual(self, digest: str) -> VirtualRows:
         """The virtual rows of an adapter that is ready."""
@@ -191,7 +191,8 @@ class DeviceTier:
     def _file(self, resident: Resident) -> None:
         """See whether a resident could make room."""
         demand = self._demands.get(resident.digest)
-        kept = resident.digest in self._pinned or (demand is not None and bool(demand.turns) and not resident.yielding)
+        waited_for = demand is not None and bool(demand.turns) and resident.digest not in self._yielding
+        kept = waited_for or resident.digest in self._pinned
         if resident.state is not State.READY or kept or (demand is not None and demand.running):
             self._idle.discard(resident.digest)
             self._busy[resident.digest] = resident
@@ -260,37 +261,33 @@ class DeviceTier:
         blocks -= idle_blocks + sum(one.blocks for one in going)
         if size <= 0 and blocks <= 0:
             return
-        left = self._work.tokens_left()
-        able = [one for one in self._busy.values() if self._may_yield(one, now)]
-        chosen = []
-        for one in sorted(able, key=lambda one: left.get(one.digest, 0)):
+        left, chosen = self._work.tokens_left(), {}
+        for one in sorted(self._able_to_yield(now), key=lambda one: left.get(one.digest, 0)):
             if size > 0 or (blocks > 0 and one.blocks):
-                chosen.append(one)
+                chosen[one.digest] = one
                 size -= one.bytes
                 blocks -= one.blocks
         if size <= 0 and blocks <= 0:
             self._served_next = seeker
-            for one in chosen:
-                one.yielding = True
-                self._yielding[one.digest] = one
-                self._file(one)
+            self._yielding.update(chosen)
+            for one in chosen.values():
+                if one.digest not in left:  # what runs is filed when it ends
+                    self._file(one)
 
-    def _may_yield(self, resident: Resident, now: float) -> bool:
-        return (
-            resident.state is State.READY
-            and not resident.yielding
-            and resident.digest not in self._pinned
-            and now >= resident.since + HOLD_BACK_S
-        )
+    def _able_to_yield(self, now: float) -> list[Resident]:
+        """Written out, for hundreds run, and the engine's thread looks at each."""
+        ready, since, spared = State.READY, now - HOLD_BACK_S, self._pinned | self._yielding.keys()
+        return [
+            one for one in self._busy.values() if one.state is ready and one.since <= since and one.digest not in spared
+        ]
 
     def _let_go_on(self) -> None:
         """Nobody is held back any more."""
         self._served_next = None
-        for digest, resident in self._yielding.items():
-            resident.yielding = False
+        held_back, self._yielding = self._yielding, {}
+        for digest, resident in held_back.items():
             self._file(resident)
             self._work.ready(digest)
-        self._yielding.clear()
 
     def _become_ready(self, resident: Resident) -> None:
         resident.state = State.READY

@@ -33,7 +33,6 @@ class Resident:
     state: State = State.PREPARING
     virtual: VirtualRows = NO_ROWS
     since: float = 0.0  # when it became ready
-    yielding: bool = False  # no request of it may start, so that it goes
     held: bool = False
 
     @classmethod
@@ -88,7 +87,7 @@ class AdapterWork(Protocol):
         ...
 
     def tokens_left(self) -> Mapping[str, int]:
-        """By digest of those that requests run with: the most tokens that one of these requests may still take."""
+        """By digest of those that requests run with: rows that one of these requests may still take, at most."""
         ...
 
     def refused(self, digest: str, error: GraftError) -> None:

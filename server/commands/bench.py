@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from graft.hub.machine.cpu_load import usable_cores
-from graft.hub.machine.interpreter_turns import hand_on_soon
+from graft.hub.machine.interpreter import hand_on_soon, keep_what_is_there
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import FiniteRange
 from graft.hub.terminal.tables import json_of, print_json, print_table
@@ -161,6 +161,7 @@ def bench_engine(
         began = time.perf_counter()
         _load(engine, plan.adapters)
         load_s = time.perf_counter() - began
+        keep_what_is_there()
         beside = (
             _cold_traffic(plan.cold, plan.cold_rate, lambda name: _load_and_unload(engine, name))
             if plan.cold_rate

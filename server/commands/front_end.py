@@ -13,7 +13,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from graft.hub.machine.interpreter_turns import hand_on_soon
+from graft.hub.machine.interpreter import hand_on_soon, keep_what_is_there
 from graft.server.commands.http_server import draining, http_server
 from graft.server.commands.log_lines import begin_logging
 from graft.server.errors import ClosedError
@@ -48,6 +48,7 @@ def main(channel: int, listening: list[int]) -> None:
     begin_drain = partial(drain.begin, server=draining(kept), done=client.drained)
     threading.Thread(target=client.run, args=(begin_drain,), name="graft-engine-reader", daemon=True).start()
     threading.Thread(target=_end, args=(client, server), name="graft-ending", daemon=True).start()
+    keep_what_is_there()
     client.ready()
     server.run()
 

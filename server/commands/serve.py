@@ -14,7 +14,7 @@ import click
 
 from graft.hub.adapters.validation import CONFIG
 from graft.hub.base.manifest import recorded_spec
-from graft.hub.machine.interpreter_turns import hand_on_soon
+from graft.hub.machine.interpreter import hand_on_soon, keep_what_is_there
 from graft.hub.terminal.base_argument import BASE
 from graft.hub.terminal.options import ByteSize, FiniteRange
 from graft.hub.wsgi import is_loopback
@@ -277,6 +277,7 @@ def serve(
             for line in summary(engine, local, shelf_name, max_requests):
                 say(line)
             engine.runner.cache.take_memory(_MEMORY_S)
+            keep_what_is_there()
             with_keys = keys is not None or ingress_secret is not None
             ready = partial(_say_ready, listening, base, name, host, say, with_keys=with_keys)
             answering = _Answering(listening, client, make_app, max_requests, drain_seconds, ending, ready)

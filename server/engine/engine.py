@@ -64,8 +64,8 @@ log = logging.getLogger(__name__)
 class Engine:
     """Serves a base and any adapters of it. Start one a process; `close` it when done (or use it in a `with`).
 
-    Steps wait for Python's interpreter while other threads have it. A process that streams calls
-    `hub.machine.interpreter_turns.hand_on_soon`, as `graft serve` and `graft bench` do; an engine leaves that setting alone.
+    Steps wait for Python's interpreter while other threads, or its garbage collector, have it. A process that streams calls what
+    `hub.machine.interpreter` has for that, as `graft serve` and `graft bench` do; an engine leaves the process alone.
     """
 
     def __init__(

@@ -120,11 +120,12 @@ class Scheduler:
         return self.blocks.take(n)
 
     def tokens_left(self) -> dict[str, int]:
-        """Adapters that sequences run with, by digest: the most tokens that one of them may still take."""
+        """Adapters that sequences run with, by digest: rows that one of them may still take, at most."""
         left: dict[str, int] = {}
         for sequence in self._running:
-            if sequence.awaits is not None:
-                left[sequence.awaits] = max(left.get(sequence.awaits, 0), sequence.remaining + sequence.max_new)
+            rows = sequence.cost - sequence.computed
+            if sequence.awaits is not None and rows > left.get(sequence.awaits, 0):
+                left[sequence.awaits] = rows
         return left
 
     def sequences(self) -> Iterator[tuple[SequenceState, bool]]:
@@ -290,9 +291,8 @@ class Scheduler:
     def _growth(self) -> int:
         """At most so many blocks will those who run take in a step."""
         prompts = sum(s.blocks_for(s.needed) - len(s.blocks) for s in self._running if s.remaining > 1)
-        return sum(s.blocks_for(s.computed + 1) > len(s.blocks) for s in self._running) + min(
-            self.step_rows // BLOCK_ROWS, prompts
-        )
+        each = sum(s.blocks_for(s.computed + 1) > len(s.blocks) for s in self._running)
+        return each + min(self.step_rows // BLOCK_ROWS, prompts)
 
     def _ready(self, sequence: SequenceState) -> bool:
         """Whether what a sequence needs is in place; if so its virtual rows are known from now on."""

@@ -12,7 +12,7 @@ import ray
 from aiohttp import web
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from graft.hub.machine.interpreter_turns import hand_on_soon
+from graft.hub.machine.interpreter import hand_on_soon
 from graft.server.http.clients import Network
 from graft.server.scale.callers import Opening, make_visits
 from graft.server.scale.door import listen

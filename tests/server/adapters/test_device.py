@@ -264,6 +264,18 @@ def test_decisions_take_as_long_with_many_residents_as_with_few():
     assert max(many) < 150, counts
 
 
+def test_holding_back_costs_a_few_calls_for_each_that_runs():
+    """All 256 must yield, of which each is looked at: the dearest decision of all."""
+    world = crowded(256, running=256)
+    world.now += HOLD_BACK_S
+    world.ask("large")
+    world.tier.want("large", "one")
+    world.now += HOLD_BACK_S
+    calls = calls_of(world.tier.attend)
+    assert len(world.tier._yielding) == 256
+    assert calls < 6 * 256, calls
+
+
 def test_admission_asks_about_no_more_than_it_starts():
     """A thousand requests that wait for adapters without room cost a step nothing once they were asked about."""
     counts = []
