@@ -368,6 +368,8 @@ def injected(base, folders, expected, world, case, fault):
         with pytest.MonkeyPatch.context() as broken:
             fault.put_into(broken, type(engine.runner) if case[0] is Runner else case[0], case)
             ends = run(engine, world)
+        with suppress(GraftError):
+            engine.ask(Stats())  # what struck in the last turn of all has had its consequences
         struck = [*trouble.at, *([] if fault.at is None else [fault.at])]
         if fault.error is None:  # where an adapter's numbers are none, whoever asks for it is struck when it begins
             struck += ends.began.values()
@@ -397,8 +399,8 @@ def strike(base, folders, undisturbed, world, case, error, share):
         undisturbed("eager" if world == "troubled" else world)[0],
         undisturbed(world)[1][case, error and RuntimeError],
     )
-    for _ in range(5):
-        fault = Fault(1 + round(share * (calls - 1)), error)
+    for attempt in range(5):
+        fault = Fault(1 + round(share * 0.8**attempt * (calls - 1)), error)
         injected(base, folders, expected, world, case, fault)
         if fault.at is not None:
             return
