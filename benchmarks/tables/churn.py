@@ -23,6 +23,9 @@ SPEED = (
           f"zipf, {REGISTERED} registered", f"zipf, {BUDGET} resident", 0.9, 0.95),
     Ratio(f"{REGISTERED} registered, evenly asked for, vs by Zipf's law: tokens/s",
           f"even, {REGISTERED} registered", f"zipf, {REGISTERED} registered", 0.6, 0.8),
+    # What coming and going costs, apart from more different adapters in a step.
+    Ratio(f"{REGISTERED} registered, Zipf s=1.0, room for {BUDGET}, vs room for all: tokens/s",
+          f"zipf, {REGISTERED} registered", f"zipf, {REGISTERED} resident"),
 )  # fmt: skip
 LOADING = ("none loading", "5 cold a second")
 # Quotients of latencies, turned round so that more is better: at least 1/1.5 and 1/1.2.
@@ -45,14 +48,16 @@ def main() -> None:
 def all_rows(base: str, work: Workload) -> list[System]:
     every = adapters.make(["lora-r16"], REGISTERED, Path(base), CACHE)
     resident, cold = every[:BUDGET], ",".join(map(str, every[-COLD:]))
-    room = str(int((BUDGET + 0.5) * adapters.largest_bytes(every[:1])))
-    even = ("--zipf", "0", "--concurrency", str(IN_FLIGHT), "--adapter-device-bytes", room)
-    zipf = ("--zipf", "1.0", *even[2:])
+    size = adapters.largest_bytes(every[:1])
+    under_way = ("--concurrency", str(IN_FLIGHT), "--adapter-device-bytes")
+    room, room_for_all = (str(int((count + 0.5) * size)) for count in (BUDGET, REGISTERED))
+    zipf, even = ("--zipf", "1.0", *under_way), ("--zipf", "0", *under_way)
     many = replace(work, requests=ZIPF_REQUESTS)
     return [
-        systems.graft(f"zipf, {BUDGET} resident", base, many, resident, *zipf),
-        systems.graft(f"zipf, {REGISTERED} registered", base, many, every, *zipf),
-        systems.graft(f"even, {REGISTERED} registered", base, many, every, *even),
+        systems.graft(f"zipf, {BUDGET} resident", base, many, resident, *zipf, room),
+        systems.graft(f"zipf, {REGISTERED} registered", base, many, every, *zipf, room),
+        systems.graft(f"zipf, {REGISTERED} resident", base, many, every, *zipf, room_for_all),
+        systems.graft(f"even, {REGISTERED} registered", base, many, every, *even, room),
         systems.graft("none loading", base, work, resident),
         systems.graft("5 cold a second", base, work, resident, "--cold-rate", str(RATE), "--cold", cold),
     ]
@@ -71,7 +76,7 @@ def markdown(result: dict[str, Any]) -> str:
             report.heading(result, "Churn: more adapters than fit, and cold ones arriving"),
             f"{work.prompt_tokens} prompt and {work.new_tokens} new tokens a request, LoRA r=16 on all projections, {work.dtype}. "
             f"zipf: {ZIPF_REQUESTS} requests, {IN_FLIGHT} of them under way, adapters drawn by Zipf's law (s=1.0), even: "
-            f"each as likely as any; the device's budget holds {BUDGET} adapters. The other two: the workload of serving.md on {BUDGET} resident "
+            f"each as likely as any; the device's budget holds {BUDGET} adapters, or all where they are resident. The other two: the workload of serving.md on {BUDGET} resident "
             f"LoRAs, alone and while {RATE} others a second are loaded from disk and unloaded.",
             "",
             report.serving_table(result["samples"]),
