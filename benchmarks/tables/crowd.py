@@ -1,8 +1,8 @@
 """The crowd table: 256 streams on 64 adapters of all kinds, for ten minutes.
 
-    python -m benchmarks.tables.crowd
+    python -m benchmarks.tables.crowd [--dtype float32]
 
-Writes results/crowd.json and results/crowd.md.
+Writes results/crowd.json and results/crowd.md (crowd-float32 there).
 """
 
 import argparse
@@ -22,13 +22,14 @@ BARS = {
 
 def main() -> None:
     options = arguments()
+    name = harness.named("crowd", options.dtype)
     command = [sys.executable, "-m", "benchmarks.own.crowd", "--base", options.base, "--seconds", str(options.seconds)]
     rows = [System("crowd", (*command, "--dtype", options.dtype))]
-    before = harness.earlier(options, "crowd")
+    before = harness.earlier(options, name)
     for samples in harness.in_turns(rows, harness.conditions(options), options.threads, before):
-        result = report.envelope("crowd", options, seconds=options.seconds, samples=samples)
+        result = report.envelope(name, options, seconds=options.seconds, samples=samples)
         report.write(options.out, result, markdown(result))
-    print((options.out / "crowd.md").read_text())
+    print((options.out / f"{name}.md").read_text())
     if short := missed(result["samples"]):
         raise SystemExit(f"error: not reached: {'; '.join(short)}")
 
