@@ -11,9 +11,9 @@ from graft.hub.errors import NotFoundError
 from graft.hub.machine.output_folder import claim
 from graft.hub.registry.commits.publish_folder import contents
 from graft.hub.registry.interface import AnyRegistry
+from graft.hub.registry.naming import PRODUCTION
 from graft.hub.registry.queries import Revision
 from graft.hub.registry.search import SORTS, Query
-from graft.hub.registry.tasks import PRODUCTION
 from graft.hub.terminal.options import local_user, max_weights_option, open_registry, registry_options
 from graft.hub.terminal.strangers_words import visible_text
 from graft.hub.terminal.tables import amount, day, print_json, print_table, short_id
@@ -113,12 +113,13 @@ def search(
             entry.base,
             amount(entry.parameters),
             "" if entry.score is None else f"{entry.score:.3f}",
+            (entry.production or "")[:10],
             entry.downloads,
             day(entry.updated_at),
         )
         for entry in page.entries
     ]
-    columns = ("adapter", "task", "method", "base?", "parameters?:", "score:", "downloads?:", "updated?")
+    columns = ("adapter", "task", "method", "base?", "parameters?:", "score:", "production?", "downloads?:", "updated?")
     print_table(
         f"{page.total} found" if page.exact else f"At least {page.total} found",
         columns,

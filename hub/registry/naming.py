@@ -24,6 +24,7 @@ RESERVED = frozenset(
     ]
 )
 SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")  # of a task
+PRODUCTION = "production"  # the alias that `task:T` follows
 MAIN = "main"  # every repo's first branch, and the one that is listed
 HEAD = "HEAD"  # what git, and some clients, call it
 COMMIT_ID = re.compile(r"[0-9a-f]{40}")

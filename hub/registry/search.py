@@ -16,6 +16,7 @@ from graft.hub.registry import facet_counts
 from graft.hub.registry.access.callers import Caller
 from graft.hub.registry.access.visibility import EVERYTHING, visible
 from graft.hub.registry.facet_counts import Condition, Narrowed
+from graft.hub.registry.naming import PRODUCTION
 from graft.hub.registry.storage.database import Database
 
 MAX_PAGE = 1000
@@ -73,7 +74,8 @@ class Query:
 
 @dataclass(frozen=True)
 class SearchHit:
-    """A repo as browsing shows it: its main revision, flattened. `score` is on its task's present evaluation set."""
+    """A repo as browsing shows it: its main revision, flattened. `score` is on its task's present evaluation set; `production`: the
+    revision that its alias of that name points at."""
 
     name: str
     revision_id: str
@@ -89,6 +91,7 @@ class SearchHit:
     downloads: int
     created_at: str
     updated_at: str
+    production: str | None = None
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,9 @@ def refresh_scores(db: Database, task: str, *, repo_id: int | None = None) -> No
 _ENTRY = (
     "namespace || '/' || listing.name AS name, revision_id, digest, private, task, "
     "base, method, license, parameters, bytes, score, downloads, "
-    "created_at, updated_at"
+    "created_at, updated_at, "
+    "(SELECT refs.revision_id FROM refs WHERE refs.repo_id = listing.repo_id "
+    f"AND refs.kind = 'alias' AND refs.name = '{PRODUCTION}') AS production"
 )
 
 

@@ -17,14 +17,12 @@ from graft.hub.registry.access.callers import Caller
 from graft.hub.registry.access.permissions import Action, may
 from graft.hub.registry.access.visibility import visible
 from graft.hub.registry.audit import audit
-from graft.hub.registry.naming import REPO_NAME, check_slug
+from graft.hub.registry.naming import PRODUCTION, REPO_NAME, check_slug
 from graft.hub.registry.storage.blob_rows import record_blob
 from graft.hub.registry.storage.blob_store import BlobStore
 from graft.hub.registry.storage.database import Database
 from graft.hub.registry.storage.schema import write_transaction
 from graft.hub.registry.storage.timestamps import now
-
-PRODUCTION = "production"  # the alias that `task:T` follows
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def test_publish_search_promote_pull(remote: RemoteRegistry, registry: Registry,
         [found] = remote.search(Query(**wanted)).entries
         assert found.name == "ann/news" and found.digest == local.digest and found.license == "apache-2.0"
     assert remote.search(Query(task="sentiment")).entries == ()
+    assert remote.search(Query()).entries[0].production is None
     remote.promote("ann/news@v1", "production", why="best")
+    assert remote.search(Query()).entries[0].production == local.id
     assert remote.history("ann/news") == registry.history("ann/news")
     assert remote.revisions("ann/news") == registry.revisions("ann/news")
     assert remote.resolve("task:news-topic", base="f" * 64) == local

@@ -117,6 +117,18 @@ def test_every_page_and_every_link_on_it_works(client: Client, filled: Registry)
         assert client.get(link, follow_redirects=True).status_code == 200, link
 
 
+def test_the_list_says_what_is_in_production(client: Client, filled: Registry, tmp_path: Path, lora_folder) -> None:
+    def shown(name: str) -> str:
+        """The name's line of a card."""
+        return client.get("/").text.partition(f'href="/{name}"')[2].partition('class="tags"')[0]
+
+    promoted = filled.resolve("ann/news@production").id[:8]
+    assert f'title="Revision {promoted} is in production">production</span>' in shown("ann/news")
+    assert shown("bob/mood") and "production" not in shown("bob/mood")
+    filled.publish(lora_folder(tmp_path / "later", seed=9), "ann/news")
+    assert f'title="Revision {promoted} is in production">production: an earlier version</span>' in shown("ann/news")
+
+
 def test_cards_are_harmless(client: Client, filled: Registry) -> None:
     page = client.get(f"/ann/news/tree/{filled.resolve('ann/news@v1').id}")
     article = page.text.partition('<article class="prose">')[2].partition("</article>")[0]
