@@ -3,6 +3,8 @@
 On a CPU they are called, in Triton's interpreter; on a GPU test_gpu.py has them recorded.
 """
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -25,6 +27,7 @@ from graft.server.runners.cuda.graphs import GraphError, call_directly
 from graft.server.runners.cuda.kernels.detours import make_tiles
 from graft.server.runners.cuda.launches import Layouts
 from graft.server.runners.cuda.runner import GroupedRunner
+from graft.server.runners.eager.runner import EagerRunner
 from graft.server.sampling.history import TokenHistory
 from graft.server.sampling.params import GREEDY, Draw, Sampling, Score
 
@@ -52,12 +55,14 @@ class Recorder:
 
 
 class Pair:
-    """Two runners of one base with the same cache contents: one decodes in static steps, one piece by piece."""
+    """Two runners of one base with the same cache contents: one decodes in static steps, the other is the eager one, or launches
+    piece by piece."""
 
-    def __init__(self, base, record=call_directly):
+    def __init__(self, base, record=call_directly, other=EagerRunner):
         self.base, self.position = base, {}
         self.runners = [
-            GroupedRunner(base, KVCache(base.spec, 64, base.dtype, base.device), how) for how in (record, None)
+            make(base, KVCache(base.spec, 64, base.dtype, base.device))
+            for make in (partial(GroupedRunner, record=record), other)
         ]
 
     def add(self, name, forms):
@@ -88,9 +93,9 @@ class Pair:
 
 
 def assert_equal(pair, owners):
-    static, piecewise = pair.feed(owners)
+    static, other = pair.feed(owners)
     for name in owners:
-        torch.testing.assert_close(static[name], piecewise[name], **TOLERANCE)
+        torch.testing.assert_close(static[name], other[name], **TOLERANCE)
     return static
 
 
@@ -102,7 +107,7 @@ def assert_equal(pair, owners):
 )
 def test_all_kinds_in_static_steps_say_what_they_say_in_others(base, make_forms):
     """All kinds and the bare base, padded from 10 rows to 16 and from 3 to 4, over evictions and reloads."""
-    pair = Pair(base)
+    pair = Pair(base, other=partial(GroupedRunner, record=None))
     names = dict(enumerate([None, *KINDS]))
     for seed, kind in enumerate(KINDS):
         pair.add(kind, make_forms(kind, base, seed))
