@@ -120,11 +120,21 @@ class HostTier:
 
         Clients are served in turn where several wait for loads.
         """
-        begin = partial(self._begin, name, client, done, interest)
+        self.locate(name, client, lambda located: self._begin(located, client, done, interest), interest)
+
+    def locate(
+        self, name: str, client: Hashable, done: Callable[[Location | GraftError], None], interest: Interest
+    ) -> None:
+        """Call `done` with what a name stands for now: at once, or where a hub has to be asked in the client's turn, from another
+        thread; or not at all where `interest` is over by then."""
+
+        def look_up() -> None:
+            done(self._locate(name))
+
         if self.library.is_quick(name):
-            begin()
+            look_up()
         else:
-            self._loading.look_up(client, begin, done, interest)
+            self._loading.look_up(client, look_up, done, interest)
 
     def hold(self, loaded: Loaded) -> None:
         """One user more, of an adapter that has some."""
@@ -175,15 +185,24 @@ class HostTier:
     def close(self) -> None:
         self._loading.close()
 
-    def _begin(self, name: str, client: Hashable, done: Done, interest: Interest) -> None:
+    def _locate(self, name: str) -> Location | GraftError:
         try:
-            location = self.library.locate(name)
-            answer = self._find_or_load(location, client, done, interest)
+            return self.library.locate(name)
+        except GraftError as error:
+            return error
+        except Exception as error:
+            log.exception("looking up %s failed", name)
+            return BrokenError(f"Looking up {name} failed: {type(error).__name__}: {error}")
+
+    def _begin(self, located: Location | GraftError, client: Hashable, done: Done, interest: Interest) -> None:
+        answer: LoadResult | None
+        try:
+            answer = located if isinstance(located, GraftError) else self._find_or_load(located, client, done, interest)
         except GraftError as error:
             answer = error
         except Exception as error:
-            log.exception("looking up %s failed", name)
-            answer = BrokenError(f"Looking up {name} failed: {type(error).__name__}: {error}")
+            log.exception("loading an adapter could not begin")
+            answer = BrokenError(f"Loading could not begin: {type(error).__name__}: {error}")
         if answer is not None:
             done(answer)
 

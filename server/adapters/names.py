@@ -88,6 +88,14 @@ class AdapterNames:
             return True
         return self._standing(target) is not None
 
+    def last_known(self, name: str) -> Location | None:
+        """As `locate`, but no hub is asked: what a name there stood for when it was asked last; None where it was not."""
+        if self.is_quick(name):
+            return self.locate(name)
+        with self._lock:
+            answer = self._answers.get(str(self._target(name)))
+        return answer.said if answer is not None and isinstance(answer.said, Location) else None
+
     def shelf_name(self, name: str) -> str | None:
         """What the shelf is asked for where this name is used; None where it is not asked."""
         target = self._target(name)

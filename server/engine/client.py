@@ -96,12 +96,14 @@ class EngineClient:
         self._inventory.ask_words(name, client, done, interest)
 
     def models(self) -> list[AdapterEntry]:
-        """Every adapter that can be named: local ones, those on the shelf (a remote hub's as far as they were asked for)."""
+        """Every adapter that can be named: local ones, those on the shelf (a remote hub's as far as they were asked for, as they
+        stood then)."""
         return self._inventory.entries()
 
-    def model(self, name: str) -> AdapterEntry:
-        """One adapter by any of its names. Raises NotFoundError."""
-        return self._inventory.entry(name)
+    def model(self, name: str, client: str = "", patience: Patience = ENDLESS) -> AdapterEntry:
+        """One adapter by any of its names; where a hub has to be asked, in the client's turn. Raises NotFoundError, or what
+        `patience` ends with."""
+        return self._inventory.entry(name, client, patience)
 
     def adapters(self) -> dict[str, Placed]:
         """Digest -> where it is, of all adapters in memory."""

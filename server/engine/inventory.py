@@ -74,23 +74,42 @@ class Inventory:
 
     def entries(self) -> list[AdapterEntry]:
         """Every adapter that can be named: local ones, those on the shelf (registries only; a remote hub's as far as
-        they have been asked for)."""
-        entries = {name: self.entry(name) for name in self._engine.library.names}
+        they have been asked for, as they stood then). No hub is asked."""
+        entries = {name: self._known_entry(name) for name in self._engine.library.names}
         for entry in self._shelf_entries():
             entries.setdefault(entry.name, entry)
         for name in self._engine.loader.served().keys() - entries.keys():
             with suppress(NotFoundError):  # it stands for nothing any more
-                entries[name] = self.entry(name)
+                entries[name] = self._known_entry(name)
         return [entry for _, entry in sorted(entries.items())]
 
-    def entry(self, name: str) -> AdapterEntry:
-        """One adapter by any of its names. Raises NotFoundError."""
+    def entry(self, name: str, client: str, patience: Patience) -> AdapterEntry:
+        """One adapter by any of its names; where a hub has to be asked, in the client's turn. Raises NotFoundError, or what
+        `patience` ends with."""
+        told: SimpleQueue[Location | GraftError] = SimpleQueue()
+        interest = Interest()
+        self._engine.loader.locate(name, client, told.put, interest)
         try:
-            location = self._engine.library.locate(name)
+            located = patience.take(told, elsewhere=True) if told.empty() else told.get()
+        finally:
+            interest.end()
+        if isinstance(located, Location):
+            return self._entry(name, located)
+        if isinstance(located, NotFoundError) and name in self._engine.library.names:
+            return self._known_entry(name)
+        raise located
+
+    def _known_entry(self, name: str) -> AdapterEntry:
+        """Of what is known without a hub. Raises NotFoundError."""
+        try:
+            location = self._engine.library.last_known(name)
         except NotFoundError:
-            if name in self._engine.library.names:  # its folder has gone
+            if name in self._engine.library.names:
                 return AdapterEntry(name, error="The adapter's folder is gone.")
             raise
+        return AdapterEntry(name) if location is None else self._entry(name, location)
+
+    def _entry(self, name: str, location: Location) -> AdapterEntry:
         if location.folder is not None:
             return self._local_entry(location, location.folder)
         loaded = next((one for one in self._engine.loader.snapshot() if one.digest == location.digest), None)
@@ -233,10 +252,11 @@ class Inventory:
         return True
 
     def _find_loaded(self, name: str) -> "tuple[Loaded, Served]":
-        """Raises NotFoundError for an unknown name, NotLoadedError for an adapter that isn't in memory."""
-        location = self._engine.library.locate(name)
-        loaded = self._engine.loader.find(location)
-        if loaded is None:
+        """By what the name stood for last: no hub is asked. Raises NotFoundError for an unknown name, NotLoadedError for an adapter
+        that isn't in memory."""
+        location = self._engine.library.last_known(name)
+        loaded = self._engine.loader.find(location) if location is not None else None
+        if location is None or loaded is None:
             raise NotLoadedError(f"{name} is not loaded.")
         return loaded, Served(name, loaded.digest, location.revision)
 

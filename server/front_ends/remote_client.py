@@ -109,8 +109,8 @@ class RemoteClient(EngineClient):
     def models(self) -> list[AdapterEntry]:
         return self._ask(list, "models")
 
-    def model(self, name: str) -> AdapterEntry:
-        return self._ask(AdapterEntry, "model", name)
+    def model(self, name: str, client: str = "", patience: Patience = ENDLESS) -> AdapterEntry:
+        return self._ask(AdapterEntry, "model", name, client, patience=patience)
 
     def adapters(self) -> dict[str, Placed]:
         return self._ask(dict, "adapters")

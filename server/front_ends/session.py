@@ -66,7 +66,6 @@ class Session:
         self._workers = ThreadPoolExecutor(2 * start.max_requests + SPARE_THREADS, "graft-front-end-call")
         self._calls: dict[str, Callable[..., object]] = {
             "models": engine.models,
-            "model": engine.model,
             "adapters": engine.adapters,
             "served": engine.served,
             "unload": engine.unload,
@@ -83,7 +82,8 @@ class Session:
             "reserve": self._accounts.reserve,
             "leave_account": self._accounts.leave,
         }
-        self._long_calls: dict[str, Callable[..., object]] = {  # which wait for an adapter, with patience
+        self._long_calls: dict[str, Callable[..., object]] = {  # which wait for an adapter or a hub, with patience
+            "model": engine.model,
             "load": engine.load,
             "pin": engine.pin,
             "attach": engine.attach,

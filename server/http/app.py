@@ -55,6 +55,7 @@ from graft.server.http.service import (
     EXTENSION,
     Service,
     begin_record,
+    look_up,
     read_body,
     service,
     shown_model,
@@ -208,7 +209,7 @@ def model(name: str) -> Response:
     name_model(name)
     if name == service().base_name:
         return jsonify(_base_model())
-    return jsonify(_model(_find_entry(name), service().engine.adapters()))
+    return jsonify(_model(look_up(name), service().engine.adapters()))
 
 
 @blueprint.get("/v1/adapters")
@@ -248,18 +249,9 @@ def _move_adapter(schema: type[AnyAdapterBody], move: Callable[[AnyAdapterBody, 
         raise
     except NotFoundError as error:
         raise unknown_model(error) from None
-    entry = replace(_find_entry(body.model), name=shown_model(body.model))
+    entry = replace(look_up(body.model), name=shown_model(body.model))
     placed = service().engine.adapters().get(g.served.digest or "", Placed())
     return jsonify(describe(entry, placed))
-
-
-def _find_entry(name: str) -> AdapterEntry:
-    try:
-        entry = service().engine.model(name)
-    except NotFoundError as error:
-        raise unknown_model(error) from None
-    g.served = Served(name, entry.digest, entry.revision)
-    return entry
 
 
 def _base_model() -> dict[str, object]:

@@ -13,6 +13,7 @@ from graft.hub.request_body import AnyBody
 from graft.server.chat.detokenizer import Names
 from graft.server.chat.speech import Speech, Speeches
 from graft.server.engine.client import EngineClient
+from graft.server.engine.inventory import AdapterEntry
 from graft.server.errors import BusyError
 from graft.server.http.clients import Network, Places, client_of
 from graft.server.http.schemas import BadField, OpenBody, WaitingBody, parse
@@ -30,6 +31,7 @@ from graft.server.served_version import Served
 EXTENSION = "graft"
 JSON = "application/json"
 TIMEOUT_HEADER = "X-Request-Timeout"
+_FULL = "The server is answering as many requests as it can: try again in a moment."
 
 
 class UnsupportedMediaError(GraftError):
@@ -109,19 +111,42 @@ def unknown_model(error: NotFoundError) -> UnknownModelError:
 
 @contextmanager
 def taking_place() -> Iterator[Visit]:
-    """One of the places for answers, for as long as the context lasts, and one of those that the key has; clients are told
-    apart by their keys, else by their addresses. Raises BusyError, or RateLimitError."""
-    client = f"key {g.holder.name}" if g.holder.name else g.record.client
-    visit = g.visit = Visit(g.accounts, g.holder, client)
+    """One of the places for answers, for as long as the context lasts, and one of those that the key has. Raises BusyError, or
+    RateLimitError."""
+    visit = g.visit = Visit(g.accounts, g.holder, _client())
     places = service().places  # a stream ends when the request is none of the application's any more
     if not places.enter(visit.client):
         visit.look()
-        raise BusyError("The server is answering as many requests as it can: try again in a moment.")
+        raise BusyError(_FULL)
     try:
         with visit.under_way():
             yield visit
     finally:
         places.leave(visit.client)
+
+
+def look_up(name: str) -> AdapterEntry:
+    """An adapter by its name. Where a hub has to be asked it takes one of the places for answers: who waits for that leaves threads
+    for lists, health and metrics. Raises UnknownModelError, BusyError, or what else the look-up ends with."""
+    client, places, engine = _client(), service().places, service().engine
+    waits = engine.served(name) == Served()
+    if waits and not places.enter(client):
+        raise BusyError(_FULL)
+    try:
+        entry = engine.model(name, client, g.patience)
+    except NotFoundError as error:
+        raise unknown_model(error) from None
+    finally:
+        if waits:
+            places.leave(client)
+    g.served = Served(name, entry.digest, entry.revision)
+    return entry
+
+
+def _client() -> str:
+    """By whom clients are told apart: their keys, else their addresses."""
+    holder: Holder = g.holder
+    return f"key {holder.name}" if holder.name else g.record.client
 
 
 def begin_record() -> RequestRecord:

@@ -72,7 +72,7 @@ def _operation(path: str, route: Route) -> dict[str, object]:
 def _responses(route: Route, path: str) -> dict[str, object]:
     content = _answer(route.answer, route.stream)
     done = {"description": "Done.", "headers": _headers(route.headers(path)), "content": content}
-    failed = failures_of(route.need, counted=bool(route.bodies))
+    failed = failures_of(route.need, counted=route.names_model(path))
     return {"200": done, **{status: {"$ref": _RESPONSES + _failure_name(route.error, status)} for status in failed}}
 
 

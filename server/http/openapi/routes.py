@@ -34,12 +34,16 @@ class Route:
     need: Need = Need.KEY
     error: type[BaseModel] = Error
 
+    def names_model(self, path: str) -> bool:
+        """Whether it is about one, which may have to be looked up."""
+        return bool(self.bodies) or "{model}" in path
+
     def headers(self, path: str) -> list[str]:
         """Of its answers."""
         found = [names.REQUEST_ID]
         if self.error is MessagesError:
             found.append(names.MESSAGE_ID)
-        if self.bodies or "{model}" in path:
+        if self.names_model(path):
             found += ADAPTER
         if any(issubclass(body, OpenBody) for body in self.bodies):
             found.append(names.IGNORED_FIELDS)

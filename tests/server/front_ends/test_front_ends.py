@@ -30,7 +30,7 @@ from graft.server.keys.accounts import Accounts
 from tests.conftest import tiny_base
 from tests.server.conftest import write_folder
 from tests.server.front_ends.looking import make_looking
-from tests.server.http.test_hanging_hub import WAITING
+from tests.server.http.test_hanging_hub import HELD_UP, asked
 from tests.server.http.test_wire import NO_REQUESTS, ORIGIN, PAGE, sent_raw
 from tests.server.live import CHAT_TEMPLATE, OPTIONS, Live
 from tests.server.scarce import files_left
@@ -266,8 +266,8 @@ def test_a_client_that_hangs_up_is_noticed(live):
 def test_who_waits_for_a_hub_that_hangs_is_given_up_in_the_engines_process_too(folders):
     with silent_hub() as hub, several(tiny_base("llama"), folders, 1, shelf=RemoteRegistry(hub.url)) as live:
         (session,) = live.fronts._sessions.values()
-        for path, body in WAITING * 2:  # more than may be looked up at once
-            reply = live.post(path, body, {"X-Request-Timeout": "0.2"})
+        for path, body in HELD_UP * 2:  # more than may be looked up at once
+            reply = asked(live, path, body, "0.2")
             assert reply.status == 408 and reply.error["code"] == "deadline_exceeded"
         wait_for(lambda: not session._interests)
         wait_for(lambda: not len(live.engine.loader._loading._look_ups._waiting))

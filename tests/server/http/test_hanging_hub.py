@@ -2,12 +2,16 @@
 
 import json
 import socket
+import time
+import urllib.request
+from contextlib import ExitStack
 from http.client import HTTPResponse
 
 import pytest
 
 from graft.hub.registry.remote.client import RemoteRegistry
 from graft.server.adapters.loading import HUB_THREADS
+from graft.server.http.clients import SPARE_THREADS
 from graft.server.operations.drain import Drain
 from tests.conftest import tiny_base
 from tests.server.http.test_faults import wait_until
@@ -22,6 +26,7 @@ WAITING = [
     ("/v1/adapters/pin", {"model": "ann/news"}),
     ("/v1/load_lora_adapter", {"lora_name": "news", "lora_path": "ann/news"}),
 ]
+HELD_UP = [*WAITING, ("/v1/models/ann/news", None)]  # no body: it is a GET
 
 
 @pytest.fixture
@@ -46,14 +51,14 @@ def look_ups(live):
     return len(live.engine.loader._loading._look_ups._waiting)
 
 
-@pytest.mark.parametrize(("path", "body"), WAITING)
+@pytest.mark.parametrize(("path", "body"), HELD_UP)
 def test_a_deadline_ends_the_wait(live, path, body):
-    reply = live.post(path, body, {"X-Request-Timeout": "0.3"})
+    reply = asked(live, path, body, "0.3")
     assert reply.status == 408 and reply.error["code"] == "deadline_exceeded"
     assert live.post("/v1/completions", GOOD).status == 200 and live.idle()
 
 
-@pytest.mark.parametrize(("path", "body"), WAITING)
+@pytest.mark.parametrize(("path", "body"), HELD_UP)
 def test_who_goes_away_leaves_no_place_taken(live, hub, path, body):
     with sent(live, path, body):
         wait_until(lambda: hub.asked)
@@ -62,7 +67,7 @@ def test_who_goes_away_leaves_no_place_taken(live, hub, path, body):
     assert live.idle()
 
 
-@pytest.mark.parametrize(("path", "body"), WAITING)
+@pytest.mark.parametrize(("path", "body"), HELD_UP)
 def test_a_drain_refuses_who_waits(live, hub, drain, path, body):
     with sent(live, path, body) as connection:
         wait_until(lambda: hub.asked)
@@ -73,19 +78,44 @@ def test_a_drain_refuses_who_waits(live, hub, drain, path, body):
         assert reply.status == 503 and json.load(reply)["error"]["code"] == "draining"
 
 
-@pytest.mark.parametrize(("path", "body"), WAITING)
+@pytest.mark.parametrize(("path", "body"), HELD_UP)
 def test_who_asks_and_goes_away_leaves_nothing_queued(live, hub, path, body):
     for number in range(HUB_THREADS + 3):
-        named = json.loads(json.dumps(body).replace("ann/news", f"ann/news{number}"))
-        assert live.post(path, named, {"X-Request-Timeout": "0.2"}).status == 408
+        named = json.loads(json.dumps([path, body]).replace("ann/news", f"ann/news{number}"))
+        assert asked(live, *named, "0.2").status == 408
     assert 1 <= len(hub.asked) <= HUB_THREADS  # those hang; the others waited behind them
     wait_until(lambda: not look_ups(live))
 
 
+def test_what_is_known_is_told_without_the_hub(live, hub):
+    """Lists, and what takes an adapter out of memory; and how the server is, while as many ask for models as may."""
+    for path in ("/v1/adapters/unload", "/v1/adapters/pin"):
+        body = {"model": "ann/news"} | ({"pinned": False} if path.endswith("pin") else {})
+        assert asked(live, path, body, "0.3").error["code"] == "not_loaded"
+    assert not hub.asked
+    with ExitStack() as open_until_then:
+        for number in range(2 * SPARE_THREADS):
+            open_until_then.enter_context(sent(live, f"/v1/models/ann/other{number}", None))
+        wait_until(lambda: hub.asked)
+        began = time.monotonic()
+        for path in ("/health", "/v1/models", "/v1/adapters", "/metrics"):
+            assert live.get(path).status == 200, path
+        assert time.monotonic() - began < 5
+    wait_until(lambda: live.post("/v1/completions", GOOD).status == 200)
+
+
+def asked(live, path, body, seconds):
+    headers = {"X-Request-Timeout": seconds}
+    if body is None:
+        return live.send(urllib.request.Request(live.url + path, headers=headers))
+    return live.post(path, body, headers)
+
+
 def sent(live, path, body):
     """A connection by which that has been asked."""
-    data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    data = b"" if body is None else json.dumps(body).encode()
+    head = f"{'POST' if data else 'GET'} {path} HTTP/1.1\r\nHost: x\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n" if data else "\r\n"
     connection = socket.create_connection(("127.0.0.1", live.port))
     connection.sendall(head.encode() + data)
     return connection
