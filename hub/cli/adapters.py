@@ -113,7 +113,7 @@ def search(
             entry.base,
             amount(entry.parameters),
             "" if entry.score is None else f"{entry.score:.3f}",
-            (entry.production or "")[:10],
+            short_id(entry.production),
             entry.downloads,
             day(entry.updated_at),
         )

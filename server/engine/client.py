@@ -105,6 +105,10 @@ class EngineClient:
         `patience` ends with."""
         return self._inventory.entry(name, client, patience)
 
+    def known_model(self, name: str) -> AdapterEntry:
+        """As `model`, but no hub is asked: as it stood when it was asked for last."""
+        return self._inventory.known_entry(name)
+
     def adapters(self) -> dict[str, Placed]:
         """Digest -> where it is, of all adapters in memory."""
         return self._inventory.placements()

@@ -75,12 +75,12 @@ class Inventory:
     def entries(self) -> list[AdapterEntry]:
         """Every adapter that can be named: local ones, those on the shelf (registries only; a remote hub's as far as
         they have been asked for, as they stood then). No hub is asked."""
-        entries = {name: self._known_entry(name) for name in self._engine.library.names}
+        entries = {name: self.known_entry(name) for name in self._engine.library.names}
         for entry in self._shelf_entries():
             entries.setdefault(entry.name, entry)
         for name in self._engine.loader.served().keys() - entries.keys():
             with suppress(NotFoundError):  # it stands for nothing any more
-                entries[name] = self._known_entry(name)
+                entries[name] = self.known_entry(name)
         return [entry for _, entry in sorted(entries.items())]
 
     def entry(self, name: str, client: str, patience: Patience) -> AdapterEntry:
@@ -96,10 +96,10 @@ class Inventory:
         if isinstance(located, Location):
             return self._entry(name, located)
         if isinstance(located, NotFoundError) and name in self._engine.library.names:
-            return self._known_entry(name)
+            return self.known_entry(name)
         raise located
 
-    def _known_entry(self, name: str) -> AdapterEntry:
+    def known_entry(self, name: str) -> AdapterEntry:
         """Of what is known without a hub. Raises NotFoundError."""
         try:
             location = self._engine.library.last_known(name)

@@ -112,6 +112,9 @@ class RemoteClient(EngineClient):
     def model(self, name: str, client: str = "", patience: Patience = ENDLESS) -> AdapterEntry:
         return self._ask(AdapterEntry, "model", name, client, patience=patience)
 
+    def known_model(self, name: str) -> AdapterEntry:
+        return self._ask(AdapterEntry, "known_model", name)
+
     def adapters(self) -> dict[str, Placed]:
         return self._ask(dict, "adapters")
 

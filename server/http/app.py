@@ -249,7 +249,7 @@ def _move_adapter(schema: type[AnyAdapterBody], move: Callable[[AnyAdapterBody, 
         raise
     except NotFoundError as error:
         raise unknown_model(error) from None
-    entry = replace(look_up(body.model), name=shown_model(body.model))
+    entry = replace(service().engine.known_model(body.model), name=shown_model(body.model))
     placed = service().engine.adapters().get(g.served.digest or "", Placed())
     return jsonify(describe(entry, placed))
 
