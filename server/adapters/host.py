@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.model import Base
@@ -41,6 +42,7 @@ class HostStats:
 
 LoadResult = tuple[Loaded, Served] | GraftError
 Done = Callable[[LoadResult], None]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,11 @@ class HostTier:
     ) -> None:
         """Call `done` with what a name stands for now: at once, or where a hub has to be asked in the client's turn, from another
         thread; or not at all where `interest` is over by then."""
-
-        def look_up() -> None:
-            done(self._locate(name))
-
-        if self.library.is_quick(name):
-            look_up()
+        located = _told(self.library.locate_at_once, name)
+        if located is None:
+            self._loading.look_up(client, lambda: done(_told(self.library.locate, name)), done, interest)
         else:
-            self._loading.look_up(client, look_up, done, interest)
+            done(located)
 
     def hold(self, loaded: Loaded) -> None:
         """One user more, of an adapter that has some."""
@@ -184,15 +183,6 @@ class HostTier:
 
     def close(self) -> None:
         self._loading.close()
-
-    def _locate(self, name: str) -> Location | GraftError:
-        try:
-            return self.library.locate(name)
-        except GraftError as error:
-            return error
-        except Exception as error:
-            log.exception("looking up %s failed", name)
-            return BrokenError(f"Looking up {name} failed: {type(error).__name__}: {error}")
 
     def _begin(self, located: Location | GraftError, client: Hashable, done: Done, interest: Interest) -> None:
         answer: LoadResult | None
@@ -306,6 +296,17 @@ class HostTier:
             opened = full and self._has_room()
         if opened:
             self._loading.look_for_room()
+
+
+def _told(locate: Callable[[str], Found], name: str) -> Found | GraftError:
+    """What is found, or why nothing is."""
+    try:
+        return locate(name)
+    except GraftError as error:
+        return error
+    except Exception as error:
+        log.exception("looking up %s failed", name)
+        return BrokenError(f"Looking up {name} failed: {type(error).__name__}: {error}")
 
 
 def _answer_all(answers: Iterable[tuple[Done, LoadResult]]) -> None:

@@ -57,6 +57,13 @@ class _Answer:
     said: Location | GraftError
     until: float
 
+    @property
+    def location(self) -> Location:
+        """Raises what was said in its place."""
+        if isinstance(self.said, GraftError):
+            raise type(self.said)(str(self.said))  # one of its own: each raise adds to what an error holds
+        return self.said
+
 
 class AdapterNames:
     """`local`: NAME -> folder. `shelf`: where "ns/name", "ns/name@rev" and "task:T" are looked up, if anywhere."""
@@ -81,20 +88,24 @@ class AdapterNames:
         """Names given here, known without asking anyone."""
         return sorted({*self._local, *self._attached})
 
-    def is_quick(self, name: str) -> bool:
-        """Whether `locate` answers without a network."""
-        target = self._target(name)
-        if isinstance(target, Path) or not (self._is_far and _may_be_shelved(target)):
-            return True
-        return self._standing(target) is not None
+    def locate(self, name: str) -> Location:
+        """What a name stands for now. Raises NotFoundError where that is nothing, or why a hub could not say."""
+        located = self._locate_here(name)
+        return located if isinstance(located, Location) else self._ask(located).location
+
+    def locate_at_once(self, name: str) -> Location | None:
+        """As `locate`, but None where a hub has to be asked."""
+        located = self._locate_here(name)
+        return located if isinstance(located, Location) else None
 
     def last_known(self, name: str) -> Location | None:
         """As `locate`, but no hub is asked: what a name there stood for when it was asked last; None where it was not."""
-        if self.is_quick(name):
-            return self.locate(name)
+        located = self._locate_here(name)
+        if isinstance(located, Location):
+            return located
         with self._lock:
-            answer = self._answers.get(str(self._target(name)))
-        return answer.said if answer is not None and isinstance(answer.said, Location) else None
+            answer = self._answers.get(located)
+        return None if answer is None else answer.location
 
     def shelf_name(self, name: str) -> str | None:
         """What the shelf is asked for where this name is used; None where it is not asked."""
@@ -104,18 +115,6 @@ class AdapterNames:
     def is_far(self, location: Location) -> bool:
         """Whether `fetch` takes a network."""
         return location.folder is None and self._is_far
-
-    def locate(self, name: str) -> Location:
-        """Raises NotFoundError where the name stands for nothing."""
-        target = self._target(name)
-        if isinstance(target, Path):
-            return Location(name.removeprefix(_TRIAL), _state_of(target), folder=target)
-        if self.shelf is None or not _may_be_shelved(target):
-            raise self._unknown(target)
-        answer = self._standing(target) or self._ask(target, self.shelf)
-        if isinstance(answer.said, GraftError):
-            raise type(answer.said)(str(answer.said))  # one of its own: each raise adds to what an error holds
-        return answer.said
 
     @contextmanager
     def attaching(self, name: str, target: Path | str, *, replace: bool = False) -> Iterator[str]:
@@ -203,6 +202,16 @@ class AdapterNames:
         """A folder, or the name on the shelf."""
         return self._local.get(name) or self._attached.get(name) or self._being_given.get(name, name)
 
+    def _locate_here(self, name: str) -> Location | str:
+        """As `locate`, or what a hub has to be asked for."""
+        target = self._target(name)
+        if isinstance(target, Path):
+            return Location(name.removeprefix(_TRIAL), _state_of(target), folder=target)
+        if self.shelf is None or not _may_be_shelved(target):
+            raise self._unknown(target)
+        answer = self._standing(target) if self._is_far else self._ask(target)
+        return target if answer is None else answer.location
+
     def _is_on_shelf(self, name: str) -> bool:
         try:
             self.locate(name)
@@ -222,8 +231,10 @@ class AdapterNames:
             return None
         return answer
 
-    def _ask(self, name: str, shelf: Shelf) -> _Answer:
-        """A new answer, kept for as long as it is trusted; the one before where nobody can be asked."""
+    def _ask(self, name: str) -> _Answer:
+        """A new answer of the shelf, a hub's kept for as long as it is trusted; the one before where nobody can be asked."""
+        shelf = self.shelf
+        assert shelf is not None
         with self._lock:
             before = self._answers.get(name)
         try:

@@ -125,14 +125,13 @@ class Inventory:
 
     def served(self, name: str) -> Served:
         """What a request for a name runs on, as far as that can be told without a network."""
-        if self._engine.library.is_quick(name):
-            try:
-                location = self._engine.library.locate(name)
-            except GraftError:
-                return Served()
-            loaded = self._engine.loader.find(location)
-            return Served(name, loaded.digest if loaded else location.digest, location.revision)
-        return Served()
+        location: Location | None = None
+        with suppress(GraftError):
+            location = self._engine.library.locate_at_once(name)
+        if location is None:
+            return Served()
+        loaded = self._engine.loader.find(location)
+        return Served(name, loaded.digest if loaded else location.digest, location.revision)
 
     def shelf_names(self, names: Sequence[str]) -> dict[str, str]:
         """What names are called on the shelf, of those that are looked up there."""

@@ -54,8 +54,9 @@ class Names:
         if name == self.base_name:
             return Named(name, None)
         try:
-            quick = self._names.is_quick(name)
-            location = self._names.locate(name) if quick else await asyncio.to_thread(self._names.locate, name)
+            location = self._names.locate_at_once(name)
+            if location is None:
+                location = await asyncio.to_thread(self._names.locate, name)
         except NotFoundError as error:
             raise unknown_to(holder, error) from None
         if location.folder is not None:

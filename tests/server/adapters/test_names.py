@@ -34,7 +34,7 @@ def away(environ: dict, start: Callable) -> list[bytes]:
 def test_an_alias_is_followed_within_a_second(hub: str, registry: Registry, second: str, name: str) -> None:
     registry.promote("ann/news@eu/production", "production")
     names, remote = AdapterNames("f" * 64, shelf=RemoteRegistry(hub)), RemoteRegistry(hub)
-    assert names.locate(name).revision != second and names.is_quick(name)
+    assert names.locate(name).revision != second and names.locate_at_once(name)
     for alias in ("eu/production", "production"):
         remote.promote(f"ann/news@{second}", alias)
     promoted = time.monotonic()
@@ -56,7 +56,7 @@ def test_a_busy_name_is_not_asked_for_each_time(hub: str, second: str, monkeypat
     names.locate(pinned)
     now = time.monotonic()
     monkeypatch.setattr(library.time, "monotonic", lambda: now + 2)
-    assert names.is_quick(pinned) and not names.is_quick(ALIAS)
+    assert names.locate_at_once(pinned) and not names.locate_at_once(ALIAS)
 
 
 def test_names_stand_for_what_they_did_while_the_hub_is_away(
@@ -66,7 +66,7 @@ def test_names_stand_for_what_they_did_while_the_hub_is_away(
     names, answering = AdapterNames("f" * 64, shelf=RemoteRegistry(hub)), running["app"]
     first = names.locate(ALIAS)
     running["app"] = away
-    assert names.locate(ALIAS) == first and names.is_quick(ALIAS)  # and is not asked for again at once
+    assert names.locate(ALIAS) == first == names.locate_at_once(ALIAS)  # and is not asked for again at once
     with pytest.raises(UnreachableError) as refused:
         names.locate("ann/news")  # of which nothing is known
     assert refused.value.status == 502
@@ -100,9 +100,8 @@ def test_names_that_nobody_has_cost_a_hub_and_memory_little(hub: str, second: st
     monkeypatch.setattr(library, "MOST_KEPT", 5)
     names = AdapterNames("f" * 64, shelf=shelf)
     for wrong in ("news", "/" * 1_000_000, "ann/" + "n" * library.MAX_NAME_CHARS, "task:" + "t" * 1_000_000):
-        assert names.is_quick(wrong)
         with pytest.raises(NotFoundError, match="no model") as refused:
-            names.locate(wrong)
+            names.locate_at_once(wrong)
         assert len(str(refused.value)) < 500
     assert not asked and not names._answers
     names.locate(ALIAS)
@@ -115,10 +114,39 @@ def test_names_that_nobody_has_cost_a_hub_and_memory_little(hub: str, second: st
     assert len(names._answers) == 5 and ALIAS in names._answers  # which was used all the time
 
 
+def test_who_may_not_wait_is_told_by_one_look(hub: str, second: str, monkeypatch) -> None:
+    """An answer that ends a moment after it was seen to stand: nobody asks the hub on a thread that is not for that."""
+    names = AdapterNames("f" * 64, shelf=RemoteRegistry(hub))
+    located, standing = names.locate(ALIAS), names._standing
+
+    def for_a_last_time(name: str):
+        answer = standing(name)
+        names._answers.clear()
+        return answer
+
+    monkeypatch.setattr(names, "_standing", for_a_last_time)
+    monkeypatch.setattr(names, "_ask", None)
+    assert names.last_known(ALIAS) == located and names.last_known(ALIAS) is None
+    assert names.locate_at_once(ALIAS) is None
+
+
+def test_what_was_known_last_may_be_that_there_is_nothing(
+    hub: str, registry: Registry, second: str, monkeypatch
+) -> None:
+    monkeypatch.setattr("graft.hub.registry.remote.client.TRUSTED_S", 0.0)
+    names = AdapterNames("f" * 64, shelf=RemoteRegistry(hub))
+    assert names.last_known("ann/nothing") is None
+    with pytest.raises(NotFoundError):
+        names.locate("ann/nothing")
+    assert names.locate_at_once("ann/nothing") is None
+    with pytest.raises(NotFoundError):
+        names.last_known("ann/nothing")
+
+
 def test_a_registry_on_this_machine_is_asked_every_time(registry: Registry, second: str) -> None:
     names = AdapterNames("f" * 64, shelf=registry)
-    assert names.locate(ALIAS).revision != second and names.is_quick("ann/nothing")
+    assert names.locate_at_once(ALIAS).revision != second
     registry.promote(f"ann/news@{second}", "eu/production")
     assert names.locate(ALIAS).revision == second
     with pytest.raises(GraftError):
-        names.locate("ann/nothing")
+        names.locate_at_once("ann/nothing")

@@ -372,13 +372,13 @@ def test_a_question_that_raises_reaches_who_asked(llama):
 
 
 def test_a_lookup_that_breaks_fails_its_own_request_only(llama, monkeypatch):
-    """A hub that answers nonsense: any exception of `locate` becomes the request's error."""
+    """A hub that answers nonsense: any exception of a look-up becomes the request's error."""
     with Engine(llama) as engine:
 
         def nonsense(name):
             raise ValueError("not JSON")
 
-        monkeypatch.setattr(engine.library, "locate", nonsense)
+        monkeypatch.setattr(engine.library, "locate_at_once", nonsense)
         with pytest.raises(BrokenError, match="not JSON"):
             engine.generate([Request((5, 6), "ann/news", max_tokens=2)])
         assert len(engine.generate([Request((5, 6), max_tokens=2, ignore_eos=True)])[0].ids) == 2
