@@ -105,6 +105,10 @@ class EngineClient:
         `patience` ends with."""
         return self._inventory.entry(name, client, patience)
 
+    def asks_hub(self, name: str) -> bool:
+        """Whether `model` has to ask a hub."""
+        return self._inventory.asks_hub(name)
+
     def known_model(self, name: str) -> AdapterEntry:
         """As `model`, but no hub is asked: as it stood when it was asked for last."""
         return self._inventory.known_entry(name)

@@ -99,6 +99,12 @@ class Inventory:
             return self.known_entry(name)
         raise located
 
+    def asks_hub(self, name: str) -> bool:
+        """Whether `entry` has to ask a hub."""
+        with suppress(GraftError):
+            return self._engine.library.locate_at_once(name) is None
+        return False
+
     def known_entry(self, name: str) -> AdapterEntry:
         """Of what is known without a hub. Raises NotFoundError."""
         try:

@@ -112,6 +112,9 @@ class RemoteClient(EngineClient):
     def model(self, name: str, client: str = "", patience: Patience = ENDLESS) -> AdapterEntry:
         return self._ask(AdapterEntry, "model", name, client, patience=patience)
 
+    def asks_hub(self, name: str) -> bool:
+        return self._ask(bool, "asks_hub", name)
+
     def known_model(self, name: str) -> AdapterEntry:
         return self._ask(AdapterEntry, "known_model", name)
 

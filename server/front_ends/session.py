@@ -66,6 +66,7 @@ class Session:
         self._workers = ThreadPoolExecutor(2 * start.max_requests + SPARE_THREADS, "graft-front-end-call")
         self._calls: dict[str, Callable[..., object]] = {
             "models": engine.models,
+            "asks_hub": engine.asks_hub,
             "known_model": engine.known_model,
             "adapters": engine.adapters,
             "served": engine.served,

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from flask import Response, after_this_request, current_app, g, request
@@ -31,7 +31,6 @@ from graft.server.served_version import Served
 EXTENSION = "graft"
 JSON = "application/json"
 TIMEOUT_HEADER = "X-Request-Timeout"
-_FULL = "The server is answering as many requests as it can: try again in a moment."
 
 
 class UnsupportedMediaError(GraftError):
@@ -113,14 +112,20 @@ def unknown_model(error: NotFoundError) -> UnknownModelError:
 def taking_place() -> Iterator[Visit]:
     """One of the places for answers, for as long as the context lasts, and one of those that the key has. Raises BusyError, or
     RateLimitError."""
+    with _place() as visit, visit.under_way():
+        yield visit
+
+
+@contextmanager
+def _place() -> Iterator[Visit]:
+    """One of the places for answers. Raises BusyError."""
     visit = g.visit = Visit(g.accounts, g.holder, _client())
     places = service().places  # a stream ends when the request is none of the application's any more
     if not places.enter(visit.client):
         visit.look()
-        raise BusyError(_FULL)
+        raise BusyError("The server is answering as many requests as it can: try again in a moment.")
     try:
-        with visit.under_way():
-            yield visit
+        yield visit
     finally:
         places.leave(visit.client)
 
@@ -128,17 +133,12 @@ def taking_place() -> Iterator[Visit]:
 def look_up(name: str) -> AdapterEntry:
     """An adapter by its name. Where a hub has to be asked it takes one of the places for answers: who waits for that leaves threads
     for lists, health and metrics. Raises UnknownModelError, BusyError, or what else the look-up ends with."""
-    client, places, engine = _client(), service().places, service().engine
-    waits = engine.served(name) == Served()
-    if waits and not places.enter(client):
-        raise BusyError(_FULL)
-    try:
-        entry = engine.model(name, client, g.patience)
-    except NotFoundError as error:
-        raise unknown_model(error) from None
-    finally:
-        if waits:
-            places.leave(client)
+    engine = service().engine
+    with _place() if engine.asks_hub(name) else nullcontext():
+        try:
+            entry = engine.model(name, _client(), g.patience)
+        except NotFoundError as error:
+            raise unknown_model(error) from None
     g.served = Served(name, entry.digest, entry.revision)
     return entry
 

@@ -11,6 +11,7 @@ import pytest
 
 from graft.hub.registry.remote.client import RemoteRegistry
 from graft.server.adapters.loading import HUB_THREADS
+from graft.server.adapters.names import MAX_NAME_CHARS
 from graft.server.http.clients import SPARE_THREADS
 from graft.server.operations.drain import Drain
 from tests.conftest import tiny_base
@@ -102,6 +103,14 @@ def test_what_is_known_is_told_without_the_hub(live, hub):
             assert live.get(path).status == 200, path
         assert time.monotonic() - began < 5
     wait_until(lambda: live.post("/v1/completions", GOOD).status == 200)
+
+
+def test_where_no_hub_would_be_asked_no_place_is_taken(live, hub):
+    with sent(live, *WAITING[0]):
+        wait_until(lambda: hub.asked)
+        assert asked(live, "/v1/models/ann/news", None, "9").status == 429  # the one place is taken
+        for name in ("test/llama", "nobody", "ann/" + "n" * MAX_NAME_CHARS):
+            assert asked(live, f"/v1/models/{name}", None, "9").status == (200 if name == "test/llama" else 404), name
 
 
 def asked(live, path, body, seconds):
