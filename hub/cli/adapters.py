@@ -110,16 +110,16 @@ def search(
             entry.name,
             entry.task,
             entry.method,
-            entry.base,
-            amount(entry.parameters),
             "" if entry.score is None else f"{entry.score:.3f}",
             short_id(entry.production),
+            entry.base,
+            amount(entry.parameters),
             entry.downloads,
             day(entry.updated_at),
         )
         for entry in page.entries
     ]
-    columns = ("adapter", "task", "method", "base?", "parameters?:", "score:", "production?", "downloads?:", "updated?")
+    columns = ("adapter", "task", "method", "score:", "production?", "base?", "parameters?:", "downloads?:", "updated?")
     print_table(
         f"{page.total} found" if page.exact else f"At least {page.total} found",
         columns,

@@ -114,7 +114,11 @@ def test_the_hub_starts_without_torch() -> None:
 def test_a_narrow_terminal_shows_whole_names(graft, lora_folder, tmp_path: Path, monkeypatch) -> None:
     name, task = "department/summaries-of-news", "headline"
     graft("publish", str(lora_folder(tmp_path / "a", task=task)), name)
-    for columns, there, gone in (("80", "score", "updated"), ("160", "updated", "nothing")):
+    for columns, there, gone in (
+        ("80", "score", "updated"),
+        ("100", "production", "parameters"),
+        ("160", "updated", "nothing"),
+    ):
         monkeypatch.setenv("COLUMNS", columns)
         shown = graft("search").output
         assert f" {name} " in shown and f" {task} " in shown and there in shown and gone not in shown
