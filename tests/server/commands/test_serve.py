@@ -304,6 +304,28 @@ def test_an_engine_that_ends_by_a_failure_ends_the_server_after_its_streams_have
             started.kill()
 
 
+LOOKING = """
+import gc
+import sys
+from graft.hub.cli.main import main
+from graft.server.commands import serve
+answer = serve.answer
+def looking(*given):
+    print(f"frozen {gc.get_freeze_count()} of {gc.get_freeze_count() + len(gc.get_objects())}", file=sys.stderr, flush=True)
+    answer(*given)
+serve.answer = looking
+sys.argv[0] = "graft"
+main()
+"""
+
+
+def test_a_server_that_is_ready_has_what_it_loaded_out_of_the_collectors_sight(place):
+    with process(place, "--port", "0", "--kv-bytes", "2M", command=[sys.executable, "-c", LOOKING, "serve"]) as started:
+        url_of(started)
+        frozen, there = map(int, re.findall(r"\d+", started.stderr.readline()))
+        assert frozen > 0.9 * there, (frozen, there)
+
+
 @pytest.mark.slow
 def test_a_port_in_use_is_said(place):
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -1,5 +1,6 @@
 """An application that can be asked about its process: what a front end of the tests is told to serve."""
 
+import gc
 import logging
 import os
 import sys
@@ -17,6 +18,8 @@ def make_looking(engine, places, drain, **options) -> Flask:
         told = [
             name for name in ("httpx", "waitress", "graft.server") if logging.getLogger(name).isEnabledFor(logging.INFO)
         ]
-        return jsonify(pid=os.getpid(), told=told, modules=sorted(name for name in sys.modules if "." not in name))
+        frozen = gc.get_freeze_count() / (gc.get_freeze_count() + len(gc.get_objects()))
+        modules = sorted(name for name in sys.modules if "." not in name)
+        return jsonify(pid=os.getpid(), told=told, modules=modules, frozen=frozen)
 
     return app
