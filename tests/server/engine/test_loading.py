@@ -17,6 +17,7 @@ from graft.server.adapters.loading import HUB_THREADS, HUB_THREADS_EACH
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.request import Request
+from graft.server.http.app import create_app as create_server
 from graft.server.interest import Interest
 
 SOON_S = 5.0  # generous: what hangs here hangs for longer
@@ -174,6 +175,28 @@ def test_of_those_who_give_a_load_up_nothing_is_kept_and_it_goes_on(llama, hub):
         misses = engine.loader.stats.misses
         within(one(engine, "ann/a1"))
         assert engine.loader.stats.misses == misses and len(told) <= 1
+
+
+def test_what_is_in_memory_can_be_told_and_let_go_while_the_hub_hangs(llama, hub, monkeypatch):
+    monkeypatch.setattr("graft.hub.registry.remote.client.TRUSTED_S", 0.0)
+    with Engine(llama, shelf=RemoteRegistry(hub.url)) as engine:
+        client = EngineClient(engine)
+        web = create_server(client).test_client()
+
+        def told(path, **more):
+            reply = web.post(path, json={"model": "ann/a0", **more})
+            assert reply.status_code == 200, reply.text
+            assert reply.headers["X-Adapter-Digest"] == reply.json["digest"]
+            return reply.json["state"], reply.json["pinned"]
+
+        assert told("/v1/adapters/load") == ("device", False)
+        assert told("/v1/adapters/pin") == ("device", True)
+        hub.holds = ("/",)
+        assert client.asks_hub("ann/a0")  # whoever wants to use it waits
+        assert [entry["id"] for entry in web.get("/v1/adapters").json["data"]] == ["ann/a0"]
+        assert told("/v1/adapters/pin", pinned=False) == ("device", False)
+        assert told("/v1/adapters/unload") == ("disk", False)
+        assert not client.adapters() and not hub.held
 
 
 def test_closing_waits_for_no_hub(llama, hub):
