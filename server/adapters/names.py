@@ -287,9 +287,11 @@ def _holds_adapter(folder: Path) -> bool:
 
 def _state_of(folder: Path) -> str:
     """What `ls` would show of a folder: changes when a file is replaced. Raises NotFoundError without a folder."""
-    if not folder.is_dir():
-        raise NotFoundError(f"The adapter's folder {folder} is gone.")
-    return " ".join(filter(None, map(_file_state, sorted(folder.iterdir()))))
+    try:
+        paths = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"The adapter's folder {folder} is gone.") from None
+    return " ".join(filter(None, map(_file_state, paths)))
 
 
 def _file_state(path: Path) -> str:

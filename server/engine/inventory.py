@@ -75,11 +75,9 @@ class Inventory:
     def entries(self) -> list[AdapterEntry]:
         """Every adapter that can be named: local ones, those on the shelf (registries only; a remote hub's as far as
         they have been asked for, as they stood then). No hub is asked."""
-        entries = {name: self.known_entry(name) for name in self._engine.library.names}
-        for entry in self._shelf_entries():
-            entries.setdefault(entry.name, entry)
-        for name in self._engine.loader.served().keys() - entries.keys():
-            with suppress(NotFoundError):  # it stands for nothing any more
+        entries = {entry.name: entry for entry in self._shelf_entries()}
+        for name in {*self._engine.library.names, *(self._engine.loader.served().keys() - entries.keys())}:
+            with suppress(NotFoundError):  # it stands for nothing any more, or has just been taken back
                 entries[name] = self.known_entry(name)
         return [entry for _, entry in sorted(entries.items())]
 

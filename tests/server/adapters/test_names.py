@@ -150,3 +150,12 @@ def test_a_registry_on_this_machine_is_asked_every_time(registry: Registry, seco
     assert names.locate(ALIAS).revision == second
     with pytest.raises(GraftError):
         names.locate_at_once("ann/nothing")
+
+
+def test_a_folder_that_goes_while_it_is_looked_at_is_gone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Path, "is_dir", lambda self: True)  # a moment ago
+    (tmp_path / "file").touch()
+    names = AdapterNames("f" * 64, {"a": tmp_path / "none", "b": tmp_path / "file"})
+    for name in ("a", "b"):
+        with pytest.raises(NotFoundError, match="is gone"):
+            names.locate(name)

@@ -85,6 +85,13 @@ def test_a_step_that_takes_too_long_is_told_for_as_long_as_it_does(llama, monkey
         assert client.health() is None and engine.turn_s == 0
 
 
+def test_a_name_that_is_taken_back_costs_lists_that_name_alone(llama, make_folder, monkeypatch):
+    with Engine(llama, {"a": make_folder("lora", llama)}) as engine:
+        before = iter([["a", "taken back"]])
+        monkeypatch.setattr(type(engine.library), "names", property(lambda self: next(before, ["a"])))
+        assert [entry.name for entry in EngineClient(engine).models()] == ["a"] and not list(before)
+
+
 def test_adapters_are_loaded_pinned_and_unloaded(llama, make_folder):
     folders = {"a": make_folder("prefix", llama), "b": make_folder("lora", llama)}
     with Engine(llama, folders) as engine:
