@@ -9,7 +9,7 @@ import logging
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,16 +117,19 @@ class AdapterNames:
         return location.folder is None and self._is_far
 
     @contextmanager
-    def attaching(self, name: str, target: Path | str, *, replace: bool = False) -> Iterator[str]:
+    def attaching(
+        self, name: str, target: Path | str, is_taken: Callable[[], bool], *, replace: bool = False
+    ) -> Iterator[str]:
         """`name` becomes a folder, or what the shelf has under another name, when the context ends; where it fails nothing has
-        changed. Yields what to call it until then. Nobody else gives or takes the name meanwhile.
+        changed. Yields what to call it until then. Nobody else gives or takes the name meanwhile. `is_taken`: whether `name` stands
+        for something, which a hub may have to be asked.
 
         Raises ConflictError for a name that stands for something (`replace`: that was not attached), NotFoundError for a folder
         without an adapter.
         """
         if isinstance(target, Path) and not _holds_adapter(target):
             raise NotFoundError(f"{target} holds no {ADAPTER_CONFIG}.")
-        if name in self._local or (name not in self._attached and name != target and self._is_on_shelf(name)):
+        if name in self._local or (name not in self._attached and name != target and is_taken()):
             raise ConflictError(f"{name} is an adapter that this server has had from its start: take another name.")
         trial = _TRIAL + name
         with self._lock:
@@ -211,13 +214,6 @@ class AdapterNames:
             raise self._unknown(target)
         answer = self._standing(target) if self._is_far else self._ask(target)
         return target if answer is None else answer.location
-
-    def _is_on_shelf(self, name: str) -> bool:
-        try:
-            self.locate(name)
-        except NotFoundError:
-            return False
-        return True
 
     def _standing(self, name: str) -> _Answer | None:
         """What holds without asking: an answer that is trusted, or, while the hub is away, the last one that was good."""

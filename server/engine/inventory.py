@@ -17,6 +17,7 @@ from graft.hub.errors import ConflictError, GraftError, NotFoundError
 from graft.server.adapters.names import Location
 from graft.server.engine.questions import Pin, Unload
 from graft.server.engine.request import Finished, Request, Sink, Started
+from graft.server.errors import unless_error
 from graft.server.interest import Interest
 from graft.server.operations.patience import Patience
 from graft.server.replica_state import BaseIdentity, ReplicaState
@@ -84,18 +85,10 @@ class Inventory:
     def entry(self, name: str, client: str, patience: Patience) -> AdapterEntry:
         """One adapter by any of its names; where a hub has to be asked, in the client's turn. Raises NotFoundError, or what
         `patience` ends with."""
-        told: SimpleQueue[Location | GraftError] = SimpleQueue()
-        interest = Interest()
-        self._engine.loader.locate(name, client, told.put, interest)
         try:
-            located = patience.take(told, elsewhere=True) if told.empty() else told.get()
-        finally:
-            interest.end()
-        if isinstance(located, Location):
-            return self._entry(name, located)
-        if isinstance(located, NotFoundError) and name in self._engine.library.names:
-            return self.known_entry(name)
-        raise located
+            return self._entry(name, self._locate(name, client, patience))
+        except NotFoundError as error:
+            return self._missing(name, error)
 
     def asks_hub(self, name: str) -> bool:
         """Whether `entry` has to ask a hub."""
@@ -107,11 +100,15 @@ class Inventory:
         """Of what is known without a hub. Raises NotFoundError."""
         try:
             location = self._engine.library.last_known(name)
-        except NotFoundError:
-            if name in self._engine.library.names:
-                return AdapterEntry(name, error="The adapter's folder is gone.")
-            raise
+        except NotFoundError as error:
+            return self._missing(name, error)
         return AdapterEntry(name) if location is None else self._entry(name, location)
+
+    def _missing(self, name: str, error: NotFoundError) -> AdapterEntry:
+        """Of a name that stands for nothing: raises the error, but for those that are given here."""
+        if name not in self._engine.library.names:
+            raise error
+        return AdapterEntry(name, error="The adapter is gone.")
 
     def _entry(self, name: str, location: Location) -> AdapterEntry:
         if location.folder is not None:
@@ -239,7 +236,15 @@ class Inventory:
         Raises ConflictError for a name that stands for something, NotFoundError where there is no adapter, and as `load`;
         then the name is what it was.
         """
-        with self._engine.library.attaching(name, target, replace=replace) as trial:
+
+        def is_taken() -> bool:
+            try:
+                self._locate(name, client, patience)
+            except NotFoundError:
+                return False
+            return True
+
+        with self._engine.library.attaching(name, target, is_taken, replace=replace) as trial:
             return self.load(trial, client, weight, patience)
 
     def detach(self, name: str) -> bool:
@@ -253,6 +258,17 @@ class Inventory:
         if loaded is not None and not self.placements().get(loaded.digest, Placed()).pinned:
             self._engine.ask(Unload(loaded))
         return True
+
+    def _locate(self, name: str, client: str, patience: Patience) -> Location:
+        """What a name stands for now; where a hub has to be asked, in the client's turn. Raises NotFoundError, or what `patience`
+        ends with."""
+        told: SimpleQueue[Location | GraftError] = SimpleQueue()
+        interest = Interest()
+        self._engine.loader.locate(name, client, told.put, interest)
+        try:
+            return unless_error(patience.take(told, elsewhere=True) if told.empty() else told.get())
+        finally:
+            interest.end()
 
     def _find_loaded(self, name: str) -> "tuple[Loaded, Served]":
         """By what the name stood for last: no hub is asked. Raises NotFoundError for an unknown name, NotLoadedError for an adapter

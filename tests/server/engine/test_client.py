@@ -1,5 +1,6 @@
 """The client of an engine: everything that others may ask of one, typed, and without torch on their side."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from queue import SimpleQueue
 import pytest
 
 from graft.hub.errors import ConflictError, NotFoundError
+from graft.hub.registry.registry import Registry
 from graft.server.engine import client as client_module
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
@@ -90,6 +92,22 @@ def test_a_name_that_is_taken_back_costs_lists_that_name_alone(llama, make_folde
         before = iter([["a", "taken back"]])
         monkeypatch.setattr(type(engine.library), "names", property(lambda self: next(before, ["a"])))
         assert [entry.name for entry in EngineClient(engine).models()] == ["a"] and not list(before)
+
+
+def test_a_given_name_whose_adapter_has_gone_is_listed_with_that(llama, make_folder, tmp_path):
+    registry, folder = Registry(tmp_path / "registry.db"), make_folder("lora", llama)
+    registry.add_base(llama.spec)
+    registry.publish(folder, "ann/news")
+    with Engine(llama, {"a": folder}, registry) as engine:
+        client = EngineClient(engine)
+        client.attach("mine", "ann/news")
+        registry.delete_repo("ann/news")
+        shutil.rmtree(folder)
+        listed = {entry.name: entry for entry in client.models()}
+        for name in ("a", "mine"):
+            assert client.model(name) == listed[name] and listed[name].error == "The adapter is gone."
+        with pytest.raises(NotFoundError):
+            client.model("ann/news")
 
 
 def test_adapters_are_loaded_pinned_and_unloaded(llama, make_folder):

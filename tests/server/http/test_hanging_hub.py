@@ -27,7 +27,11 @@ WAITING = [
     ("/v1/adapters/pin", {"model": "ann/news"}),
     ("/v1/load_lora_adapter", {"lora_name": "news", "lora_path": "ann/news"}),
 ]
-HELD_UP = [*WAITING, ("/v1/models/ann/news", None)]  # no body: it is a GET
+HELD_UP = [
+    *WAITING,
+    ("/v1/load_lora_adapter", {"lora_name": "eu/news", "lora_path": "ann/news"}),  # whose own name a hub may have
+    ("/v1/models/ann/news", None),  # no body: it is a GET
+]
 
 
 @pytest.fixture
