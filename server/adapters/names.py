@@ -137,7 +137,8 @@ class AdapterNames:
             self._being_given[trial] = target
         try:
             yield trial
-            self._attached = {**self._attached, name: target}
+            with self._lock:  # another name may be given, or taken back, at the same moment
+                self._attached = {**self._attached, name: target}
         finally:
             del self._being_given[trial]
 

@@ -159,3 +159,23 @@ def test_a_folder_that_goes_while_it_is_looked_at_is_gone(tmp_path: Path, monkey
     for name in ("a", "b"):
         with pytest.raises(NotFoundError, match="is gone"):
             names.locate(name)
+
+
+def test_names_that_are_given_at_the_same_moment_are_all_kept(adapter: Path) -> None:
+    names, locked = AdapterNames("f" * 64), []
+
+    class Looked(dict):
+        """Says whether anybody else could change it while it is copied."""
+
+        def __iter__(self):
+            locked.append(names._lock.locked())
+            return super().__iter__()
+
+        def keys(self):
+            return [*self]
+
+    names._attached = Looked(a=adapter)
+    with names.attaching("b", adapter, lambda: False):
+        assert names.names == ["a"]
+        locked.clear()
+    assert locked and all(locked) and names.names == ["a", "b"]
