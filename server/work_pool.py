@@ -60,7 +60,14 @@ class WorkPool:
         self._waiting: FairQueue[_Job] = FairQueue()
         self._threads: list[threading.Thread] = []
         self._idle = 0
+        self._stalled_since: float | None = None
         self._closed = False
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds for which something has waited and nothing may begin; 0 where that is not so. Takes no lock."""
+        since = self._stalled_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def submit(
         self,
@@ -145,10 +152,19 @@ class WorkPool:
         """The next piece of work; waits for one. None at the end."""
         with self._changed:
             self._idle += 1
-            while not self._closed and not (self._may_begin() and self._waiting.peek(self._has_threads)):
+            while not (self._closed or self._may_go_on()):
                 self._changed.wait(None if self._may_begin() else _LOOK_AGAIN_S)
             self._idle -= 1
             return None if self._closed else self._waiting.pop()
+
+    def _may_go_on(self) -> bool:
+        """Whether there is something to begin, and it may. Called with the lock."""
+        may = self._may_begin()
+        if may or not self._waiting:
+            self._stalled_since = None
+        elif self._stalled_since is None:
+            self._stalled_since = time.monotonic()
+        return may and self._waiting.peek(self._has_threads) is not None
 
     def _has_threads(self, job: _Job) -> bool:
         """Whether its client may have one more."""

@@ -2,7 +2,8 @@
 
 A load (loading.py) never runs the base and never touches the engine's thread; a broken adapter costs its own requests a clear
 error, remembered for a while. Adapters in use are never dropped; the others go least recently used first. Where those in use
-fill the budget, the next one is made when there is room again.
+fill the budget, the next one is made when there is room again; and once it has waited for HOLD_BACK_S, the requests that come for
+one of them wait behind it, so that there is some.
 """
 
 import logging
@@ -19,6 +20,7 @@ from graft.hub.adapters.serving_forms import Form
 from graft.hub.base.model import Base
 from graft.hub.chat.words import AdapterWords
 from graft.hub.errors import ArtifactError, GraftError
+from graft.server.adapters.device import HOLD_BACK_S
 from graft.server.adapters.host_memory import HostMemory
 from graft.server.adapters.loaded import Loaded
 from graft.server.adapters.loading import Load, Loading
@@ -79,6 +81,7 @@ class HostTier:
         )  # (name, version) -> what it turned out to be
         self._failed: dict[tuple[str, str], tuple[float, GraftError]] = {}
         self._waiting: dict[tuple[str, str], _Waiting] = {}
+        self._gave_way_at = 0.0  # when the last one in use left memory for others
         self._loading = Loading(
             base,
             library,
@@ -227,10 +230,22 @@ class HostTier:
             return None  # its own folder's words are wanted, and of one that is not proven yet its probe, whoever has its digest
         digest = self._served[key].digest
         loaded = self._memory.get(digest) if digest else None
-        if loaded is None or loaded.refused:
+        if loaded is None or loaded.refused or self._gives_way(loaded):
             return None
         self.stats.hits += 1
         return self._hold(key, loaded, location, self._served[key].words)
+
+    def _gives_way(self, loaded: Loaded) -> bool:
+        """Whether one in memory leaves it for one that has waited long enough for room: who asks for it anew waits behind that one;
+        who has it keeps it until done. Called with the lock."""
+        if self._loading.stalled_s < HOLD_BACK_S or self._memory.is_pinned(loaded.digest):
+            return False
+        now = time.monotonic()
+        if self._memory.staying() <= self.budget_bytes and now < self._gave_way_at + HOLD_BACK_S:
+            return False  # there will be room; where that takes its time another one makes some too
+        self._memory.forget(loaded.digest)
+        self._gave_way_at = now
+        return True
 
     def _hold(
         self, key: tuple[str, str], loaded: Loaded, location: Location, words: AdapterWords

@@ -66,6 +66,13 @@ class HostMemory:
         if loaded is not None:
             self._file(loaded)
 
+    def is_pinned(self, digest: str) -> bool:
+        return digest in self._pinned
+
+    def staying(self) -> int:
+        """Bytes that are left once nobody uses what is forgotten. Takes as long as there are adapters."""
+        return self.bytes - sum(size for one, size in self._sizes.items() if self._known.get(one.digest) is not one)
+
     def shrink(self, budget: int) -> None:
         """Drop what nobody keeps until the budget holds: where it does not hold afterwards, all that is left is kept."""
         while self.bytes > budget and self._idle:

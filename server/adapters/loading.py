@@ -124,6 +124,11 @@ class Loading:
             step = load.step
         step.pool.submit(client, step, partial(self._end, load))
 
+    @property
+    def stalled_s(self) -> float:
+        """Seconds for which an adapter has waited for room to be made in; 0 where none does. Takes no lock."""
+        return max(self._reading.stalled_s, self._folding.stalled_s)
+
     def look_for_room(self) -> None:
         """Another adapter may be made."""
         self._reading.look_again()

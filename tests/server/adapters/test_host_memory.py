@@ -1,7 +1,9 @@
 """Host memory: every copy is counted for as long as somebody has it, and keeping count takes no longer with many adapters."""
 
 import gc
+import itertools
 import json
+import queue
 import random
 import shutil
 import threading
@@ -13,12 +15,14 @@ import torch
 
 from benchmarks.lib.pretended_engine import adapter, crowded_host
 from graft.hub.adapters.probe import ProofOutcome
+from graft.server.adapters import host as host_module
 from graft.server.adapters import prover as prover_module
 from graft.server.adapters.host_memory import HostMemory
 from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
-from graft.server.engine.request import Request
+from graft.server.engine.request import Finished, Request
+from graft.server.interest import Interest
 from tests.conftest import tiny_base
 from tests.server.adapters.test_device import calls_of
 from tests.server.conftest import KINDS
@@ -245,6 +249,68 @@ def test_adapters_in_use_never_take_more_than_the_budget_and_what_is_being_made(
             stream.result()
         assert len(most) >= len(names) and max(most) <= budget + 2 * largest, (most, budget, largest)
         assert engine.loader.bytes <= budget
+
+
+@pytest.fixture
+def scarce(llama, folders):
+    """An engine whose host memory holds two of its three LoRAs, but for a byte, so that two are in use at most; and their names."""
+    names = ["lora-0", "lora-1", "lora-2"]
+    with Engine(llama, folders) as engine:
+        engine.generate([asked(name) for name in names])
+        size = min(one.host_bytes for one in engine.loader.snapshot())
+    with Engine(llama, folders, options=Options(host_bytes=2 * size - 1)) as engine:
+        yield engine, names
+
+
+def use(engine, name):
+    """Where a user's copy comes, at once or when it has been made."""
+    answers = queue.SimpleQueue()
+    engine.loader.request(name, name, answers.put, Interest())
+    return answers
+
+
+def test_who_finds_no_room_gets_that_of_one_that_is_asked_for_anew(scarce, monkeypatch):
+    """Once it has waited long enough, and of as many as have to go; who has them keeps them until done."""
+    engine, (first, second, third) = scarce
+    one, other = (use(engine, name).get(timeout=20)[0] for name in (first, second))
+    waits = use(engine, third)
+    wait_for(lambda: engine.loader._loading.stalled_s)
+    assert use(engine, first).get(timeout=0)[0] is one  # the third has not waited for long
+    monkeypatch.setattr(host_module, "HOLD_BACK_S", 0.001)
+    wait_for(lambda: engine.loader._loading.stalled_s > 0.001)
+    anew = use(engine, first)
+    monkeypatch.setattr(host_module, "HOLD_BACK_S", 3600.0)  # from one that gives way to the next
+    engine.loader._loading._reading._stalled_since -= 3600
+    assert anew.empty() and use(engine, second).get(timeout=0)[0] is other
+    for _ in range(2):
+        assert waits.empty() and one.users
+        engine.loader.release(one)
+    came = waits.get(timeout=20)[0]
+    assert anew.empty() and engine.loader.find(engine.library.locate(third)) is came
+    engine.loader.release(came)
+    assert anew.get(timeout=20)[0] is not one
+
+
+def test_what_is_asked_for_all_the_time_keeps_nobody_out_of_host_memory(scarce, monkeypatch):
+    """Two adapters with requests that overlap for as long as a third one has not been answered."""
+    monkeypatch.setattr(host_module, "HOLD_BACK_S", 0.2)
+    engine, (*hot, cold) = scarce
+    events, lengths, ended, waits = queue.SimpleQueue(), itertools.cycle((40, 57, 73, 91, 62)), 0, None
+
+    def ask(name):
+        engine.submit(Request((5, 6, 7), name, max_tokens=next(lengths), ignore_eos=True), events)
+
+    for name in hot * 8:
+        ask(name)
+    while waits is None or waits.sink.empty():
+        stream, event = events.get(timeout=20)
+        if isinstance(event, Finished):
+            ended += 1
+            assert ended < 2000
+            ask(stream.request.model)
+            if ended == 100:  # by now they end at different times
+                waits = engine.submit(asked(cold, client="cold"))
+    assert len(waits.result().tokens) == 3
 
 
 def wait_for(what, seconds=20.0):
