@@ -275,16 +275,24 @@ def _holds_adapter(folder: Path) -> bool:
 
 
 def _state_of(folder: Path) -> str:
-    """What `ls` would show of a folder: changes when a file is replaced. Raises NotFoundError without a folder."""
-    if not folder.is_dir():
-        raise NotFoundError(f"The adapter's folder {folder} is gone.")
-    return " ".join(filter(None, map(_file_state, sorted(folder.iterdir()))))
+    """What `ls` would show of a folder: changes when a file is replaced. Raises NotFoundError without a folder that may be read."""
+    why = "is gone"
+    try:
+        if folder.is_dir():
+            return " ".join(filter(None, map(_file_state, sorted(folder.iterdir()))))
+    except PermissionError:
+        why = "may not be read"
+    except FileNotFoundError:  # gone just now
+        pass
+    raise NotFoundError(f"The adapter's folder {folder} {why}.")
 
 
 def _file_state(path: Path) -> str:
-    """Of one file; "" for a folder, and for what is moved away while it is looked at."""
+    """Of one file; "" for a folder, for what is moved away while it is looked at, and for a link that leads nowhere."""
     try:
         state = path.stat()
-    except FileNotFoundError:
+    except PermissionError:
+        raise
+    except OSError:
         return ""
     return f"{path.name}:{state.st_size}:{state.st_mtime_ns}" if stat.S_ISREG(state.st_mode) else ""
