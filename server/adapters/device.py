@@ -163,6 +163,8 @@ class DeviceTier:
     def pin(self, digest: str, pinned: bool) -> None:
         """Keep an adapter from leaving, or let it go again."""
         (self._pinned.add if pinned else self._pinned.discard)(digest)
+        if pinned and self._yielding.pop(digest, None) is not None:  # it stays: another one yields
+            self._work.ready(digest)
         for demand in [demand for demand in self._demands.values() if demand.seekers]:
             self._refuse_hopeless(demand)
         if (resident := self._residents.get(digest)) is not None:

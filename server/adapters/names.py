@@ -283,18 +283,21 @@ def _holds_adapter(folder: Path) -> bool:
 
 
 def _state_of(folder: Path) -> str:
-    """What `ls` would show of a folder: changes when a file is replaced. Raises NotFoundError without a folder."""
+    """What `ls` would show of a folder: changes when a file is replaced. Raises NotFoundError without a folder that may be read."""
     try:
-        paths = sorted(folder.iterdir())
+        return " ".join(filter(None, map(_file_state, sorted(folder.iterdir()))))
+    except PermissionError:
+        raise NotFoundError(f"The adapter's folder {folder} may not be read.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"The adapter's folder {folder} is gone.") from None
-    return " ".join(filter(None, map(_file_state, paths)))
 
 
 def _file_state(path: Path) -> str:
-    """Of one file; "" for a folder, and for what is moved away while it is looked at."""
+    """Of one file; "" for a folder, for what is moved away while it is looked at, and for a link that leads nowhere."""
     try:
         state = path.stat()
-    except FileNotFoundError:
+    except PermissionError:
+        raise
+    except OSError:
         return ""
     return f"{path.name}:{state.st_size}:{state.st_mtime_ns}" if stat.S_ISREG(state.st_mode) else ""

@@ -68,10 +68,13 @@ def _pin(engine: EngineSide, loaded: "Loaded", pinned: bool) -> bool:
     host, device = engine.loader, engine.residency
     if pinned:
         together = [one for one in host.snapshot() if one.digest in device.pinned | {loaded.digest}]
-        if PINNED_SHARE * sum(one.bytes for one in together) > min(host.budget_bytes, device.budget_bytes):
-            return False
-        if PINNED_SHARE * sum(one.virtual_blocks for one in together) > device.virtual_limit:
-            return False
+        for taken, most in (
+            (sum(one.bytes for one in together), host.budget_bytes),
+            (sum(one.device_bytes for one in together), device.budget_bytes),
+            (sum(one.virtual_blocks for one in together), device.virtual_limit),
+        ):
+            if PINNED_SHARE * taken > most:
+                return False
     device.pin(loaded.digest, pinned)
     host.keep(device.pinned)
     return True

@@ -61,6 +61,26 @@ def test_what_was_held_back_goes_on_when_who_waited_gives_up(full):
     assert held in [*full.step(), *full.step()]
 
 
+def test_one_that_is_pinned_while_it_is_held_back_goes_on_and_another_yields():
+    world = Pretended(room=2)
+    for digest in "abc":
+        world.adapter(digest)
+    world.ask("a", new=20), world.ask("b", new=900)
+    world.step()
+    third = world.ask("c")
+    world.step()
+    world.step(HOLD_BACK_S)
+    held = world.ask("a")
+    assert held not in world.step()
+    world.tier.pin("a", True)
+    assert held in world.step()
+    world.step(HOLD_BACK_S)
+    assert world.ask("b") not in world.step()
+    world.scheduler.remove(next(one for one in world.scheduler._running if one.awaits == "b"))
+    assert third in [*world.step(), *world.step()]
+    assert_counts(world)
+
+
 def test_only_what_is_needed_is_held_back():
     """Cache blocks for virtual rows: adapters without any keep their room, whatever they have left to do."""
     world = Pretended(room=100, blocks=33)  # a quarter of the blocks may hold virtual rows

@@ -131,3 +131,18 @@ def test_adapters_are_loaded_pinned_and_unloaded(llama, make_folder):
         assert not engine.residency.pinned and client.stats().blocks_used == 0
         with pytest.raises(NotFoundError):
             client.load("absent")
+
+
+def test_pins_leave_room_for_others_of_what_the_runner_makes_of_adapters(llama, make_folder):
+    """It is more than what they take in host memory."""
+    folders = {f"a{i}": make_folder("lora", llama, i) for i in range(4)}
+    with Engine(llama, folders, options=Options(runner="eager")) as engine:
+        client = EngineClient(engine)
+        client.load("a0")
+        loaded = engine.loader.snapshot()[0]
+        assert loaded.device_bytes > loaded.bytes
+        engine.residency.budget_bytes = 4 * loaded.device_bytes
+        client.pin("a0", True), client.pin("a1", True)
+        with pytest.raises(ConflictError, match="too little room"):
+            client.pin("a2", True)
+        assert len(engine.residency.pinned) == 2 and client.load("a3").digest

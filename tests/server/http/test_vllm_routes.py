@@ -5,6 +5,7 @@ import shutil
 import threading
 from contextlib import closing
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 
@@ -269,6 +270,36 @@ def test_a_folder_that_goes_takes_nobody_with_it(live, root, base, tmp_path):
     shutil.rmtree(folder)
     assert live.get("/v1/models").status == 200 and live.get("/v1/adapters").status == 200
     assert unload(live, "passing").status == 200
+
+
+def leads_in_a_circle(path, monkeypatch):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def may_not_be_looked_at(path, monkeypatch):
+    def forbidden(self):
+        if self == path.parent:
+            raise PermissionError(13, "Permission denied")
+        return look(self)
+
+    look = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+
+
+@pytest.mark.parametrize(("happens", "status"), [(leads_in_a_circle, 422), (may_not_be_looked_at, 404)])
+def test_a_folder_that_can_not_be_followed_any_more_takes_nobody_with_it(
+    live, root, base, monkeypatch, happens, status
+):
+    folder = write_folder(root / happens.__name__, "lora", base, 9)
+    assert load(live, "odd", folder).status == 200
+    happens(folder / "adapter_model.safetensors", monkeypatch)
+    for path in ("/v1/models", "/v1/adapters"):
+        listed = {one["id"]: one.get("error") for one in live.get(path).json["data"]}
+        assert listed["odd"] and not listed["own"]
+    assert live.post("/v1/completions", {"model": "odd", "prompt": "a", "max_tokens": 1}).status == status
+    assert unload(live, "odd").status == 200
+    assert load(live, "odd", folder).status == status and live.idle()
 
 
 # Bodies without a Content-Type
