@@ -39,7 +39,7 @@ def check_body(schema: type[AnyBody], given: object) -> AnyBody:
     try:
         return schema.model_validate(given)
     except ValidationError as error:
-        raise _first_mistake(error) from None
+        raise _first_mistake(error, given) from None
 
 
 def is_shallow(value: object) -> bool:
@@ -53,10 +53,10 @@ def is_shallow(value: object) -> bool:
     return False
 
 
-def _first_mistake(error: ValidationError) -> BodyError:
+def _first_mistake(error: ValidationError, given: object) -> BodyError:
     """The first mistake, in OpenAI's way of naming fields: messages[0].content."""
     first = error.errors(include_url=False, include_input=False)[0]
-    param = _param(first["loc"])
+    param = _param(first["loc"], given, first["type"] == "missing")
     messages = {
         "extra_forbidden": f"Unknown field {param!r}: see /openapi.json for what is known.",
         "missing": f"The field {param!r} is required.",
@@ -65,11 +65,12 @@ def _first_mistake(error: ValidationError) -> BodyError:
     return BodyError(messages.get(first["type"], f"{param}: {reason}."), param or None)
 
 
-def _param(location: Sequence[int | str]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if _is_field(part)]
-    return "".join(parts).removeprefix(".")
-
-
-def _is_field(part: int | str) -> bool:
-    """Not the name that pydantic gives to a branch of a union: 'str', 'list[...]', or a model's."""
-    return isinstance(part, int) or not (any(c in part for c in "[(-") or part == "str" or part[:1].isupper())
+def _param(location: Sequence[int | str], given: object, missing: bool) -> str:
+    """A mistake's place in the body that was given. What pydantic calls a branch of a union is no place there, and is left out."""
+    path, value = "", given
+    for i, part in enumerate(location):
+        if isinstance(value, list) and isinstance(part, int):
+            path, value = f"{path}[{part}]", value[part]
+        elif isinstance(value, dict) and (part in value or (missing and i == len(location) - 1)):
+            path, value = f"{path}.{part}", value.get(part)
+    return path.removeprefix(".")
