@@ -112,29 +112,23 @@ def unknown_model(error: NotFoundError) -> UnknownModelError:
 def taking_place() -> Iterator[Visit]:
     """One of the places for answers, for as long as the context lasts, and one of those that the key has. Raises BusyError, or
     RateLimitError."""
-    with _place() as visit, visit.under_way():
-        yield visit
-
-
-@contextmanager
-def _place() -> Iterator[Visit]:
-    """One of the places for answers. Raises BusyError."""
     visit = g.visit = Visit(g.accounts, g.holder, _client())
     places = service().places  # a stream ends when the request is none of the application's any more
     if not places.enter(visit.client):
         visit.look()
         raise BusyError("The server is answering as many requests as it can: try again in a moment.")
     try:
-        yield visit
+        with visit.under_way():
+            yield visit
     finally:
         places.leave(visit.client)
 
 
 def look_up(name: str) -> AdapterEntry:
-    """An adapter by its name. Where a hub has to be asked it takes one of the places for answers: who waits for that leaves threads
-    for lists, health and metrics. Raises UnknownModelError, BusyError, or what else the look-up ends with."""
+    """An adapter by its name. Where a hub has to be asked it takes a place as an answer does: who waits for that leaves threads
+    for lists, health and metrics. Raises UnknownModelError, BusyError, RateLimitError, or what else the look-up ends with."""
     engine = service().engine
-    with _place() if engine.asks_hub(name) else nullcontext():
+    with taking_place() if engine.asks_hub(name) else nullcontext():
         try:
             entry = engine.model(name, _client(), g.patience)
         except NotFoundError as error:

@@ -13,9 +13,13 @@ from graft.hub.registry.remote.client import RemoteRegistry
 from graft.server.adapters.loading import HUB_THREADS
 from graft.server.adapters.names import MAX_NAME_CHARS
 from graft.server.http.clients import SPARE_THREADS
+from graft.server.keys.access import Access
+from graft.server.keys.key_file import KeyFile
+from graft.server.keys.keyring import Keyring
 from graft.server.operations.drain import Drain
 from tests.conftest import tiny_base
 from tests.server.http.test_faults import wait_until
+from tests.server.keys.made import bearing, write_keys
 from tests.server.live import serving
 from tests.server.silent_hub import silent_hub
 
@@ -117,17 +121,30 @@ def test_where_no_hub_would_be_asked_no_place_is_taken(live, hub):
             assert asked(live, f"/v1/models/{name}", None, "9").status == (200 if name == "test/llama" else 404), name
 
 
-def asked(live, path, body, seconds):
-    headers = {"X-Request-Timeout": seconds}
+def test_who_asks_about_a_model_is_counted_by_their_keys_limits(hub, tmp_path):
+    """Else one key could hold the places of all."""
+    (key,) = write_keys(tmp_path / "keys.toml", {"single": {"concurrency": 1}}).values()
+    access = Access(Keyring(KeyFile(tmp_path / "keys.toml", has_hub=False), None))
+    hanging = serving(tiny_base("llama"), {}, shelf=RemoteRegistry(hub.url), access=access)
+    with hanging as live, sent(live, "/v1/models/ann/news", None, bearing(key)):
+        wait_until(lambda: hub.asked)
+        second = asked(live, "/v1/models/ann/other", None, "9", bearing(key))
+        assert second.status == 429 and "1 requests at once" in second.error["message"]
+        assert asked(live, "/v1/models/test/llama", None, "9", bearing(key)).status == 200
+
+
+def asked(live, path, body, seconds, more=None):
+    headers = {"X-Request-Timeout": seconds} | (more or {})
     if body is None:
         return live.send(urllib.request.Request(live.url + path, headers=headers))
     return live.post(path, body, headers)
 
 
-def sent(live, path, body):
+def sent(live, path, body, more=None):
     """A connection by which that has been asked."""
     data = b"" if body is None else json.dumps(body).encode()
     head = f"{'POST' if data else 'GET'} {path} HTTP/1.1\r\nHost: x\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in (more or {}).items())
     head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n" if data else "\r\n"
     connection = socket.create_connection(("127.0.0.1", live.port))
     connection.sendall(head.encode() + data)
