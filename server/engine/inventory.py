@@ -3,7 +3,7 @@
 Reads names and host memory, which are safe for many threads; asks the engine's thread for the rest.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +77,10 @@ class Inventory:
         """Every adapter that can be named: local ones, those on the shelf (registries only; a remote hub's as far as
         they have been asked for, as they stood then). No hub is asked."""
         entries = {entry.name: entry for entry in self._shelf_entries()}
-        for name in {*self._engine.library.names, *(self._engine.loader.served().keys() - entries.keys())}:
+        served = self._engine.loader.served()
+        for name in {*self._engine.library.names, *(served.keys() - entries.keys())}:
             with suppress(NotFoundError):  # it stands for nothing any more, or has just been taken back
-                entries[name] = self.known_entry(name)
+                entries[name] = self._known_entry(name, served)
         return [entry for _, entry in sorted(entries.items())]
 
     def entry(self, name: str, client: str, patience: Patience) -> AdapterEntry:
@@ -98,8 +99,11 @@ class Inventory:
 
     def known_entry(self, name: str) -> AdapterEntry:
         """Of what is known without a hub. Raises NotFoundError."""
+        return self._known_entry(name, self._engine.loader.served())
+
+    def _known_entry(self, name: str, served: Mapping[str, Served]) -> AdapterEntry:
         try:
-            location = self._engine.library.last_known(name)
+            location = self._last_known(name, served)
         except NotFoundError as error:
             return self._missing(name, error)
         return AdapterEntry(name) if location is None else self._entry(name, location)
@@ -270,10 +274,18 @@ class Inventory:
         finally:
             interest.end()
 
+    def _last_known(self, name: str, served: Mapping[str, Served]) -> Location | None:
+        """What a name stood for when it was asked for last; where only versions of it were, the one that was loaded last. Asks no hub.
+        `served`: what was loaded last, by name. Raises NotFoundError."""
+        location = self._engine.library.last_known(name)
+        if location is None and (last := served.get(name)) is not None and last.revision is not None:
+            return Location(name, last.revision, revision=last.revision, digest=last.digest)
+        return location
+
     def _find_loaded(self, name: str) -> "tuple[Loaded, Served]":
         """By what the name stood for last: no hub is asked. Raises NotFoundError for an unknown name, NotLoadedError for an adapter
         that isn't in memory."""
-        location = self._engine.library.last_known(name)
+        location = self._last_known(name, self._engine.loader.served())
         loaded = self._engine.loader.find(location) if location is not None else None
         if location is None or loaded is None:
             raise NotLoadedError(f"{name} is not loaded.")
