@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,18 @@ def test_latencies_are_per_request():
     found = latencies([[1.0, 1.1, 1.3], [2.0, 2.5, 2.6]], start=0.5)
     assert found["ttft_ms"] == {"p50": 500.0, "p90": 1500.0, "p99": 1500.0, "max": 1500.0}
     assert found["itl_ms"]["max"] == 500.0 and found["itl_ms"]["p50"] == 100.0
+
+
+def test_latencies_are_those_that_graft_bench_tells():
+    """Peers measure themselves, in environments without graft: the arithmetic stands twice."""
+    from benchmarks.lib.common import latencies
+    from graft.server.benchmark.workload import Timing
+    from graft.server.benchmark.workload import latencies as latencies_of_bench
+
+    draw = random.Random(0)
+    for requests in (1, 2, 3, 50, 101):
+        times = [sorted(draw.uniform(0, 9) for _ in range(draw.randint(1, 20))) for _ in range(requests)]
+        assert latencies(times, start=-1.0) == latencies_of_bench([Timing(-1.0, tuple(some)) for some in times])
 
 
 def test_prompts_are_the_same_every_time_and_distinct():
