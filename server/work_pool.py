@@ -12,6 +12,7 @@ from graft.hub.errors import GraftError
 from graft.server.errors import BrokenError, ClosedError
 from graft.server.fair_queue import FairQueue
 from graft.server.interest import Interest
+from graft.server.leaving import LeavableThread
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +24,6 @@ class _Job:
     client: Hashable
     work: Callable[[], None]
     failed: Callable[[GraftError], None]
-
-
-class _Thread(threading.Thread):
-    """One of a pool."""
-
-
-def threads_left() -> bool:
-    """Whether a thread of any pool is still there."""
-    return any(isinstance(thread, _Thread) for thread in threading.enumerate())
 
 
 class WorkPool:
@@ -103,7 +95,7 @@ class WorkPool:
             self._changed.notify_all()
 
     def close(self, wait_s: float) -> None:
-        """Begin nothing more; wait so long at most for what is under way."""
+        """Begin nothing more; wait so long at most for what is under way. Again: wait on."""
         with self._changed:
             self._closed = True
             left = [*self._waiting]
@@ -118,7 +110,7 @@ class WorkPool:
 
     def _start_thread(self) -> None:
         """One more. Where the system allows none (a limit on processes), those that are there do the work."""
-        thread = _Thread(target=self._live, name=f"{self._name}-{len(self._threads)}", daemon=True)
+        thread = LeavableThread(self._live, f"{self._name}-{len(self._threads)}")
         try:
             thread.start()
         except RuntimeError as error:

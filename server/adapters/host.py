@@ -28,6 +28,7 @@ from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Prover
 from graft.server.errors import BrokenError, ClosedError
 from graft.server.interest import Interest
+from graft.server.leaving import LEAVE_S
 from graft.server.served_version import Served
 
 log = logging.getLogger(__name__)
@@ -184,8 +185,8 @@ class HostTier:
         """
         self._loading.prepare(work, failed)
 
-    def close(self) -> None:
-        self._loading.close()
+    def close(self, wait_s: float = LEAVE_S) -> None:
+        self._loading.close(wait_s)
 
     def _begin(self, located: Location | GraftError, client: Hashable, done: Done, interest: Interest) -> None:
         answer: LoadResult | None

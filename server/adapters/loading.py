@@ -26,6 +26,7 @@ from graft.server.adapters.names import AdapterNames, Location
 from graft.server.adapters.prover import Prover
 from graft.server.errors import CapacityError
 from graft.server.interest import Interest
+from graft.server.leaving import LEAVE_S
 from graft.server.stepping_back import step_back
 from graft.server.work_pool import WorkPool
 
@@ -33,7 +34,6 @@ HUB_THREADS = 4  # look-ups that a hub answers at once; and as many downloads be
 HUB_THREADS_EACH = HUB_THREADS - 1  # of either for one client: what it waits for holds nobody else up
 _DISK_THREADS = 4
 _TRIES = 3  # at a folder that is written to while it is read
-_LEAVE_S = 5.0  # how long a closing engine waits for what computes; what waits for a network is left
 
 Read = Loaded | GraftError
 
@@ -134,17 +134,15 @@ class Loading:
         self._reading.look_again()
         self._folding.look_again()
 
-    def close(self) -> None:
-        """What waits for an answer from elsewhere is left to itself; nobody waits for it."""
-        for pool, wait_s in (
-            (self._look_ups, 0.0),
-            (self._downloads, 0.0),
-            (self._disk, 0.0),
-            (self._reading, _LEAVE_S),
-            (self._folding, _LEAVE_S),
-            (self._preparing, _LEAVE_S),
-        ):
-            pool.close(wait_s)
+    def close(self, wait_s: float = LEAVE_S) -> None:
+        """Begin nothing more; wait so long at most for all that computes. What waits for an answer from elsewhere is left to
+        itself, and nobody waits for it."""
+        until = time.monotonic() + wait_s
+        computing = (self._reading, self._folding, self._preparing)
+        for pool in (self._look_ups, self._downloads, self._disk, *computing):
+            pool.close(0.0)
+        for pool in computing:
+            pool.close(max(0.0, until - time.monotonic()))
 
     # Each step ends by beginning the next one, or by `done`
 

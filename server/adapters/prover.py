@@ -37,6 +37,7 @@ from graft.hub.machine.compute_threads import compute_alone
 from graft.hub.machine.kept_values import keep, recall
 from graft.server.adapters.time_slices import TimeSlices
 from graft.server.errors import BrokenError
+from graft.server.leaving import LEAVE_S
 from graft.server.used_last import UsedLast
 
 log = logging.getLogger(__name__)
@@ -170,8 +171,8 @@ class Prover:
         for one in left:
             self._close_case(one, error)
 
-    def close(self) -> None:
-        self._turns.close()
+    def close(self, wait_s: float = LEAVE_S) -> None:
+        self._turns.close(wait_s)
 
     def _close_case(self, one: OpenCase, answer: Verdict | GraftError) -> None:
         self._under_way = [other for other in self._under_way if other is not one]

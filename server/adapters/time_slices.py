@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from graft.server.leaving import LEAVE_S, LeavableThread
+
 log = logging.getLogger(__name__)
 
 
@@ -26,7 +28,7 @@ class TimeSlices:
         self._work: Callable[[], None] | None = None
         self._until = 0.0
         self._ended = self._dead = False
-        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
+        self._thread = LeavableThread(self._live, name)
         self._thread.start()
 
     @property
@@ -57,11 +59,11 @@ class TimeSlices:
             self._back.release()
             self._await_turn()
 
-    def close(self) -> None:
-        """End the thread, its work undone."""
+    def close(self, wait_s: float = LEAVE_S) -> None:
+        """End the thread, its work undone; wait so long at most for it to come to a `pause`."""
         self._ended = True
         self._go.release()
-        self._thread.join()
+        self._thread.join(wait_s)
 
     def _await_turn(self) -> None:
         self._go.acquire()

@@ -18,7 +18,7 @@ from graft.hub.errors import GraftError
 from graft.hub.terminal.strangers_words import visible_text
 from graft.server.engine.client import STUCK_S
 from graft.server.errors import EndedError
-from graft.server.work_pool import threads_left
+from graft.server.leaving import threads_left
 
 if TYPE_CHECKING:
     from graft.server.engine.engine import Engine

@@ -6,6 +6,7 @@ its own requests an error, and nobody else anything.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,7 @@ from graft.server.engine.sequence import StepPlan
 from graft.server.engine.steps import Stepper
 from graft.server.errors import BrokenError, ClosedError, EndedError, StateLostError
 from graft.server.interest import Interest
+from graft.server.leaving import LEAVE_S, LeavableThread
 from graft.server.operations.step_pace import StepPace
 from graft.server.runners.factory import make_runner
 from graft.server.served_version import Served
@@ -120,13 +122,14 @@ class Engine:
         self._inbox = Inbox()
         self._at_hand: Message | None = None  # taken out of the inbox, and not done
         self._closing = False
+        self._leave_at = math.inf  # a time.monotonic(), once it closes
         self.failure: EndedError | None = None  # what ended the engine, beside `close`
         self.ended = threading.Event()  # everybody has been told
         self._carriers = Carriers()
         self._stepper = Stepper(
             self.runner, self.scheduler, pace, self.ledger, self.masks, self._inbox, self._carriers.call
         )
-        self._thread = threading.Thread(target=self._live, name="graft-engine", daemon=True)
+        self._thread = LeavableThread(self._live, "graft-engine")
         self._thread.start()
 
     # For callers, on any thread
@@ -185,15 +188,23 @@ class Engine:
         return 0.0 if self.ended.is_set() else self._inbox.away_s
 
     def close(self) -> None:
-        """End: requests under way get ClosedError. Idempotent."""
+        """End: requests under way get ClosedError. Idempotent. Takes LEAVE_S at most: what does not come back from a step, or from
+        what it computes for an adapter, is left to itself (`leaving.threads_left`)."""
         if not self._closing:
+            self._leave_at = time.monotonic() + LEAVE_S
             self._closing = True
             self._inbox.post(Wake())
-        self._thread.join()
-        self.compiler.close()
-        self.loader.close()
-        self.prover.close()
-        self.masks.close()
+        self._thread.join(self._leave_s)
+        if self._thread.is_alive() and not self.ended.is_set():
+            log.error("the engine does not come back from its step, and is left to itself")
+            self.end_all(ClosedError("The server is shutting down."))
+        for part in (self.compiler, self.loader, self.prover, self.masks):
+            part.close(self._leave_s)
+
+    @property
+    def _leave_s(self) -> float:
+        """Seconds that are left of a `close`."""
+        return max(0.0, self._leave_at - time.monotonic())
 
     def __enter__(self) -> "Engine":
         return self
@@ -297,7 +308,7 @@ class Engine:
 
     def end_all(self, reason: GraftError) -> None:
         """Tell everybody who waits for something, and those to come: whatever fails for one, the next is told. Another thread
-        does so, by an EndedError, where the engine's own hangs: nobody may wait for that one any more."""
+        does so where the engine's own hangs: nobody may wait for that one any more."""
         if isinstance(reason, EndedError):
             self.failure = reason
         for tell in (

@@ -92,13 +92,15 @@ class Ledger:
         return [consumer for consumer in self.scheduled.values() if consumer.sequence.owner == digest]
 
     def fail_all(self, error: GraftError) -> None:
-        """The engine has ended: every request is told, whatever fails for another; nothing is taken back any more."""
+        """The engine has ended: every request is told, whatever fails for another; nothing is taken back any more. A step that was
+        left to itself finds nobody to be told more, should it come back yet."""
         for request in [consumer for consumer in self._open if isinstance(consumer, RunningRequest)]:
             try:
                 request.fail(error)
             except BaseException:
                 log.exception("a request could not be failed")
                 request.stream.put(error)
+        self._open.clear()
 
     def unexpected(self, what: str, error: BaseException | None) -> BrokenError:
         """While a failure is handled that should not have been: keep it for the log, and have the books compared."""

@@ -16,6 +16,7 @@ from packaging.version import Version
 
 from graft.hub.errors import GraftError
 from graft.server.errors import BrokenError, ConstraintError
+from graft.server.leaving import LEAVE_S
 from graft.server.structured.constraint import Constraint
 from graft.server.structured.grammar import write_grammar
 from graft.server.structured.matcher import Matcher
@@ -33,7 +34,6 @@ KEPT = 256  # compiled constraints
 KEPT_CHARS = 16 * MAX_CHARS  # of all their texts: a compiled one grows with its text
 _INSTALLED, _LEAST = version("llguidance"), "1.9.1"  # earlier ones make something else of some grammars
 _THREADS = 2
-_CLOSE_WAIT_S = 5.0
 _MOST_SAID = 400  # characters of the library's reason
 
 
@@ -119,8 +119,8 @@ class Compiler:
         except Exception as error:  # a timer is a thread too, and the system may allow no more
             once(_broken(error))
 
-    def close(self) -> None:
-        self._pool.close(_CLOSE_WAIT_S)
+    def close(self, wait_s: float = LEAVE_S) -> None:
+        self._pool.close(wait_s)
 
     def _tell(self, client: str, constraint: Constraint, made: Compiled | GraftError) -> None:
         with self._lock:

@@ -10,6 +10,7 @@ import numpy as np
 from llguidance import LLExecutor
 
 from graft.server.errors import BrokenError
+from graft.server.leaving import LEAVE_S, LeavableThread
 from graft.server.structured.matcher import Matcher
 from graft.server.structured.vocabulary import Mask
 
@@ -25,7 +26,7 @@ class MaskThread:
         self._changed = threading.Condition()
         self._batches: list[list[Matcher]] = []
         self._waiting: dict[Matcher, Callable[[], None]] = {}
-        self._thread: threading.Thread | None = None
+        self._thread: LeavableThread | None = None
         self._executor = LLExecutor(num_threads=1)
         self._closed = False
 
@@ -60,19 +61,19 @@ class MaskThread:
                 return
         tell()
 
-    def close(self) -> None:
-        """Begin nothing more, and wait for what is under way."""
+    def close(self, wait_s: float = LEAVE_S) -> None:
+        """Begin nothing more; wait so long at most for what is under way."""
         with self._changed:
             self._closed = True
             self._batches.clear()
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(wait_s)
 
     def _start(self) -> None:
         """With the first batch, and again where that could not be."""
         if self._thread is None:
-            thread = threading.Thread(target=self._live, name="graft-masks", daemon=True)
+            thread = LeavableThread(self._live, "graft-masks")
             thread.start()
             self._thread = thread
 

@@ -203,6 +203,39 @@ def test_a_step_that_never_ends_is_told_and_ends_the_server(place):
         assert left.strip().splitlines()[-1].startswith("error: The engine has not come back from a step in")
 
 
+@pytest.mark.parametrize(
+    ("number", "processes"),
+    [(signal.SIGTERM, "0"), (signal.SIGINT, "0"), pytest.param(signal.SIGTERM, "1", marks=pytest.mark.slow)],
+)
+def test_a_step_that_never_ends_does_not_hold_up_the_end(place, number, processes):
+    """It was waited for until --step-timeout, a second signal was ignored, and clients were told nothing."""
+    options = ("--port", "0", "--drain-seconds", "1", "--step-timeout", "0", "--http-processes", processes)
+    with process(place, *options, command=[sys.executable, "-c", HANGING_STEP, "serve"]) as started:
+        url = url_of(started)
+        body = json.dumps({"model": "base", "prompt": "a", "max_tokens": 2}).encode()
+        asked = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+
+        def answer(request):
+            try:
+                return urllib.request.urlopen(request, timeout=60).status, None
+            except urllib.error.HTTPError as error:
+                return error.code, json.load(error)["error"]["code"]
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(answer, asked)
+            until = time.monotonic() + 20
+            while answer(f"{url}/health") != (503, "engine_stuck"):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            began = time.monotonic()
+            started.send_signal(number)
+            assert started.wait(20) == 0 and time.monotonic() - began < 15  # five are waited, and one is drained
+            assert waiting.result(timeout=5) == (503, "closed")
+        left = started.stderr.read()
+        assert "the engine does not come back from its step" in left and "Traceback" not in left
+        assert left.strip().endswith("ended")
+
+
 class HangingHub(BaseHTTPRequestHandler):
     """Greets, says that it is none of graft's own, and then never answers."""
 
