@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 from graft.hub.errors import GraftError
@@ -15,6 +16,17 @@ from graft.server.engine.request import Finished, Request, Sink, Stream
 from graft.server.sampling.params import Sampling, Token
 
 _TIMEOUT_S = 600
+
+
+class _Usage(TypedDict):
+    completion_tokens: int
+
+
+class _Chunk(TypedDict, total=False):
+    """What is read of an event of a stream of completions."""
+
+    choices: list[dict[str, object]]
+    usage: _Usage | None
 
 
 class EngineTarget:
@@ -78,12 +90,24 @@ def _address(url: str) -> tuple[str, int | None]:
     return host, port
 
 
+def _token_times(events: Sequence[tuple[float, _Chunk]]) -> list[float]:
+    """When each token came, of a stream's events and when those did.
+
+    Where they say how many tokens there are so far: an event's time for each that it brought, be that several or none. Of a server
+    that says so at the end only: the time of each event with a choice, as if it brought one; the finish reason's may be one too many.
+    """
+    counts = [(at, usage["completion_tokens"]) for at, event in events if (usage := event.get("usage"))]
+    if len(counts) < 2:
+        return [at for at, event in events if event.get("choices")]
+    before = [0, *(count for _, count in counts)]
+    return [at for (at, count), known in zip(counts, before, strict=False) for _ in range(count - known)]
+
+
 class UrlTarget:
     """A server with OpenAI's completions API that takes token ids and `ignore_eos` (graft's, vLLM's)."""
 
     def __init__(self, url: str, key: str | None = None):
-        """`key`: of a server that takes keys."""
-        """Raises GraftError where nobody answers, and for what is no URL."""
+        """`key`: of a server that takes keys. Raises GraftError where nobody answers, and for what is no URL."""
         self._host, self._port = _address(url)
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._url = urlsplit(url)
@@ -118,19 +142,20 @@ class UrlTarget:
             **_sampling_fields(job.sampling),
             "ignore_eos": True,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
-        sent, times, told = time.perf_counter(), [], 0
+        lines: list[tuple[float, bytes]] = []
+        sent = time.perf_counter()
         response = self._answer("POST", "/v1/completions", body)
         while line := response.readline():
-            if not line.startswith(b"data: {"):
-                continue
-            times.append(time.perf_counter())
-            told = (json.loads(line[6:]).get("usage") or {}).get("completion_tokens", told)
+            if line.startswith(b"data: {"):
+                lines.append((time.perf_counter(), line))
+        events = [(at, json.loads(line[6:])) for at, line in lines]
+        told = next((usage["completion_tokens"] for _, event in reversed(events) if (usage := event.get("usage"))), 0)
+        times = _token_times(events)[: job.new_tokens]
         if told != job.new_tokens or not times:
             raise GraftError(f"{self._base_url} answered {told} tokens where {job.new_tokens} were asked for.")
-        # the chunk with the usage brings no token, and one with the finish reason may bring none
-        return Timing(sent, tuple(times[: job.new_tokens]))
+        return Timing(sent, tuple(times))
 
     @property
     def _base_url(self) -> str:
