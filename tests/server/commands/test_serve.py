@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,11 +33,16 @@ def place(tmp_path_factory):
     base = tiny_base("llama")
     base.model.save_pretrained(top / "base")
     base.tokenizer.save_pretrained(top / "base")
+    shutil.copytree(top / "base", top / "cut-base")
+    cut_short(top / "cut-base" / "model.safetensors")
     write_folder(top / "lora", "lora", base)
     write_folder(top / "other-base", "lora", tiny_base("llama", seed=3))
-    weights = write_folder(top / "cut", "lora", base) / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-9])
+    cut_short(write_folder(top / "cut", "lora", base) / "adapter_model.safetensors")
     return top
+
+
+def cut_short(weights):
+    weights.write_bytes(weights.read_bytes()[:-9])
 
 
 @contextmanager
@@ -144,6 +150,7 @@ def test_with_the_engines_process_its_front_ends_end_and_every_client_is_told(pl
         (["--adapter", "mine=cut"], 1, "error: --adapter mine: "),
         (["--adapter", "mine=other-base"], 1, "error: --adapter mine: "),
         (["--kv-bytes", "much"], 2, "no size"),
+        (["--kv-bytes", "900000G", "--base", "cut-base"], 1, "error: --kv-bytes 900000.0 GiB don't fit into"),  # not read
         (["--request-timeout", "nan"], 2, "no finite number"),
         (["--registry", "a.db", "--hub", "http://x"], 2, "not both"),
         (["--registry", "absent.db"], 1, "no registry at absent.db"),
