@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -195,7 +196,7 @@ def load_base(
             **fewer_bits,
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         absent = "" if Path(source).exists() else " (there is no such folder, so it was taken for a hub id)"
         raise BaseModelError(f"Can't load the base {source}{absent}: {_first_line(error)}") from error
     if quantize:
