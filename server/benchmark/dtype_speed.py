@@ -6,6 +6,7 @@ from functools import partial
 
 from graft.hub.base.dtype_choice import Cases, TimedWork
 from graft.hub.base.model import Base
+from graft.server.engine.client import EngineClient
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request
@@ -33,6 +34,7 @@ def _work(name: str, runner: str, counts: tuple[int, ...]) -> TimedWork:
         options = Options(runner=runner, max_running=most, step_rows=max(_MOST_ROWS, most), cache_bytes=_CACHE_BYTES)
         one = Request((1,), max_tokens=_NEW_TOKENS, ignore_eos=True)
         with Engine(base, options=options) as engine:
-            yield {f"{count} row{'s' * (count > 1)}": partial(engine.generate, [one] * count) for count in counts}
+            client = EngineClient(engine)
+            yield {f"{count} row{'s' * (count > 1)}": partial(client.generate, [one] * count) for count in counts}
 
     return TimedWork(name, (runner, counts, _NEW_TOKENS), cases)

@@ -276,7 +276,7 @@ def serve(
             shelf_name = hub_url or (str(registry_path) if registry_path is not None else None)
             for line in summary(engine, local, shelf_name, max_requests):
                 say(line)
-            engine.runner.cache.take_memory(_MEMORY_S)
+            engine.take_memory(_MEMORY_S)
             keep_what_is_there()
             with_keys = keys is not None or ingress_secret is not None
             ready = partial(_say_ready, listening, base, name, host, say, with_keys=with_keys)

@@ -34,7 +34,7 @@ def summary(engine: "Engine", adapters: Mapping[str, Path], shelf: str | None, m
     known = [*([f"{len(adapters)} by name ({named})"] if adapters else []), *([f"those of {shelf}"] if shelf else [])]
     return [
         f"{spec.parameters:,} parameters, {str(base.dtype).removeprefix('torch.')} on {base.device}, "
-        f"{type(engine.runner).__name__}",
+        f"{engine.runner_kind}",
         f"room for {sizes.cache_tokens:,} tokens ({sizes.cache_bytes / MiB:,.0f} MiB), {sizes.max_model_len:,} of them a sequence; adapters: "
         f"{sizes.host_bytes / MiB:,.0f} MiB in memory, {sizes.device_bytes / MiB:,.0f} MiB on the device; "
         f"{engine.options.max_running} sequences a step, {max_requests} requests at once",

@@ -62,7 +62,7 @@ class EngineClient:
             engine.base.tokenizer,
             engine.ends,
             engine.sizes.max_model_len,
-            type(engine.runner).__name__,
+            engine.runner_kind,
         )
 
     # Requests

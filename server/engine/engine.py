@@ -182,6 +182,15 @@ class Engine:
         """Whether requests are taken."""
         return self._thread.is_alive() and not self._closing and self.failure is None
 
+    def take_memory(self, seconds: float) -> None:
+        """Before requests come: have the cache's memory now, as far as there is time for that, instead of within their steps."""
+        self.runner.cache.take_memory(seconds)
+
+    @property
+    def runner_kind(self) -> str:
+        """Of the runner that carries out its steps."""
+        return type(self.runner).__name__
+
     @property
     def turn_s(self) -> float:
         """Seconds that the engine's thread has been at its present turn, a step in most cases; 0 while there is nothing to do."""

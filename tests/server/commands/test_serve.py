@@ -150,7 +150,11 @@ def test_with_the_engines_process_its_front_ends_end_and_every_client_is_told(pl
         (["--adapter", "mine=cut"], 1, "error: --adapter mine: "),
         (["--adapter", "mine=other-base"], 1, "error: --adapter mine: "),
         (["--kv-bytes", "much"], 2, "no size"),
-        (["--kv-bytes", "900000G", "--base", "cut-base"], 1, "error: --kv-bytes 900000.0 GiB don't fit into"),  # not read
+        (
+            ["--kv-bytes", "900000G", "--base", "cut-base"],
+            1,
+            "error: --kv-bytes 900000.0 GiB don't fit into",
+        ),  # not read
         (["--request-timeout", "nan"], 2, "no finite number"),
         (["--registry", "a.db", "--hub", "http://x"], 2, "not both"),
         (["--registry", "absent.db"], 1, "no registry at absent.db"),
