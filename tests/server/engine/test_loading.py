@@ -218,24 +218,39 @@ def test_closing_waits_for_no_hub(llama, hub):
         hanging.result()
 
 
-def test_one_clients_many_cold_adapters_do_not_delay_another(llama, make_folder, monkeypatch):
-    """Loads are served in turn over clients: the other one's is among the first."""
+@pytest.mark.parametrize("wanted, when", [("a29", "unasked"), ("a28", "fetched"), ("a28", "queued")])
+def test_one_clients_many_cold_adapters_delay_another_by_two_loads(llama, make_folder, monkeypatch, wanted, when):
+    """Loads are served in turn over clients. a28 is the last that the first client asks for, on its way to the queue or in it."""
     folders = {f"a{i}": make_folder("lora", llama, i) for i in range(30)}
     with Engine(llama, folders) as engine:
-        order, read = [], engine.loader._loading._load_artifact
+        loading, asked, order = engine.loader._loading, {}, []
+        fetch, read, may_fetch, may_read = loading._fetch, loading._load_artifact, threading.Event(), threading.Event()
 
-        def slowly(location, folder):
-            time.sleep(0.01)
+        def fetch_held(load):
+            asked[load.location.name] = load
+            assert load.location.name != "a28" or may_fetch.wait(30)
+            fetch(load)
+
+        def read_held(location, folder):
             order.append(location.name)
+            assert may_read.wait(30)
             return read(location, folder)
 
-        monkeypatch.setattr(engine.loader._loading, "_load_artifact", slowly)
+        monkeypatch.setattr(loading, "_fetch", fetch_held)
+        monkeypatch.setattr(loading, "_load_artifact", read_held)
         flood = [one(engine, f"a{i}", client="flood") for i in range(29)]
-        other = one(engine, "a29", client="other")
-        other.result()
-        for stream in flood:
+        wait_for(lambda: "a28" in asked and len(loading._reading._waiting) == 27)  # one is read, and a28 is fetched
+        if when != "fetched":
+            may_fetch.set()
+            wait_for(lambda: len(loading._reading._waiting) == 28)
+        other = one(engine, wanted, client="other")
+        wait_for(lambda: wanted in asked and "other" in asked[wanted].clients)
+        may_fetch.set()
+        wait_for(lambda: len(loading._reading._waiting) == 29)
+        may_read.set()
+        for stream in (other, *flood):
             stream.result()
-        assert order.index("a29") < 8
+        assert order.index(wanted) <= 2 and len(order) == len({*order})
 
 
 def test_what_a_registry_stores_is_read_where_it_lies(llama, registry, monkeypatch):
