@@ -6,13 +6,16 @@ Afterwards the server serves, or its engine has ended, has said so, and has told
 """
 
 import gc
+import inspect
 import os
+import pkgutil
 import random
 import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
+from importlib import import_module
 from queue import Empty, SimpleQueue
 from types import SimpleNamespace
 
@@ -23,15 +26,16 @@ from safetensors.torch import load_file, save_file
 from graft.hub.adapters.artifact import load_artifact
 from graft.hub.base.model import load_base
 from graft.hub.errors import GraftError, NotFoundError
+from graft.server import engine as engine_package
 from graft.server.adapters import device as device_module
 from graft.server.adapters import host as host_module
 from graft.server.adapters import prover as prover_module
 from graft.server.adapters.prover import Prover
 from graft.server.engine import engine as engine_module
-from graft.server.engine.consumers import LOADER
+from graft.server.engine.consumers import LOADER, Consumer
 from graft.server.engine.engine import Engine
 from graft.server.engine.inventory import Inventory
-from graft.server.engine.messages import DetoursPrepared
+from graft.server.engine.messages import DetoursPrepared, Message, Wake
 from graft.server.engine.options import Options
 from graft.server.engine.questions import Pin, Stats, Unload
 from graft.server.engine.request import Embedded, Finished, Pooling, PromptScored, Request, Started
@@ -44,7 +48,7 @@ from graft.server.structured.mask_thread import MaskThread
 from graft.trainer.artifact.probe import Prober
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.server.conftest import write_folder
-from tests.server.engine.faults import ALL, CASES, MESSAGES, UNCALLED, WITH_NUMBERS, Fault, Struck, label
+from tests.server.engine.faults import ALL, CASES, MESSAGES, PARTS, UNCALLED, WITH_NUMBERS, Fault, Struck, label
 from tests.server.engine.test_adapter_proof import rewritten
 from tests.server.engine.test_following import EarlyRunner
 from tests.server.live import ask
@@ -406,6 +410,19 @@ def strike(base, folders, undisturbed, world, case, error, share):
             return
         calls = max(1, fault.calls)  # fewer than in the other run
     raise AssertionError("it has never struck")
+
+
+def concrete(kind):
+    """What server/engine defines of that kind and makes."""
+    found = {one for sub in kind.__subclasses__() for one in (sub, *concrete(sub))}
+    return {one for one in found if one.__module__.startswith("graft.server.engine.") and not inspect.isabstract(one)}
+
+
+def test_no_consumer_and_no_message_is_missed():
+    for module in pkgutil.iter_modules(engine_package.__path__, "graft.server.engine."):
+        import_module(module.name)
+    assert concrete(Consumer) | concrete(Message) <= {*PARTS, Wake}, "add it to PARTS"
+    assert concrete(Consumer) and concrete(Message)
 
 
 def test_each_method_is_called_where_it_fails(undisturbed):
