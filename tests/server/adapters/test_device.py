@@ -196,35 +196,68 @@ def test_who_asks_after_a_refusal_is_not_left_behind_those_who_were_refused():
     assert second in world.step()
 
 
-def test_random_traffic_ends_and_counts_are_right():
-    """Three times more adapters than room, clients, cancellations, pins: everything ends within the published bound."""
-    draw = random.Random(5)
+TURN_S = 0.05
+
+
+class Bound:
+    """How long whoever is first in the queue for room waits: HOLD_BACK_S after its turn, and until the requests have ended that each
+    adapter ran when it was held back. A pin may take room away from it: then others are held back anew, at once."""
+
+    def __init__(self, world):
+        self.world, self.first, self.held = world, None, set()
+        self.turn = self.end = 0
+
+    def pinned(self):
+        """Before a turn."""
+        self.end = max(self.end, self.turn + 1)
+
+    def look(self):
+        """After each turn."""
+        self.turn += 1
+        tier, left = self.world.tier, self.world.scheduler.tokens_left()
+        if tier._seekers.peek() is not self.first:
+            self.first, self.held, self.end = tier._seekers.peek(), set(), self.turn + round(HOLD_BACK_S / TURN_S)
+        self.end = max(self.end, *(self.turn + left.get(digest, 0) for digest in tier._yielding.keys() - self.held), 0)
+        self.held = {*tier._yielding}
+        assert self.first is None or self.turn <= self.end + 1  # and the turn in which it is found that they have
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_traffic_ends_and_counts_are_right(seed):
+    """Three times more adapters than room, clients, cancellations, pins: whoever is first has room in time, and everything
+    ends."""
+    draw = random.Random(seed)
     world = Pretended(room=6, blocks=200, max_running=6)
+    bound = Bound(world)
     for number in range(18):
         world.adapter(str(number), size=1 + number % 3, virtual=draw.choice([0, 0, 5, 40]))
-    waiting = {}
-    for turn in range(6000):
+    waiting = []
+    for _ in range(6000):
         if draw.random() < 0.4:
             digest = draw.choice([None, *world.loaded])
             sequence = world.ask(digest, new=draw.randint(1, 20), client=draw.randint(0, 3))
-            waiting[sequence] = turn
+            waiting.append(sequence)
         if waiting and draw.random() < 0.02:
-            world.scheduler.remove(sequence := draw.choice(list(waiting)))
-            del waiting[sequence]
+            world.scheduler.remove(sequence := draw.choice(waiting))
+            waiting.remove(sequence)
         if draw.random() < 0.01:
             resident = draw.choice([one.digest for one in world.tier.snapshot()] or ["0"])
             world.tier.pin(resident, resident not in world.tier._pinned and len(world.tier._pinned) < 2)
-        world.step(0.05)
+            bound.pinned()
+        world.step(TURN_S)
+        bound.look()
         for sequence in [one for one in waiting if not one.max_new or one.owner in world.failed]:
             if sequence.max_new:
                 world.scheduler.remove(sequence)
-            del waiting[sequence]
+            waiting.remove(sequence)
         world.failed.clear()
         assert_counts(world)
     for digest in list(world.tier._pinned):
         world.tier.pin(digest, False)
+    assert not world.scheduler.preemptions  # or what runs would begin anew
     for _ in range(20_000):
-        world.step(0.05)
+        world.step(TURN_S)
+        bound.look()
         if not (world.scheduler.running or world.scheduler.waiting):
             break
     assert (world.scheduler.running, world.scheduler.waiting) == (0, 0)
