@@ -21,6 +21,7 @@ from graft.server.cache.tensors import block_bytes
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Finished, Request, Result
+from graft.server.engine.scheduler import Scheduler
 from graft.server.errors import BrokenError, ClosedError, EngineError, RequestError
 from graft.server.runners.eager.hidden import Outputs
 from graft.server.sampling.params import Sampling, Token
@@ -349,6 +350,14 @@ def test_sampling_follows_its_rules(llama):
         late = ids(temperature=0, min_tokens=10, stop_ids=(stop, greedy[0]))
         assert not {stop, greedy[0], eos} & set(late[:10])
         assert engine.generate([Request((5, 6, 7), max_tokens=0)])[0].ids == []
+
+
+def test_a_requests_client_weight_and_priority_are_its_sequences(llama, monkeypatch):
+    added, add = [], Scheduler.add
+    monkeypatch.setattr(Scheduler, "add", lambda scheduler, one: (added.append(one), add(scheduler, one)))
+    with Engine(llama) as engine:
+        engine.submit(Request((5, 6), max_tokens=1, client="ann", weight=3.0, priority=-2)).result()
+    assert [(one.client, one.weight, one.priority) for one in added] == [("ann", 3.0, -2)]
 
 
 def test_closing_ends_requests_under_way(llama):

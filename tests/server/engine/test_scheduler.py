@@ -89,6 +89,21 @@ def test_a_small_tenant_does_not_wait_behind_a_large_one():
     assert max(order.index(one) for one in small) < 15
 
 
+@pytest.mark.parametrize("weights", [(1, 1), (3, 1)])
+def test_clients_start_as_many_as_their_weights_say(weights):
+    scheduler = Scheduler(BlockPool(20_000), pace=StepPace(512, 512), max_running=16)
+    for number in range(600):
+        for name, weight in zip("ab", weights, strict=True):
+            one = sequence(10, 5 + number % 7, name)
+            one.weight = weight
+            scheduler.add(one)
+    started = set()
+    while len(started) < 400:
+        started.update(advance(scheduler))
+    shares = Counter(one.client for one in started)
+    assert 0.9 < shares["a"] / shares["b"] * weights[1] / weights[0] < 1.1
+
+
 def test_an_urgent_sequence_overtakes_its_own_clients_and_no_other_ones():
     scheduler = Scheduler(BlockPool(2000), pace=StepPace(64, 64), max_running=1)
     waiting = [sequence(10, 3, "one") for _ in range(11)]
