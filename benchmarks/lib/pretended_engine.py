@@ -34,16 +34,15 @@ class Pretended:
             pace=StepPace(4 * max_running, 4 * max_running),
             max_running=max_running,
             adapters=self.tier,
-            prefix_sharing=False,
         )
         self.loaded, self.held = {}, Counter()
 
     def adapter(self, digest, size=1, virtual=0):
         self.loaded[digest] = adapter(digest, size, virtual)
 
-    def ask(self, digest=None, new=1000, client="one"):
+    def ask(self, digest=None, new=1000, client="one", prompt=(1, 2)):
         """Queue a request."""
-        sequence = SequenceState(owner=digest, tokens=[1, 2], max_new=new, logits_from=1, client=client, awaits=digest)
+        sequence = SequenceState(digest, [*prompt], new, len(prompt) - 1, client=client, awaits=digest)
         if digest:
             self.tier.expect(self.loaded[digest])
         self.scheduler.add(sequence)

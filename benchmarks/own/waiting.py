@@ -34,9 +34,11 @@ from graft.hub.web.app import create_app
 from graft.server.engine.engine import Engine
 from graft.server.engine.options import Options
 from graft.server.engine.request import Request, Stream
+from graft.server.engine.sequence import StepPlan
 from graft.server.sampling.params import Sampling, Token
 
 STREAMS, TOKENS, REPEATS, HANGING = 8, 400, 12, 6
+PROMPT_TOKENS = 512  # of a request whose whole admission is timed; half of them are found
 LOADED = ("lora-r16", "series", "parallel", "dora-r16")
 GREEDY = Sampling(temperature=0)
 
@@ -158,9 +160,10 @@ def hanging_hub(registry: Registry, go: threading.Event) -> BaseWSGIServer:
 def decisions(options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of what the engine's thread decides at 1,000 residents and 256 running requests, batches apart."""
     world, load = crowded(residents=1000, running=256), Load()
+    system = range(PROMPT_TOKENS // 2)  # that all prompts begin with
     host, kept = crowded_host(adapters=1000, used=256)
     keep_what_is_there()  # as a server that is ready
-    seconds: dict[str, list[float]] = {"arrive": [], "attend": [], "admit": [], "keep": []}
+    seconds: dict[str, list[float]] = {what: [] for what in ("arrive", "attend", "admit", "start", "keep")}
 
     def timed(what: str, act: Callable[[], object]) -> None:
         began = time.perf_counter()
@@ -174,6 +177,11 @@ def decisions(options: argparse.Namespace) -> dict[str, Any]:
         world.now += 0.05
         timed("attend", world.tier.attend)
         timed("admit", world.scheduler._next)
+        own = range(1000 * (number + 1), 1000 * (number + 1) + PROMPT_TOKENS // 2)
+        started = world.ask(client=str(number % 5), prompt=(*system, *own))
+        timed("start", lambda: world.scheduler._admit(StepPlan(), 0, 0))
+        assert started.computed == PROMPT_TOKENS  # it came past all that have no room
+        world.scheduler.remove(started)
         timed("keep", partial(host.release, kept[number]))
     return {f"{what}_ms": _fine_percentiles(values) for what, values in seconds.items()} | load.cores()
 
