@@ -21,8 +21,9 @@ test: $(VENV)/.tested
 test-fast: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -m "not slow" --fast $(ARGS)
 
+# The slow ones too, in the same way: two hours or so on two cores.
 test-all: $(VENV)/.tested
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 30 $(ARGS)
 
 # Longer than a test may take: tables whose bars are checks. Two hours or three, on a quiet machine.
 soak: $(VENV)/.benched
