@@ -257,14 +257,12 @@ class DeviceTier:
             return
         self._ask_again = now + _ASK_AGAIN_S
         size, blocks = self._lacking(loaded)
-        idle_size, idle_blocks = self._idle.room(sparing=False)
-        going = [one for one in self._yielding.values() if one.digest in self._busy]
-        size -= idle_size + sum(one.bytes for one in going)
-        blocks -= idle_blocks + sum(one.blocks for one in going)
+        size -= sum(one.bytes for one in self._yielding.values())
+        blocks -= sum(one.blocks for one in self._yielding.values())
         if size <= 0 and blocks <= 0:
             return
         left, chosen = self._work.tokens_left(), {}
-        for one in sorted(self._able_to_yield(now), key=lambda one: left.get(one.digest, 0)):
+        for one in self._by_their_going(now, left):
             if size > 0 or (blocks > 0 and one.blocks):
                 chosen[one.digest] = one
                 size -= one.bytes
@@ -276,12 +274,15 @@ class DeviceTier:
                 if one.digest not in left:  # what runs is filed when it ends
                     self._file(one)
 
-    def _able_to_yield(self, now: float) -> list[Resident]:
-        """Written out, for hundreds run, and the engine's thread looks at each."""
+    def _by_their_going(self, now: float, left: Mapping[str, int]) -> list[Resident]:
+        """Those that could yield and do not yet: the idle ones, that they stay so; then by what their requests have `left` to do.
+        Written out, for hundreds run, and the engine's thread looks at each."""
         ready, since, spared = State.READY, now - HOLD_BACK_S, self._pinned | self._yielding.keys()
-        return [
+        idle = [one for one in self._idle if one.digest not in spared]
+        busy = [
             one for one in self._busy.values() if one.state is ready and one.since <= since and one.digest not in spared
         ]
+        return idle + sorted(busy, key=lambda one: left.get(one.digest, 0))
 
     def _let_go_on(self) -> None:
         """Nobody is held back any more."""

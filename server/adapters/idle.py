@@ -67,6 +67,10 @@ class IdleAdapters(Generic[One]):
         """What goes first. There is one."""
         return next(self._each(sparing, with_rows=False))[1]
 
+    def __iter__(self) -> Iterator[One]:
+        """In the order in which they go."""
+        return (one for _, one in self._each(False, with_rows=False))
+
     def first_with_rows(self, *, sparing: bool, keep: str | None = None) -> One | None:
         """The first one but `keep` that holds cache blocks."""
         return next((one for digest, one in self._each(sparing, with_rows=True) if digest != keep), None)

@@ -206,19 +206,23 @@ class Bound:
 
     def __init__(self, world):
         self.world, self.first, self.held = world, None, set()
-        self.turn = self.end = 0
+        self.turn = self.end = self.due = 0
 
     def pinned(self):
         """Before a turn."""
-        self.end = max(self.end, self.turn + 1)
+        self.end = self.due = max(self.end, self.turn + 1)
 
     def look(self):
         """After each turn."""
         self.turn += 1
         tier, left = self.world.tier, self.world.scheduler.tokens_left()
         if tier._seekers.peek() is not self.first:
-            self.first, self.held, self.end = tier._seekers.peek(), set(), self.turn + round(HOLD_BACK_S / TURN_S)
-        self.end = max(self.end, *(self.turn + left.get(digest, 0) for digest in tier._yielding.keys() - self.held), 0)
+            self.first, self.held = tier._seekers.peek(), set()
+            self.end = self.due = self.turn + round(HOLD_BACK_S / TURN_S)
+        if self.turn <= self.due + 1:
+            self.end = max(
+                self.end, *(self.turn + left.get(digest, 0) for digest in tier._yielding.keys() - self.held), 0
+            )
         self.held = {*tier._yielding}
         assert self.first is None or self.turn <= self.end + 1  # and the turn in which it is found that they have
 
