@@ -7,7 +7,7 @@ never shared across owners.
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -19,9 +19,14 @@ def root_hash(owner: str | None) -> bytes:
     return blake2b(b"base" if owner is None else b"adapter " + owner.encode(), digest_size=16).digest()
 
 
-def chain_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The hash of a block whose tokens follow everything that `parent` stands for."""
-    return blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest()
+def chain_hashes(parent: bytes, tokens: Sequence[int], ends: Iterable[int]) -> Iterator[bytes]:
+    """The hashes of blocks that end after so many of the tokens, which follow everything that `parent` stands for."""
+    data = array("i", tokens)
+    packed, size, start = data.tobytes(), data.itemsize, 0
+    for end in ends:
+        parent = blake2b(parent + packed[start * size : end * size], digest_size=16).digest()
+        yield parent
+        start = end
 
 
 @dataclass(frozen=True, slots=True)

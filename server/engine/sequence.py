@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from graft.server.adapters.readiness import NO_ROWS, VirtualRows
-from graft.server.cache.blocks import chain_hash, root_hash
+from graft.server.cache.blocks import chain_hashes, root_hash
 from graft.server.cache.step import BLOCK_ROWS, Run, blocks_for
 
 if TYPE_CHECKING:
@@ -74,9 +74,11 @@ class SequenceState:
     def hashes(self, tokens: int) -> Sequence[bytes]:
         """Chain hashes of the own blocks that the first `tokens` tokens fill."""
         first = BLOCK_ROWS - self.virtual.count % BLOCK_ROWS
-        while (stop := first + BLOCK_ROWS * len(self._hashes)) <= tokens:
+        ends = range(first + BLOCK_ROWS * len(self._hashes), tokens + 1, BLOCK_ROWS)
+        if ends:
+            start = max(0, ends[0] - BLOCK_ROWS)
             parent = self._hashes[-1] if self._hashes else root_hash(self.owner)
-            self._hashes.append(chain_hash(parent, self.tokens[max(0, stop - BLOCK_ROWS) : stop]))
+            self._hashes += chain_hashes(parent, self.tokens[start : ends[-1]], [end - start for end in ends])
         return self._hashes[: max(0, (tokens - first) // BLOCK_ROWS + 1)]
 
 

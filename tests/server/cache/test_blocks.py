@@ -4,18 +4,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft.server.cache.blocks import BlockPool, Found, chain_hash, root_hash
+from graft.server.adapters.readiness import VirtualRows
+from graft.server.cache.blocks import BlockPool, Found, chain_hashes, root_hash
 from graft.server.cache.step import BLOCK_ROWS
+from graft.server.engine.sequence import SequenceState
 
 OWNERS = (None, "a" * 64, "b" * 64)
 
 
 def hashes(owner, tokens):
-    found, parent = [], root_hash(owner)
-    for stop in range(BLOCK_ROWS, len(tokens) + 1, BLOCK_ROWS):
-        parent = chain_hash(parent, tokens[stop - BLOCK_ROWS : stop])
-        found.append(parent)
-    return found
+    return [*chain_hashes(root_hash(owner), tokens, range(BLOCK_ROWS, len(tokens) + 1, BLOCK_ROWS))]
+
+
+@pytest.mark.parametrize("virtual", [0, 1, 15, 16, 20])
+def test_a_sequences_hashes_are_the_same_asked_for_at_once_or_as_it_grows(virtual):
+    """Each is of all tokens up to a block's end, before which an adapter's rows lie."""
+    tokens = list(range(70))
+    whole, growing = (SequenceState("a", tokens, 5, 69, VirtualRows(virtual, virtual, ())) for _ in range(2))
+    ends = [end for end in range(1, 71) if not (virtual + end) % BLOCK_ROWS]
+    assert whole.hashes(70) == [*chain_hashes(root_hash("a"), tokens, ends)]
+    assert all(growing.hashes(n) == whole.hashes(70)[: sum(end <= n for end in ends)] for n in range(71))
+    changed = SequenceState("a", [*tokens[:40], 0, *tokens[41:]], 5, 69, VirtualRows(virtual, virtual, ()))
+    same = [one == other for one, other in zip(changed.hashes(70), whole.hashes(70), strict=True)]
+    assert same == [end <= 40 for end in ends]
 
 
 # few different tokens and owners, so that equal prefixes are common

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from graft.hub.errors import GraftError
-from graft.server.cache.blocks import BlockPool, chain_hash, root_hash
+from graft.server.cache.blocks import BlockPool, chain_hashes, root_hash
 from graft.server.cache.step import BLOCK_ROWS
 from graft.server.cache.tensors import block_bytes
 from graft.server.engine import engine as engine_module
@@ -256,8 +256,8 @@ def test_a_step_that_follows_is_the_one_that_would_be_planned():
         a.take(len(a.tokens))
         a.take(len(a.tokens))
     plan = scheduler.plan()
-    first = chain_hash(root_hash(None), a.tokens[:BLOCK_ROWS])
-    assert scheduler.blocks.find([first, chain_hash(first, a.tokens[BLOCK_ROWS : 2 * BLOCK_ROWS])]) == a.blocks[:2]
+    hashes = [*chain_hashes(root_hash(None), a.tokens, (BLOCK_ROWS, 2 * BLOCK_ROWS))]
+    assert scheduler.blocks.find(hashes) == a.blocks[:2]
 
 
 def test_nothing_follows_while_a_plan_could_do_more():
