@@ -66,7 +66,7 @@ class SamplingBody(Body):
     repetition_penalty: FiniteFloat = Field(1.0, ge=1 / MAX_REPETITION, le=MAX_REPETITION, description="1: none")
     logit_bias: Biases = Field(default_factory=dict)
     allowed_token_ids: list[int] = Field(
-        default_factory=list, max_length=MAX_ALLOWED, description="No others are drawn; empty: all may be."
+        default_factory=list, min_length=1, max_length=MAX_ALLOWED, description="No others are drawn."
     )
     bad_words: list[BadWord] = Field(
         default_factory=list, max_length=MAX_BAD_WORDS, description="Not written, as the base's tokens spell them."

@@ -158,7 +158,7 @@ def test_bans_beside_a_format(live):
 WRONG = {
     "presence_penalty": (3, -2.5, "1", True), "frequency_penalty": (3,), "repetition_penalty": (0, -1), "min_p": (-1, 1.5),
     "logit_bias": ({"5": 101}, {"a": 1}, {"-1": 1}, {"05": 1}, {"300": 1}, {"5": None}, [5], {"5": "1"}, {"99999999999": 1}),
-    "allowed_token_ids": ([300], [-1], ["a"], 5), "bad_words": ([""], "x", [5], ["x" * 300]), "best_of": (0, 129),
+    "allowed_token_ids": ([], [300], [-1], ["a"], 5), "bad_words": ([""], "x", [5], ["x" * 300]), "best_of": (0, 129),
     "prompt_logprobs": (-1, 21), "stop_token_ids": ([300],), "priority": ("1", 1.5, True, 1 << 63, -(1 << 63) - 1),
 }  # fmt: skip
 
