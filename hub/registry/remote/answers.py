@@ -112,7 +112,7 @@ def errors_of_client(url: str) -> Iterator[None]:
     except hf.HFValidationError as error:  # a name that it won't send
         raise GraftError(str(error)) from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError):  # of an answer that is no hub's
-        raise GraftError(f"{url} answers, and not as a hub does: {LOOK_ELSEWHERE}") from None
+        raise UnreachableError(f"{url} answers, and not as a hub does: {LOOK_ELSEWHERE}") from None
 
 
 @contextmanager

@@ -115,7 +115,7 @@ class HubApi:
         try:
             return read(read_json(content))
         except (ValueError, KeyError, TypeError):
-            raise GraftError(
+            raise UnreachableError(
                 f"{self.url}{path} answers, and not as a graft hub of this version does: {LOOK_ELSEWHERE}"
             ) from None
 
