@@ -290,6 +290,8 @@ def _state_of(folder: Path) -> str:
         raise NotFoundError(f"The adapter's folder {folder} may not be read.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"The adapter's folder {folder} is gone.") from None
+    except OSError as error:  # a link in a circle
+        raise NotFoundError(f"The adapter's folder {folder} can't be looked at: {error.strerror}.") from None
 
 
 def _file_state(path: Path) -> str:

@@ -179,3 +179,10 @@ def test_names_that_are_given_at_the_same_moment_are_all_kept(adapter: Path) -> 
         assert names.names == ["a"]
         locked.clear()
     assert locked and all(locked) and names.names == ["a", "b"]
+
+
+def test_a_folder_that_is_a_link_in_a_circle_stands_for_nothing(tmp_path):
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    with pytest.raises(NotFoundError, match="can't be looked at"):
+        AdapterNames("fingerprint", {"mine": circle}, None).locate("mine")
